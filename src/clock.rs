@@ -1,0 +1,140 @@
+//! What time it is: Unix microseconds, handed to everything that decides.
+//!
+//! A [`Timestamp`] never goes backwards within a process: [`SystemClock`] reads the wall clock once and adds the
+//! monotonic clock from there, so a stepped wall clock opens no window. Tests hold a [`ManualClock`] and move it.
+
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A moment: microseconds since the Unix epoch. Arithmetic saturates.
+///
+/// ```
+/// use std::time::Duration;
+/// use tollgate::clock::Timestamp;
+///
+/// let noon = Timestamp::from_micros(43_200_000_000);
+/// assert_eq!((noon + Duration::from_secs(1)).micros(), 43_201_000_000);
+/// assert_eq!(noon - (noon + Duration::from_secs(1)), 0);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The Unix epoch.
+    pub const EPOCH: Timestamp = Timestamp(0);
+
+    /// The moment `micros` microseconds after the Unix epoch.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// The moment `secs` seconds after the Unix epoch.
+    pub const fn from_secs(secs: u64) -> Self {
+        Self(secs.saturating_mul(1_000_000))
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub const fn micros(self) -> u64 {
+        self.0
+    }
+
+    /// This moment moved forwards by `micros`.
+    pub const fn plus(self, micros: u64) -> Self {
+        Self(self.0.saturating_add(micros))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Timestamp;
+
+    fn add(self, by: Duration) -> Timestamp {
+        self.plus(u64::try_from(by.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Sub for Timestamp {
+    /// Microseconds from `earlier` to here; zero when `earlier` is the later of the two.
+    type Output = u64;
+
+    fn sub(self, earlier: Timestamp) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}us", self.0)
+    }
+}
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync + 'static {
+    /// The present moment. Never earlier than what this clock answered before, unless a test steps it.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock: the wall clock at start, moved on by the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    wall: Timestamp,
+    started: Instant,
+}
+
+impl SystemClock {
+    /// Reads the wall clock, once.
+    pub fn new() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self { wall: Timestamp::EPOCH + wall, started: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        self.wall + self.started.elapsed()
+    }
+}
+
+/// A clock that waits to be told. Clones share one time.
+///
+/// ```
+/// use std::time::Duration;
+/// use tollgate::clock::{Clock, ManualClock, Timestamp};
+///
+/// let clock = ManualClock::at(Timestamp::from_secs(100));
+/// clock.advance(Duration::from_secs(5));
+/// assert_eq!(clock.now(), Timestamp::from_secs(105));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct ManualClock(Arc<AtomicU64>);
+
+impl ManualClock {
+    /// A clock that stands at `moment`.
+    pub fn at(moment: Timestamp) -> Self {
+        Self(Arc::new(AtomicU64::new(moment.micros())))
+    }
+
+    /// Moves every clone forwards.
+    pub fn advance(&self, by: Duration) {
+        self.set(self.now() + by);
+    }
+
+    /// Puts every clone to `moment`, backwards too.
+    pub fn set(&self, moment: Timestamp) {
+        self.0.store(moment.micros(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}

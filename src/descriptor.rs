@@ -1,0 +1,93 @@
+//! What is asked: a domain, its descriptors, and how many hits each brings.
+//!
+//! These are Envoy's words. Every door turns what it received into a [`Request`]; nothing past the door knows
+//! protobuf, HTTP or JSON. A descriptor is a set here: order and extra entries do not matter, and of entries with
+//! the same key the first is the one that counts.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+/// One question: may this pass?
+#[derive(Clone, Debug, Default)]
+pub struct Request<'a> {
+    /// Chooses the rules.
+    pub domain: &'a str,
+    /// Each is matched alone; all are decided together.
+    pub descriptors: SmallVec<[Descriptor<'a>; 2]>,
+}
+
+/// One set of entries, with the hits it brings.
+#[derive(Clone, Debug, Default)]
+pub struct Descriptor<'a> {
+    /// The facts rules match on and take keys from.
+    pub entries: SmallVec<[Entry<'a>; 6]>,
+    /// What happens to the counters it meets.
+    pub hits: Hits,
+    /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` heed it.
+    pub limit: Option<LimitOverride>,
+}
+
+impl<'a> Descriptor<'a> {
+    /// A descriptor of these entries that brings one hit.
+    pub fn of<I>(entries: I) -> Self
+    where
+        I: IntoIterator<Item = (&'a str, &'a str)>,
+    {
+        let entries = entries.into_iter().map(|(key, value)| Entry { key, value: Cow::Borrowed(value) }).collect();
+        Self { entries, hits: Hits::default(), limit: None }
+    }
+
+    /// The value of the first entry with this key.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| &*entry.value)
+    }
+}
+
+/// One fact about the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Which fact.
+    pub key: &'a str,
+    /// Its value, as the door received it or as a normaliser rewrote it.
+    pub value: Cow<'a, str>,
+}
+
+/// What a descriptor does to the counters it meets (semantics 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hits {
+    /// Takes this many units. More than `u32::MAX` saturates.
+    Charge(u32),
+    /// Takes nothing, and is refused when nothing is left (`hits_addend: 0`).
+    Peek,
+    /// Gives units back and never fails (`is_negative_hits`).
+    Refund(u32),
+}
+
+impl Default for Hits {
+    fn default() -> Self {
+        Hits::Charge(1)
+    }
+}
+
+impl Hits {
+    /// The verb of an addend: Envoy's `hits_addend` with its sign.
+    pub fn of(addend: u64, negative: bool) -> Self {
+        let units = u32::try_from(addend).unwrap_or(u32::MAX);
+        match (negative, units) {
+            (true, units) => Hits::Refund(units),
+            (false, 0) => Hits::Peek,
+            (false, units) => Hits::Charge(units),
+        }
+    }
+}
+
+/// A limit stated by the request itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitOverride {
+    /// Requests per window. Zero refuses always.
+    pub limit: u32,
+    /// The window, longer than zero.
+    pub window: Duration,
+}

@@ -1,0 +1,128 @@
+//! Fixed window: one count, forgotten whole at the window's end.
+//!
+//! A window is aligned to the epoch, to a calendar, or to the first hit. The boundaries of a calendar around now are
+//! computed where time zones are known, and travel with the check (semantics 23); a store picks among them by its
+//! own clock.
+//!
+//! The known property of every fixed window: `limit` units just before a boundary and `limit` just after it pass.
+
+use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use crate::clock::Timestamp;
+
+/// The numbers of a fixed window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FixedWindow {
+    /// Units in a window.
+    pub limit: u32,
+    /// Where windows start and end.
+    pub alignment: Alignment,
+}
+
+/// Where windows start and end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Alignment {
+    /// At whole multiples of so many microseconds since the Unix epoch.
+    Epoch(u64),
+    /// At the boundaries of a calendar.
+    Calendar(Bounds),
+    /// At the first hit, for so many microseconds.
+    FirstHit(u64),
+}
+
+/// Four boundaries in order: the window before, the one that was current when they were computed, and the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds(pub [Timestamp; 4]);
+
+/// The count of one window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FixedCount {
+    /// Where the window starts.
+    pub start: Timestamp,
+    /// Where it ends: the count is forgotten from here on.
+    pub end: Timestamp,
+    /// Units in it.
+    pub count: u32,
+}
+
+impl Bounds {
+    /// The window around `now`. Before the first and after the last boundary, the nearest window stands.
+    fn around(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+        let [first, second, third, last] = self.0;
+        match now {
+            _ if now < second => (first, second),
+            _ if now < third => (second, third),
+            _ => (third, last.max(now.plus(1))),
+        }
+    }
+}
+
+impl FixedWindow {
+    /// The window around `now`, for a hit that comes now.
+    fn window(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+        match self.alignment {
+            Alignment::Epoch(window) => {
+                let start = Timestamp::from_micros(now.micros() - now.micros() % window);
+                (start, start.plus(window))
+            }
+            Alignment::Calendar(bounds) => bounds.around(now),
+            Alignment::FirstHit(window) => (now, now.plus(window)),
+        }
+    }
+
+    fn at(&self, fixed: &FixedCount, now: Timestamp) -> FixedCount {
+        if now < fixed.end {
+            return *fixed;
+        }
+        let (start, end) = self.window(now);
+        FixedCount { start, end, count: 0 }
+    }
+}
+
+impl Arithmetic for FixedWindow {
+    type State = FixedCount;
+
+    fn correct(&self, fixed: &mut FixedCount, now: Timestamp) -> bool {
+        let ahead = fixed.start > now;
+        if ahead {
+            (fixed.start, fixed.end) = self.window(now);
+        }
+        ahead
+    }
+
+    fn refund(&self, fixed: &mut FixedCount, now: Timestamp, units: u32) -> bool {
+        let live = now < fixed.end && fixed.count > 0;
+        if live {
+            fixed.count = fixed.count.saturating_sub(units);
+        }
+        live
+    }
+
+    fn wait(&self, fixed: &FixedCount, now: Timestamp, need: Need) -> Wait {
+        let room = match need {
+            Need::Fits(cost) if cost > self.limit => return Wait::Never,
+            Need::Fits(cost) => cost,
+            Need::OneLeft => 1,
+            Need::NotOver => 0,
+        };
+        let fixed = self.at(fixed, now);
+        match u64::from(fixed.count) + u64::from(room) > u64::from(self.limit) {
+            false => Wait::Met,
+            true => Wait::For(fixed.end - now),
+        }
+    }
+
+    fn charge(&self, fixed: &mut FixedCount, now: Timestamp, units: u32, _: LeaseId) {
+        let mut seen = self.at(fixed, now);
+        if seen.count == 0 {
+            // An empty window that is still open (everything was refunded) starts over at this hit.
+            (seen.start, seen.end) = self.window(now);
+        }
+        *fixed = FixedCount { count: seen.count.saturating_add(units), ..seen };
+    }
+
+    fn report(&self, fixed: &FixedCount, now: Timestamp) -> Report {
+        let fixed = self.at(fixed, now);
+        let reset = if fixed.count == 0 { 0 } else { fixed.end - now };
+        Report { limit: self.limit, remaining: self.limit.saturating_sub(fixed.count), reset }
+    }
+}

@@ -1,0 +1,392 @@
+//! The arithmetic: limits, the plan a request makes of them, and [`advance`], which decides it.
+//!
+//! Everything here is pure. Time is an argument, nothing awaits, logs or counts; state and time go in, state and
+//! outcome come out. [`advance`] is the meaning of a decision: the memory store runs it, and what runs inside a
+//! shared store is its translation.
+//!
+//! Numbers are integers. Times are microseconds. No intermediate leaves 2^53, because Lua counts in doubles
+//! (semantics 4), and rounding never favours the caller.
+
+mod concurrency;
+mod fixed_window;
+mod sliding_counter;
+mod sliding_window;
+mod spec;
+mod token_bucket;
+
+use smallvec::SmallVec;
+
+pub use self::concurrency::{Concurrency, Lease, LeaseId, Leases};
+pub use self::fixed_window::{Alignment, Bounds, FixedCount, FixedWindow};
+pub use self::sliding_counter::{CounterPair, SlidingCounter};
+pub use self::sliding_window::{Grants, SlidingWindow};
+pub use self::spec::{
+    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule, SpecError,
+};
+pub use self::token_bucket::{BucketLevel, TokenBucket};
+use crate::clock::Timestamp;
+
+/// The largest integer that every store counts exactly.
+pub const EXACT: u64 = 1 << 53;
+
+/// Names one counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct CounterName(pub [u64; 2]);
+
+/// The numbers that one check is decided by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// At most `burst + rate x t` units in any time `t`.
+    TokenBucket(TokenBucket),
+    /// At most `limit` units in any window; a log of grants.
+    SlidingWindow(SlidingWindow),
+    /// About `limit` units in any window; two counts.
+    SlidingCounter(SlidingCounter),
+    /// At most `limit` units in each window; one count.
+    FixedWindow(FixedWindow),
+    /// At most `max` leases at a time.
+    Concurrency(Concurrency),
+}
+
+/// What a counter holds between two decisions.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum State {
+    /// Nothing is counted: a counter never seen, or forgotten.
+    #[default]
+    Empty,
+    /// Of [`Limit::TokenBucket`].
+    Bucket(BucketLevel),
+    /// Of [`Limit::SlidingWindow`].
+    Grants(Grants),
+    /// Of [`Limit::SlidingCounter`].
+    Pair(CounterPair),
+    /// Of [`Limit::FixedWindow`].
+    Fixed(FixedCount),
+    /// Of [`Limit::Concurrency`].
+    Leases(Leases),
+}
+
+/// A state as a store hands it to [`advance`], with whether it has to be written back.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// The counter's state.
+    pub state: State,
+    /// Whether [`advance`] changed it.
+    pub wrote: bool,
+}
+
+impl From<State> for Held {
+    fn from(state: State) -> Self {
+        Held { state, wrote: false }
+    }
+}
+
+/// When a check passes (semantics 9 and 10). All needs of a check must be met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    /// The cost that must fit. Zero asks nothing.
+    pub fits: u32,
+    /// One whole unit must be left: a peek, or a charge with `overdraw = true`.
+    pub one_left: bool,
+    /// The counter must not be above its limit: a peek in a domain of ratelimit format.
+    pub not_over: bool,
+}
+
+/// What a check charges, by how its group ends (semantics 9). Costs of zero charge nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Charges {
+    /// When the group is admitted.
+    pub admitted: u32,
+    /// When the group is refused and this check itself passes (`charge = "own"` and `"always"`).
+    pub passed: u32,
+    /// When the group is refused and this check refuses too (`charge = "always"`).
+    pub refused: u32,
+}
+
+/// One counter, one limit, one cost: the unit that a store executes. A group holds at most one check a counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Check {
+    /// Which counter.
+    pub counter: CounterName,
+    /// Which of the configured stores holds it.
+    pub store: u16,
+    /// By which numbers.
+    pub limit: Limit,
+    /// When it passes.
+    pub needs: Needs,
+    /// What it charges.
+    pub charges: Charges,
+    /// Units given back before anything is charged, whatever the verdict (semantics 11).
+    pub refund: u32,
+    /// Counts and reports but never denies (semantics 13).
+    pub shadow: bool,
+    /// Refuses always: a limit of zero that came with the request (semantics 18).
+    pub barred: bool,
+    /// What to answer when the store cannot.
+    pub on_store_error: OnStoreError,
+}
+
+/// Something done to a lease, by its id. It never fails: an unknown or expired lease is no error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseChange {
+    /// The counter that holds the lease.
+    pub counter: CounterName,
+    /// Which of the configured stores holds it.
+    pub store: u16,
+    /// Which lease.
+    pub lease: LeaseId,
+    /// What to do.
+    pub action: LeaseAction,
+}
+
+/// What to do to a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseAction {
+    /// Gives the slot back.
+    Release,
+    /// Lets a lease that is still held expire this many microseconds from now.
+    Renew(u64),
+}
+
+/// All checks of one request, as plain data (semantics 6).
+///
+/// Lease changes come first. Then the groups run in order, each admitted whole or not at all, each seeing what the
+/// one before did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// Releases and renewals, which take effect whatever the verdict.
+    pub changes: SmallVec<[LeaseChange; 1]>,
+    /// The checks of all groups, one group after the other.
+    pub checks: SmallVec<[Check; 3]>,
+    /// Where each group ends in `checks`.
+    pub groups: SmallVec<[u16; 2]>,
+    /// The id under which every slot of this request is held.
+    pub lease: LeaseId,
+}
+
+impl Plan {
+    /// Whether there is nothing for a store to do.
+    pub fn is_empty(&self) -> bool {
+        self.checks.is_empty() && self.changes.is_empty()
+    }
+
+    /// The groups, in order.
+    pub fn groups(&self) -> impl Iterator<Item = &[Check]> {
+        let mut start = 0;
+        self.groups.iter().map(move |&end| {
+            let group = &self.checks[start..usize::from(end)];
+            start = usize::from(end);
+            group
+        })
+    }
+}
+
+/// What one check came to, after its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Whether this check itself passes; its group may still have been refused by another.
+    pub passes: bool,
+    /// The most units the counter holds: the burst of a bucket, the limit of a window, the slots of a concurrency.
+    pub limit: u32,
+    /// Whole units left.
+    pub remaining: u32,
+    /// Microseconds until nothing is counted.
+    pub reset: u64,
+    /// On a refusal: microseconds until the same check would pass. Absent when it never will.
+    pub retry_after: Option<u64>,
+}
+
+/// How long a need has to wait.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Wait {
+    /// It is met.
+    Met,
+    /// It will be met after so many microseconds, if nothing else is charged.
+    For(u64),
+    /// It exceeds what the limiter can ever hold (semantics 14).
+    Never,
+}
+
+/// What one need asks of a counter.
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    Fits(u32),
+    OneLeft,
+    NotOver,
+}
+
+/// A counter seen by its limit: whole units left, and microseconds until nothing is counted.
+struct Report {
+    limit: u32,
+    remaining: u32,
+    reset: u64,
+}
+
+/// What each algorithm answers about its own state. `now` is never before a moment in the state, because
+/// [`Arithmetic::correct`] comes first.
+trait Arithmetic {
+    type State: Default;
+
+    /// Moves moments that lie ahead of `now` to `now` (semantics 3). Says whether anything moved.
+    fn correct(&self, state: &mut Self::State, now: Timestamp) -> bool;
+
+    /// Gives units back, clamped at empty. Says whether anything changed.
+    fn refund(&self, state: &mut Self::State, now: Timestamp, units: u32) -> bool;
+
+    /// How long until the need is met.
+    fn wait(&self, state: &Self::State, now: Timestamp, need: Need) -> Wait;
+
+    /// Takes units, beyond the limit too: who may charge was decided before.
+    fn charge(&self, state: &mut Self::State, now: Timestamp, units: u32, lease: LeaseId);
+
+    /// What is left.
+    fn report(&self, state: &Self::State, now: Timestamp) -> Report;
+}
+
+/// Calls `$body` with the algorithm of a limit and the state that belongs to it. A state of another kind counts
+/// as empty: the kind is part of a counter's name, so it can only be there by a fault of the store.
+macro_rules! with_algorithm {
+    ($limit:expr, $held:expr, |$algorithm:ident, $state:ident| $body:expr) => {
+        match $limit {
+            Limit::TokenBucket($algorithm) => with_algorithm!(@state $held, Bucket, |$state| $body),
+            Limit::SlidingWindow($algorithm) => with_algorithm!(@state $held, Grants, |$state| $body),
+            Limit::SlidingCounter($algorithm) => with_algorithm!(@state $held, Pair, |$state| $body),
+            Limit::FixedWindow($algorithm) => with_algorithm!(@state $held, Fixed, |$state| $body),
+            Limit::Concurrency($algorithm) => with_algorithm!(@state $held, Leases, |$state| $body),
+        }
+    };
+    (@state $held:expr, $variant:ident, |$state:ident| $body:expr) => {{
+        if !matches!($held, State::$variant(_)) {
+            *$held = State::$variant(Default::default());
+        }
+        match $held {
+            State::$variant($state) => $body,
+            _ => unreachable!("the line above made it this variant"),
+        }
+    }};
+}
+
+impl Limit {
+    fn correct_and_refund(&self, held: &mut Held, now: Timestamp, units: u32) {
+        if matches!(held.state, State::Empty) {
+            return;
+        }
+        let wrote = with_algorithm!(self, &mut held.state, |algorithm, state| {
+            let corrected = algorithm.correct(state, now);
+            let refunded = units > 0 && algorithm.refund(state, now, units);
+            corrected || refunded
+        });
+        held.wrote |= wrote;
+    }
+
+    fn wait(&self, held: &mut Held, now: Timestamp, need: Need) -> Wait {
+        with_algorithm!(self, &mut held.state, |algorithm, state| algorithm.wait(state, now, need))
+    }
+
+    fn charge(&self, held: &mut Held, now: Timestamp, units: u32, lease: LeaseId) {
+        with_algorithm!(self, &mut held.state, |algorithm, state| algorithm.charge(state, now, units, lease));
+        held.wrote = true;
+    }
+
+    fn report(&self, held: &mut Held, now: Timestamp) -> Report {
+        with_algorithm!(self, &mut held.state, |algorithm, state| algorithm.report(state, now))
+    }
+}
+
+impl Needs {
+    /// The longest wait among the needs, each tested apart (semantics 6).
+    fn wait(self, limit: &Limit, held: &mut Held, now: Timestamp) -> Wait {
+        let mut longest = Wait::Met;
+        if self.fits > 0 {
+            longest = longest.max(limit.wait(held, now, Need::Fits(self.fits)));
+        }
+        if self.one_left {
+            longest = longest.max(limit.wait(held, now, Need::OneLeft));
+        }
+        if self.not_over {
+            longest = longest.max(limit.wait(held, now, Need::NotOver));
+        }
+        longest
+    }
+}
+
+/// Whether a group was admitted, and what each of its checks came to.
+pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
+
+/// Decides one group of checks at one moment: the meaning that every store keeps.
+///
+/// `held` are the states of the checks' counters, in the order of the checks. `refused` says that the group is
+/// refused already, whatever its checks say: one of its checks could not be held by the store and its policy is to
+/// deny.
+///
+/// ```text
+///   correct and refund -> does each check pass? -> is the group admitted? -> charge -> report
+/// ```
+pub fn advance(checks: &[Check], held: &mut [Held], lease: LeaseId, now: Timestamp, refused: bool) -> GroupOutcome {
+    debug_assert_eq!(checks.len(), held.len(), "one state for each check");
+    let mut admitted = !refused;
+    let mut passing: SmallVec<[bool; 3]> = SmallVec::with_capacity(checks.len());
+    for (check, held) in checks.iter().zip(held.iter_mut()) {
+        check.limit.correct_and_refund(held, now, check.refund);
+        let passes = !check.barred && check.needs.wait(&check.limit, held, now) == Wait::Met;
+        admitted &= passes || check.shadow;
+        passing.push(passes);
+    }
+    let mut outcomes = SmallVec::with_capacity(checks.len());
+    for ((check, held), &passes) in checks.iter().zip(held.iter_mut()).zip(&passing) {
+        let units = match (check.shadow, admitted, passes) {
+            (true, true, true) | (false, true, _) => check.charges.admitted,
+            (true, _, _) => 0,
+            (false, false, true) => check.charges.passed,
+            (false, false, false) => check.charges.refused,
+        };
+        if units > 0 {
+            check.limit.charge(held, now, units, lease);
+        }
+        outcomes.push(outcome(check, held, now, passes));
+    }
+    (admitted, outcomes)
+}
+
+fn outcome(check: &Check, held: &mut Held, now: Timestamp, passes: bool) -> Outcome {
+    let Report { limit, remaining, reset } = check.limit.report(held, now);
+    if check.barred {
+        return Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None };
+    }
+    let retry_after = match passes {
+        true => None,
+        // A passing need after a refusal cannot be: nothing but charges happened in between.
+        false => match check.needs.wait(&check.limit, held, now) {
+            Wait::Met => Some(0),
+            Wait::For(wait) => Some(wait),
+            Wait::Never => None,
+        },
+    };
+    Outcome { passes, limit, remaining, reset, retry_after }
+}
+
+/// Releases or renews a lease. Says what became of it.
+pub fn change_lease(held: &mut Held, change: &LeaseChange, now: Timestamp) -> LeaseFate {
+    let State::Leases(leases) = &mut held.state else { return LeaseFate::Unknown };
+    held.wrote |= leases.correct(now);
+    let (fate, wrote) = match change.action {
+        LeaseAction::Release => leases.release(change.lease, now),
+        LeaseAction::Renew(length) => leases.renew(change.lease, now, length),
+    };
+    held.wrote |= wrote;
+    fate
+}
+
+/// What became of a lease that was released or renewed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseFate {
+    /// It was held, and has been released or renewed.
+    Done,
+    /// It had expired before: its slot may have gone to somebody else already.
+    Expired,
+    /// It is not known here: never acquired, released before, or expired and forgotten.
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! Sliding window, approximated by two counts: this window's, and a falling share of the one before.
+//!
+//! ```text
+//!   |---- previous ----|---- current ----|
+//!                      |<-elapsed->| now
+//!             [ counted as k/K of previous, all of current ]
+//! ```
+//!
+//! With W the window in microseconds, `s = ceil(W / 2^20)`, `K = ceil(W / s)` and `k = ceil((W - elapsed) / s)`, the
+//! estimate is `ceil(previous x k / K) + current` (semantics 22). Windows are aligned to the epoch. At most `limit`
+//! units pass in an aligned window and at most `2 x limit - 1` in any window of that length.
+
+use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use crate::clock::Timestamp;
+
+/// The numbers of an approximate window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlidingCounter {
+    /// Units in an aligned window.
+    pub limit: u32,
+    /// Microseconds.
+    pub window: u64,
+}
+
+/// The two counts, as of the window that was current at the last charge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CounterPair {
+    /// Where the current window starts.
+    pub start: Timestamp,
+    /// Units in the window that starts there.
+    pub current: u32,
+    /// Units in the window before it.
+    pub previous: u32,
+}
+
+impl SlidingCounter {
+    fn start(&self, now: Timestamp) -> Timestamp {
+        Timestamp::from_micros(now.micros() - now.micros() % self.window)
+    }
+
+    /// The two counts as of the window that `now` is in.
+    fn at(&self, pair: &CounterPair, now: Timestamp) -> CounterPair {
+        let start = self.start(now);
+        match (start - pair.start) / self.window {
+            0 => CounterPair { start, ..*pair },
+            1 => CounterPair { start, current: 0, previous: pair.current },
+            _ => CounterPair { start, current: 0, previous: 0 },
+        }
+    }
+
+    fn step(&self) -> u64 {
+        self.window.div_ceil(1 << 20)
+    }
+
+    fn steps(&self) -> u64 {
+        self.window.div_ceil(self.step())
+    }
+
+    /// What the window before still counts for.
+    fn carried(&self, pair: &CounterPair, now: Timestamp) -> u64 {
+        let left = (self.window - (now - pair.start)).div_ceil(self.step());
+        (u64::from(pair.previous) * left).div_ceil(self.steps())
+    }
+
+    fn estimate(&self, pair: &CounterPair, now: Timestamp) -> u64 {
+        self.carried(pair, now) + u64::from(pair.current)
+    }
+
+    /// How far into a window its predecessor's `previous` units count for at most `room`; `None` when never.
+    fn elapsed_until(&self, previous: u32, room: u64) -> Option<u64> {
+        if previous == 0 {
+            return Some(0);
+        }
+        // ceil(previous x k / K) <= room  <=>  k <= room x K / previous, and k is at least 1 within a window.
+        let k = room.min(u64::from(previous)) * self.steps() / u64::from(previous);
+        (k > 0).then(|| self.window.saturating_sub(k * self.step()))
+    }
+}
+
+impl Arithmetic for SlidingCounter {
+    type State = CounterPair;
+
+    fn correct(&self, pair: &mut CounterPair, now: Timestamp) -> bool {
+        let ahead = pair.start > self.start(now);
+        if ahead {
+            pair.start = self.start(now);
+        }
+        ahead
+    }
+
+    fn refund(&self, pair: &mut CounterPair, now: Timestamp, units: u32) -> bool {
+        let seen = self.at(pair, now);
+        *pair = CounterPair { current: seen.current.saturating_sub(units), ..seen };
+        true
+    }
+
+    fn wait(&self, pair: &CounterPair, now: Timestamp, need: Need) -> Wait {
+        let room = match need {
+            Need::Fits(cost) if cost > self.limit => return Wait::Never,
+            Need::Fits(cost) => cost,
+            Need::OneLeft => 1,
+            Need::NotOver => 0,
+        };
+        let pair = self.at(pair, now);
+        let allowed = u64::from(self.limit - room);
+        if self.estimate(&pair, now) <= allowed {
+            return Wait::Met;
+        }
+        let until = |moment: u64| Wait::For(moment - now.micros());
+        let start = pair.start.micros();
+        if let Some(room) = allowed.checked_sub(u64::from(pair.current))
+            && let Some(elapsed) = self.elapsed_until(pair.previous, room)
+        {
+            return until(start + elapsed);
+        }
+        match self.elapsed_until(pair.current, allowed) {
+            Some(elapsed) => until(start + self.window + elapsed),
+            None => until(start + 2 * self.window),
+        }
+    }
+
+    fn charge(&self, pair: &mut CounterPair, now: Timestamp, units: u32, _: LeaseId) {
+        let seen = self.at(pair, now);
+        *pair = CounterPair { current: seen.current.saturating_add(units), ..seen };
+    }
+
+    fn report(&self, pair: &CounterPair, now: Timestamp) -> Report {
+        let pair = self.at(pair, now);
+        let left = u64::from(self.limit).saturating_sub(self.estimate(&pair, now));
+        let until = |windows: u64| pair.start.micros() + windows * self.window - now.micros();
+        let reset = match pair {
+            CounterPair { current: 1.., .. } => until(2),
+            CounterPair { previous: 1.., .. } => until(1),
+            CounterPair { .. } => 0,
+        };
+        Report { limit: self.limit, remaining: u32::try_from(left).unwrap_or(u32::MAX), reset }
+    }
+}

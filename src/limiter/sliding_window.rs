@@ -1,0 +1,120 @@
+//! Sliding window, exact: a log of grants, at most `limit` of them in any window of that length.
+//!
+//! ```text
+//!            |<------- window ------->|
+//!   x    x   |x      x  x          x  | now
+//!   forgotten  oldest counted    newest
+//! ```
+//!
+//! A grant at `t` counts until just before `t + window`. The log is kept in time order, so the counted grants are
+//! its tail. A charge appends one moment a unit and drops what is forgotten; nothing else is rewritten.
+
+use std::collections::VecDeque;
+
+use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use crate::clock::Timestamp;
+
+/// The numbers of an exact window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlidingWindow {
+    /// Grants in any window. At most 10 000, because each is remembered.
+    pub limit: u32,
+    /// Microseconds.
+    pub window: u64,
+}
+
+/// The grants of a window, oldest first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Grants {
+    moments: VecDeque<u64>,
+}
+
+impl Grants {
+    /// The moments of the grants, oldest first.
+    pub fn moments(&self) -> impl Iterator<Item = Timestamp> {
+        self.moments.iter().copied().map(Timestamp::from_micros)
+    }
+
+    /// Bytes held on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.moments.capacity() * size_of::<u64>()
+    }
+}
+
+impl SlidingWindow {
+    fn counted(&self, grants: &Grants, now: Timestamp) -> usize {
+        grants.moments.len() - self.forgotten(grants, now)
+    }
+
+    /// How many grants, from the oldest, no longer count.
+    fn forgotten(&self, grants: &Grants, now: Timestamp) -> usize {
+        match grants.moments.front() {
+            Some(&oldest) if oldest.saturating_add(self.window) <= now.micros() => {
+                grants.moments.partition_point(|&grant| grant.saturating_add(self.window) <= now.micros())
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl Arithmetic for SlidingWindow {
+    type State = Grants;
+
+    fn correct(&self, grants: &mut Grants, now: Timestamp) -> bool {
+        let mut ahead = false;
+        for grant in grants.moments.iter_mut().rev().take_while(|grant| **grant > now.micros()) {
+            *grant = now.micros();
+            ahead = true;
+        }
+        ahead
+    }
+
+    fn refund(&self, grants: &mut Grants, now: Timestamp, units: u32) -> bool {
+        let forgotten = self.forgotten(grants, now);
+        let given_back = (units as usize).min(grants.moments.len() - forgotten);
+        grants.moments.drain(..forgotten + given_back);
+        given_back > 0
+    }
+
+    fn wait(&self, grants: &Grants, now: Timestamp, need: Need) -> Wait {
+        let room = match need {
+            Need::Fits(cost) if cost > self.limit => return Wait::Never,
+            Need::Fits(cost) => cost as usize,
+            Need::OneLeft => 1,
+            Need::NotOver => 0,
+        };
+        let forgotten = self.forgotten(grants, now);
+        let over = (grants.moments.len() - forgotten + room).saturating_sub(self.limit as usize);
+        match over {
+            0 => Wait::Met,
+            // The over-th oldest counted grant has to be forgotten; there is one, because room <= limit.
+            over => Wait::For(grants.moments[forgotten + over - 1].saturating_add(self.window) - now.micros()),
+        }
+    }
+
+    fn charge(&self, grants: &mut Grants, now: Timestamp, units: u32, _: LeaseId) {
+        let forgotten = self.forgotten(grants, now);
+        grants.moments.drain(..forgotten);
+        // Beyond the limit the oldest grant goes for the newest, and a log that is longer than this limit (it was
+        // lowered) never gets shorter than what still counts.
+        let full = grants.moments.len().max(self.limit as usize);
+        for _ in 0..units.min(self.limit) {
+            if grants.moments.len() == full {
+                grants.moments.pop_front();
+            } else if grants.moments.len() == grants.moments.capacity() {
+                let wanted = (grants.moments.len() * 2).clamp(4, full.max(4));
+                grants.moments.reserve_exact(wanted - grants.moments.len());
+            }
+            grants.moments.push_back(now.micros());
+        }
+    }
+
+    fn report(&self, grants: &Grants, now: Timestamp) -> Report {
+        let counted = u32::try_from(self.counted(grants, now)).unwrap_or(u32::MAX);
+        let reset = match (counted, grants.moments.back()) {
+            (0, _) | (_, None) => 0,
+            (_, Some(&newest)) => newest.saturating_add(self.window) - now.micros(),
+        };
+        Report { limit: self.limit, remaining: self.limit.saturating_sub(counted), reset }
+    }
+}

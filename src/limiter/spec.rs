@@ -1,0 +1,311 @@
+//! A limiter as the operator configured it, and the [`Limit`] it stands for at a moment.
+
+use std::fmt;
+use std::time::Duration;
+
+use jiff::civil::Weekday;
+use jiff::tz::TimeZone;
+use jiff::{ToSpan, Zoned};
+use parking_lot::Mutex;
+
+use super::{Alignment, Bounds, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
+use crate::clock::Timestamp;
+
+/// The largest `limit` of an exact sliding window: every grant is remembered.
+pub const LARGEST_LOG: u32 = 10_000;
+
+/// The longest window: ten years.
+pub const LONGEST_WINDOW: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The most slots of a concurrency limit: every lease is remembered.
+pub const MOST_SLOTS: u32 = 100_000;
+
+/// A named limiter: a rate or a window, a concurrency limit, or both.
+#[derive(Clone, Debug)]
+pub struct Limiter {
+    /// The name rules apply it by.
+    pub name: String,
+    /// The place of its store among the configured ones.
+    pub store: u16,
+    /// The rate or window.
+    pub quota: Option<Quota>,
+    /// The slots.
+    pub concurrency: Option<Concurrency>,
+    /// What to answer when the store cannot.
+    pub on_store_error: OnStoreError,
+    /// Whether a limit that comes with a request replaces the configured one (semantics 18).
+    pub overridable: bool,
+}
+
+/// What to answer when the store cannot (semantics 31).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnStoreError {
+    /// Let it pass.
+    Allow,
+    /// Refuse it.
+    Deny,
+    /// Decide in this process's memory until the store is back. Where the store is this process's memory, refuse.
+    #[default]
+    Local,
+}
+
+/// `limit` units per `window`, counted by an algorithm.
+#[derive(Clone, Debug)]
+pub struct Quota {
+    /// Units per window, as configured.
+    pub limit: u32,
+    /// The window, as configured; the mean one of a calendar.
+    pub window: Duration,
+    /// How it is counted.
+    pub algorithm: Algorithm,
+}
+
+/// How a quota is counted.
+#[derive(Clone, Debug)]
+pub enum Algorithm {
+    /// `limit` tokens refill per window, and at most `burst` are held.
+    TokenBucket {
+        /// Tokens it holds when full; the limit when not stated.
+        burst: Option<u32>,
+        /// Tokens it can owe, where the operator said so.
+        max_debt: Option<u64>,
+    },
+    /// An exact log of grants.
+    SlidingWindow,
+    /// Two counts.
+    SlidingCounter,
+    /// One count.
+    FixedWindow(Schedule),
+}
+
+/// Where the windows of a fixed window start.
+#[derive(Clone, Debug)]
+pub enum Schedule {
+    /// At whole multiples of the window since the Unix epoch.
+    Epoch,
+    /// At the first hit.
+    FirstHit,
+    /// At the boundaries of a calendar in a time zone.
+    Calendar(Calendar),
+}
+
+/// A unit of the calendar.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CalendarUnit {
+    /// From the full hour.
+    Hour,
+    /// From midnight.
+    Day,
+    /// From midnight before Monday.
+    Week,
+    /// From midnight before the first.
+    Month,
+    /// From midnight before the first of January.
+    Year,
+}
+
+/// A calendar: a unit in a time zone.
+pub struct Calendar {
+    /// The unit.
+    pub unit: CalendarUnit,
+    /// The time zone.
+    pub zone: TimeZone,
+    /// The boundaries last computed: they serve until now leaves their middle window.
+    last: Mutex<Option<Bounds>>,
+}
+
+/// Why a limiter cannot be. Its text continues a path: `limiters.login.limit is 20000, ...`.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SpecError {
+    /// See the text.
+    #[error("expected more than zero")]
+    Zero,
+    /// See the text.
+    #[error("expected at most {LARGEST_LOG}, because sliding_window remembers every grant; sliding_counter has no such bound")]
+    LogTooLarge,
+    /// See the text.
+    #[error("expected at most 3650d")]
+    WindowTooLong,
+    /// See the text.
+    #[error("a bucket cannot hold this rate within 1 %; the largest burst it can is {0}")]
+    Rate(u32),
+}
+
+impl Quota {
+    /// A quota whose numbers can be counted.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] names the bound that is passed.
+    pub fn new(limit: u32, window: Duration, algorithm: Algorithm) -> Result<Self, SpecError> {
+        if limit == 0 || window.as_micros() == 0 {
+            return Err(SpecError::Zero);
+        }
+        if window > LONGEST_WINDOW {
+            return Err(SpecError::WindowTooLong);
+        }
+        let quota = Self { limit, window, algorithm };
+        match &quota.algorithm {
+            Algorithm::TokenBucket { .. } => quota.bucket(0).map(drop)?,
+            Algorithm::SlidingWindow if limit > LARGEST_LOG => return Err(SpecError::LogTooLarge),
+            Algorithm::SlidingWindow | Algorithm::SlidingCounter | Algorithm::FixedWindow(_) => {}
+        }
+        Ok(quota)
+    }
+
+    /// The same quota with a limit and window that came with a request (semantics 18). An explicit burst stays; a
+    /// calendar gives way to the window asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] when configuration would refuse those numbers.
+    pub fn overridden(&self, limit: u32, window: Duration) -> Result<Self, SpecError> {
+        let algorithm = match &self.algorithm {
+            Algorithm::FixedWindow(Schedule::Calendar(_)) if window != self.window => {
+                Algorithm::FixedWindow(Schedule::Epoch)
+            }
+            algorithm => algorithm.clone(),
+        };
+        Self::new(limit, window, algorithm)
+    }
+
+    /// The numbers to decide by at `now`. `max_debt` is what a bucket can owe where the operator did not say.
+    pub fn limit(&self, now: Timestamp, max_debt: u64) -> Limit {
+        let window = micros(self.window);
+        match &self.algorithm {
+            Algorithm::TokenBucket { .. } => {
+                Limit::TokenBucket(self.bucket(max_debt).expect("new() refused what a bucket cannot hold"))
+            }
+            Algorithm::SlidingWindow => Limit::SlidingWindow(SlidingWindow { limit: self.limit, window }),
+            Algorithm::SlidingCounter => Limit::SlidingCounter(SlidingCounter { limit: self.limit, window }),
+            Algorithm::FixedWindow(schedule) => Limit::FixedWindow(FixedWindow {
+                limit: self.limit,
+                alignment: match schedule {
+                    Schedule::Epoch => Alignment::Epoch(window),
+                    Schedule::FirstHit => Alignment::FirstHit(window),
+                    Schedule::Calendar(calendar) => Alignment::Calendar(calendar.bounds(now)),
+                },
+            }),
+        }
+    }
+
+    /// Whether [`Quota::limit`] depends on the moment.
+    pub fn follows_calendar(&self) -> bool {
+        matches!(self.algorithm, Algorithm::FixedWindow(Schedule::Calendar(_)))
+    }
+
+    /// What names this kind of state in a counter's name, with the window and alignment where they belong to it
+    /// (semantics 1). A bucket's window is only a number and carries over.
+    pub fn kind(&self) -> String {
+        let window = micros(self.window);
+        match &self.algorithm {
+            Algorithm::TokenBucket { .. } => "token_bucket".to_owned(),
+            Algorithm::SlidingWindow => format!("sliding_window/{window}"),
+            Algorithm::SlidingCounter => format!("sliding_counter/{window}"),
+            Algorithm::FixedWindow(Schedule::Epoch) => format!("fixed_window/{window}"),
+            Algorithm::FixedWindow(Schedule::FirstHit) => format!("fixed_window/{window}/first_hit"),
+            Algorithm::FixedWindow(Schedule::Calendar(calendar)) => format!("fixed_window/{calendar:?}"),
+        }
+    }
+
+    fn bucket(&self, default_debt: u64) -> Result<TokenBucket, SpecError> {
+        let Algorithm::TokenBucket { burst, max_debt } = self.algorithm else {
+            unreachable!("only called for a token bucket")
+        };
+        let debt = max_debt.unwrap_or(default_debt);
+        TokenBucket::new(u64::from(self.limit), micros(self.window), burst.unwrap_or(self.limit), debt)
+            .map_err(|error| SpecError::Rate(error.largest_burst))
+    }
+}
+
+impl CalendarUnit {
+    /// The mean length, as Envoy's units have it (semantics 23).
+    pub fn mean(self) -> Duration {
+        Duration::from_secs(match self {
+            CalendarUnit::Hour => 3_600,
+            CalendarUnit::Day => 86_400,
+            CalendarUnit::Week => 7 * 86_400,
+            CalendarUnit::Month => 30 * 86_400,
+            CalendarUnit::Year => 365 * 86_400,
+        })
+    }
+}
+
+impl Calendar {
+    /// A calendar of this unit in this zone.
+    pub fn new(unit: CalendarUnit, zone: TimeZone) -> Self {
+        Self { unit, zone, last: Mutex::new(None) }
+    }
+
+    fn bounds(&self, now: Timestamp) -> Bounds {
+        let mut last = self.last.lock();
+        match *last {
+            Some(bounds) if bounds.0[1] <= now && now < bounds.0[2] => bounds,
+            _ => *last.insert(self.compute(now)),
+        }
+    }
+
+    /// The boundary before now's window, its start and end, and the one after.
+    fn compute(&self, now: Timestamp) -> Bounds {
+        let micros = i64::try_from(now.micros()).unwrap_or(i64::MAX);
+        let moment = jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX);
+        let start = self.floor(&moment.to_zoned(self.zone.clone()));
+        let step = |zoned: &Zoned, units: i64| {
+            let span = match self.unit {
+                CalendarUnit::Hour => units.hours(),
+                CalendarUnit::Day => units.days(),
+                CalendarUnit::Week => units.weeks(),
+                CalendarUnit::Month => units.months(),
+                CalendarUnit::Year => units.years(),
+            };
+            zoned.checked_add(span).map(|zoned| self.floor(&zoned)).unwrap_or_else(|_| zoned.clone())
+        };
+        let end = step(&start, 1);
+        let bounds = [step(&start, -1), start.clone(), end.clone(), step(&end, 1)];
+        Bounds(bounds.map(|zoned| {
+            Timestamp::from_micros(u64::try_from(zoned.timestamp().as_microsecond()).unwrap_or(0))
+        }))
+    }
+
+    /// The start of the unit that `zoned` is in.
+    fn floor(&self, zoned: &Zoned) -> Zoned {
+        let date = zoned.date();
+        let date = match self.unit {
+            CalendarUnit::Hour => {
+                return zoned
+                    .with()
+                    .minute(0)
+                    .second(0)
+                    .subsec_nanosecond(0)
+                    .build()
+                    .unwrap_or_else(|_| zoned.clone());
+            }
+            CalendarUnit::Day => date,
+            CalendarUnit::Week => {
+                let since_monday = date.weekday().since(Weekday::Monday);
+                date.checked_sub(i64::from(since_monday).days()).unwrap_or(date)
+            }
+            CalendarUnit::Month => date.first_of_month(),
+            CalendarUnit::Year => date.first_of_year(),
+        };
+        // A day that begins with a gap of the clock begins after the gap.
+        date.to_zoned(self.zone.clone()).unwrap_or_else(|_| zoned.clone())
+    }
+}
+
+impl Clone for Calendar {
+    fn clone(&self) -> Self {
+        Self::new(self.unit, self.zone.clone())
+    }
+}
+
+impl fmt::Debug for Calendar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{}", self.unit, self.zone.iana_name().unwrap_or("UTC"))
+    }
+}
+
+/// Microseconds of a duration that [`Quota::new`] accepted.
+fn micros(window: Duration) -> u64 {
+    u64::try_from(window.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,201 @@
+//! Token bucket, as a level that drains: GCRA with the theoretical arrival time kept relative.
+//!
+//! The level counts what was used. One token is `unit` levels high and one microsecond drains `drain` levels, so a
+//! rate of `drain / unit` tokens a microsecond is held as an exact fraction: 100 per hour is unit 36 000 000 and
+//! drain 1.
+//!
+//! ```text
+//!   (burst + max_debt) x unit  +---------------+  what it can owe
+//!                              |     debt      |
+//!              burst x unit    +---------------+  full: nothing left
+//!                              |     used      |  <- level, drains to zero
+//!                          0   +---------------+  empty: burst tokens left
+//! ```
+//!
+//! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
+//! `at + level / drain` and the emission interval is `unit / drain`.
+
+use super::{Arithmetic, EXACT, LeaseId, Need, Report, Wait};
+use crate::clock::Timestamp;
+
+/// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TokenBucket {
+    burst: u32,
+    /// Tokens that the bucket can hold and owe together.
+    capacity: u64,
+    /// Levels in a token.
+    unit: u64,
+    /// Levels that drain in a microsecond.
+    drain: u64,
+}
+
+/// What a bucket holds: its level at the moment of the last charge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BucketLevel {
+    /// What was used, in levels.
+    pub level: u64,
+    /// The moment of the last charge.
+    pub at: Timestamp,
+    /// Levels in a token when this was written, so that a change of numbers keeps what was used.
+    pub unit: u64,
+}
+
+/// A bucket cannot be held within one percent of its rate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unrepresentable {
+    /// The largest burst that this rate can be held with.
+    pub largest_burst: u32,
+}
+
+impl TokenBucket {
+    /// A bucket of `burst` tokens that refills `tokens` per `window` microseconds and may owe `max_debt` more.
+    ///
+    /// The rate is exact where the fraction fits, else rounded down by less than one percent. Debt saturates at what
+    /// can be counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Unrepresentable`] when even one percent cannot be kept.
+    ///
+    /// # Panics
+    ///
+    /// When `tokens`, `window` or `burst` is zero; configuration refuses those before.
+    pub fn new(tokens: u64, window: u64, burst: u32, max_debt: u64) -> Result<Self, Unrepresentable> {
+        assert!(tokens > 0 && window > 0 && burst > 0, "a bucket has a rate and holds something");
+        let divisor = gcd(tokens, window);
+        let (exact_drain, exact_unit) = (tokens / divisor, window / divisor);
+        let largest_unit = EXACT / 2 / u64::from(burst);
+        let (drain, unit) = if exact_unit <= largest_unit && exact_drain <= EXACT / 2 {
+            (exact_drain, exact_unit)
+        } else {
+            let scaled = u128::from(exact_drain) * u128::from(largest_unit) / u128::from(exact_unit);
+            match u64::try_from(scaled) {
+                Ok(drain) if (100..=EXACT / 2).contains(&drain) && exact_unit > largest_unit => (drain, largest_unit),
+                _ => return Err(Unrepresentable { largest_burst: largest_burst(exact_drain, exact_unit) }),
+            }
+        };
+        let capacity = u64::from(burst).saturating_add(max_debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        Ok(Self { burst, capacity, unit, drain })
+    }
+
+    /// The tokens it holds when full.
+    pub fn burst(&self) -> u32 {
+        self.burst
+    }
+
+    /// The stricter of two buckets, number by number.
+    pub(super) fn strictest(self, other: Self) -> Self {
+        let slower = |a: &Self, b: &Self| {
+            u128::from(a.drain) * u128::from(b.unit) <= u128::from(b.drain) * u128::from(a.unit)
+        };
+        let (slow, fast) = if slower(&self, &other) { (self, other) } else { (other, self) };
+        let burst = slow.burst.min(fast.burst);
+        let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));
+        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / slow.unit).max(u64::from(burst));
+        Self { burst, capacity, ..slow }
+    }
+
+    fn full(&self) -> u64 {
+        u64::from(self.burst) * self.unit
+    }
+
+    /// The level at `now`, in this bucket's own units.
+    fn level(&self, state: &BucketLevel, now: Timestamp) -> u64 {
+        let used = rescale(state.level, state.unit, self.unit, self.capacity);
+        let elapsed = now - state.at;
+        match elapsed > used / self.drain {
+            true => 0,
+            // elapsed <= used / drain, so the product is at most used.
+            false => used - elapsed * self.drain,
+        }
+    }
+
+    fn set(&self, state: &mut BucketLevel, level: u64, now: Timestamp) {
+        *state = BucketLevel { level, at: now, unit: self.unit };
+    }
+}
+
+impl Arithmetic for TokenBucket {
+    type State = BucketLevel;
+
+    fn correct(&self, state: &mut BucketLevel, now: Timestamp) -> bool {
+        let ahead = state.at > now;
+        if ahead {
+            state.at = now;
+        }
+        ahead
+    }
+
+    fn refund(&self, state: &mut BucketLevel, now: Timestamp, units: u32) -> bool {
+        let level = self.level(state, now);
+        let units = u64::from(units).min(self.capacity);
+        self.set(state, level.saturating_sub(units * self.unit), now);
+        true
+    }
+
+    fn wait(&self, state: &BucketLevel, now: Timestamp, need: Need) -> Wait {
+        let room = match need {
+            Need::Fits(cost) if cost > self.burst => return Wait::Never,
+            Need::Fits(cost) => u64::from(cost) * self.unit,
+            Need::OneLeft => self.unit,
+            Need::NotOver => 0,
+        };
+        let wanted = self.level(state, now) + room;
+        match wanted > self.full() {
+            false => Wait::Met,
+            true => Wait::For((wanted - self.full()).div_ceil(self.drain)),
+        }
+    }
+
+    fn charge(&self, state: &mut BucketLevel, now: Timestamp, units: u32, _: LeaseId) {
+        let units = u64::from(units).min(self.capacity);
+        let level = self.level(state, now) + units * self.unit;
+        self.set(state, level.min(self.capacity * self.unit), now);
+    }
+
+    fn report(&self, state: &BucketLevel, now: Timestamp) -> Report {
+        let level = self.level(state, now);
+        let left = self.full().saturating_sub(level) / self.unit;
+        Report {
+            limit: self.burst,
+            remaining: u32::try_from(left).unwrap_or(u32::MAX),
+            reset: level.div_ceil(self.drain),
+        }
+    }
+}
+
+/// What was used, from levels of `from` a token into levels of `to` a token, rounded up, at most `capacity` tokens.
+///
+/// The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
+fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
+    if level == 0 {
+        return 0;
+    }
+    if from == to {
+        return level.min(capacity * to);
+    }
+    let (tokens, part) = (level / from, level % from);
+    if tokens >= capacity {
+        return capacity * to;
+    }
+    let step = from.div_ceil(1 << 20);
+    let grid = from / step;
+    let steps = part.div_ceil(step).min(grid);
+    let part = steps * (to / grid) + (steps * (to % grid)).div_ceil(grid);
+    (tokens * to + part).min(capacity * to)
+}
+
+/// The largest burst with which a rate of `drain / unit` tokens a microsecond keeps within one percent.
+fn largest_burst(drain: u64, unit: u64) -> u32 {
+    // drain x (EXACT / 2 / burst) / unit >= 100
+    let largest = u128::from(drain) * u128::from(EXACT / 2) / (u128::from(unit) * 100);
+    u32::try_from(largest).unwrap_or(u32::MAX)
+}
+
+fn gcd(mut a: u64, mut b: u64) -> u64 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
