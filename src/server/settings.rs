@@ -1,0 +1,112 @@
+//! What the operator chose for the doors: where they listen, what they believe, and which headers they send.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The settings of all doors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// RLS, ext_authz, health and reflection.
+    pub grpc: Listen,
+    /// ext_authz over plain HTTP, and `/healthcheck`.
+    pub http: Listen,
+    /// Headers of RLS answers. By default only `Retry-After`, since Envoy can add its own and would show both.
+    pub rls_headers: HeaderFamilies,
+    /// Headers of ext_authz answers, gRPC and HTTP. By default all.
+    pub authz_headers: HeaderFamilies,
+    /// How ext_authz makes entries of a request.
+    pub authz: Authz,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            grpc: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8081))),
+            http: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
+            authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
+            authz: Authz::default(),
+        }
+    }
+}
+
+/// Where a door listens: `0.0.0.0:8081`, `[::]:8081`, or `unix:/run/tollgate.sock`. Port 0 takes a free one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket. A socket left behind by a dead process is replaced; a live one is an error.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Which families of headers an answer carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderFamilies {
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now).
+    pub x_ratelimit: bool,
+    /// `RateLimit` and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-11.
+    pub ietf: bool,
+    /// `Retry-After` in whole seconds, rounded up, on refusals.
+    pub retry_after: bool,
+    /// An `application/problem+json` body (RFC 9457) on refusals for which the rule chose no body.
+    pub problem_json: bool,
+}
+
+/// How ext_authz, which has no descriptors, makes one of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authz {
+    /// The domain asked, unless the route's `context_extensions.domain` names another.
+    pub domain: String,
+    /// Entries beside `remote_address`, `method`, `path` and `host`, which are always there.
+    pub entries: Vec<(String, EntrySource)>,
+    /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies we trust. Zero
+    /// believes no such header and takes `x-envoy-external-address`, or else the peer (semantics 34).
+    pub trusted_hops: usize,
+}
+
+impl Default for Authz {
+    fn default() -> Self {
+        Self { domain: "default".to_owned(), entries: Vec::new(), trusted_hops: 0 }
+    }
+}
+
+/// Where an entry's value comes from. An entry that cannot be had is absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntrySource {
+    /// The place.
+    pub from: Source,
+    /// The value when the place has none.
+    pub default: Option<String>,
+}
+
+/// A place in an ext_authz request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A request header, lower case.
+    Header(String),
+    /// A cookie.
+    Cookie(String),
+    /// A parameter of the query.
+    Query(String),
+    /// A `context_extensions` key of the route.
+    Context(String),
+    /// A value in the request's dynamic metadata: the namespace, then the path inside it.
+    Metadata {
+        /// The filter's namespace.
+        namespace: String,
+        /// The keys from there.
+        path: Vec<String>,
+    },
+    /// The client certificate's principal (`source.principal`).
+    Principal,
+}
