@@ -21,7 +21,8 @@ pub use self::fixed_window::{Alignment, Bounds, FixedCount, FixedWindow};
 pub use self::sliding_counter::{CounterPair, SlidingCounter};
 pub use self::sliding_window::{Grants, SlidingWindow};
 pub use self::spec::{
-    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule, SpecError,
+    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
+    SpecError,
 };
 pub use self::token_bucket::{BucketLevel, TokenBucket};
 use crate::clock::Timestamp;
@@ -160,6 +161,8 @@ pub struct Plan {
     pub checks: SmallVec<[Check; 3]>,
     /// Where each group ends in `checks`.
     pub groups: SmallVec<[u16; 2]>,
+    /// The groups are refused already, whatever their checks say; what is charged on refusals still is.
+    pub refused: bool,
     /// The id under which every slot of this request is held.
     pub lease: LeaseId,
 }
@@ -375,6 +378,25 @@ pub fn change_lease(held: &mut Held, change: &LeaseChange, now: Timestamp) -> Le
     };
     held.wrote |= wrote;
     fate
+}
+
+/// Why a check could not be answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Fault {
+    /// The memory store is full and nothing in it can go (semantics 30).
+    #[error("the memory store is full")]
+    Full,
+}
+
+/// What a plan came to.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// Whether every group was admitted.
+    pub admitted: bool,
+    /// One answer for each check of the plan.
+    pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
+    /// One fate for each lease change of the plan.
+    pub fates: SmallVec<[LeaseFate; 1]>,
 }
 
 /// What became of a lease that was released or renewed.

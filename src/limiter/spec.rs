@@ -121,7 +121,9 @@ pub enum SpecError {
     #[error("expected more than zero")]
     Zero,
     /// See the text.
-    #[error("expected at most {LARGEST_LOG}, because sliding_window remembers every grant; sliding_counter has no such bound")]
+    #[error(
+        "expected at most {LARGEST_LOG}, because sliding_window remembers every grant; sliding_counter has no such bound"
+    )]
     LogTooLarge,
     /// See the text.
     #[error("expected at most 3650d")]
@@ -262,9 +264,9 @@ impl Calendar {
         };
         let end = step(&start, 1);
         let bounds = [step(&start, -1), start.clone(), end.clone(), step(&end, 1)];
-        Bounds(bounds.map(|zoned| {
-            Timestamp::from_micros(u64::try_from(zoned.timestamp().as_microsecond()).unwrap_or(0))
-        }))
+        Bounds(
+            bounds.map(|zoned| Timestamp::from_micros(u64::try_from(zoned.timestamp().as_microsecond()).unwrap_or(0))),
+        )
     }
 
     /// The start of the unit that `zoned` is in.
@@ -272,13 +274,7 @@ impl Calendar {
         let date = zoned.date();
         let date = match self.unit {
             CalendarUnit::Hour => {
-                return zoned
-                    .with()
-                    .minute(0)
-                    .second(0)
-                    .subsec_nanosecond(0)
-                    .build()
-                    .unwrap_or_else(|_| zoned.clone());
+                return zoned.with().minute(0).second(0).subsec_nanosecond(0).build().unwrap_or_else(|_| zoned.clone());
             }
             CalendarUnit::Day => date,
             CalendarUnit::Week => {

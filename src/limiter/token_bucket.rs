@@ -85,10 +85,9 @@ impl TokenBucket {
     }
 
     /// The stricter of two buckets, number by number.
-    pub(super) fn strictest(self, other: Self) -> Self {
-        let slower = |a: &Self, b: &Self| {
-            u128::from(a.drain) * u128::from(b.unit) <= u128::from(b.drain) * u128::from(a.unit)
-        };
+    pub fn strictest(self, other: Self) -> Self {
+        let slower =
+            |a: &Self, b: &Self| u128::from(a.drain) * u128::from(b.unit) <= u128::from(b.drain) * u128::from(a.unit);
         let (slow, fast) = if slower(&self, &other) { (self, other) } else { (other, self) };
         let burst = slow.burst.min(fast.burst);
         let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));

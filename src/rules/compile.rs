@@ -1,0 +1,441 @@
+//! From what the operator wrote to what a request is planned by.
+
+use foldhash::quality::RandomState;
+use hashbrown::HashMap;
+
+use super::index::Index;
+use super::naming::NamePrefix;
+use super::{
+    Action, Apply, Charge, DEFAULT_IPV6_PREFIX, Domain, Matcher, Missing, Normaliser, RefusalText, RequestBounds, Rule,
+    RuleBook, Secret, Unmatched,
+};
+use crate::clock::Timestamp;
+use crate::limiter::{Limit, Limiter, OnStoreError, Quota};
+
+/// The rules in use: immutable, and replaced whole.
+#[derive(Debug)]
+pub struct Rules {
+    pub(super) secret: Secret,
+    pub(super) stores: Vec<String>,
+    pub(super) release_entry: String,
+    pub(super) bounds: RequestBounds,
+    pub(super) limiters: Vec<Limiter>,
+    /// What a bucket of each limiter can owe where the operator did not say (semantics 9).
+    pub(super) debts: Vec<u64>,
+    pub(super) targets: Vec<Target>,
+    pub(super) domains: Vec<CompiledDomain>,
+    pub(super) by_name: HashMap<String, usize, RandomState>,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledDomain {
+    pub(super) unmatched: Unmatched,
+    pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
+    pub(super) addresses: Vec<String>,
+    pub(super) rules: Vec<CompiledRule>,
+    pub(super) index: Index,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledRule {
+    pub(super) name: String,
+    pub(super) matches: Vec<(String, Matcher)>,
+    pub(super) action: CompiledAction,
+    pub(super) last: bool,
+    /// In shadow by itself, by its domain or by the server.
+    pub(super) shadow: bool,
+    pub(super) enforce_percent: Option<u8>,
+    pub(super) refusal: RefusalText,
+}
+
+#[derive(Debug)]
+pub(super) enum CompiledAction {
+    Apply(Vec<CompiledApply>),
+    Allow,
+    Deny,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledApply {
+    pub(super) domain: String,
+    pub(super) reference: String,
+    pub(super) template: Template,
+    /// In order of the entries' names, so that two rules that list them differently share a counter.
+    pub(super) key: Vec<CompiledKey>,
+    pub(super) charge: Charge,
+    pub(super) overdraw: bool,
+    pub(super) missing: Missing,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledKey {
+    pub(super) entry: String,
+    pub(super) normalise: Vec<Normaliser>,
+}
+
+/// Which limiter a reference stands for. Numbers are places in [`Rules::targets`].
+#[derive(Debug)]
+pub(super) enum Template {
+    /// A name without placeholders.
+    Fixed(u32),
+    /// One placeholder: the limiter by the entry's value.
+    One { entry: String, by_value: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
+    /// Several: the limiter by the whole name.
+    Many { parts: Vec<Part>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
+}
+
+/// A piece of a reference as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    Text(String),
+    Entry(String),
+}
+
+/// One limiter as one reference reaches it.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) limiter: u32,
+    /// What the placeholder was filled with.
+    pub(super) tier: Option<String>,
+    pub(super) quota: Option<QuotaTarget>,
+    pub(super) slots: Option<(NamePrefix, Limit)>,
+}
+
+#[derive(Debug)]
+pub(super) struct QuotaTarget {
+    pub(super) prefix: NamePrefix,
+    /// Absent where it depends on the moment.
+    pub(super) limit: Option<Limit>,
+}
+
+/// A rule that cannot be compiled. Configuration files are refused with the place before it comes to this; it is
+/// what a program that builds its own [`RuleBook`] is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// Two limiters share a name.
+    #[error("limiter {0:?} is defined twice")]
+    Twice(String),
+    /// A limiter counts nothing.
+    #[error("limiter {0:?} has neither a quota nor slots")]
+    EmptyLimiter(String),
+    /// A limiter names a store that is not there.
+    #[error("limiter {0:?} is kept in a store that does not exist")]
+    UnknownStore(String),
+    /// A rule applies a limiter that is not there, or a template that no limiter fits.
+    #[error("rule {rule:?} applies {limiter:?}, which no limiter is called")]
+    UnknownLimiter {
+        /// The rule.
+        rule: String,
+        /// The reference as written.
+        limiter: String,
+    },
+    /// A slot can only be charged when its group is admitted: refused requests send no release (semantics 9).
+    #[error("rule {rule:?} applies {limiter:?}, which holds slots: charge must be \"admitted\" and overdraw off")]
+    ChargedSlot {
+        /// The rule.
+        rule: String,
+        /// The reference as written.
+        limiter: String,
+    },
+}
+
+impl Rules {
+    /// Compiles a book.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it.
+    pub fn compile(book: RuleBook) -> Result<Self, Vec<CompileError>> {
+        Compiler::new(book).compile()
+    }
+
+    /// The names of the stores, in the order checks count them.
+    pub fn stores(&self) -> &[String] {
+        &self.stores
+    }
+
+    /// The deployment's secret.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// The limiter a target stands for.
+    pub(crate) fn limiter(&self, target: u32) -> &Limiter {
+        &self.limiters[self.targets[target as usize].limiter as usize]
+    }
+
+    /// What a target's placeholder was filled with.
+    pub(crate) fn tier(&self, target: u32) -> Option<&str> {
+        self.targets[target as usize].tier.as_deref()
+    }
+
+    /// The name of a domain's rule.
+    pub(crate) fn rule_name(&self, domain: usize, rule: u32) -> Option<&str> {
+        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
+    }
+
+    /// What a domain's rule says on refusal.
+    pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
+        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
+    }
+
+    /// The numbers of a target's quota at `now`.
+    pub(super) fn limit(&self, target: &Target, quota: &QuotaTarget, now: Timestamp) -> Limit {
+        quota.limit.unwrap_or_else(|| {
+            let limiter = target.limiter as usize;
+            let configured = self.limiters[limiter].quota.as_ref();
+            configured.expect("a quota target has a quota").limit(now, self.debts[limiter])
+        })
+    }
+}
+
+/// Splits `api_{tier}` into its pieces. An unclosed brace is text.
+pub(super) fn parts(reference: &str) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut rest = reference;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((entry, after)) = after.split_once('}') else { break };
+        if !before.is_empty() {
+            parts.push(Part::Text(before.to_owned()));
+        }
+        parts.push(Part::Entry(entry.to_owned()));
+        rest = after;
+    }
+    if !rest.is_empty() {
+        parts.push(Part::Text(rest.to_owned()));
+    }
+    parts
+}
+
+/// What the placeholders of `parts` were filled with to give `name`, where that can be.
+fn fill(parts: &[Part], name: &str) -> bool {
+    match parts {
+        [] => name.is_empty(),
+        [Part::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
+        [Part::Entry(_), rest @ ..] => {
+            (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| fill(rest, &name[end..]))
+        }
+    }
+}
+
+struct Compiler {
+    book: RuleBook,
+    errors: Vec<CompileError>,
+    targets: Vec<Target>,
+    debts: Vec<u64>,
+    limiter_by_name: HashMap<String, u32, RandomState>,
+}
+
+impl Compiler {
+    fn new(book: RuleBook) -> Self {
+        let mut errors = Vec::new();
+        let mut limiter_by_name = HashMap::default();
+        for (number, limiter) in book.limiters.iter().enumerate() {
+            let number = u32::try_from(number).expect("limiters are fewer than 2^32");
+            if limiter_by_name.insert(limiter.name.clone(), number).is_some() {
+                errors.push(CompileError::Twice(limiter.name.clone()));
+            }
+            if limiter.quota.is_none() && limiter.concurrency.is_none() {
+                errors.push(CompileError::EmptyLimiter(limiter.name.clone()));
+            }
+            if usize::from(limiter.store) >= book.stores.len() {
+                errors.push(CompileError::UnknownStore(limiter.name.clone()));
+            }
+        }
+        let debts = vec![0; book.limiters.len()];
+        Self { book, errors, targets: Vec::new(), debts, limiter_by_name }
+    }
+
+    fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
+        let rules = std::mem::take(&mut self.book.rules);
+        self.set_debts(&rules);
+        let mut settings = std::mem::take(&mut self.book.domains);
+        let mut names: Vec<String> = settings.iter().map(|domain| domain.name.clone()).collect();
+        for rule in &rules {
+            if !names.contains(&rule.domain) {
+                names.push(rule.domain.clone());
+                settings.push(Domain { name: rule.domain.clone(), ..Domain::default() });
+            }
+        }
+        let by_name: HashMap<String, usize, RandomState> =
+            names.into_iter().enumerate().map(|(number, name)| (name, number)).collect();
+        let mut compiled: Vec<Vec<CompiledRule>> = settings.iter().map(|_| Vec::new()).collect();
+        for rule in rules {
+            let domain = by_name[&rule.domain];
+            let rule = self.rule(rule, &settings[domain]);
+            compiled[domain].push(rule);
+        }
+        let domains = settings.into_iter().zip(compiled).map(|(domain, rules)| CompiledDomain {
+            unmatched: domain.unmatched,
+            normalise: domain.normalise,
+            addresses: addresses(&domain.addresses),
+            index: Index::new(rules.iter().map(|rule| rule.matches.as_slice())),
+            rules,
+        });
+        let domains = domains.collect();
+        if !self.errors.is_empty() {
+            return Err(self.errors);
+        }
+        Ok(Rules {
+            secret: self.book.secret,
+            stores: self.book.stores,
+            release_entry: self.book.release_entry,
+            bounds: self.book.bounds,
+            limiters: self.book.limiters,
+            debts: self.debts,
+            targets: self.targets,
+            domains,
+            by_name,
+        })
+    }
+
+    /// A bucket may owe nothing, its limit once a rule charges it always, anything once a rule overdraws it
+    /// (semantics 9).
+    fn set_debts(&mut self, rules: &[Rule]) {
+        for rule in rules {
+            let Action::Apply(applies) = &rule.action else { continue };
+            for apply in applies {
+                let parts = parts(&apply.limiter);
+                let reached = self.book.limiters.iter().enumerate().filter(|(_, limiter)| {
+                    fill(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
+                });
+                for (number, limiter) in reached {
+                    let debt = match (apply.overdraw, apply.charge) {
+                        (true, _) => u64::MAX,
+                        (false, Charge::Always) => limiter.quota.as_ref().map_or(0, |quota| u64::from(quota.limit)),
+                        (false, Charge::Admitted | Charge::Own) => 0,
+                    };
+                    self.debts[number] = self.debts[number].max(debt);
+                }
+            }
+        }
+    }
+
+    fn rule(&mut self, rule: Rule, domain: &Domain) -> CompiledRule {
+        let action = match rule.action {
+            Action::Allow => CompiledAction::Allow,
+            Action::Deny => CompiledAction::Deny,
+            Action::Apply(applies) => CompiledAction::Apply(
+                applies.into_iter().filter_map(|apply| self.apply(apply, &rule.name, domain)).collect(),
+            ),
+        };
+        CompiledRule {
+            name: rule.name,
+            matches: rule.matches,
+            action,
+            last: rule.last,
+            shadow: rule.shadow || domain.shadow || self.book.shadow,
+            enforce_percent: rule.enforce_percent,
+            refusal: rule.refusal,
+        }
+    }
+
+    fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain) -> Option<CompiledApply> {
+        let first_target = self.targets.len();
+        let Some(template) = self.template(&apply, domain) else {
+            self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
+            return None;
+        };
+        let holds_slots = self.targets[first_target..].iter().any(|target| target.slots.is_some());
+        if holds_slots && (apply.charge != Charge::Admitted || apply.overdraw) {
+            self.errors.push(CompileError::ChargedSlot { rule: rule.to_owned(), limiter: apply.limiter });
+            return None;
+        }
+        let addresses = addresses(&domain.addresses);
+        let mut key: Vec<CompiledKey> = apply
+            .key
+            .into_iter()
+            .map(|part| {
+                let mut normalise = part.normalise;
+                let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
+                if !cut && addresses.contains(&part.entry) {
+                    normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
+                }
+                CompiledKey { entry: part.entry, normalise }
+            })
+            .collect();
+        key.sort_by(|a, b| a.entry.cmp(&b.entry));
+        Some(CompiledApply {
+            domain: domain.name.clone(),
+            reference: apply.limiter,
+            template,
+            key,
+            charge: apply.charge,
+            overdraw: apply.overdraw,
+            missing: apply.missing,
+        })
+    }
+
+    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<Template> {
+        let parts = parts(&apply.limiter);
+        if !parts.iter().any(|part| matches!(part, Part::Entry(_))) {
+            let limiter = *self.limiter_by_name.get(&apply.limiter)?;
+            return Some(Template::Fixed(self.target(limiter, None, apply, domain)));
+        }
+        let otherwise = match &apply.otherwise {
+            None => None,
+            Some(name) => {
+                let limiter = *self.limiter_by_name.get(name)?;
+                Some(self.target(limiter, None, apply, domain))
+            }
+        };
+        let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
+        let fitting = names.into_iter().filter(|name| fill(&parts, name));
+        let placeholders = parts.iter().filter(|part| matches!(part, Part::Entry(_))).count();
+        let mut found = HashMap::default();
+        for name in fitting {
+            let tier = match (placeholders, parts.as_slice()) {
+                (1, [Part::Entry(_)]) => name.clone(),
+                (1, parts) => {
+                    let text = |part: Option<&Part>| match part {
+                        Some(Part::Text(text)) => text.len(),
+                        _ => 0,
+                    };
+                    name[text(parts.first())..name.len() - text(parts.last())].to_owned()
+                }
+                _ => name.clone(),
+            };
+            let limiter = self.limiter_by_name[&name];
+            let target = self.target(limiter, Some(tier.clone()), apply, domain);
+            found.insert(tier, target);
+        }
+        if found.is_empty() {
+            return None;
+        }
+        let one = parts.iter().find_map(|part| match part {
+            Part::Entry(entry) if placeholders == 1 => Some(entry.clone()),
+            _ => None,
+        });
+        Some(match one {
+            Some(entry) => Template::One { entry, by_value: found, otherwise },
+            None => Template::Many { parts, by_name: found, otherwise },
+        })
+    }
+
+    fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain) -> u32 {
+        let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
+        let prefix = |kind: &str| secret.counters(&domain.name, &apply.limiter, kind);
+        let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
+            prefix: prefix(&quota.kind()),
+            limit: fixed_limit(quota, self.debts[limiter as usize]),
+        });
+        let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
+        self.targets.push(Target { limiter, tier, quota, slots });
+        u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
+    }
+}
+
+fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {
+    (!quota.follows_calendar()).then(|| quota.limit(Timestamp::EPOCH, debt))
+}
+
+fn addresses(listed: &[String]) -> Vec<String> {
+    std::iter::once("remote_address".to_owned()).chain(listed.iter().cloned()).collect()
+}
+
+impl Target {
+    /// What the store answers by when it cannot.
+    pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
+        rules.limiters[self.limiter as usize].on_store_error
+    }
+}

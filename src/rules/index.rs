@@ -1,0 +1,194 @@
+//! Finds the rules that may match a descriptor without looking at the others.
+//!
+//! Every rule is filed under one of the entries it requires: the one that the fewest other rules are filed under.
+//! A descriptor is then looked up entry by entry: once by exact value, once for each length of prefix, suffix and
+//! address block in use. What is found still has to pass all its matchers.
+
+use foldhash::quality::RandomState;
+use hashbrown::HashMap;
+use ipnet::IpNet;
+use smallvec::SmallVec;
+use std::net::IpAddr;
+
+use super::Matcher;
+use crate::descriptor::Descriptor;
+
+type Map<K, V> = HashMap<K, V, RandomState>;
+type Found = SmallVec<[u32; 1]>;
+
+/// Which rules to look at, by what a descriptor holds.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Rules that require nothing.
+    always: Vec<u32>,
+    /// The others, by the key of the entry they are filed under.
+    keys: Map<Box<str>, KeyIndex>,
+}
+
+#[derive(Debug, Default)]
+struct KeyIndex {
+    present: Found,
+    exact: Map<Box<str>, Found>,
+    /// By length in bytes.
+    prefixes: Vec<(usize, Map<Box<str>, Found>)>,
+    suffixes: Vec<(usize, Map<Box<str>, Found>)>,
+    /// By length in bits; each map holds blocks of both families.
+    blocks: Vec<(u8, Map<IpNet, Found>)>,
+}
+
+/// Where a rule can be filed.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Place {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Block(IpNet),
+    Present,
+}
+
+impl Index {
+    /// Files rules, given in order by what they match.
+    pub(super) fn new<'a>(rules: impl Iterator<Item = &'a [(String, Matcher)]> + Clone) -> Self {
+        let mut crowd: Map<(&str, Place), u32> = Map::default();
+        for matches in rules.clone() {
+            for (key, matcher) in matches {
+                places(matcher).into_iter().for_each(|place| *crowd.entry((key, place)).or_default() += 1);
+            }
+        }
+        let mut index = Index::default();
+        for (number, matches) in rules.enumerate() {
+            let number = u32::try_from(number).expect("rules are fewer than 2^32");
+            let crowded = |(key, matcher): &&'a (String, Matcher)| {
+                let of = |place| crowd.get(&(key.as_str(), place)).copied().unwrap_or(0);
+                places(matcher).into_iter().map(of).max().unwrap_or(u32::MAX)
+            };
+            match matches.iter().min_by_key(crowded) {
+                None => index.always.push(number),
+                Some((key, matcher)) => {
+                    let entry = index.keys.entry(key.as_str().into()).or_default();
+                    places(matcher).into_iter().for_each(|place| entry.file(place, number));
+                }
+            }
+        }
+        index
+    }
+
+    /// The rules that may match, in order, each once.
+    pub(super) fn candidates(&self, descriptor: &Descriptor<'_>) -> SmallVec<[u32; 8]> {
+        let mut found: SmallVec<[u32; 8]> = SmallVec::from_slice(&self.always);
+        for entry in &descriptor.entries {
+            if let Some(key) = self.keys.get(entry.key) {
+                key.look_up(&entry.value, &mut found);
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+impl KeyIndex {
+    fn file(&mut self, place: Place, rule: u32) {
+        fn of_length<L: PartialEq, K>(lengths: &mut Vec<(L, Map<K, Found>)>, length: L) -> &mut Map<K, Found> {
+            let position = lengths.iter().position(|(known, _)| *known == length).unwrap_or_else(|| {
+                lengths.push((length, Map::default()));
+                lengths.len() - 1
+            });
+            &mut lengths[position].1
+        }
+        let found = match place {
+            Place::Present => &mut self.present,
+            Place::Exact(value) => self.exact.entry(value.into()).or_default(),
+            Place::Prefix(text) => of_length(&mut self.prefixes, text.len()).entry(text.into()).or_default(),
+            Place::Suffix(text) => of_length(&mut self.suffixes, text.len()).entry(text.into()).or_default(),
+            Place::Block(block) => of_length(&mut self.blocks, block.prefix_len()).entry(block).or_default(),
+        };
+        if found.last() != Some(&rule) {
+            found.push(rule);
+        }
+    }
+
+    fn look_up(&self, value: &str, found: &mut SmallVec<[u32; 8]>) {
+        found.extend_from_slice(&self.present);
+        if let (false, Some(rules)) = (self.exact.is_empty(), self.exact.get(value)) {
+            found.extend_from_slice(rules);
+        }
+        for (length, texts) in &self.prefixes {
+            if let Some(rules) = value.get(..*length).and_then(|text| texts.get(text)) {
+                found.extend_from_slice(rules);
+            }
+        }
+        for (length, texts) in &self.suffixes {
+            let start = value.len().checked_sub(*length);
+            if let Some(rules) = start.and_then(|start| value.get(start..)).and_then(|text| texts.get(text)) {
+                found.extend_from_slice(rules);
+            }
+        }
+        if self.blocks.is_empty() {
+            return;
+        }
+        let Ok(address) = value.parse::<IpAddr>() else { return };
+        for (length, blocks) in &self.blocks {
+            let block = IpNet::new(address.to_canonical(), *length).ok().map(|block| block.trunc());
+            if let Some(rules) = block.and_then(|block| blocks.get(&block)) {
+                found.extend_from_slice(rules);
+            }
+        }
+    }
+}
+
+/// The places under which a matcher can be filed: all of them together find every value that passes it.
+fn places(matcher: &Matcher) -> Vec<Place> {
+    match matcher {
+        Matcher::Present | Matcher::Not(_) => vec![Place::Present],
+        Matcher::Exact(text) => vec![Place::Exact(text.clone())],
+        Matcher::Pattern(pattern) if !pattern.prefix.is_empty() => vec![Place::Prefix(pattern.prefix.clone())],
+        Matcher::Pattern(pattern) if !pattern.suffix.is_empty() => vec![Place::Suffix(pattern.suffix.clone())],
+        Matcher::Pattern(_) => vec![Place::Present],
+        Matcher::Cidr(block) => vec![Place::Block(*block)],
+        Matcher::AnyOf(any) => any.iter().flat_map(places).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(rules: &[&[(&str, &str)]]) -> Index {
+        let rules: Vec<Vec<(String, Matcher)>> = rules
+            .iter()
+            .map(|rule| rule.iter().map(|(key, value)| (key.to_string(), Matcher::parse(value))).collect())
+            .collect();
+        Index::new(rules.iter().map(Vec::as_slice))
+    }
+
+    #[test]
+    fn a_rule_is_filed_where_it_is_least_crowded() {
+        let index = index(&[
+            &[("method", "POST"), ("path", "/a")],
+            &[("method", "POST"), ("path", "/b")],
+            &[("method", "POST"), ("path", "/b*")],
+            &[],
+        ]);
+        let found = index.candidates(&Descriptor::of([("method", "POST"), ("path", "/b")]));
+        assert_eq!(found.as_slice(), [1, 2, 3]);
+        assert_eq!(index.candidates(&Descriptor::of([("method", "POST")])).as_slice(), [3]);
+    }
+
+    #[test]
+    fn blocks_suffixes_and_presence_are_found() {
+        let index = index(&[
+            &[("remote_address", "10.0.0.0/8")],
+            &[("remote_address", "2001:db8::/32")],
+            &[("path", "*.css")],
+            &[("path", "*x*")],
+        ]);
+        let found = |key, value| index.candidates(&Descriptor::of([(key, value)])).to_vec();
+        assert_eq!(found("remote_address", "10.9.8.7"), [0]);
+        assert_eq!(found("remote_address", "::ffff:10.9.8.7"), [0]);
+        assert_eq!(found("remote_address", "2001:db8:5::1"), [1]);
+        assert_eq!(found("path", "/a.css"), [2, 3]);
+        assert_eq!(found("path", "é"), [3]);
+        assert!(found("other", "10.9.8.7").is_empty());
+    }
+}

@@ -50,7 +50,9 @@ impl Matcher {
             Matcher::Present => true,
             Matcher::Exact(text) => text == value,
             Matcher::Pattern(pattern) => pattern.matches(value),
-            Matcher::Cidr(block) => value.parse::<IpAddr>().is_ok_and(|address| block.contains(&address.to_canonical())),
+            Matcher::Cidr(block) => {
+                value.parse::<IpAddr>().is_ok_and(|address| block.contains(&address.to_canonical()))
+            }
             Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.matches(value)),
             Matcher::Not(not) => !not.matches(value),
         }

@@ -84,7 +84,8 @@ fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
 pub fn path(value: &str) -> Cow<'_, str> {
     let end = value.find(['?', '#']).unwrap_or(value.len());
     let raw = &value[..end];
-    let clean = raw.starts_with('/') && !raw.contains('%') && !raw.contains("//") && !raw.contains("/.") && !raw.contains('\\');
+    let clean =
+        raw.starts_with('/') && !raw.contains('%') && !raw.contains("//") && !raw.contains("/.") && !raw.contains('\\');
     if clean {
         return Cow::Borrowed(raw);
     }

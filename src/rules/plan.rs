@@ -1,0 +1,531 @@
+//! From a request to the checks it makes.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
+
+use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template};
+use super::naming::{LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix};
+use super::normalise::address;
+use super::{Charge, Missing, Unmatched};
+use crate::clock::Timestamp;
+use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
+use crate::limiter::{
+    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs, Plan,
+    SlidingCounter, SlidingWindow,
+};
+
+/// A request turned into checks, and which rule asked for which.
+#[derive(Debug, Default)]
+pub struct Planned {
+    /// What the store executes.
+    pub plan: Plan,
+    /// Which descriptor and rule asked for which check.
+    pub links: SmallVec<[Link; 4]>,
+    /// How the walk of each descriptor ended.
+    pub ends: SmallVec<[End; 2]>,
+    /// Why the request is refused before any counter is asked.
+    pub refused: Option<Refused>,
+    /// What was left out.
+    pub notes: Notes,
+    /// The place of the request's domain among the rules' domains.
+    pub(crate) domain: Option<usize>,
+}
+
+/// One descriptor and rule that asked for a check.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// The descriptor, in the request's order.
+    pub descriptor: u16,
+    /// The check, in the plan's order.
+    pub check: u16,
+    /// The rule, in the domain's order.
+    pub rule: u32,
+    /// The limiter as the rule reached it.
+    pub(crate) target: u32,
+    /// Whether it is the limiter's slots, not its quota.
+    pub slots: bool,
+    /// Counts and reports but never denies.
+    pub shadow: bool,
+    /// The limit that came with the request, where it was heeded.
+    pub heeded: Option<LimitOverride>,
+}
+
+/// How the walk of one descriptor ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// No rule matched it.
+    Unmatched,
+    /// Its checks decide.
+    Checked,
+    /// A rule let it pass.
+    Allowed,
+    /// It gave a lease back.
+    Released,
+    /// It is refused whatever its checks say.
+    Refused,
+}
+
+/// Why a request is refused before any counter is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A rule denies it; nothing is charged.
+    Denied {
+        /// The rule.
+        rule: u32,
+    },
+    /// No rule matches a descriptor and the domain denies those; nothing is charged.
+    Unmatched,
+    /// It brings more than the bounds; nothing is charged (semantics 28).
+    TooLarge,
+    /// An entry of a key is not there; checks that charge on refusals still do.
+    MissingKey {
+        /// The rule.
+        rule: u32,
+    },
+    /// No limiter has the name that a template was filled to; checks that charge on refusals still do.
+    NoLimiter {
+        /// The rule.
+        rule: u32,
+    },
+}
+
+/// What a plan left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Checks skipped because an entry of their key was missing (semantics 7).
+    pub skipped: u32,
+    /// Limits that came with the request and were ignored because configuration would refuse them (semantics 18).
+    pub overrides_ignored: u32,
+    /// Refusals that a rule in shadow would have made without asking a counter.
+    pub shadow_refusals: u32,
+}
+
+impl Rules {
+    /// Turns a request into checks. `lease` is the id under which any slots will be held.
+    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Planned {
+        let mut walk = Walk { rules: self, now, planned: Planned::default(), slots: 0 };
+        walk.planned.plan.lease = lease;
+        if request.descriptors.len() > self.bounds.descriptors {
+            return walk.refuse_outright(Refused::TooLarge, request);
+        }
+        let domain = self.by_name.get(request.domain).copied();
+        walk.planned.domain = domain;
+        for (number, descriptor) in request.descriptors.iter().enumerate() {
+            if descriptor.entries.len() > self.bounds.entries {
+                return walk.refuse_outright(Refused::TooLarge, request);
+            }
+            let end = match (walk.release(descriptor), domain) {
+                (true, _) => End::Released,
+                (false, None) => End::Unmatched,
+                (false, Some(domain)) => {
+                    let domain = &self.domains[domain];
+                    let rewritten = rewrite(descriptor, domain);
+                    walk.descriptor(number as u16, rewritten.as_ref().unwrap_or(descriptor), domain)
+                }
+            };
+            walk.planned.ends.push(end);
+            if walk.planned.plan.checks.len() > self.bounds.checks || walk.slots > MOST_SLOTS_A_LEASE {
+                return walk.refuse_outright(Refused::TooLarge, request);
+            }
+        }
+        walk.finish()
+    }
+}
+
+/// A descriptor as its domain normalises it; `None` where nothing changes.
+pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
+    let rewritten = |entry: &Entry<'a>| -> Option<Cow<'a, str>> {
+        let mut value = entry.value.clone();
+        for (_, normalise) in domain.normalise.iter().filter(|(key, _)| key == entry.key) {
+            value = normalise.iter().fold(value, |value, normaliser| normaliser.apply(value));
+        }
+        if domain.addresses.iter().any(|key| key == entry.key) {
+            value = address(value);
+        }
+        (value != entry.value).then_some(value)
+    };
+    let affected = |entry: &Entry<'_>| {
+        domain.normalise.iter().any(|(key, _)| key == entry.key)
+            || (entry.value.contains(':') && domain.addresses.iter().any(|key| key == entry.key))
+    };
+    if !descriptor.entries.iter().any(affected) {
+        return None;
+    }
+    let mut changed = descriptor.clone();
+    for entry in changed.entries.iter_mut().filter(|entry| affected(entry)) {
+        if let Some(value) = rewritten(entry) {
+            entry.value = value;
+        }
+    }
+    Some(changed)
+}
+
+impl CompiledRule {
+    /// Whether every entry it names is there and passes.
+    pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
+        let passes = |(key, matcher): &(String, super::Matcher)| {
+            descriptor.value(key).is_some_and(|value| matcher.matches(value))
+        };
+        self.matches.iter().all(passes)
+    }
+}
+
+impl CompiledApply {
+    /// The limiter this stands for with this descriptor.
+    pub(super) fn target(&self, descriptor: &Descriptor<'_>) -> Resolved {
+        let value = |entry: &str| match (descriptor.value(entry), self.missing) {
+            (None, Missing::Empty) => Some(""),
+            (value, _) => value,
+        };
+        let found = match &self.template {
+            Template::Fixed(target) => return Resolved::Target(*target),
+            Template::One { entry, by_value, otherwise } => match value(entry) {
+                None => return Resolved::EntryMissing,
+                Some(value) => by_value.get(value).or(otherwise.as_ref()),
+            },
+            Template::Many { parts, by_name, otherwise } => {
+                let mut name = String::new();
+                for part in parts {
+                    match part {
+                        Part::Text(text) => name.push_str(text),
+                        Part::Entry(entry) => match value(entry) {
+                            None => return Resolved::EntryMissing,
+                            Some(value) => name.push_str(value),
+                        },
+                    }
+                }
+                by_name.get(&name).or(otherwise.as_ref())
+            }
+        };
+        found.map_or(Resolved::NoLimiter, |target| Resolved::Target(*target))
+    }
+
+    /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
+    pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
+        let mut name = *prefix;
+        for part in &self.key {
+            let value = match (descriptor.value(&part.entry), self.missing) {
+                (Some(value), _) => value,
+                (None, Missing::Empty) => "",
+                (None, Missing::Skip | Missing::Deny) => return None,
+            };
+            match part.normalise.is_empty() {
+                true => name.entry(&part.entry, value),
+                false => {
+                    let value = part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value));
+                    name.entry(&part.entry, &value);
+                }
+            }
+        }
+        Some(name.name())
+    }
+}
+
+/// What a reference came to.
+pub(super) enum Resolved {
+    Target(u32),
+    EntryMissing,
+    NoLimiter,
+}
+
+struct Walk<'r> {
+    rules: &'r Rules,
+    now: Timestamp,
+    planned: Planned,
+    slots: usize,
+}
+
+impl Walk<'_> {
+    /// Refuses the whole request and charges nothing; leases given back stay given back.
+    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Planned {
+        self.planned.refused = Some(refused);
+        self.planned.ends.resize(request.descriptors.len(), End::Refused);
+        self.finish()
+    }
+
+    fn finish(mut self) -> Planned {
+        let planned = &mut self.planned;
+        match planned.refused {
+            Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
+                // Refunds take effect whatever the verdict (semantics 11): what only gives back stays.
+                planned.links.clear();
+                planned.plan.checks.retain(|check| check.refund > 0);
+                for check in &mut planned.plan.checks {
+                    *check = Check { needs: Needs::default(), charges: Charges::default(), ..*check };
+                }
+            }
+            Some(Refused::MissingKey { .. } | Refused::NoLimiter { .. }) => planned.plan.refused = true,
+            None => {}
+        }
+        if !planned.plan.checks.is_empty() {
+            planned.plan.groups.push(planned.plan.checks.len() as u16);
+        }
+        self.planned
+    }
+
+    /// A descriptor whose only entry gives back a genuine lease (semantics 24).
+    fn release(&mut self, descriptor: &Descriptor<'_>) -> bool {
+        let [entry] = descriptor.entries.as_slice() else { return false };
+        if entry.key != self.rules.release_entry {
+            return false;
+        }
+        let Some(token) = LeaseToken::open(&entry.value, &self.rules.secret, &self.rules.stores) else { return false };
+        let release = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action: LeaseAction::Release };
+        self.planned.plan.changes.extend(token.slots.iter().map(release));
+        true
+    }
+
+    fn descriptor(&mut self, number: u16, descriptor: &Descriptor<'_>, domain: &CompiledDomain) -> End {
+        let mut end = End::Unmatched;
+        for place in domain.index.candidates(descriptor) {
+            let rule = &domain.rules[place as usize];
+            if !rule.matches(descriptor) {
+                continue;
+            }
+            match &rule.action {
+                CompiledAction::Allow => return End::Allowed,
+                CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
+                CompiledAction::Deny => {
+                    self.planned.refused = Some(Refused::Denied { rule: place });
+                    return End::Refused;
+                }
+                CompiledAction::Apply(applies) => {
+                    for apply in applies {
+                        if let Some(refused) = self.apply(number, descriptor, place, rule, apply) {
+                            end = End::Refused;
+                            self.planned.refused.get_or_insert(refused);
+                        }
+                    }
+                }
+            }
+            if end == End::Unmatched {
+                end = End::Checked;
+            }
+            if rule.last {
+                break;
+            }
+        }
+        if end == End::Unmatched && domain.unmatched == Unmatched::Deny {
+            self.planned.refused.get_or_insert(Refused::Unmatched);
+            return End::Refused;
+        }
+        end
+    }
+
+    /// Adds the checks of one limiter. Says why the request is refused instead.
+    fn apply(
+        &mut self,
+        number: u16,
+        descriptor: &Descriptor<'_>,
+        place: u32,
+        rule: &CompiledRule,
+        apply: &CompiledApply,
+    ) -> Option<Refused> {
+        let refused = match apply.target(descriptor) {
+            Resolved::Target(target) => match self.checks(number, descriptor, place, rule, apply, target) {
+                Some(()) => return None,
+                None if apply.missing == Missing::Deny => Refused::MissingKey { rule: place },
+                None => {
+                    self.planned.notes.skipped += 1;
+                    return None;
+                }
+            },
+            Resolved::EntryMissing if apply.missing == Missing::Skip => {
+                self.planned.notes.skipped += 1;
+                return None;
+            }
+            Resolved::EntryMissing => Refused::MissingKey { rule: place },
+            Resolved::NoLimiter => Refused::NoLimiter { rule: place },
+        };
+        if rule.shadow {
+            self.planned.notes.shadow_refusals += 1;
+            return None;
+        }
+        Some(refused)
+    }
+
+    /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key is missing.
+    fn checks(
+        &mut self,
+        number: u16,
+        descriptor: &Descriptor<'_>,
+        place: u32,
+        rule: &CompiledRule,
+        apply: &CompiledApply,
+        target_number: u32,
+    ) -> Option<()> {
+        let target = &self.rules.targets[target_number as usize];
+        let limiter = self.rules.limiter(target_number);
+        let shadow = |name: CounterName| {
+            rule.shadow || rule.enforce_percent.is_some_and(|percent| name.0[1] % 100 >= u64::from(percent))
+        };
+        let link = |check, slots, shadow, heeded| Link {
+            descriptor: number,
+            check,
+            rule: place,
+            target: target_number,
+            slots,
+            shadow,
+            heeded,
+        };
+        if let Some(quota) = &target.quota {
+            let mut heeded = None;
+            let mut barred = false;
+            let (mut prefix, mut limit) = (quota.prefix, self.rules.limit(target, quota, self.now));
+            if let (Some(asked), true) = (descriptor.limit, limiter.overridable) {
+                match self.heed(apply, target, asked) {
+                    Some(Heeded::Barred) => (heeded, barred) = (Some(asked), true),
+                    Some(Heeded::Limit(asked_prefix, asked_limit)) => {
+                        (heeded, prefix, limit) = (Some(asked), asked_prefix, asked_limit);
+                    }
+                    None => self.planned.notes.overrides_ignored += 1,
+                }
+            }
+            let counter = apply.name(&prefix, descriptor)?;
+            let (needs, charges, refund) = ask(descriptor.hits, apply);
+            let check = Check {
+                counter,
+                store: limiter.store,
+                limit,
+                needs,
+                charges,
+                refund,
+                shadow: shadow(counter),
+                barred: barred && refund == 0,
+                on_store_error: target.on_store_error(self.rules),
+            };
+            let place = self.add(check);
+            self.planned.links.push(link(place, false, check.shadow, heeded));
+        }
+        if let Some((prefix, limit)) = &target.slots {
+            let counter = apply.name(prefix, descriptor)?;
+            let (needs, charges) = match descriptor.hits {
+                Hits::Charge(_) => {
+                    (Needs { fits: 1, ..Needs::default() }, Charges { admitted: 1, ..Charges::default() })
+                }
+                Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default()),
+                // A slot is given back by its lease (semantics 11).
+                Hits::Refund(_) => return Some(()),
+            };
+            let check = Check {
+                counter,
+                store: limiter.store,
+                limit: *limit,
+                needs,
+                charges,
+                refund: 0,
+                shadow: shadow(counter),
+                barred: false,
+                on_store_error: target.on_store_error(self.rules),
+            };
+            let before = self.planned.plan.checks.len();
+            let place = self.add(check);
+            if self.planned.plan.checks.len() > before && charges.admitted > 0 {
+                self.slots += 1;
+            }
+            self.planned.links.push(link(place, true, check.shadow, None));
+        }
+        Some(())
+    }
+
+    /// The numbers of a limit that came with the request; `None` when configuration would refuse them.
+    fn heed(&self, apply: &CompiledApply, target: &Target, asked: LimitOverride) -> Option<Heeded> {
+        if asked.limit == 0 {
+            return Some(Heeded::Barred);
+        }
+        let limiter = target.limiter as usize;
+        let configured = self.rules.limiters[limiter].quota.as_ref()?;
+        let quota = configured.overridden(asked.limit, asked.window).ok()?;
+        let prefix = self.rules.secret.counters(&apply.domain, &apply.reference, &quota.kind());
+        Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
+    }
+
+    /// Adds a check, or merges it with the one that the group has on the same counter (semantics 6).
+    fn add(&mut self, check: Check) -> u16 {
+        let checks = &mut self.planned.plan.checks;
+        let same = |known: &Check| known.counter == check.counter && known.store == check.store;
+        let place = match checks.iter().position(same) {
+            None => {
+                checks.push(check);
+                checks.len() - 1
+            }
+            Some(place) => {
+                let known = &mut checks[place];
+                match (known.shadow, check.shadow) {
+                    (true, false) => *known = check,
+                    (false, true) => {}
+                    (true, true) | (false, false) => *known = merge(known, &check),
+                }
+                place
+            }
+        };
+        place as u16
+    }
+}
+
+enum Heeded {
+    Barred,
+    Limit(NamePrefix, Limit),
+}
+
+/// What a descriptor's hits ask of a quota (semantics 5 and 9 to 12).
+fn ask(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
+    match hits {
+        Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default(), 0),
+        Hits::Refund(units) => (Needs::default(), Charges::default(), units),
+        Hits::Charge(cost) => {
+            let needs = match apply.overdraw {
+                true => Needs { one_left: true, ..Needs::default() },
+                false => Needs { fits: cost, ..Needs::default() },
+            };
+            let (passed, refused) = match apply.charge {
+                Charge::Admitted => (0, 0),
+                Charge::Own => (cost, 0),
+                Charge::Always => (cost, cost),
+            };
+            (needs, Charges { admitted: cost, passed, refused }, 0)
+        }
+    }
+}
+
+/// Two checks of one counter in one group: every way of passing with its own highest cost, the highest charge of
+/// each kind, and the strictest numbers.
+fn merge(a: &Check, b: &Check) -> Check {
+    Check {
+        limit: strictest(a.limit, b.limit),
+        needs: Needs {
+            fits: a.needs.fits.max(b.needs.fits),
+            one_left: a.needs.one_left || b.needs.one_left,
+            not_over: a.needs.not_over || b.needs.not_over,
+        },
+        charges: Charges {
+            admitted: a.charges.admitted.max(b.charges.admitted),
+            passed: a.charges.passed.max(b.charges.passed),
+            refused: a.charges.refused.max(b.charges.refused),
+        },
+        refund: a.refund.max(b.refund),
+        barred: a.barred || b.barred,
+        ..*a
+    }
+}
+
+fn strictest(a: Limit, b: Limit) -> Limit {
+    match (a, b) {
+        (Limit::TokenBucket(a), Limit::TokenBucket(b)) => Limit::TokenBucket(a.strictest(b)),
+        (Limit::SlidingWindow(a), Limit::SlidingWindow(b)) => {
+            Limit::SlidingWindow(SlidingWindow { limit: a.limit.min(b.limit), ..a })
+        }
+        (Limit::SlidingCounter(a), Limit::SlidingCounter(b)) => {
+            Limit::SlidingCounter(SlidingCounter { limit: a.limit.min(b.limit), ..a })
+        }
+        (Limit::FixedWindow(a), Limit::FixedWindow(b)) => {
+            Limit::FixedWindow(FixedWindow { limit: a.limit.min(b.limit), ..a })
+        }
+        (Limit::Concurrency(a), Limit::Concurrency(b)) => {
+            Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.min(b.lease) })
+        }
+        // The kind of state is part of a counter's name, so two kinds never meet.
+        (a, _) => a,
+    }
+}

@@ -1,0 +1,277 @@
+//! The answer: judged from a plan and what its checks came to.
+//!
+//! A refusal names the rule and the limiter, and waits until the longest of the refusing checks. A definite refusal
+//! beats a store that could not answer (semantics 15).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limiter::{Applied, Concurrency, Limit, OnStoreError, Outcome};
+use crate::rules::{End, LeaseToken, Link, Planned, RefusalText, Refused, Rules};
+
+/// What was decided for one request. It keeps the rules that decided it, so that every question about it is
+/// answered by the same version.
+#[derive(Debug)]
+pub struct Decision {
+    rules: Arc<Rules>,
+    planned: Planned,
+    applied: Applied,
+    /// The link of the check that decides a refusal.
+    deciding: Option<usize>,
+    lease: Option<String>,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A limit is used up.
+    Limit,
+    /// A rule denies it.
+    Denied,
+    /// No rule matches it, and the domain refuses those.
+    Unmatched,
+    /// An entry that a key needs is not there.
+    MissingKey,
+    /// No limiter has the name a rule asked for.
+    NoLimiter,
+    /// The store could not answer, and the limiter refuses then.
+    StoreError,
+    /// It brings more descriptors, entries or checks than the bounds.
+    TooLarge,
+}
+
+/// A refusal, with what the client is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// The rule that decided.
+    pub rule: Option<&'a str>,
+    /// The limiter that decided.
+    pub limiter: Option<&'a str>,
+    /// When the same request would pass. None when it never will, or when that is not known.
+    pub retry_after: Option<Duration>,
+    /// What the deciding rule chose to say.
+    pub text: Option<&'a RefusalText>,
+}
+
+/// The status of one descriptor (semantics 16).
+#[derive(Clone, Copy, Debug)]
+pub struct Status<'a> {
+    /// Whether this descriptor itself passes.
+    pub allowed: bool,
+    /// Its refusing check with the longest wait, else its check with the lowest remaining.
+    pub counted: Option<Counted<'a>>,
+}
+
+/// One enforced check, with the configured numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted<'a> {
+    /// The limiter.
+    pub limiter: &'a str,
+    /// The rule that applied it.
+    pub rule: &'a str,
+    /// Units per window as configured, or slots.
+    pub limit: u32,
+    /// The window as configured; none for slots.
+    pub window: Option<Duration>,
+    /// The most units the counter holds: the burst of a bucket, else the limit.
+    pub capacity: u32,
+    /// Whole units left.
+    pub remaining: u32,
+    /// Until nothing is counted.
+    pub reset: Duration,
+    /// On a refusal: until the same check would pass; none when it never will.
+    pub retry_after: Option<Duration>,
+    /// Whether this check itself passes.
+    pub passes: bool,
+}
+
+impl Decision {
+    /// Judges what the checks of a plan came to.
+    pub fn judge(rules: Arc<Rules>, planned: Planned, applied: Applied) -> Self {
+        let lease = match planned.refused.is_none() && applied.admitted {
+            true => hand_out(&rules, &planned, &applied),
+            false => None,
+        };
+        let mut decision = Self { rules, planned, applied, deciding: None, lease };
+        if decision.planned.refused.is_none() && !decision.applied.admitted {
+            let links = decision.planned.links.iter().enumerate();
+            let refusing = links.filter_map(|(number, link)| Some((number, decision.refusing(link)?)));
+            // Of equal waits the first one decides.
+            decision.deciding = refusing.rev().max_by_key(|(_, wait)| *wait).map(|(number, _)| number);
+        }
+        decision
+    }
+
+    /// Whether the request may pass.
+    pub fn allowed(&self) -> bool {
+        self.planned.refused.is_none() && self.applied.admitted
+    }
+
+    /// Why it may not.
+    pub fn refusal(&self) -> Option<Refusal<'_>> {
+        if self.allowed() {
+            return None;
+        }
+        let bare = |reason, rule: Option<u32>| Refusal {
+            reason,
+            rule: rule.and_then(|rule| self.rule_name(rule)),
+            limiter: None,
+            retry_after: None,
+            text: rule.and_then(|rule| self.refusal_text(rule)),
+        };
+        Some(match (self.planned.refused, self.deciding) {
+            (Some(Refused::Denied { rule }), _) => bare(Reason::Denied, Some(rule)),
+            (Some(Refused::Unmatched), _) => bare(Reason::Unmatched, None),
+            (Some(Refused::TooLarge), _) => bare(Reason::TooLarge, None),
+            (Some(Refused::MissingKey { rule }), _) => bare(Reason::MissingKey, Some(rule)),
+            (Some(Refused::NoLimiter { rule }), _) => bare(Reason::NoLimiter, Some(rule)),
+            (None, Some(deciding)) => {
+                let link = &self.planned.links[deciding];
+                let counted = self.count(link);
+                Refusal {
+                    reason: Reason::Limit,
+                    limiter: Some(self.rules.limiter(link.target).name.as_str()),
+                    retry_after: counted.and_then(|counted| counted.retry_after),
+                    ..bare(Reason::Limit, Some(link.rule))
+                }
+            }
+            (None, None) => {
+                let failed = self.enforced().find(|link| self.applied.answers[usize::from(link.check)].is_err());
+                let limiter = failed.map(|link| self.rules.limiter(link.target).name.as_str());
+                Refusal { limiter, ..bare(Reason::StoreError, failed.map(|link| link.rule)) }
+            }
+        })
+    }
+
+    /// One status for each descriptor, in the request's order.
+    pub fn statuses(&self) -> impl Iterator<Item = Status<'_>> {
+        self.planned.ends.iter().enumerate().map(|(number, end)| {
+            let mine = || self.enforced().filter(move |link| usize::from(link.descriptor) == number);
+            let counted = self.tightest_of(mine());
+            let failed = mine().any(|link| {
+                let check = &self.planned.plan.checks[usize::from(link.check)];
+                self.applied.answers[usize::from(link.check)].is_err() && check.on_store_error != OnStoreError::Allow
+            });
+            let refused = *end == End::Refused || failed || counted.is_some_and(|counted| !counted.passes);
+            Status { allowed: !refused, counted }
+        })
+    }
+
+    /// The deciding check of a refusal, else the enforced check with the lowest remaining.
+    pub fn tightest(&self) -> Option<Counted<'_>> {
+        match self.deciding {
+            Some(deciding) => self.count(&self.planned.links[deciding]),
+            None => self.tightest_of(self.enforced()),
+        }
+    }
+
+    /// Every enforced check, once.
+    pub fn counted(&self) -> impl Iterator<Item = Counted<'_>> {
+        let links = &self.planned.links;
+        let first = |(number, link): &(usize, &Link)| {
+            !links[..*number].iter().any(|known| known.check == link.check && !known.shadow)
+        };
+        links.iter().enumerate().filter(|(_, link)| !link.shadow).filter(first).filter_map(|(_, link)| self.count(link))
+    }
+
+    /// The lease under which slots were taken.
+    pub fn lease(&self) -> Option<&str> {
+        self.lease.as_deref()
+    }
+
+    /// The rule that decided a refusal, else the rule of [`Decision::tightest`].
+    pub fn rule(&self) -> Option<&str> {
+        match self.refusal() {
+            Some(refusal) => refusal.rule,
+            None => self.tightest().map(|counted| counted.rule),
+        }
+    }
+
+    /// What a limiter's `{entry}` was filled with, for the deciding check or else the first that has any.
+    pub fn tier(&self) -> Option<&str> {
+        let deciding = self.deciding.map(|deciding| &self.planned.links[deciding]);
+        deciding.into_iter().chain(self.enforced()).find_map(|link| self.rules.tier(link.target))
+    }
+
+    /// The plan that was decided, for those who count or log it.
+    pub fn planned(&self) -> &Planned {
+        &self.planned
+    }
+
+    /// What the checks came to.
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    fn enforced(&self) -> impl Iterator<Item = &Link> {
+        self.planned.links.iter().filter(|link| !link.shadow)
+    }
+
+    fn outcome(&self, link: &Link) -> Option<&Outcome> {
+        self.applied.answers.get(usize::from(link.check))?.as_ref().ok()
+    }
+
+    /// The wait of a check that refuses; one that never passes waits longest.
+    fn refusing(&self, link: &Link) -> Option<u64> {
+        let outcome = self.outcome(link).filter(|outcome| !outcome.passes && !link.shadow)?;
+        Some(outcome.retry_after.unwrap_or(u64::MAX))
+    }
+
+    fn tightest_of<'a>(&'a self, links: impl Iterator<Item = &'a Link>) -> Option<Counted<'a>> {
+        // Refusing before passing; among those the longest wait, among these the least remaining; of equals the first.
+        let rank = |link: &Link| {
+            let outcome = self.outcome(link)?;
+            Some(match self.refusing(link) {
+                Some(wait) => (0, u64::MAX - wait),
+                None => (1, u64::from(outcome.remaining)),
+            })
+        };
+        let ranked = links.filter_map(|link| Some((rank(link)?, link)));
+        ranked.min_by_key(|(rank, _)| *rank).and_then(|(_, link)| self.count(link))
+    }
+
+    fn count(&self, link: &Link) -> Option<Counted<'_>> {
+        let outcome = self.outcome(link)?;
+        let limiter = self.rules.limiter(link.target);
+        let (limit, window) = match (link.slots, link.heeded, &limiter.quota) {
+            (true, ..) => (outcome.limit, None),
+            (false, Some(asked), _) => (asked.limit, Some(asked.window)),
+            (false, None, Some(quota)) => (quota.limit, Some(quota.window)),
+            (false, None, None) => (outcome.limit, None),
+        };
+        Some(Counted {
+            limiter: &limiter.name,
+            rule: self.rule_name(link.rule)?,
+            limit,
+            window,
+            capacity: outcome.limit,
+            remaining: outcome.remaining,
+            reset: Duration::from_micros(outcome.reset),
+            retry_after: outcome.retry_after.map(Duration::from_micros),
+            passes: outcome.passes,
+        })
+    }
+
+    fn rule_name(&self, rule: u32) -> Option<&str> {
+        self.rules.rule_name(self.planned.domain?, rule)
+    }
+
+    fn refusal_text(&self, rule: u32) -> Option<&RefusalText> {
+        self.rules.refusal_text(self.planned.domain?, rule)
+    }
+}
+
+/// The text of the lease under which this request took slots, if it took any.
+fn hand_out(rules: &Rules, planned: &Planned, applied: &Applied) -> Option<String> {
+    let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(Concurrency { .. }));
+    let taken = planned.plan.checks.iter().zip(&applied.answers).filter(|(check, answer)| {
+        holds(&check.limit) && check.charges.admitted > 0 && answer.is_ok_and(|outcome| outcome.passes)
+    });
+    let slots: smallvec::SmallVec<_> = taken.map(|(check, _)| (check.store, check.counter)).collect();
+    if slots.is_empty() {
+        return None;
+    }
+    Some(LeaseToken { id: planned.plan.lease, slots }.seal(rules.secret(), rules.stores()))
+}
