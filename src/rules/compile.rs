@@ -19,6 +19,8 @@ pub struct Rules {
     pub(super) stores: Vec<String>,
     pub(super) release_entry: String,
     pub(super) bounds: RequestBounds,
+    /// Never denies: the kill switch.
+    pub(super) shadow: bool,
     pub(super) limiters: Vec<Limiter>,
     /// What a bucket of each limiter can owe where the operator did not say (semantics 9).
     pub(super) debts: Vec<u64>,
@@ -30,6 +32,8 @@ pub struct Rules {
 #[derive(Debug)]
 pub(super) struct CompiledDomain {
     pub(super) unmatched: Unmatched,
+    /// Never denies: by itself or by the server.
+    pub(super) shadow: bool,
     pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
     pub(super) addresses: Vec<String>,
     pub(super) rules: Vec<CompiledRule>,
@@ -267,6 +271,7 @@ impl Compiler {
         }
         let domains = settings.into_iter().zip(compiled).map(|(domain, rules)| CompiledDomain {
             unmatched: domain.unmatched,
+            shadow: domain.shadow || self.book.shadow,
             normalise: domain.normalise,
             addresses: addresses(&domain.addresses),
             index: Index::new(rules.iter().map(|rule| rule.matches.as_slice())),
@@ -281,6 +286,7 @@ impl Compiler {
             stores: self.book.stores,
             release_entry: self.book.release_entry,
             bounds: self.book.bounds,
+            shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
             targets: self.targets,

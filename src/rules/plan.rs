@@ -239,13 +239,19 @@ struct Walk<'r> {
 impl Walk<'_> {
     /// Refuses the whole request and charges nothing; leases given back stay given back.
     fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Planned {
+        let end = if self.rules.shadow { End::Unmatched } else { End::Refused };
+        self.planned.ends.resize(request.descriptors.len(), end);
         self.planned.refused = Some(refused);
-        self.planned.ends.resize(request.descriptors.len(), End::Refused);
-        self.finish()
+        let mut planned = self.finish();
+        if self.rules.shadow {
+            planned.refused = None;
+            planned.notes.shadow_refusals += 1;
+        }
+        planned
     }
 
-    fn finish(mut self) -> Planned {
-        let planned = &mut self.planned;
+    fn finish(&mut self) -> Planned {
+        let mut planned = std::mem::take(&mut self.planned);
         match planned.refused {
             Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
                 // Refunds take effect whatever the verdict (semantics 11): what only gives back stays.
@@ -261,7 +267,7 @@ impl Walk<'_> {
         if !planned.plan.checks.is_empty() {
             planned.plan.groups.push(planned.plan.checks.len() as u16);
         }
-        self.planned
+        planned
     }
 
     /// A descriptor whose only entry gives back a genuine lease (semantics 24).
@@ -307,6 +313,10 @@ impl Walk<'_> {
             }
         }
         if end == End::Unmatched && domain.unmatched == Unmatched::Deny {
+            if domain.shadow {
+                self.planned.notes.shadow_refusals += 1;
+                return end;
+            }
             self.planned.refused.get_or_insert(Refused::Unmatched);
             return End::Refused;
         }
