@@ -24,7 +24,7 @@ pub use self::spec::{
     Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
     SpecError,
 };
-pub use self::token_bucket::{BucketLevel, TokenBucket};
+pub use self::token_bucket::{BucketLevel, TokenBucket, Unrepresentable};
 use crate::clock::Timestamp;
 
 /// The largest integer that every store counts exactly.
