@@ -28,6 +28,7 @@
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
 //! | [`server`] | the doors: gRPC, HTTP, headers |
+//! | [`app`] | the whole service |
 //!
 //! A room imports only rooms above it. The first five are pure: time is an argument; nothing awaits, logs or counts.
 //!
@@ -42,6 +43,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod decision;
