@@ -17,6 +17,9 @@ use crate::store::Stores;
 /// How long requests under way may take once the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How often the stores forget what no longer counts.
+const SWEEP: Duration = Duration::from_secs(5);
+
 /// Why the service cannot start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -31,6 +34,7 @@ pub enum AppError {
 /// Open doors, not served yet: the addresses are known, and clients wait.
 #[derive(Debug)]
 pub struct App {
+    engine: Arc<Engine>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
 }
@@ -51,7 +55,11 @@ impl App {
         let grpc = Listener::bind(&settings.grpc).await.map_err(AppError::Grpc)?;
         let http = Listener::bind(&settings.http).await.map_err(AppError::Http)?;
         let engine = Arc::new(Engine::new(rules, stores, clock));
-        Ok(Self { grpc: (Grpc::new(engine.clone(), settings).await, grpc), http: (Http::new(engine, settings), http) })
+        Ok(Self {
+            grpc: (Grpc::new(engine.clone(), settings).await, grpc),
+            http: (Http::new(engine.clone(), settings), http),
+            engine,
+        })
     }
 
     /// Where RLS, ext_authz, health and reflection are.
@@ -72,12 +80,28 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
+        let sweeping = tokio::spawn(sweep(self.engine));
         shutdown.await;
+        sweeping.abort();
         // Health first, so that gateways that ask for it look elsewhere before connections close.
         grpc.leave().await;
         stop.cancel();
         if tokio::time::timeout(DRAIN, async { while doors.join_next().await.is_some() {} }).await.is_err() {
             tracing::warn!("requests were still under way after {DRAIN:?} and are abandoned");
+        }
+    }
+}
+
+/// Lets the stores forget now and then, beside the threads that serve.
+async fn sweep(engine: Arc<Engine>) {
+    let mut pause = tokio::time::interval(SWEEP);
+    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        pause.tick().await;
+        let engine = engine.clone();
+        let swept = tokio::task::spawn_blocking(move || engine.stores().sweep(engine.clock().now()));
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "forgetting what no longer counts failed; it is tried again");
         }
     }
 }

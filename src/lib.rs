@@ -28,6 +28,8 @@
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
 //! | [`server`] | the doors: gRPC, HTTP, headers |
+//! | [`config`] | what the operator wrote, read strictly |
+//! | [`app`] | the whole, built and served |
 //! | [`app`] | the whole service |
 //!
 //! A room imports only rooms above it. The first five are pure: time is an argument; nothing awaits, logs or counts.
