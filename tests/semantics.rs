@@ -198,6 +198,15 @@ fn semantics_04_a_cost_of_all_numbers_is_counted_and_not_wrapped() {
     }
 }
 
+#[test]
+fn semantics_04_a_rate_that_cannot_be_met_within_a_percent_is_refused_with_what_would_fit() {
+    let ten_years = secs(10 * 365 * 86_400);
+    let refused = Quota::new(3, ten_years, bucket(Some(u32::MAX)));
+    let Err(SpecError::Rate(largest)) = refused else { panic!("{refused:?}") };
+    assert!(Quota::new(3, ten_years, bucket(Some(largest))).is_ok(), "{largest} would fit");
+    assert!(matches!(Quota::new(3, ten_years, bucket(Some(largest + 1))), Err(SpecError::Rate(_))));
+}
+
 // Request, plan, outcome
 
 #[test]
