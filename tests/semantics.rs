@@ -546,6 +546,18 @@ fn semantics_12_what_was_used_is_recorded_whole_even_beyond_what_was_left() {
     assert_eq!(retry_after(&peek()), Some(secs(161)));
 }
 
+#[test]
+fn semantics_12_the_exact_log_cannot_be_overdrawn() {
+    let overdrawn = Apply { overdraw: true, ..apply("limiter", &["account"]) };
+    let book = RuleBook {
+        limiters: vec![quota("limiter", 5, secs(60), LOG)],
+        rules: vec![applies("all", [overdrawn])],
+        ..RuleBook::default()
+    };
+    let errors = Rules::compile(book).expect_err("what is overdrawn would be forgotten");
+    assert!(matches!(errors.as_slice(), [CompileError::OverdrawnLog { .. }]), "{errors:?}");
+}
+
 fn with_shadow(shadow: Rule, enforced: Vec<Rule>, limiters: Vec<Limiter>) -> World {
     World::new(limiters, std::iter::once(Rule { shadow: true, ..shadow }).chain(enforced).collect())
 }
