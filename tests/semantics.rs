@@ -1224,6 +1224,28 @@ fn semantics_26_descriptors_that_no_rule_matches_have_a_default_of_their_own() {
 }
 
 #[test]
+fn semantics_26_an_unmatched_descriptor_that_is_denied_charges_nothing_wherever_it_stands() {
+    let always = Apply { charge: Charge::Always, missing: Missing::Deny, ..apply("limiter", &["account"]) };
+    let by_device = Apply { missing: Missing::Deny, ..apply("limiter", &["device"]) };
+    let world = World::of(RuleBook {
+        limiters: vec![quota("limiter", 3, secs(60), EPOCH)],
+        domains: vec![Domain { name: DOMAIN.to_owned(), unmatched: Unmatched::Deny, ..Domain::default() }],
+        rules: vec![
+            rule("all", &[("account", "*")], Action::Apply(vec![always])),
+            rule("strict", &[("strict", "*")], Action::Apply(vec![by_device])),
+        ],
+        ..RuleBook::default()
+    });
+    let known = || Descriptor::of(A.iter().copied());
+    let without_key = || Descriptor::of([("account", "a"), ("strict", "yes")]);
+    let unknown = || Descriptor::of([("what", "is this")]);
+    for descriptors in [[known(), without_key(), unknown()], [unknown(), without_key(), known()]] {
+        assert!(!world.decide(descriptors).allowed());
+        assert_eq!(world.left(A), 3);
+    }
+}
+
+#[test]
 fn semantics_27_one_client_has_one_address() {
     let world = World::new(
         vec![quota("limiter", 1, secs(60), LOG)],
