@@ -426,7 +426,8 @@ def main():
     parser.add_argument("--up", action="store_true", help="leave it running instead of playing the story")
     parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, interrupt)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, interrupt)
     try:
         tollgate = options.tollgate or built()
         with Gateway(tollgate, envoy()) as gateway:
