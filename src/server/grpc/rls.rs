@@ -119,7 +119,7 @@ fn limit_override(limit: &RateLimitOverride) -> Option<LimitOverride> {
         RateLimitUnit::Year => YEAR,
     };
     // A year times `u32::MAX` is far from overflowing.
-    let window = Duration::from_secs(unit * u64::from(limit.unit_multiplier.max(1)));
+    let window = Duration::from_secs(unit * u64::from(limit.unit_multiplier.unwrap_or(1).max(1)));
     Some(LimitOverride { limit: limit.requests_per_unit, window })
 }
 
@@ -169,7 +169,8 @@ fn until(counted: &Counted<'_>, allowed: bool) -> prost_types::Duration {
 
 /// The configured numbers: the largest unit that the window is whole numbers of.
 fn current_limit(counted: &Counted<'_>) -> RateLimit {
-    let (unit, unit_multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
+    let (unit, units) = counted.window.map_or((Unit::Unknown, 0), unit);
+    let unit_multiplier = (units > 1).then_some(units);
     RateLimit { name: counted.limiter.to_owned(), requests_per_unit: counted.limit, unit: unit.into(), unit_multiplier }
 }
 
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn semantics_18_an_override_without_a_known_unit_is_none() {
         let limit =
-            |unit, unit_multiplier| limit_override(&RateLimitOverride { requests_per_unit: 9, unit, unit_multiplier });
+            |unit, units| limit_override(&RateLimitOverride { requests_per_unit: 9, unit, unit_multiplier: Some(units) });
         let nine_in = |seconds| Some(LimitOverride { limit: 9, window: Duration::from_secs(seconds) });
         assert_eq!(limit(RateLimitUnit::Minute.into(), 0), nine_in(60));
         assert_eq!(limit(RateLimitUnit::Month.into(), 2), nine_in(60 * 86_400));
