@@ -288,7 +288,7 @@ pub(super) fn duration(duration: Duration) -> String {
     let micros = duration.as_micros();
     let units: [(u128, &str); 5] =
         [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
-    match units.into_iter().find(|(unit, _)| micros % unit == 0 && micros > 0) {
+    match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", micros / unit),
         None => format!("{micros}us"),
     }

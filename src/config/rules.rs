@@ -41,13 +41,12 @@ pub(super) fn rules(
     let mut first: HashMap<(&str, &str), &At<schema::Rule>> = HashMap::new();
     let mut rules = Vec::new();
     for written in file.rules.items() {
-        if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get()) {
-            if let Some(first) = first.insert((domain, name), written) {
-                let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
-                let reason =
-                    format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
-                problems.refuse(&name.place, reason);
-            }
+        if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get())
+            && let Some(first) = first.insert((domain, name), written)
+        {
+            let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
+            let reason = format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
+            problems.refuse(&name.place, reason);
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = declared.get(domain);
@@ -201,10 +200,10 @@ impl<'a> Reading<'a> {
                 self.problems.refuse(place, "but a rule that allows has no refusal to say it in");
             }
         }
-        if let Some(kind) = written.content_type.get() {
-            if !kind.contains('/') || !kind.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
-                self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
-            }
+        if let Some(kind) = written.content_type.get()
+            && !(kind.contains('/') && kind.chars().all(|c| c.is_ascii_graphic() || c == ' '))
+        {
+            self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
         }
         RefusalText {
             status: written.status.copied().and_then(|status| u16::try_from(status.0).ok()),
