@@ -10,7 +10,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::node::{Key, Node, Number, Spot, Text, Value, join};
-use super::problem::{Place, Problems, remedy};
+use super::problem::{Place, Problems, nearest, remedy};
 
 /// What can stand in a configuration.
 pub trait Decode: JsonSchema + Sized {
@@ -100,6 +100,9 @@ impl<T: Copy> Field<T> {
 /// Reads one value.
 pub fn field<T: Decode>(node: &Node, path: String, problems: &mut Problems) -> Field<T> {
     let shown = if T::SECRET { "\"***\"".to_owned() } else { node.value.to_string() };
+    if matches!(node.value, Value::Lost) {
+        return Field::Refused;
+    }
     let place = Place { path, shown, spot: node.spot };
     match T::decode(node, &place, problems) {
         Some(value) => Field::Given(At { value, place }),
@@ -123,10 +126,11 @@ pub fn entries<'a>(node: &'a Node, place: &Place, problems: &mut Problems) -> Op
 pub fn known_keys(entries: &[(Key, Node)], place: &Place, known: &[&str], problems: &mut Problems) {
     for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&*key.text)) {
         let path = join(&place.path, &key.text);
-        problems.error(
-            key.spot,
-            format!("{path} is not a known key{}", remedy(&key.text, known.iter().copied(), "known keys")),
-        );
+        let remedy = remedy(&key.text, known.iter().copied(), "known keys");
+        problems.error(key.spot, format!("{path} is not a known key{remedy}"));
+        if let Some(meant) = nearest(&key.text, known.iter().copied()) {
+            problems.excuse(join(&place.path, meant));
+        }
     }
 }
 
@@ -150,7 +154,7 @@ pub fn key<T: Decode>(
         }
         None => {
             if required {
-                problems.missing(place.spot, format!("{path} is missing, expected {}", T::expected()));
+                problems.missing(place.spot, &path, format!("is missing, expected {}", T::expected()));
             }
             Field::Absent
         }
@@ -306,7 +310,7 @@ pub fn word(
     };
     let found = words.iter().find(|word| **word == written).copied();
     if found.is_none() {
-        let near = match super::problem::nearest(written, words.iter().copied()) {
+        let near = match nearest(written, words.iter().copied()) {
             Some(word) => format!("; did you mean {word:?}?"),
             None => String::new(),
         };
@@ -770,7 +774,12 @@ impl JsonSchema for Bytes {
 
 /// A list. What is wrong with one item is told, and the others stay.
 #[derive(Clone, Debug)]
-pub struct List<T>(pub Vec<At<T>>);
+pub struct List<T> {
+    /// The items that could be read.
+    pub items: Vec<At<T>>,
+    /// Whether the file has none, not even a bad one.
+    pub is_empty: bool,
+}
 
 impl<T: Decode> Decode for List<T> {
     fn expected() -> String {
@@ -798,7 +807,7 @@ impl<T: Decode> Decode for List<T> {
             }
             index += 1;
         }
-        Some(List(list))
+        Some(List { items: list, is_empty: items.is_empty() })
     }
 }
 
@@ -869,7 +878,7 @@ impl<T: JsonSchema> JsonSchema for Named<T> {
 impl<T> Field<List<T>> {
     /// The items; none when there is no list.
     pub fn items(&self) -> &[At<T>] {
-        self.get().map_or(&[], |list| &list.value.0)
+        self.get().map_or(&[], |list| &list.value.items)
     }
 }
 

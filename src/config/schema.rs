@@ -445,7 +445,7 @@ impl Decode for Match {
                     Field::Absent | Field::Refused => None,
                 }
             }
-            Value::Null | Value::Other(_) => {
+            Value::Null | Value::Other(_) | Value::Lost => {
                 problems.refuse(place, format!("expected {}", Self::expected()));
                 None
             }

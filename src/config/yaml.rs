@@ -11,7 +11,7 @@ use super::node::{Key, Node, Number, Spot, Text, Value, join};
 use super::problem::Problems;
 
 /// How many values a file may hold, those copied by aliases counted each time.
-const MOST_NODES: usize = 1_000_000;
+const MOST_NODES: usize = 500_000;
 
 /// How deep lists and tables may stand inside each other.
 const DEEPEST: usize = 64;
