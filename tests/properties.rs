@@ -1,34 +1,25 @@
 //! What always holds, whatever is asked in whatever order. Seeds are fixed, so every run asks the same.
 
 mod model;
+#[path = "model/numbers.rs"]
+mod numbers;
+#[path = "model/plans.rs"]
+mod plans;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-use model::{Model, Numbers};
+use model::Model;
+use numbers::Numbers;
+use plans::{ANYTHING, SECOND, START, always, asks};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Bounds, Charges, Check, CounterName, Held, LeaseAction, LeaseChange, LeaseId, Needs, OnStoreError,
     Outcome, State, advance, change_lease,
 };
 
-const SECOND: u64 = 1_000_000;
 const HOUR: u64 = 3_600 * SECOND;
-const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
-
-/// Runs a test on `cases` values, the same ones every time.
-fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
-    const SEED: [u8; 32] = *b"tollgate: the same steps, always";
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &SEED));
-    let verdict = runner.run(&strategy, |value| {
-        holds(value);
-        Ok::<(), TestCaseError>(())
-    });
-    verdict.unwrap_or_else(|failure| panic!("{failure}"));
-}
 
 /// Where the clock goes before a step.
 #[derive(Clone, Copy, Debug)]
@@ -69,30 +60,8 @@ fn moves() -> impl Strategy<Value = Move> {
     ]
 }
 
-/// What a rule can ask: charges of each kind, peeks, refunds, and charges merged with any of them.
-fn asks(most: u32) -> impl Strategy<Value = (Needs, Charges, u32)> {
-    let cost = prop_oneof![8 => 1..=most.min(4), 4 => 1..=most + 2, 1 => Just(u32::MAX)];
-    let charge = (cost, any::<bool>(), 0..3u8).prop_map(|(cost, overdraw, when)| {
-        let needs = Needs { fits: if overdraw { 0 } else { cost }, one_left: overdraw, not_over: false };
-        let charges = Charges {
-            admitted: cost,
-            passed: if when > 0 { cost } else { 0 },
-            refused: if when > 1 { cost } else { 0 },
-        };
-        (needs, charges, 0)
-    });
-    let peek =
-        any::<bool>().prop_map(|above| (Needs { one_left: !above, not_over: above, fits: 0 }, Charges::default(), 0));
-    let refund = (0..=most + 2).prop_map(|units| (Needs::default(), Charges::default(), units));
-    let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(asked, fits, peek, refund)| {
-        let (needs, charges, _) = asked;
-        (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek, ..needs }, charges, refund)
-    });
-    prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged]
-}
-
 fn steps(most: u32, slots: bool) -> impl Strategy<Value = Step> {
-    let asks = asks(most).prop_map(move |(mut needs, charges, refund)| {
+    let asks = asks(ANYTHING, most).prop_map(move |(mut needs, charges, refund)| {
         if slots {
             // A slot is one slot, whatever the hits.
             needs.fits = needs.fits.min(1);

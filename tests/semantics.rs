@@ -8,12 +8,15 @@
 //! | 29 (files), 32 | what reloads, and what survives a restart |
 //! | 30 | also `tests/memory.rs` |
 
+#[path = "model/book.rs"]
+mod book;
 #[path = "model/world.rs"]
 mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use book::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
 use futures_util::FutureExt;
 use tollgate::clock::Timestamp;
 use tollgate::decision::{Decision, Reason};
@@ -27,7 +30,7 @@ use tollgate::rules::{
     Secret, Unmatched,
 };
 use tollgate::store::{MemorySettings, Stores};
-use world::{DOMAIN, START, World, applies, apply, bucket, hits, quota, rule, secs, slots};
+use world::{START, World, hits};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
 const PAIR: Algorithm = Algorithm::SlidingCounter;
