@@ -157,6 +157,7 @@ fn a_login_page_is_guarded_by_address_and_account() {
     }
     let refused = gateway.ask(&login("ada", "203.0.113.6")).expect(429);
     assert!(matches!(refused.retry_after(), Some(290..=300)), "{refused:?}");
+    assert_eq!(refused.header("x-ratelimit-limit"), Some("5, 5;w=300;name=\"login_account\""));
     // One account has one counter, however it is written.
     gateway.ask(&login(" ADA ", "203.0.113.7")).expect(429);
     gateway.ask(&login("bob", "203.0.113.7")).expect(401);
