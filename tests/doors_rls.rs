@@ -56,7 +56,7 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
     let service = Service::start(book(limits, rules)).await;
     let rls = service.rls().await;
     let told = async |name| rls.one(&[("use", name)]).await.statuses[0].clone();
-    let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier| RateLimit {
+    let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier: Option<u32>| RateLimit {
         name: name.to_owned(),
         requests_per_unit,
         unit: unit.into(),

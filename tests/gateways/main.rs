@@ -4,6 +4,7 @@
 mod support;
 
 mod demo;
+mod envoy_doors;
 mod envoy_examples;
 mod envoy_outages;
 mod forward_auth;

@@ -169,9 +169,13 @@ fn until(counted: &Counted<'_>, allowed: bool) -> prost_types::Duration {
 
 /// The configured numbers: the largest unit that the window is whole numbers of.
 fn current_limit(counted: &Counted<'_>) -> RateLimit {
-    let (unit, units) = counted.window.map_or((Unit::Unknown, 0), unit);
-    let unit_multiplier = (units > 1).then_some(units);
-    RateLimit { name: counted.limiter.to_owned(), requests_per_unit: counted.limit, unit: unit.into(), unit_multiplier }
+    let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
+    RateLimit {
+        name: counted.limiter.to_owned(),
+        requests_per_unit: counted.limit,
+        unit: unit.into(),
+        unit_multiplier: (multiplier > 1).then_some(multiplier),
+    }
 }
 
 /// A window in Envoy's units. One that is no whole number of seconds has none.
@@ -234,12 +238,12 @@ mod tests {
     #[test]
     fn semantics_18_an_override_without_a_known_unit_is_none() {
         let limit =
-            |unit, units| limit_override(&RateLimitOverride { requests_per_unit: 9, unit, unit_multiplier: Some(units) });
+            |unit, unit_multiplier| limit_override(&RateLimitOverride { requests_per_unit: 9, unit, unit_multiplier });
         let nine_in = |seconds| Some(LimitOverride { limit: 9, window: Duration::from_secs(seconds) });
-        assert_eq!(limit(RateLimitUnit::Minute.into(), 0), nine_in(60));
-        assert_eq!(limit(RateLimitUnit::Month.into(), 2), nine_in(60 * 86_400));
-        assert_eq!(limit(RateLimitUnit::Year.into(), u32::MAX), nine_in(u64::from(u32::MAX) * 365 * 86_400));
-        assert_eq!(limit(RateLimitUnit::Unknown.into(), 0), None);
-        assert_eq!(limit(77, 0), None);
+        assert_eq!(limit(RateLimitUnit::Minute.into(), None), nine_in(60));
+        assert_eq!(limit(RateLimitUnit::Month.into(), Some(2)), nine_in(60 * 86_400));
+        assert_eq!(limit(RateLimitUnit::Year.into(), Some(u32::MAX)), nine_in(u64::from(u32::MAX) * 365 * 86_400));
+        assert_eq!(limit(RateLimitUnit::Unknown.into(), None), None);
+        assert_eq!(limit(77, None), None);
     }
 }
