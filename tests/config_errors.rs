@@ -12,6 +12,52 @@ fn variables(name: &str) -> Option<String> {
     }
 }
 
+/// Random numbers that are the same in every run (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+}
+
+#[test]
+fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut random = Random(0x7011_6a7e);
+    for directory in ["config", "tests/config/broken"] {
+        for entry in std::fs::read_dir(root.join(directory)).expect("the directory is there") {
+            let path = entry.expect("readable").path();
+            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+            // A bomb is slow by design, and a schema is no configuration.
+            if name.starts_with("alias_bomb") || name.ends_with(".json") {
+                continue;
+            }
+            let whole: Vec<char> = std::fs::read_to_string(&path).expect("text").chars().collect();
+            for _ in 0..60 {
+                let mut text = whole.clone();
+                for _ in 0..=random.below(4) {
+                    let place = random.below(text.len());
+                    match random.below(4) {
+                        0 => text.truncate(place),
+                        1 => text.insert(
+                            place,
+                            ['{', '}', '[', ']', '"', '\n', '$', '-', ':', '\u{e9}', '\t'][random.below(11)],
+                        ),
+                        2 if place < text.len() => drop(text.remove(place)),
+                        _ => text.rotate_left(random.below(8).min(place)),
+                    }
+                }
+                let source = Source { name: name.clone(), text: text.into_iter().collect() };
+                drop(Config::read(&[source], &variables));
+            }
+        }
+    }
+}
+
 #[test]
 fn each_broken_file_is_told_everything_that_is_wrong_with_it_at_once() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");

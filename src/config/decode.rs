@@ -825,6 +825,16 @@ impl<T: JsonSchema> JsonSchema for List<T> {
     }
 }
 
+/// Whether a text can be a name: it may have to stand in a header or on one line of a log.
+pub fn name(text: &str) -> Result<(), &'static str> {
+    match text {
+        "" => Err("expected at least one character"),
+        text if text.chars().any(char::is_control) => Err("expected no control characters"),
+        text if text.len() > 200 => Err("expected at most 200 bytes"),
+        _ => Ok(()),
+    }
+}
+
 /// A table whose keys are names that the operator chose, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Named<T>(pub Vec<Item<T>>);
@@ -849,6 +859,9 @@ impl<T: Decode> Decode for Named<T> {
         let mut named = Vec::new();
         for (key, node) in entries(node, place, problems)? {
             let path = join(&place.path, &key.text);
+            if let Err(reason) = name(&key.text) {
+                problems.error(key.spot, format!("{path} is a name, {reason}"));
+            }
             let place = Place { path: path.clone(), shown: node.value.to_string(), spot: key.spot };
             let node = Node { spot: key.spot, value: node.value.clone() };
             let value = match field(&node, path, problems) {

@@ -1,5 +1,6 @@
 //! The limiters: which numbers an algorithm takes, and whether they can be counted.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -17,27 +18,31 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// The limiters that were written, those that were refused too, so that rules can name them.
 #[derive(Debug)]
-pub(super) struct Limiters(Vec<(String, Option<Limiter>)>);
+pub(super) struct Limiters {
+    all: Vec<(String, Option<Limiter>)>,
+    /// The place of each name.
+    places: HashMap<String, usize>,
+}
 
 impl Limiters {
     /// The names, in order.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.all.iter().map(|(name, _)| name.as_str())
     }
 
     /// Whether one has this name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.names().any(|found| found == name)
+        self.places.contains_key(name)
     }
 
     /// The limiter of this name, unless it was refused.
     pub(super) fn get(&self, name: &str) -> Option<&Limiter> {
-        self.0.iter().find(|(found, _)| found == name)?.1.as_ref()
+        self.all[*self.places.get(name)?].1.as_ref()
     }
 
     /// Those that were not refused.
     pub(super) fn into_built(self) -> Vec<Limiter> {
-        self.0.into_iter().filter_map(|(_, limiter)| limiter).collect()
+        self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
     }
 }
 
@@ -48,7 +53,9 @@ pub(super) fn limiters(file: &schema::File, stores: &[String], problems: &mut Pr
         let limiter = written.and_then(|written| Reading { item, written, stores, problems: &mut *problems }.limiter());
         (item.name.clone(), limiter)
     };
-    Limiters(file.limiters.named().iter().map(limiter).collect())
+    let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
+    let places = all.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+    Limiters { all, places }
 }
 
 /// The algorithms that have a key.
@@ -74,6 +81,13 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn limiter(mut self) -> Option<Limiter> {
+        if self.item.name.contains(['{', '}']) {
+            let path = &self.item.place.path;
+            self.problems.error(
+                self.item.place.spot,
+                format!("{path} is a name, expected no braces: rules fill those with entries"),
+            );
+        }
         let store = self.store();
         let on_store_error = self.on_store_error();
         let concurrency = self.concurrency();

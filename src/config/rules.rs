@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::decode::{At, Item};
+use super::decode::{At, Item, name};
 use super::limiters::Limiters;
 use super::problem::{Place, Problems, remedy};
 use super::schema;
@@ -114,6 +114,11 @@ struct Reading<'a> {
 impl<'a> Reading<'a> {
     fn rule(&mut self) -> Option<Rule> {
         let written = self.written;
+        for text in [written.domain.get(), written.name.get()].into_iter().flatten() {
+            if let Err(reason) = name(text) {
+                self.problems.refuse(&text.place, reason);
+            }
+        }
         let mut matches = Vec::new();
         for item in written.matches.named() {
             declared(&item.name, &item.place, self.entries, self.problems);
