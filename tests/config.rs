@@ -1,12 +1,17 @@
 //! What a configuration means: the samples, the schema, variables, directories, and files of rate-sync.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Engine, Errors, Source, json_schema};
+use tollgate::descriptor::{Descriptor, Hits, Request};
+use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Action, Charge, Matcher, Normaliser, Rules};
 use tollgate::server::{self, Listen};
+use tollgate::store::{MemorySettings, Stores};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
@@ -91,6 +96,84 @@ fn the_login_sample_means_what_its_comments_say() {
     let domain = &config.book.domains[0];
     assert_eq!(domain.normalise[1], ("account".to_owned(), vec![Normaliser::Lowercase, Normaliser::Trim]));
     assert_eq!(config.server.authz.domain, "edge");
+}
+
+/// An engine by a sample, with a clock that waits to be told.
+fn engine(name: &str) -> (engine::Engine, ManualClock) {
+    let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
+    let config = sample(name);
+    let stores = Stores::memory(&vec![MemorySettings::default(); config.stores.len()]);
+    let rules = Rules::compile(config.book).unwrap_or_else(|errors| panic!("{errors:?}"));
+    (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
+}
+
+/// What a sample decides: the limiter that refuses, or none.
+fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
+    let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
+    let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let decision = runtime.block_on(engine.decide(&request));
+    let refusal = decision.refusal();
+    refusal.map(|refusal| refusal.limiter.unwrap_or("no limiter").to_owned())
+}
+
+const ONE: Hits = Hits::Charge(1);
+
+#[test]
+fn the_login_sample_stops_an_account_and_an_address() {
+    let (engine, _) = engine("login.toml");
+    let login = |address: &str, account: &str| {
+        let entries = [("path", "//login"), ("method", "POST"), ("remote_address", address), ("account", account)];
+        decide(&engine, "edge", ONE, &entries)
+    };
+    for host in 0..5 {
+        assert_eq!(login(&format!("192.0.2.{host}"), "bob"), None);
+    }
+    assert_eq!(login("192.0.2.9", " BOB"), Some("login_account".to_owned()));
+    let tries: Vec<_> = (0..31).map(|number| login("198.51.100.1", &format!("user{number}"))).collect();
+    assert_eq!(tries[29], None);
+    assert_eq!(tries[30], Some("login_ip".to_owned()));
+}
+
+#[test]
+fn the_tiers_sample_gives_each_tier_its_numbers() {
+    let (engine, _) = engine("tiers.toml");
+    let admitted = |account: &str, tier: &str| {
+        let ask = |_: &u32| decide(&engine, "edge", ONE, &[("account", account), ("tier", tier)]).is_none();
+        (0..200).take_while(ask).count()
+    };
+    assert_eq!(admitted("ann", "free"), 20);
+    assert_eq!(admitted("eve", "Pro"), 100);
+    assert_eq!(admitted("joe", "platinum"), 20, "an unknown tier is free");
+    assert_eq!(admitted("ann", "pro"), 80, "an upgrade keeps what was used");
+    assert!(decide(&engine, "edge", ONE, &[("account", "ann")]).is_some(), "an account without a tier is refused");
+}
+
+#[test]
+fn the_concurrency_sample_holds_two_slots_and_takes_nothing_from_the_hour_without_one() {
+    let (engine, clock) = engine("concurrency.toml");
+    let export = |account: &str| {
+        let entries = [("path", "/export/7"), ("account", account), ("remote_address", "192.0.2.1")];
+        decide(&engine, "edge", ONE, &entries)
+    };
+    assert_eq!((export("bob"), export("bob")), (None, None));
+    for _ in 0..30 {
+        assert_eq!(export("bob"), Some("exports".to_owned()));
+    }
+    assert_eq!(export("ann"), None);
+    clock.advance(Duration::from_secs(301));
+    assert_eq!(export("bob"), None, "the leases have expired, and the hour has room");
+}
+
+#[test]
+fn the_tokens_sample_looks_first_and_charges_what_was_used() {
+    let (engine, clock) = engine("tokens.toml");
+    let ask = |hits: Hits| decide(&engine, "llm", hits, &[("account", "bob")]);
+    assert_eq!(ask(Hits::Peek), None);
+    assert_eq!(ask(Hits::Charge(70_000)), None, "the whole cost is recorded");
+    assert_eq!(ask(Hits::Peek), Some("tokens".to_owned()), "50000 are owed");
+    clock.advance(Duration::from_secs(31 * 60));
+    assert_eq!(ask(Hits::Peek), None, "they have drained");
 }
 
 #[test]

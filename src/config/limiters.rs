@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::decode::{At, Choice, Field, Item, Positive, Table};
+use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems, nearest, remedy};
 use super::schema;
+use super::values::{Item, Positive};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
     SpecError,

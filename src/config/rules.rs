@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::decode::{At, Item, name};
+use super::decode::At;
 use super::limiters::Limiters;
 use super::problem::{Place, Problems, remedy};
 use super::schema;
 use super::settings::FIXED_ENTRIES;
+use super::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,

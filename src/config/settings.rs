@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::decode::{At, Choice, Field, Item, Table};
+use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
+use super::values::{Count, Item, Switch};
 use super::{Engine, Remote, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
 use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
@@ -45,7 +46,7 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
 
 fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {
     let Some(written) = written.get() else { return };
-    let set = |family: &mut bool, switch: &Field<super::decode::Switch>| {
+    let set = |family: &mut bool, switch: &Field<Switch>| {
         if let Some(switch) = switch.copied() {
             *family = switch.0;
         }
@@ -162,7 +163,7 @@ pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
     }
     if let Some(bounds) = server.bounds.get() {
         let default = RequestBounds::default();
-        let bound = |field: &Field<super::decode::Count>, default: usize| field.copied().map_or(default, usize::from);
+        let bound = |field: &Field<Count>, default: usize| field.copied().map_or(default, usize::from);
         book.bounds = RequestBounds {
             descriptors: bound(&bounds.descriptors, default.descriptors),
             entries: bound(&bounds.entries, default.entries),
