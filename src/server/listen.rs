@@ -28,7 +28,7 @@ pub enum ListenError {
     NoSocket(Listen),
     /// Anything else the operating system says.
     #[error("cannot listen on {0}: {1}")]
-    Io(Listen, #[source] io::Error),
+    Io(Listen, io::Error),
 }
 
 /// The address that a listener really has: the free port that was found for port 0.
