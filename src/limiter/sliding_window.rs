@@ -72,7 +72,9 @@ impl Arithmetic for SlidingWindow {
     fn refund(&self, grants: &mut Grants, now: Timestamp, units: u32) -> bool {
         let forgotten = self.forgotten(grants, now);
         let given_back = (units as usize).min(grants.moments.len() - forgotten);
-        grants.moments.drain(..forgotten + given_back);
+        if given_back > 0 {
+            grants.moments.drain(..forgotten + given_back);
+        }
         given_back > 0
     }
 
