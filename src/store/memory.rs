@@ -6,11 +6,11 @@
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::slots::{SlotBounds, Slots};
+use super::slots::{Place, SlotBounds, Slots};
 use crate::clock::Timestamp;
 use crate::limiter::{
-    Applied, Check, CounterName, Fault, Grants, Held, Lease, Limit, OnStoreError, Outcome, Plan, State, advance,
-    change_lease,
+    Applied, Check, CounterName, Fault, Grants, GroupOutcome, Held, Lease, Limit, OnStoreError, Outcome, Plan, State,
+    advance, change_lease,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes microseconds.
@@ -57,7 +57,13 @@ struct Space {
 type Shard = (u16, u32);
 
 /// The locked shards of one group.
-type Locked<'a> = SmallVec<[(Shard, MutexGuard<'a, Slots>); 4]>;
+type Locked<'a> = SmallVec<[MutexGuard<'a, Slots>; 4]>;
+
+/// Which of the locked shards holds the counter of each check.
+type Guards = SmallVec<[usize; 4]>;
+
+/// Where the counter of each check is.
+type Places = SmallVec<[Option<Place>; 4]>;
 
 impl Memory {
     /// One space for each of the settings.
@@ -69,15 +75,16 @@ impl Memory {
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, ..Applied::default() };
         for change in &plan.changes {
-            let (_, mut slots) = self.lock(self.shard(change.store, &change.counter));
-            let mut held = Held::from(slots.take(&change.counter));
+            let mut slots = self.lock(self.shard(change.store, &change.counter));
+            let place = slots.find(&change.counter);
+            let mut held = Held::from(slots.take(place));
             applied.fates.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
                     let outcome = leases_outcome(&held.state, now);
-                    slots.put(&change.counter, held.state, &outcome, now);
+                    slots.put(&change.counter, place, held.state, &outcome, now);
                 }
-                false => slots.put_back(&change.counter, held.state),
+                false => slots.put_back(place, held.state),
             }
         }
         for group in plan.groups() {
@@ -87,62 +94,31 @@ impl Memory {
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
-        let mut shards: SmallVec<[Shard; 4]> =
-            checks.iter().map(|check| self.shard(check.store, &check.counter)).collect();
-        let mine = shards.clone();
+        let mine: SmallVec<[Shard; 4]> = checks.iter().map(|check| self.shard(check.store, &check.counter)).collect();
+        let mut shards = mine.clone();
         shards.sort_unstable();
         shards.dedup();
         let mut locked: Locked<'_> = shards.iter().map(|&shard| self.lock(shard)).collect();
-        let place = |shard: &Shard| shards.binary_search(shard).expect("every check's shard is locked");
+        let guard = |shard| shards.binary_search(&shard).expect("every check's shard is locked");
+        let guards: Guards = mine.into_iter().map(guard).collect();
 
-        let full = make_room(checks, &mine, &mut locked, &place, now);
-        if full.iter().any(|full| *full) {
-            return self.apply_short(checks, &full, &mine, &mut locked, &place, plan, now, applied);
+        for (check, &guard) in checks.iter().zip(&guards) {
+            locked[guard].touch(&check.counter);
         }
-        let mut held: SmallVec<[Held; 3]> = SmallVec::with_capacity(checks.len());
-        for (check, shard) in checks.iter().zip(&mine) {
-            held.push(Held::from(locked[place(shard)].1.take(&check.counter)));
+        let mut places = find(checks, &guards, &locked);
+        let stays = |(check, place): (&Check, &Option<Place>)| {
+            check.charges.admitted == 0 || (place.is_some() && growth(check) == 0)
+        };
+        if !checks.iter().zip(&places).all(stays) {
+            let full = make_room(checks, &guards, &mut locked, now);
+            if full.iter().any(|full| *full) {
+                return apply_short(checks, &full, &guards, &mut locked, plan, now, applied);
+            }
+            // Room is made by moving others.
+            places = find(checks, &guards, &locked);
         }
-        let (admitted, outcomes) = advance(checks, &mut held, plan.lease, now, plan.refused);
-        for (((check, shard), held), outcome) in checks.iter().zip(&mine).zip(held).zip(&outcomes) {
-            write(&mut locked[place(shard)].1, check, held, outcome, now);
-        }
+        let (admitted, outcomes) = decide(checks, &guards, &places, &mut locked, plan, plan.refused, now);
         applied.answers.extend(outcomes.into_iter().map(Ok));
-        admitted
-    }
-
-    /// The same when some counters cannot be held: those checks follow their policy, the others decide.
-    #[expect(clippy::too_many_arguments, reason = "it continues apply_group under the same locks")]
-    fn apply_short(
-        &self,
-        checks: &[Check],
-        full: &[bool],
-        mine: &[Shard],
-        locked: &mut Locked<'_>,
-        place: &impl Fn(&Shard) -> usize,
-        plan: &Plan,
-        now: Timestamp,
-        applied: &mut Applied,
-    ) -> bool {
-        let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
-        let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
-        let kept: SmallVec<[Check; 3]> =
-            checks.iter().zip(full).filter(|(_, full)| !**full).map(|(check, _)| *check).collect();
-        let shards: SmallVec<[Shard; 4]> =
-            mine.iter().zip(full).filter(|(_, full)| !**full).map(|(shard, _)| *shard).collect();
-        let mut held: SmallVec<[Held; 3]> = SmallVec::with_capacity(kept.len());
-        for (check, shard) in kept.iter().zip(&shards) {
-            held.push(Held::from(locked[place(shard)].1.take(&check.counter)));
-        }
-        let (admitted, outcomes) = advance(&kept, &mut held, plan.lease, now, refused);
-        for (((check, shard), held), outcome) in kept.iter().zip(&shards).zip(held).zip(&outcomes) {
-            write(&mut locked[place(shard)].1, check, held, outcome, now);
-        }
-        let mut outcomes = outcomes.into_iter();
-        applied.answers.extend(full.iter().map(|full| match full {
-            true => Err(Fault::Full),
-            false => Ok(outcomes.next().expect("one outcome for each check that is held")),
-        }));
         admitted
     }
 
@@ -173,8 +149,8 @@ impl Memory {
         (store, (counter.0[1] % shards) as u32)
     }
 
-    fn lock(&self, shard: Shard) -> (Shard, MutexGuard<'_, Slots>) {
-        (shard, self.spaces[usize::from(shard.0)].shards[shard.1 as usize].lock())
+    fn lock(&self, (space, shard): Shard) -> MutexGuard<'_, Slots> {
+        self.spaces[usize::from(space)].shards[shard as usize].lock()
     }
 }
 
@@ -194,29 +170,75 @@ impl Space {
     }
 }
 
-/// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(
+fn find(checks: &[Check], guards: &[usize], locked: &Locked<'_>) -> Places {
+    checks.iter().zip(guards).map(|(check, &guard)| locked[guard].find(&check.counter)).collect()
+}
+
+/// Takes the states out, decides, and writes what changed.
+fn decide(
     checks: &[Check],
-    mine: &[Shard],
+    guards: &[usize],
+    places: &[Option<Place>],
     locked: &mut Locked<'_>,
-    place: &impl Fn(&Shard) -> usize,
+    plan: &Plan,
+    refused: bool,
     now: Timestamp,
-) -> SmallVec<[bool; 4]> {
+) -> GroupOutcome {
+    let take = |(&guard, &place): (&usize, &Option<Place>)| Held::from(locked[guard].take(place));
+    let mut held: SmallVec<[Held; 3]> = guards.iter().zip(places).map(take).collect();
+    let (admitted, outcomes) = advance(checks, &mut held, plan.lease, now, refused);
+    for (number, (held, outcome)) in held.into_iter().zip(&outcomes).enumerate() {
+        let (slots, place) = (&mut locked[guards[number]], places[number]);
+        match held.wrote {
+            true => slots.put(&checks[number].counter, place, held.state, outcome, now),
+            false => slots.put_back(place, held.state),
+        }
+    }
+    (admitted, outcomes)
+}
+
+/// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
+fn apply_short(
+    checks: &[Check],
+    full: &[bool],
+    guards: &[usize],
+    locked: &mut Locked<'_>,
+    plan: &Plan,
+    now: Timestamp,
+    applied: &mut Applied,
+) -> bool {
+    let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
+    let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
+    let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
+    let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
+    let guards: Guards = held().map(|number| guards[number]).collect();
+    let places = find(&kept, &guards, locked);
+    let (admitted, outcomes) = decide(&kept, &guards, &places, locked, plan, refused, now);
+    let mut outcomes = outcomes.into_iter();
+    applied.answers.extend(full.iter().map(|full| match full {
+        true => Err(Fault::Full),
+        false => Ok(outcomes.next().expect("one outcome for each check that is held")),
+    }));
+    admitted
+}
+
+/// Makes room for every counter that may be written. Says which checks there is none for.
+fn make_room(checks: &[Check], guards: &[usize], locked: &mut Locked<'_>, now: Timestamp) -> SmallVec<[bool; 4]> {
     let mut full = SmallVec::with_capacity(checks.len());
-    for (number, (check, shard)) in checks.iter().zip(mine).enumerate() {
+    for (number, (check, &guard)) in checks.iter().zip(guards).enumerate() {
         let writes = check.charges.admitted > 0;
-        let slots = &mut locked[place(shard)].1;
-        let known = slots.holds(&check.counter);
+        let slots = &mut locked[guard];
+        let known = slots.find(&check.counter).is_some();
         let heap = growth(check);
         if !writes || (known && heap == 0) {
             full.push(false);
             continue;
         }
         // What the group's other checks in this shard were promised is promised still.
-        let before = checks[..number].iter().zip(mine).filter(|(_, other)| *other == shard).map(|(check, _)| check);
+        let before = checks[..number].iter().zip(guards).filter(|(_, other)| **other == guard).map(|(check, _)| check);
         let (mut more, mut bytes) = (usize::from(!known), heap);
         for check in before.filter(|check| check.charges.admitted > 0) {
-            more += usize::from(!slots.holds(&check.counter));
+            more += usize::from(slots.find(&check.counter).is_none());
             bytes += growth(check);
         }
         let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
@@ -234,13 +256,6 @@ fn growth(check: &Check) -> usize {
             size_of::<Grants>() + 2 * size_of::<u64>() * units.max(4)
         }
         Limit::Concurrency(_) => 4 * size_of::<Lease>(),
-    }
-}
-
-fn write(slots: &mut Slots, check: &Check, held: Held, outcome: &Outcome, now: Timestamp) {
-    match held.wrote {
-        true => slots.put(&check.counter, held.state, outcome, now),
-        false => slots.put_back(&check.counter, held.state),
     }
 }
 

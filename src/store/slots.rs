@@ -1,18 +1,25 @@
 //! The table of one shard: counters by name, packed, bounded in bytes and in number.
 //!
 //! ```text
-//!   index: hash -> place (5 bytes a bucket)        slots: 48 bytes each, dense
-//!                                                  | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!   slots: 48 bytes each, open addressing       | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!
+//!            home         place
+//!   [ ][a][b] [c] [c'][c"][x] [ ][ ]            what does not fit at home is further on, with no gap between
 //! ```
 //!
-//! Slots are dense, so that a victim can be drawn at random and a sweep is a walk. A bucket or a window's count is
-//! in its words; a log of grants or a set of leases is in a slab and the first word is its place there.
+//! A counter's slot is in the table itself and its home follows from its name, so that finding one costs one miss of
+//! the cache, not one for each of a hash, a place and a slot. Removing moves the rest of a run back: there are no
+//! tombstones, and a table near its bound works on without being built anew. A bucket or a window's count is in its
+//! slot's words; a log of grants or a set of leases is in a slab and the first word is its place there.
 
-use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterName, CounterPair, FixedCount, Grants, Leases, Outcome, State};
+
+/// Of so many slots as many as [`FULL`] are taken at most: runs stay short, and a counter weighs 59 bytes.
+const PARTS: usize = 16;
+const FULL: usize = 13;
 
 /// How many slots are drawn when one has to go.
 const SAMPLE: usize = 16;
@@ -24,8 +31,9 @@ const EXHAUSTED: u8 = u8::MAX;
 /// The counters of one shard.
 #[derive(Debug)]
 pub(super) struct Slots {
-    index: HashTable<u32>,
-    slots: Vec<Slot>,
+    slots: Box<[Slot]>,
+    /// How many of them are taken.
+    taken: usize,
     grants: Slab<Grants>,
     leases: Slab<Leases>,
     /// Bytes that logs and leases hold on the heap.
@@ -53,8 +61,15 @@ struct Slot {
     kind: Kind,
 }
 
+const VACANT: Slot = Slot { name: CounterName([0; 2]), words: [0; 3], until: 0, share: 0, kind: Kind::Vacant };
+
+/// Where a counter is, until a slot of its table is removed or the table grows.
+pub(super) type Place = usize;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
+    /// The slot is free.
+    Vacant,
     Bucket,
     Pair,
     Fixed,
@@ -65,8 +80,8 @@ enum Kind {
 impl Slots {
     pub(super) fn new(bounds: SlotBounds, seed: u64) -> Self {
         Self {
-            index: HashTable::new(),
-            slots: Vec::new(),
+            slots: Box::default(),
+            taken: 0,
             grants: Slab::new(),
             leases: Slab::new(),
             heap: 0,
@@ -77,23 +92,42 @@ impl Slots {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.taken
     }
 
     /// Bytes held, without the allocator's own.
     pub(super) fn bytes(&self) -> usize {
-        self.index.allocation_size()
-            + self.slots.capacity() * size_of::<Slot>()
+        self.slots.len() * size_of::<Slot>()
             + self.grants.capacity() * size_of::<Grants>()
             + self.leases.capacity() * size_of::<Leases>()
             + self.heap
     }
 
+    /// Reads a counter's home. Looking up the counters of a plan takes as long as the slowest only if their homes are
+    /// on the way from memory together, so all of them are touched before the first is looked for.
+    pub(super) fn touch(&self, name: &CounterName) {
+        std::hint::black_box(self.slots.get(self.home(name)).map(|slot| slot.until));
+    }
+
+    /// Where a counter is, if it is held.
+    pub(super) fn find(&self, name: &CounterName) -> Option<Place> {
+        let mut place = self.home(name);
+        loop {
+            let slot = self.slots.get(place)?;
+            match slot.kind {
+                Kind::Vacant => return None,
+                _ if slot.name == *name => return Some(place),
+                _ => place = self.after(place),
+            }
+        }
+    }
+
     /// Takes a counter's state out to be decided; [`Slots::put`] or [`Slots::put_back`] follows under the same lock.
-    pub(super) fn take(&mut self, name: &CounterName) -> State {
-        let Some(place) = self.find(name) else { return State::Empty };
+    pub(super) fn take(&mut self, place: Option<Place>) -> State {
+        let Some(place) = place else { return State::Empty };
         let Slot { words: [a, b, c], kind, .. } = self.slots[place];
         match kind {
+            Kind::Vacant => State::Empty,
             Kind::Bucket => State::Bucket(BucketLevel { level: a, at: Timestamp::from_micros(b), unit: c }),
             Kind::Pair => {
                 State::Pair(CounterPair { start: Timestamp::from_micros(a), current: low(b), previous: low(b >> 32) })
@@ -116,27 +150,30 @@ impl Slots {
         }
     }
 
-    /// Writes a state that changed. Room was made before.
-    pub(super) fn put(&mut self, name: &CounterName, state: State, outcome: &Outcome, now: Timestamp) {
+    /// Writes a state that changed, at its place or, when it is new, at a free one. Room was made before.
+    pub(super) fn put(
+        &mut self,
+        name: &CounterName,
+        place: Option<Place>,
+        state: State,
+        outcome: &Outcome,
+        now: Timestamp,
+    ) {
         let until = until(now, outcome.reset);
         let share = share(outcome);
-        if let Some(place) = self.find(name) {
-            let first = self.slots[place].words[0];
-            let (kind, words) = self.pack(state, Some(first));
-            self.slots[place] = Slot { name: *name, words, until, share, kind };
-            return;
-        }
-        let (kind, words) = self.pack(state, None);
-        let place = self.slots.len() as u32;
-        self.slots.push(Slot { name: *name, words, until, share, kind });
-        let slots = &self.slots;
-        self.index.insert_unique(hash(name), place, |&place| hash(&slots[place as usize].name));
+        let first = place.map(|place| self.slots[place].words[0]);
+        let (kind, words) = self.pack(state, first);
+        let place = place.unwrap_or_else(|| {
+            self.taken += 1;
+            self.free(self.home(name))
+        });
+        self.slots[place] = Slot { name: *name, words, until, share, kind };
     }
 
     /// Returns a state that did not change.
-    pub(super) fn put_back(&mut self, name: &CounterName, state: State) {
+    pub(super) fn put_back(&mut self, place: Option<Place>, state: State) {
         let on_heap = matches!(state, State::Grants(_) | State::Leases(_));
-        if let (true, Some(place)) = (on_heap, self.find(name)) {
+        if let (true, Some(place)) = (on_heap, place) {
             let first = self.slots[place].words[0];
             self.pack(state, Some(first));
         }
@@ -148,7 +185,7 @@ impl Slots {
     /// Counters that have nothing left and leases that are held never go (semantics 30). What `keep` names stays.
     pub(super) fn make_room(&mut self, slots: usize, heap: usize, keep: &[CounterName], now: Timestamp) -> bool {
         loop {
-            let keys_fit = self.slots.len() + slots <= self.bounds.keys;
+            let keys_fit = self.taken + slots <= self.bounds.keys;
             if keys_fit && self.bytes_fit(slots, heap) {
                 return true;
             }
@@ -162,60 +199,73 @@ impl Slots {
     /// Whether so much more fits into the bytes; grows the table when that is what it takes.
     fn bytes_fit(&mut self, slots: usize, heap: usize) -> bool {
         let left = self.bounds.bytes.checked_sub(self.bytes() + heap);
-        let missing = (self.slots.len() + slots).saturating_sub(self.slots.capacity());
-        if missing == 0 {
+        let wanted = places(self.taken + slots);
+        if wanted <= self.slots.len() {
             return heap == 0 || left.is_some();
         }
-        let index = match self.slots.len() + slots > self.index.capacity() {
-            true => self.index.allocation_size().max(64),
-            false => 0,
-        };
-        // Doubling would overshoot the bound by half of it; an eighth keeps the table dense near its bound.
-        let affordable = left.unwrap_or(0).saturating_sub(index) / size_of::<Slot>();
-        let more = affordable.min((self.slots.len() / 8).max(8));
-        if more < missing {
+        let affordable = self.slots.len() + left.unwrap_or(0) / size_of::<Slot>();
+        if wanted > affordable {
             return false;
         }
-        self.slots.reserve_exact(self.slots.capacity() - self.slots.len() + more);
+        let half_more = self.slots.len() + self.slots.len() / 2;
+        self.resize(half_more.clamp(wanted, affordable));
         true
     }
 
     /// Gives the memory of free slots back once they cover what the heap is short of.
     fn trade(&mut self, slots: usize, heap: usize) {
         let short = (self.bytes() + heap).saturating_sub(self.bounds.bytes);
-        let free = self.slots.capacity().saturating_sub(self.slots.len() + slots) * size_of::<Slot>();
+        let wanted = places(self.taken + slots);
+        let free = self.slots.len().saturating_sub(wanted) * size_of::<Slot>();
         if heap > 0 && short > 0 && free >= short {
-            self.slots.shrink_to(self.slots.len() + slots);
+            self.resize(wanted);
         }
     }
 
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
-        let before = self.slots.len();
-        for place in (0..before).rev() {
-            if self.slots[place].until <= seconds(now) {
+        let before = self.taken;
+        // Backwards: what a removal moves back was looked at already, except what moves around the table's end.
+        for place in (0..self.slots.len()).rev() {
+            let slot = &self.slots[place];
+            if slot.kind != Kind::Vacant && slot.until <= seconds(now) {
                 self.remove(place);
             }
         }
-        if self.slots.len() < self.slots.capacity() / 4 {
-            self.slots.shrink_to(self.slots.len() * 2);
-            let slots = &self.slots;
-            self.index.shrink_to(slots.len() * 2, |&place| hash(&slots[place as usize].name));
+        if self.taken < self.slots.len() / 4 {
+            self.resize(places(self.taken * 2));
             self.grants.shrink_to_fit();
             self.leases.shrink_to_fit();
         }
-        before - self.slots.len()
+        before - self.taken
     }
 
-    /// Whether a counter is held.
-    pub(super) fn holds(&self, name: &CounterName) -> bool {
-        self.find(name).is_some()
+    /// Where a counter's run begins. Homes rise with the hash, so that a table is copied in order when it grows.
+    fn home(&self, name: &CounterName) -> Place {
+        ((u128::from(name.0[0]) * self.slots.len() as u128) >> 64) as usize
     }
 
-    fn find(&self, name: &CounterName) -> Option<usize> {
-        let slots = &self.slots;
-        let place = self.index.find(hash(name), |&place| slots[place as usize].name == *name)?;
-        Some(*place as usize)
+    fn after(&self, place: Place) -> Place {
+        match place + 1 == self.slots.len() {
+            true => 0,
+            false => place + 1,
+        }
+    }
+
+    /// The first free place from `place` on.
+    fn free(&self, mut place: Place) -> Place {
+        while self.slots[place].kind != Kind::Vacant {
+            place = self.after(place);
+        }
+        place
+    }
+
+    fn resize(&mut self, places: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![VACANT; places].into());
+        for slot in old.into_iter().filter(|slot| slot.kind != Kind::Vacant) {
+            let place = self.free(self.home(&slot.name));
+            self.slots[place] = slot;
+        }
     }
 
     /// The words of a state; a state on the heap goes to the place it was taken from.
@@ -241,22 +291,32 @@ impl Slots {
         }
     }
 
-    fn remove(&mut self, place: usize) {
-        let Slot { name, words: [first, ..], kind, .. } = self.slots[place];
+    fn remove(&mut self, place: Place) {
+        let Slot { words: [first, ..], kind, .. } = self.slots[place];
         match kind {
-            Kind::Bucket | Kind::Pair | Kind::Fixed => {}
+            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
             Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
             Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
         }
-        if let Ok(entry) = self.index.find_entry(hash(&name), |&known| known as usize == place) {
-            entry.remove();
-        }
-        self.slots.swap_remove(place);
-        if let Some(moved) = self.slots.get(place) {
-            let (hash, old) = (hash(&moved.name), self.slots.len() as u32);
-            if let Some(known) = self.index.find_mut(hash, |&known| known == old) {
-                *known = place as u32;
+        self.taken -= 1;
+        // What follows in the run moves into the gap, unless it would come to stand before its home.
+        let (mut gap, mut next) = (place, self.after(place));
+        while self.slots[next].kind != Kind::Vacant {
+            let from_home = self.distance(self.home(&self.slots[next].name), next);
+            if from_home >= self.distance(gap, next) {
+                self.slots[gap] = self.slots[next];
+                gap = next;
             }
+            next = self.after(next);
+        }
+        self.slots[gap] = VACANT;
+    }
+
+    /// Steps from one place to another, around the table's end.
+    fn distance(&self, from: Place, to: Place) -> usize {
+        match to.checked_sub(from) {
+            Some(steps) => steps,
+            None => to + self.slots.len() - from,
         }
     }
 
@@ -283,12 +343,19 @@ impl Slots {
         least.map(|(_, place)| place)
     }
 
-    /// A place at random (xorshift64).
-    fn draw(&mut self) -> Option<usize> {
+    /// A taken place at random (xorshift64): the first one from a random place on.
+    fn draw(&mut self) -> Option<Place> {
+        if self.taken == 0 {
+            return None;
+        }
         self.draws ^= self.draws << 13;
         self.draws ^= self.draws >> 7;
         self.draws ^= self.draws << 17;
-        (self.draws as usize).checked_rem(self.slots.len())
+        let mut place = self.draws as usize % self.slots.len();
+        while self.slots[place].kind == Kind::Vacant {
+            place = self.after(place);
+        }
+        Some(place)
     }
 }
 
@@ -302,9 +369,9 @@ fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
     }
 }
 
-/// A counter's name is a hash already.
-fn hash(name: &CounterName) -> u64 {
-    name.0[0]
+/// The places that a table needs to hold so many counters with enough of it free.
+fn places(counters: usize) -> usize {
+    (counters * PARTS).div_ceil(FULL)
 }
 
 fn low(word: u64) -> u32 {
