@@ -72,7 +72,7 @@ impl App {
         self.http.1.bound()
     }
 
-    /// Serves until `shutdown`, then lets requests under way finish, for [`DRAIN`] at most.
+    /// Serves until `shutdown`, then lets requests under way finish, for ten seconds at most.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
         let mut doors = JoinSet::new();

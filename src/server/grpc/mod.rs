@@ -1,7 +1,7 @@
 //! The gRPC door: RLS, ext_authz, health and reflection, on hyper's HTTP/2 without a transport in between.
 //!
 //! Our handlers never answer with an error of gRPC. So a status in the *head* of an answer means that tonic could not
-//! read the request, and [`refuse_unread`] puts a refusal in its place: Envoy lets requests pass on errors.
+//! read the request, and `refuse_unread` puts a refusal in its place: Envoy lets requests pass on errors.
 
 mod authz;
 mod generated;

@@ -190,7 +190,7 @@ fn unit(window: Duration) -> (Unit, u32) {
         (SECOND, Unit::Second),
     ];
     let seconds = window.as_secs();
-    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds % unit == 0);
+    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
     match whole.filter(|_| window.subsec_nanos() == 0) {
         Some((length, unit)) => (unit, u32::try_from(seconds / length).unwrap_or(u32::MAX)),
         None => (Unit::Unknown, 0),
