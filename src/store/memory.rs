@@ -6,11 +6,10 @@
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::slots::{Place, SlotBounds, Slots};
+use super::slots::{Growth, Place, SlotBounds, Slots};
 use crate::clock::Timestamp;
 use crate::limiter::{
-    Applied, Check, CounterName, Fault, Grants, GroupOutcome, Held, Lease, Limit, OnStoreError, Outcome, Plan, State,
-    advance, change_lease,
+    Applied, Check, CounterName, Fault, GroupOutcome, Held, OnStoreError, Outcome, Plan, State, advance, change_lease,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes microseconds.
@@ -106,10 +105,10 @@ impl Memory {
             locked[guard].touch(&check.counter);
         }
         let mut places = find(checks, &guards, &locked);
-        let stays = |(check, place): (&Check, &Option<Place>)| {
-            check.charges.admitted == 0 || (place.is_some() && growth(check) == 0)
+        let stays = |(number, check): (usize, &Check)| {
+            locked[guards[number]].growth(check, places[number]) == Growth::default()
         };
-        if !checks.iter().zip(&places).all(stays) {
+        if !checks.iter().enumerate().all(stays) {
             let full = make_room(checks, &guards, &mut locked, now);
             if full.iter().any(|full| *full) {
                 return apply_short(checks, &full, &guards, &mut locked, plan, now, applied);
@@ -224,39 +223,23 @@ fn apply_short(
 
 /// Makes room for every counter that may be written. Says which checks there is none for.
 fn make_room(checks: &[Check], guards: &[usize], locked: &mut Locked<'_>, now: Timestamp) -> SmallVec<[bool; 4]> {
-    let mut full = SmallVec::with_capacity(checks.len());
-    for (number, (check, &guard)) in checks.iter().zip(guards).enumerate() {
-        let writes = check.charges.admitted > 0;
+    let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
+    // What the group's other checks in a shard were promised is promised still.
+    let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
+    let full = checks.iter().zip(guards).map(|(check, &guard)| {
         let slots = &mut locked[guard];
-        let known = slots.find(&check.counter).is_some();
-        let heap = growth(check);
-        if !writes || (known && heap == 0) {
-            full.push(false);
-            continue;
+        let growth = slots.growth(check, slots.find(&check.counter));
+        if growth == Growth::default() {
+            return false;
         }
-        // What the group's other checks in this shard were promised is promised still.
-        let before = checks[..number].iter().zip(guards).filter(|(_, other)| **other == guard).map(|(check, _)| check);
-        let (mut more, mut bytes) = (usize::from(!known), heap);
-        for check in before.filter(|check| check.charges.admitted > 0) {
-            more += usize::from(slots.find(&check.counter).is_none());
-            bytes += growth(check);
+        let all = promised[guard].and(growth);
+        let room = slots.make_room(all, &keep, now);
+        if room {
+            promised[guard] = all;
         }
-        let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
-        full.push(!slots.make_room(more, bytes, &keep, now));
-    }
-    full
-}
-
-/// Bytes on the heap by which a charge may grow a counter.
-fn growth(check: &Check) -> usize {
-    match check.limit {
-        Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
-        Limit::SlidingWindow(window) => {
-            let units = check.charges.admitted.min(window.limit) as usize;
-            size_of::<Grants>() + 2 * size_of::<u64>() * units.max(4)
-        }
-        Limit::Concurrency(_) => 4 * size_of::<Lease>(),
-    }
+        !room
+    });
+    full.collect()
 }
 
 /// Until when leases have to be remembered.

@@ -15,7 +15,9 @@
 use slab::Slab;
 
 use crate::clock::Timestamp;
-use crate::limiter::{BucketLevel, CounterName, CounterPair, FixedCount, Grants, Leases, Outcome, State};
+use crate::limiter::{
+    BucketLevel, Check, CounterName, CounterPair, FixedCount, Grants, Leases, Limit, Outcome, SlidingWindow, State,
+};
 
 /// Of so many slots as many as [`FULL`] are taken at most: runs stay short, and a counter weighs 59 bytes.
 const PARTS: usize = 16;
@@ -48,6 +50,31 @@ pub(super) struct Slots {
 pub(super) struct SlotBounds {
     pub(super) bytes: usize,
     pub(super) keys: usize,
+}
+
+/// What checks may add to a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Growth {
+    /// Counters.
+    counters: usize,
+    /// Of these, how many keep a log.
+    logs: usize,
+    /// Of these, how many keep leases.
+    leases: usize,
+    /// Bytes that logs and sets of leases grow by.
+    heap: usize,
+}
+
+impl Growth {
+    /// Both together.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            counters: self.counters + other.counters,
+            logs: self.logs + other.logs,
+            leases: self.leases + other.leases,
+            heap: self.heap + other.heap,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -179,45 +206,88 @@ impl Slots {
         }
     }
 
-    /// Makes room for `slots` more counters and `heap` more bytes. Says whether there is.
+    /// What a check may add to the counter at `place`, or as a new one.
+    pub(super) fn growth(&self, check: &Check, place: Option<Place>) -> Growth {
+        let units = check.charges.admitted.max(check.charges.passed).max(check.charges.refused);
+        if units == 0 {
+            return Growth::default();
+        }
+        let held = place.map(|place| (self.slots[place].kind, self.slots[place].words[0] as usize));
+        let new = usize::from(place.is_none());
+        match check.limit {
+            Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {
+                Growth { counters: new, ..Growth::default() }
+            }
+            Limit::SlidingWindow(SlidingWindow { limit, .. }) => {
+                let heap = match held {
+                    Some((Kind::Grants, log)) => self.grants[log].growth(units, limit),
+                    _ => Grants::default().growth(units, limit),
+                };
+                Growth { counters: new, logs: new, heap, ..Growth::default() }
+            }
+            Limit::Concurrency(_) => {
+                let heap = match held {
+                    Some((Kind::Leases, set)) => self.leases[set].growth(),
+                    _ => Leases::default().growth(),
+                };
+                Growth { counters: new, leases: new, heap, ..Growth::default() }
+            }
+        }
+    }
+
+    /// Makes room for what checks may add. Says whether there is.
     ///
     /// Forgotten counters go first, then those with the smallest share of their limit used, of a few drawn at random.
     /// Counters that have nothing left and leases that are held never go (semantics 30). What `keep` names stays.
-    pub(super) fn make_room(&mut self, slots: usize, heap: usize, keep: &[CounterName], now: Timestamp) -> bool {
+    pub(super) fn make_room(&mut self, growth: Growth, keep: &[CounterName], now: Timestamp) -> bool {
+        if growth.heap > self.bounds.bytes {
+            // Nobody has to go for what would not fit into an empty table.
+            return false;
+        }
         loop {
-            let keys_fit = self.taken + slots <= self.bounds.keys;
-            if keys_fit && self.bytes_fit(slots, heap) {
+            let keys_fit = self.taken + growth.counters <= self.bounds.keys;
+            if keys_fit && self.bytes_fit(growth) {
                 return true;
             }
             let Some(place) = self.victim(keep, now) else { return false };
             self.remove(place);
             self.evictions += 1;
-            self.trade(slots, heap);
+            self.trade(growth);
         }
     }
 
-    /// Whether so much more fits into the bytes; grows the table when that is what it takes.
-    fn bytes_fit(&mut self, slots: usize, heap: usize) -> bool {
-        let left = self.bounds.bytes.checked_sub(self.bytes() + heap);
-        let wanted = places(self.taken + slots);
-        if wanted <= self.slots.len() {
-            return heap == 0 || left.is_some();
+    /// Whether so much more fits into the bytes; grows the table and the slabs when that is what it takes.
+    fn bytes_fit(&mut self, growth: Growth) -> bool {
+        let wanted = places(self.taken + growth.counters);
+        let more_places = wanted.saturating_sub(self.slots.len());
+        let more_logs = missing(&self.grants, growth.logs);
+        let more_sets = missing(&self.leases, growth.leases);
+        let needed = growth.heap
+            + more_places * size_of::<Slot>()
+            + more_logs * size_of::<Grants>()
+            + more_sets * size_of::<Leases>();
+        if needed == 0 {
+            return true;
         }
-        let affordable = self.slots.len() + left.unwrap_or(0) / size_of::<Slot>();
-        if wanted > affordable {
-            return false;
+        let Some(mut left) = self.bounds.bytes.checked_sub(self.bytes() + needed) else { return false };
+        // What grows takes some more than it needs now, as far as that is affordable.
+        reserve(&mut self.grants, more_logs, &mut left);
+        reserve(&mut self.leases, more_sets, &mut left);
+        if more_places > 0 {
+            let half_more = self.slots.len() + self.slots.len() / 2;
+            self.resize(half_more.clamp(wanted, wanted + left / size_of::<Slot>()));
         }
-        let half_more = self.slots.len() + self.slots.len() / 2;
-        self.resize(half_more.clamp(wanted, affordable));
         true
     }
 
-    /// Gives the memory of free slots back once they cover what the heap is short of.
-    fn trade(&mut self, slots: usize, heap: usize) {
-        let short = (self.bytes() + heap).saturating_sub(self.bounds.bytes);
-        let wanted = places(self.taken + slots);
+    /// Gives the memory of free slots back once they cover what the bytes are short of.
+    fn trade(&mut self, growth: Growth) {
+        let slabs = missing(&self.grants, growth.logs) * size_of::<Grants>()
+            + missing(&self.leases, growth.leases) * size_of::<Leases>();
+        let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.bounds.bytes);
+        let wanted = places(self.taken + growth.counters);
         let free = self.slots.len().saturating_sub(wanted) * size_of::<Slot>();
-        if heap > 0 && short > 0 && free >= short {
+        if short > 0 && free >= short {
             self.resize(wanted);
         }
     }
@@ -367,6 +437,21 @@ fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
         }
         None => slab.insert(value) as u64,
     }
+}
+
+/// How many entries a slab is short of for so many more.
+fn missing<T>(slab: &Slab<T>, more: usize) -> usize {
+    (slab.len() + more).saturating_sub(slab.capacity())
+}
+
+/// Lets a slab grow by what is missing and, as far as `left` bytes allow, by an eighth.
+fn reserve<T>(slab: &mut Slab<T>, missing: usize, left: &mut usize) {
+    if missing == 0 {
+        return;
+    }
+    let spare = (slab.capacity() / 8).max(4).min(*left / size_of::<T>());
+    *left -= spare * size_of::<T>();
+    slab.reserve_exact(slab.capacity() - slab.len() + missing + spare);
 }
 
 /// The places that a table needs to hold so many counters with enough of it free.
