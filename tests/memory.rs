@@ -305,6 +305,23 @@ fn forgotten_counters_go_before_any_that_count() {
 }
 
 #[test]
+fn a_sweep_forgets_what_expired_and_gives_memory_back() {
+    let mut store = Small::bytes(8 << 20);
+    let kinds = [window(5), log(5), bucket(5), pair(5), slots(5)];
+    for number in 0..20_000 {
+        store.apply([check(name(number), kinds[number as usize % kinds.len()], 1)], NOW);
+    }
+    let full = store.memory.usage()[0];
+    assert_eq!(full.keys, 20_000);
+    store.memory.sweep(NOW.plus(SECOND));
+    assert_eq!(store.memory.usage()[0].keys, 20_000, "all of it counts still");
+    store.memory.sweep(NOW.plus(2 * 3_600 * SECOND));
+    let swept = store.memory.usage()[0];
+    assert_eq!(swept.keys, 0);
+    assert!(swept.bytes < full.bytes / 10, "{} bytes of {}", swept.bytes, full.bytes);
+}
+
+#[test]
 fn spaces_have_bounds_of_their_own() {
     let small = MemorySettings { max_keys: Some(20), ..MemorySettings::default() };
     let memory = Memory::new(&[small, MemorySettings::default()]);

@@ -295,8 +295,9 @@ impl Slots {
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.taken;
-        // Backwards: what a removal moves back was looked at already, except what moves around the table's end.
-        for place in (0..self.slots.len()).rev() {
+        // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
+        let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
+        for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
             let slot = &self.slots[place];
             if slot.kind != Kind::Vacant && slot.until <= seconds(now) {
                 self.remove(place);
