@@ -10,6 +10,7 @@ mod rls;
 mod undo;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -58,6 +59,9 @@ const STREAMS: u32 = 4096;
 const PENDING_RESETS: usize = 4096;
 
 type Reflection = BoxCloneSyncService<http::Request<Incoming>, http::Response<Body>, Infallible>;
+
+/// A call under way.
+type Call = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 /// The services of the gRPC door.
 #[derive(Clone, Debug)]
@@ -110,8 +114,8 @@ impl Grpc {
         connection::accept(listener, stop, |stream, _, watcher| {
             let services = self.0.clone();
             let answer = service_fn(move |request| {
-                let services = services.clone();
-                async move { Ok::<_, Infallible>(services.answer(request).await) }
+                let answer = services.clone().answer(request);
+                async { Ok::<_, Infallible>(answer.await) }
             });
             let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
             async move {
@@ -131,29 +135,35 @@ impl Grpc {
 }
 
 impl Services {
-    async fn answer(&self, request: http::Request<Incoming>) -> http::Response<Reply> {
+    /// hyper moves this future several times before it runs, so it holds no more than the call under way, which is
+    /// boxed already; an `async fn` would hold the request, once for each of its branches.
+    fn answer(
+        self: Arc<Self>,
+        request: http::Request<Incoming>,
+    ) -> impl Future<Output = http::Response<Reply>> + Send + 'static {
         // By falling frequency. The name of a service is followed by `/` and the name of its method.
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-        let Ok(response) = match service {
-            Some((RLS, "ShouldRateLimit")) => {
-                let response = self.rls.clone().call(request).await;
-                return self.reply(response.map(|response| refuse_unread(response, &rls::UNREAD)));
+        let (call, refusal): (Call, Option<&Refused>) = match service {
+            Some((RLS, "ShouldRateLimit")) => (self.rls.clone().call(request), Some(&rls::UNREAD)),
+            Some((AUTHZ, "Check")) => (self.authz.clone().call(request), Some(&authz::UNREAD)),
+            Some((HEALTH, _)) => (self.health.clone().call(request), None),
+            Some(("grpc.reflection.v1.ServerReflection", _)) => (self.reflection.clone().call(request), None),
+            Some(("grpc.reflection.v1alpha.ServerReflection", _)) => {
+                (self.reflection_alpha.clone().call(request), None)
             }
-            Some((AUTHZ, "Check")) => {
-                let response = self.authz.clone().call(request).await;
-                return self.reply(response.map(|response| refuse_unread(response, &authz::UNREAD)));
-            }
-            Some((HEALTH, _)) => self.health.clone().call(request).await,
-            Some(("grpc.reflection.v1.ServerReflection", _)) => self.reflection.clone().call(request).await,
-            Some(("grpc.reflection.v1alpha.ServerReflection", _)) => self.reflection_alpha.clone().call(request).await,
-            _ => Ok(Status::unimplemented("no such method here").into_http()),
+            _ => (Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) }), None),
         };
-        response.map(Reply::from)
+        async move {
+            let Ok(response) = call.await;
+            match refusal {
+                Some(refusal) => self.reply(refuse_unread(response, refusal)),
+                None => response.map(Reply::from),
+            }
+        }
     }
 
     /// An answer of ours, with what undoes its acquired lease when nobody hears it.
-    fn reply(&self, response: Result<http::Response<Body>, Infallible>) -> http::Response<Reply> {
-        let Ok(mut response) = response;
+    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Reply> {
         let acquired = response.extensions_mut().remove::<Acquired>();
         response.map(|body| match acquired {
             None => Reply::from(body),
