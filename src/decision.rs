@@ -14,7 +14,7 @@ use crate::rules::{End, LeaseToken, Link, Planned, RefusalText, Refused, Rules};
 #[derive(Debug)]
 pub struct Decision {
     rules: Arc<Rules>,
-    planned: Planned,
+    planned: Box<Planned>,
     applied: Applied,
     /// The link of the check that decides a refusal.
     deciding: Option<usize>,
@@ -89,7 +89,7 @@ pub struct Counted<'a> {
 
 impl Decision {
     /// Judges what the checks of a plan came to.
-    pub fn judge(rules: Arc<Rules>, planned: Planned, applied: Applied) -> Self {
+    pub fn judge(rules: Arc<Rules>, planned: Box<Planned>, applied: Applied) -> Self {
         let lease = match planned.refused.is_none() && applied.admitted {
             true => hand_out(&rules, &planned, &applied),
             false => None,

@@ -436,7 +436,9 @@ impl Compiler {
 
     fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain) -> u32 {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
-        let prefix = |kind: &str| secret.counters(&domain.name, &apply.limiter, kind);
+        // Names of entries are in order, so the least is the first.
+        let first = apply.key.iter().map(|part| part.entry.as_str()).min();
+        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
             limit: fixed_limit(quota, self.debts[limiter as usize]),
@@ -445,6 +447,21 @@ impl Compiler {
         self.targets.push(Target { limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
+}
+
+/// A counter's name as far as it is the same for every request: up to the value of its key's first entry.
+pub(super) fn name_prefix(
+    secret: &Secret,
+    domain: &str,
+    reference: &str,
+    kind: &str,
+    first: Option<&str>,
+) -> NamePrefix {
+    let mut prefix = secret.counters(domain, reference, kind);
+    if let Some(first) = first {
+        prefix.text(first);
+    }
+    prefix
 }
 
 fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {

@@ -20,7 +20,7 @@ mod plan;
 pub use self::compile::{CompileError, Rules};
 pub use self::explain::{ActionExplanation, ApplyExplanation, Explanation, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
-pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, Secret};
+pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
 pub use self::plan::{End, Link, Notes, Planned, Refused};
 use crate::limiter::Limiter;

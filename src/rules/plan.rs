@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template};
+use super::compile::{
+    CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template, name_prefix,
+};
 use super::naming::{LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix};
 use super::normalise::address;
 use super::{Charge, Missing, Unmatched};
@@ -103,8 +105,8 @@ pub struct Notes {
 
 impl Rules {
     /// Turns a request into checks. `lease` is the id under which any slots will be held.
-    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Planned {
-        let mut walk = Walk { rules: self, now, planned: Planned::default(), slots: 0 };
+    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
+        let mut walk = Walk { rules: self, now, planned: Box::default(), slots: 0 };
         walk.planned.plan.lease = lease;
         if request.descriptors.len() > self.bounds.descriptors {
             return walk.refuse_outright(Refused::TooLarge, request);
@@ -204,17 +206,21 @@ impl CompiledApply {
     /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
     pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
         let mut name = *prefix;
-        for part in &self.key {
+        for (number, part) in self.key.iter().enumerate() {
+            // The prefix ends before the value of the first entry.
+            if number > 0 {
+                name.text(&part.entry);
+            }
             let value = match (descriptor.value(&part.entry), self.missing) {
                 (Some(value), _) => value,
                 (None, Missing::Empty) => "",
                 (None, Missing::Skip | Missing::Deny) => return None,
             };
             match part.normalise.is_empty() {
-                true => name.entry(&part.entry, value),
+                true => name.text(value),
                 false => {
                     let value = part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value));
-                    name.entry(&part.entry, &value);
+                    name.text(&value);
                 }
             }
         }
@@ -232,26 +238,28 @@ pub(super) enum Resolved {
 struct Walk<'r> {
     rules: &'r Rules,
     now: Timestamp,
-    planned: Planned,
+    /// Several hundred bytes that pass through many hands: written once, where they stay.
+    planned: Box<Planned>,
     slots: usize,
 }
 
 impl Walk<'_> {
     /// Refuses the whole request and charges nothing; leases given back stay given back.
-    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Planned {
-        let end = if self.rules.shadow { End::Unmatched } else { End::Refused };
+    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Box<Planned> {
+        let shadow = self.rules.shadow;
+        let end = if shadow { End::Unmatched } else { End::Refused };
         self.planned.ends.resize(request.descriptors.len(), end);
         self.planned.refused = Some(refused);
         let mut planned = self.finish();
-        if self.rules.shadow {
+        if shadow {
             planned.refused = None;
             planned.notes.shadow_refusals += 1;
         }
         planned
     }
 
-    fn finish(&mut self) -> Planned {
-        let mut planned = std::mem::take(&mut self.planned);
+    fn finish(self) -> Box<Planned> {
+        let mut planned = self.planned;
         match planned.refused {
             Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
                 // Nothing is charged; the other descriptors still say what they have left (semantics 16).
@@ -455,7 +463,8 @@ impl Walk<'_> {
         let limiter = target.limiter as usize;
         let configured = self.rules.limiters[limiter].quota.as_ref()?;
         let quota = configured.overridden(asked.limit, asked.window).ok()?;
-        let prefix = self.rules.secret.counters(&apply.domain, &apply.reference, &quota.kind());
+        let first = apply.key.first().map(|part| part.entry.as_str());
+        let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first);
         Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 

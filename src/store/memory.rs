@@ -12,8 +12,9 @@ use crate::limiter::{
     Applied, Check, CounterName, Fault, GroupOutcome, Held, OnStoreError, Outcome, Plan, State, advance, change_lease,
 };
 
-/// Bytes a shard is given: small enough that growing or sweeping one takes microseconds.
-const SHARD_BYTES: usize = 256 << 10;
+/// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
+/// that the heads of all shards stay in the cache.
+const SHARD_BYTES: usize = 1 << 20;
 
 /// The bounds of one memory store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,8 +145,8 @@ impl Memory {
     }
 
     fn shard(&self, store: u16, counter: &CounterName) -> Shard {
-        let shards = self.spaces[usize::from(store)].shards.len() as u64;
-        (store, (counter.0[1] % shards) as u32)
+        let shards = self.spaces[usize::from(store)].shards.len();
+        (store, ((u128::from(counter.0[1]) * shards as u128) >> 64) as u32)
     }
 
     fn lock(&self, (space, shard): Shard) -> MutexGuard<'_, Slots> {

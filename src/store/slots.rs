@@ -295,11 +295,24 @@ impl Slots {
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.taken;
+        let now = seconds(now);
+        let forgotten = |slot: &Slot| slot.kind != Kind::Vacant && slot.until <= now;
+        // Every removal closes its gap. Where many are due it is sooner done to copy what stays.
+        let many = self.slots.len() / 16;
+        if self.slots.iter().filter(|slot| forgotten(slot)).take(many).count() == many {
+            for place in 0..self.slots.len() {
+                if forgotten(&self.slots[place]) {
+                    self.drop_heap(place);
+                    self.slots[place] = VACANT;
+                    self.taken -= 1;
+                }
+            }
+            self.resize(self.slots.len());
+        }
         // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
         let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
         for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
-            let slot = &self.slots[place];
-            if slot.kind != Kind::Vacant && slot.until <= seconds(now) {
+            if forgotten(&self.slots[place]) {
                 self.remove(place);
             }
         }
@@ -363,12 +376,7 @@ impl Slots {
     }
 
     fn remove(&mut self, place: Place) {
-        let Slot { words: [first, ..], kind, .. } = self.slots[place];
-        match kind {
-            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
-            Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
-            Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
-        }
+        self.drop_heap(place);
         self.taken -= 1;
         // What follows in the run moves into the gap, unless it would come to stand before its home.
         let (mut gap, mut next) = (place, self.after(place));
@@ -381,6 +389,16 @@ impl Slots {
             next = self.after(next);
         }
         self.slots[gap] = VACANT;
+    }
+
+    /// Gives back what a counter holds in a slab.
+    fn drop_heap(&mut self, place: Place) {
+        let Slot { words: [first, ..], kind, .. } = self.slots[place];
+        match kind {
+            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
+            Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
+            Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
+        }
     }
 
     /// Steps from one place to another, around the table's end.
