@@ -48,6 +48,8 @@ pub(super) struct CompiledRule {
     pub(super) last: bool,
     /// In shadow by itself, by its domain or by the server.
     pub(super) shadow: bool,
+    /// In shadow by itself: it is tried out among rules that are enforced.
+    pub(super) trial: bool,
     pub(super) enforce_percent: Option<u8>,
     pub(super) refusal: RefusalText,
 }
@@ -293,7 +295,7 @@ impl Compiler {
             secret: self.book.secret,
             stores: self.book.stores,
             release_entry: self.book.release_entry,
-            bounds: self.book.bounds,
+            bounds: self.book.bounds.within_reason(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
@@ -339,6 +341,7 @@ impl Compiler {
             action,
             last: rule.last,
             shadow: rule.shadow || domain.shadow || self.book.shadow,
+            trial: rule.shadow && !domain.shadow && !self.book.shadow,
             enforce_percent: rule.enforce_percent,
             refusal: rule.refusal,
         }

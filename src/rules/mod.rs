@@ -72,6 +72,20 @@ pub struct RequestBounds {
     pub checks: usize,
 }
 
+impl RequestBounds {
+    /// The most that bounds can be set to: a plan counts its descriptors and checks in 16 bits, and looks for a counter
+    /// among the checks it has.
+    pub const MOST: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
+
+    fn within_reason(self) -> Self {
+        Self {
+            descriptors: self.descriptors.min(Self::MOST.descriptors),
+            entries: self.entries.min(Self::MOST.entries),
+            checks: self.checks.min(Self::MOST.checks),
+        }
+    }
+}
+
 impl Default for RequestBounds {
     fn default() -> Self {
         Self { descriptors: 100, entries: 64, checks: 256 }

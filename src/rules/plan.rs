@@ -13,8 +13,8 @@ use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
 use crate::limiter::{
-    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs, Plan,
-    SlidingCounter, SlidingWindow,
+    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs,
+    OnStoreError, Plan, SlidingCounter, SlidingWindow,
 };
 
 /// A request turned into checks, and which rule asked for which.
@@ -248,7 +248,10 @@ impl Walk<'_> {
     fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Box<Planned> {
         let shadow = self.rules.shadow;
         let end = if shadow { End::Unmatched } else { End::Refused };
-        self.planned.ends.resize(request.descriptors.len(), end);
+        let given_back = |known: &End| *known == End::Released;
+        let ends = &mut self.planned.ends;
+        ends.iter_mut().filter(|known| !given_back(known)).for_each(|known| *known = end);
+        ends.resize(request.descriptors.len(), end);
         self.planned.refused = Some(refused);
         let mut planned = self.finish();
         if shadow {
@@ -303,6 +306,7 @@ impl Walk<'_> {
                 continue;
             }
             match &rule.action {
+                CompiledAction::Allow if rule.trial => {}
                 CompiledAction::Allow => return End::Allowed,
                 CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
                 CompiledAction::Deny => {
@@ -318,10 +322,12 @@ impl Walk<'_> {
                     }
                 }
             }
-            if end == End::Unmatched {
+            // A rule that is tried out in shadow changes neither the verdict nor the walk.
+            if end == End::Unmatched && !rule.trial {
                 end = End::Checked;
             }
-            if rule.last {
+            let too_many = self.planned.plan.checks.len() > self.rules.bounds.checks;
+            if too_many || (rule.last && !rule.trial) {
                 break;
             }
         }
@@ -447,7 +453,8 @@ impl Walk<'_> {
             };
             let before = self.planned.plan.checks.len();
             let place = self.add(check);
-            if self.planned.plan.checks.len() > before && charges.admitted > 0 {
+            // Slots held in shadow that a lease has no room for expire by themselves.
+            if self.planned.plan.checks.len() > before && charges.admitted > 0 && !check.shadow {
                 self.slots += 1;
             }
             self.planned.links.push(link(place, true, check.shadow, None));
@@ -533,6 +540,11 @@ fn merge(a: &Check, b: &Check) -> Check {
         },
         refund: a.refund.max(b.refund),
         barred: a.barred || b.barred,
+        on_store_error: match (a.on_store_error, b.on_store_error) {
+            (OnStoreError::Deny, _) | (_, OnStoreError::Deny) => OnStoreError::Deny,
+            (OnStoreError::Local, _) | (_, OnStoreError::Local) => OnStoreError::Local,
+            (OnStoreError::Allow, OnStoreError::Allow) => OnStoreError::Allow,
+        },
         ..*a
     }
 }
