@@ -371,7 +371,7 @@ fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_pass
     let errors = read_with("a.toml", &text.replace("${UNSET:-}", "${UNSET}"), &environment).expect_err("refused");
     assert_eq!(
         errors.to_string(),
-        "a.toml:5: stores.main.key_prefix is \"${UNSET}\", the variable UNSET is not set; set it, or write ${UNSET:-default}"
+        "a.toml:5: stores.main.key_prefix needs the variable UNSET, which is not set; set it, or write ${UNSET:-default}"
     );
 }
 
@@ -402,7 +402,9 @@ fn a_file_is_read_beside_the_configuration_without_its_last_line_break() {
 fn secrets_never_print() {
     let text = "[server]\nsecret = 'hunter2 hunter2 hunter2'\n\
                 [stores.a]\nengine = 'redis'\nurl = 'redis://user:hunter2@host:6379/0'\npassword = 'hunter2'\n\
-                [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n";
+                [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n\
+                [stores.c]\nengine = 'redis'\nurl = 'redis://:hunter2?hunter2@host/0'\n\
+                [stores.d]\nengine = 'postgres'\nurl = 'postgres://host/db?password=a@hunter2'\n";
     let config = read(text);
     let effective = config.effective();
     for printed in [format!("{config:?}"), format!("{config:#?}"), effective.clone()] {
