@@ -218,6 +218,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
     for name in [
         "accepts_nothing_else.toml",
         "bounds.toml",
+        "bounds_too_large.toml",
         "choices.yaml",
         "domains.yaml",
         "durations.yaml",
@@ -247,6 +248,12 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
         assert!(read_with("a.toml", empty, &|_| None).is_ok());
         assert!(read_with("a.yaml", empty, &|_| None).is_ok());
     }
+}
+
+#[test]
+fn the_largest_bounds_are_taken() {
+    let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
+    assert_eq!((bounds.descriptors, bounds.entries, bounds.checks), (1000, 1000, 4096));
 }
 
 #[test]

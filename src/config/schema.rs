@@ -10,7 +10,8 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Bytes, Count, Hidden, List, Named, Percent, Positive, PrefixLength, Seconds, Span, Status, Switch, Units,
+    Amount, Bytes, Checks, Count, Hidden, List, Named, Parts, Percent, Positive, PrefixLength, Seconds, Span, Status,
+    Switch, Units,
 };
 
 table! {
@@ -80,12 +81,12 @@ table! {
 table! {
     /// What a request may bring at most; past it the answer is a refusal, never an error.
     Bounds {
-        /// Descriptors in a request: 100 by default.
-        descriptors: Count,
-        /// Entries in a descriptor: 64 by default.
-        entries: Count,
-        /// Checks that all descriptors of a request make together: 256 by default.
-        checks: Count,
+        /// Descriptors in a request: 100 by default, 1000 at most.
+        descriptors: Parts,
+        /// Entries in a descriptor: 64 by default, 1000 at most.
+        entries: Parts,
+        /// Checks that all descriptors of a request make together: 256 by default, 4096 at most.
+        checks: Checks,
     }
 }
 

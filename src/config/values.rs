@@ -173,6 +173,10 @@ bounded! {
     Count: 1..=1_u64 << 53;
     /// A count that may be zero, as large as every store counts exactly.
     Amount: 0..=1_u64 << 53;
+    /// Descriptors of a request, or entries of a descriptor: far more than gateways send.
+    Parts: 1..=1_000_u64;
+    /// Checks of a request: each costs memory and time while it is decided.
+    Checks: 1..=4_096_u64;
     /// So many of a hundred.
     Percent: 0..=100_u64;
     /// Leading bits of an IPv6 address.
@@ -187,11 +191,18 @@ impl From<Units> for u32 {
     }
 }
 
-impl From<Count> for usize {
-    fn from(count: Count) -> usize {
-        usize::try_from(count.0).unwrap_or(usize::MAX)
-    }
+/// Declares which of them count things in memory.
+macro_rules! counts {
+    ($($name:ident),*) => { $(
+        impl From<$name> for usize {
+            fn from(count: $name) -> usize {
+                usize::try_from(count.0).unwrap_or(usize::MAX)
+            }
+        }
+    )* };
 }
+
+counts!(Count, Parts, Checks);
 
 fn number_schema(kind: &str, least: u64, most: Option<u64>) -> Schema {
     let mut number = serde_json::json!({ "type": kind, "minimum": least });
