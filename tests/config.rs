@@ -257,6 +257,14 @@ fn the_largest_bounds_are_taken() {
 }
 
 #[test]
+fn a_memory_store_has_a_mebibyte_at_least() {
+    for written in ["1048576", "'1MiB'", "'1024KiB'"] {
+        let config = read(&format!("[stores.a]\nengine = 'memory'\nmax_memory = {written}\n"));
+        assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 1 << 20));
+    }
+}
+
+#[test]
 fn a_limiter_without_a_store_uses_the_only_one_or_main_or_the_first() {
     let store = |stores: &str| {
         let text = format!("{stores}\n[limiters.a]\nmax_concurrent = 1\n");

@@ -10,7 +10,7 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Bytes, Checks, Count, Hidden, List, Named, Parts, Percent, Positive, PrefixLength, Seconds, Span, Status,
+    Amount, Checks, Count, Hidden, List, Memory, Named, Parts, Percent, Positive, PrefixLength, Seconds, Span, Status,
     Switch, Units,
 };
 
@@ -99,8 +99,8 @@ table! {
         url: Hidden,
         /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default.
         timeout: Seconds,
-        /// Memory that the counters of a memory store may take: `256MiB` by default.
-        max_memory: Bytes,
+        /// Memory that the counters of a memory store may take: `256MiB` by default, `1MiB` at least.
+        max_memory: Memory,
         /// How many counters a memory store holds at most. No bound beside `max_memory` by default.
         max_keys: Count,
         /// The number of the Redis database.

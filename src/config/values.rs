@@ -361,18 +361,27 @@ impl JsonSchema for Seconds {
     }
 }
 
-/// A number of bytes: `"256MiB"`, or a bare number.
+/// Bytes of memory that counters may take: `"256MiB"`, or a bare number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bytes(pub u64);
+pub struct Memory(pub u64);
 
-impl Decode for Bytes {
+/// A store of a few bytes can count nothing; whoever writes less than this forgot the unit.
+const LEAST_MEMORY: u64 = 1 << 20;
+
+impl Decode for Memory {
     fn expected() -> String {
         "a size such as \"256MiB\"".to_owned()
     }
 
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        let enough = |bytes: u64, problems: &mut Problems| {
+            if bytes < LEAST_MEMORY {
+                problems.refuse(place, "expected at least 1MiB");
+            }
+            (bytes >= LEAST_MEMORY).then_some(Memory(bytes))
+        };
         if number(node).is_some() {
-            return whole(node, place, 1, u64::MAX >> 1, problems).map(Bytes);
+            return enough(whole(node, place, 1, u64::MAX >> 1, problems)?, problems);
         }
         let Value::Text(Text { text, .. }) = &node.value else {
             problems.refuse(place, "expected a size such as \"256MiB\"");
@@ -390,25 +399,23 @@ impl Decode for Bytes {
             _ => None,
         };
         let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
-        match bytes {
-            Some(0) => problems.refuse(place, "expected more than zero"),
-            Some(bytes) => return Some(Bytes(bytes)),
-            None => problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes"),
+        if bytes.is_none() {
+            problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
         }
-        None
+        enough(bytes?, problems)
     }
 }
 
-impl JsonSchema for Bytes {
+impl JsonSchema for Memory {
     fn schema_name() -> Cow<'static, str> {
-        "Bytes".into()
+        "Memory".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let text = serde_json::json!({ "type": "string", "pattern": "\\$|^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" });
         json_schema!({
             "description": "A number of bytes, or a size with its unit: 256MiB.",
-            "anyOf": [{ "type": "integer", "minimum": 1 }, text],
+            "anyOf": [{ "type": "integer", "minimum": LEAST_MEMORY }, text],
         })
     }
 }
