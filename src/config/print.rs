@@ -39,7 +39,12 @@ pub(super) fn yaml(config: &Config) -> String {
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
         "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
-        "authz": { "domain": authz.domain, "trusted_hops": authz.trusted_hops, "entries": entries },
+        "authz": {
+            "domain": authz.domain,
+            "trusted_hops": authz.trusted_hops,
+            "trust_external_address": authz.trust_external_address,
+            "entries": entries,
+        },
     });
     escape(&mut whole);
     serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML")

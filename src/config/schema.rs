@@ -484,6 +484,8 @@ table! {
         domain: String,
         /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies that we trust. Zero, the default, believes no such header.
         trusted_hops: Amount,
+        /// Whether an address in `x-envoy-external-address` wins over that; off by default. Envoy writes that header with `use_remote_address: true`, for clients with a public address; what others send in it, it passes on. Switch it on only where every client has a public address, or clients choose theirs.
+        trust_external_address: Switch,
         /// More entries, by name, each from one place of the request. An entry that cannot be had is absent.
         entries: Named<EntrySource>,
     }

@@ -65,6 +65,9 @@ fn authz(written: &schema::Authz, problems: &mut Problems) -> Authz {
     if let Some(hops) = written.trusted_hops.copied() {
         authz.trusted_hops = usize::try_from(hops.0).unwrap_or(usize::MAX);
     }
+    if let Some(trust) = written.trust_external_address.copied() {
+        authz.trust_external_address = trust.0;
+    }
     for item in written.entries.named() {
         if FIXED_ENTRIES.contains(&&*item.name) {
             problems.error(item.place.spot, format!("{} is always there, expected another name", item.place.path));
