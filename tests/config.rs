@@ -9,7 +9,7 @@ use tollgate::config::{Config, Engine, Errors, Source, json_schema};
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
-use tollgate::rules::{Action, Charge, Matcher, Normaliser, Rules};
+use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
 use tollgate::server::{self, Listen};
 use tollgate::store::{MemorySettings, Stores};
 
@@ -253,7 +253,7 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
 #[test]
 fn the_largest_bounds_are_taken() {
     let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
-    assert_eq!((bounds.descriptors, bounds.entries, bounds.checks), (1000, 1000, 4096));
+    assert_eq!(bounds, RequestBounds::MOST);
 }
 
 #[test]
