@@ -330,6 +330,25 @@ fn semantics_1_tiers_that_cannot_share_a_counter_are_warned_of() {
 }
 
 #[test]
+fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
+    let config = read(
+        "[limiters.a]\nmax_concurrent = 1\n\
+         [[rules]]\ndomain = 'edge'\nname = 'a'\nmode = 'shadow'\naction = 'allow'\n\
+         [[rules]]\ndomain = 'edge'\nname = 'b'\nmode = 'shadow'\nfinal = true\napply = [{ limiter = 'a' }]\n\
+         [[rules]]\ndomain = 'edge'\nname = 'c'\nmode = 'shadow'\nfinal = false\naction = 'deny'\n",
+    );
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let reason = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+    assert_eq!(
+        warnings,
+        [
+            format!("a.toml:7: rules[0].action is \"allow\", {reason}"),
+            format!("a.toml:12: rules[1].final is true, {reason}"),
+        ]
+    );
+}
+
+#[test]
 fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
     let text = "[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'X-Account' }\n\
                 [domains.edge]\nentries = []\n[limiters.a]\nmax_concurrent = 1\n\

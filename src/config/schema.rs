@@ -297,7 +297,7 @@ table! {
         action: Verdict,
         /// Ends the walk of a descriptor that it matches. False by default.
         last as "final": Switch,
-        /// `shadow` counts and reports but never denies.
+        /// `shadow` counts and reports but never denies, and never ends the walk.
         mode: Mode,
         /// Enforces for this many of a hundred keys, always the same ones; for the others it is in shadow.
         enforce_percent: Percent,
