@@ -494,9 +494,9 @@ table! {
 table! {
     /// Where an entry's value comes from: exactly one place, and perhaps a default.
     EntrySource {
-        /// A request header.
+        /// A request header; of several with the name, the first. Over gRPC Envoy sends several as one, with commas, unless its filter has `encode_raw_headers: true`.
         header: String,
-        /// A cookie.
+        /// A cookie; of several with the name, the first.
         cookie: String,
         /// A parameter of the query.
         query: String,
