@@ -81,6 +81,14 @@ fn what_print_shows_reads_as_the_same_configuration() {
 }
 
 #[test]
+fn the_entries_that_a_domain_declares_are_printed() {
+    let effective = |entries: &str| read(&format!("[domains.edge]\n{entries}\n")).effective();
+    assert!(effective("entries = ['account', 'tier']").contains("    entries:\n    - account\n    - tier\n"));
+    assert!(effective("entries = []").contains("    entries: []\n"), "declaring none is not the same as not declaring");
+    assert!(effective("").contains("    addresses: []\nrules: []\n"), "{}", effective(""));
+}
+
+#[test]
 fn the_login_sample_means_what_its_comments_say() {
     let config = sample("login.toml");
     let account = limiter(&config, "login_account");

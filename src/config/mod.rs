@@ -43,6 +43,9 @@ pub struct Config {
     pub stores: Vec<Store>,
     /// The limiters, domains and rules.
     pub book: RuleBook,
+    /// The entries that a domain says its clients send, by its name, for the domains that say so. Rules were held
+    /// against them.
+    pub entries: Vec<(String, Vec<String>)>,
     /// What works and is worth a word.
     pub warnings: Vec<Problem>,
     /// The files that were read, by name. Empty when none was found.
@@ -149,7 +152,8 @@ fn build(file: &schema::File, problems: &mut Problems) -> Config {
     book.stores = names;
     (book.domains, book.rules) = rules::rules(file, &limiters, &server, problems);
     book.limiters = limiters.into_built();
-    Config { server, stores, book, ..Config::default() }
+    let entries = rules::entries(file);
+    Config { server, stores, book, entries, ..Config::default() }
 }
 
 /// The JSON Schema (draft 2020-12) of a configuration, made from the tables that read it.

@@ -37,7 +37,7 @@ pub(super) fn yaml(config: &Config) -> String {
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
-        "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
+        "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written, &config.entries)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": {
             "domain": authz.domain,
@@ -171,14 +171,18 @@ fn limiter(limiter: &Limiter, stores: &[Store]) -> Value {
     Value::Object(table)
 }
 
-fn domain(domain: &Domain) -> Value {
+fn domain(domain: &Domain, entries: &[(String, Vec<String>)]) -> Value {
     let rewritings = domain.normalise.iter().map(|(entry, list)| (entry.clone(), words(list).into()));
-    json!({
+    let mut table = json!({
         "unmatched": match domain.unmatched { Unmatched::Allow => "allow", Unmatched::Deny => "deny" },
         "mode": mode(domain.shadow),
         "normalise": named(rewritings),
         "addresses": domain.addresses,
-    })
+    });
+    if let Some((_, entries)) = entries.iter().find(|(name, _)| *name == domain.name) {
+        table["entries"] = entries.as_slice().into();
+    }
+    table
 }
 
 fn words(list: &[Normaliser]) -> Vec<&'static str> {

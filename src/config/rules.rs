@@ -58,6 +58,15 @@ pub(super) fn rules(
     (domains, rules)
 }
 
+/// The entries that domains declare, by domain, as the file has them.
+pub(super) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
+    let declared = |item: &Item<schema::Domain>| {
+        let list = item.value.as_ref()?.entries.get()?;
+        Some((item.name.clone(), list.items.iter().map(|entry| entry.value.clone()).collect()))
+    };
+    file.domains.named().iter().filter_map(declared).collect()
+}
+
 fn normalisers(list: &[At<schema::Normaliser>]) -> Vec<Normaliser> {
     let normaliser = |written: &At<schema::Normaliser>| match written.value {
         schema::Normaliser::Lowercase => Normaliser::Lowercase,
