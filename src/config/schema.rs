@@ -161,7 +161,7 @@ table! {
         lease: Span,
         /// Tokens that a token_bucket may owe. By default none; as many as it holds where a rule charges `always`; unbounded where a rule overdraws.
         max_debt: Amount,
-        /// What to answer when the store cannot: `local` by default.
+        /// What to answer when the store cannot: `local` by default. A memory store cannot when it is full and nothing can go.
         on_store_error: OnStoreError,
         /// Whether a limit that comes with a request replaces this one. False by default.
         overridable as "override": Switch,
@@ -203,7 +203,7 @@ choice! {
         "allow" => Allow,
         /// Refuse it.
         "deny" => Deny,
-        /// Decide in this process's memory with the same limiter until the store is back.
+        /// Decide in this process's memory with the same limiter until the store is back. Where the store is this process's memory, refuse.
         "local" => Local,
     }
 }
