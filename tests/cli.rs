@@ -296,8 +296,21 @@ fn suggested(said: &str) -> String {
 }
 
 #[test]
+fn serve_starts_with_the_file_it_finds() {
+    let directory = written(&[("tollgate.toml", ANY_PORT)]);
+    let (child, said) = serve(tollgate(directory.path()).arg("serve"));
+    stop(child);
+    assert!(said.contains("tollgate: gRPC on 127.0.0.1:"), "{said}");
+    assert!(!said.contains("no configuration found"), "{said}");
+}
+
+#[test]
 fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
-    // Nothing is configured, so it wants the default ports. Where something else has them it says so last.
+    // Nothing is configured, so it wants the default ports: where something else has them there is nothing to see.
+    let free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
+    if !free(8080) || !free(8081) {
+        return;
+    }
     let directory = written(&[]);
     let (mut child, output) = serve(tollgate(directory.path()).arg("serve"));
     drop(child.kill());
