@@ -457,6 +457,24 @@ fn secrets_never_print() {
     }
 }
 
+#[test]
+fn a_url_shows_only_what_is_plainly_no_credential() {
+    let shown = |url: &str| {
+        let effective = read(&format!("[stores.a]\nengine = 'redis'\nurl = '{url}'\n")).effective();
+        let line = effective.lines().find_map(|line| line.strip_prefix("    url: ")).expect("a URL");
+        line.replace("$$", "$")
+    };
+    for plain in ["redis://h", "redis://h.example:6379/0", "redis://[::1]:6379/0", "redis+unix:///run/redis.sock"] {
+        assert_eq!(shown(plain), plain);
+    }
+    assert_eq!(shown("redis://a:hunter2@h-1:1,h-2:2/0"), "redis://***@h-1:1,h-2:2/0");
+    assert_eq!(shown("redis://:hun/ter@2@[::1]/0?x=y"), "redis://***@[::1]/0?***");
+    for unclear in [":hunter2/0", ":hunter2h/0", "me:hunter2/0", "h/0 password hunter2", ":hunter2?a@h", "h/0?a=b@c"] {
+        assert_eq!(shown(&format!("redis://{unclear}")), "redis://***", "{unclear}");
+    }
+    assert_eq!(shown("redis://[hunter2/0"), "redis://***");
+}
+
 // Directories.
 
 fn written(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -132,10 +132,15 @@ pub fn entries<'a>(node: &'a Node, place: &Place, problems: &mut Problems) -> Op
 /// Refuses the keys that a table does not have.
 pub fn known_keys(entries: &[(Key, Node)], place: &Place, known: &[&str], problems: &mut Problems) {
     for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&*key.text)) {
-        // What follows the colon in `{ password:secret }` is no name.
-        if let Some((name, _)) = key.text.split_once(':') {
-            let path = join(&place.path, name);
-            problems.error(key.spot, format!("{path} is followed by a colon without a space, expected one after it"));
+        // What follows the word in `{ password:secret }` is no name.
+        let foreign = key.text.char_indices().find(|(_, c)| !c.is_alphanumeric() && !matches!(c, '_' | '-' | '.'));
+        if let Some((end, mark)) = foreign {
+            let path = join(&place.path, &key.text[..end]);
+            let reason = match mark {
+                ':' => "a colon without a space, expected one after it".to_owned(),
+                mark => format!("{mark:?}, expected a known key; no key has that"),
+            };
+            problems.error(key.spot, format!("{path} is followed by {reason}"));
             continue;
         }
         let path = join(&place.path, &key.text);

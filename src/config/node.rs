@@ -128,19 +128,44 @@ impl fmt::Display for Value {
 /// What stands where a secret was.
 pub const MASK: &str = "***";
 
-/// A text without the credentials and options of the URL that it may be: `redis://***@host:6379/0`.
+/// A text without the credentials and options of the URL that it may be: `redis://***@host:6379/0`. Where it cannot be
+/// told what is a credential, as when the `@` was forgotten, only the scheme stays.
 pub fn masked(text: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
-    let (credentials, rest) = match rest.rsplit_once('@') {
-        // The at sign of an option, or a question mark in a password: nobody can tell.
-        Some((before, _)) if before.contains('?') => return format!("{scheme}://{MASK}").into(),
-        Some((_, host)) => (format!("{MASK}@"), host),
-        None => (String::new(), rest),
+    let (credentials, place) = match rest.rsplit_once('@') {
+        Some((credentials, place)) => (Some(credentials), place),
+        None => (None, rest),
     };
-    match rest.split_once('?') {
-        Some((host, _)) => format!("{scheme}://{credentials}{host}?{MASK}").into(),
-        None => format!("{scheme}://{credentials}{rest}").into(),
+    let (place, options) = match place.split_once('?') {
+        Some((place, _)) => (place, "?***"),
+        None => (place, ""),
+    };
+    // A question mark before the at sign: one of them is part of a password.
+    if credentials.is_some_and(|credentials| credentials.contains('?')) || !is_place(place) {
+        return format!("{scheme}://{MASK}").into();
     }
+    let credentials = if credentials.is_some() { "***@" } else { "" };
+    format!("{scheme}://{credentials}{place}{options}").into()
+}
+
+/// Whether this is plainly `host`, `host:6379`, `[::1]:6379`, several of them, or none, before a plain path.
+fn is_place(place: &str) -> bool {
+    let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+    let host = |host: &str| {
+        let end = host.find(']').map_or(0, |end| end + 1);
+        let (host, port) = match host[end..].split_once(':') {
+            Some((name, port)) => (&host[..end + name.len()], port),
+            None => (host, "0"),
+        };
+        let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let named = match inside {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && plain(host),
+        };
+        named && port.parse::<u16>().is_ok()
+    };
+    (hosts.is_empty() || hosts.split(',').all(host)) && path.split('/').all(plain)
 }
 
 /// The path of a key inside a table: `limiters.login`, `limiters."a b"`.
