@@ -166,6 +166,19 @@ async fn what_the_client_says_cannot_break_a_line() {
 }
 
 #[tokio::test]
+async fn a_body_that_came_along_is_passed_over_or_the_connection_is_said_to_close() {
+    let service = Service::start_with(settings_with(0), login()).await;
+    let post = |length: usize| format!("POST /authz/envoy/ HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n");
+    let last = "GET /healthcheck HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+    let small = format!("{}{}{last}", post(50_000), "x".repeat(50_000));
+    let answer = exchange(service.http, small.as_bytes()).await;
+    assert_eq!((answer.status, answer.header("connection")), (200, None));
+    assert!(answer.body.ends_with("\r\n\r\nOK"), "the next question is answered: {}", answer.body);
+    let answer = exchange(service.http, post(1 << 30).as_bytes()).await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+}
+
+#[tokio::test]
 async fn other_paths_are_not_found_and_health_is() {
     let service = Service::start(login()).await;
     for path in ["/", "/authz", "/authz/envoyx", "/authz/nginx/", "/authz/forward/x"] {

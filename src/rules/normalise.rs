@@ -71,8 +71,9 @@ fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
     }
 }
 
-/// A request path as an origin server would see it: query and fragment off, unreserved percent-escapes decoded,
-/// dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and 6.2.2.3).
+/// A request path as an origin server would see it: query, fragment and the parameters of segments off, unreserved
+/// percent-escapes decoded, dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and 6.2.2.3). What
+/// differs in case, in a slash at the end or in `%2F` stays different.
 ///
 /// ```
 /// use tollgate::rules::path;
@@ -84,8 +85,7 @@ fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
 pub fn path(value: &str) -> Cow<'_, str> {
     let end = value.find(['?', '#']).unwrap_or(value.len());
     let raw = &value[..end];
-    let clean =
-        raw.starts_with('/') && !raw.contains('%') && !raw.contains("//") && !raw.contains("/.") && !raw.contains('\\');
+    let clean = raw.starts_with('/') && !raw.contains(['%', '\\', ';']) && !raw.contains("//") && !raw.contains("/.");
     if clean {
         return Cow::Borrowed(raw);
     }
@@ -94,6 +94,8 @@ pub fn path(value: &str) -> Cow<'_, str> {
     let mut last = "";
     // Many origins read a backslash as a slash.
     for segment in decoded.split(['/', '\\']) {
+        // Parameters of a segment are for the one who serves it: many take them off before they look at the path.
+        let segment = segment.split_once(';').map_or(segment, |(segment, _)| segment);
         last = segment;
         match segment {
             "" | "." => {}
@@ -114,7 +116,7 @@ pub fn path(value: &str) -> Cow<'_, str> {
     Cow::Owned(path)
 }
 
-/// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_` or `~`; other escapes get upper-case digits.
+/// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_`, `~` or a backslash; other escapes get upper-case digits.
 fn decode_unreserved(raw: &str) -> String {
     let mut decoded = String::with_capacity(raw.len());
     let mut rest = raw;
@@ -122,7 +124,9 @@ fn decode_unreserved(raw: &str) -> String {
         decoded.push_str(&rest[..place]);
         let escape = rest.get(place..place + 3);
         match escape.map(|escape| percent_decode_str(escape).collect::<Vec<u8>>()).as_deref() {
-            Some(&[byte]) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => decoded.push(char::from(byte)),
+            Some(&[byte]) if byte.is_ascii_alphanumeric() || b"-._~\\".contains(&byte) => {
+                decoded.push(char::from(byte))
+            }
             Some(&[byte]) => decoded.push_str(&format!("%{byte:02X}")),
             _ => {
                 decoded.push('%');
@@ -155,6 +159,11 @@ mod tests {
             ("/%zz%", "/%zz%"),
             ("/lo%67in#x", "/login"),
             ("/\\login", "/login"),
+            ("/x%5c..%5Clogin", "/login"),
+            ("/login;x=1", "/login"),
+            ("/a;x/b;y=1;z/;/", "/a/b/"),
+            ("/x/..;a/login", "/login"),
+            ("/;", "/"),
             ("/ü%c3%bc", "/ü%C3%BC"),
         ];
         for (raw, expected) in cases {

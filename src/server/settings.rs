@@ -67,7 +67,7 @@ pub struct HeaderFamilies {
 pub struct Authz {
     /// The domain asked, unless the route's `context_extensions.domain` names another.
     pub domain: String,
-    /// Entries beside `remote_address`, `method`, `path` and `host`, which are always there.
+    /// Entries beside `remote_address`, `method`, `path` and `host`, which come by themselves.
     pub entries: Vec<(String, EntrySource)>,
     /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies we trust. Zero
     /// believes no such header and takes the peer (semantics 34).

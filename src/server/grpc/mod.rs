@@ -4,6 +4,7 @@
 //! read the request, and `refuse_unread` puts a refusal in its place: Envoy lets requests pass on errors.
 
 mod authz;
+mod budget;
 mod generated;
 mod metadata;
 mod rls;
@@ -30,6 +31,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
+use self::budget::{Budget, Metered, Total};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::{
     RateLimitServiceServer, SERVICE_NAME as RLS,
 };
@@ -43,13 +45,12 @@ use crate::engine::Engine;
 pub use self::generated::envoy as messages;
 
 /// The largest question read whole. RLS questions are made of request headers, which Envoy bounds at 60 KiB unless
-/// told otherwise; ext_authz may bring a body.
-const LARGEST_RLS_REQUEST: usize = 1 << 20;
-const LARGEST_AUTHZ_REQUEST: usize = 4 << 20;
+/// told otherwise; ext_authz may bring a body, which nothing here reads.
+const LARGEST_REQUEST: usize = 1 << 20;
 
 /// Headers of a call may carry text of the client's (`initial_metadata`), and a call refused for them would be an
 /// error to Envoy. So there is much room, yet not without bound.
-const LARGEST_HEADERS: u32 = 1 << 20;
+const LARGEST_HEADERS: u32 = 256 << 10;
 
 /// Envoy opens a connection for each worker and sends whole bursts on it before it reads our settings.
 const STREAMS: u32 = 4096;
@@ -66,7 +67,7 @@ type Call = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>
 
 type Answer = Result<http::Response<Reply>, Infallible>;
 
-type Reflection = BoxCloneSyncService<http::Request<Incoming>, http::Response<Body>, Infallible>;
+type Reflection = BoxCloneSyncService<http::Request<Metered>, http::Response<Body>, Infallible>;
 
 /// The services of the gRPC door.
 #[derive(Clone, Debug)]
@@ -92,8 +93,8 @@ impl Grpc {
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
             engine,
-            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(LARGEST_RLS_REQUEST),
-            authz: AuthorizationServer::new(authz).max_decoding_message_size(LARGEST_AUTHZ_REQUEST),
+            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(LARGEST_REQUEST),
+            authz: AuthorizationServer::new(authz).max_decoding_message_size(LARGEST_REQUEST),
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
             reflection,
             reflection_alpha,
@@ -116,9 +117,11 @@ impl Grpc {
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_header_list_size(LARGEST_HEADERS)
             .auto_date_header(false);
+        let total = Total::default();
         connection::accept(listener, stop, |stream, _, watcher| {
             let services = self.0.clone();
-            let answer = service_fn(move |request| services.answer(request));
+            let budget = total.connection();
+            let answer = service_fn(move |request| services.answer(request, &budget));
             let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
             async move {
                 if let Err(error) = connection.await {
@@ -139,7 +142,12 @@ impl Grpc {
 impl Services {
     /// Calls the service that a request is for. The request moves into that call at once, so that what hyper keeps
     /// for a stream stays small: it is moved several times before it is first polled.
-    fn answer(self: &Arc<Self>, request: http::Request<Incoming>) -> impl Future<Output = Answer> + use<> {
+    fn answer(
+        self: &Arc<Self>,
+        request: http::Request<Incoming>,
+        budget: &Arc<Budget>,
+    ) -> impl Future<Output = Answer> + use<> {
+        let request = Metered::request(request, budget.clone());
         // The name of a service is followed by `/` and the name of its method.
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         let (unread, call): (Option<Refused>, Call) = match service {

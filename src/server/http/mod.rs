@@ -18,9 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http::header::CONNECTION;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -39,6 +41,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Room for the head of a request. What has more is answered 431, which refuses.
 const LARGEST_HEAD: usize = 128 << 10;
 const MOST_HEADERS: usize = 512;
+
+/// The largest body that is passed over, and the time a client has for it.
+const LARGEST_BODY: u64 = 64 << 10;
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The services of the HTTP door.
 #[derive(Clone, Debug)]
@@ -83,11 +89,39 @@ impl Http {
     }
 }
 
-/// The bodies of requests are never read: they decide nothing.
+/// Bodies decide nothing. A small one is passed over, so that the connection serves the next question; of another the
+/// client is told that the connection closes.
 async fn answer(authz: &authz::Authz, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-    let (head, _) = request.into_parts();
+    let (head, body) = request.into_parts();
+    // HTTP/2 ends a stream and keeps the connection.
+    let passed_over = head.version == Version::HTTP_2 || pass_over(body).await;
+    let mut response = answer_head(authz, &head, peer).await;
+    if !passed_over {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Whether a body has come to its end.
+async fn pass_over(mut body: Incoming) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    if body.size_hint().upper().is_none_or(|bytes| bytes > LARGEST_BODY) {
+        return false;
+    }
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            frame?;
+        }
+        Ok::<_, hyper::Error>(())
+    };
+    tokio::time::timeout(BODY_TIMEOUT, read).await.is_ok_and(|read| read.is_ok())
+}
+
+async fn answer_head(authz: &authz::Authz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
     match Flavour::of(head.uri.path()) {
-        Some(flavour) => authz.answer(flavour, &head, peer).await,
+        Some(flavour) => authz.answer(flavour, head, peer).await,
         None if head.uri.path() == "/healthcheck" => respond(StatusCode::OK, HeaderMap::new(), "OK"),
         None => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path here\n"),
     }
