@@ -187,6 +187,47 @@ fn a_login_page_is_guarded_by_address_and_account() {
 }
 
 #[test]
+fn a_login_is_its_accounts_whatever_type_its_body_says_it_has() {
+    let Some(gateway) = Gateway::example("login", "login") else { return };
+    let typed = |kind: Option<&str>, body: &str| match kind {
+        Some(kind) => Ask::post("/login").body(body).header("content-type", kind),
+        None => Ask::post("/login").body(body),
+    };
+    let ada = r#"{"username": "ada"}"#;
+    let json = ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/json ;v=1"];
+    let read: Vec<Option<&str>> = json.into_iter().map(Some).chain([None]).collect();
+    for (number, kind) in read.iter().enumerate() {
+        gateway.ask(&typed(*kind, ada).from(&format!("203.0.113.{number}"))).expect(401);
+    }
+    for (number, kind) in read.iter().enumerate() {
+        gateway.ask(&typed(*kind, ada).from(&format!("203.0.113.{number}"))).expect(429);
+    }
+    // Whose account cannot be read is not let through, not even once.
+    let form = Some("application/x-www-form-urlencoded");
+    let unread = [
+        typed(Some("text/plain"), ada),
+        typed(form, ada),
+        typed(form, "username=ada"),
+        typed(Some("application/json,text/plain"), ada),
+        typed(Some(json[0]), r#"{"username": "ada", "#),
+        typed(Some(json[0]), r#"{"username": ""}"#),
+        typed(Some(json[0]), r#"{"username": ["ada"]}"#),
+        typed(Some(json[0]), r#"{"password": "guess"}"#),
+        typed(None, ""),
+    ];
+    for (number, login) in unread.iter().enumerate() {
+        gateway.ask(&login.clone().from(&format!("198.51.100.{number}"))).expect(429);
+    }
+    // Of an account named twice the last counts, as it does for most readers of JSON.
+    gateway.ask(&typed(None, r#"{"username": "bob", "username": "ada"}"#).from("203.0.113.9")).expect(429);
+    // The address pays for those as well.
+    for _ in 0..30 {
+        gateway.ask(&unread[0].clone().from("192.0.2.1")).expect(429);
+    }
+    gateway.ask(&typed(None, r#"{"username": "bob"}"#).from("192.0.2.1")).expect(429);
+}
+
+#[test]
 fn only_failed_logins_count() {
     let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
     let login = |password: &str| Ask::post("/login").account("ada").header("x-password", password);
