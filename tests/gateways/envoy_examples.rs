@@ -361,6 +361,17 @@ fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
 }
 
 #[test]
+fn tokens_are_charged_whatever_type_the_response_says_it_has() {
+    let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
+    let types = ["application/json; charset=utf-8", "Application/JSON", "application/json ;v=1", ""];
+    for (number, kind) in types.into_iter().enumerate() {
+        let chat = Ask::get("/v1/chat?tokens=1000").account(&format!("account{number}")).header("x-answer-type", kind);
+        gateway.ask(&chat).expect(200);
+        until("the tokens to be counted", || gateway.ask(&chat).status == 429);
+    }
+}
+
+#[test]
 fn the_gateway_of_the_containers_asks_the_same_rules_at_three_doors() {
     let Some(gateway) = Gateway::example("gateway", "gateway") else { return };
     for (port, account) in [(10_000, "ada"), (10_001, "bob"), (10_002, "cyd")] {
