@@ -242,6 +242,30 @@ fn only_failed_logins_count() {
     let refused = gateway.ask(&login("secret")).expect(429);
     assert!(refused.retry_after().is_some_and(|seconds| (280..=300).contains(&seconds)), "{refused:?}");
     gateway.ask(&Ask::post("/login").account("bob")).expect(401);
+    // Another spelling of the path is the same page.
+    for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b"] {
+        gateway.ask(&Ask::post(path).account("ada")).expect(429);
+    }
+}
+
+#[test]
+fn leaving_out_the_account_does_not_lift_its_limit() {
+    for (example, ask) in [
+        ("concurrency", Ask::get("/slow")),
+        ("failed_logins", Ask::post("/login")),
+        ("gateway", Ask::get("/slow")),
+        ("tokens", Ask::get("/v1/chat?tokens=10")),
+    ] {
+        let Some(gateway) = Gateway::example(example, example) else { return };
+        gateway.upstream.open_gate();
+        let refused = gateway.ask(&ask).expect(429);
+        assert_eq!(refused.header("x-envoy-ratelimited"), Some("true"), "{example}");
+        assert_ne!(gateway.ask(&ask.account("ada")).status, 429, "{example}");
+        assert_eq!(gateway.upstream.seen().len(), 1, "{example}: what was refused did not reach it");
+    }
+    // Pages that are no login need no account.
+    let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
+    gateway.ask(&Ask::get("/")).expect(200);
 }
 
 /// Tokens of the key in tiers.yaml: `{"iss": "shop", "sub": .., "tier": ..}`.
