@@ -187,6 +187,47 @@ fn a_login_page_is_guarded_by_address_and_account() {
 }
 
 #[test]
+fn a_login_is_its_accounts_whatever_type_its_body_says_it_has() {
+    let Some(gateway) = Gateway::example("login", "login") else { return };
+    let typed = |kind: Option<&str>, body: &str| match kind {
+        Some(kind) => Ask::post("/login").body(body).header("content-type", kind),
+        None => Ask::post("/login").body(body),
+    };
+    let ada = r#"{"username": "ada"}"#;
+    let json = ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/json ;v=1"];
+    let read: Vec<Option<&str>> = json.into_iter().map(Some).chain([None]).collect();
+    for (number, kind) in read.iter().enumerate() {
+        gateway.ask(&typed(*kind, ada).from(&format!("203.0.113.{number}"))).expect(401);
+    }
+    for (number, kind) in read.iter().enumerate() {
+        gateway.ask(&typed(*kind, ada).from(&format!("203.0.113.{number}"))).expect(429);
+    }
+    // Whose account cannot be read is not let through, not even once.
+    let form = Some("application/x-www-form-urlencoded");
+    let unread = [
+        typed(Some("text/plain"), ada),
+        typed(form, ada),
+        typed(form, "username=ada"),
+        typed(Some("application/json,text/plain"), ada),
+        typed(Some(json[0]), r#"{"username": "ada", "#),
+        typed(Some(json[0]), r#"{"username": ""}"#),
+        typed(Some(json[0]), r#"{"username": ["ada"]}"#),
+        typed(Some(json[0]), r#"{"password": "guess"}"#),
+        typed(None, ""),
+    ];
+    for (number, login) in unread.iter().enumerate() {
+        gateway.ask(&login.clone().from(&format!("198.51.100.{number}"))).expect(429);
+    }
+    // Of an account named twice the last counts, as it does for most readers of JSON.
+    gateway.ask(&typed(None, r#"{"username": "bob", "username": "ada"}"#).from("203.0.113.9")).expect(429);
+    // The address pays for those as well.
+    for _ in 0..30 {
+        gateway.ask(&unread[0].clone().from("192.0.2.1")).expect(429);
+    }
+    gateway.ask(&typed(None, r#"{"username": "bob"}"#).from("192.0.2.1")).expect(429);
+}
+
+#[test]
 fn only_failed_logins_count() {
     let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
     let login = |password: &str| Ask::post("/login").account("ada").header("x-password", password);
@@ -201,6 +242,30 @@ fn only_failed_logins_count() {
     let refused = gateway.ask(&login("secret")).expect(429);
     assert!(refused.retry_after().is_some_and(|seconds| (280..=300).contains(&seconds)), "{refused:?}");
     gateway.ask(&Ask::post("/login").account("bob")).expect(401);
+    // Another spelling of the path is the same page.
+    for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b"] {
+        gateway.ask(&Ask::post(path).account("ada")).expect(429);
+    }
+}
+
+#[test]
+fn leaving_out_the_account_does_not_lift_its_limit() {
+    for (example, ask) in [
+        ("concurrency", Ask::get("/slow")),
+        ("failed_logins", Ask::post("/login")),
+        ("gateway", Ask::get("/slow")),
+        ("tokens", Ask::get("/v1/chat?tokens=10")),
+    ] {
+        let Some(gateway) = Gateway::example(example, example) else { return };
+        gateway.upstream.open_gate();
+        let refused = gateway.ask(&ask).expect(429);
+        assert_eq!(refused.header("x-envoy-ratelimited"), Some("true"), "{example}");
+        assert_ne!(gateway.ask(&ask.account("ada")).status, 429, "{example}");
+        assert_eq!(gateway.upstream.seen().len(), 1, "{example}: what was refused did not reach it");
+    }
+    // Pages that are no login need no account.
+    let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
+    gateway.ask(&Ask::get("/")).expect(200);
 }
 
 /// Tokens of the key in tiers.yaml: `{"iss": "shop", "sub": .., "tier": ..}`.
@@ -317,6 +382,17 @@ fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
     // What is refused reports no tokens.
     assert!(gateway.ask(&chat(400)).expect(429).retry_after() <= waits);
     gateway.ask(&Ask::get("/v1/chat?tokens=10").account("bob")).expect(200);
+}
+
+#[test]
+fn tokens_are_charged_whatever_type_the_response_says_it_has() {
+    let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
+    let types = ["application/json; charset=utf-8", "Application/JSON", "application/json ;v=1", ""];
+    for (number, kind) in types.into_iter().enumerate() {
+        let chat = Ask::get("/v1/chat?tokens=1000").account(&format!("account{number}")).header("x-answer-type", kind);
+        gateway.ask(&chat).expect(200);
+        until("the tokens to be counted", || gateway.ask(&chat).status == 429);
+    }
 }
 
 #[test]

@@ -46,10 +46,15 @@ impl Ask {
         self.header("x-account", account)
     }
 
-    /// With a JSON body.
-    pub fn json(mut self, body: &str) -> Self {
+    /// With a body of no type.
+    pub fn body(mut self, body: &str) -> Self {
         body.clone_into(&mut self.body);
-        self.header("content-type", "application/json")
+        self
+    }
+
+    /// With a JSON body.
+    pub fn json(self, body: &str) -> Self {
+        self.body(body).header("content-type", "application/json")
     }
 
     /// Sends it and leaves the connection open. Dropping the stream is a client that walks away.

@@ -3,7 +3,7 @@
 //! ```text
 //!   POST /login              200 where x-password is "secret", else 401
 //!   GET  /slow               answers when the test opens the gate
-//!   GET  /v1/chat?tokens=N   a JSON body that says it used N tokens
+//!   GET  /v1/chat?tokens=N   a JSON body that says it used N tokens, of the type in x-answer-type
 //!   anything else            200 and the target
 //! ```
 
@@ -127,7 +127,8 @@ impl Shared {
             }
             (_, "/v1/chat") => {
                 let tokens = query.strip_prefix("tokens=").unwrap_or("100");
-                ("200 OK", "application/json", format!("{{\"usage\": {{\"total_tokens\": {tokens}}}}}"))
+                let kind = request.header("x-answer-type").unwrap_or("application/json");
+                ("200 OK", kind, format!("{{\"usage\": {{\"total_tokens\": {tokens}}}}}"))
             }
             _ => ("200 OK", "text/plain", request.line.clone()),
         };
