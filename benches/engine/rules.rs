@@ -1,5 +1,6 @@
 //! Ten thousand mixed rules against ten, with the same number of matches.
 
+use std::cell::RefCell;
 use std::hint::black_box;
 
 use tollgate::descriptor::{Descriptor, Request};
@@ -11,7 +12,7 @@ use crate::books::{apply, bucket, decide, engine, rule};
 use crate::timing::{Draws, compare, line};
 
 /// Requests of one turn.
-const REQUESTS: usize = 1 << 19;
+const REQUESTS: usize = 1 << 17;
 const FEW: usize = 10;
 const MANY: usize = 10_000;
 
@@ -20,11 +21,14 @@ pub fn report() {
     println!("rules: exact, prefix, CIDR and list rules in equal parts and one for all; every request matches two");
     let (few, many) = (book(FEW), book(MANY));
     let mut draws = Draws(11);
-    let asked = std::cell::RefCell::new(Vec::new());
+    let asked = RefCell::new((Vec::new(), Vec::new()));
     let costs = compare(
         REQUESTS,
-        &mut || *asked.borrow_mut() = (0..REQUESTS).map(|_| draws.below(MANY)).collect(),
-        &mut [&mut || ask(&few, FEW, &asked.borrow()), &mut || ask(&many, MANY, &asked.borrow())],
+        &mut || {
+            let mut of = |rules: usize| (0..REQUESTS).map(|_| Question::of(draws.below(rules - 1))).collect();
+            *asked.borrow_mut() = (of(FEW), of(MANY));
+        },
+        &mut [&mut || ask(&few, &asked.borrow().0), &mut || ask(&many, &asked.borrow().1)],
     );
     let [few, many] = costs[..] else { unreachable!("two contenders") };
     line("10 rules", &format!("{few:.0} ns"), "");
@@ -55,34 +59,40 @@ fn tenants(number: usize) -> [String; 3] {
     [0, 1, 2].map(|member| format!("tenant-{number}-{member}"))
 }
 
-/// Asks for each of `rules` in turn at random. What does not concern it stays out of every other rule.
-fn ask(engine: &Engine, rules: usize, asked: &[usize]) {
-    let mut text = String::new();
-    let [mut path, mut address, mut tenant] = [const { String::new() }; 3];
-    for &asked in asked {
-        use std::fmt::Write;
-        let number = asked % (rules - 1);
-        for text in [&mut path, &mut address, &mut tenant, &mut text] {
-            text.clear();
-        }
-        // The same length and the same work whatever the kind.
+/// What concerns one rule and stays out of every other.
+struct Question {
+    path: String,
+    address: String,
+    tenant: String,
+    account: String,
+}
+
+impl Question {
+    fn of(number: usize) -> Self {
         let kind = number % 4;
-        let written = match kind {
-            0 => write!(path, "/exact/{number}"),
-            1 => write!(path, "/prefix/{number:05}/x"),
-            _ => write!(path, "/other/{number}"),
-        };
-        let written = written.and_then(|()| match kind {
-            2 => write!(address, "10.{}.{}.7", number >> 8, number & 255),
-            _ => write!(address, "192.168.{}.7", number & 255),
-        });
-        let written = written.and_then(|()| match kind {
-            3 => write!(tenant, "tenant-{number}-{}", asked % 3),
-            _ => write!(tenant, "nobody-{number}"),
-        });
-        let written = written.and_then(|()| write!(text, "acct-{}", asked % 1_000));
-        written.expect("a String takes it");
-        let entries = [("path", &*path), ("remote_address", &*address), ("tenant", &*tenant), ("account", &*text)];
+        Self {
+            path: match kind {
+                0 => format!("/exact/{number}"),
+                1 => format!("/prefix/{number:05}/x"),
+                _ => format!("/other/{number}"),
+            },
+            address: match kind {
+                2 => format!("10.{}.{}.7", number >> 8, number & 255),
+                _ => format!("192.168.{}.7", number & 255),
+            },
+            tenant: match kind {
+                3 => format!("tenant-{number}-1"),
+                _ => format!("nobody-{number}"),
+            },
+            account: format!("acct-{}", number % 1_000),
+        }
+    }
+}
+
+fn ask(engine: &Engine, questions: &[Question]) {
+    for Question { path, address, tenant, account } in questions {
+        let entries = [("path", path), ("remote_address", address), ("tenant", tenant), ("account", account)];
+        let entries = entries.map(|(key, value)| (key, value.as_str()));
         let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
         let decision = decide(engine, &request);
         assert_eq!(black_box(&decision).planned().links.len(), 2);
