@@ -3,10 +3,14 @@
 //! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
 //! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
 
+use std::path::Path;
+use std::sync::mpsc;
+
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::slots::{SlotBounds, Slots};
+use super::snapshot::{self, Owner, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{
     Applied, Check, CounterName, Fault, Grants, Held, Lease, Limit, OnStoreError, Outcome, Plan, State, advance,
@@ -149,8 +153,39 @@ impl Memory {
     /// Forgets what no longer counts, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
         for shard in self.spaces.iter().flat_map(|space| &space.shards) {
-            shard.lock().sweep(now);
+            let mut slots = shard.lock();
+            slots.copy_to_cut();
+            slots.sweep(now);
         }
+    }
+
+    /// Writes what the store at `space` holds to a file: one moment for every plan (semantics 32).
+    ///
+    /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
+    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy.
+    pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+        let shards = &self.spaces[space].shards;
+        let (cut, copies) = mpsc::channel();
+        {
+            let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
+            locked.iter_mut().for_each(|slots| slots.cut = Some(cut.clone()));
+        }
+        drop(cut);
+        shards.iter().for_each(|shard| shard.lock().copy_to_cut());
+        let copies: Vec<Vec<u8>> = copies.into_iter().collect();
+        snapshot::write(path, owner, &copies)
+    }
+
+    /// Reads into the store at `space` what a file holds, whole or not at all. Says how many counters it held; `None`
+    /// when there is no file.
+    pub fn load(&self, space: usize, path: &Path, owner: &Owner, now: Timestamp) -> Result<Option<usize>, SnapshotError> {
+        let Some(records) = snapshot::read(path, owner)? else { return Ok(None) };
+        let count = records.len();
+        for record in records {
+            let (store, number) = self.shard(space as u16, &record.name);
+            self.lock((store, number)).1.restore(record, now);
+        }
+        Ok(Some(count))
     }
 
     /// What each space holds.
@@ -173,8 +208,11 @@ impl Memory {
         (store, (counter.0[1] % shards) as u32)
     }
 
+    /// Locks a shard to change it.
     fn lock(&self, shard: Shard) -> (Shard, MutexGuard<'_, Slots>) {
-        (shard, self.spaces[usize::from(shard.0)].shards[shard.1 as usize].lock())
+        let mut slots = self.spaces[usize::from(shard.0)].shards[shard.1 as usize].lock();
+        slots.copy_to_cut();
+        (shard, slots)
     }
 }
 

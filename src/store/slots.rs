@@ -8,9 +8,12 @@
 //! Slots are dense, so that a victim can be drawn at random and a sweep is a walk. A bucket or a window's count is
 //! in its words; a log of grants or a set of leases is in a slab and the first word is its place there.
 
+use std::sync::mpsc::Sender;
+
 use hashbrown::HashTable;
 use slab::Slab;
 
+use super::snapshot::{Kept, Record};
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterName, CounterPair, FixedCount, Grants, Leases, Outcome, State};
 
@@ -33,6 +36,8 @@ pub(super) struct Slots {
     bounds: SlotBounds,
     draws: u64,
     pub(super) evictions: u64,
+    /// Where this shard's counters go before they next change: a snapshot has been cut and not yet copied them.
+    pub(super) cut: Option<Sender<Vec<u8>>>,
 }
 
 /// What a shard may hold.
@@ -73,6 +78,7 @@ impl Slots {
             bounds,
             draws: seed | 1,
             evictions: 0,
+            cut: None,
         }
     }
 
@@ -127,10 +133,14 @@ impl Slots {
             return;
         }
         let (kind, words) = self.pack(state, None);
+        self.insert(Slot { name: *name, words, until, share, kind });
+    }
+
+    fn insert(&mut self, slot: Slot) {
         let place = self.slots.len() as u32;
-        self.slots.push(Slot { name: *name, words, until, share, kind });
+        self.slots.push(slot);
         let slots = &self.slots;
-        self.index.insert_unique(hash(name), place, |&place| hash(&slots[place as usize].name));
+        self.index.insert_unique(hash(&slot.name), place, |&place| hash(&slots[place as usize].name));
     }
 
     /// Returns a state that did not change.
@@ -205,6 +215,51 @@ impl Slots {
             self.leases.shrink_to_fit();
         }
         before - self.slots.len()
+    }
+
+    /// Copies the counters to a snapshot that was cut, if one is waiting for them.
+    pub(super) fn copy_to_cut(&mut self) {
+        if let Some(cut) = self.cut.take() {
+            let mut bytes = Vec::with_capacity(self.slots.len() * 46 + self.heap);
+            for slot in &self.slots {
+                let kept = match slot.kind {
+                    Kind::Grants => Kept::Grants(self.grants[slot.words[0] as usize].clone()),
+                    Kind::Leases => Kept::Leases(self.leases[slot.words[0] as usize].clone()),
+                    Kind::Bucket | Kind::Pair | Kind::Fixed => Kept::Words(slot.kind as u8, slot.words),
+                };
+                Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
+            }
+            // The receiver is gone when the snapshot was given up.
+            let _ = cut.send(bytes);
+        }
+    }
+
+    /// Takes a counter from a snapshot. Says whether there was room and its kind is known.
+    pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
+        if record.until <= seconds(now) {
+            return true;
+        }
+        let (kind, words, heap) = match record.kept {
+            Kept::Words(kind, words) => match [Kind::Bucket, Kind::Pair, Kind::Fixed].get(usize::from(kind)) {
+                Some(kind) => (*kind, words, 0),
+                None => return false,
+            },
+            Kept::Grants(grants) => {
+                let heap = grants.heap_bytes();
+                (Kind::Grants, [self.grants.insert(grants) as u64, 0, 0], heap)
+            }
+            Kept::Leases(leases) => {
+                let heap = leases.heap_bytes();
+                (Kind::Leases, [self.leases.insert(leases) as u64, 0, 0], heap)
+            }
+        };
+        self.heap += heap;
+        let fits = self.find(&record.name).is_none() && self.make_room(1, 0, &[], now);
+        if fits {
+            let slot = Slot { name: record.name, words, until: record.until, share: record.share, kind };
+            self.insert(slot);
+        }
+        fits
     }
 
     /// Whether a counter is held.
