@@ -43,6 +43,7 @@
 #![warn(missing_docs)]
 
 pub mod clock;
+pub mod config;
 pub mod decision;
 pub mod descriptor;
 pub mod engine;

@@ -1,0 +1,135 @@
+//! `${VAR}`, `${VAR:-default}` and `${file:/run/secrets/x}` inside texts.
+//!
+//! ```text
+//!   ${VAR}            the variable; unset is an error
+//!   ${VAR:-default}   the default when it is unset or empty; the default may be empty and is taken as it stands
+//!   ${file:path}      what the file holds, without the line break at its end; a relative path starts at the
+//!                     configuration's own directory
+//!   $VAR              as rate-sync has it: the variable where it is set, else the text as it stands
+//!   $$                a dollar sign
+//! ```
+
+use std::path::Path;
+
+use super::node::{Node, Text, Value, join};
+use super::problem::Problems;
+
+/// The largest file that `${file:...}` reads, in bytes.
+const LARGEST_FILE: u64 = 64 * 1024;
+
+/// Looks a variable up.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Expands the texts and keys of a tree. Numbers stay texts until the schema wants a number.
+pub fn expand(node: &mut Node, directory: &Path, variables: Variables<'_>, problems: &mut Problems) {
+    Expansion { directory, variables, problems }.node(node, "");
+}
+
+struct Expansion<'a> {
+    directory: &'a Path,
+    variables: Variables<'a>,
+    problems: &'a mut Problems,
+}
+
+impl Expansion<'_> {
+    fn node(&mut self, node: &mut Node, path: &str) {
+        let spot = node.spot;
+        match &mut node.value {
+            Value::Text(Text { text, written }) if text.contains('$') => match self.text(text) {
+                Ok(expanded) => {
+                    if expanded != *text {
+                        *written = Some(std::mem::replace(text, expanded));
+                    }
+                }
+                Err(reason) => self.problems.error(spot, format!("{path} is {text:?}, {reason}")),
+            },
+            Value::List(items) => {
+                for (place, item) in items.iter_mut().enumerate() {
+                    self.node(item, &format!("{path}[{place}]"));
+                }
+            }
+            Value::Table(entries) => {
+                for (key, value) in entries.iter_mut() {
+                    if key.text.contains("${") {
+                        match self.text(&key.text) {
+                            Ok(expanded) => key.text = expanded,
+                            Err(reason) => {
+                                self.problems.error(key.spot, format!("{} is a key, {reason}", join(path, &key.text)));
+                            }
+                        }
+                    }
+                    self.node(value, &join(path, &key.text));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn text(&self, text: &str) -> Result<String, String> {
+        let mut expanded = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(place) = rest.find('$') {
+            expanded.push_str(&rest[..place]);
+            rest = &rest[place + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                expanded.push('$');
+                rest = after;
+            } else if let Some(braced) = rest.strip_prefix('{') {
+                let Some(end) = braced.find('}') else {
+                    return Err("\"${\" is not closed; write $$ for a dollar sign".to_owned());
+                };
+                expanded.push_str(&self.braced(&braced[..end])?);
+                rest = &braced[end + 1..];
+            } else {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+                match (self.variables)(&rest[..end]).filter(|_| is_name(&rest[..end])) {
+                    Some(value) => {
+                        expanded.push_str(&value);
+                        rest = &rest[end..];
+                    }
+                    None => expanded.push('$'),
+                }
+            }
+        }
+        expanded.push_str(rest);
+        Ok(expanded)
+    }
+
+    fn braced(&self, inside: &str) -> Result<String, String> {
+        if let Some(path) = inside.strip_prefix("file:") {
+            return self.file(path);
+        }
+        let (name, default) = match inside.split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (inside, None),
+        };
+        if !is_name(name) {
+            return Err(format!(
+                "{name:?} is no variable's name; write ${{NAME}}, ${{NAME:-default}} or ${{file:path}}"
+            ));
+        }
+        let value = (self.variables)(name);
+        match (value, default) {
+            (Some(value), None) => Ok(value),
+            (Some(value), Some(_)) if !value.is_empty() => Ok(value),
+            (_, Some(default)) => Ok(default.to_owned()),
+            (None, None) => Err(format!("the variable {name} is not set; set it, or write ${{{name}:-default}}")),
+        }
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        let full = self.directory.join(path);
+        let unreadable = |error: std::io::Error| format!("the file {path} cannot be read: {error}");
+        let length = std::fs::metadata(&full).map_err(unreadable)?.len();
+        if length > LARGEST_FILE {
+            return Err(format!("the file {path} is larger than 64 KiB"));
+        }
+        let text = std::fs::read_to_string(&full).map_err(unreadable)?;
+        Ok(text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

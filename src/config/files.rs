@@ -1,0 +1,144 @@
+//! Which files are read, and how several become one.
+
+use std::path::{Path, PathBuf};
+
+use super::expand::{Variables, expand};
+use super::node::{Key, Node, Spot, Value, join};
+use super::problem::{Errors, Problems};
+use super::{toml, yaml};
+
+/// The variable that names the configuration when the command line does not.
+pub const VARIABLE: &str = "TOLLGATE_CONFIG";
+
+/// The endings that are read.
+const ENDINGS: [&str; 3] = ["toml", "yaml", "yml"];
+
+/// The directory that is looked in last.
+const SYSTEM: &str = "/etc/tollgate";
+
+/// Tables that several files may each hold a part of. Everything else is given once.
+const SHARED: [&str; 9] =
+    ["server", "server.headers", "server.bounds", "stores", "limiters", "domains", "authz", "authz.entries", "fastapi"];
+
+/// The text of one file.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its name, as errors show it.
+    pub name: String,
+    /// What it holds. The ending of its name says whether it is TOML or YAML.
+    pub text: String,
+}
+
+/// Where a configuration is looked for when none is named, in this order.
+pub fn places() -> Vec<PathBuf> {
+    let stems = ["tollgate", "config/tollgate"];
+    let files =
+        stems.iter().flat_map(|stem| ENDINGS.iter().map(move |ending| PathBuf::from(format!("./{stem}.{ending}"))));
+    files.chain([PathBuf::from(SYSTEM)]).collect()
+}
+
+/// The configuration to read: the one named, or the first found. None when none is named and none is there.
+pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<PathBuf>, Errors> {
+    if let Some(path) = named {
+        return Ok(Some(path.to_owned()));
+    }
+    if let Some(path) = variables(VARIABLE).filter(|path| !path.is_empty()) {
+        if !Path::new(&path).exists() {
+            return Err(Errors::one(path, format!("no such file or directory; {VARIABLE} names it")));
+        }
+        return Ok(Some(path.into()));
+    }
+    let there = |path: &PathBuf| match path.as_path() == Path::new(SYSTEM) {
+        true => files_of(path).is_ok_and(|files| !files.is_empty()),
+        false => path.exists(),
+    };
+    Ok(places().into_iter().find(there))
+}
+
+/// Reads a file, or the files of a directory in the order of their names.
+pub fn read(path: &Path) -> Result<Vec<Source>, Errors> {
+    let refuse = |path: &Path, text: String| Errors::one(path.display().to_string(), text);
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => refuse(path, "no such file or directory".to_owned()),
+        _ => refuse(path, format!("cannot be read: {error}")),
+    })?;
+    let files = if metadata.is_dir() {
+        let files = files_of(path).map_err(|error| refuse(path, format!("cannot be read: {error}")))?;
+        if files.is_empty() {
+            return Err(refuse(path, "the directory holds no .toml, .yaml or .yml file".to_owned()));
+        }
+        files
+    } else {
+        vec![path.to_owned()]
+    };
+    let mut sources = Vec::with_capacity(files.len());
+    for file in files {
+        if !has_ending(&file) {
+            return Err(refuse(&file, "expected a name that ends in .toml, .yaml or .yml".to_owned()));
+        }
+        let bytes = std::fs::read(&file).map_err(|error| refuse(&file, format!("cannot be read: {error}")))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
+            refuse(&file, format!("not UTF-8 at line {line}"))
+        })?;
+        sources.push(Source { name: file.display().to_string(), text });
+    }
+    Ok(sources)
+}
+
+fn has_ending(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+}
+
+fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && has_ending(&path) && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The files as one tree, their variables expanded.
+pub fn tree(sources: &[Source], variables: Variables<'_>, problems: &mut Problems) -> Node {
+    let mut whole = Vec::new();
+    for (number, source) in sources.iter().enumerate() {
+        let file = u16::try_from(number).unwrap_or(u16::MAX);
+        let parse = if source.name.ends_with(".toml") { toml::parse } else { yaml::parse };
+        // A mark of byte order is no part of the text.
+        let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
+        let mut node = parse(text, file, problems);
+        let directory = Path::new(&source.name).parent().unwrap_or(Path::new(""));
+        expand(&mut node, directory, variables, problems);
+        match node.value {
+            Value::Table(entries) => merge(&mut whole, entries, "", problems),
+            Value::Null => {}
+            other => problems.error(node.spot, format!("the file is {other}, expected a table such as \"limiters\"")),
+        }
+    }
+    Node { value: Value::Table(whole), spot: Spot { file: 0, line: 0 } }
+}
+
+fn merge(into: &mut Vec<(Key, Node)>, from: Vec<(Key, Node)>, path: &str, problems: &mut Problems) {
+    for (key, node) in from {
+        let path = join(path, &key.text);
+        let Some((first_key, first)) = into.iter_mut().find(|(first, _)| first.text == key.text) else {
+            into.push((key, node));
+            continue;
+        };
+        match (&mut first.value, node.value) {
+            (Value::Table(first), Value::Table(more)) if SHARED.contains(&&*path) => {
+                merge(first, more, &path, problems)
+            }
+            (Value::List(first), Value::List(more)) if path == "rules" => first.extend(more),
+            (_, _) => {
+                let first = problems.locate(first_key.spot);
+                problems.error(key.spot, format!("{path} is defined twice; the first is at {first}"));
+            }
+        }
+    }
+}

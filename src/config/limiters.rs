@@ -1,0 +1,387 @@
+//! The limiters: which numbers an algorithm takes, and whether they can be counted.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::decode::{At, Choice, Field, Item, Positive, Table};
+use super::problem::{Place, Problems, nearest, remedy};
+use super::schema;
+use crate::limiter::{
+    Algorithm, Calendar, CalendarUnit, Concurrency, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
+    SpecError,
+};
+
+/// How long a slot is held when nobody releases it and the limiter does not say.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// The limiters that were written, those that were refused too, so that rules can name them.
+#[derive(Debug)]
+pub(super) struct Limiters(Vec<(String, Option<Limiter>)>);
+
+impl Limiters {
+    /// The names, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Whether one has this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names().any(|found| found == name)
+    }
+
+    /// The limiter of this name, unless it was refused.
+    pub(super) fn get(&self, name: &str) -> Option<&Limiter> {
+        self.0.iter().find(|(found, _)| found == name)?.1.as_ref()
+    }
+
+    /// Those that were not refused.
+    pub(super) fn into_built(self) -> Vec<Limiter> {
+        self.0.into_iter().filter_map(|(_, limiter)| limiter).collect()
+    }
+}
+
+/// Reads all limiters. `stores` are the names of the stores, in order.
+pub(super) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
+    let limiter = |item: &Item<schema::Limiter>| {
+        let written = item.value.as_ref();
+        let limiter = written.and_then(|written| Reading { item, written, stores, problems: &mut *problems }.limiter());
+        (item.name.clone(), limiter)
+    };
+    Limiters(file.limiters.named().iter().map(limiter).collect())
+}
+
+/// The keys that an algorithm takes beside those that all take.
+fn keys(algorithm: schema::Algorithm) -> &'static [&'static str] {
+    match algorithm {
+        schema::Algorithm::TokenBucket => {
+            &["limit", "window", "window_seconds", "burst", "rate_per_second", "max_debt", "override"]
+        }
+        schema::Algorithm::SlidingWindow | schema::Algorithm::SlidingCounter => {
+            &["limit", "window", "window_seconds", "override"]
+        }
+        schema::Algorithm::FixedWindow => {
+            &["limit", "window", "window_seconds", "alignment", "calendar", "timezone", "override"]
+        }
+        schema::Algorithm::Concurrency => &[],
+    }
+}
+
+/// The keys that every limiter takes.
+const COMMON: [&str; 7] = ["algorithm", "max_concurrent", "lease", "on_store_error", "store", "timeout", "fail_closed"];
+
+/// One limiter while it is read.
+struct Reading<'a> {
+    item: &'a Item<schema::Limiter>,
+    written: &'a schema::Limiter,
+    stores: &'a [String],
+    problems: &'a mut Problems,
+}
+
+impl<'a> Reading<'a> {
+    fn limiter(mut self) -> Option<Limiter> {
+        let store = self.store();
+        let on_store_error = self.on_store_error();
+        let concurrency = self.concurrency();
+        let algorithm = self.algorithm()?;
+        self.foreign_keys(algorithm);
+        let quota = self.quota(algorithm);
+        // What is there and could not be read was told already.
+        if quota.is_none() && concurrency.is_none() {
+            return None;
+        }
+        Some(Limiter {
+            name: self.item.name.clone(),
+            store: store?,
+            quota,
+            concurrency,
+            on_store_error,
+            overridable: self.written.overridable.copied().is_some_and(|switch| switch.0),
+        })
+    }
+
+    fn missing(&mut self, key: &str, expected: &str) {
+        let path = &self.item.place.path;
+        self.problems.missing(self.item.place.spot, format!("{path}.{key} is missing, expected {expected}"));
+    }
+
+    fn store(&mut self) -> Option<u16> {
+        let place = match self.written.store.get() {
+            Some(name) => {
+                let place = self.stores.iter().position(|store| *store == **name);
+                if place.is_none() {
+                    let remedy = remedy(name, self.stores.iter().map(String::as_str), "stores");
+                    self.problems.refuse(&name.place, format!("which no store is named{remedy}"));
+                }
+                place?
+            }
+            None => self.stores.iter().position(|store| store == "main").unwrap_or(0),
+        };
+        u16::try_from(place).ok()
+    }
+
+    fn on_store_error(&mut self) -> OnStoreError {
+        let closed = self.written.fail_closed.get();
+        match (self.written.on_store_error.get(), closed) {
+            (Some(chosen), closed) => {
+                if let Some(closed) = closed {
+                    self.problems.refuse(&closed.place, "but on_store_error is given too; expected one of them");
+                }
+                match chosen.value {
+                    schema::OnStoreError::Allow => OnStoreError::Allow,
+                    schema::OnStoreError::Deny => OnStoreError::Deny,
+                    schema::OnStoreError::Local => OnStoreError::Local,
+                }
+            }
+            (None, Some(closed)) if closed.0 => OnStoreError::Deny,
+            (None, Some(_)) => OnStoreError::Allow,
+            (None, None) => OnStoreError::default(),
+        }
+    }
+
+    fn concurrency(&mut self) -> Option<Concurrency> {
+        if let (Some(lease), true) = (self.written.lease.get(), self.written.max_concurrent.is_absent()) {
+            self.problems.refuse(&lease.place, "but there is no max_concurrent whose slots it could end");
+        }
+        let lease = match self.written.lease.get() {
+            Some(lease) if lease.0 > LONGEST_WINDOW => {
+                self.problems.refuse(&lease.place, "expected at most 3650d");
+                LEASE
+            }
+            Some(lease) => lease.0,
+            None => LEASE,
+        };
+        let max = self.written.max_concurrent.get()?;
+        if max.0 > u64::from(MOST_SLOTS) {
+            self.problems
+                .refuse(&max.place, format!("expected at most {MOST_SLOTS}, because every slot is remembered"));
+            return None;
+        }
+        Some(Concurrency { max: u32::from(max.value), lease: u64::try_from(lease.as_micros()).unwrap_or(u64::MAX) })
+    }
+
+    /// The algorithm, as written or as the other keys say.
+    fn algorithm(&mut self) -> Option<schema::Algorithm> {
+        let written = self.written;
+        match &written.algorithm {
+            Field::Given(algorithm) => Some(algorithm.value),
+            Field::Refused => None,
+            Field::Absent if !written.rate_per_second.is_absent() => Some(schema::Algorithm::TokenBucket),
+            Field::Absent if !written.max_concurrent.is_absent() && !self.has_window() => {
+                Some(schema::Algorithm::Concurrency)
+            }
+            Field::Absent => {
+                let words = schema::Algorithm::WORDS.join(", ");
+                self.missing("algorithm", &format!("one of {words}"));
+                None
+            }
+        }
+    }
+
+    fn has_window(&self) -> bool {
+        let written = self.written;
+        !(written.limit.is_absent()
+            && written.window.is_absent()
+            && written.window_seconds.is_absent()
+            && written.calendar.is_absent())
+    }
+
+    fn foreign_keys(&mut self, algorithm: schema::Algorithm) {
+        let own = keys(algorithm);
+        for (key, place) in self.written.given() {
+            if !own.contains(&key) && !COMMON.contains(&key) {
+                let word = algorithm.word();
+                let known: Vec<&str> = own.iter().chain(&COMMON).copied().collect();
+                self.problems.refuse(place, format!("but {word} has no {key}; its keys: {}", known.join(", ")));
+            }
+        }
+    }
+
+    fn quota(&mut self, algorithm: schema::Algorithm) -> Option<Quota> {
+        let written = self.written;
+        match algorithm {
+            schema::Algorithm::Concurrency => {
+                if written.max_concurrent.is_absent() {
+                    self.missing("max_concurrent", "a whole number more than zero");
+                }
+                None
+            }
+            schema::Algorithm::TokenBucket => self.bucket(),
+            schema::Algorithm::SlidingWindow => self.window(Algorithm::SlidingWindow),
+            schema::Algorithm::SlidingCounter => self.window(Algorithm::SlidingCounter),
+            schema::Algorithm::FixedWindow => {
+                let schedule = self.schedule()?;
+                self.window(Algorithm::FixedWindow(schedule))
+            }
+        }
+    }
+
+    fn bucket(&mut self) -> Option<Quota> {
+        let written = self.written;
+        let max_debt = written.max_debt.copied().map(|debt| debt.0);
+        let burst = written.burst.copied().map(u32::from);
+        if let Some(rate) = written.rate_per_second.get() {
+            let others = [written.limit.place(), written.window.place(), written.window_seconds.place()];
+            if let Some(other) = others.into_iter().flatten().next() {
+                self.problems
+                    .refuse(other, "but rate_per_second is given too; expected a rate, or a limit and a window");
+                return None;
+            }
+            if rate.0 > f64::from(u32::MAX) {
+                self.problems.refuse(&rate.place, format!("expected at most {}", u32::MAX));
+                return None;
+            }
+            let (limit, window) = fraction(rate);
+            let held = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
+            return self.count(limit, window, Algorithm::TokenBucket { burst: Some(held), max_debt }, &rate.place);
+        }
+        if !written.rate_per_second.is_absent() {
+            return None;
+        }
+        // Of rate-sync: its token bucket may bound nothing but concurrency.
+        if !self.has_window() && !written.max_concurrent.is_absent() {
+            return None;
+        }
+        self.window(Algorithm::TokenBucket { burst, max_debt })
+    }
+
+    fn schedule(&mut self) -> Option<Schedule> {
+        let written = self.written;
+        let Some(calendar) = written.calendar.get() else {
+            if let (Some(zone), true) = (written.timezone.get(), written.calendar.is_absent()) {
+                self.problems.refuse(&zone.place, "but there is no calendar that could follow it");
+            }
+            return match written.alignment.get() {
+                Some(At { value: schema::Alignment::FirstHit, .. }) => Some(Schedule::FirstHit),
+                Some(At { value: schema::Alignment::Epoch, .. }) | None => Some(Schedule::Epoch),
+            };
+        };
+        if let Some(alignment) = written.alignment.get() {
+            self.problems.refuse(&alignment.place, "but calendar is given too; expected one of them");
+        }
+        let zone = match written.timezone.get() {
+            None => TimeZone::UTC,
+            Some(name) => match TimeZone::get(name) {
+                Ok(zone) => zone,
+                Err(_) => {
+                    let names: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+                    let near = nearest(name, names.iter().map(String::as_str));
+                    let near = near.map_or(String::new(), |name| format!("; did you mean {name:?}?"));
+                    self.problems.refuse(&name.place, format!("expected a time zone such as \"Europe/Berlin\"{near}"));
+                    return None;
+                }
+            },
+        };
+        let unit = match calendar.value {
+            schema::Calendar::Hour => CalendarUnit::Hour,
+            schema::Calendar::Day => CalendarUnit::Day,
+            schema::Calendar::Week => CalendarUnit::Week,
+            schema::Calendar::Month => CalendarUnit::Month,
+            schema::Calendar::Year => CalendarUnit::Year,
+        };
+        Some(Schedule::Calendar(Calendar::new(unit, zone)))
+    }
+
+    /// A quota of `limit` and a window, whichever way that is written.
+    fn window(&mut self, algorithm: Algorithm) -> Option<Quota> {
+        let written = self.written;
+        if written.limit.is_absent() {
+            self.missing("limit", "a whole number more than zero");
+        }
+        let window = self.length(&algorithm);
+        let limit = written.limit.get()?;
+        let (window, place) = window?;
+        let place = place.unwrap_or(&limit.place);
+        self.count(u32::from(limit.value), window, algorithm, place)
+    }
+
+    fn length(&mut self, algorithm: &Algorithm) -> Option<(Duration, Option<&'a Place>)> {
+        let written = self.written;
+        if let (Some(window), Some(seconds)) = (written.window.get(), written.window_seconds.get()) {
+            self.problems
+                .refuse(&seconds.place, format!("but window is {} too; expected one of them", window.place.shown));
+        }
+        let given = written.window.get().map(|window| (window.0, Some(&window.place)));
+        let given = given.or_else(|| written.window_seconds.get().map(|seconds| (seconds.0, Some(&seconds.place))));
+        if let Algorithm::FixedWindow(Schedule::Calendar(calendar)) = algorithm {
+            if let Some((_, Some(place))) = given {
+                self.problems.refuse(place, "but calendar is given too; expected one of them");
+            }
+            return Some((calendar.unit.mean(), None));
+        }
+        if given.is_none() && written.window.is_absent() && written.window_seconds.is_absent() {
+            let calendar = if matches!(algorithm, Algorithm::FixedWindow(_)) { ", or a calendar" } else { "" };
+            self.missing("window", &format!("a duration such as \"1m\"{calendar}"));
+        }
+        given
+    }
+
+    /// Whether these numbers can be counted.
+    fn count(&mut self, limit: u32, window: Duration, algorithm: Algorithm, place: &Place) -> Option<Quota> {
+        let written = self.written;
+        let error = match Quota::new(limit, window, algorithm) {
+            Ok(quota) => return Some(quota),
+            Err(error) => error,
+        };
+        let numbers = written.burst.place().or(written.limit.place()).unwrap_or(place);
+        let place = match error {
+            SpecError::Zero | SpecError::WindowTooLong => place,
+            SpecError::LogTooLarge => written.limit.place().unwrap_or(place),
+            SpecError::Rate(_) => numbers,
+        };
+        let (place, error) = (place.clone(), error.to_string());
+        self.problems.refuse(&place, error);
+        None
+    }
+}
+
+/// A rate per second as units and a window: what the digits say, in the shortest window of whole seconds up to an
+/// hour that holds it within one in a million; a rate too slow or too odd for that gets the window of one unit, or
+/// the nearest number in an hour.
+fn fraction(rate: &Positive) -> (u32, Duration) {
+    const HOUR: u32 = 3_600;
+    for seconds in 1..=HOUR {
+        let units = rate.0 * f64::from(seconds);
+        let whole = units.round();
+        if whole >= 1.0 && whole <= f64::from(u32::MAX) && (units - whole).abs() <= whole * 1e-6 {
+            return (whole as u32, Duration::from_secs(u64::from(seconds)));
+        }
+    }
+    if rate.0 <= 1.0 {
+        return (1, Duration::try_from_secs_f64(1.0 / rate.0).unwrap_or(Duration::MAX));
+    }
+    let seconds = HOUR.min((f64::from(u32::MAX) / rate.0) as u32).max(1);
+    ((rate.0 * f64::from(seconds)).round() as u32, Duration::from_secs(u64::from(seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_becomes_the_fraction_that_its_digits_say() {
+        let cases = [
+            (10.0, 10, 1_000_000),
+            (0.5, 1, 2_000_000),
+            (2.5, 5, 2_000_000),
+            (0.016_666_666, 1, 60_000_000),
+            (33.333_333_33, 100, 3_000_000),
+            (0.0001, 1, 10_000_000_000),
+            (1e6, 1_000_000, 1_000_000),
+        ];
+        for (rate, limit, micros) in cases {
+            let (found, window) = fraction(&Positive(rate));
+            assert_eq!((found, window.as_micros()), (limit, micros), "{rate}");
+        }
+    }
+
+    #[test]
+    fn every_rate_is_met_within_one_percent() {
+        for step in 1..2_000_u32 {
+            let rate = f64::from(step).powf(2.7) * 1e-4;
+            let (limit, window) = fraction(&Positive(rate));
+            let met = f64::from(limit) / window.as_secs_f64();
+            assert!((met - rate).abs() <= rate * 0.01, "{rate} became {limit} in {window:?}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the operator wrote, read strictly.
+//!
+//! ```text
+//!   file or directory -> toml.rs, yaml.rs -> node.rs: values with places -> expand.rs: ${VAR} -> files.rs: one tree
+//!        -> decode.rs with schema.rs: typed tables -> limiters.rs, rules.rs, settings.rs: what the program runs on
+//! ```
+//!
+//! All that is wrong is told at once, each with file, line, path and value, in both formats alike. Nothing past this
+//! room sees TOML or YAML, and nothing here decides a request.
+
+mod decode;
+mod expand;
+mod files;
+mod limiters;
+mod node;
+mod print;
+mod problem;
+mod rules;
+mod schema;
+mod settings;
+mod toml;
+mod yaml;
+
+use std::path::Path;
+use std::time::Duration;
+
+pub use self::decode::Hidden;
+use self::decode::{Field, field};
+pub use self::files::{Source, VARIABLE, places};
+use self::problem::Problems;
+pub use self::problem::{Errors, Problem};
+use crate::rules::RuleBook;
+use crate::server::settings::Settings;
+use crate::store::MemorySettings;
+
+/// A whole configuration, checked.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The settings of the doors.
+    pub server: Settings,
+    /// The stores, in the order that limiters count them. Never empty once read.
+    pub stores: Vec<Store>,
+    /// The limiters, domains and rules.
+    pub book: RuleBook,
+    /// What works and is worth a word.
+    pub warnings: Vec<Problem>,
+    /// The files that were read, by name. Empty when none was found.
+    pub files: Vec<String>,
+}
+
+/// A place where counters are kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Its name.
+    pub name: String,
+    /// What keeps them.
+    pub engine: Engine,
+    /// How long a decision waits for it.
+    pub timeout: Duration,
+}
+
+/// What keeps counters.
+#[derive(Clone, Debug)]
+pub enum Engine {
+    /// This process.
+    Memory(MemorySettings),
+    /// Redis or Valkey: read and checked, not served by this version.
+    Redis(Remote),
+    /// PostgreSQL: read and checked, not served by this version.
+    Postgres(Remote),
+}
+
+/// A store outside of this process.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Where it is.
+    pub url: Hidden,
+    /// Its other keys as the file has them, secrets masked.
+    pub options: Vec<(&'static str, String)>,
+}
+
+impl Engine {
+    /// The word that the file has.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Engine::Memory(_) => "memory",
+            Engine::Redis(_) => "redis",
+            Engine::Postgres(_) => "postgres",
+        }
+    }
+}
+
+impl Config {
+    /// Reads the configuration at `path`, or else the one that `TOLLGATE_CONFIG` names, or else the first of
+    /// [`places`] that exists. Without any, everything has its default and there are no rules.
+    ///
+    /// # Errors
+    ///
+    /// A path that is named and not there, and everything that is wrong in the files.
+    pub fn load(path: Option<&Path>) -> Result<Self, Errors> {
+        let variables = |name: &str| std::env::var(name).ok();
+        match files::find(path, &variables)? {
+            Some(path) => Self::read(&files::read(&path)?, &variables),
+            None => Self::read(&[], &variables),
+        }
+    }
+
+    /// Reads the texts of some files as one configuration, with `variables` to expand.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong in them.
+    ///
+    /// ```
+    /// use tollgate::config::{Config, Source};
+    ///
+    /// let text = "[limiters.login]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '0s'\n";
+    /// let source = Source { name: "tollgate.toml".to_owned(), text: text.to_owned() };
+    /// let errors = Config::read(&[source], &|_| None).unwrap_err();
+    /// assert_eq!(errors.to_string(), "tollgate.toml:4: limiters.login.window is \"0s\", expected more than zero");
+    /// ```
+    pub fn read(sources: &[Source], variables: &dyn Fn(&str) -> Option<String>) -> Result<Self, Errors> {
+        let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+        let mut problems = Problems::of(files.clone());
+        let tree = files::tree(sources, variables, &mut problems);
+        let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
+            Field::Given(file) => build(&file, &mut problems),
+            Field::Absent | Field::Refused => Config::default(),
+        };
+        config.warnings = problems.finish()?;
+        config.files = files;
+        Ok(config)
+    }
+
+    /// The configuration as it takes effect, every default written out and every secret masked, as YAML that can be
+    /// read again.
+    pub fn effective(&self) -> String {
+        print::yaml(self)
+    }
+}
+
+fn build(file: &schema::File, problems: &mut Problems) -> Config {
+    let stores = settings::stores(file, problems);
+    let names: Vec<String> = stores.iter().map(|store| store.name.clone()).collect();
+    let limiters = limiters::limiters(file, &names, problems);
+    let server = settings::server(file, problems);
+    let mut book = settings::book(file, problems);
+    book.stores = names;
+    (book.domains, book.rules) = rules::rules(file, &limiters, &server, problems);
+    book.limiters = limiters.into_built();
+    Config { server, stores, book, ..Config::default() }
+}
+
+/// The JSON Schema (draft 2020-12) of a configuration, made from the tables that read it.
+pub fn json_schema() -> serde_json::Value {
+    let mut schema =
+        schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<schema::File>();
+    schema.insert("title".to_owned(), "tollgate configuration".into());
+    schema.to_value()
+}

@@ -1,0 +1,129 @@
+//! A configuration file as a tree in which every key and every value knows its place.
+//!
+//! TOML and YAML both become this tree; from here on nobody asks which of them it was.
+
+use std::fmt;
+
+/// A place in one of the files read: what an error points at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Spot {
+    /// The place of the file among those read.
+    pub file: u16,
+    /// The line, counted from one.
+    pub line: u32,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What is there.
+    pub value: Value,
+    /// Where.
+    pub spot: Spot,
+}
+
+/// A value as both formats have it.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// YAML's `null`, `~` and nothing.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// A number.
+    Number(Number),
+    /// A text.
+    Text(Text),
+    /// A list.
+    List(Vec<Node>),
+    /// A table, in the order of the file, each key once.
+    Table(Vec<(Key, Node)>),
+    /// Something of one format that no setting takes: a date, a tagged value.
+    Other(String),
+}
+
+/// A number as written.
+#[derive(Clone, Debug)]
+pub struct Number {
+    /// How the file has it.
+    pub written: String,
+    /// Its value when it is whole and fits.
+    pub whole: Option<i128>,
+    /// Its value, perhaps rounded.
+    pub float: f64,
+}
+
+impl Number {
+    /// Reads the digits of both formats: signs, `_` between digits, `0x`, `0o`, `0b`, fractions and exponents.
+    pub fn parse(written: &str) -> Option<Self> {
+        let plain = written.replace('_', "");
+        let (negative, digits) = match plain.strip_prefix(['+', '-']) {
+            Some(digits) => (plain.starts_with('-'), digits),
+            None => (false, plain.as_str()),
+        };
+        if !digits.starts_with(|first: char| first.is_ascii_digit() || first == '.') {
+            return None;
+        }
+        let radix = match digits.get(..2) {
+            Some("0x") => 16,
+            Some("0o") => 8,
+            Some("0b") => 2,
+            _ => 10,
+        };
+        let sign = if negative { -1 } else { 1 };
+        let digits = if radix == 10 { digits } else { &digits[2..] };
+        let whole = i128::from_str_radix(digits, radix).ok().map(|value| sign * value);
+        let float = match whole {
+            Some(whole) => whole as f64,
+            None if radix == 10 => digits.parse::<f64>().ok()? * f64::from(sign as i8),
+            None => return None,
+        };
+        Some(Self { written: written.to_owned(), whole, float })
+    }
+}
+
+/// A text, with how it was written where a variable was expanded in it.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// The text that counts.
+    pub text: String,
+    /// The text before its variables were expanded, when it had any. What came out of the environment may be a
+    /// secret, so errors show this one.
+    pub written: Option<String>,
+}
+
+/// A key of a table.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its text.
+    pub text: String,
+    /// Where.
+    pub spot: Spot,
+}
+
+/// Shows a value the way an error does: short, and never what came out of a variable.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Null => f.write_str("empty"),
+            Value::Bool(value) => value.fmt(f),
+            Value::Number(number) => f.write_str(&number.written),
+            Value::Text(Text { text, written }) => {
+                let text = written.as_ref().unwrap_or(text);
+                match text.char_indices().nth(60) {
+                    Some((end, _)) => write!(f, "\"{}...\"", text[..end].escape_debug()),
+                    None => write!(f, "{text:?}"),
+                }
+            }
+            Value::List(_) => f.write_str("a list"),
+            Value::Table(_) => f.write_str("a table"),
+            Value::Other(written) => f.write_str(written),
+        }
+    }
+}
+
+/// The path of a key inside a table: `limiters.login`, `limiters."a b"`.
+pub fn join(path: &str, key: &str) -> String {
+    let bare = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '{' | '}'));
+    let key = if bare { key.to_owned() } else { format!("{key:?}") };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
+}

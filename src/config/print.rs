@@ -1,0 +1,289 @@
+//! The configuration as it takes effect, for `check --print`: every default written out, every secret masked, and
+//! in a form that can be read again.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{Config, Engine, Remote, Store};
+use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
+use crate::rules::{Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, Rule, Unmatched};
+use crate::server::settings::{EntrySource, HeaderFamilies, Source};
+
+/// What stands where a secret was.
+const MASK: &str = "***";
+
+/// The whole configuration as YAML.
+pub(super) fn yaml(config: &Config) -> String {
+    let book = &config.book;
+    let mut server = json!({
+        "grpc": config.server.grpc.to_string(),
+        "http": config.server.http.to_string(),
+        "mode": mode(book.shadow),
+        "release_entry": book.release_entry,
+        "headers": { "rls": families(&config.server.rls_headers), "authz": families(&config.server.authz_headers) },
+        "bounds": {
+            "descriptors": book.bounds.descriptors,
+            "entries": book.bounds.entries,
+            "checks": book.bounds.checks,
+        },
+    });
+    if !book.secret.is_development() {
+        server["secret"] = MASK.into();
+    }
+    let authz = &config.server.authz;
+    let entries: Map<String, Value> =
+        authz.entries.iter().map(|(name, source)| (name.clone(), entry_source(source))).collect();
+    let whole = json!({
+        "server": server,
+        "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
+        "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
+        "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
+        "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
+        "authz": { "domain": authz.domain, "trusted_hops": authz.trusted_hops, "entries": entries },
+    });
+    serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML")
+}
+
+fn named(entries: impl Iterator<Item = (String, Value)>) -> Value {
+    Value::Object(entries.collect())
+}
+
+fn mode(shadow: bool) -> &'static str {
+    if shadow { "shadow" } else { "enforce" }
+}
+
+fn families(families: &HeaderFamilies) -> Value {
+    json!({
+        "x_ratelimit": families.x_ratelimit,
+        "ietf": families.ietf,
+        "retry_after": families.retry_after,
+        "problem_json": families.problem_json,
+    })
+}
+
+fn entry_source(source: &EntrySource) -> Value {
+    let mut table = match &source.from {
+        Source::Header(name) => json!({ "header": name }),
+        Source::Cookie(name) => json!({ "cookie": name }),
+        Source::Query(name) => json!({ "query": name }),
+        Source::Context(name) => json!({ "context": name }),
+        Source::Metadata { namespace, path } => json!({ "metadata": format!("{namespace}:{}", path.join(".")) }),
+        Source::Principal => json!({ "principal": true }),
+    };
+    if let Some(default) = &source.default {
+        table["default"] = default.as_str().into();
+    }
+    table
+}
+
+fn store(store: &Store) -> Value {
+    let mut table = json!({ "engine": store.engine.name(), "timeout": duration(store.timeout) });
+    match &store.engine {
+        Engine::Memory(settings) => {
+            table["max_memory"] = settings.max_memory.into();
+            if let Some(keys) = settings.max_keys {
+                table["max_keys"] = keys.into();
+            }
+        }
+        Engine::Redis(Remote { url, options }) | Engine::Postgres(Remote { url, options }) => {
+            table["url"] = masked(&url.0).into();
+            for (key, written) in options {
+                // As the file has it: a number, a truth value, or a text in quotes.
+                table[*key] = serde_json::from_str(written).unwrap_or_else(|_| written.as_str().into());
+            }
+        }
+    }
+    table
+}
+
+/// A URL without its credentials and options: `redis://***@host:6379/0`.
+fn masked(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return MASK.to_owned() };
+    let (rest, options) = match rest.split_once('?') {
+        Some((rest, _)) => (rest, "?***"),
+        None => (rest, ""),
+    };
+    let host = match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{MASK}@{host}"),
+        None => rest.to_owned(),
+    };
+    format!("{scheme}://{host}{options}")
+}
+
+fn limiter(limiter: &Limiter, stores: &[Store]) -> Value {
+    let mut table = Map::new();
+    let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
+    match &limiter.quota {
+        None => {
+            set("algorithm", "concurrency".into());
+        }
+        Some(quota) => {
+            let algorithm = match &quota.algorithm {
+                Algorithm::TokenBucket { .. } => "token_bucket",
+                Algorithm::SlidingWindow => "sliding_window",
+                Algorithm::SlidingCounter => "sliding_counter",
+                Algorithm::FixedWindow(_) => "fixed_window",
+            };
+            set("algorithm", algorithm.into());
+            set("limit", quota.limit.into());
+            if !quota.follows_calendar() {
+                set("window", duration(quota.window).into());
+            }
+            match &quota.algorithm {
+                Algorithm::TokenBucket { burst, max_debt } => {
+                    set("burst", burst.unwrap_or(quota.limit).into());
+                    if let Some(debt) = max_debt {
+                        set("max_debt", (*debt).into());
+                    }
+                }
+                Algorithm::FixedWindow(Schedule::Epoch) => {
+                    set("alignment", "epoch".into());
+                }
+                Algorithm::FixedWindow(Schedule::FirstHit) => {
+                    set("alignment", "first_hit".into());
+                }
+                Algorithm::FixedWindow(Schedule::Calendar(calendar)) => {
+                    let unit = match calendar.unit {
+                        CalendarUnit::Hour => "hour",
+                        CalendarUnit::Day => "day",
+                        CalendarUnit::Week => "week",
+                        CalendarUnit::Month => "month",
+                        CalendarUnit::Year => "year",
+                    };
+                    set("calendar", unit.into());
+                    set("timezone", calendar.zone.iana_name().unwrap_or("UTC").into());
+                }
+                Algorithm::SlidingWindow | Algorithm::SlidingCounter => {}
+            }
+            set("override", limiter.overridable.into());
+        }
+    }
+    if let Some(slots) = limiter.concurrency {
+        set("max_concurrent", slots.max.into());
+        set("lease", duration(Duration::from_micros(slots.lease)).into());
+    }
+    let on_store_error = match limiter.on_store_error {
+        OnStoreError::Allow => "allow",
+        OnStoreError::Deny => "deny",
+        OnStoreError::Local => "local",
+    };
+    set("on_store_error", on_store_error.into());
+    if let Some(store) = stores.get(usize::from(limiter.store)) {
+        set("store", store.name.as_str().into());
+    }
+    Value::Object(table)
+}
+
+fn domain(domain: &Domain) -> Value {
+    let rewritings = domain.normalise.iter().map(|(entry, list)| (entry.clone(), words(list).into()));
+    json!({
+        "unmatched": match domain.unmatched { Unmatched::Allow => "allow", Unmatched::Deny => "deny" },
+        "mode": mode(domain.shadow),
+        "normalise": named(rewritings),
+        "addresses": domain.addresses,
+    })
+}
+
+fn words(list: &[Normaliser]) -> Vec<&'static str> {
+    list.iter()
+        .filter_map(|normaliser| match normaliser {
+            Normaliser::Lowercase => Some("lowercase"),
+            Normaliser::Trim => Some("trim"),
+            Normaliser::Path => Some("path"),
+            Normaliser::Ipv6Prefix(_) => None,
+        })
+        .collect()
+}
+
+fn rule(rule: &Rule) -> Value {
+    let mut table = json!({
+        "domain": rule.domain,
+        "name": rule.name,
+        "match": named(rule.matches.iter().map(|(entry, test)| (entry.clone(), matcher(test)))),
+    });
+    match &rule.action {
+        Action::Apply(applies) => table["apply"] = applies.iter().map(apply).collect::<Vec<Value>>().into(),
+        Action::Allow => table["action"] = "allow".into(),
+        Action::Deny => table["action"] = "deny".into(),
+    }
+    table["final"] = rule.last.into();
+    match rule.enforce_percent {
+        Some(percent) => table["enforce_percent"] = percent.into(),
+        None => table["mode"] = mode(rule.shadow).into(),
+    }
+    if let Some(status) = rule.refusal.status {
+        table["status"] = status.into();
+    }
+    if let Some(body) = &rule.refusal.body {
+        // A body may hold a dollar sign, which stands doubled in a file.
+        table["body"] = escaped(body).into();
+    }
+    if let Some(kind) = &rule.refusal.content_type {
+        table["content_type"] = kind.as_str().into();
+    }
+    table
+}
+
+fn matcher(matcher: &Matcher) -> Value {
+    match matcher {
+        Matcher::Present => "*".into(),
+        Matcher::Exact(text) => escaped(&text.replace('*', "\\*")).into(),
+        Matcher::Pattern(pattern) => escaped(&pattern.to_string()).into(),
+        Matcher::Cidr(block) => block.to_string().into(),
+        Matcher::AnyOf(any) => any.iter().map(self::matcher).collect::<Vec<Value>>().into(),
+        Matcher::Not(not) => json!({ "not": self::matcher(not) }),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+fn apply(apply: &Apply) -> Value {
+    let mut table = json!({
+        "limiter": apply.limiter,
+        "key": apply.key.iter().map(key_part).collect::<Vec<Value>>(),
+        "charge": match apply.charge {
+            Charge::Admitted => "admitted",
+            Charge::Own => "own",
+            Charge::Always => "always",
+        },
+        "overdraw": apply.overdraw,
+        "missing": match apply.missing {
+            Missing::Skip => "skip",
+            Missing::Deny => "deny",
+            Missing::Empty => "empty",
+        },
+    });
+    if let Some(otherwise) = &apply.otherwise {
+        table["otherwise"] = otherwise.as_str().into();
+    }
+    table
+}
+
+fn key_part(part: &KeyPart) -> Value {
+    if part.normalise.is_empty() {
+        return part.entry.as_str().into();
+    }
+    let mut table = json!({ "entry": part.entry, "normalise": words(&part.normalise) });
+    let prefix = part.normalise.iter().find_map(|normaliser| match normaliser {
+        Normaliser::Ipv6Prefix(bits) => Some(*bits),
+        Normaliser::Lowercase | Normaliser::Trim | Normaliser::Path => None,
+    });
+    if let Some(bits) = prefix {
+        table["ipv6_prefix"] = bits.into();
+    }
+    table
+}
+
+/// A duration in the largest unit that holds it whole.
+pub(super) fn duration(duration: Duration) -> String {
+    let micros = duration.as_micros();
+    let units: [(u128, &str); 5] =
+        [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
+    match units.into_iter().find(|(unit, _)| micros % unit == 0 && micros > 0) {
+        Some((unit, name)) => format!("{}{name}", micros / unit),
+        None => format!("{micros}us"),
+    }
+}

@@ -1,0 +1,177 @@
+//! What is wrong with a configuration: everything at once, each with its place.
+
+use std::fmt;
+
+use super::node::Spot;
+
+/// One thing that is wrong, or worth a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected
+/// more than zero`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, as it was named.
+    pub file: String,
+    /// The line, counted from one. None when the whole file is meant.
+    pub line: Option<u32>,
+    /// The path inside the file, the value, what was expected, and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.text),
+            None => write!(f, "{}: {}", self.file, self.text),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration, in the order of its files and lines. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors(pub(super) Vec<Problem>);
+
+impl Errors {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+
+    pub(super) fn one(file: impl Into<String>, text: impl Into<String>) -> Self {
+        Self(vec![Problem { file: file.into(), line: None, text: text.into() }])
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, problem) in self.0.iter().enumerate() {
+            if place > 0 {
+                writeln!(f)?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}
+
+/// Collects problems while a configuration is read.
+#[derive(Debug, Default)]
+pub struct Problems {
+    files: Vec<String>,
+    errors: Vec<(Spot, String)>,
+    warnings: Vec<(Spot, String)>,
+    /// Where a file could not be read as its format: nearby, and about what is absent, there is nothing to say.
+    torn: Vec<Spot>,
+}
+
+/// Where a value stands and what it is called: the beginning of every error about it.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The path inside the configuration.
+    pub path: String,
+    /// The value as an error shows it.
+    pub shown: String,
+    /// The file and line.
+    pub spot: Spot,
+}
+
+impl Problems {
+    /// Problems of these files.
+    pub fn of(files: Vec<String>) -> Self {
+        Self { files, ..Self::default() }
+    }
+
+    /// The name of the file and the line: `a.toml:3`.
+    pub fn locate(&self, spot: Spot) -> String {
+        format!("{}:{}", self.file(spot), spot.line)
+    }
+
+    /// Something that is wrong.
+    pub fn error(&mut self, spot: Spot, text: impl Into<String>) {
+        self.errors.push((spot, text.into()));
+    }
+
+    /// A value that cannot be: the path and the value come before `reason`.
+    pub fn refuse(&mut self, place: &Place, reason: impl fmt::Display) {
+        self.error(place.spot, format!("{} is {}, {reason}", place.path, place.shown));
+    }
+
+    /// A value that works and is worth a word.
+    pub fn warn(&mut self, place: &Place, reason: impl fmt::Display) {
+        self.warnings.push((place.spot, format!("{} is {}, {reason}", place.path, place.shown)));
+    }
+
+    /// A file that is not well formed here, so that part of it may be lost.
+    pub fn tear(&mut self, spot: Spot, text: impl Into<String>) {
+        self.torn.push(spot);
+        self.error(spot, text);
+    }
+
+    /// Something that is not there. Where part of a file was lost, it may well have been.
+    pub fn missing(&mut self, spot: Spot, text: impl Into<String>) {
+        if self.torn.is_empty() {
+            self.error(spot, text);
+        }
+    }
+
+    /// The warnings, or all errors.
+    pub fn finish(mut self) -> Result<Vec<Problem>, Errors> {
+        if self.errors.is_empty() {
+            let warnings = std::mem::take(&mut self.warnings);
+            return Ok(self.sorted(warnings));
+        }
+        let mut errors = std::mem::take(&mut self.errors);
+        let torn = std::mem::take(&mut self.torn);
+        // What a torn line made of itself is not worth a second error.
+        let mut seen = Vec::new();
+        errors.retain(|(spot, _)| {
+            !torn.contains(spot)
+                || !seen.contains(spot) && {
+                    seen.push(*spot);
+                    true
+                }
+        });
+        Err(Errors(self.sorted(errors)))
+    }
+
+    fn sorted(&self, mut found: Vec<(Spot, String)>) -> Vec<Problem> {
+        found.sort_by_key(|(spot, _)| *spot);
+        found.dedup();
+        found
+            .into_iter()
+            .map(|(spot, text)| Problem {
+                file: self.file(spot).to_owned(),
+                line: (spot.line > 0).then_some(spot.line),
+                text,
+            })
+            .collect()
+    }
+
+    fn file(&self, spot: Spot) -> &str {
+        self.files.get(usize::from(spot.file)).map_or("configuration", String::as_str)
+    }
+}
+
+/// The name nearest to what was written, if any is near enough to be meant.
+pub fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let written = written.to_lowercase();
+    let near = |name: &&str| strsim::damerau_levenshtein(&written, &name.to_lowercase());
+    let nearest = names.into_iter().min_by_key(near)?;
+    let allowed = (nearest.chars().count() / 3).clamp(1, 4);
+    (near(&nearest) <= allowed).then_some(nearest)
+}
+
+/// The end of an error about an unknown name: the nearest one, or else all of them when they are few.
+pub fn remedy<'a>(written: &str, names: impl IntoIterator<Item = &'a str> + Clone, kind: &str) -> String {
+    match nearest(written, names.clone()) {
+        Some(name) => format!("; did you mean {name:?}?"),
+        None => {
+            let names: Vec<&str> = names.into_iter().collect();
+            match names.len() {
+                0 => format!("; there are no {kind}"),
+                1..=40 => format!("; {kind}: {}", names.join(", ")),
+                _ => String::new(),
+            }
+        }
+    }
+}

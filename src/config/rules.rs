@@ -1,0 +1,442 @@
+//! The domains and rules: what they name has to exist, and what they ask has to be possible.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::decode::{At, Choice, Item};
+use super::limiters::Limiters;
+use super::problem::{Place, Problems, remedy};
+use super::schema;
+use super::settings::FIXED_ENTRIES;
+use crate::limiter::{Algorithm, Limiter};
+use crate::rules::{
+    Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
+};
+use crate::server::settings::Settings;
+
+/// The entry whose value is always an address.
+const REMOTE_ADDRESS: &str = "remote_address";
+
+/// Reads the domains and the rules.
+pub(super) fn rules(
+    file: &schema::File,
+    limiters: &Limiters,
+    server: &Settings,
+    problems: &mut Problems,
+) -> (Vec<Domain>, Vec<Rule>) {
+    let mut domains = Vec::new();
+    let mut declared = HashMap::new();
+    for item in file.domains.named() {
+        let Some(written) = &item.value else { continue };
+        if !written.entries.is_absent() {
+            let mut entries: Vec<String> = written.entries.items().iter().map(|entry| entry.value.clone()).collect();
+            if server.authz.domain == item.name {
+                entries.extend(FIXED_ENTRIES.map(str::to_owned));
+                entries.extend(server.authz.entries.iter().map(|(name, _)| name.clone()));
+            }
+            declared.insert(item.name.as_str(), entries);
+        }
+        domains.push(domain(item, written, declared.get(item.name.as_str()), problems));
+    }
+    let mut first: HashMap<(&str, &str), &At<schema::Rule>> = HashMap::new();
+    let mut rules = Vec::new();
+    for written in file.rules.items() {
+        if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get()) {
+            if let Some(first) = first.insert((domain, name), written) {
+                let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
+                let reason =
+                    format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
+                problems.refuse(&name.place, reason);
+            }
+        }
+        let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
+        let entries = declared.get(domain);
+        let addresses = domains.iter().find(|known| known.name == domain).map_or(&[][..], |known| &known.addresses);
+        let mut reading = Reading { written, limiters, entries, addresses, problems };
+        rules.extend(reading.rule());
+    }
+    (domains, rules)
+}
+
+fn normalisers(list: &[At<schema::Normaliser>]) -> Vec<Normaliser> {
+    let normaliser = |written: &At<schema::Normaliser>| match written.value {
+        schema::Normaliser::Lowercase => Normaliser::Lowercase,
+        schema::Normaliser::Trim => Normaliser::Trim,
+        schema::Normaliser::Path => Normaliser::Path,
+    };
+    list.iter().map(normaliser).collect()
+}
+
+fn domain(
+    item: &Item<schema::Domain>,
+    written: &schema::Domain,
+    entries: Option<&Vec<String>>,
+    problems: &mut Problems,
+) -> Domain {
+    let mut normalise = Vec::new();
+    for rewriting in written.normalise.named() {
+        declared(&rewriting.name, &rewriting.place, entries, problems);
+        if let Some(list) = &rewriting.value {
+            normalise.push((rewriting.name.clone(), normalisers(&list.0)));
+        }
+    }
+    for address in written.addresses.items() {
+        declared(address, &address.place, entries, problems);
+    }
+    Domain {
+        name: item.name.clone(),
+        unmatched: match written.unmatched.copied() {
+            Some(schema::Verdict::Deny) => Unmatched::Deny,
+            Some(schema::Verdict::Allow) | None => Unmatched::Allow,
+        },
+        shadow: written.mode.copied() == Some(schema::Mode::Shadow),
+        normalise,
+        addresses: written.addresses.items().iter().map(|address| address.value.clone()).collect(),
+    }
+}
+
+/// Refuses an entry that a domain says its clients never send.
+fn declared(entry: &str, place: &Place, entries: Option<&Vec<String>>, problems: &mut Problems) {
+    let Some(entries) = entries.filter(|entries| !entries.iter().any(|known| known == entry)) else { return };
+    let remedy = remedy(entry, entries.iter().map(String::as_str), "its entries");
+    problems.error(place.spot, format!("{} names {entry:?}, an entry that the domain never has{remedy}", place.path));
+}
+
+/// One rule while it is read.
+struct Reading<'a> {
+    written: &'a At<schema::Rule>,
+    limiters: &'a Limiters,
+    /// The entries that the domain declares, if it does.
+    entries: Option<&'a Vec<String>>,
+    addresses: &'a [String],
+    problems: &'a mut Problems,
+}
+
+impl<'a> Reading<'a> {
+    fn rule(&mut self) -> Option<Rule> {
+        let written = self.written;
+        let mut matches = Vec::new();
+        for item in written.matches.named() {
+            declared(&item.name, &item.place, self.entries, self.problems);
+            let Some(test) = &item.value else { continue };
+            let at = At { value: test.clone(), place: item.place.clone() };
+            matches.push((item.name.clone(), self.matcher(&item.name, &at)));
+        }
+        let action = self.action();
+        let refusal = self.refusal();
+        let enforce_percent = written.enforce_percent.get();
+        let shadow = written.mode.copied() == Some(schema::Mode::Shadow);
+        if let Some(percent) = enforce_percent {
+            if shadow {
+                self.problems
+                    .refuse(&percent.place, "but mode is \"shadow\", which enforces for none; expected one of them");
+            }
+            if !written.action.is_absent() {
+                self.problems.refuse(&percent.place, "but only the key of a limiter can be picked by: it needs apply");
+            }
+        }
+        Some(Rule {
+            domain: written.domain.get()?.value.clone(),
+            name: written.name.get()?.value.clone(),
+            matches,
+            action: action?,
+            last: written.last.copied().is_some_and(|switch| switch.0),
+            shadow,
+            enforce_percent: enforce_percent.and_then(|percent| u8::try_from(percent.0).ok()),
+            refusal,
+        })
+    }
+
+    fn matcher(&mut self, entry: &str, test: &At<schema::Match>) -> Matcher {
+        match &test.value {
+            schema::Match::Text(text) => {
+                let matcher = Matcher::parse(text);
+                let address = entry == REMOTE_ADDRESS || self.addresses.iter().any(|address| address == entry);
+                if address && matches!(matcher, Matcher::Exact(_)) && text.parse::<IpAddr>().is_err() {
+                    let example = "\"10.1.2.3\", a block such as \"10.0.0.0/8\" or a pattern";
+                    self.problems.refuse(&test.place, format!("expected an address such as {example}"));
+                }
+                matcher
+            }
+            schema::Match::Any(any) => Matcher::AnyOf(any.iter().map(|item| self.matcher(entry, item)).collect()),
+            schema::Match::Not(not) => Matcher::Not(Box::new(self.matcher(entry, not))),
+        }
+    }
+
+    fn action(&mut self) -> Option<Action> {
+        let written = self.written;
+        let Some(action) = written.action.get() else {
+            if written.apply.is_absent() && written.action.is_absent() {
+                let path = &written.place.path;
+                let expected = "a list of limiters, or action = \"allow\" or \"deny\"";
+                self.problems.missing(written.place.spot, format!("{path}.apply is missing, expected {expected}"));
+            }
+            let list = written.apply.get()?;
+            if list.0.is_empty() && list.place.shown == "a list" {
+                self.problems
+                    .missing(list.place.spot, format!("{} holds no limiter, expected at least one", list.place.path));
+            }
+            let applies: Vec<Option<Apply>> = list.0.iter().map(|apply| self.apply(apply)).collect();
+            return applies.into_iter().collect::<Option<Vec<Apply>>>().map(Action::Apply);
+        };
+        if !written.apply.is_absent() {
+            let reason =
+                format!("but the rule applies limiters too: what it {}s is not counted; leave one out", action.word());
+            self.problems.refuse(&action.place, reason);
+        }
+        Some(match action.value {
+            schema::Verdict::Allow => Action::Allow,
+            schema::Verdict::Deny => Action::Deny,
+        })
+    }
+
+    fn refusal(&mut self) -> RefusalText {
+        let written = self.written;
+        if written.action.copied() == Some(schema::Verdict::Allow) {
+            let texts = [written.status.place(), written.body.place(), written.content_type.place()];
+            for place in texts.into_iter().flatten() {
+                self.problems.refuse(place, "but a rule that allows has no refusal to say it in");
+            }
+        }
+        if let Some(kind) = written.content_type.get() {
+            if !kind.contains('/') || !kind.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+                self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
+            }
+        }
+        RefusalText {
+            status: written.status.copied().and_then(|status| u16::try_from(status.0).ok()),
+            body: written.body.get().map(|body| body.value.clone()),
+            content_type: written.content_type.get().map(|kind| kind.value.clone()),
+        }
+    }
+
+    fn apply(&mut self, written: &At<schema::Apply>) -> Option<Apply> {
+        let reached = self.reached(written);
+        let charge = match written.charge.copied() {
+            Some(schema::Charge::Own) => Charge::Own,
+            Some(schema::Charge::Always) => Charge::Always,
+            Some(schema::Charge::Admitted) | None => Charge::Admitted,
+        };
+        let overdraw = written.overdraw.get().filter(|switch| switch.0);
+        for limiter in &reached {
+            let name = &limiter.name;
+            if limiter.concurrency.is_some() {
+                let reason = format!("but {name:?} holds slots, which refused requests never release");
+                if let Some(charge) = written.charge.get().filter(|charge| charge.value != schema::Charge::Admitted) {
+                    self.problems.refuse(&charge.place, format!("{reason}; expected \"admitted\""));
+                }
+                if let Some(overdraw) = overdraw {
+                    self.problems.refuse(
+                        &overdraw.place,
+                        format!("but {name:?} holds slots, of which none is left over; expected false"),
+                    );
+                }
+            }
+            let exact = limiter.quota.as_ref().is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow));
+            if let (Some(overdraw), true) = (overdraw, exact) {
+                let reason = format!("but {name:?} is a sliding_window, which remembers no more grants than its limit");
+                self.problems.refuse(&overdraw.place, format!("{reason}; expected false, or another algorithm"));
+            }
+        }
+        let key = self.key(written);
+        Some(Apply {
+            limiter: written.limiter.get()?.value.clone(),
+            otherwise: written.otherwise.get().map(|otherwise| otherwise.value.clone()),
+            key,
+            charge,
+            overdraw: overdraw.is_some(),
+            missing: match written.missing.copied() {
+                Some(schema::Missing::Deny) => Missing::Deny,
+                Some(schema::Missing::Empty) => Missing::Empty,
+                Some(schema::Missing::Skip) | None => Missing::Skip,
+            },
+        })
+    }
+
+    fn key(&mut self, written: &schema::Apply) -> Vec<KeyPart> {
+        let mut key: Vec<KeyPart> = Vec::new();
+        for part in written.key.items() {
+            let (entry, normalise, place) = match &part.value {
+                schema::KeyPart::Entry(entry) => (entry.clone(), Vec::new(), &part.place),
+                schema::KeyPart::Table(table) => {
+                    let Some(entry) = table.entry.get() else { continue };
+                    let mut normalise = normalisers(table.normalise.items());
+                    if let Some(bits) = table.ipv6_prefix.copied() {
+                        normalise.push(Normaliser::Ipv6Prefix(u8::try_from(bits.0).unwrap_or(128)));
+                    }
+                    (entry.value.clone(), normalise, &entry.place)
+                }
+            };
+            declared(&entry, place, self.entries, self.problems);
+            if entry.is_empty() {
+                self.problems.refuse(place, "expected the name of an entry");
+            }
+            if key.iter().any(|part| part.entry == entry) {
+                self.problems.refuse(place, "but the key holds that entry already");
+            }
+            key.push(KeyPart { entry, normalise });
+        }
+        key
+    }
+
+    /// The limiters that an apply can come to, each of which has to exist.
+    fn reached(&mut self, written: &schema::Apply) -> Vec<&'a Limiter> {
+        let limiters = self.limiters;
+        let Some(reference) = written.limiter.get() else { return Vec::new() };
+        let otherwise = written.otherwise.get();
+        if let Some(otherwise) = otherwise.filter(|name| !limiters.has(name)) {
+            self.unknown(otherwise);
+        }
+        let Some(template) = self.template(reference) else {
+            return Vec::new();
+        };
+        if template.entries.is_empty() {
+            if let Some(otherwise) = otherwise {
+                let reason = format!("but limiter is {}, which has no {{entry}} to be filled", reference.place.shown);
+                self.problems.refuse(&otherwise.place, reason);
+            }
+            if !limiters.has(reference) {
+                self.unknown(reference);
+            }
+            return limiters.get(reference).into_iter().collect();
+        }
+        for entry in &template.entries {
+            declared(entry, &reference.place, self.entries, self.problems);
+        }
+        let fitting: Vec<&str> = limiters.names().filter(|name| template.fits(name)).collect();
+        if fitting.is_empty() {
+            let remedy = remedy(reference, limiters.names(), "limiters");
+            self.problems.refuse(&reference.place, format!("but no limiter's name has that shape{remedy}"));
+        } else {
+            self.values(&template, reference, otherwise);
+            self.alike(&fitting, reference);
+        }
+        let otherwise = otherwise.map(|otherwise| otherwise.value.as_str());
+        fitting.into_iter().chain(otherwise).filter_map(|name| limiters.get(name)).collect()
+    }
+
+    fn unknown(&mut self, name: &At<String>) {
+        let remedy = remedy(name, self.limiters.names(), "limiters");
+        self.problems.refuse(&name.place, format!("which no limiter is named{remedy}"));
+    }
+
+    fn template(&mut self, reference: &At<String>) -> Option<Template> {
+        let template = Template::parse(reference);
+        if template.is_none() {
+            self.problems
+                .refuse(&reference.place, "expected a limiter's name, perhaps with entries in braces: \"api_{tier}\"");
+        }
+        template
+    }
+
+    /// Values that the rule's own match lets through and that come to no limiter, and values that nobody foresaw.
+    fn values(&mut self, template: &Template, reference: &At<String>, otherwise: Option<&At<String>>) {
+        if otherwise.is_some() {
+            return;
+        }
+        let single = match &template.entries[..] {
+            [entry] => self.written.matches.named().iter().find(|item| item.name == *entry),
+            _ => None,
+        };
+        let Some(exact) = single.and_then(|item| exact(item.value.as_ref()?)) else {
+            let entries = template.entries.join("} and {");
+            let reason = format!("and has no otherwise: a request whose {{{entries}}} fits no limiter is refused");
+            self.problems.warn(&reference.place, reason);
+            return;
+        };
+        for (value, place) in exact {
+            let name = template.fill(&value);
+            if !self.limiters.has(&name) {
+                let reason = match place {
+                    Some(place) => format!("{} is {}", place.path, place.shown),
+                    None => format!("match lets {value:?} through"),
+                };
+                let remedy = remedy(&name, self.limiters.names(), "limiters");
+                self.problems
+                    .refuse(&reference.place, format!("but {reason} and no limiter is named {name:?}{remedy}"));
+            }
+        }
+    }
+
+    /// Tiers share a counter only where algorithm, window and store are the same (semantics 1).
+    fn alike(&mut self, fitting: &[&str], reference: &At<String>) {
+        let mut kinds = fitting.iter().filter_map(|name| {
+            let limiter = self.limiters.get(name)?;
+            let quota = limiter.quota.as_ref().map(|quota| quota.kind());
+            Some((*name, (quota, limiter.concurrency.is_some(), limiter.store)))
+        });
+        let Some((first, kind)) = kinds.next() else { return };
+        if let Some((other, _)) = kinds.find(|(_, other)| *other != kind) {
+            let reason = format!(
+                "but {first:?} and {other:?} differ in algorithm, window or store: who changes between them starts afresh"
+            );
+            self.problems.warn(&reference.place, reason);
+        }
+    }
+}
+
+/// The exact values that a test lets through, when those are all.
+fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Place>)>> {
+    match test {
+        schema::Match::Text(text) => match Matcher::parse(text) {
+            Matcher::Exact(value) => Some(vec![(value, None)]),
+            _ => None,
+        },
+        schema::Match::Any(any) => any
+            .iter()
+            .map(|item| match &item.value {
+                schema::Match::Text(text) => match Matcher::parse(text) {
+                    Matcher::Exact(value) => Some((value, Some(item.place.clone()))),
+                    _ => None,
+                },
+                schema::Match::Any(_) | schema::Match::Not(_) => None,
+            })
+            .collect(),
+        schema::Match::Not(_) => None,
+    }
+}
+
+/// A limiter's name with entries in braces.
+struct Template {
+    /// The texts around the entries: one more than there are entries.
+    texts: Vec<String>,
+    entries: Vec<String>,
+}
+
+impl Template {
+    fn parse(reference: &str) -> Option<Self> {
+        let mut texts = vec![];
+        let mut entries = vec![];
+        let mut rest = reference;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (entry, after) = after.split_once('}')?;
+            if entry.is_empty() || entry.contains('{') || before.contains('}') {
+                return None;
+            }
+            texts.push(before.to_owned());
+            entries.push(entry.to_owned());
+            rest = after;
+        }
+        texts.push(rest.to_owned());
+        (!reference.is_empty() && !rest.contains('}')).then_some(Self { texts, entries })
+    }
+
+    /// Whether some values of the entries make this name.
+    fn fits(&self, name: &str) -> bool {
+        let (first, last) = (&self.texts[0], &self.texts[self.texts.len() - 1]);
+        let Some(rest) = name.strip_prefix(&**first) else { return false };
+        let Some(mut rest) = rest.strip_suffix(&**last) else { return false };
+        for text in &self.texts[1..self.texts.len() - 1] {
+            match rest.find(&**text) {
+                Some(place) => rest = &rest[place + text.len()..],
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// The name that one value makes of a template with one entry.
+    fn fill(&self, value: &str) -> String {
+        self.texts.join(value)
+    }
+}

@@ -1,0 +1,593 @@
+//! Everything that a configuration can hold: the one schema of TOML and YAML.
+//!
+//! The documentation of each key is what `tollgate schema` prints.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::decode::{
+    Amount, At, Bytes, Count, Decode, Field, Hidden, List, Named, Percent, Positive, PrefixLength, Seconds, Span,
+    Status, Switch, Units, choice, entries, field, key, known_keys, table,
+};
+use super::node::{Node, Value};
+use super::problem::{Place, Problems};
+
+table! {
+    /// The configuration of tollgate: one file, or a directory of files whose tables are put together.
+    File {
+        /// Where tollgate listens, and what holds for the whole process.
+        server: Server,
+        /// Where counters are kept, by name. Without any there is one store in this process's memory.
+        stores: Named<Store>,
+        /// Named algorithms with their numbers, by name.
+        limiters: Named<Limiter>,
+        /// Settings of domains, by name. A domain without any has the defaults.
+        domains: Named<Domain>,
+        /// Which descriptors are matched and which limiters apply to them. Files in name order, then place in the file.
+        rules: List<Rule>,
+        /// How ext_authz, which has no descriptors, makes entries of a request.
+        authz: Authz,
+        /// Of rate-sync files. Accepted and of no effect: trust in addresses is set by `authz.trusted_hops`.
+        fastapi: Fastapi,
+    }
+}
+
+table! {
+    /// Where tollgate listens, and what holds for the whole process.
+    Server {
+        /// The address of RLS, ext_authz, health and reflection: `0.0.0.0:8081` (the default), `[::]:8081` or `unix:/run/tollgate.sock`. Port 0 takes a free one.
+        grpc: Listen,
+        /// The address of ext_authz over plain HTTP and of `/healthcheck`: `0.0.0.0:8080` by default.
+        http: Listen,
+        /// The deployment's secret, with which identities are hashed and leases are sealed. Instances that share a store must share it; changing it starts all counters afresh. Without one a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
+        secret: Hidden,
+        /// `shadow` counts and reports but never denies, whatever the rules say: the kill switch. `enforce` by default.
+        mode: Mode,
+        /// A descriptor whose only entry has this key gives the lease back that the value names. `release` by default.
+        release_entry: String,
+        /// Which headers answers carry.
+        headers: Headers,
+        /// What a request may bring at most; past it the answer is a refusal.
+        bounds: Bounds,
+    }
+}
+
+table! {
+    /// Which headers answers carry, by door.
+    Headers {
+        /// Of RLS answers. By default only `retry_after`, since Envoy can add its own `x-ratelimit-*` and would show both.
+        rls: HeaderFamilies,
+        /// Of ext_authz answers, gRPC and HTTP. By default all.
+        authz: HeaderFamilies,
+    }
+}
+
+table! {
+    /// Families of headers, each on or off.
+    HeaderFamilies {
+        /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+        x_ratelimit: Switch,
+        /// `RateLimit` and `RateLimit-Policy` of the IETF draft.
+        ietf: Switch,
+        /// `Retry-After` on refusals.
+        retry_after: Switch,
+        /// A problem+json body on refusals for which the rule chose no body.
+        problem_json: Switch,
+    }
+}
+
+table! {
+    /// What a request may bring at most; past it the answer is a refusal, never an error.
+    Bounds {
+        /// Descriptors in a request: 100 by default.
+        descriptors: Count,
+        /// Entries in a descriptor: 64 by default.
+        entries: Count,
+        /// Checks that all descriptors of a request make together: 256 by default.
+        checks: Count,
+    }
+}
+
+table! {
+    /// A place where counters are kept.
+    Store {
+        /// What keeps them. This version serves with `memory`; the others are read and checked.
+        [required] engine: Engine,
+        /// Where the server is, of redis and postgres: `redis://user:password@host:6379/0`.
+        url: Hidden,
+        /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default.
+        timeout: Seconds,
+        /// Memory that the counters of a memory store may take: `256MiB` by default.
+        max_memory: Bytes,
+        /// How many counters a memory store holds at most. No bound beside `max_memory` by default.
+        max_keys: Count,
+        /// The number of the Redis database.
+        db: Amount,
+        /// The password of Redis, where the URL holds none.
+        password: Hidden,
+        /// What the names of all counters in Redis begin with.
+        key_prefix: String,
+        /// Of rate-sync: connections held open at least.
+        pool_min_size: Amount,
+        /// Of rate-sync: connections held open at most.
+        pool_max_size: Count,
+        /// Of rate-sync: of no effect, because the store's own clock decides.
+        timing_margin_ms: Number,
+        /// Of rate-sync: how long Redis may take to answer, in seconds.
+        socket_timeout: Seconds,
+        /// Of rate-sync: how long connecting to Redis may take, in seconds.
+        socket_connect_timeout: Seconds,
+        /// The table that PostgreSQL keeps counters in.
+        table_name: String,
+        /// The schema that this table is in.
+        schema_name: String,
+        /// Whether the table is created when it is not there.
+        auto_create: Switch,
+    }
+}
+
+choice! {
+    /// What keeps counters.
+    Engine {
+        /// This process.
+        "memory" => Memory,
+        /// Redis or Valkey.
+        "redis" => Redis,
+        /// PostgreSQL.
+        "postgres" => Postgres,
+    }
+}
+
+table! {
+    /// A named algorithm with its numbers, its store and what happens when the store cannot answer. A rate or a window, a number of concurrent requests, or both.
+    Limiter {
+        /// How units are counted. May be left out with `rate_per_second` (token_bucket) or with `max_concurrent` alone (concurrency).
+        algorithm: Algorithm,
+        /// Units per window.
+        limit: Units,
+        /// The length of the window, such as `1m`.
+        window: Span,
+        /// Of rate-sync: the length of the window in seconds.
+        window_seconds: Seconds,
+        /// Tokens that a token_bucket holds when full. The limit by default; `rate_per_second` holds one second's worth. In any time t a bucket admits at most burst + rate x t.
+        burst: Units,
+        /// The rate of a token_bucket, instead of `limit` and `window`.
+        rate_per_second: Positive,
+        /// Requests that hold a slot at the same time.
+        max_concurrent: Units,
+        /// How long a slot is held when nobody releases it: `1m` by default.
+        lease: Span,
+        /// Tokens that a token_bucket may owe. By default none; as many as it holds where a rule charges `always`; unbounded where a rule overdraws.
+        max_debt: Amount,
+        /// What to answer when the store cannot: `local` by default.
+        on_store_error: OnStoreError,
+        /// Whether a limit that comes with a request replaces this one. False by default.
+        overridable as "override": Switch,
+        /// Where the windows of a fixed_window start: `epoch` by default.
+        alignment: Alignment,
+        /// Windows of a fixed_window that follow the calendar, instead of `window`.
+        calendar: Calendar,
+        /// The time zone of `calendar`, such as `Europe/Berlin`. UTC by default.
+        timezone: String,
+        /// The name of the store that keeps its counters. By default the only one, else the one named `main`, else the first.
+        store: String,
+        /// Of rate-sync: how long its callers wait. Nothing waits at a gateway.
+        timeout: Seconds,
+        /// Of rate-sync: true is `on_store_error = "deny"`, false is `"allow"`.
+        fail_closed: Switch,
+    }
+}
+
+choice! {
+    /// How units are counted.
+    Algorithm {
+        /// Tokens refill steadily; unused ones are held up to `burst`.
+        "token_bucket" => TokenBucket,
+        /// At most `limit` in any window of that length, exactly; every grant is remembered.
+        "sliding_window" => SlidingWindow,
+        /// About `limit` in any window, from two counts.
+        "sliding_counter" => SlidingCounter,
+        /// At most `limit` in each window, from one count.
+        "fixed_window" => FixedWindow,
+        /// At most `max_concurrent` at the same time.
+        "concurrency" => Concurrency,
+    }
+}
+
+choice! {
+    /// What to answer when the store cannot.
+    OnStoreError {
+        /// Let it pass.
+        "allow" => Allow,
+        /// Refuse it.
+        "deny" => Deny,
+        /// Decide in this process's memory with the same limiter until the store is back.
+        "local" => Local,
+    }
+}
+
+choice! {
+    /// Where windows start.
+    Alignment {
+        /// At whole multiples of the window since 1970, UTC.
+        "epoch" => Epoch,
+        /// At the first hit.
+        "first_hit" => FirstHit,
+    }
+}
+
+choice! {
+    /// A unit of the calendar.
+    Calendar {
+        /// From the full hour.
+        "hour" => Hour,
+        /// From midnight.
+        "day" => Day,
+        /// From midnight before Monday.
+        "week" => Week,
+        /// From midnight before the first.
+        "month" => Month,
+        /// From midnight before the first of January.
+        "year" => Year,
+    }
+}
+
+table! {
+    /// The settings of a domain.
+    Domain {
+        /// The answer for a descriptor that no rule matches: `allow` by default.
+        unmatched: Verdict,
+        /// `shadow` counts and reports but never denies.
+        mode: Mode,
+        /// Rewritings of entries before they are matched and counted: `{ path = ["path"], account = ["lowercase", "trim"] }`.
+        normalise: Named<List<Normaliser>>,
+        /// Entries that are addresses, beside `remote_address`.
+        addresses: List<String>,
+        /// All entries that clients of this domain send. When given, a rule that names any other is refused.
+        entries: List<String>,
+    }
+}
+
+choice! {
+    /// Whether a request passes.
+    Verdict {
+        /// It passes.
+        "allow" => Allow,
+        /// It is refused, and nothing is charged.
+        "deny" => Deny,
+    }
+}
+
+choice! {
+    /// Whether refusals count.
+    Mode {
+        /// They do.
+        "enforce" => Enforce,
+        /// They are counted and reported, and the request passes.
+        "shadow" => Shadow,
+    }
+}
+
+choice! {
+    /// A rewriting of a value, so that one client has one counter.
+    Normaliser {
+        /// Unicode lower case.
+        "lowercase" => Lowercase,
+        /// Without white space at the ends.
+        "trim" => Trim,
+        /// A request path as an origin server sees it: query off, escapes decoded, dot segments resolved.
+        "path" => Path,
+    }
+}
+
+table! {
+    /// In a domain: which descriptors are matched, and what is done with them. All rules that match apply together.
+    Rule {
+        /// The domain it stands in.
+        [required] domain: String,
+        /// What refusals, metrics and logs call it; once a domain.
+        [required] name: String,
+        /// The entries that must be there, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. Without any, every descriptor matches.
+        matches as "match": Named<Match>,
+        /// The limiters that apply.
+        apply: List<Apply>,
+        /// `allow` ends the walk and keeps the checks found before; `deny` refuses and charges nothing. Instead of `apply`.
+        action: Verdict,
+        /// Ends the walk of a descriptor that it matches. False by default.
+        last as "final": Switch,
+        /// `shadow` counts and reports but never denies.
+        mode: Mode,
+        /// Enforces for this many of a hundred keys, always the same ones; for the others it is in shadow.
+        enforce_percent: Percent,
+        /// The HTTP status of its refusals: 429 by default, 403 for `action = "deny"`.
+        status: Status,
+        /// The body of its refusals.
+        body: String,
+        /// The media type of that body: `text/plain` by default.
+        content_type: String,
+    }
+}
+
+table! {
+    /// One limiter applied by a rule.
+    Apply {
+        /// The limiter's name. It may hold entries, `api_{tier}`, which are filled from the descriptor.
+        [required] limiter: String,
+        /// The limiter for a filled name that no limiter has. Without it such a request is refused.
+        otherwise: String,
+        /// The entries whose values identify the counter. Without any there is one counter for all.
+        key: List<KeyPart>,
+        /// When it is charged.
+        charge: Charge,
+        /// Passes as long as one whole unit is left, and charges the whole cost. False by default.
+        overdraw: Switch,
+        /// What to do when an entry of the key or of the limiter's name is not there.
+        missing: Missing,
+    }
+}
+
+choice! {
+    /// When a check is charged.
+    Charge {
+        /// When the whole request is admitted: the default.
+        "admitted" => Admitted,
+        /// When this check itself passes, whoever else refuses.
+        "own" => Own,
+        /// Whatever the verdict: who keeps trying stays out.
+        "always" => Always,
+    }
+}
+
+choice! {
+    /// What to do when an entry is not there.
+    Missing {
+        /// Leave the check out; the rule's others stay: the default.
+        "skip" => Skip,
+        /// Refuse.
+        "deny" => Deny,
+        /// Count it as the empty value.
+        "empty" => Empty,
+    }
+}
+
+table! {
+    /// An entry of a key with rewritings of its value.
+    KeyTable {
+        /// Which entry.
+        [required] entry: String,
+        /// Rewritings of its value, for this key only.
+        normalise: List<Normaliser>,
+        /// The leading bits by which IPv6 addresses are told apart: 64 by default.
+        ipv6_prefix: PrefixLength,
+    }
+}
+
+/// An entry of a key: its name, or a table that says more.
+#[derive(Clone, Debug)]
+pub enum KeyPart {
+    /// Only the name.
+    Entry(String),
+    /// With rewritings.
+    Table(Box<KeyTable>),
+}
+
+impl Decode for KeyPart {
+    fn expected() -> String {
+        "the name of an entry or { entry = ..., normalise = [...] }".to_owned()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) => Some(KeyPart::Entry(text.text.clone())),
+            Value::Table(_) => KeyTable::decode(node, place, problems).map(|table| KeyPart::Table(Box::new(table))),
+            _ => {
+                problems.refuse(place, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+}
+
+impl JsonSchema for KeyPart {
+    fn schema_name() -> Cow<'static, str> {
+        "KeyPart".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An entry of a key: its name, or a table that says more.",
+            "anyOf": [{ "type": "string" }, generator.subschema_for::<KeyTable>()],
+        })
+    }
+}
+
+/// A test of one entry's value.
+#[derive(Clone, Debug)]
+pub enum Match {
+    /// A text, a pattern or a block of addresses.
+    Text(String),
+    /// Any of these.
+    Any(Vec<At<Match>>),
+    /// None of this.
+    Not(Box<At<Match>>),
+}
+
+impl Decode for Match {
+    fn expected() -> String {
+        "a text, a list of texts or { not = ... }".to_owned()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
+                String::decode(node, place, problems).map(Match::Text)
+            }
+            Value::List(items) if items.is_empty() => {
+                problems.refuse(place, "expected at least one item: an empty list matches nothing");
+                None
+            }
+            Value::List(items) => {
+                let mut any = Vec::with_capacity(items.len());
+                for (index, item) in items.iter().enumerate() {
+                    match field(item, format!("{}[{index}]", place.path), problems) {
+                        Field::Given(item) => any.push(item),
+                        Field::Absent | Field::Refused => {}
+                    }
+                }
+                Some(Match::Any(any))
+            }
+            Value::Table(_) => {
+                let entries = entries(node, place, problems)?;
+                known_keys(entries, place, &["not"], problems);
+                match key::<Match>(entries, "not", true, place, problems) {
+                    Field::Given(inner) => Some(Match::Not(Box::new(inner))),
+                    Field::Absent | Field::Refused => None,
+                }
+            }
+            Value::Null | Value::Other(_) => {
+                problems.refuse(place, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+}
+
+impl JsonSchema for Match {
+    fn schema_name() -> Cow<'static, str> {
+        "Match".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let inner = generator.subschema_for::<Match>();
+        json_schema!({
+            "description": "A test of one entry's value: a text, \"*\", a pattern, a block of addresses, a list of these, or { not = ... }.",
+            "anyOf": [
+                { "type": "string" },
+                { "type": "array", "minItems": 1, "items": inner.clone() },
+                {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["not"],
+                    "properties": { "not": inner },
+                },
+            ],
+        })
+    }
+}
+
+table! {
+    /// How ext_authz, which has no descriptors, makes entries of a request. Always there are `remote_address`, `method`, `path` and `host`.
+    Authz {
+        /// The domain asked, unless the route's `context_extensions.domain` names another: `default` by default.
+        domain: String,
+        /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies that we trust. Zero, the default, believes no such header.
+        trusted_hops: Amount,
+        /// More entries, by name, each from one place of the request. An entry that cannot be had is absent.
+        entries: Named<EntrySource>,
+    }
+}
+
+table! {
+    /// Where an entry's value comes from: exactly one place, and perhaps a default.
+    EntrySource {
+        /// A request header.
+        header: String,
+        /// A cookie.
+        cookie: String,
+        /// A parameter of the query.
+        query: String,
+        /// A key of the route's `context_extensions`.
+        context: String,
+        /// A value of the request's dynamic metadata: the filter's namespace, a colon, and the path inside it: `envoy.filters.http.jwt_authn:payload.sub`.
+        metadata: String,
+        /// The client certificate's principal.
+        principal: Switch,
+        /// The value when the place has none.
+        default: String,
+    }
+}
+
+table! {
+    /// Of rate-sync files. Accepted and of no effect.
+    Fastapi {
+        /// Blocks of addresses that rate-sync believed.
+        trusted_proxy_networks: List<String>,
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug)]
+pub struct Listen(pub crate::server::settings::Listen);
+
+impl Decode for Listen {
+    fn expected() -> String {
+        "an address such as 0.0.0.0:8081, [::]:8081 or unix:/run/tollgate.sock".to_owned()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        use crate::server::settings::Listen as Address;
+        let text = match &node.value {
+            Value::Text(text) => &*text.text,
+            _ => "",
+        };
+        let address = match text.strip_prefix("unix:") {
+            Some("") => None,
+            Some(path) => Some(Address::Unix(path.into())),
+            None => text.parse().ok().map(Address::Tcp),
+        };
+        if address.is_none() {
+            problems.refuse(place, format!("expected {}", Self::expected()));
+        }
+        address.map(Listen)
+    }
+}
+
+impl JsonSchema for Listen {
+    fn schema_name() -> Cow<'static, str> {
+        "Listen".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "\\$|^unix:.|:[0-9]+$" })
+    }
+}
+
+/// A number of rate-sync's that has no effect here.
+#[derive(Clone, Copy, Debug)]
+pub struct Number;
+
+impl Decode for Number {
+    fn expected() -> String {
+        "a number".to_owned()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Number(number) if number.float >= 0.0 => Some(Number),
+            Value::Text(text) if text.text.parse::<f64>().is_ok() => Some(Number),
+            _ => {
+                problems.refuse(place, "expected a number, zero or more");
+                None
+            }
+        }
+    }
+}
+
+impl JsonSchema for Number {
+    fn schema_name() -> Cow<'static, str> {
+        "Number".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "\\$|^[0-9.]" }] })
+    }
+}

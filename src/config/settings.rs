@@ -1,0 +1,259 @@
+//! The tables of doors and stores, and what holds for the whole process.
+
+use std::time::Duration;
+
+use super::decode::{At, Choice, Field, Item, Table};
+use super::problem::{Place, Problems};
+use super::{Engine, Remote, Store, schema};
+use crate::rules::{RequestBounds, RuleBook, Secret};
+use crate::server::settings::{Authz, EntrySource, HeaderFamilies, Settings, Source};
+use crate::store::MemorySettings;
+
+/// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.
+const TIMEOUT: Duration = Duration::from_millis(10);
+
+/// The entries that ext_authz always makes.
+pub(super) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
+
+/// The doors.
+pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
+    let mut settings = Settings::default();
+    if let Some(server) = file.server.get() {
+        if let Some(grpc) = server.grpc.get() {
+            settings.grpc = grpc.0.clone();
+        }
+        if let Some(http) = server.http.get() {
+            settings.http = http.0.clone();
+            let zero = matches!(&http.0, crate::server::settings::Listen::Tcp(address) if address.port() == 0);
+            if settings.http == settings.grpc && !zero {
+                problems.refuse(&http.place, "expected another address than server.grpc has");
+            }
+        }
+        if let Some(headers) = server.headers.get() {
+            families(&mut settings.rls_headers, &headers.rls);
+            families(&mut settings.authz_headers, &headers.authz);
+        }
+    }
+    if let Some(fastapi) = file.fastapi.get() {
+        problems.warn(&fastapi.place, "which has no effect here: trust in addresses is set by authz.trusted_hops");
+    }
+    if let Some(written) = file.authz.get() {
+        settings.authz = authz(written, problems);
+    }
+    settings
+}
+
+fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {
+    let Some(written) = written.get() else { return };
+    let set = |family: &mut bool, switch: &Field<super::decode::Switch>| {
+        if let Some(switch) = switch.copied() {
+            *family = switch.0;
+        }
+    };
+    set(&mut families.x_ratelimit, &written.x_ratelimit);
+    set(&mut families.ietf, &written.ietf);
+    set(&mut families.retry_after, &written.retry_after);
+    set(&mut families.problem_json, &written.problem_json);
+}
+
+fn authz(written: &schema::Authz, problems: &mut Problems) -> Authz {
+    let mut authz = Authz::default();
+    if let Some(domain) = written.domain.get() {
+        authz.domain = domain.value.clone();
+    }
+    if let Some(hops) = written.trusted_hops.copied() {
+        authz.trusted_hops = usize::try_from(hops.0).unwrap_or(usize::MAX);
+    }
+    for item in written.entries.named() {
+        if FIXED_ENTRIES.contains(&&*item.name) {
+            problems.error(item.place.spot, format!("{} is always there, expected another name", item.place.path));
+        }
+        if let Some(source) = item.value.as_ref().and_then(|source| entry_source(item, source, problems)) {
+            authz.entries.push((item.name.clone(), source));
+        }
+    }
+    authz
+}
+
+fn entry_source(
+    item: &Item<schema::EntrySource>,
+    written: &schema::EntrySource,
+    problems: &mut Problems,
+) -> Option<EntrySource> {
+    const PLACES: &str = "header, cookie, query, context, metadata or principal";
+    let places: Vec<_> = written.given().into_iter().filter(|(key, _)| *key != "default").collect();
+    let absent = [&written.header, &written.cookie, &written.query, &written.context, &written.metadata];
+    match places[..] {
+        [_] => {}
+        [] => {
+            if absent.iter().all(|place| place.is_absent()) && written.principal.is_absent() {
+                problems.missing(item.place.spot, format!("{} names no place, expected {PLACES}", item.place.path));
+            }
+            return None;
+        }
+        [(first, _), .., (_, last)] => {
+            problems.refuse(last, format!("expected one place, but {first} is given too"));
+            return None;
+        }
+    }
+    let named = |field: &Field<String>, problems: &mut Problems| {
+        let name = field.get()?;
+        if name.is_empty() {
+            problems.refuse(&name.place, "expected a name");
+        }
+        Some(name.value.clone())
+    };
+    let from = if let Some(header) = written.header.get() {
+        let valid = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~:".contains(c);
+        if header.is_empty() || !header.chars().all(valid) {
+            problems.refuse(&header.place, "expected the name of a header");
+        }
+        Source::Header(header.to_lowercase())
+    } else if let Some(cookie) = named(&written.cookie, problems) {
+        Source::Cookie(cookie)
+    } else if let Some(query) = named(&written.query, problems) {
+        Source::Query(query)
+    } else if let Some(context) = named(&written.context, problems) {
+        Source::Context(context)
+    } else if let Some(metadata) = written.metadata.get() {
+        metadata_source(metadata, problems)?
+    } else {
+        let principal = written.principal.get()?;
+        if !principal.0 {
+            problems.refuse(&principal.place, "expected true, or another place");
+        }
+        Source::Principal
+    };
+    Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()) })
+}
+
+fn metadata_source(metadata: &At<String>, problems: &mut Problems) -> Option<Source> {
+    let split = metadata.split_once(':').filter(|(namespace, path)| !namespace.is_empty() && !path.is_empty());
+    let Some((namespace, path)) = split else {
+        problems.refuse(&metadata.place, "expected \"namespace:path.inside.it\"");
+        return None;
+    };
+    let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+    if path.iter().any(String::is_empty) {
+        problems.refuse(&metadata.place, "expected a path without empty parts after the colon");
+    }
+    Some(Source::Metadata { namespace: namespace.to_owned(), path })
+}
+
+/// What holds for the whole process.
+pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
+    let mut book = RuleBook::default();
+    let Some(server) = file.server.get() else { return book };
+    if let Some(secret) = server.secret.get() {
+        match secret.0.chars().count() {
+            0 => problems
+                .refuse(&secret.place, "expected at least one character; leave it out for the development default"),
+            1..16 => problems.warn(&secret.place, "shorter than 16 characters: it can be guessed"),
+            _ => {}
+        }
+        book.secret = Secret::new(&secret.0);
+    }
+    book.shadow = server.mode.copied() == Some(schema::Mode::Shadow);
+    if let Some(entry) = server.release_entry.get() {
+        if entry.is_empty() {
+            problems.refuse(&entry.place, "expected the name of an entry");
+        }
+        book.release_entry = entry.value.clone();
+    }
+    if let Some(bounds) = server.bounds.get() {
+        let default = RequestBounds::default();
+        let bound = |field: &Field<super::decode::Count>, default: usize| field.copied().map_or(default, usize::from);
+        book.bounds = RequestBounds {
+            descriptors: bound(&bounds.descriptors, default.descriptors),
+            entries: bound(&bounds.entries, default.entries),
+            checks: bound(&bounds.checks, default.checks),
+        };
+    }
+    book
+}
+
+/// The stores. Where none can be read there is one in this process's memory.
+pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store> {
+    let mut stores = Vec::new();
+    for item in file.stores.named() {
+        // A store that was refused keeps its name and place, so that its limiters are not refused as well.
+        let engine = item.value.as_ref().and_then(|store| engine(item, store, problems));
+        let timeout = item.value.as_ref().and_then(|store| store.timeout.copied());
+        stores.push(Store {
+            name: item.name.clone(),
+            engine: engine.unwrap_or(Engine::Memory(MemorySettings::default())),
+            timeout: timeout.map_or(TIMEOUT, |timeout| timeout.0),
+        });
+    }
+    if stores.is_empty() {
+        let engine = Engine::Memory(MemorySettings::default());
+        stores.push(Store { name: "memory".to_owned(), engine, timeout: TIMEOUT });
+    }
+    stores
+}
+
+fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Problems) -> Option<Engine> {
+    const MEMORY: &[&str] = &["engine", "timeout", "max_memory", "max_keys"];
+    const REDIS: &[&str] = &[
+        "engine",
+        "timeout",
+        "url",
+        "db",
+        "password",
+        "key_prefix",
+        "pool_min_size",
+        "pool_max_size",
+        "timing_margin_ms",
+        "socket_timeout",
+        "socket_connect_timeout",
+    ];
+    const POSTGRES: &[&str] = &[
+        "engine",
+        "timeout",
+        "url",
+        "table_name",
+        "schema_name",
+        "auto_create",
+        "pool_min_size",
+        "pool_max_size",
+        "timing_margin_ms",
+    ];
+    let engine = store.engine.copied()?;
+    let (keys, schemes): (&[&str], &[&str]) = match engine {
+        schema::Engine::Memory => (MEMORY, &[]),
+        schema::Engine::Redis => (REDIS, &["redis://", "rediss://", "redis+unix://"]),
+        schema::Engine::Postgres => (POSTGRES, &["postgres://", "postgresql://"]),
+    };
+    for (key, place) in store.given() {
+        if !keys.contains(&key) {
+            let word = engine.word();
+            problems.refuse(place, format!("but a {word} store has no {key}; its keys: {}", keys.join(", ")));
+        }
+    }
+    if engine == schema::Engine::Memory {
+        let default = MemorySettings::default();
+        let max_memory = store.max_memory.copied().map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX));
+        let max_keys = store.max_keys.copied().map(usize::from);
+        return Some(Engine::Memory(MemorySettings { max_memory: max_memory.unwrap_or(default.max_memory), max_keys }));
+    }
+    let Some(url) = store.url.get() else {
+        if store.url.is_absent() {
+            let example = schemes[0];
+            problems.missing(
+                item.place.spot,
+                format!("{}.url is missing, expected one such as \"{example}host/0\"", item.place.path),
+            );
+        }
+        return None;
+    };
+    if !schemes.iter().any(|scheme| url.0.starts_with(scheme)) {
+        problems.refuse(&url.place, format!("expected it to begin with {}", schemes.join(" or ")));
+    }
+    let options = store.given().into_iter().filter(|(key, _)| !["engine", "timeout", "url"].contains(key));
+    let options = options.map(|(key, place): (_, &Place)| (key, place.shown.clone())).collect();
+    let remote = Remote { url: url.value.clone(), options };
+    Some(match engine {
+        schema::Engine::Postgres => Engine::Postgres(remote),
+        schema::Engine::Redis | schema::Engine::Memory => Engine::Redis(remote),
+    })
+}

@@ -1,0 +1,110 @@
+//! TOML as a tree of places. All syntax errors of a file are told, not just the first.
+
+use std::ops::Range;
+
+use ::toml::Spanned;
+use ::toml::de::{DeString, DeTable, DeValue};
+
+use super::node::{Key, Node, Number, Spot, Text, Value};
+use super::problem::Problems;
+
+/// The tree of a file; what could be read of it where it is not well formed.
+pub fn parse(text: &str, file: u16, problems: &mut Problems) -> Node {
+    let source = Source { text, file, lines: lines(text) };
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let root = Node { value: source.table(table.get_ref()), spot: Spot { file, line: 1 } };
+    for error in errors {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        let spot = source.spot(&span);
+        match error.message() {
+            "duplicate key" => {
+                let key = source.text.get(span.clone()).unwrap_or("a key");
+                let first = source.first(&root, key, span.start);
+                let (path, first) = first.unwrap_or_else(|| (key.to_owned(), spot));
+                problems.error(spot, format!("{path} is given twice; the first is at line {}", first.line));
+            }
+            message => problems.tear(spot, format!("not valid TOML: {message}")),
+        }
+    }
+    root
+}
+
+struct Source<'a> {
+    text: &'a str,
+    file: u16,
+    /// Where each line begins.
+    lines: Vec<usize>,
+}
+
+fn lines(text: &str) -> Vec<usize> {
+    std::iter::once(0).chain(text.match_indices('\n').map(|(place, _)| place + 1)).collect()
+}
+
+impl Source<'_> {
+    fn spot(&self, span: &Range<usize>) -> Spot {
+        let line = self.lines.partition_point(|&begin| begin <= span.start);
+        Spot { file: self.file, line: u32::try_from(line).unwrap_or(u32::MAX) }
+    }
+
+    fn node(&self, value: &Spanned<DeValue<'_>>) -> Node {
+        let spot = self.spot(&value.span());
+        let written = || self.text.get(value.span()).unwrap_or_default().to_owned();
+        let value = match value.get_ref() {
+            DeValue::String(text) => Value::Text(Text { text: text.to_string(), written: None }),
+            DeValue::Boolean(value) => Value::Bool(*value),
+            DeValue::Integer(_) | DeValue::Float(_) => {
+                Number::parse(&written()).map_or_else(|| Value::Other(written()), Value::Number)
+            }
+            DeValue::Datetime(_) => Value::Other(written()),
+            DeValue::Array(items) => Value::List(items.iter().map(|item| self.node(item)).collect()),
+            DeValue::Table(table) => self.table(table),
+        };
+        Node { value, spot }
+    }
+
+    fn table(&self, table: &DeTable<'_>) -> Value {
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let key = |key: &Spanned<DeString<'_>>| Key { text: key.get_ref().to_string(), spot: self.spot(&key.span()) };
+        Value::Table(entries.into_iter().map(|(name, value)| (key(name), self.node(value))).collect())
+    }
+
+    /// Where a key that is given twice was given first: under the header it stands under, or else the last one of
+    /// that name before it.
+    fn first(&self, root: &Node, key: &str, place: usize) -> Option<(String, Spot)> {
+        let name = key.trim_matches(['"', '\'']);
+        let line = self.spot(&(place..place)).line;
+        let mut found = Vec::new();
+        collect(root, "", &mut |path, key| {
+            if key.text == name && key.spot.line <= line {
+                found.push((path.to_owned(), key.spot));
+            }
+        });
+        let header =
+            |line: &str| line.trim_start().strip_prefix('[').map(|rest| rest.trim_matches(['[', ']', ' ']).to_owned());
+        let own = header(self.text.lines().nth(line as usize - 1)?);
+        let above = self.text.lines().take(line as usize - 1).filter_map(header).last().unwrap_or_default();
+        let expected = own.unwrap_or_else(|| if above.is_empty() { key.to_owned() } else { format!("{above}.{key}") });
+        let exact = found.iter().position(|(path, _)| *path == expected);
+        let place = exact.or_else(|| found.len().checked_sub(1))?;
+        Some(found.swap_remove(place))
+    }
+}
+
+fn collect(node: &Node, path: &str, each: &mut impl FnMut(&str, &Key)) {
+    match &node.value {
+        Value::Table(entries) => {
+            for (key, value) in entries {
+                let path = super::node::join(path, &key.text);
+                each(&path, key);
+                collect(value, &path, each);
+            }
+        }
+        Value::List(items) => {
+            for (place, item) in items.iter().enumerate() {
+                collect(item, &format!("{path}[{place}]"), each);
+            }
+        }
+        _ => {}
+    }
+}
