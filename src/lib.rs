@@ -28,6 +28,9 @@
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
 //! | [`server`] | the doors: gRPC, HTTP, headers |
+//! | [`config`] | what the operator wrote, read strictly |
+//! | [`app`] | the whole, built and served |
+//! | [`app`] | the whole service |
 //!
 //! A room imports only rooms above it. The first five are pure: time is an argument; nothing awaits, logs or counts.
 //!
@@ -42,6 +45,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod decision;

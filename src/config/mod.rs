@@ -30,7 +30,7 @@ pub use self::files::{Source, VARIABLE, places};
 use self::problem::Problems;
 pub use self::problem::{Errors, Problem};
 use crate::rules::RuleBook;
-use crate::server::settings::Settings;
+use crate::server::Settings;
 use crate::store::MemorySettings;
 
 /// A whole configuration, checked.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, Rule, Unmatched};
-use crate::server::settings::{EntrySource, HeaderFamilies, Source};
+use crate::server::{EntrySource, HeaderFamilies, Source};
 
 /// What stands where a secret was.
 const MASK: &str = "***";

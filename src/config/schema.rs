@@ -518,7 +518,7 @@ table! {
 
 /// An address to listen on.
 #[derive(Clone, Debug)]
-pub struct Listen(pub crate::server::settings::Listen);
+pub struct Listen(pub crate::server::Listen);
 
 impl Decode for Listen {
     fn expected() -> String {
@@ -526,7 +526,7 @@ impl Decode for Listen {
     }
 
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        use crate::server::settings::Listen as Address;
+        use crate::server::Listen as Address;
         let text = match &node.value {
             Value::Text(text) => &*text.text,
             _ => "",

@@ -6,7 +6,7 @@ use super::decode::{At, Choice, Field, Item, Table};
 use super::problem::{Place, Problems};
 use super::{Engine, Remote, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
-use crate::server::settings::{Authz, EntrySource, HeaderFamilies, Settings, Source};
+use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
 use crate::store::MemorySettings;
 
 /// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.
@@ -24,7 +24,7 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
         }
         if let Some(http) = server.http.get() {
             settings.http = http.0.clone();
-            let zero = matches!(&http.0, crate::server::settings::Listen::Tcp(address) if address.port() == 0);
+            let zero = matches!(&http.0, crate::server::Listen::Tcp(address) if address.port() == 0);
             if settings.http == settings.grpc && !zero {
                 problems.refuse(&http.place, "expected another address than server.grpc has");
             }

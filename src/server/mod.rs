@@ -1,2 +1,26 @@
-pub mod settings;
-pub use settings::*;
+//! The doors: what gateways ask, turned into a [`Request`](crate::descriptor::Request), and the
+//! [`Decision`](crate::decision::Decision) turned into what they understand.
+//!
+//! ```text
+//!   listen.rs     an address            -> connections
+//!   connection.rs a connection          -> requests, until it is told to stop
+//!   grpc/         RLS, ext_authz, health, reflection
+//!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
+//!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
+//!   headers.rs    what an answer tells the client
+//! ```
+//!
+//! Nothing past a door knows protobuf or HTTP, and no door decides anything. What cannot be read is refused in the
+//! door's own words, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
+
+mod authz;
+mod connection;
+pub mod grpc;
+mod headers;
+mod http;
+mod listen;
+mod settings;
+
+pub use self::http::Http;
+pub use self::listen::{Bound, ListenError, Listener};
+pub use self::settings::{Authz, EntrySource, HeaderFamilies, Listen, Settings, Source};

@@ -1,0 +1,87 @@
+//! `tollgate serve`: from a configuration to open doors.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tollgate::app::{App, shutdown_signal};
+use tollgate::config::{Config, Engine, VARIABLE, places};
+use tollgate::rules::Rules;
+use tollgate::store::{MemorySettings, Stores};
+use tracing_subscriber::EnvFilter;
+
+/// What a first configuration can look like, told to whoever starts without one.
+const FIRST: &str = r#"
+    [limiters.per_address]
+    algorithm = "sliding_window"
+    limit = 10
+    window = "1m"
+
+    [[rules]]
+    domain = "default"
+    name = "per_address"
+    apply = [{ limiter = "per_address", key = ["remote_address"] }]
+"#;
+
+/// Serves until told to stop.
+pub fn serve(path: Option<&Path>) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(errors) => return super::refuse(&errors),
+    };
+    super::warn(&config.warnings);
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tollgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    let spaces = spaces(&config)?;
+    let (found, development) = (!config.files.is_empty(), config.book.secret.is_development());
+    let rules = Rules::compile(config.book).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!(errors.join("; "))
+    })?;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
+        if !found {
+            welcome();
+        }
+        if development {
+            eprintln!(
+                "tollgate: warning: server.secret is not set: identities are hashed with a public constant; set it to \
+                 \"${{file:/run/secrets/tollgate}}\" or the like before this faces the world"
+            );
+        }
+        eprintln!("tollgate: gRPC on {}, HTTP on {}", app.grpc_address(), app.http_address());
+        app.serve(shutdown_signal()).await;
+        Ok(())
+    })
+}
+
+/// The memory each store may take, in their order.
+fn spaces(config: &Config) -> anyhow::Result<Vec<MemorySettings>> {
+    let space = |store: &tollgate::config::Store| match &store.engine {
+        Engine::Memory(settings) => Ok(*settings),
+        engine @ (Engine::Redis(_) | Engine::Postgres(_)) => Err(anyhow::anyhow!(
+            "stores.{} has engine \"{}\", which is not built yet: this version serves with engine = \"memory\"",
+            store.name,
+            engine.name()
+        )),
+    };
+    config.stores.iter().map(space).collect()
+}
+
+fn welcome() {
+    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
+    eprintln!("tollgate: no configuration found, so there are no rules and every request passes");
+    eprintln!("tollgate: looked at {VARIABLE} (not set), {}", places.join(", "));
+    eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{FIRST}");
+    eprintln!("tollgate: then ask eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");
+}

@@ -1,0 +1,210 @@
+//! Envoy's external authorization over gRPC: `envoy.service.auth.v3.Authorization`.
+//!
+//! The address of the client is what Envoy says in `x-envoy-external-address`, which it writes itself when it stands
+//! at the edge and takes from nobody; else `X-Forwarded-For`, counted from the right; else the direct peer.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::address::Address;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, Metadata};
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{
+    AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
+};
+use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+use envoy_types::pb::google::protobuf::Value;
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::rpc;
+use tonic::{Code, Request, Response, Status};
+
+use super::undo::Acquired;
+use super::{Refused, frame, metadata};
+use crate::decision::Decision;
+use crate::engine::Engine;
+use crate::server::authz::{Asked, Verdict, forwarded_for, joined, question};
+use crate::server::headers::Header;
+use crate::server::settings::{self, HeaderFamilies, Settings};
+
+/// The answer to a question that cannot be read.
+pub(super) const UNREAD: Refused = || frame(&denied(429, Vec::new(), String::new()));
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Authz {
+    engine: Arc<Engine>,
+    settings: settings::Authz,
+    headers: HeaderFamilies,
+}
+
+impl Authz {
+    pub(super) fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
+        Self { engine, settings: settings.authz.clone(), headers: settings.authz_headers }
+    }
+}
+
+#[tonic::async_trait]
+impl Authorization for Authz {
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let attributes = request.into_inner().attributes.unwrap_or_default();
+        let told = Told::new(&attributes);
+        let decision = self.engine.decide(&question(&told, &self.settings)).await;
+        let mut response = Response::new(answer(&decision, self.headers));
+        if let Some(lease) = decision.lease() {
+            response.extensions_mut().insert(Acquired(lease.into()));
+        }
+        Ok(response)
+    }
+}
+
+/// What Envoy told about a request.
+struct Told<'a> {
+    attributes: &'a AttributeContext,
+    http: Option<&'a HttpRequest>,
+}
+
+impl<'a> Told<'a> {
+    fn new(attributes: &'a AttributeContext) -> Self {
+        let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
+        Self { attributes, http }
+    }
+
+    fn source(&self) -> Option<&'a Peer> {
+        self.attributes.source.as_ref()
+    }
+}
+
+impl Asked for Told<'_> {
+    fn method(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.method)
+    }
+
+    fn target(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.path)
+    }
+
+    fn host(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.host)
+    }
+
+    /// From the map, or, with `encode_raw_headers`, from the list that stands in its place.
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        let http = self.http?;
+        if let Some(value) = http.headers.get(name) {
+            return Some(Cow::Borrowed(value));
+        }
+        let headers = http.header_map.iter().flat_map(|map| &map.headers);
+        let named = headers.filter(|header| header.key.eq_ignore_ascii_case(name));
+        joined(named.map(|header| match header.raw_value.is_empty() {
+            true => Cow::Borrowed(header.value.as_str()),
+            false => String::from_utf8_lossy(&header.raw_value),
+        }))
+    }
+
+    fn remote_address(&self, trusted_hops: usize) -> Option<Cow<'_, str>> {
+        if let Some(address) = self.header("x-envoy-external-address") {
+            return Some(address);
+        }
+        if let Some(header) = self.header("x-forwarded-for")
+            && let Some(address) = forwarded_for(&header, trusted_hops)
+        {
+            return Some(Cow::Owned(address.to_owned()));
+        }
+        match self.source()?.address.as_ref()?.address.as_ref()? {
+            Address::SocketAddress(socket) => present(&socket.address),
+            Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,
+        }
+    }
+
+    fn context(&self, key: &str) -> Option<&str> {
+        self.attributes.context_extensions.get(key).map(String::as_str)
+    }
+
+    /// Of the request, or else of its route.
+    fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>> {
+        let AttributeContext { metadata_context, route_metadata_context, .. } = self.attributes;
+        let found = |metadata: &'_ Option<Metadata>| value(metadata.as_ref()?, namespace, path).and_then(text);
+        found(metadata_context).or_else(|| found(route_metadata_context)).map(Cow::Owned)
+    }
+
+    fn principal(&self) -> Option<&str> {
+        self.source().map(|source| source.principal.as_str()).filter(|principal| !principal.is_empty())
+    }
+}
+
+/// Proto3 says nothing by an empty text.
+fn present(text: &str) -> Option<Cow<'_, str>> {
+    (!text.is_empty()).then_some(Cow::Borrowed(text))
+}
+
+fn value<'a>(metadata: &'a Metadata, namespace: &str, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let outermost = metadata.filter_metadata.get(namespace)?.fields.get(first)?;
+    rest.iter().try_fold(outermost, |value, key| match &value.kind {
+        Some(Kind::StructValue(inner)) => inner.fields.get(key),
+        _ => None,
+    })
+}
+
+/// A value as a rule would write it. Numbers arrive as doubles: 42 is `42`.
+fn text(value: &Value) -> Option<String> {
+    match value.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text.clone()),
+        Kind::NumberValue(number) => Some(number.to_string()),
+        Kind::BoolValue(truth) => Some(truth.to_string()),
+        Kind::NullValue(_) | Kind::StructValue(_) | Kind::ListValue(_) => None,
+    }
+}
+
+fn answer(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
+    let Verdict { refused, headers, body } = Verdict::of(decision, families);
+    let response = match refused {
+        None => passed(headers),
+        Some(status) => denied(status, headers, body),
+    };
+    CheckResponse { dynamic_metadata: metadata::message(decision), ..response }
+}
+
+fn passed(headers: Vec<Header>) -> CheckResponse {
+    let ok = OkHttpResponse {
+        response_headers_to_add: headers.into_iter().map(header).collect(),
+        ..OkHttpResponse::default()
+    };
+    CheckResponse {
+        status: Some(rpc::Status { code: Code::Ok.into(), ..rpc::Status::default() }),
+        http_response: Some(HttpResponse::OkResponse(ok)),
+        dynamic_metadata: None,
+    }
+}
+
+fn denied(status: u16, headers: Vec<Header>, body: String) -> CheckResponse {
+    // Envoy reads no more of the code than that it is not zero; others may.
+    let code = match status {
+        429 => Code::ResourceExhausted,
+        500..=599 => Code::Unavailable,
+        _ => Code::PermissionDenied,
+    };
+    let denied = DeniedHttpResponse {
+        status: Some(HttpStatus { code: i32::from(status) }),
+        headers: headers.into_iter().map(header).collect(),
+        body,
+    };
+    CheckResponse {
+        status: Some(rpc::Status { code: code.into(), ..rpc::Status::default() }),
+        http_response: Some(HttpResponse::DeniedResponse(denied)),
+        dynamic_metadata: None,
+    }
+}
+
+/// One value of a header, in the place of any that is there. Envoy drops headers of a refusal whose `append` is true,
+/// so that is never said.
+fn header((name, value): Header) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}

@@ -1,0 +1,208 @@
+//! The gRPC door: RLS, ext_authz, health and reflection, on hyper's HTTP/2 without a transport in between.
+//!
+//! Our handlers never answer with an error of gRPC. So a status in the *head* of an answer means that tonic could not
+//! read the request, and [`refuse_unread`] puts a refusal in its place: Envoy lets requests pass on errors.
+
+mod authz;
+mod generated;
+mod metadata;
+mod rls;
+mod undo;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::{AuthorizationServer, SERVICE_NAME as AUTHZ};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::body::Body;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH};
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::Service;
+use tower::util::BoxCloneSyncService;
+
+use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::{
+    RateLimitServiceServer, SERVICE_NAME as RLS,
+};
+use self::undo::{Acquired, Reply, Undo};
+use super::connection;
+use super::listen::Listener;
+use super::settings::Settings;
+use crate::engine::Engine;
+
+/// The messages of RLS as they are on our side of the wire.
+pub use self::generated::envoy as messages;
+
+/// The largest question read whole. RLS questions are made of request headers, which Envoy bounds at 60 KiB unless
+/// told otherwise; ext_authz may bring a body.
+const LARGEST_RLS_REQUEST: usize = 1 << 20;
+const LARGEST_AUTHZ_REQUEST: usize = 4 << 20;
+
+/// Headers of a call may carry text of the client's (`initial_metadata`), and a call refused for them would be an
+/// error to Envoy. So there is much room, yet not without bound.
+const LARGEST_HEADERS: u32 = 1 << 20;
+
+/// Envoy opens a connection for each worker and sends whole bursts on it before it reads our settings.
+const STREAMS: u32 = 4096;
+
+/// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
+/// of 20 would close the connection, and with it all calls that are in time.
+const PENDING_RESETS: usize = 4096;
+
+/// A client that does not answer a ping for so long is gone, and its connection with it.
+const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+type Reflection = BoxCloneSyncService<http::Request<Incoming>, http::Response<Body>, Infallible>;
+
+/// The services of the gRPC door.
+#[derive(Clone, Debug)]
+pub struct Grpc(Arc<Services>);
+
+#[derive(Debug)]
+struct Services {
+    engine: Arc<Engine>,
+    rls: RateLimitServiceServer<rls::Rls>,
+    authz: AuthorizationServer<authz::Authz>,
+    health: HealthServer<HealthService>,
+    reflection: Reflection,
+    reflection_alpha: Reflection,
+    reporter: HealthReporter,
+}
+
+impl Grpc {
+    /// The services over an engine. They report that they serve.
+    pub async fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
+        let reporter = HealthReporter::new();
+        let rls = rls::Rls::new(engine.clone(), settings.rls_headers);
+        let authz = authz::Authz::new(engine.clone(), settings);
+        let (reflection, reflection_alpha) = reflection();
+        let services = Self(Arc::new(Services {
+            engine,
+            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(LARGEST_RLS_REQUEST),
+            authz: AuthorizationServer::new(authz).max_decoding_message_size(LARGEST_AUTHZ_REQUEST),
+            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
+            reflection,
+            reflection_alpha,
+            reporter,
+        }));
+        services.report(ServingStatus::Serving).await;
+        services
+    }
+
+    /// Tells who asks for our health that we are about to stop. Calls are still answered.
+    pub async fn leave(&self) {
+        self.report(ServingStatus::NotServing).await;
+    }
+
+    /// Serves a listener until `stop`, and then its connections until they have finished.
+    pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .max_concurrent_streams(STREAMS)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_header_list_size(LARGEST_HEADERS)
+            .auto_date_header(false)
+            .timer(hyper_util::rt::TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT);
+        connection::accept(listener, stop, |stream, _, watcher| {
+            let services = self.0.clone();
+            let answer = service_fn(move |request| {
+                let services = services.clone();
+                async move { Ok::<_, Infallible>(services.answer(request).await) }
+            });
+            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
+            async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a gRPC connection broke");
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn report(&self, status: ServingStatus) {
+        for service in ["", RLS, AUTHZ] {
+            self.0.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+impl Services {
+    async fn answer(&self, request: http::Request<Incoming>) -> http::Response<Reply> {
+        // By falling frequency. The name of a service is followed by `/` and the name of its method.
+        let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
+        let Ok(response) = match service {
+            Some((RLS, "ShouldRateLimit")) => {
+                let response = self.rls.clone().call(request).await;
+                return self.reply(response.map(|response| refuse_unread(response, &rls::UNREAD)));
+            }
+            Some((AUTHZ, "Check")) => {
+                let response = self.authz.clone().call(request).await;
+                return self.reply(response.map(|response| refuse_unread(response, &authz::UNREAD)));
+            }
+            Some((HEALTH, _)) => self.health.clone().call(request).await,
+            Some(("grpc.reflection.v1.ServerReflection", _)) => self.reflection.clone().call(request).await,
+            Some(("grpc.reflection.v1alpha.ServerReflection", _)) => self.reflection_alpha.clone().call(request).await,
+            _ => Ok(Status::unimplemented("no such method here").into_http()),
+        };
+        response.map(Reply::from)
+    }
+
+    /// An answer of ours, with what undoes its acquired lease when nobody hears it.
+    fn reply(&self, response: Result<http::Response<Body>, Infallible>) -> http::Response<Reply> {
+        let Ok(mut response) = response;
+        let acquired = response.extensions_mut().remove::<Acquired>();
+        response.map(|body| match acquired {
+            None => Reply::from(body),
+            Some(acquired) => Reply::undoing(body, Undo::new(self.engine.clone(), acquired)),
+        })
+    }
+}
+
+/// Puts a refusal in the place of tonic's complaint about a request that is too large or makes no sense.
+fn refuse_unread(response: http::Response<Body>, refusal: &Refused) -> http::Response<Body> {
+    if !response.headers().contains_key(Status::GRPC_STATUS) {
+        return response;
+    }
+    let mut trailers = http::HeaderMap::with_capacity(1);
+    trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
+    let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });
+    let mut response = http::Response::new(Body::new(body));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    response
+}
+
+/// Makes the frame of a refusal.
+type Refused = fn() -> Bytes;
+
+/// A message as gRPC frames it: not compressed, four bytes of length, the encoding.
+fn frame(message: &impl Message) -> Bytes {
+    let mut frame = BytesMut::with_capacity(5 + message.encoded_len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.encoded_len()).expect("a refusal is a few bytes"));
+    message.encode(&mut frame).expect("the buffer grows");
+    frame.freeze()
+}
+
+fn reflection() -> (Reflection, Reflection) {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(generated::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let valid = "the descriptors are generated, and a test keeps them true";
+    let v1 = builder().build_v1().expect(valid);
+    let v1alpha = builder().build_v1alpha().expect(valid);
+    (BoxCloneSyncService::new(v1), BoxCloneSyncService::new(v1alpha))
+}

@@ -1,0 +1,190 @@
+//! What an answer tells the client: how much is left, until when, and why not.
+//!
+//! ```text
+//!   X-RateLimit-Limit: 30                          RateLimit-Policy: "login_ip";q=30;w=60
+//!   X-RateLimit-Remaining: 0                       RateLimit: "login_ip";r=0;t=12
+//!   X-RateLimit-Reset: 12                          Retry-After: 12
+//! ```
+//!
+//! The left ones are custom; the right ones are draft-ietf-httpapi-ratelimit-headers-11 and RFC 9110. All speak of
+//! the check that decides: the refusing one with the longest wait, or else the one with the least left. Times are
+//! seconds from now, rounded up, so that who waits as long as told is not refused again.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::settings::HeaderFamilies;
+use crate::decision::{Counted, Decision, Reason, Refusal};
+
+/// A header: its name in lower case, and a value that [`clean`] accepts.
+pub(super) type Header = (&'static str, String);
+
+/// The headers of a decision, by the families that are switched on.
+pub(super) fn of(decision: &Decision, families: HeaderFamilies) -> Vec<Header> {
+    let mut headers = Vec::new();
+    if let Some(deciding) = decision.tightest().filter(|_| families.x_ratelimit || families.ietf) {
+        if families.x_ratelimit {
+            headers.push(("x-ratelimit-limit", deciding.capacity.to_string()));
+            headers.push(("x-ratelimit-remaining", deciding.remaining.to_string()));
+            headers.push(("x-ratelimit-reset", seconds(until(&deciding)).to_string()));
+        }
+        if families.ietf {
+            headers.push(("ratelimit-policy", policies(decision)));
+            headers.push(("ratelimit", service_limit(&deciding)));
+        }
+    }
+    if families.retry_after
+        && let Some(wait) = decision.refusal().and_then(|refusal| refusal.retry_after)
+    {
+        headers.push(("retry-after", seconds(wait).max(1).to_string()));
+    }
+    headers
+}
+
+/// The time that a status tells: until the same check would pass, or else until nothing is counted (semantics 17).
+pub(super) fn until(counted: &Counted<'_>) -> Duration {
+    counted.retry_after.unwrap_or(counted.reset)
+}
+
+/// Whole seconds, rounded up.
+pub(super) fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+/// Every limiter that counted, each once: a limiter with two keys is one policy.
+fn policies(decision: &Decision) -> String {
+    let mut text = String::new();
+    let mut told: Vec<&str> = Vec::new();
+    for counted in decision.counted() {
+        if told.contains(&counted.limiter) {
+            continue;
+        }
+        told.push(counted.limiter);
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        quote(&mut text, counted.limiter);
+        let _ = match counted.window {
+            Some(window) => write!(text, ";q={};w={}", counted.limit, seconds(window)),
+            None => write!(text, ";q={};qu=\"concurrent-requests\"", counted.limit),
+        };
+    }
+    text
+}
+
+fn service_limit(counted: &Counted<'_>) -> String {
+    let mut text = String::new();
+    quote(&mut text, counted.limiter);
+    let _ = write!(text, ";r={};t={}", counted.remaining, seconds(until(counted)));
+    text
+}
+
+/// A string of structured fields (RFC 9651, section 3.3.3).
+fn quote(into: &mut String, text: &str) {
+    into.push('"');
+    for character in clean(text).chars() {
+        if matches!(character, '"' | '\\') {
+            into.push('\\');
+        }
+        into.push(character);
+    }
+    into.push('"');
+}
+
+/// A text as the value of a header: everything but visible ASCII and inner spaces becomes `?`.
+///
+/// Envoy writes some of our headers to the client as they are, so a line break would be a second header. Every text
+/// that we emit and did not make from numbers goes through here.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    let text = text.trim_matches(' ');
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|character| if matches!(character, ' '..='~') { character } else { '?' }).collect())
+}
+
+/// The body of a refusal and its media type: what its rule says, or else a problem (RFC 9457) where switched on.
+pub(super) fn body(refusal: &Refusal<'_>, families: HeaderFamilies) -> Option<(String, String)> {
+    if let Some(text) = refusal.text
+        && let Some(body) = &text.body
+    {
+        let media_type = text.content_type.as_deref().unwrap_or("text/plain");
+        return Some((body.clone(), clean(media_type).into_owned()));
+    }
+    families.problem_json.then(|| (problem(refusal), "application/problem+json".to_owned()))
+}
+
+/// The HTTP status of a refusal: what its rule says, or else what its reason means.
+pub(super) fn status(refusal: &Refusal<'_>) -> u16 {
+    let chosen = refusal.text.and_then(|text| text.status);
+    // Gateways take 2xx for a yes.
+    if let Some(status) = chosen.filter(|status| (300..=599).contains(status)) {
+        return status;
+    }
+    match refusal.reason {
+        Reason::Limit | Reason::MissingKey | Reason::NoLimiter | Reason::TooLarge => 429,
+        Reason::Denied | Reason::Unmatched => 403,
+        Reason::StoreError => 503,
+    }
+}
+
+fn problem(refusal: &Refusal<'_>) -> String {
+    let status = status(refusal);
+    let title = ::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let mut problem = Map::new();
+    let mut tell = |name: &str, value: Value| problem.insert(name.to_owned(), value);
+    // "about:blank" says that the problem is what the status says.
+    tell("type", json!("about:blank"));
+    tell("title", json!(title.unwrap_or("Refused")));
+    tell("status", json!(status));
+    tell("detail", json!(detail(refusal)));
+    for (name, value) in [("rule", refusal.rule), ("limiter", refusal.limiter)] {
+        if let Some(value) = value {
+            tell(name, json!(value));
+        }
+    }
+    if let Some(wait) = refusal.retry_after {
+        tell("retry_after", json!(seconds(wait).max(1)));
+    }
+    Value::Object(problem).to_string()
+}
+
+/// Why, in the client's words.
+fn detail(refusal: &Refusal<'_>) -> &'static str {
+    match (refusal.reason, refusal.retry_after) {
+        (Reason::Limit, Some(_)) => "this limit is used up; try again later",
+        (Reason::Limit, None) => "this request asks for more than the limit can ever allow",
+        (Reason::Denied, _) => "this request is not allowed",
+        (Reason::Unmatched, _) => "no rule allows this request",
+        (Reason::MissingKey, _) => "this request does not say what it has to be counted by",
+        (Reason::NoLimiter, _) => "there is no limit for this kind of client",
+        (Reason::StoreError, _) => "the limit cannot be told at the moment; try again later",
+        (Reason::TooLarge, _) => "this request is too large to be judged",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        assert_eq!(seconds(Duration::ZERO), 0);
+        assert_eq!(seconds(Duration::from_micros(1)), 1);
+        assert_eq!(seconds(Duration::from_secs(12)), 12);
+        assert_eq!(seconds(Duration::from_millis(12_001)), 13);
+    }
+
+    #[test]
+    fn nothing_that_is_emitted_breaks_a_line() {
+        assert_eq!(clean("api_pro"), "api_pro");
+        assert_eq!(clean("a\r\nset-cookie: b"), "a??set-cookie: b");
+        assert_eq!(clean("\0\u{7f}é "), "???");
+        let mut quoted = String::new();
+        quote(&mut quoted, "a\"b\\c\n");
+        assert_eq!(quoted, r#""a\"b\\c?""#);
+    }
+}

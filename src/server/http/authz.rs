@@ -1,0 +1,83 @@
+//! ext_authz over plain HTTP.
+//!
+//! Beside the headers for the client an answer tells the gateway, in `x-tollgate-rule`, `-limiter`, `-tier` and
+//! `-lease`, what RLS tells in its metadata. Envoy makes metadata of them with
+//! `dynamic_metadata_from_headers: {patterns: [{prefix: x-tollgate-}]}`.
+//!
+//! nginx makes 500 of every refusal but 401 and 403. So it is answered 403, with the status that was meant in
+//! `x-tollgate-status`, from which its configuration makes the answer to the client.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use super::flavour::{Flavour, Told};
+use super::respond;
+use crate::decision::Decision;
+use crate::engine::Engine;
+use crate::server::authz::{Verdict, question};
+use crate::server::headers::clean;
+use crate::server::settings::{self, HeaderFamilies, Settings};
+
+/// ext_authz over an engine.
+#[derive(Debug)]
+pub(super) struct Authz {
+    engine: Arc<Engine>,
+    settings: settings::Authz,
+    families: HeaderFamilies,
+}
+
+impl Authz {
+    pub(super) fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
+        Self { engine, settings: settings.authz.clone(), families: settings.authz_headers }
+    }
+
+    pub(super) async fn answer(&self, flavour: Flavour, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+        let told = Told { flavour, head, peer };
+        let decision = self.engine.decide(&question(&told, &self.settings)).await;
+        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, self.families);
+        let mut headers = HeaderMap::with_capacity(12);
+        for (name, value) in for_client {
+            put(&mut headers, HeaderName::from_static(name), &value);
+        }
+        tell_gateway(&mut headers, &decision);
+        let Some(meant) = refused else { return respond(StatusCode::OK, headers, Bytes::new()) };
+        let meant = StatusCode::from_u16(meant).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let status = match (flavour, meant) {
+            (Flavour::Envoy | Flavour::Forward, _) | (Flavour::Nginx, StatusCode::UNAUTHORIZED) => meant,
+            (Flavour::Nginx, _) => StatusCode::FORBIDDEN,
+        };
+        if flavour == Flavour::Nginx {
+            headers.insert("x-tollgate-status", HeaderValue::from(meant.as_u16()));
+        }
+        respond(status, headers, body)
+    }
+}
+
+fn tell_gateway(headers: &mut HeaderMap, decision: &Decision) {
+    let limiter = match decision.refusal() {
+        Some(refusal) => refusal.limiter,
+        None => decision.tightest().map(|counted| counted.limiter),
+    };
+    let facts = [
+        ("x-tollgate-rule", decision.rule()),
+        ("x-tollgate-limiter", limiter),
+        ("x-tollgate-tier", decision.tier()),
+        ("x-tollgate-lease", decision.lease()),
+    ];
+    for (name, value) in facts {
+        if let Some(value) = value {
+            put(headers, HeaderName::from_static(name), value);
+        }
+    }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(&clean(value)) {
+        headers.insert(name, value);
+    }
+}

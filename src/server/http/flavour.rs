@@ -1,0 +1,113 @@
+//! How gateways ask about a request by plain HTTP, and which of what they say is believed.
+//!
+//! Whoever can connect to this door is believed to be the gateway: bind it where only gateways are. What a gateway
+//! merely passes on is the *client's* word; so each flavour believes the headers that its gateway writes itself, and
+//! no others.
+//!
+//! | flavour | client's address |
+//! |---|---|
+//! | envoy | `x-envoy-external-address`, which Envoy writes; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. Both have to be among `allowed_headers`, or Envoy sends neither and all clients are one: Envoy. |
+//! | nginx | `X-Real-IP`, which the sample sets to `$remote_addr`; else as above. A location that does not set it passes on the client's. |
+//! | forward | the last of `X-Forwarded-For`, which the asking proxy writes, or `trusted_hops` from the right; else the peer |
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use http::request::Parts;
+
+use crate::server::authz::{Asked, forwarded_for, joined};
+
+/// Who asks, and so how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavour {
+    /// Envoy's raw HTTP service: method, path and host are the request's own, behind a prefix.
+    Envoy,
+    /// nginx `auth_request`: a GET whose headers tell method and URI.
+    Nginx,
+    /// Caddy `forward_auth` and Traefik ForwardAuth: a GET whose `X-Forwarded-*` headers tell them.
+    Forward,
+}
+
+const ENVOY: &str = "/authz/envoy";
+
+impl Flavour {
+    /// The flavour that a path asks for.
+    pub(super) fn of(path: &str) -> Option<Self> {
+        match path {
+            "/authz/nginx" => Some(Flavour::Nginx),
+            "/authz/forward" => Some(Flavour::Forward),
+            path => {
+                path.strip_prefix(ENVOY).filter(|rest| rest.is_empty() || rest.starts_with('/')).map(|_| Flavour::Envoy)
+            }
+        }
+    }
+}
+
+/// A request that a gateway asks about.
+pub(super) struct Told<'a> {
+    pub(super) flavour: Flavour,
+    pub(super) head: &'a Parts,
+    pub(super) peer: Option<IpAddr>,
+}
+
+impl Asked for Told<'_> {
+    fn method(&self) -> Option<Cow<'_, str>> {
+        match self.flavour {
+            Flavour::Envoy => Some(Cow::Borrowed(self.head.method.as_str())),
+            Flavour::Nginx => self.header("x-original-method"),
+            Flavour::Forward => self.header("x-forwarded-method"),
+        }
+    }
+
+    fn target(&self) -> Option<Cow<'_, str>> {
+        match self.flavour {
+            Flavour::Envoy => {
+                let target = self.head.uri.path_and_query()?.as_str();
+                target.strip_prefix(ENVOY).map(Cow::Borrowed)
+            }
+            Flavour::Nginx => self.header("x-original-uri"),
+            Flavour::Forward => self.header("x-forwarded-uri"),
+        }
+    }
+
+    fn host(&self) -> Option<Cow<'_, str>> {
+        match self.flavour {
+            // HTTP/2 has the host in its target.
+            Flavour::Envoy | Flavour::Nginx => match self.head.uri.authority() {
+                Some(authority) => Some(Cow::Borrowed(authority.as_str())),
+                None => self.header("host"),
+            },
+            Flavour::Forward => self.header("x-forwarded-host"),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        joined(self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())))
+    }
+
+    fn remote_address(&self, trusted_hops: usize) -> Option<Cow<'_, str>> {
+        let (written, hops) = match self.flavour {
+            Flavour::Envoy => (self.header("x-envoy-external-address"), trusted_hops),
+            Flavour::Nginx => (self.header("x-real-ip"), trusted_hops),
+            Flavour::Forward => (None, trusted_hops.max(1)),
+        };
+        let forwarded = || {
+            let header = self.header("x-forwarded-for")?;
+            forwarded_for(&header, hops).map(|address| Cow::Owned(address.to_owned()))
+        };
+        let peer = || self.peer.map(|peer| Cow::Owned(peer.to_string()));
+        written.or_else(forwarded).or_else(peer)
+    }
+
+    fn context(&self, _: &str) -> Option<&str> {
+        None
+    }
+
+    fn metadata(&self, _: &str, _: &[String]) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    fn principal(&self) -> Option<&str> {
+        None
+    }
+}
