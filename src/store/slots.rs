@@ -95,6 +95,11 @@ impl Slots {
             + self.heap
     }
 
+    /// Leases held, expired ones among them until they are swept.
+    pub(super) fn held_leases(&self) -> usize {
+        self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
+    }
+
     /// Takes a counter's state out to be decided; [`Slots::put`] or [`Slots::put_back`] follows under the same lock.
     pub(super) fn take(&mut self, name: &CounterName) -> State {
         let Some(place) = self.find(name) else { return State::Empty };
