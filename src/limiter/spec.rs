@@ -148,6 +148,7 @@ impl Quota {
         }
         let quota = Self { limit, window, algorithm };
         match &quota.algorithm {
+            Algorithm::TokenBucket { burst: Some(0), .. } => return Err(SpecError::Zero),
             Algorithm::TokenBucket { .. } => quota.bucket(0).map(drop)?,
             Algorithm::SlidingWindow if limit > LARGEST_LOG => return Err(SpecError::LogTooLarge),
             Algorithm::SlidingWindow | Algorithm::SlidingCounter | Algorithm::FixedWindow(_) => {}

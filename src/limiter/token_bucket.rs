@@ -187,9 +187,11 @@ fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
 
 /// The largest burst with which a rate of `drain / unit` tokens a microsecond keeps within one percent.
 fn largest_burst(drain: u64, unit: u64) -> u32 {
-    // drain x (EXACT / 2 / burst) / unit >= 100
-    let largest = u128::from(drain) * u128::from(EXACT / 2) / (u128::from(unit) * 100);
-    u32::try_from(largest).unwrap_or(u32::MAX)
+    // With fewer levels in a token: drain x floor(EXACT / 2 / burst) / unit >= 100.
+    let fewest_levels = (100 * u128::from(unit)).div_ceil(u128::from(drain));
+    let rounded = u128::from(EXACT / 2) / fewest_levels;
+    let exact = u128::from(EXACT / 2 / unit);
+    u32::try_from(rounded.max(exact)).unwrap_or(u32::MAX)
 }
 
 fn gcd(mut a: u64, mut b: u64) -> u64 {

@@ -10,7 +10,7 @@ use super::{
     RuleBook, Secret, Unmatched,
 };
 use crate::clock::Timestamp;
-use crate::limiter::{Limit, Limiter, OnStoreError, Quota};
+use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
 
 /// The rules in use: immutable, and replaced whole.
 #[derive(Debug)]
@@ -139,6 +139,14 @@ pub enum CompileError {
     /// A slot can only be charged when its group is admitted: refused requests send no release (semantics 9).
     #[error("rule {rule:?} applies {limiter:?}, which holds slots: charge must be \"admitted\" and overdraw off")]
     ChargedSlot {
+        /// The rule.
+        rule: String,
+        /// The reference as written.
+        limiter: String,
+    },
+    /// An exact log remembers no more grants than its limit, so what is overdrawn would be forgotten (semantics 12).
+    #[error("rule {rule:?} applies {limiter:?}, which is an exact sliding_window: overdraw must be off")]
+    OverdrawnLog {
         /// The rule.
         rule: String,
         /// The reference as written.
@@ -362,6 +370,14 @@ impl Compiler {
             self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         };
+        let exact_log = |target: &Target| {
+            let quota = self.book.limiters[target.limiter as usize].quota.as_ref();
+            quota.is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow))
+        };
+        if apply.overdraw && self.targets[first_target..].iter().any(exact_log) {
+            self.errors.push(CompileError::OverdrawnLog { rule: rule.to_owned(), limiter: apply.limiter });
+            return None;
+        }
         let holds_slots = self.targets[first_target..].iter().any(|target| target.slots.is_some());
         if holds_slots && (apply.charge != Charge::Admitted || apply.overdraw) {
             self.errors.push(CompileError::ChargedSlot { rule: rule.to_owned(), limiter: apply.limiter });

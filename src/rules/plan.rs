@@ -258,7 +258,7 @@ impl Walk<'_> {
                 planned.links.clear();
                 planned.plan.checks.retain(|check| check.refund > 0);
                 for check in &mut planned.plan.checks {
-                    *check = Check { needs: Needs::default(), charges: Charges::default(), ..*check };
+                    *check = Check { needs: Needs::default(), charges: Charges::default(), barred: false, ..*check };
                 }
             }
             Some(Refused::MissingKey { .. } | Refused::NoLimiter { .. }) => planned.plan.refused = true,
@@ -317,7 +317,10 @@ impl Walk<'_> {
                 self.planned.notes.shadow_refusals += 1;
                 return end;
             }
-            self.planned.refused.get_or_insert(Refused::Unmatched);
+            // It charges nothing, so it stands before refusals that still charge.
+            if !matches!(self.planned.refused, Some(Refused::Denied { .. })) {
+                self.planned.refused = Some(Refused::Unmatched);
+            }
             return End::Refused;
         }
         end

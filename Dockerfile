@@ -1,0 +1,16 @@
+# tollgate, and nothing else: docker build -t tollgate .
+#
+# A rules file at /etc/tollgate/tollgate.toml is found without being named.
+
+FROM rust:1-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked --bin tollgate
+
+FROM debian:bookworm-slim
+COPY --from=build /src/target/release/tollgate /usr/local/bin/tollgate
+RUN useradd --system --no-create-home tollgate
+USER tollgate
+EXPOSE 8080 8081
+ENTRYPOINT ["tollgate"]
+CMD ["serve"]

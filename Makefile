@@ -1,0 +1,24 @@
+# What there is to do here. `make help` lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-up test servers bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
+
+demo: ## a real Envoy with tollgate behind it plays a story of limits at work
+	@python3 examples/envoy/demo.py
+
+demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops it
+	@python3 examples/envoy/demo.py --up
+
+test: servers ## formatting, clippy and all tests; installs the servers they talk to
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
+
+servers: ## install what the tests talk to, where it is missing: nginx, Envoy
+	@scripts/servers
+
+bench: ## CPU per request and decisions per second, beside what they are compared with
+	@benches/run.sh

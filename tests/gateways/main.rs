@@ -1,0 +1,10 @@
+//! The real binary behind real gateways: what a user of Envoy, nginx or Caddy sees.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod demo;
+mod envoy_examples;
+mod envoy_outages;
+mod forward_auth;
+mod nginx;

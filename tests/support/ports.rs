@@ -1,0 +1,56 @@
+//! Free ports in the place of the readable ones that configurations name.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// The ports that samples name: Envoy's listeners and admin page, tollgate's doors, nginx and the upstream.
+const WRITTEN: [u16; 8] = [10_000, 10_001, 10_002, 9_901, 8_081, 8_080, 8_000, 9_000];
+
+/// A free port for each of the ports that samples name.
+#[derive(Clone, Debug)]
+pub struct Ports(BTreeMap<u16, u16>);
+
+impl Ports {
+    /// Free ports.
+    pub fn free() -> Self {
+        Self(WRITTEN.into_iter().map(|written| (written, free())).collect())
+    }
+
+    /// The port that stands in for a written one.
+    pub fn of(&self, written: u16) -> u16 {
+        self.0[&written]
+    }
+
+    /// A configuration on these ports: written ones are replaced wherever they stand as a number of their own.
+    pub fn rewrite(&self, text: &str) -> String {
+        let mut rewritten = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(start) = rest.find(|character: char| character.is_ascii_digit()) {
+            let end =
+                rest[start..].find(|character: char| !character.is_ascii_digit()).map_or(rest.len(), |end| start + end);
+            rewritten.push_str(&rest[..start]);
+            let number = &rest[start..end];
+            match number.parse().ok().and_then(|written: u16| self.0.get(&written)) {
+                Some(port) => rewritten.push_str(&port.to_string()),
+                None => rewritten.push_str(number),
+            }
+            rest = &rest[end..];
+        }
+        rewritten + rest
+    }
+}
+
+/// A port that nobody listens on. It lies below those that the system hands to outgoing connections, so that none of
+/// them takes it before it is listened on, and each process begins elsewhere.
+pub fn free() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let own = (process::id() % 97) as u16 * 103;
+        let port = 20_000 + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}

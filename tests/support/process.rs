@@ -1,0 +1,62 @@
+//! A process that ends with the test that started it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::until;
+
+/// A running process, what it wrote, and its end when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts it. What it writes goes to a file in `directory`.
+    pub fn start(name: &'static str, command: &mut Command, directory: &Path) -> Self {
+        let log = directory.join(format!("{name}.log"));
+        let file = File::create(&log).expect("a file in the test's directory");
+        let error = file.try_clone().expect("a second handle of a file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(error)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} did not start: {error}"));
+        Self { name, child, log }
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Panics
+    ///
+    /// When it ends instead, or never is: with what it wrote.
+    pub fn ready(mut self, mut ready: impl FnMut() -> bool) -> Self {
+        until(self.name, || {
+            if let Some(status) = self.child.try_wait().expect("a child's state") {
+                panic!("{} ended with {status}:\n{}", self.name, self.log());
+            }
+            ready()
+        });
+        self
+    }
+
+    /// What it wrote so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Neither fails unless it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {} wrote:\n{}", self.name, self.log());
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Where the servers are that tests talk to, and what happens when they are not there.
+//!
+//! `make test` installs them and sets `TOLLGATE_REQUIRE_SERVERS`: then a missing one is a failure. Otherwise the test
+//! is left out, and says so past the test harness, which would keep it to itself.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use super::project;
+
+/// Envoy: `TOLLGATE_ENVOY`, else from `PATH`, else the one in the project's virtual environment.
+pub fn envoy() -> Option<PathBuf> {
+    let named = env::var_os("TOLLGATE_ENVOY").map(PathBuf::from);
+    let local = || Some(project().join(".venv/bin/envoy")).filter(|path| path.exists());
+    found("envoy", named.or_else(|| on_path("envoy")).or_else(local))
+}
+
+/// nginx with its `auth_request` module.
+pub fn nginx() -> Option<PathBuf> {
+    let system = || Some(PathBuf::from("/usr/sbin/nginx")).filter(|path| path.exists());
+    found("nginx", on_path("nginx").or_else(system))
+}
+
+/// Python 3, which the demo is written in.
+pub fn python() -> Option<PathBuf> {
+    found("python3", on_path("python3"))
+}
+
+fn found(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
+    if path.is_none() {
+        let test = thread::current();
+        let test = test.name().unwrap_or("a test");
+        assert!(env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(), "{test} needs {name}: make servers installs it");
+        writeln!(io::stderr(), "left out: {test} needs {name}, which `make servers` installs").expect("stderr is open");
+    }
+    path
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| Path::new(&directory).join(name)).find(|path| path.is_file())
+}

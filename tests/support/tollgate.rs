@@ -1,0 +1,37 @@
+//! The real binary, serving.
+
+use std::fs;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{Answer, Ask, Ports, Process};
+
+/// `tollgate serve` with a configuration of its own.
+#[derive(Debug)]
+pub struct Tollgate {
+    // The process ends before its directory goes.
+    process: Process,
+    ports: Ports,
+    _directory: TempDir,
+}
+
+impl Tollgate {
+    /// Serves this configuration, which listens on 8081 (gRPC) and 8080 (HTTP), on these ports.
+    pub fn start(toml: &str, ports: &Ports) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("tollgate.toml");
+        fs::write(&file, ports.rewrite(toml)).expect("a file in the test's directory");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.arg("serve").arg("--config").arg(&file).current_dir(directory.path());
+        let http = ports.of(8_080);
+        let process = Process::start("tollgate", &mut command, directory.path())
+            .ready(|| Ask::get("/healthcheck").send(http).is_ok_and(|answer| answer.status == 200));
+        Self { process, ports: ports.clone(), _directory: directory }
+    }
+
+    /// Asks its HTTP door.
+    pub fn ask(&self, ask: &Ask) -> Answer {
+        ask.send(self.ports.of(8_080)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.process.log()))
+    }
+}

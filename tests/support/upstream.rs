@@ -1,0 +1,159 @@
+//! What stands behind the gateway: an HTTP/1.1 server that answers as its test needs and remembers what reached it.
+//!
+//! ```text
+//!   POST /login              200 where x-password is "secret", else 401
+//!   GET  /slow               answers when the test opens the gate
+//!   GET  /v1/chat?tokens=N   a JSON body that says it used N tokens
+//!   anything else            200 and the target
+//! ```
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use super::PATIENCE;
+
+/// A running upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    seen: Mutex<Vec<Seen>>,
+    open: Mutex<bool>,
+    opened: Condvar,
+    held: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+/// A request that reached the upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Method and target.
+    pub line: String,
+    /// Headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+}
+
+impl Upstream {
+    /// Starts one on this port.
+    pub fn start(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a free port");
+        let shared = Arc::new(Shared::default());
+        let server = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if server.stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let server = Arc::clone(&server);
+                // A client that went away is no matter of the upstream's.
+                thread::spawn(move || server.answer(stream).ok());
+            }
+        });
+        Self { port, shared }
+    }
+
+    /// What reached it so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many slow requests wait at the gate.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::SeqCst)
+    }
+
+    /// Lets the slow requests go, and those that come.
+    pub fn open_gate(&self) {
+        self.shared.set_gate(true);
+    }
+
+    /// Holds the slow requests that come from now on.
+    pub fn close_gate(&self) {
+        self.shared.set_gate(false);
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        self.open_gate();
+        // Wakes the listener, so that it sees that it has been stopped.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+    }
+}
+
+impl Shared {
+    fn set_gate(&self, open: bool) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
+        self.opened.notify_all();
+    }
+
+    fn wait_at_gate(&self) {
+        self.held.fetch_add(1, Ordering::SeqCst);
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.opened.wait_timeout_while(open, PATIENCE, |open| !*open);
+        drop(waited);
+        self.held.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let Some(request) = read_request(&stream)? else { return Ok(()) };
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        let (method, target) = request.line.split_once(' ').unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let (status, kind, body) = match (method, path) {
+            ("POST", "/login") if request.header("x-password") == Some("secret") => {
+                ("200 OK", "text/plain", "welcome".into())
+            }
+            ("POST", "/login") => ("401 Unauthorized", "text/plain", "wrong password".into()),
+            (_, "/slow") => {
+                self.wait_at_gate();
+                ("200 OK", "text/plain", "done".into())
+            }
+            (_, "/v1/chat") => {
+                let tokens = query.strip_prefix("tokens=").unwrap_or("100");
+                ("200 OK", "application/json", format!("{{\"usage\": {{\"total_tokens\": {tokens}}}}}"))
+            }
+            _ => ("200 OK", "text/plain", request.line.clone()),
+        };
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )
+    }
+}
+
+fn read_request(stream: &TcpStream) -> io::Result<Option<Seen>> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let Some((request_line, _)) = line.trim_end().rsplit_once(' ') else { return Ok(None) };
+    let mut seen = Seen { line: request_line.to_owned(), headers: Vec::new() };
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        match line.trim_end().split_once(':') {
+            Some((name, value)) => seen.headers.push((name.to_ascii_lowercase(), value.trim().to_owned())),
+            None => break,
+        }
+    }
+    let length = seen.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_end(&mut Vec::new())?;
+    Ok(Some(seen))
+}
