@@ -142,12 +142,6 @@ impl Engine {
         self.change(lease, LeaseAction::Renew(length)).await
     }
 
-    /// Uses other rules from the next request on. Counters whose names they share keep their counts (semantics 29);
-    /// the stores stay, so the rules have to name the same ones in the same order.
-    pub fn replace(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
-    }
-
     /// The rules in use.
     pub fn rules(&self) -> Arc<Rules> {
         self.rules.load_full()
