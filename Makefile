@@ -15,6 +15,7 @@ demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops i
 test: servers ## formatting, clippy and all tests; installs the servers they talk to
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
 
 servers: ## install what the tests talk to, where it is missing: nginx, Envoy

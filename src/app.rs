@@ -25,10 +25,10 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub enum AppError {
     /// The gRPC door cannot be opened.
     #[error("server.grpc: {0}")]
-    Grpc(#[source] ListenError),
+    Grpc(ListenError),
     /// The HTTP door cannot be opened.
     #[error("server.http: {0}")]
-    Http(#[source] ListenError),
+    Http(ListenError),
 }
 
 /// Open doors, not served yet: the addresses are known, and clients wait.
@@ -72,7 +72,7 @@ impl App {
         self.http.1.bound()
     }
 
-    /// Serves until `shutdown`, then lets requests under way finish, for [`DRAIN`] at most.
+    /// Serves until `shutdown`, then lets requests under way finish, for ten seconds at most.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
         let mut doors = JoinSet::new();

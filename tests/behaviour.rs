@@ -10,15 +10,18 @@
 //! | M4, M5 | "any of" is no operator of a plan |
 //! | H1, H3, E | what a door answers and what configuration refuses |
 
+#[path = "model/book.rs"]
+mod book;
 #[path = "model/world.rs"]
 mod world;
 
 use std::time::Duration;
 
+use book::{applies, apply, bucket, quota, rule, secs, slots};
 use tollgate::descriptor::{Descriptor, Hits};
 use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
 use tollgate::rules::{Action, Apply, KeyPart, Normaliser};
-use world::{START, World, applies, apply, bucket, hits, quota, rule, secs, slots};
+use world::{START, World, hits};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
 const PAIR: Algorithm = Algorithm::SlidingCounter;
@@ -431,7 +434,7 @@ fn case_m10_descriptors_that_no_rule_knows_follow_the_domain() {
         let known = rule("known", &[("account", "*")], Action::Apply(vec![apply("limiter", &["account"])]));
         let world = World::of(RuleBook {
             limiters: vec![quota("limiter", 10, secs(60), LOG)],
-            domains: vec![Domain { name: world::DOMAIN.to_owned(), unmatched, ..Domain::default() }],
+            domains: vec![Domain { name: book::DOMAIN.to_owned(), unmatched, ..Domain::default() }],
             rules: vec![known],
             ..RuleBook::default()
         });

@@ -56,18 +56,18 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
     let service = Service::start(book(limits, rules)).await;
     let rls = service.rls().await;
     let told = async |name| rls.one(&[("use", name)]).await.statuses[0].clone();
-    let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier| RateLimit {
+    let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier: Option<u32>| RateLimit {
         name: name.to_owned(),
         requests_per_unit,
         unit: unit.into(),
         unit_multiplier,
     };
     let status = told("five_minutes").await;
-    assert_eq!(status.current_limit, Some(limit("five_minutes", 100, Unit::Minute, 5)));
+    assert_eq!(status.current_limit, Some(limit("five_minutes", 100, Unit::Minute, Some(5))));
     assert_eq!(status.limit_remaining, 19);
     assert_eq!(seconds(&status), 3);
-    assert_eq!(told("ninety").await.current_limit, Some(limit("ninety", 3, Unit::Second, 90)));
-    assert_eq!(told("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, 0)));
+    assert_eq!(told("ninety").await.current_limit, Some(limit("ninety", 3, Unit::Second, Some(90))));
+    assert_eq!(told("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, None)));
 }
 
 #[tokio::test]
@@ -94,12 +94,12 @@ async fn semantics_18_a_limit_that_comes_along_replaces_the_configured_one() {
     let service = Service::start(login()).await;
     let rls = service.rls().await;
     let asked = |requests_per_unit, unit: RateLimitUnit| RateLimitDescriptor {
-        limit: Some(RateLimitOverride { requests_per_unit, unit: unit.into(), unit_multiplier: 2 }),
+        limit: Some(RateLimitOverride { requests_per_unit, unit: unit.into(), unit_multiplier: Some(2) }),
         ..descriptor(&[("path", "/login"), ("account", "a")])
     };
     let answer = rls.ask(question("edge", [asked(7, RateLimitUnit::Hour)])).await;
     let limit = answer.statuses[0].current_limit.clone().expect("a limit");
-    assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (7, Unit::Hour as i32, 2));
+    assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (7, Unit::Hour as i32, Some(2)));
     assert_eq!(answer.statuses[0].limit_remaining, 6);
     assert_eq!(rls.ask(question("edge", [asked(0, RateLimitUnit::Hour)])).await.overall_code, OVER_LIMIT);
     // Without a known unit the configured limit holds: one of two was used.

@@ -1,34 +1,33 @@
 //! What always holds, whatever is asked in whatever order. Seeds are fixed, so every run asks the same.
 
+#[path = "model/book.rs"]
+mod book;
 mod model;
+#[path = "model/numbers.rs"]
+mod numbers;
+#[path = "model/plans.rs"]
+mod plans;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-use model::{Model, Numbers};
+use book::{DOMAIN, applies, apply, bucket, quota, secs, slots};
+use model::Model;
+use numbers::Numbers;
+use plans::{ANYTHING, Reference, SECOND, START, Scope, always, asks, counters, plans};
+use std::collections::HashMap;
+use std::time::Duration;
+
 use tollgate::clock::Timestamp;
+use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{
-    Alignment, Bounds, Charges, Check, CounterName, Held, LeaseAction, LeaseChange, LeaseId, Needs, OnStoreError,
-    Outcome, State, advance, change_lease,
+    Algorithm, Alignment, Bounds, Charges, Check, CounterName, Held, LONGEST_WINDOW, LeaseAction, LeaseChange,
+    LeaseFate, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan, Quota, Schedule, State, advance, change_lease,
 };
+use tollgate::rules::{RuleBook, Rules};
 
-const SECOND: u64 = 1_000_000;
 const HOUR: u64 = 3_600 * SECOND;
-const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
-
-/// Runs a test on `cases` values, the same ones every time.
-fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
-    const SEED: [u8; 32] = *b"tollgate: the same steps, always";
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &SEED));
-    let verdict = runner.run(&strategy, |value| {
-        holds(value);
-        Ok::<(), TestCaseError>(())
-    });
-    verdict.unwrap_or_else(|failure| panic!("{failure}"));
-}
 
 /// Where the clock goes before a step.
 #[derive(Clone, Copy, Debug)]
@@ -69,30 +68,8 @@ fn moves() -> impl Strategy<Value = Move> {
     ]
 }
 
-/// What a rule can ask: charges of each kind, peeks, refunds, and charges merged with any of them.
-fn asks(most: u32) -> impl Strategy<Value = (Needs, Charges, u32)> {
-    let cost = prop_oneof![8 => 1..=most.min(4), 4 => 1..=most + 2, 1 => Just(u32::MAX)];
-    let charge = (cost, any::<bool>(), 0..3u8).prop_map(|(cost, overdraw, when)| {
-        let needs = Needs { fits: if overdraw { 0 } else { cost }, one_left: overdraw, not_over: false };
-        let charges = Charges {
-            admitted: cost,
-            passed: if when > 0 { cost } else { 0 },
-            refused: if when > 1 { cost } else { 0 },
-        };
-        (needs, charges, 0)
-    });
-    let peek =
-        any::<bool>().prop_map(|above| (Needs { one_left: !above, not_over: above, fits: 0 }, Charges::default(), 0));
-    let refund = (0..=most + 2).prop_map(|units| (Needs::default(), Charges::default(), units));
-    let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(asked, fits, peek, refund)| {
-        let (needs, charges, _) = asked;
-        (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek, ..needs }, charges, refund)
-    });
-    prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged]
-}
-
 fn steps(most: u32, slots: bool) -> impl Strategy<Value = Step> {
-    let asks = asks(most).prop_map(move |(mut needs, charges, refund)| {
+    let asks = asks(ANYTHING, most).prop_map(move |(mut needs, charges, refund)| {
         if slots {
             // A slot is one slot, whatever the hits.
             needs.fits = needs.fits.min(1);
@@ -253,4 +230,353 @@ fn slots_agree_with_a_list_of_leases() {
     let slots =
         |lease, most: &[u32]| (lease, most.iter().map(|&max| Numbers::Slots { max, lease }).collect::<Vec<_>>());
     agrees_with_the_model(vec![slots(SECOND, &[2, 1, 5]), slots(2 * SECOND, &[3]), slots(7, &[1, 2])]);
+}
+
+// Whole plans
+
+/// Nothing but charges, and time that moves on.
+const PLAIN: Scope = Scope {
+    every_verb: false,
+    charges_on_refusals: false,
+    every_verdict: false,
+    changing: false,
+    backwards: false,
+    several_groups: false,
+};
+
+/// The numbers a check of the plans is decided by, where they do not change.
+fn numbers_of(check: &Check) -> Numbers {
+    let counters = counters();
+    let counter = counters.iter().find(|counter| counter.name == check.counter).expect("plans ask these counters");
+    counter.numbers[0]
+}
+
+/// Walks through plans, with the reference that decides them and the moment of each.
+fn walk(steps: &[(i64, Plan)], mut visit: impl FnMut(&mut Reference, &Plan, Timestamp)) {
+    let (mut reference, mut now) = (Reference::default(), START);
+    for (by, plan) in steps {
+        now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
+        visit(&mut reference, plan, now);
+    }
+}
+
+/// Units that were admitted on one counter, by their moments.
+type Admitted = Vec<(u64, u32)>;
+
+/// Units within `length` from any admitted moment on.
+fn most_within(admitted: &Admitted, length: u64) -> u64 {
+    let from = |&(start, _): &(u64, u32)| {
+        let inside = admitted.iter().filter(|(moment, _)| (start..start + length).contains(moment));
+        inside.map(|(_, units)| u64::from(*units)).sum()
+    };
+    admitted.iter().map(from).max().unwrap_or(0)
+}
+
+fn most_in_aligned(admitted: &Admitted, window: u64) -> u64 {
+    let mut windows: HashMap<u64, u64> = HashMap::new();
+    admitted.iter().for_each(|(moment, units)| *windows.entry(moment / window).or_default() += u64::from(*units));
+    windows.into_values().max().unwrap_or(0)
+}
+
+fn admits_no_more_than(numbers: Numbers, admitted: &Admitted) {
+    match numbers {
+        Numbers::Bucket { tokens, window, burst, .. } => {
+            for (first, &(start, _)) in admitted.iter().enumerate() {
+                let mut units = 0_u128;
+                for &(moment, more) in &admitted[first..] {
+                    units += u128::from(more);
+                    let refilled = u128::from(moment - start) * u128::from(tokens);
+                    let most = u128::from(burst) * u128::from(window) + refilled;
+                    assert!(units * u128::from(window) <= most, "{numbers:?}: {units} since {start}");
+                }
+            }
+        }
+        Numbers::Log { limit, window } => assert!(most_within(admitted, window) <= limit.into(), "{numbers:?}"),
+        Numbers::Pair { limit, window } => {
+            assert!(most_in_aligned(admitted, window) <= limit.into(), "{numbers:?}, aligned");
+            assert!(most_within(admitted, window) < 2 * u64::from(limit), "{numbers:?}, any");
+        }
+        Numbers::Fixed { limit, alignment: Alignment::Epoch(window) } => {
+            assert!(most_in_aligned(admitted, window) <= limit.into(), "{numbers:?}");
+        }
+        Numbers::Fixed { limit, alignment: Alignment::FirstHit(window) } => {
+            let (mut end, mut units) = (0, 0);
+            for &(moment, more) in admitted {
+                if moment >= end {
+                    (end, units) = (moment + window, 0);
+                }
+                units += more;
+                assert!(units <= limit, "{numbers:?}");
+            }
+        }
+        Numbers::Fixed { .. } | Numbers::Slots { .. } => unreachable!("not among these counters' windows"),
+    }
+}
+
+#[test]
+fn no_interleaving_of_plans_admits_more_than_each_limit() {
+    let scope = Scope { charges_on_refusals: true, several_groups: true, ..PLAIN };
+    always(400, plans(scope, 250), |steps| {
+        let mut admitted: HashMap<CounterName, (Numbers, Admitted)> = HashMap::new();
+        let mut leases: HashMap<CounterName, HashMap<LeaseId, u64>> = HashMap::new();
+        walk(&steps, |reference, plan, now| {
+            let applied = reference.apply(plan, now);
+            for (change, fate) in plan.changes.iter().zip(&applied.fates) {
+                let held = leases.entry(change.counter).or_default();
+                match (change.action, fate) {
+                    (LeaseAction::Release, _) => drop(held.remove(&change.lease)),
+                    (LeaseAction::Renew(length), LeaseFate::Done) => {
+                        held.insert(change.lease, now.micros() + length);
+                    }
+                    (LeaseAction::Renew(_), LeaseFate::Expired | LeaseFate::Unknown) => {}
+                }
+            }
+            let mut answers = applied.answers.iter();
+            for group in plan.groups() {
+                let outcomes: Vec<Outcome> =
+                    answers.by_ref().take(group.len()).map(|answer| answer.expect("there is room")).collect();
+                let passes = outcomes.iter().all(|outcome| outcome.passes);
+                for (check, outcome) in group.iter().zip(&outcomes) {
+                    let numbers = numbers_of(check);
+                    let Numbers::Slots { max, lease } = numbers else {
+                        let (_, log) = admitted.entry(check.counter).or_insert((numbers, Vec::new()));
+                        match (passes, outcome.passes) {
+                            (true, _) => log.push((now.micros(), check.charges.admitted)),
+                            // What a refusal pays for is no admitted unit, but it can be a window's first hit.
+                            (false, true) if check.charges.passed > 0 => log.push((now.micros(), 0)),
+                            (false, false) if check.charges.refused > 0 => log.push((now.micros(), 0)),
+                            (false, _) => {}
+                        }
+                        continue;
+                    };
+                    if passes {
+                        let held = leases.entry(check.counter).or_default();
+                        held.insert(plan.lease, now.micros() + lease);
+                        let running = held.values().filter(|expires| **expires > now.micros()).count();
+                        assert!(running <= max as usize, "{running} leases of {max}");
+                    }
+                }
+            }
+        });
+        admitted.values().for_each(|(numbers, admitted)| admits_no_more_than(*numbers, admitted));
+    });
+}
+
+#[test]
+fn a_refusals_retry_after_is_exact() {
+    let scope = Scope { every_verb: true, charges_on_refusals: true, every_verdict: true, ..PLAIN };
+    let refusals = std::cell::Cell::new(0);
+    always(400, plans(scope, 250), |steps| {
+        walk(&steps, |reference, plan, now| {
+            let applied = reference.apply(plan, now);
+            if applied.admitted || plan.refused || plan.checks.iter().any(|check| check.refund > 0) {
+                return;
+            }
+            let refusing = plan.checks.iter().zip(&applied.answers).filter_map(|(check, answer)| {
+                let outcome = answer.expect("there is room");
+                (!outcome.passes && !check.shadow).then_some(outcome.retry_after)
+            });
+            let waits: Option<Vec<u64>> = refusing.collect();
+            let admits_after = |wait: u64| reference.clone().apply(plan, now.plus(wait)).admitted;
+            match waits {
+                // One of them never passes.
+                None => assert!(!admits_after(1_000 * HOUR)),
+                Some(waits) => {
+                    let longest = waits.into_iter().max().expect("a refused plan has a refusing check");
+                    assert!(longest > 0, "a refusal waits");
+                    assert!(!admits_after(longest - 1), "sooner than {longest}");
+                    // A check that passed and paid for the refusal may have nothing left for the next try.
+                    let paid = plan.checks.iter().zip(&applied.answers).any(|(check, answer)| {
+                        !check.shadow && check.charges.passed > 0 && answer.is_ok_and(|outcome| outcome.passes)
+                    });
+                    assert!(paid || admits_after(longest), "still refused after {longest}");
+                    refusals.set(refusals.get() + 1);
+                }
+            }
+        });
+    });
+    assert!(refusals.get() > 10_000, "{} refusals", refusals.get());
+}
+
+#[test]
+fn a_refused_plan_changes_no_later_answer() {
+    let scope = Scope { every_verdict: true, ..PLAIN };
+    let refused = std::cell::Cell::new(0);
+    always(400, plans(scope, 250), |steps| {
+        // The second world never sees what the first one refuses.
+        let mut without = Reference::default();
+        walk(&steps, |reference, plan, now| {
+            let applied = reference.apply(plan, now);
+            match applied.admitted {
+                true => assert_eq!(without.apply(plan, now).answers, applied.answers),
+                false => {
+                    assert_eq!(without.clone().apply(plan, now).answers, applied.answers);
+                    refused.set(refused.get() + 1);
+                }
+            }
+        });
+    });
+    assert!(refused.get() > 10_000, "{} refused plans", refused.get());
+}
+
+// The ends of all numbers
+
+/// From one to the largest, each size as likely as the next.
+fn of_any_size(largest: u64) -> impl Strategy<Value = u64> {
+    let bits = 64 - largest.leading_zeros();
+    let sized = (0..=bits, any::<u64>())
+        .prop_map(move |(bits, random)| (random.checked_shr(64 - bits).unwrap_or(0)).clamp(1, largest));
+    prop_oneof![6 => sized, 1 => Just(largest), 1 => Just(1)]
+}
+
+fn any_u32() -> impl Strategy<Value = u32> {
+    of_any_size(u32::MAX.into()).prop_map(|number| u32::try_from(number).expect("it is at most that"))
+}
+
+fn any_quota() -> impl Strategy<Value = Quota> {
+    let debt = prop_oneof![Just(None), Just(Some(u64::MAX)), of_any_size(u64::MAX).prop_map(Some)];
+    let burst = prop_oneof![Just(None), any_u32().prop_map(Some)];
+    let algorithm = prop_oneof![
+        3 => (burst, debt).prop_map(|(burst, max_debt)| Algorithm::TokenBucket { burst, max_debt }),
+        1 => Just(Algorithm::SlidingWindow),
+        2 => Just(Algorithm::SlidingCounter),
+        1 => Just(Algorithm::FixedWindow(Schedule::Epoch)),
+        1 => Just(Algorithm::FixedWindow(Schedule::FirstHit)),
+    ];
+    let longest = u64::try_from(LONGEST_WINDOW.as_micros()).expect("ten years are few microseconds");
+    (any_u32(), of_any_size(longest), algorithm).prop_filter_map(
+        "configuration refuses it",
+        |(limit, window, algorithm)| {
+            let limit = if matches!(algorithm, Algorithm::SlidingWindow) { limit.min(500) } else { limit };
+            Quota::new(limit, Duration::from_micros(window), algorithm).ok()
+        },
+    )
+}
+
+/// The largest integer that a double counts exactly.
+const EXACT: u64 = 1 << 53;
+
+#[test]
+fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
+    let step = (of_any_size(EXACT / 8), any_u32(), 0..6_u8, any::<bool>());
+    let case = (any_quota(), vec(step, 1..60), any::<bool>());
+    always(20_000, case, |(quota, steps, owing)| {
+        let debt = if owing { u64::MAX } else { 0 };
+        let (mut held, mut now) = (Held::default(), START);
+        let mut admitted: Admitted = Vec::new();
+        for (number, (by, cost, how, exact)) in steps.into_iter().enumerate() {
+            // Up to the year 2255; the largest moments are still counted exactly.
+            now = Timestamp::from_micros((now.micros() + by / 16).min(EXACT - 1));
+            let mut cost = if exact { cost.min(quota.limit).max(1) } else { cost };
+            if matches!(quota.algorithm, Algorithm::SlidingWindow) {
+                cost = cost.min(1_000);
+            }
+            let charges = Charges { admitted: cost, passed: 0, refused: if how == 0 { cost } else { 0 } };
+            let needs = Needs { fits: if how == 1 { 0 } else { cost }, one_left: how == 1, not_over: false };
+            let check = Check {
+                limit: quota.limit(now, debt),
+                needs,
+                charges,
+                refund: if how == 2 { cost } else { 0 },
+                ..blank(Numbers::Log { limit: 1, window: 1 })
+            };
+            let lease = LeaseId(number as u128);
+            let outcome = advance(&[check], std::slice::from_mut(&mut held), lease, now, false).1[0];
+            assert!(outcome.remaining <= outcome.limit);
+            assert!(outcome.reset <= EXACT, "reset {}", outcome.reset);
+            if let State::Bucket(bucket) = &held.state {
+                assert!(bucket.level <= EXACT / 2, "level {}", bucket.level);
+            }
+            if how == 2 {
+                admitted.clear();
+            } else if outcome.passes && how > 2 {
+                admitted.push((now.micros(), cost));
+            }
+            if let Some(wait) = outcome.retry_after {
+                let asked = Check { charges: Charges::default(), refund: 0, ..check };
+                let passes_after = |wait: u64| {
+                    let mut copy = Held::from(held.state.clone());
+                    advance(&[asked], std::slice::from_mut(&mut copy), lease, now.plus(wait), false).1[0].passes
+                };
+                assert!(passes_after(wait), "still refused after {wait}");
+                assert!(wait == 0 || !passes_after(wait - 1), "sooner than {wait}");
+            }
+        }
+        let window = u64::try_from(quota.window.as_micros()).expect("it is at most ten years");
+        let numbers = match quota.algorithm {
+            Algorithm::TokenBucket { burst, .. } => {
+                Numbers::Bucket { tokens: quota.limit, window, burst: burst.unwrap_or(quota.limit), debt: 0 }
+            }
+            Algorithm::SlidingWindow => Numbers::Log { limit: quota.limit, window },
+            Algorithm::SlidingCounter => Numbers::Pair { limit: quota.limit, window },
+            // Refunds and restarts move the windows of first hits; epoch windows cover the arithmetic.
+            Algorithm::FixedWindow(_) => return,
+        };
+        admits_no_more_than(numbers, &admitted);
+    });
+}
+
+#[test]
+fn a_configured_rate_is_met_within_a_percent_and_never_exceeded() {
+    let buckets = any_quota()
+        .prop_filter("only buckets have rates", |quota| matches!(quota.algorithm, Algorithm::TokenBucket { .. }));
+    always(20_000, (buckets, any_u32()), |(quota, cost)| {
+        let limit = quota.limit(START, 0);
+        let Limit::TokenBucket(bucket) = limit else { unreachable!("it is a bucket") };
+        let mut held = Held::default();
+        let mut ask = |cost: u32, charge: bool| {
+            let check = Check {
+                limit,
+                needs: Needs { fits: cost, ..Needs::default() },
+                charges: Charges { admitted: if charge { cost } else { 0 }, ..Charges::default() },
+                ..blank(Numbers::Log { limit: 1, window: 1 })
+            };
+            advance(&[check], std::slice::from_mut(&mut held), LeaseId::default(), START, false).1[0]
+        };
+        assert!(ask(bucket.burst(), true).passes, "it is full at first");
+        let cost = cost.min(bucket.burst());
+        let wait = u128::from(ask(cost, false).retry_after.expect("it passes some day"));
+        // cost tokens take cost x window / limit microseconds.
+        let (cost, tokens) = (u128::from(cost), u128::from(quota.limit));
+        let window = quota.window.as_micros();
+        assert!(wait * tokens >= cost * window, "{wait} is too soon");
+        assert!(wait.saturating_sub(1) * tokens * 99 <= cost * window * 100, "{wait} is more than a percent late");
+    });
+}
+
+// Names
+
+fn part() -> impl Strategy<Value = String> {
+    // Few characters, many of them separators, so that a sloppy name would collide.
+    prop::collection::vec(select(vec!['a', 'b', ':', '/', '\0', '|', 'é', '1']), 0..5)
+        .prop_map(|characters| characters.into_iter().collect())
+}
+
+#[test]
+fn key_parts_cannot_collide() {
+    let keys = vec![vec!["x"], vec!["y"], vec!["x", "y"], vec!["y", "x"], vec!["x", "xy"], vec![]];
+    let rules_of = |key: &[&str]| {
+        let limiters = vec![quota("quota", 5, secs(60), bucket(None)), slots("slots", 5, secs(60))];
+        let rules = vec![applies("all", [apply("quota", key), apply("slots", key)])];
+        Rules::compile(RuleBook { limiters, rules, ..RuleBook::default() }).expect("the book compiles")
+    };
+    let books: Vec<(Vec<&str>, Rules)> = keys.into_iter().map(|key| (key.clone(), rules_of(&key))).collect();
+    let asked = || (select((0..books.len()).collect::<Vec<_>>()), part(), part(), part());
+    let counted = |(book, x, y, xy): &(usize, String, String, String)| {
+        let (key, rules) = &books[*book];
+        let entries = [("x", x.as_str()), ("y", y.as_str()), ("xy", xy.as_str())];
+        let request = Request { domain: DOMAIN, descriptors: [Descriptor::of(entries)].into_iter().collect() };
+        let checks = rules.plan(&request, START, LeaseId::default()).plan.checks;
+        assert_ne!(checks[0].counter, checks[1].counter, "a quota and slots share no counter");
+        let mut parts: Vec<(&str, &str)> = entries.into_iter().filter(|(entry, _)| key.contains(entry)).collect();
+        parts.sort_unstable();
+        let parts: Vec<_> = parts.into_iter().map(|(entry, value)| (entry.to_owned(), value.to_owned())).collect();
+        (checks.iter().map(|check| check.counter).collect::<Vec<_>>(), parts)
+    };
+    always(50_000, (asked(), asked()), |(one, other)| {
+        let ((names, parts), (other_names, other_parts)) = (counted(&one), counted(&other));
+        for (name, other) in names.iter().zip(&other_names) {
+            assert_eq!(name == other, parts == other_parts, "{parts:?} and {other_parts:?}");
+        }
+    });
 }

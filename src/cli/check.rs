@@ -18,7 +18,7 @@ pub fn check(paths: &[PathBuf], print: bool) -> ExitCode {
             }
         };
         super::warn(&config.warnings);
-        let effective = config.effective();
+        let effective = print.then(|| config.effective());
         let summary = summary(&config);
         // Reading refuses all of this with its place; should a door be left open there, it is shut here.
         if let Err(errors) = Rules::compile(config.book) {
@@ -26,7 +26,7 @@ pub fn check(paths: &[PathBuf], print: bool) -> ExitCode {
             code = ExitCode::FAILURE;
             continue;
         }
-        if print {
+        if let Some(effective) = effective {
             let mark = if place > 0 { "---\n" } else { "" };
             super::print(&format!("{mark}# {} as it takes effect\n{effective}", path.display()));
         } else {

@@ -144,6 +144,14 @@ impl Text<'_> {
         if let Some(rule) = reached().find(|rule| matches!(rule.action, ActionExplanation::Deny) && !rule.shadow) {
             return format!("verdict: refused by rule {}", rule.rule);
         }
+        let refuses =
+            |apply: &&ApplyExplanation| apply.instead.as_ref().is_some_and(|instead| instead.starts_with("refused"));
+        for rule in reached().filter(|rule| !rule.shadow) {
+            let ActionExplanation::Apply(applies) = &rule.action else { continue };
+            if let Some(apply) = applies.iter().find(refuses) {
+                return format!("verdict: refused by rule {}, for {} cannot be counted", rule.rule, apply.reference);
+            }
+        }
         match (reached().next(), self.unmatched) {
             (None, Unmatched::Allow) => "verdict: no rule matches, so it passes (unmatched = \"allow\")".to_owned(),
             (None, Unmatched::Deny) => "verdict: no rule matches, so it is refused (unmatched = \"deny\")".to_owned(),

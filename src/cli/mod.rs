@@ -31,7 +31,7 @@ Examples:
   tollgate serve --config tollgate.toml
   tollgate check tollgate.toml
   tollgate check --print conf.d/
-  tollgate explain --config tollgate.toml edge path=/login method=POST remote_address=192.0.2.7 account=bob
+  tollgate explain --config tollgate.toml edge path=/login method=POST account=bob
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 

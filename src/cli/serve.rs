@@ -28,7 +28,6 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return super::refuse(&errors),
     };
-    super::warn(&config.warnings);
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,6 +39,7 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
 
 fn start(config: Config) -> anyhow::Result<()> {
     let spaces = spaces(&config)?;
+    super::warn(&config.warnings);
     let (found, development) = (!config.files.is_empty(), config.book.secret.is_development());
     let rules = Rules::compile(config.book).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -47,12 +47,12 @@ fn start(config: Config) -> anyhow::Result<()> {
     })?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if !found {
+        welcome();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
-        if !found {
-            welcome();
-        }
         if development {
             eprintln!(
                 "tollgate: warning: server.secret is not set: identities are hashed with a public constant; set it to \

@@ -41,7 +41,10 @@ impl Expansion<'_> {
                         *written = Some(std::mem::replace(text, expanded));
                     }
                 }
-                Err(reason) => self.problems.error(spot, format!("{path} is {text:?}, {reason}")),
+                Err(reason) => {
+                    self.problems.error(spot, format!("{path} is {text:?}, {reason}"));
+                    node.value = Value::Lost;
+                }
             },
             Value::List(items) => {
                 for (place, item) in items.iter_mut().enumerate() {

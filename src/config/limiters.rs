@@ -1,12 +1,14 @@
 //! The limiters: which numbers an algorithm takes, and whether they can be counted.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::decode::{At, Choice, Field, Item, Positive, Table};
+use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems, nearest, remedy};
 use super::schema;
+use super::values::{Item, Positive};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
     SpecError,
@@ -17,27 +19,31 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// The limiters that were written, those that were refused too, so that rules can name them.
 #[derive(Debug)]
-pub(super) struct Limiters(Vec<(String, Option<Limiter>)>);
+pub(super) struct Limiters {
+    all: Vec<(String, Option<Limiter>)>,
+    /// The place of each name.
+    places: HashMap<String, usize>,
+}
 
 impl Limiters {
     /// The names, in order.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.all.iter().map(|(name, _)| name.as_str())
     }
 
     /// Whether one has this name.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.names().any(|found| found == name)
+        self.places.contains_key(name)
     }
 
     /// The limiter of this name, unless it was refused.
     pub(super) fn get(&self, name: &str) -> Option<&Limiter> {
-        self.0.iter().find(|(found, _)| found == name)?.1.as_ref()
+        self.all[*self.places.get(name)?].1.as_ref()
     }
 
     /// Those that were not refused.
     pub(super) fn into_built(self) -> Vec<Limiter> {
-        self.0.into_iter().filter_map(|(_, limiter)| limiter).collect()
+        self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
     }
 }
 
@@ -48,27 +54,23 @@ pub(super) fn limiters(file: &schema::File, stores: &[String], problems: &mut Pr
         let limiter = written.and_then(|written| Reading { item, written, stores, problems: &mut *problems }.limiter());
         (item.name.clone(), limiter)
     };
-    Limiters(file.limiters.named().iter().map(limiter).collect())
+    let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
+    let places = all.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+    Limiters { all, places }
 }
 
-/// The keys that an algorithm takes beside those that all take.
-fn keys(algorithm: schema::Algorithm) -> &'static [&'static str] {
-    match algorithm {
-        schema::Algorithm::TokenBucket => {
-            &["limit", "window", "window_seconds", "burst", "rate_per_second", "max_debt", "override"]
+/// The algorithms that have a key.
+fn owners(key: &str) -> &'static [schema::Algorithm] {
+    use schema::Algorithm::{Concurrency, FixedWindow, SlidingCounter, SlidingWindow, TokenBucket};
+    match key {
+        "burst" | "rate_per_second" | "max_debt" => &[TokenBucket],
+        "alignment" | "calendar" | "timezone" => &[FixedWindow],
+        "limit" | "window" | "window_seconds" | "override" => {
+            &[TokenBucket, SlidingWindow, SlidingCounter, FixedWindow]
         }
-        schema::Algorithm::SlidingWindow | schema::Algorithm::SlidingCounter => {
-            &["limit", "window", "window_seconds", "override"]
-        }
-        schema::Algorithm::FixedWindow => {
-            &["limit", "window", "window_seconds", "alignment", "calendar", "timezone", "override"]
-        }
-        schema::Algorithm::Concurrency => &[],
+        _ => &[TokenBucket, SlidingWindow, SlidingCounter, FixedWindow, Concurrency],
     }
 }
-
-/// The keys that every limiter takes.
-const COMMON: [&str; 7] = ["algorithm", "max_concurrent", "lease", "on_store_error", "store", "timeout", "fail_closed"];
 
 /// One limiter while it is read.
 struct Reading<'a> {
@@ -80,6 +82,13 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn limiter(mut self) -> Option<Limiter> {
+        if self.item.name.contains(['{', '}']) {
+            let path = &self.item.place.path;
+            self.problems.error(
+                self.item.place.spot,
+                format!("{path} is a name, expected no braces: rules fill those with entries"),
+            );
+        }
         let store = self.store();
         let on_store_error = self.on_store_error();
         let concurrency = self.concurrency();
@@ -101,15 +110,15 @@ impl<'a> Reading<'a> {
     }
 
     fn missing(&mut self, key: &str, expected: &str) {
-        let path = &self.item.place.path;
-        self.problems.missing(self.item.place.spot, format!("{path}.{key} is missing, expected {expected}"));
+        let path = format!("{}.{key}", self.item.place.path);
+        self.problems.missing(self.item.place.spot, &path, format!("is missing, expected {expected}"));
     }
 
     fn store(&mut self) -> Option<u16> {
         let place = match self.written.store.get() {
             Some(name) => {
                 let place = self.stores.iter().position(|store| *store == **name);
-                if place.is_none() {
+                if place.is_none() && !self.problems.is_torn() {
                     let remedy = remedy(name, self.stores.iter().map(String::as_str), "stores");
                     self.problems.refuse(&name.place, format!("which no store is named{remedy}"));
                 }
@@ -187,12 +196,12 @@ impl<'a> Reading<'a> {
     }
 
     fn foreign_keys(&mut self, algorithm: schema::Algorithm) {
-        let own = keys(algorithm);
         for (key, place) in self.written.given() {
-            if !own.contains(&key) && !COMMON.contains(&key) {
-                let word = algorithm.word();
-                let known: Vec<&str> = own.iter().chain(&COMMON).copied().collect();
-                self.problems.refuse(place, format!("but {word} has no {key}; its keys: {}", known.join(", ")));
+            let owners = owners(key);
+            if !owners.contains(&algorithm) {
+                let words: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
+                let (word, words) = (algorithm.word(), words.join(", "));
+                self.problems.refuse(place, format!("but {word} has no {key}; it belongs to {words}"));
             }
         }
     }
@@ -248,7 +257,10 @@ impl<'a> Reading<'a> {
     fn schedule(&mut self) -> Option<Schedule> {
         let written = self.written;
         let Some(calendar) = written.calendar.get() else {
-            if let (Some(zone), true) = (written.timezone.get(), written.calendar.is_absent()) {
+            if !written.calendar.is_absent() {
+                return None;
+            }
+            if let Some(zone) = written.timezone.get() {
                 self.problems.refuse(&zone.place, "but there is no calendar that could follow it");
             }
             return match written.alignment.get() {
@@ -329,8 +341,13 @@ impl<'a> Reading<'a> {
             SpecError::LogTooLarge => written.limit.place().unwrap_or(place),
             SpecError::Rate(_) => numbers,
         };
-        let (place, error) = (place.clone(), error.to_string());
-        self.problems.refuse(&place, error);
+        let reason = match error {
+            SpecError::Rate(0) => {
+                "a bucket cannot hold a rate that slow within 1 %; expected a shorter window".to_owned()
+            }
+            error => error.to_string(),
+        };
+        self.problems.refuse(place, reason);
         None
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   file or directory -> toml.rs, yaml.rs -> node.rs: values with places -> expand.rs: ${VAR} -> files.rs: one tree
-//!        -> decode.rs with schema.rs: typed tables -> limiters.rs, rules.rs, settings.rs: what the program runs on
+//!        -> decode.rs, values.rs, schema.rs: typed tables -> limiters.rs, rules.rs, settings.rs: what the program runs on
 //! ```
 //!
 //! All that is wrong is told at once, each with file, line, path and value, in both formats alike. Nothing past this
@@ -19,16 +19,17 @@ mod rules;
 mod schema;
 mod settings;
 mod toml;
+mod values;
 mod yaml;
 
 use std::path::Path;
 use std::time::Duration;
 
-pub use self::decode::Hidden;
 use self::decode::{Field, field};
 pub use self::files::{Source, VARIABLE, places};
 use self::problem::Problems;
 pub use self::problem::{Errors, Problem};
+pub use self::values::Hidden;
 use crate::rules::RuleBook;
 use crate::server::Settings;
 use crate::store::MemorySettings;

@@ -39,6 +39,8 @@ pub enum Value {
     Table(Vec<(Key, Node)>),
     /// Something of one format that no setting takes: a date, a tagged value.
     Other(String),
+    /// A text whose variables could not be expanded, which was told already.
+    Lost,
 }
 
 /// A number as written.
@@ -117,6 +119,7 @@ impl fmt::Display for Value {
             Value::List(_) => f.write_str("a list"),
             Value::Table(_) => f.write_str("a table"),
             Value::Other(written) => f.write_str(written),
+            Value::Lost => f.write_str("lost"),
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn yaml(config: &Config) -> String {
     let authz = &config.server.authz;
     let entries: Map<String, Value> =
         authz.entries.iter().map(|(name, source)| (name.clone(), entry_source(source))).collect();
-    let whole = json!({
+    let mut whole = json!({
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
@@ -42,6 +42,7 @@ pub(super) fn yaml(config: &Config) -> String {
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": { "domain": authz.domain, "trusted_hops": authz.trusted_hops, "entries": entries },
     });
+    escape(&mut whole);
     serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML")
 }
 
@@ -216,8 +217,7 @@ fn rule(rule: &Rule) -> Value {
         table["status"] = status.into();
     }
     if let Some(body) = &rule.refusal.body {
-        // A body may hold a dollar sign, which stands doubled in a file.
-        table["body"] = escaped(body).into();
+        table["body"] = body.as_str().into();
     }
     if let Some(kind) = &rule.refusal.content_type {
         table["content_type"] = kind.as_str().into();
@@ -228,16 +228,22 @@ fn rule(rule: &Rule) -> Value {
 fn matcher(matcher: &Matcher) -> Value {
     match matcher {
         Matcher::Present => "*".into(),
-        Matcher::Exact(text) => escaped(&text.replace('*', "\\*")).into(),
-        Matcher::Pattern(pattern) => escaped(&pattern.to_string()).into(),
+        Matcher::Exact(text) => text.replace('*', "\\*").into(),
+        Matcher::Pattern(pattern) => pattern.to_string().into(),
         Matcher::Cidr(block) => block.to_string().into(),
         Matcher::AnyOf(any) => any.iter().map(self::matcher).collect::<Vec<Value>>().into(),
         Matcher::Not(not) => json!({ "not": self::matcher(not) }),
     }
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('$', "$$")
+/// A dollar sign stands doubled in a file.
+fn escape(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('$') => *text = text.replace('$', "$$"),
+        Value::Array(items) => items.iter_mut().for_each(escape),
+        Value::Object(entries) => entries.values_mut().for_each(escape),
+        _ => {}
+    }
 }
 
 fn apply(apply: &Apply) -> Value {
@@ -282,7 +288,7 @@ pub(super) fn duration(duration: Duration) -> String {
     let micros = duration.as_micros();
     let units: [(u128, &str); 5] =
         [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
-    match units.into_iter().find(|(unit, _)| micros % unit == 0 && micros > 0) {
+    match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", micros / unit),
         None => format!("{micros}us"),
     }

@@ -62,6 +62,8 @@ pub struct Problems {
     warnings: Vec<(Spot, String)>,
     /// Where a file could not be read as its format: nearby, and about what is absent, there is nothing to say.
     torn: Vec<Spot>,
+    /// Paths that a misspelt key was meant for: they are not missing as well.
+    excused: Vec<String>,
 }
 
 /// Where a value stands and what it is called: the beginning of every error about it.
@@ -107,11 +109,23 @@ impl Problems {
         self.error(spot, text);
     }
 
-    /// Something that is not there. Where part of a file was lost, it may well have been.
-    pub fn missing(&mut self, spot: Spot, text: impl Into<String>) {
-        if self.torn.is_empty() {
-            self.error(spot, text);
+    /// Something that is not there. Where part of a file was lost, or a key is misspelt, it may well have been.
+    pub fn missing(&mut self, spot: Spot, path: &str, text: impl fmt::Display) {
+        let excused =
+            |excused: &String| excused.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
+        if !self.is_torn() && !self.excused.iter().any(excused) {
+            self.error(spot, format!("{path} {text}"));
         }
+    }
+
+    /// A misspelt key was meant for this path.
+    pub fn excuse(&mut self, path: String) {
+        self.excused.push(path);
+    }
+
+    /// Whether part of a file was lost, so that a name may be defined all the same.
+    pub fn is_torn(&self) -> bool {
+        !self.torn.is_empty()
     }
 
     /// The warnings, or all errors.

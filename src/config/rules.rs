@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::decode::{At, Choice, Item};
+use super::decode::At;
 use super::limiters::Limiters;
 use super::problem::{Place, Problems, remedy};
 use super::schema;
 use super::settings::FIXED_ENTRIES;
+use super::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
@@ -41,13 +42,12 @@ pub(super) fn rules(
     let mut first: HashMap<(&str, &str), &At<schema::Rule>> = HashMap::new();
     let mut rules = Vec::new();
     for written in file.rules.items() {
-        if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get()) {
-            if let Some(first) = first.insert((domain, name), written) {
-                let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
-                let reason =
-                    format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
-                problems.refuse(&name.place, reason);
-            }
+        if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get())
+            && let Some(first) = first.insert((domain, name), written)
+        {
+            let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
+            let reason = format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
+            problems.refuse(&name.place, reason);
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = declared.get(domain);
@@ -77,7 +77,7 @@ fn domain(
     for rewriting in written.normalise.named() {
         declared(&rewriting.name, &rewriting.place, entries, problems);
         if let Some(list) = &rewriting.value {
-            normalise.push((rewriting.name.clone(), normalisers(&list.0)));
+            normalise.push((rewriting.name.clone(), normalisers(&list.items)));
         }
     }
     for address in written.addresses.items() {
@@ -115,6 +115,11 @@ struct Reading<'a> {
 impl<'a> Reading<'a> {
     fn rule(&mut self) -> Option<Rule> {
         let written = self.written;
+        for text in [written.domain.get(), written.name.get()].into_iter().flatten() {
+            if let Err(reason) = name(text) {
+                self.problems.refuse(&text.place, reason);
+            }
+        }
         let mut matches = Vec::new();
         for item in written.matches.named() {
             declared(&item.name, &item.place, self.entries, self.problems);
@@ -169,19 +174,22 @@ impl<'a> Reading<'a> {
             if written.apply.is_absent() && written.action.is_absent() {
                 let path = &written.place.path;
                 let expected = "a list of limiters, or action = \"allow\" or \"deny\"";
-                self.problems.missing(written.place.spot, format!("{path}.apply is missing, expected {expected}"));
+                self.problems.missing(
+                    written.place.spot,
+                    &format!("{path}.apply"),
+                    format!("is missing, expected {expected}"),
+                );
             }
             let list = written.apply.get()?;
-            if list.0.is_empty() && list.place.shown == "a list" {
+            if list.is_empty {
                 self.problems
-                    .missing(list.place.spot, format!("{} holds no limiter, expected at least one", list.place.path));
+                    .error(list.place.spot, format!("{} is empty, expected at least one limiter", list.place.path));
             }
-            let applies: Vec<Option<Apply>> = list.0.iter().map(|apply| self.apply(apply)).collect();
+            let applies: Vec<Option<Apply>> = list.items.iter().map(|apply| self.apply(apply)).collect();
             return applies.into_iter().collect::<Option<Vec<Apply>>>().map(Action::Apply);
         };
         if !written.apply.is_absent() {
-            let reason =
-                format!("but the rule applies limiters too: what it {}s is not counted; leave one out", action.word());
+            let reason = "but the rule applies limiters too; leave one out";
             self.problems.refuse(&action.place, reason);
         }
         Some(match action.value {
@@ -198,10 +206,10 @@ impl<'a> Reading<'a> {
                 self.problems.refuse(place, "but a rule that allows has no refusal to say it in");
             }
         }
-        if let Some(kind) = written.content_type.get() {
-            if !kind.contains('/') || !kind.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
-                self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
-            }
+        if let Some(kind) = written.content_type.get()
+            && !(kind.contains('/') && kind.chars().all(|c| c.is_ascii_graphic() || c == ' '))
+        {
+            self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
         }
         RefusalText {
             status: written.status.copied().and_then(|status| u16::try_from(status.0).ok()),
@@ -305,6 +313,9 @@ impl<'a> Reading<'a> {
         }
         let fitting: Vec<&str> = limiters.names().filter(|name| template.fits(name)).collect();
         if fitting.is_empty() {
+            if self.problems.is_torn() {
+                return Vec::new();
+            }
             let remedy = remedy(reference, limiters.names(), "limiters");
             self.problems.refuse(&reference.place, format!("but no limiter's name has that shape{remedy}"));
         } else {
@@ -316,6 +327,9 @@ impl<'a> Reading<'a> {
     }
 
     fn unknown(&mut self, name: &At<String>) {
+        if self.problems.is_torn() {
+            return;
+        }
         let remedy = remedy(name, self.limiters.names(), "limiters");
         self.problems.refuse(&name.place, format!("which no limiter is named{remedy}"));
     }
@@ -346,7 +360,7 @@ impl<'a> Reading<'a> {
         };
         for (value, place) in exact {
             let name = template.fill(&value);
-            if !self.limiters.has(&name) {
+            if !self.limiters.has(&name) && !self.problems.is_torn() {
                 let reason = match place {
                     Some(place) => format!("{} is {}", place.path, place.shown),
                     None => format!("match lets {value:?} through"),

@@ -6,12 +6,12 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::decode::{
-    Amount, At, Bytes, Count, Decode, Field, Hidden, List, Named, Percent, Positive, PrefixLength, Seconds, Span,
-    Status, Switch, Units, choice, entries, field, key, known_keys, table,
-};
+use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, table};
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
+use super::values::{
+    Amount, Bytes, Count, Hidden, List, Named, Percent, Positive, PrefixLength, Seconds, Span, Status, Switch, Units,
+};
 
 table! {
     /// The configuration of tollgate: one file, or a directory of files whose tables are put together.
@@ -445,7 +445,7 @@ impl Decode for Match {
                     Field::Absent | Field::Refused => None,
                 }
             }
-            Value::Null | Value::Other(_) => {
+            Value::Null | Value::Other(_) | Value::Lost => {
                 problems.refuse(place, format!("expected {}", Self::expected()));
                 None
             }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::decode::{At, Choice, Field, Item, Table};
+use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
+use super::values::{Count, Item, Switch};
 use super::{Engine, Remote, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
 use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
@@ -45,7 +46,7 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
 
 fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {
     let Some(written) = written.get() else { return };
-    let set = |family: &mut bool, switch: &Field<super::decode::Switch>| {
+    let set = |family: &mut bool, switch: &Field<Switch>| {
         if let Some(switch) = switch.copied() {
             *family = switch.0;
         }
@@ -87,7 +88,7 @@ fn entry_source(
         [_] => {}
         [] => {
             if absent.iter().all(|place| place.is_absent()) && written.principal.is_absent() {
-                problems.missing(item.place.spot, format!("{} names no place, expected {PLACES}", item.place.path));
+                problems.missing(item.place.spot, &item.place.path, format!("names no place, expected {PLACES}"));
             }
             return None;
         }
@@ -162,7 +163,7 @@ pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
     }
     if let Some(bounds) = server.bounds.get() {
         let default = RequestBounds::default();
-        let bound = |field: &Field<super::decode::Count>, default: usize| field.copied().map_or(default, usize::from);
+        let bound = |field: &Field<Count>, default: usize| field.copied().map_or(default, usize::from);
         book.bounds = RequestBounds {
             descriptors: bound(&bounds.descriptors, default.descriptors),
             entries: bound(&bounds.entries, default.entries),
@@ -192,42 +193,31 @@ pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store>
     stores
 }
 
+/// The engines that have a key.
+fn owners(key: &str) -> &'static [schema::Engine] {
+    use schema::Engine::{Memory, Postgres, Redis};
+    match key {
+        "max_memory" | "max_keys" => &[Memory],
+        "db" | "password" | "key_prefix" | "socket_timeout" | "socket_connect_timeout" => &[Redis],
+        "table_name" | "schema_name" | "auto_create" => &[Postgres],
+        "url" | "pool_min_size" | "pool_max_size" | "timing_margin_ms" => &[Redis, Postgres],
+        _ => &[Memory, Redis, Postgres],
+    }
+}
+
 fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Problems) -> Option<Engine> {
-    const MEMORY: &[&str] = &["engine", "timeout", "max_memory", "max_keys"];
-    const REDIS: &[&str] = &[
-        "engine",
-        "timeout",
-        "url",
-        "db",
-        "password",
-        "key_prefix",
-        "pool_min_size",
-        "pool_max_size",
-        "timing_margin_ms",
-        "socket_timeout",
-        "socket_connect_timeout",
-    ];
-    const POSTGRES: &[&str] = &[
-        "engine",
-        "timeout",
-        "url",
-        "table_name",
-        "schema_name",
-        "auto_create",
-        "pool_min_size",
-        "pool_max_size",
-        "timing_margin_ms",
-    ];
     let engine = store.engine.copied()?;
-    let (keys, schemes): (&[&str], &[&str]) = match engine {
-        schema::Engine::Memory => (MEMORY, &[]),
-        schema::Engine::Redis => (REDIS, &["redis://", "rediss://", "redis+unix://"]),
-        schema::Engine::Postgres => (POSTGRES, &["postgres://", "postgresql://"]),
+    let schemes: &[&str] = match engine {
+        schema::Engine::Memory => &[],
+        schema::Engine::Redis => &["redis://", "rediss://", "redis+unix://"],
+        schema::Engine::Postgres => &["postgres://", "postgresql://"],
     };
     for (key, place) in store.given() {
-        if !keys.contains(&key) {
-            let word = engine.word();
-            problems.refuse(place, format!("but a {word} store has no {key}; its keys: {}", keys.join(", ")));
+        let owners = owners(key);
+        if !owners.contains(&engine) {
+            let words: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
+            let (word, words) = (engine.word(), words.join(" and "));
+            problems.refuse(place, format!("but a {word} store has no {key}; it belongs to {words}"));
         }
     }
     if engine == schema::Engine::Memory {
@@ -239,15 +229,16 @@ fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Prob
     let Some(url) = store.url.get() else {
         if store.url.is_absent() {
             let example = schemes[0];
-            problems.missing(
-                item.place.spot,
-                format!("{}.url is missing, expected one such as \"{example}host/0\"", item.place.path),
-            );
+            let path = format!("{}.url", item.place.path);
+            problems.missing(item.place.spot, &path, format!("is missing, expected one such as \"{example}host/0\""));
         }
         return None;
     };
     if !schemes.iter().any(|scheme| url.0.starts_with(scheme)) {
         problems.refuse(&url.place, format!("expected it to begin with {}", schemes.join(" or ")));
+    }
+    if let Some(written) = store.engine.get() {
+        problems.warn(&written.place, "which this version reads but cannot serve with yet");
     }
     let options = store.given().into_iter().filter(|(key, _)| !["engine", "timeout", "url"].contains(key));
     let options = options.map(|(key, place): (_, &Place)| (key, place.shown.clone())).collect();

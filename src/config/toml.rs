@@ -80,15 +80,25 @@ impl Source<'_> {
                 found.push((path.to_owned(), key.spot));
             }
         });
-        let header =
-            |line: &str| line.trim_start().strip_prefix('[').map(|rest| rest.trim_matches(['[', ']', ' ']).to_owned());
-        let own = header(self.text.lines().nth(line as usize - 1)?);
-        let above = self.text.lines().take(line as usize - 1).filter_map(header).last().unwrap_or_default();
-        let expected = own.unwrap_or_else(|| if above.is_empty() { key.to_owned() } else { format!("{above}.{key}") });
+        let above: Vec<&str> = self.text.lines().take(line as usize).collect();
+        let (own, before) = above.split_last()?;
+        if let Some(path) = header(own) {
+            let first = before.iter().position(|line| header(line) == Some(path));
+            let spot = first.map(|place| Spot { file: self.file, line: u32::try_from(place + 1).unwrap_or(u32::MAX) });
+            return Some((path.to_owned(), spot?));
+        }
+        let table = before.iter().rev().find_map(|line| header(line));
+        let expected = table.map_or(name.to_owned(), |table| format!("{table}.{name}"));
         let exact = found.iter().position(|(path, _)| *path == expected);
         let place = exact.or_else(|| found.len().checked_sub(1))?;
         Some(found.swap_remove(place))
     }
+}
+
+/// The path in a line that opens a table.
+fn header(line: &str) -> Option<&str> {
+    let (path, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
+    Some(path.trim_start_matches('[').trim())
 }
 
 fn collect(node: &Node, path: &str, each: &mut impl FnMut(&str, &Key)) {

@@ -11,7 +11,7 @@ use super::node::{Key, Node, Number, Spot, Text, Value, join};
 use super::problem::Problems;
 
 /// How many values a file may hold, those copied by aliases counted each time.
-const MOST_NODES: usize = 1_000_000;
+const MOST_NODES: usize = 500_000;
 
 /// How deep lists and tables may stand inside each other.
 const DEEPEST: usize = 64;
@@ -56,6 +56,8 @@ struct Open {
     path: String,
     /// The key whose value comes next.
     key: Option<Key>,
+    /// The line of each key so far.
+    keys: HashMap<String, u32>,
     /// How many values the file had before.
     nodes: usize,
 }
@@ -121,7 +123,7 @@ impl Tree {
             Some(Open { path, value: Value::List(items), .. }) => format!("{path}[{}]", items.len()),
             Some(Open { path, .. }) => path.clone(),
         };
-        self.open.push(Open { value, spot, anchor, path, key: None, nodes });
+        self.open.push(Open { value, spot, anchor, path, key: None, keys: HashMap::new(), nodes });
         Ok(())
     }
 
@@ -144,12 +146,14 @@ impl Tree {
             (Value::List(items), _) => items.push(node),
             (Value::Table(entries), Some(key)) => {
                 let path = join(&open.path, &key.text);
-                match entries.iter().find(|(found, _)| found.text == key.text) {
-                    Some((first, _)) => {
-                        let first = first.spot.line;
+                match open.keys.get(&key.text) {
+                    Some(first) => {
                         problems.error(key.spot, format!("{path} is given twice; the first is at line {first}"));
                     }
-                    None => entries.push((key, node)),
+                    None => {
+                        open.keys.insert(key.text.clone(), key.spot.line);
+                        entries.push((key, node));
+                    }
                 }
             }
             (_, _) => match node.value {

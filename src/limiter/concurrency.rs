@@ -54,6 +54,19 @@ impl Leases {
         self.leases.capacity() * size_of::<Lease>()
     }
 
+    /// Bytes that one more lease may add on the heap.
+    pub fn growth(&self) -> usize {
+        match self.leases.len() < self.leases.capacity() {
+            true => 0,
+            false => self.more_places() * size_of::<Lease>(),
+        }
+    }
+
+    /// By how many places a full set grows: it doubles.
+    fn more_places(&self) -> usize {
+        self.leases.len().max(4)
+    }
+
     /// Gives a lease back. Says what became of it and whether anything changed.
     pub(super) fn release(&mut self, id: LeaseId, now: Timestamp) -> (LeaseFate, bool) {
         let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
@@ -91,6 +104,9 @@ impl Leases {
     }
 
     fn insert(&mut self, lease: Lease) {
+        if self.leases.len() == self.leases.capacity() {
+            self.leases.reserve_exact(self.more_places());
+        }
         let place = self.leases.partition_point(|held| held.expires <= lease.expires);
         self.leases.insert(place, lease);
     }

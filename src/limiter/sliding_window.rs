@@ -45,6 +45,23 @@ impl Grants {
     pub fn heap_bytes(&self) -> usize {
         self.moments.capacity() * size_of::<u64>()
     }
+
+    /// Bytes that a charge of so many units under this limit may add on the heap.
+    pub fn growth(&self, units: u32, limit: u32) -> usize {
+        let full = self.moments.len().max(limit as usize);
+        let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
+        let mut capacity = self.moments.capacity();
+        while capacity < wanted {
+            capacity = more_places(capacity, full);
+        }
+        (capacity - self.moments.capacity()) * size_of::<u64>()
+    }
+}
+
+/// The places that a log of so many grows to when they are taken: twice as many, but never more than it needs when
+/// it is full.
+fn more_places(places: usize, full: usize) -> usize {
+    (places * 2).clamp(4, full.max(4))
 }
 
 impl SlidingWindow {
@@ -78,7 +95,9 @@ impl Arithmetic for SlidingWindow {
     fn refund(&self, grants: &mut Grants, now: Timestamp, units: u32) -> bool {
         let forgotten = self.forgotten(grants, now);
         let given_back = (units as usize).min(grants.moments.len() - forgotten);
-        grants.moments.drain(..forgotten + given_back);
+        if given_back > 0 {
+            grants.moments.drain(..forgotten + given_back);
+        }
         given_back > 0
     }
 
@@ -108,8 +127,8 @@ impl Arithmetic for SlidingWindow {
             if grants.moments.len() == full {
                 grants.moments.pop_front();
             } else if grants.moments.len() == grants.moments.capacity() {
-                let wanted = (grants.moments.len() * 2).clamp(4, full.max(4));
-                grants.moments.reserve_exact(wanted - grants.moments.len());
+                let more = more_places(grants.moments.len(), full) - grants.moments.len();
+                grants.moments.reserve_exact(more);
             }
             grants.moments.push_back(now.micros());
         }

@@ -1,1 +1,112 @@
 use super::*;
+
+const NOW: Timestamp = Timestamp::from_secs(1_000);
+const SECOND: u64 = 1_000_000;
+
+fn check(limit: Limit, cost: u32) -> Check {
+    Check {
+        counter: CounterName::default(),
+        store: 0,
+        limit,
+        needs: Needs { fits: cost, ..Needs::default() },
+        charges: Charges { admitted: cost, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    }
+}
+
+fn of_each_algorithm(limit: u32) -> [Limit; 6] {
+    let window = 10 * SECOND;
+    [
+        Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held")),
+        Limit::SlidingWindow(SlidingWindow { limit, window }),
+        Limit::SlidingCounter(SlidingCounter { limit, window }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) }),
+        Limit::Concurrency(Concurrency { max: limit, lease: window }),
+    ]
+}
+
+fn decide(check: Check, held: &mut Held, lease: u128, now: Timestamp) -> Outcome {
+    held.wrote = false;
+    advance(&[check], std::slice::from_mut(held), LeaseId(lease), now, false).1[0]
+}
+
+#[test]
+fn what_takes_nothing_writes_nothing() {
+    for limit in of_each_algorithm(2) {
+        let peek = Check {
+            needs: Needs { one_left: true, ..Needs::default() },
+            charges: Charges::default(),
+            ..check(limit, 0)
+        };
+        let mut held = Held::default();
+        decide(peek, &mut held, 0, NOW);
+        assert!(!held.wrote, "a peek at nothing: {limit:?}");
+        assert!(decide(check(limit, 1), &mut held, 1, NOW).passes);
+        assert!(held.wrote, "a charge: {limit:?}");
+        assert!(decide(check(limit, 1), &mut held, 2, NOW).passes);
+        decide(peek, &mut held, 0, NOW.plus(1));
+        assert!(!held.wrote, "a peek: {limit:?}");
+        assert!(!decide(check(limit, 1), &mut held, 3, NOW.plus(1)).passes);
+        assert!(!held.wrote, "a refusal: {limit:?}");
+    }
+}
+
+#[test]
+fn semantics_3_the_correction_is_written_whatever_the_verdict() {
+    for limit in of_each_algorithm(1) {
+        let mut held = Held::default();
+        assert!(decide(check(limit, 1), &mut held, 1, NOW.plus(100 * SECOND)).passes);
+        assert!(!decide(check(limit, 1), &mut held, 2, NOW).passes, "{limit:?}");
+        assert!(held.wrote, "{limit:?}");
+        assert!(!decide(check(limit, 1), &mut held, 2, NOW).passes);
+        assert!(!held.wrote, "once: {limit:?}");
+    }
+}
+
+#[test]
+fn a_refund_that_gives_nothing_back_leaves_an_exact_log_as_it_was() {
+    let limit = Limit::SlidingWindow(SlidingWindow { limit: 3, window: 10 * SECOND });
+    let mut held = Held::default();
+    decide(check(limit, 2), &mut held, 1, NOW);
+    let before = held.state.clone();
+    let refund = Check { refund: 1, ..check(limit, 0) };
+    assert!(decide(refund, &mut held, 2, NOW.plus(10 * SECOND)).passes);
+    assert!(!held.wrote);
+    assert_eq!(held.state, before, "what is not written is not changed either");
+}
+
+#[test]
+fn a_state_of_another_kind_counts_as_empty() {
+    for limit in of_each_algorithm(1) {
+        for other in of_each_algorithm(1) {
+            let mut held = Held::default();
+            decide(check(other, 1), &mut held, 1, NOW);
+            let same = std::mem::discriminant(&limit) == std::mem::discriminant(&other);
+            assert_eq!(decide(check(limit, 1), &mut held, 2, NOW).passes, !same, "{other:?} read as {limit:?}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_is_asked_for_twice_takes_one_slot() {
+    let limit = Limit::Concurrency(Concurrency { max: 2, lease: 10 * SECOND });
+    let mut held = Held::default();
+    assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
+    assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
+}
+
+#[test]
+fn groups_of_a_plan_end_where_it_says() {
+    let [bucket, log, ..] = of_each_algorithm(2);
+    let plan = Plan {
+        checks: [check(bucket, 1), check(log, 1), check(bucket, 2)].into_iter().collect(),
+        groups: [2, 3].into_iter().collect(),
+        ..Plan::default()
+    };
+    let sizes: Vec<usize> = plan.groups().map(<[Check]>::len).collect();
+    assert_eq!(sizes, [2, 1]);
+}

@@ -254,11 +254,16 @@ impl Walk<'_> {
         let mut planned = std::mem::take(&mut self.planned);
         match planned.refused {
             Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
-                // Refunds take effect whatever the verdict (semantics 11): what only gives back stays.
-                planned.links.clear();
-                planned.plan.checks.retain(|check| check.refund > 0);
+                // Nothing is charged; the other descriptors still say what they have left (semantics 16).
+                let ends = &planned.ends;
+                planned.links.retain(|link| ends.get(usize::from(link.descriptor)) != Some(&End::Refused));
+                if planned.links.is_empty() || matches!(planned.refused, Some(Refused::TooLarge)) {
+                    planned.links.clear();
+                    // Refunds take effect whatever the verdict (semantics 11): what gives back stays.
+                    planned.plan.checks.retain(|check| check.refund > 0);
+                }
                 for check in &mut planned.plan.checks {
-                    *check = Check { needs: Needs::default(), charges: Charges::default(), barred: false, ..*check };
+                    check.charges = Charges::default();
                 }
             }
             Some(Refused::MissingKey { .. } | Refused::NoLimiter { .. }) => planned.plan.refused = true,
@@ -536,7 +541,7 @@ fn strictest(a: Limit, b: Limit) -> Limit {
             Limit::FixedWindow(FixedWindow { limit: a.limit.min(b.limit), ..a })
         }
         (Limit::Concurrency(a), Limit::Concurrency(b)) => {
-            Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.min(b.lease) })
+            Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.max(b.lease) })
         }
         // The kind of state is part of a counter's name, so two kinds never meet.
         (a, _) => a,

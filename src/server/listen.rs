@@ -5,7 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
@@ -13,6 +15,11 @@ use super::settings::Listen;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// The kernel finds out that a silent peer is gone. Pings of HTTP/2 would too, but hyper then reads the clock and
+/// takes a lock for every frame.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
 
 /// What a client connected through.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -28,7 +35,7 @@ pub enum ListenError {
     NoSocket(Listen),
     /// Anything else the operating system says.
     #[error("cannot listen on {0}: {1}")]
-    Io(Listen, #[source] io::Error),
+    Io(Listen, io::Error),
 }
 
 /// The address that a listener really has: the free port that was found for port 0.
@@ -94,8 +101,10 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Answers are small and awaited: they must not wait for more to send.
-                stream.set_nodelay(true)?;
+                // Answers are small and awaited: they must not wait for more to send. Neither can fail but on a
+                // connection that has gone already, and that will be seen.
+                let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 Ok((Either::Left(stream), Bound::Tcp(peer)))
             }
             Socket::Unix(listener) => {

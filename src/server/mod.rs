@@ -19,7 +19,7 @@ pub mod grpc;
 mod headers;
 mod http;
 mod listen;
-mod settings;
+pub mod settings;
 
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};

@@ -9,12 +9,11 @@ use std::sync::mpsc;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::slots::{SlotBounds, Slots};
-use super::snapshot::{self, Owner, SnapshotError};
+use super::slots::{Growth, Place, SlotBounds, Slots};
+use super::snapshot::{self, Owner, Record, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{
-    Applied, Check, CounterName, Fault, Grants, Held, Lease, Limit, OnStoreError, Outcome, Plan, State, advance,
-    change_lease,
+    Applied, Check, CounterName, Fault, GroupOutcome, Held, OnStoreError, Outcome, Plan, State, advance, change_lease,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes microseconds.
@@ -63,7 +62,13 @@ struct Space {
 type Shard = (u16, u32);
 
 /// The locked shards of one group.
-type Locked<'a> = SmallVec<[(Shard, MutexGuard<'a, Slots>); 4]>;
+type Locked<'a> = SmallVec<[MutexGuard<'a, Slots>; 4]>;
+
+/// Which of the locked shards holds the counter of each check.
+type Guards = SmallVec<[usize; 4]>;
+
+/// Where the counter of each check is.
+type Places = SmallVec<[Option<Place>; 4]>;
 
 impl Memory {
     /// One space for each of the settings.
@@ -75,15 +80,16 @@ impl Memory {
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, ..Applied::default() };
         for change in &plan.changes {
-            let (_, mut slots) = self.lock(self.shard(change.store, &change.counter));
-            let mut held = Held::from(slots.take(&change.counter));
+            let mut slots = self.lock(self.shard(change.store, &change.counter));
+            let place = slots.find(&change.counter);
+            let mut held = Held::from(slots.take(place));
             applied.fates.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
                     let outcome = leases_outcome(&held.state, now);
-                    slots.put(&change.counter, held.state, &outcome, now);
+                    slots.put(&change.counter, place, held.state, &outcome, now);
                 }
-                false => slots.put_back(&change.counter, held.state),
+                false => slots.put_back(place, held.state),
             }
         }
         for group in plan.groups() {
@@ -93,62 +99,31 @@ impl Memory {
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
-        let mut shards: SmallVec<[Shard; 4]> =
-            checks.iter().map(|check| self.shard(check.store, &check.counter)).collect();
-        let mine = shards.clone();
+        let mine: SmallVec<[Shard; 4]> = checks.iter().map(|check| self.shard(check.store, &check.counter)).collect();
+        let mut shards = mine.clone();
         shards.sort_unstable();
         shards.dedup();
         let mut locked: Locked<'_> = shards.iter().map(|&shard| self.lock(shard)).collect();
-        let place = |shard: &Shard| shards.binary_search(shard).expect("every check's shard is locked");
+        let guard = |shard| shards.binary_search(&shard).expect("every check's shard is locked");
+        let guards: Guards = mine.into_iter().map(guard).collect();
 
-        let full = make_room(checks, &mine, &mut locked, &place, now);
-        if full.iter().any(|full| *full) {
-            return self.apply_short(checks, &full, &mine, &mut locked, &place, plan, now, applied);
+        for (check, &guard) in checks.iter().zip(&guards) {
+            locked[guard].touch(&check.counter);
         }
-        let mut held: SmallVec<[Held; 3]> = SmallVec::with_capacity(checks.len());
-        for (check, shard) in checks.iter().zip(&mine) {
-            held.push(Held::from(locked[place(shard)].1.take(&check.counter)));
+        let mut places = find(checks, &guards, &locked);
+        let stays = |(number, check): (usize, &Check)| {
+            locked[guards[number]].growth(check, places[number]) == Growth::default()
+        };
+        if !checks.iter().enumerate().all(stays) {
+            let full = make_room(checks, &guards, &mut locked, now);
+            if full.iter().any(|full| *full) {
+                return apply_short(checks, &full, &guards, &mut locked, plan, now, applied);
+            }
+            // Room is made by moving others.
+            places = find(checks, &guards, &locked);
         }
-        let (admitted, outcomes) = advance(checks, &mut held, plan.lease, now, plan.refused);
-        for (((check, shard), held), outcome) in checks.iter().zip(&mine).zip(held).zip(&outcomes) {
-            write(&mut locked[place(shard)].1, check, held, outcome, now);
-        }
+        let (admitted, outcomes) = decide(checks, &guards, &places, &mut locked, plan, plan.refused, now);
         applied.answers.extend(outcomes.into_iter().map(Ok));
-        admitted
-    }
-
-    /// The same when some counters cannot be held: those checks follow their policy, the others decide.
-    #[expect(clippy::too_many_arguments, reason = "it continues apply_group under the same locks")]
-    fn apply_short(
-        &self,
-        checks: &[Check],
-        full: &[bool],
-        mine: &[Shard],
-        locked: &mut Locked<'_>,
-        place: &impl Fn(&Shard) -> usize,
-        plan: &Plan,
-        now: Timestamp,
-        applied: &mut Applied,
-    ) -> bool {
-        let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
-        let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
-        let kept: SmallVec<[Check; 3]> =
-            checks.iter().zip(full).filter(|(_, full)| !**full).map(|(check, _)| *check).collect();
-        let shards: SmallVec<[Shard; 4]> =
-            mine.iter().zip(full).filter(|(_, full)| !**full).map(|(shard, _)| *shard).collect();
-        let mut held: SmallVec<[Held; 3]> = SmallVec::with_capacity(kept.len());
-        for (check, shard) in kept.iter().zip(&shards) {
-            held.push(Held::from(locked[place(shard)].1.take(&check.counter)));
-        }
-        let (admitted, outcomes) = advance(&kept, &mut held, plan.lease, now, refused);
-        for (((check, shard), held), outcome) in kept.iter().zip(&shards).zip(held).zip(&outcomes) {
-            write(&mut locked[place(shard)].1, check, held, outcome, now);
-        }
-        let mut outcomes = outcomes.into_iter();
-        applied.answers.extend(full.iter().map(|full| match full {
-            true => Err(Fault::Full),
-            false => Ok(outcomes.next().expect("one outcome for each check that is held")),
-        }));
         admitted
     }
 
@@ -165,6 +140,10 @@ impl Memory {
     ///
     /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
     /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy.
+    ///
+    /// # Errors
+    ///
+    /// When the file system refuses; what was at `path` is still there.
     pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
         let shards = &self.spaces[space].shards;
         let (cut, copies) = mpsc::channel();
@@ -178,16 +157,25 @@ impl Memory {
         snapshot::write(path, owner, &copies)
     }
 
-    /// Reads into the store at `space` what a file holds, whole or not at all. Says how many counters it held; `None`
+    /// Reads into the store at `space` what a file holds. Says how many counters still counted and found room; `None`
     /// when there is no file.
-    pub fn load(&self, space: usize, path: &Path, owner: &Owner, now: Timestamp) -> Result<Option<usize>, SnapshotError> {
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged, newer or somebody else's. Nothing of it is loaded then, and it is kept aside.
+    pub fn load(
+        &self,
+        space: usize,
+        path: &Path,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Result<Option<usize>, SnapshotError> {
         let Some(records) = snapshot::read(path, owner)? else { return Ok(None) };
-        let count = records.len();
-        for record in records {
-            let (store, number) = self.shard(space as u16, &record.name);
-            self.lock((store, number)).1.restore(record, now);
-        }
-        Ok(Some(count))
+        let restore = |record: &Record| {
+            let shard = self.shard(space as u16, &record.name);
+            self.lock(shard).restore(record.clone(), now)
+        };
+        Ok(Some(records.iter().filter(|record| restore(record)).count()))
     }
 
     /// What each space holds.
@@ -212,10 +200,10 @@ impl Memory {
     }
 
     /// Locks a shard to change it.
-    fn lock(&self, shard: Shard) -> (Shard, MutexGuard<'_, Slots>) {
-        let mut slots = self.spaces[usize::from(shard.0)].shards[shard.1 as usize].lock();
+    fn lock(&self, (space, shard): Shard) -> MutexGuard<'_, Slots> {
+        let mut slots = self.spaces[usize::from(space)].shards[shard as usize].lock();
         slots.copy_to_cut();
-        (shard, slots)
+        slots
     }
 }
 
@@ -235,54 +223,77 @@ impl Space {
     }
 }
 
-/// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(
+fn find(checks: &[Check], guards: &[usize], locked: &Locked<'_>) -> Places {
+    checks.iter().zip(guards).map(|(check, &guard)| locked[guard].find(&check.counter)).collect()
+}
+
+/// Takes the states out, decides, and writes what changed.
+fn decide(
     checks: &[Check],
-    mine: &[Shard],
+    guards: &[usize],
+    places: &[Option<Place>],
     locked: &mut Locked<'_>,
-    place: &impl Fn(&Shard) -> usize,
+    plan: &Plan,
+    refused: bool,
     now: Timestamp,
-) -> SmallVec<[bool; 4]> {
-    let mut full = SmallVec::with_capacity(checks.len());
-    for (number, (check, shard)) in checks.iter().zip(mine).enumerate() {
-        let writes = check.charges.admitted > 0;
-        let slots = &mut locked[place(shard)].1;
-        let known = slots.holds(&check.counter);
-        let heap = growth(check);
-        if !writes || (known && heap == 0) {
-            full.push(false);
-            continue;
+) -> GroupOutcome {
+    let take = |(&guard, &place): (&usize, &Option<Place>)| Held::from(locked[guard].take(place));
+    let mut held: SmallVec<[Held; 3]> = guards.iter().zip(places).map(take).collect();
+    let (admitted, outcomes) = advance(checks, &mut held, plan.lease, now, refused);
+    for (number, (held, outcome)) in held.into_iter().zip(&outcomes).enumerate() {
+        let (slots, place) = (&mut locked[guards[number]], places[number]);
+        match held.wrote {
+            true => slots.put(&checks[number].counter, place, held.state, outcome, now),
+            false => slots.put_back(place, held.state),
         }
-        // What the group's other checks in this shard were promised is promised still.
-        let before = checks[..number].iter().zip(mine).filter(|(_, other)| *other == shard).map(|(check, _)| check);
-        let (mut more, mut bytes) = (usize::from(!known), heap);
-        for check in before.filter(|check| check.charges.admitted > 0) {
-            more += usize::from(!slots.holds(&check.counter));
-            bytes += growth(check);
-        }
-        let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
-        full.push(!slots.make_room(more, bytes, &keep, now));
     }
-    full
+    (admitted, outcomes)
 }
 
-/// Bytes on the heap by which a charge may grow a counter.
-fn growth(check: &Check) -> usize {
-    match check.limit {
-        Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
-        Limit::SlidingWindow(window) => {
-            let units = check.charges.admitted.min(window.limit) as usize;
-            size_of::<Grants>() + 2 * size_of::<u64>() * units.max(4)
-        }
-        Limit::Concurrency(_) => 4 * size_of::<Lease>(),
-    }
+/// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
+fn apply_short(
+    checks: &[Check],
+    full: &[bool],
+    guards: &[usize],
+    locked: &mut Locked<'_>,
+    plan: &Plan,
+    now: Timestamp,
+    applied: &mut Applied,
+) -> bool {
+    let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
+    let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
+    let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
+    let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
+    let guards: Guards = held().map(|number| guards[number]).collect();
+    let places = find(&kept, &guards, locked);
+    let (admitted, outcomes) = decide(&kept, &guards, &places, locked, plan, refused, now);
+    let mut outcomes = outcomes.into_iter();
+    applied.answers.extend(full.iter().map(|full| match full {
+        true => Err(Fault::Full),
+        false => Ok(outcomes.next().expect("one outcome for each check that is held")),
+    }));
+    admitted
 }
 
-fn write(slots: &mut Slots, check: &Check, held: Held, outcome: &Outcome, now: Timestamp) {
-    match held.wrote {
-        true => slots.put(&check.counter, held.state, outcome, now),
-        false => slots.put_back(&check.counter, held.state),
-    }
+/// Makes room for every counter that may be written. Says which checks there is none for.
+fn make_room(checks: &[Check], guards: &[usize], locked: &mut Locked<'_>, now: Timestamp) -> SmallVec<[bool; 4]> {
+    let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
+    // What the group's other checks in a shard were promised is promised still.
+    let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
+    let full = checks.iter().zip(guards).map(|(check, &guard)| {
+        let slots = &mut locked[guard];
+        let growth = slots.growth(check, slots.find(&check.counter));
+        if growth == Growth::default() {
+            return false;
+        }
+        let all = promised[guard].and(growth);
+        let room = slots.make_room(all, &keep, now);
+        if room {
+            promised[guard] = all;
+        }
+        !room
+    });
+    full.collect()
 }
 
 /// Until when leases have to be remembered.

@@ -45,7 +45,13 @@ impl Stores {
     }
 
     /// Reads a memory store's counters from a file, whole or not at all.
-    pub fn load(&self, store: usize, path: &Path, owner: &Owner, now: Timestamp) -> Result<Option<usize>, SnapshotError> {
+    pub fn load(
+        &self,
+        store: usize,
+        path: &Path,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Result<Option<usize>, SnapshotError> {
         self.memory.load(store, path, owner, now)
     }
 

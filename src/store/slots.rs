@@ -1,21 +1,30 @@
 //! The table of one shard: counters by name, packed, bounded in bytes and in number.
 //!
 //! ```text
-//!   index: hash -> place (5 bytes a bucket)        slots: 48 bytes each, dense
-//!                                                  | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!   slots: 48 bytes each, open addressing       | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!
+//!            home         place
+//!   [ ][a][b] [c] [c'][c"][x] [ ][ ]            what does not fit at home is further on, with no gap between
 //! ```
 //!
-//! Slots are dense, so that a victim can be drawn at random and a sweep is a walk. A bucket or a window's count is
-//! in its words; a log of grants or a set of leases is in a slab and the first word is its place there.
+//! A counter's slot is in the table itself and its home follows from its name, so that finding one costs one miss of
+//! the cache, not one for each of a hash, a place and a slot. Removing moves the rest of a run back: there are no
+//! tombstones, and a table near its bound works on without being built anew. A bucket or a window's count is in its
+//! slot's words; a log of grants or a set of leases is in a slab and the first word is its place there.
 
 use std::sync::mpsc::Sender;
 
-use hashbrown::HashTable;
 use slab::Slab;
 
 use super::snapshot::{Kept, Record};
 use crate::clock::Timestamp;
-use crate::limiter::{BucketLevel, CounterName, CounterPair, FixedCount, Grants, Leases, Outcome, State};
+use crate::limiter::{
+    BucketLevel, Check, CounterName, CounterPair, FixedCount, Grants, Leases, Limit, Outcome, SlidingWindow, State,
+};
+
+/// Of so many slots as many as [`FULL`] are taken at most: runs stay short, and a counter weighs 59 bytes.
+const PARTS: usize = 16;
+const FULL: usize = 13;
 
 /// How many slots are drawn when one has to go.
 const SAMPLE: usize = 16;
@@ -27,8 +36,9 @@ const EXHAUSTED: u8 = u8::MAX;
 /// The counters of one shard.
 #[derive(Debug)]
 pub(super) struct Slots {
-    index: HashTable<u32>,
-    slots: Vec<Slot>,
+    slots: Box<[Slot]>,
+    /// How many of them are taken.
+    taken: usize,
     grants: Slab<Grants>,
     leases: Slab<Leases>,
     /// Bytes that logs and leases hold on the heap.
@@ -36,7 +46,7 @@ pub(super) struct Slots {
     bounds: SlotBounds,
     draws: u64,
     pub(super) evictions: u64,
-    /// Where this shard's counters go before they next change: a snapshot has been cut and not yet copied them.
+    /// Where this shard's counters go before they next change: a snapshot was cut and has not copied them yet.
     pub(super) cut: Option<Sender<Vec<u8>>>,
 }
 
@@ -45,6 +55,31 @@ pub(super) struct Slots {
 pub(super) struct SlotBounds {
     pub(super) bytes: usize,
     pub(super) keys: usize,
+}
+
+/// What checks may add to a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Growth {
+    /// Counters.
+    counters: usize,
+    /// Of these, how many keep a log.
+    logs: usize,
+    /// Of these, how many keep leases.
+    leases: usize,
+    /// Bytes that logs and sets of leases grow by.
+    heap: usize,
+}
+
+impl Growth {
+    /// Both together.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            counters: self.counters + other.counters,
+            logs: self.logs + other.logs,
+            leases: self.leases + other.leases,
+            heap: self.heap + other.heap,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +93,15 @@ struct Slot {
     kind: Kind,
 }
 
+const VACANT: Slot = Slot { name: CounterName([0; 2]), words: [0; 3], until: 0, share: 0, kind: Kind::Vacant };
+
+/// Where a counter is, until a slot of its table is removed or the table grows.
+pub(super) type Place = usize;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
+    /// The slot is free.
+    Vacant,
     Bucket,
     Pair,
     Fixed,
@@ -70,8 +112,8 @@ enum Kind {
 impl Slots {
     pub(super) fn new(bounds: SlotBounds, seed: u64) -> Self {
         Self {
-            index: HashTable::new(),
-            slots: Vec::new(),
+            slots: Box::default(),
+            taken: 0,
             grants: Slab::new(),
             leases: Slab::new(),
             heap: 0,
@@ -83,13 +125,12 @@ impl Slots {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.taken
     }
 
     /// Bytes held, without the allocator's own.
     pub(super) fn bytes(&self) -> usize {
-        self.index.allocation_size()
-            + self.slots.capacity() * size_of::<Slot>()
+        self.slots.len() * size_of::<Slot>()
             + self.grants.capacity() * size_of::<Grants>()
             + self.leases.capacity() * size_of::<Leases>()
             + self.heap
@@ -100,11 +141,77 @@ impl Slots {
         self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
     }
 
+    /// Copies the counters to a snapshot that was cut, if one waits for them.
+    pub(super) fn copy_to_cut(&mut self) {
+        let Some(cut) = self.cut.take() else { return };
+        let mut bytes = Vec::with_capacity(self.taken * 46 + self.heap);
+        for slot in &self.slots {
+            let kept = match slot.kind {
+                Kind::Vacant => continue,
+                Kind::Bucket => Kept::Words(0, slot.words),
+                Kind::Pair => Kept::Words(1, slot.words),
+                Kind::Fixed => Kept::Words(2, slot.words),
+                Kind::Grants => Kept::Grants(self.grants[slot.words[0] as usize].clone()),
+                Kind::Leases => Kept::Leases(self.leases[slot.words[0] as usize].clone()),
+            };
+            Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
+        }
+        // The receiver is gone when the snapshot was given up.
+        let _ = cut.send(bytes);
+    }
+
+    /// Takes a counter from a snapshot, if it still counts and there is room. Says whether it was taken.
+    pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
+        if record.until <= seconds(now) || self.find(&record.name).is_some() {
+            return false;
+        }
+        let growth = match &record.kept {
+            Kept::Words(..) => Growth { counters: 1, ..Growth::default() },
+            Kept::Grants(grants) => Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() },
+            Kept::Leases(leases) => Growth { counters: 1, leases: 1, heap: leases.heap_bytes(), ..Growth::default() },
+        };
+        if !self.make_room(growth, &[], now) {
+            return false;
+        }
+        let (kind, words) = match record.kept {
+            Kept::Words(0, words) => (Kind::Bucket, words),
+            Kept::Words(1, words) => (Kind::Pair, words),
+            // The reader knows no other kinds.
+            Kept::Words(_, words) => (Kind::Fixed, words),
+            Kept::Grants(grants) => self.pack(State::Grants(grants), None),
+            Kept::Leases(leases) => self.pack(State::Leases(leases), None),
+        };
+        let place = self.free(self.home(&record.name));
+        self.taken += 1;
+        self.slots[place] = Slot { name: record.name, words, until: record.until, share: record.share, kind };
+        true
+    }
+
+    /// Reads a counter's home. Looking up the counters of a plan takes as long as the slowest only if their homes are
+    /// on the way from memory together, so all of them are touched before the first is looked for.
+    pub(super) fn touch(&self, name: &CounterName) {
+        std::hint::black_box(self.slots.get(self.home(name)).map(|slot| slot.until));
+    }
+
+    /// Where a counter is, if it is held.
+    pub(super) fn find(&self, name: &CounterName) -> Option<Place> {
+        let mut place = self.home(name);
+        loop {
+            let slot = self.slots.get(place)?;
+            match slot.kind {
+                Kind::Vacant => return None,
+                _ if slot.name == *name => return Some(place),
+                _ => place = self.after(place),
+            }
+        }
+    }
+
     /// Takes a counter's state out to be decided; [`Slots::put`] or [`Slots::put_back`] follows under the same lock.
-    pub(super) fn take(&mut self, name: &CounterName) -> State {
-        let Some(place) = self.find(name) else { return State::Empty };
+    pub(super) fn take(&mut self, place: Option<Place>) -> State {
+        let Some(place) = place else { return State::Empty };
         let Slot { words: [a, b, c], kind, .. } = self.slots[place];
         match kind {
+            Kind::Vacant => State::Empty,
             Kind::Bucket => State::Bucket(BucketLevel { level: a, at: Timestamp::from_micros(b), unit: c }),
             Kind::Pair => {
                 State::Pair(CounterPair { start: Timestamp::from_micros(a), current: low(b), previous: low(b >> 32) })
@@ -127,155 +234,166 @@ impl Slots {
         }
     }
 
-    /// Writes a state that changed. Room was made before.
-    pub(super) fn put(&mut self, name: &CounterName, state: State, outcome: &Outcome, now: Timestamp) {
+    /// Writes a state that changed, at its place or, when it is new, at a free one. Room was made before.
+    pub(super) fn put(
+        &mut self,
+        name: &CounterName,
+        place: Option<Place>,
+        state: State,
+        outcome: &Outcome,
+        now: Timestamp,
+    ) {
         let until = until(now, outcome.reset);
         let share = share(outcome);
-        if let Some(place) = self.find(name) {
-            let first = self.slots[place].words[0];
-            let (kind, words) = self.pack(state, Some(first));
-            self.slots[place] = Slot { name: *name, words, until, share, kind };
-            return;
-        }
-        let (kind, words) = self.pack(state, None);
-        self.insert(Slot { name: *name, words, until, share, kind });
-    }
-
-    fn insert(&mut self, slot: Slot) {
-        let place = self.slots.len() as u32;
-        self.slots.push(slot);
-        let slots = &self.slots;
-        self.index.insert_unique(hash(&slot.name), place, |&place| hash(&slots[place as usize].name));
+        let first = place.map(|place| self.slots[place].words[0]);
+        let (kind, words) = self.pack(state, first);
+        let place = place.unwrap_or_else(|| {
+            self.taken += 1;
+            self.free(self.home(name))
+        });
+        self.slots[place] = Slot { name: *name, words, until, share, kind };
     }
 
     /// Returns a state that did not change.
-    pub(super) fn put_back(&mut self, name: &CounterName, state: State) {
+    pub(super) fn put_back(&mut self, place: Option<Place>, state: State) {
         let on_heap = matches!(state, State::Grants(_) | State::Leases(_));
-        if let (true, Some(place)) = (on_heap, self.find(name)) {
+        if let (true, Some(place)) = (on_heap, place) {
             let first = self.slots[place].words[0];
             self.pack(state, Some(first));
         }
     }
 
-    /// Makes room for `slots` more counters and `heap` more bytes. Says whether there is.
+    /// What a check may add to the counter at `place`, or as a new one.
+    pub(super) fn growth(&self, check: &Check, place: Option<Place>) -> Growth {
+        let units = check.charges.admitted.max(check.charges.passed).max(check.charges.refused);
+        if units == 0 {
+            return Growth::default();
+        }
+        let held = place.map(|place| (self.slots[place].kind, self.slots[place].words[0] as usize));
+        let new = usize::from(place.is_none());
+        match check.limit {
+            Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {
+                Growth { counters: new, ..Growth::default() }
+            }
+            Limit::SlidingWindow(SlidingWindow { limit, .. }) => {
+                let heap = match held {
+                    Some((Kind::Grants, log)) => self.grants[log].growth(units, limit),
+                    _ => Grants::default().growth(units, limit),
+                };
+                Growth { counters: new, logs: new, heap, ..Growth::default() }
+            }
+            Limit::Concurrency(_) => {
+                let heap = match held {
+                    Some((Kind::Leases, set)) => self.leases[set].growth(),
+                    _ => Leases::default().growth(),
+                };
+                Growth { counters: new, leases: new, heap, ..Growth::default() }
+            }
+        }
+    }
+
+    /// Makes room for what checks may add. Says whether there is.
     ///
     /// Forgotten counters go first, then those with the smallest share of their limit used, of a few drawn at random.
     /// Counters that have nothing left and leases that are held never go (semantics 30). What `keep` names stays.
-    pub(super) fn make_room(&mut self, slots: usize, heap: usize, keep: &[CounterName], now: Timestamp) -> bool {
+    pub(super) fn make_room(&mut self, growth: Growth, keep: &[CounterName], now: Timestamp) -> bool {
+        if growth.heap > self.bounds.bytes {
+            // Nobody has to go for what would not fit into an empty table.
+            return false;
+        }
         loop {
-            let keys_fit = self.slots.len() + slots <= self.bounds.keys;
-            if keys_fit && self.bytes_fit(slots, heap) {
+            let keys_fit = self.taken + growth.counters <= self.bounds.keys;
+            if keys_fit && self.bytes_fit(growth) {
                 return true;
             }
             let Some(place) = self.victim(keep, now) else { return false };
             self.remove(place);
             self.evictions += 1;
-            self.trade(slots, heap);
+            self.trade(growth);
         }
     }
 
-    /// Whether so much more fits into the bytes; grows the table when that is what it takes.
-    fn bytes_fit(&mut self, slots: usize, heap: usize) -> bool {
-        let left = self.bounds.bytes.checked_sub(self.bytes() + heap);
-        let missing = (self.slots.len() + slots).saturating_sub(self.slots.capacity());
-        if missing == 0 {
-            return heap == 0 || left.is_some();
+    /// Whether so much more fits into the bytes; grows the table and the slabs when that is what it takes.
+    fn bytes_fit(&mut self, growth: Growth) -> bool {
+        let wanted = places(self.taken + growth.counters);
+        let more_places = wanted.saturating_sub(self.slots.len());
+        let more_logs = missing(&self.grants, growth.logs);
+        let more_sets = missing(&self.leases, growth.leases);
+        let needed = growth.heap
+            + more_places * size_of::<Slot>()
+            + more_logs * size_of::<Grants>()
+            + more_sets * size_of::<Leases>();
+        if needed == 0 {
+            return true;
         }
-        let index = match self.slots.len() + slots > self.index.capacity() {
-            true => self.index.allocation_size().max(64),
-            false => 0,
-        };
-        // Doubling would overshoot the bound by half of it; an eighth keeps the table dense near its bound.
-        let affordable = left.unwrap_or(0).saturating_sub(index) / size_of::<Slot>();
-        let more = affordable.min((self.slots.len() / 8).max(8));
-        if more < missing {
-            return false;
+        let Some(mut left) = self.bounds.bytes.checked_sub(self.bytes() + needed) else { return false };
+        // What grows takes some more than it needs now, as far as that is affordable.
+        reserve(&mut self.grants, more_logs, &mut left);
+        reserve(&mut self.leases, more_sets, &mut left);
+        if more_places > 0 {
+            let half_more = self.slots.len() + self.slots.len() / 2;
+            self.resize(half_more.clamp(wanted, wanted + left / size_of::<Slot>()));
         }
-        self.slots.reserve_exact(self.slots.capacity() - self.slots.len() + more);
         true
     }
 
-    /// Gives the memory of free slots back once they cover what the heap is short of.
-    fn trade(&mut self, slots: usize, heap: usize) {
-        let short = (self.bytes() + heap).saturating_sub(self.bounds.bytes);
-        let free = self.slots.capacity().saturating_sub(self.slots.len() + slots) * size_of::<Slot>();
-        if heap > 0 && short > 0 && free >= short {
-            self.slots.shrink_to(self.slots.len() + slots);
+    /// Gives the memory of free slots back once they cover what the bytes are short of.
+    fn trade(&mut self, growth: Growth) {
+        let slabs = missing(&self.grants, growth.logs) * size_of::<Grants>()
+            + missing(&self.leases, growth.leases) * size_of::<Leases>();
+        let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.bounds.bytes);
+        let wanted = places(self.taken + growth.counters);
+        let free = self.slots.len().saturating_sub(wanted) * size_of::<Slot>();
+        if short > 0 && free >= short {
+            self.resize(wanted);
         }
     }
 
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
-        let before = self.slots.len();
-        for place in (0..before).rev() {
-            if self.slots[place].until <= seconds(now) {
+        let before = self.taken;
+        // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
+        let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
+        for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
+            let slot = &self.slots[place];
+            if slot.kind != Kind::Vacant && slot.until <= seconds(now) {
                 self.remove(place);
             }
         }
-        if self.slots.len() < self.slots.capacity() / 4 {
-            self.slots.shrink_to(self.slots.len() * 2);
-            let slots = &self.slots;
-            self.index.shrink_to(slots.len() * 2, |&place| hash(&slots[place as usize].name));
+        if self.taken < self.slots.len() / 4 {
+            self.resize(places(self.taken * 2));
             self.grants.shrink_to_fit();
             self.leases.shrink_to_fit();
         }
-        before - self.slots.len()
+        before - self.taken
     }
 
-    /// Copies the counters to a snapshot that was cut, if one is waiting for them.
-    pub(super) fn copy_to_cut(&mut self) {
-        if let Some(cut) = self.cut.take() {
-            let mut bytes = Vec::with_capacity(self.slots.len() * 46 + self.heap);
-            for slot in &self.slots {
-                let kept = match slot.kind {
-                    Kind::Grants => Kept::Grants(self.grants[slot.words[0] as usize].clone()),
-                    Kind::Leases => Kept::Leases(self.leases[slot.words[0] as usize].clone()),
-                    Kind::Bucket | Kind::Pair | Kind::Fixed => Kept::Words(slot.kind as u8, slot.words),
-                };
-                Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
-            }
-            // The receiver is gone when the snapshot was given up.
-            let _ = cut.send(bytes);
+    /// Where a counter's run begins. Homes rise with the hash, so that a table is copied in order when it grows.
+    fn home(&self, name: &CounterName) -> Place {
+        ((u128::from(name.0[0]) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    fn after(&self, place: Place) -> Place {
+        match place + 1 == self.slots.len() {
+            true => 0,
+            false => place + 1,
         }
     }
 
-    /// Takes a counter from a snapshot. Says whether there was room and its kind is known.
-    pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
-        if record.until <= seconds(now) {
-            return true;
+    /// The first free place from `place` on.
+    fn free(&self, mut place: Place) -> Place {
+        while self.slots[place].kind != Kind::Vacant {
+            place = self.after(place);
         }
-        let (kind, words, heap) = match record.kept {
-            Kept::Words(kind, words) => match [Kind::Bucket, Kind::Pair, Kind::Fixed].get(usize::from(kind)) {
-                Some(kind) => (*kind, words, 0),
-                None => return false,
-            },
-            Kept::Grants(grants) => {
-                let heap = grants.heap_bytes();
-                (Kind::Grants, [self.grants.insert(grants) as u64, 0, 0], heap)
-            }
-            Kept::Leases(leases) => {
-                let heap = leases.heap_bytes();
-                (Kind::Leases, [self.leases.insert(leases) as u64, 0, 0], heap)
-            }
-        };
-        self.heap += heap;
-        let fits = self.find(&record.name).is_none() && self.make_room(1, 0, &[], now);
-        if fits {
-            let slot = Slot { name: record.name, words, until: record.until, share: record.share, kind };
-            self.insert(slot);
-        }
-        fits
+        place
     }
 
-    /// Whether a counter is held.
-    pub(super) fn holds(&self, name: &CounterName) -> bool {
-        self.find(name).is_some()
-    }
-
-    fn find(&self, name: &CounterName) -> Option<usize> {
-        let slots = &self.slots;
-        let place = self.index.find(hash(name), |&place| slots[place as usize].name == *name)?;
-        Some(*place as usize)
+    fn resize(&mut self, places: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![VACANT; places].into());
+        for slot in old.into_iter().filter(|slot| slot.kind != Kind::Vacant) {
+            let place = self.free(self.home(&slot.name));
+            self.slots[place] = slot;
+        }
     }
 
     /// The words of a state; a state on the heap goes to the place it was taken from.
@@ -301,22 +419,32 @@ impl Slots {
         }
     }
 
-    fn remove(&mut self, place: usize) {
-        let Slot { name, words: [first, ..], kind, .. } = self.slots[place];
+    fn remove(&mut self, place: Place) {
+        let Slot { words: [first, ..], kind, .. } = self.slots[place];
         match kind {
-            Kind::Bucket | Kind::Pair | Kind::Fixed => {}
+            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
             Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
             Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
         }
-        if let Ok(entry) = self.index.find_entry(hash(&name), |&known| known as usize == place) {
-            entry.remove();
-        }
-        self.slots.swap_remove(place);
-        if let Some(moved) = self.slots.get(place) {
-            let (hash, old) = (hash(&moved.name), self.slots.len() as u32);
-            if let Some(known) = self.index.find_mut(hash, |&known| known == old) {
-                *known = place as u32;
+        self.taken -= 1;
+        // What follows in the run moves into the gap, unless it would come to stand before its home.
+        let (mut gap, mut next) = (place, self.after(place));
+        while self.slots[next].kind != Kind::Vacant {
+            let from_home = self.distance(self.home(&self.slots[next].name), next);
+            if from_home >= self.distance(gap, next) {
+                self.slots[gap] = self.slots[next];
+                gap = next;
             }
+            next = self.after(next);
+        }
+        self.slots[gap] = VACANT;
+    }
+
+    /// Steps from one place to another, around the table's end.
+    fn distance(&self, from: Place, to: Place) -> usize {
+        match to.checked_sub(from) {
+            Some(steps) => steps,
+            None => to + self.slots.len() - from,
         }
     }
 
@@ -343,12 +471,19 @@ impl Slots {
         least.map(|(_, place)| place)
     }
 
-    /// A place at random (xorshift64).
-    fn draw(&mut self) -> Option<usize> {
+    /// A taken place at random (xorshift64): the first one from a random place on.
+    fn draw(&mut self) -> Option<Place> {
+        if self.taken == 0 {
+            return None;
+        }
         self.draws ^= self.draws << 13;
         self.draws ^= self.draws >> 7;
         self.draws ^= self.draws << 17;
-        (self.draws as usize).checked_rem(self.slots.len())
+        let mut place = self.draws as usize % self.slots.len();
+        while self.slots[place].kind == Kind::Vacant {
+            place = self.after(place);
+        }
+        Some(place)
     }
 }
 
@@ -362,9 +497,24 @@ fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
     }
 }
 
-/// A counter's name is a hash already.
-fn hash(name: &CounterName) -> u64 {
-    name.0[0]
+/// How many entries a slab is short of for so many more.
+fn missing<T>(slab: &Slab<T>, more: usize) -> usize {
+    (slab.len() + more).saturating_sub(slab.capacity())
+}
+
+/// Lets a slab grow by what is missing and, as far as `left` bytes allow, by an eighth.
+fn reserve<T>(slab: &mut Slab<T>, missing: usize, left: &mut usize) {
+    if missing == 0 {
+        return;
+    }
+    let spare = (slab.capacity() / 8).max(4).min(*left / size_of::<T>());
+    *left -= spare * size_of::<T>();
+    slab.reserve_exact(slab.capacity() - slab.len() + missing + spare);
+}
+
+/// The places that a table needs to hold so many counters with enough of it free.
+fn places(counters: usize) -> usize {
+    (counters * PARTS).div_ceil(FULL)
 }
 
 fn low(word: u64) -> u32 {

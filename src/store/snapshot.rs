@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use siphasher::sip128::{Hasher128, SipHasher24};
 
-use crate::limiter::{CounterName, Grants, Lease, LeaseId, Leases};
 use crate::clock::Timestamp;
+use crate::limiter::{CounterName, Grants, Lease, LeaseId, Leases};
 
 const MAGIC: &[u8] = b"tollgate snapshot\n";
 const VERSION: u32 = 1;
@@ -198,7 +198,9 @@ pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Fault> {
     if version != VERSION {
         return Err(Fault::Version(version));
     }
-    let Some((body, seal)) = bytes.split_last_chunk::<SEAL_BYTES>() else { return Err(Fault::Damaged("it is too short")) };
+    let Some((body, seal)) = bytes.split_last_chunk::<SEAL_BYTES>() else {
+        return Err(Fault::Damaged("it is too short"));
+    };
     let mut sealed = sealer();
     sealed.write(body);
     if sealed.finish128().as_bytes() != *seal {
@@ -265,7 +267,9 @@ impl<'a> Reader<'a> {
                     .collect();
                 Kept::Leases(Leases::restore(leases?))
             }
-            kind @ 0..WORD_KINDS => Kept::Words(kind, [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros)),
+            kind @ 0..WORD_KINDS => {
+                Kept::Words(kind, [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros))
+            }
             _ => return Err(Fault::Damaged("a counter is of no known kind")),
         };
         Ok(Record { name, until, share, kept })

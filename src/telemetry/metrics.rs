@@ -37,8 +37,7 @@ const VERSION: &str = "tollgate_config_version";
 const BUILD: &str = "tollgate_build_info";
 
 /// From a microsecond, which is what a decision in memory takes, to the deadline of a shared store.
-const DURATION_BUCKETS: [f64; 12] =
-    [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2];
+const DURATION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2];
 
 /// Every metric, what it counts, and whether it is a counter, a gauge or a histogram.
 const DESCRIPTIONS: [(&str, Kind, &str); 18] = [
@@ -271,7 +270,9 @@ impl Observer for Metrics {
             self.changed(*fate);
         }
         let versions = self.versions.load();
-        let Some(version) = versions.iter().find(|version| Arc::ptr_eq(&version.rules, decision.rules())) else { return };
+        let Some(version) = versions.iter().find(|version| Arc::ptr_eq(&version.rules, decision.rules())) else {
+            return;
+        };
         version.count(decision, &self.unmatched_domain);
     }
 
@@ -305,8 +306,13 @@ impl Version {
         let target = |(domain, rule, limiter): (&str, &str, &str)| {
             let checks = |mode: &'static str| {
                 ["allowed", "refused", "failed"].map(|verdict| {
-                    let labels =
-                        [("domain", domain), ("rule", rule), ("limiter", limiter), ("verdict", verdict), ("mode", mode)];
+                    let labels = [
+                        ("domain", domain),
+                        ("rule", rule),
+                        ("limiter", limiter),
+                        ("verdict", verdict),
+                        ("mode", mode),
+                    ];
                     registry.counter(CHECKS, &labels)
                 })
             };
@@ -352,7 +358,8 @@ impl Version {
             domain.allowed.increment(1);
             return;
         };
-        let by_rule = |place: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[place]);
+        let by_rule =
+            |place: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[place]);
         let by_target = |place: usize| target.map(|target| &self.targets[target as usize].decided[place]);
         let counter = match why {
             Reason::Limit => by_target(0),

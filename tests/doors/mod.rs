@@ -1,6 +1,6 @@
 //! The whole service on free ports, by a clock that waits to be told, and clients for its doors.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![expect(dead_code, reason = "each test binary uses its own part")]
 
 use std::net::SocketAddr;
 use std::str::FromStr;

@@ -129,6 +129,12 @@ fn asked_through_ext_authz(gateway: &Gateway) {
     gateway.ask(&forged).expect(429);
     let elsewhere = gateway.ask(&Ask::get("/").account("dan").from("203.0.113.2")).expect(200);
     assert_eq!(elsewhere.remaining(), Some(2));
+    // Clients from inside are told apart as well.
+    for _ in 0..5 {
+        gateway.ask(&Ask::get("/").from("10.1.2.3")).expect(200);
+    }
+    gateway.ask(&Ask::get("/").from("198.51.100.1, 10.1.2.3")).expect(429);
+    gateway.ask(&Ask::get("/").from("10.1.2.4")).expect(200);
 
     // A rule's own refusal, under each of its spellings.
     for path in ["/internal/keys", "//internal/keys", "/%69nternal/keys", "/a/../internal/keys?x=1"] {
@@ -151,6 +157,7 @@ fn a_login_page_is_guarded_by_address_and_account() {
     }
     let refused = gateway.ask(&login("ada", "203.0.113.6")).expect(429);
     assert!(matches!(refused.retry_after(), Some(290..=300)), "{refused:?}");
+    assert_eq!(refused.header("x-ratelimit-limit"), Some("5, 5;w=300;name=\"login_account\""));
     // One account has one counter, however it is written.
     gateway.ask(&login(" ADA ", "203.0.113.7")).expect(429);
     gateway.ask(&login("bob", "203.0.113.7")).expect(401);

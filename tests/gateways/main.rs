@@ -4,6 +4,8 @@
 mod support;
 
 mod demo;
+mod documents;
+mod envoy_doors;
 mod envoy_examples;
 mod envoy_outages;
 mod forward_auth;

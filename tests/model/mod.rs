@@ -11,47 +11,12 @@
 //! one of its own parts of a token. Then `left` is a range, and inside it the implementation is believed.
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Alignment, Bounds, Check, Concurrency, FixedWindow, LeaseFate, LeaseId, Limit, Needs, Outcome, SlidingCounter,
-    SlidingWindow, TokenBucket,
-};
+use tollgate::limiter::{Alignment, Bounds, Check, LeaseFate, LeaseId, Needs, Outcome};
+
+use crate::numbers::Numbers;
 
 /// Grains in a unit: every window that the tests use divides it.
-pub const UNIT: i128 = 7 * 3_600_000_000;
-
-/// The numbers of a limiter, as an operator would say them. Windows and leases are microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Numbers {
-    Bucket { tokens: u32, window: u64, burst: u32, debt: u64 },
-    Log { limit: u32, window: u64 },
-    Pair { limit: u32, window: u64 },
-    Fixed { limit: u32, alignment: Alignment },
-    Slots { max: u32, lease: u64 },
-}
-
-impl Numbers {
-    /// The same numbers in the implementation's words.
-    pub fn limit(self) -> Limit {
-        match self {
-            Numbers::Bucket { tokens, window, burst, debt } => {
-                Limit::TokenBucket(TokenBucket::new(tokens.into(), window, burst, debt).expect("it can be held"))
-            }
-            Numbers::Log { limit, window } => Limit::SlidingWindow(SlidingWindow { limit, window }),
-            Numbers::Pair { limit, window } => Limit::SlidingCounter(SlidingCounter { limit, window }),
-            Numbers::Fixed { limit, alignment } => Limit::FixedWindow(FixedWindow { limit, alignment }),
-            Numbers::Slots { max, lease } => Limit::Concurrency(Concurrency { max, lease }),
-        }
-    }
-
-    /// The most units that can ever be left.
-    pub fn holds(self) -> u32 {
-        match self {
-            Numbers::Bucket { burst, .. } => burst,
-            Numbers::Log { limit, .. } | Numbers::Pair { limit, .. } | Numbers::Fixed { limit, .. } => limit,
-            Numbers::Slots { max, .. } => max,
-        }
-    }
-}
+const UNIT: i128 = 7 * 3_600_000_000;
 
 /// What is counted, kept plainly.
 #[derive(Clone, Debug)]

@@ -33,7 +33,7 @@ impl Gateway {
         let upstream = Upstream::start(ports.of(9_000));
         let tollgate = Tollgate::start(rules, &ports);
         let file = directory.path().join("envoy.yaml");
-        fs::write(&file, on_loopback(&ports.rewrite(envoy))).expect("a file in the test's directory");
+        fs::write(&file, patient(&on_loopback(&ports.rewrite(envoy)))).expect("a file in the test's directory");
         let mut command = Command::new(binary);
         command.arg("-c").arg(&file).args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]);
         let admin = ports.of(9_901);
@@ -74,4 +74,10 @@ fn on_loopback(envoy: &str) -> String {
     ["0.0.0.0", "tollgate", "upstream"]
         .iter()
         .fold(envoy.to_owned(), |text, host| text.replace(&format!("address: {host},"), "address: 127.0.0.1,"))
+}
+
+/// The configuration for a machine that does other things at the same time: nobody is let through, or refused, for
+/// asking slowly.
+fn patient(envoy: &str) -> String {
+    envoy.replace("timeout: 0.25s", "timeout: 10s")
 }

@@ -33,7 +33,9 @@ fn found(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
         let test = thread::current();
         let test = test.name().unwrap_or("a test");
         assert!(env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(), "{test} needs {name}: make servers installs it");
-        writeln!(io::stderr(), "left out: {test} needs {name}, which `make servers` installs").expect("stderr is open");
+        let line = format!("left out: {test} needs {name}, which `make servers` installs\n");
+        // In one piece, so that tests that run at the same time do not write into it.
+        io::stderr().write_all(line.as_bytes()).expect("stderr is open");
     }
     path
 }

@@ -1,7 +1,7 @@
 //! The gRPC door: RLS, ext_authz, health and reflection, on hyper's HTTP/2 without a transport in between.
 //!
 //! Our handlers never answer with an error of gRPC. So a status in the *head* of an answer means that tonic could not
-//! read the request, and [`refuse_unread`] puts a refusal in its place: Envoy lets requests pass on errors.
+//! read the request, and `refuse_unread` puts a refusal in its place: Envoy lets requests pass on errors.
 
 mod authz;
 mod generated;
@@ -11,7 +11,6 @@ mod undo;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::{AuthorizationServer, SERVICE_NAME as AUTHZ};
@@ -57,10 +56,6 @@ const STREAMS: u32 = 4096;
 /// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
 /// of 20 would close the connection, and with it all calls that are in time.
 const PENDING_RESETS: usize = 4096;
-
-/// A client that does not answer a ping for so long is gone, and its connection with it.
-const PING_EVERY: Duration = Duration::from_secs(60);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 type Reflection = BoxCloneSyncService<http::Request<Incoming>, http::Response<Body>, Infallible>;
 
@@ -111,10 +106,7 @@ impl Grpc {
             .max_concurrent_streams(STREAMS)
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_header_list_size(LARGEST_HEADERS)
-            .auto_date_header(false)
-            .timer(hyper_util::rt::TokioTimer::new())
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIMEOUT);
+            .auto_date_header(false);
         connection::accept(listener, stop, |stream, _, watcher| {
             let services = self.0.clone();
             let answer = service_fn(move |request| {

@@ -119,7 +119,7 @@ fn limit_override(limit: &RateLimitOverride) -> Option<LimitOverride> {
         RateLimitUnit::Year => YEAR,
     };
     // A year times `u32::MAX` is far from overflowing.
-    let window = Duration::from_secs(unit * u64::from(limit.unit_multiplier.max(1)));
+    let window = Duration::from_secs(unit * u64::from(limit.unit_multiplier.unwrap_or(1).max(1)));
     Some(LimitOverride { limit: limit.requests_per_unit, window })
 }
 
@@ -169,8 +169,13 @@ fn until(counted: &Counted<'_>, allowed: bool) -> prost_types::Duration {
 
 /// The configured numbers: the largest unit that the window is whole numbers of.
 fn current_limit(counted: &Counted<'_>) -> RateLimit {
-    let (unit, unit_multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
-    RateLimit { name: counted.limiter.to_owned(), requests_per_unit: counted.limit, unit: unit.into(), unit_multiplier }
+    let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
+    RateLimit {
+        name: counted.limiter.to_owned(),
+        requests_per_unit: counted.limit,
+        unit: unit.into(),
+        unit_multiplier: (multiplier > 1).then_some(multiplier),
+    }
 }
 
 /// A window in Envoy's units. One that is no whole number of seconds has none.
@@ -185,7 +190,7 @@ fn unit(window: Duration) -> (Unit, u32) {
         (SECOND, Unit::Second),
     ];
     let seconds = window.as_secs();
-    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds % unit == 0);
+    let whole = units.into_iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
     match whole.filter(|_| window.subsec_nanos() == 0) {
         Some((length, unit)) => (unit, u32::try_from(seconds / length).unwrap_or(u32::MAX)),
         None => (Unit::Unknown, 0),
@@ -235,10 +240,10 @@ mod tests {
         let limit =
             |unit, unit_multiplier| limit_override(&RateLimitOverride { requests_per_unit: 9, unit, unit_multiplier });
         let nine_in = |seconds| Some(LimitOverride { limit: 9, window: Duration::from_secs(seconds) });
-        assert_eq!(limit(RateLimitUnit::Minute.into(), 0), nine_in(60));
-        assert_eq!(limit(RateLimitUnit::Month.into(), 2), nine_in(60 * 86_400));
-        assert_eq!(limit(RateLimitUnit::Year.into(), u32::MAX), nine_in(u64::from(u32::MAX) * 365 * 86_400));
-        assert_eq!(limit(RateLimitUnit::Unknown.into(), 0), None);
-        assert_eq!(limit(77, 0), None);
+        assert_eq!(limit(RateLimitUnit::Minute.into(), None), nine_in(60));
+        assert_eq!(limit(RateLimitUnit::Month.into(), Some(2)), nine_in(60 * 86_400));
+        assert_eq!(limit(RateLimitUnit::Year.into(), Some(u32::MAX)), nine_in(u64::from(u32::MAX) * 365 * 86_400));
+        assert_eq!(limit(RateLimitUnit::Unknown.into(), None), None);
+        assert_eq!(limit(77, None), None);
     }
 }

@@ -31,8 +31,8 @@ pub mod rate_limit_descriptor {
             tag = "2"
         )]
         pub unit: i32,
-        /// How many units make the window. Zero and absent are one.
-        #[prost(uint32, tag = "3")]
-        pub unit_multiplier: u32,
+        /// How many units make the window. Absent is one.
+        #[prost(message, optional, tag = "3")]
+        pub unit_multiplier: ::core::option::Option<u32>,
     }
 }

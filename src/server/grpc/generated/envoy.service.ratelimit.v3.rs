@@ -48,9 +48,9 @@ pub mod rate_limit_response {
         pub requests_per_unit: u32,
         #[prost(enumeration = "rate_limit::Unit", tag = "2")]
         pub unit: i32,
-        /// How many units make the window. Zero and absent are one. Envoy 1.40 and newer read it.
-        #[prost(uint32, tag = "4")]
-        pub unit_multiplier: u32,
+        /// How many units make the window. Absent is one. Envoy 1.40 and newer read it.
+        #[prost(message, optional, tag = "4")]
+        pub unit_multiplier: ::core::option::Option<u32>,
     }
     /// Nested message and enum types in `RateLimit`.
     pub mod rate_limit {

@@ -1,0 +1,110 @@
+//! The doors under load: CPU per request of tollgate, beside a tonic server that does nothing and the same service
+//! on hyper that does nothing.
+//!
+//! The server has core 0, h2load has core 1. CPU is user and system time of the server's process over a run of so
+//! many requests. The contenders take turns; what is told is the median of their turns. h2load does not look at what
+//! is answered, so that is checked before.
+//!
+//! `benches/run.sh` builds what this starts and says where it is.
+
+mod check;
+mod load;
+mod questions;
+mod server;
+
+use std::time::Duration;
+
+use load::Load;
+use questions::{authz_frame, authz_headers, rls_frame};
+use server::Server;
+
+/// Turns of each contender.
+const ROUNDS: usize = 7;
+
+fn main() {
+    let binaries: Vec<String> = std::env::args().skip(1).collect();
+    let [idle_tonic, noop_hyper, tollgate] = binaries.as_slice() else {
+        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE");
+    };
+    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/doors/tollgate.toml");
+    let tollgate = [tollgate.as_str(), "serve", "--config", configuration];
+
+    footprint(&tollgate);
+    let [idle, noop, real] = [&[idle_tonic.as_str()][..], &[noop_hyper.as_str()], &tollgate].map(Server::start);
+    check::verdicts(&real);
+    println!("answers: right on every door");
+
+    let of = |name, server, load| Contender { name, server, load, micros: Vec::new() };
+    let rls = |domain| Load::grpc(questions::RLS, &rls_frame(domain, "/login", "load"));
+    let mut contenders = [
+        of("idle tonic server", &idle, rls("two")),
+        of("no-op service on hyper", &noop, rls("two")),
+        of("RLS, one limiter", &real, rls("one")),
+        of("RLS, two limiters", &real, rls("two")),
+        of("RLS, five limiters", &real, rls("five")),
+        of("RLS, two limiters, refused", &real, rls("refused")),
+        of(
+            "ext_authz gRPC, 20 headers, two limiters",
+            &real,
+            Load::grpc(questions::AUTHZ, &authz_frame("/login", "load")),
+        ),
+        of("ext_authz HTTP, 20 headers, two limiters", &real, Load::http(&real, "/login", &authz_headers("load"))),
+    ];
+    for _ in 0..ROUNDS {
+        for contender in &mut contenders {
+            contender.turn();
+        }
+    }
+    let [idle, noop] = [0, 1].map(|number| contenders[number].median());
+    println!("\nCPU of the server per request, and how it compares");
+    println!("  {:<42} {:>8} {:>14} {:>17}", "", "CPU us", "x idle tonic", "x no-op on hyper");
+    for contender in &contenders {
+        let micros = contender.median();
+        let goal = match contender.name {
+            "RLS, two limiters" => "   goals 1.0 and 1.15",
+            _ => "",
+        };
+        println!("  {:<42} {micros:>8.2} {:>14.2} {:>17.2}{goal}", contender.name, micros / idle, micros / noop);
+    }
+    println!("  resident after the load: {:.1} MB", real.resident() as f64 / 1e6);
+}
+
+struct Contender<'a> {
+    name: &'static str,
+    server: &'a Server,
+    load: Load,
+    micros: Vec<f64>,
+}
+
+impl Contender<'_> {
+    fn turn(&mut self) {
+        let before = self.server.cpu();
+        self.load.run(self.server);
+        let spent: Duration = self.server.cpu() - before;
+        self.micros.push(spent.as_secs_f64() * 1e6 / load::REQUESTS as f64);
+    }
+
+    fn median(&self) -> f64 {
+        median(self.micros.clone())
+    }
+}
+
+/// How soon it serves, what it takes when idle, and what it weighs.
+fn footprint(tollgate: &[&str]) {
+    let mut starts = Vec::new();
+    let mut resident = Vec::new();
+    for _ in 0..ROUNDS {
+        let server = Server::start(tollgate);
+        starts.push(server.until_healthy().as_secs_f64() * 1e3);
+        resident.push(server.resident() as f64 / 1e6);
+    }
+    let binary = std::fs::metadata(tollgate[0]).expect("the binary is there").len() as f64 / 1e6;
+    println!("start to serving: {:.0} ms (goal 100)", median(starts));
+    println!("idle RSS: {:.1} MB (goal 20)", median(resident));
+    println!("binary: {binary:.1} MB (goal 20)");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,91 @@
+//! What is asked: one login with three entries through RLS, the same with twenty headers through ext_authz.
+
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use prost::Message;
+use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
+use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
+use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitRequest;
+
+pub const RLS: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+pub const AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
+
+/// One descriptor of three entries.
+pub fn rls(domain: &str, path: &str, account: &str) -> RateLimitRequest {
+    let entry = |(key, value): (&str, &str)| Entry {
+        key: key.to_owned().into_bytes().into(),
+        value: value.to_owned().into_bytes().into(),
+    };
+    let entries = [("path", path), ("account", account), ("remote_address", "192.0.2.7")].map(entry);
+    let descriptor = RateLimitDescriptor { entries: entries.into(), ..RateLimitDescriptor::default() };
+    RateLimitRequest {
+        domain: domain.to_owned().into_bytes().into(),
+        descriptors: vec![descriptor],
+        ..RateLimitRequest::default()
+    }
+}
+
+/// A request as Envoy tells it.
+pub fn authz(path: &str, account: &str) -> CheckRequest {
+    let http = HttpRequest {
+        id: "1234567890123456789".into(),
+        method: "POST".into(),
+        headers: authz_headers(account).into_iter().collect(),
+        path: path.into(),
+        host: "shop.example.com".into(),
+        scheme: "https".into(),
+        protocol: "HTTP/2".into(),
+        ..HttpRequest::default()
+    };
+    let request = Request { http: Some(http), ..Request::default() };
+    let attributes = AttributeContext {
+        source: Some(Peer::default()),
+        destination: Some(Peer::default()),
+        request: Some(request),
+        ..AttributeContext::default()
+    };
+    CheckRequest { attributes: Some(attributes) }
+}
+
+/// Twenty headers, as a browser behind an Envoy sends them.
+pub fn authz_headers(account: &str) -> Vec<(String, String)> {
+    let agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
+    let headers = [
+        ("x-account", account),
+        ("x-envoy-external-address", "192.0.2.7"),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("x-forwarded-proto", "https"),
+        ("x-request-id", "0f9cbe7a-6c5e-4a8e-9f0e-3f1f7d0c2b11"),
+        ("user-agent", agent),
+        ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        ("accept-language", "en-GB,en;q=0.7,de;q=0.3"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("referer", "https://shop.example.com/account"),
+        ("origin", "https://shop.example.com"),
+        ("cookie", "session=4f1d0a9b7c6e5d4c3b2a19080706f5e4d3c2b1a0; theme=dark"),
+        ("dnt", "1"),
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-site", "same-origin"),
+        ("sec-fetch-user", "?1"),
+        ("upgrade-insecure-requests", "1"),
+        ("priority", "u=0, i"),
+        ("cache-control", "no-cache"),
+    ];
+    headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+pub fn rls_frame(domain: &str, path: &str, account: &str) -> Vec<u8> {
+    frame(&rls(domain, path, account))
+}
+
+pub fn authz_frame(path: &str, account: &str) -> Vec<u8> {
+    frame(&authz(path, account))
+}
+
+/// As gRPC frames a message: not compressed, four bytes of length, the message.
+fn frame(message: &impl Message) -> Vec<u8> {
+    let body = message.encode_to_vec();
+    let length = u32::try_from(body.len()).expect("a question is short");
+    [&[0][..], &length.to_be_bytes(), &body].concat()
+}

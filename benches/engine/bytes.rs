@@ -1,0 +1,81 @@
+//! What a counter weighs: growth of the process's resident memory over the counters of a full store.
+
+use std::process::Command;
+
+use tollgate::descriptor::{Descriptor, Request};
+use tollgate::limiter::{Algorithm, Limiter, Schedule};
+use tollgate::store::MemorySettings;
+
+use crate::books::{apply, bucket, decide, engine, limiter, rule, slots};
+use crate::timing::line;
+
+/// What each store may hold.
+const MEMORY: usize = 256 << 20;
+/// So many new keys at a time, until they no longer add to those that are held.
+const CHUNK: usize = 8_192;
+
+/// An algorithm, the units each of its counters holds, and its goal in bytes.
+const ALGORITHMS: [(&str, u32, &str); 6] = [
+    ("token_bucket", 1, "goal 64"),
+    ("fixed_window", 1, ""),
+    ("sliding_counter", 1, ""),
+    ("sliding_window of 10", 10, ""),
+    ("sliding_window of 1000", 1_000, "goal 9 KB"),
+    ("concurrency of 2", 2, ""),
+];
+
+/// Prints the table. Each algorithm has a process of its own.
+pub fn report() {
+    println!("bytes: growth of RSS over keys in a full store of 256 MiB");
+    let bench = std::env::current_exe().expect("this program has a path");
+    for (algorithm, _, goal) in ALGORITHMS {
+        let run = Command::new(&bench).args(["bytes", algorithm]).output().expect("this program runs again");
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        line(algorithm, String::from_utf8_lossy(&run.stdout).trim(), goal);
+    }
+}
+
+/// Fills a store and prints what a counter weighs.
+pub fn measure(algorithm: &str) {
+    let (_, held, _) = *ALGORITHMS.iter().find(|(name, ..)| *name == algorithm).expect("one of the table");
+    let memory = MemorySettings { max_memory: MEMORY, max_keys: None };
+    let engine = engine(vec![of(algorithm)], vec![rule("all", vec![], vec![apply("one", "account")])], memory);
+    let ask = |key: usize| {
+        let account = format!("acct-{key}");
+        let descriptors = [Descriptor::of([("account", account.as_str())])].into_iter().collect();
+        decide(&engine, &Request { domain: "edge", descriptors });
+    };
+    let before = resident();
+    let mut keys = 0;
+    for chunk in 0.. {
+        for key in chunk * CHUNK..(chunk + 1) * CHUNK {
+            (0..held).for_each(|_| ask(key));
+        }
+        let known = std::mem::replace(&mut keys, engine.stores().usage()[0].keys);
+        // Full: what is new takes the place of what is old, or is turned away.
+        if keys - known < CHUNK / 50 {
+            break;
+        }
+    }
+    println!("{:.1} B", (resident() - before) as f64 / keys as f64);
+}
+
+fn of(algorithm: &str) -> Limiter {
+    match algorithm {
+        "token_bucket" => bucket("one"),
+        "fixed_window" => limiter("one", Algorithm::FixedWindow(Schedule::Epoch), 1_000),
+        "sliding_counter" => limiter("one", Algorithm::SlidingCounter, 1_000),
+        "sliding_window of 10" => limiter("one", Algorithm::SlidingWindow, 10),
+        "sliding_window of 1000" => limiter("one", Algorithm::SlidingWindow, 1_000),
+        "concurrency of 2" => slots("one", 2),
+        other => panic!("{other:?} is no algorithm"),
+    }
+}
+
+/// Resident bytes of this process.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a resident size");
+    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kilobytes * 1024
+}

@@ -1,0 +1,148 @@
+//! Decisions a second of a two-limiter composite over a million accounts and a million clients.
+
+use std::hint::black_box;
+use std::io::Write;
+
+use tollgate::descriptor::{Descriptor, Request};
+use tollgate::engine::Engine;
+
+use crate::baseline::Bare;
+use crate::books::{composite, decide};
+use crate::timing::{Draws, compare, line};
+
+/// Values of each of the two keys.
+const KEYS: usize = 1_000_000;
+/// Requests of one turn.
+const REQUESTS: usize = 1 << 20;
+
+/// How traffic falls on the keys.
+#[derive(Clone, Copy)]
+enum Traffic {
+    Uniform,
+    /// Half of it on one key in a hundred.
+    Skewed,
+}
+
+/// One login: its account and its client, as text.
+struct Login {
+    text: [u8; 32],
+    account: u8,
+    client: u8,
+}
+
+impl Login {
+    fn of(account: usize, client: usize) -> Self {
+        let mut text = [0; 32];
+        let mut rest = &mut text[..];
+        write!(rest, "acct-{account:07}").expect("it fits");
+        let middle = 32 - rest.len();
+        write!(rest, "client-{client:07}").expect("it fits");
+        let end = 32 - rest.len();
+        Self { text, account: middle as u8, client: end as u8 }
+    }
+
+    fn account(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.account.into()]).expect("ascii")
+    }
+
+    fn client(&self) -> &str {
+        std::str::from_utf8(&self.text[self.account.into()..self.client.into()]).expect("ascii")
+    }
+}
+
+impl Traffic {
+    fn logins(self, draws: &mut Draws) -> Vec<Login> {
+        // Both of a login are hot or neither is, as of a client that asks often for its own account.
+        (0..REQUESTS)
+            .map(|_| match self {
+                Traffic::Skewed if draws.below(2) == 0 => Login::of(draws.below(KEYS / 100), draws.below(KEYS / 100)),
+                Traffic::Uniform | Traffic::Skewed => Login::of(draws.below(KEYS), draws.below(KEYS)),
+            })
+            .collect()
+    }
+}
+
+/// Prints the table.
+pub fn report() {
+    println!("decisions: two token buckets, 1 M accounts and 1 M clients, one thread");
+    let (engine, bare) = (composite(), Bare::new());
+    fill(&engine, &bare);
+    let [uniform, skewed] = [Traffic::Uniform, Traffic::Skewed].map(|traffic| measure(&engine, &bare, traffic));
+    let each = |nanoseconds: f64| format!("{nanoseconds:.0} ns");
+    line("naming and hashing alone, two counters", &each(uniform.naming), "");
+    line("bare: naming, hashing, two updates; uniform", &each(uniform.bare), "");
+    line(
+        "engine; uniform",
+        &format!("{} = {:.2} x bare", each(uniform.engine), uniform.engine / uniform.bare),
+        "goal 1.2 x",
+    );
+    line("bare; half of the traffic on 1 % of the keys", &each(skewed.bare), "");
+    line(
+        "engine; half of the traffic on 1 % of the keys",
+        &format!("{} = {:.2} M/s", each(skewed.engine), 1e3 / skewed.engine),
+        "goal 4 M/s",
+    );
+}
+
+/// Only the engine, for a profiler to look at.
+pub fn profile(rounds: usize) {
+    let (engine, bare) = (composite(), Bare::new());
+    fill(&engine, &bare);
+    let mut draws = Draws(7);
+    for _ in 0..rounds {
+        ask(&engine, &Traffic::Skewed.logins(&mut draws));
+    }
+}
+
+struct Cost {
+    naming: f64,
+    bare: f64,
+    engine: f64,
+}
+
+fn measure(engine: &Engine, bare: &Bare, traffic: Traffic) -> Cost {
+    let mut draws = Draws(0x5eed);
+    let logins = std::cell::RefCell::new(Vec::new());
+    let mut now = 1;
+    let costs = compare(
+        REQUESTS,
+        &mut || *logins.borrow_mut() = traffic.logins(&mut draws),
+        &mut [
+            &mut || {
+                for login in logins.borrow().iter() {
+                    black_box(bare.names(login.account(), login.client()));
+                }
+            },
+            &mut || {
+                for login in logins.borrow().iter() {
+                    now += 1;
+                    for name in bare.names(login.account(), login.client()) {
+                        black_box(bare.update(name, now));
+                    }
+                }
+            },
+            &mut || ask(engine, &logins.borrow()),
+        ],
+    );
+    Cost { naming: costs[0], bare: costs[1], engine: costs[2] }
+}
+
+fn ask(engine: &Engine, logins: &[Login]) {
+    for login in logins {
+        let entries = [("path", "/login"), ("account", login.account()), ("client", login.client())];
+        let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
+        let decision = decide(engine, &request);
+        assert!(black_box(decision).allowed());
+    }
+}
+
+/// Every key is known before anything is measured.
+fn fill(engine: &Engine, bare: &Bare) {
+    for key in 0..KEYS {
+        let login = Login::of(key, key);
+        ask(engine, std::slice::from_ref(&login));
+        for name in bare.names(login.account(), login.client()) {
+            bare.update(name, 1);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The engine in process: what a decision costs, what a counter weighs, and what many rules cost.
+//!
+//! One thread, CPU time of that thread, the allocator of the real binary. Everything that is compared is measured in
+//! turns within one run, because two runs on a shared machine differ by more than the goals do.
+//!
+//! ```text
+//!   cargo bench --bench engine                 all of it
+//!   cargo bench --bench engine -- decisions    or bytes, or rules
+//! ```
+
+mod baseline;
+mod books;
+mod bytes;
+mod decisions;
+mod rules;
+mod timing;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {
+    // Cargo adds `--bench` of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => {
+            decisions::report();
+            rules::report();
+            bytes::report();
+        }
+        ["decisions"] => decisions::report(),
+        ["decisions", rounds] => decisions::profile(rounds.parse().expect("a number of rounds")),
+        ["rules"] => rules::report(),
+        ["bytes"] => bytes::report(),
+        // In a process of its own, so that nothing but its table has grown.
+        ["bytes", algorithm] => bytes::measure(algorithm),
+        other => panic!("{other:?} is none of decisions, rules, bytes"),
+    }
+}

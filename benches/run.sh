@@ -1,0 +1,31 @@
+#!/bin/sh
+# Builds and runs every bench and prints their tables; benches/README.md says how to read them.
+#   benches/run.sh           all of them
+#   benches/run.sh engine    the engine in process
+#   benches/run.sh doors     the doors under load
+set -eu
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}/release
+
+engine() {
+    cargo bench --locked --bench engine --no-run
+    taskset -c 0 cargo bench --locked --bench engine
+}
+
+doors() {
+    if ! command -v h2load >/dev/null; then
+        echo "installing h2load (nghttp2-client)" >&2
+        apt-get install -y --no-install-recommends nghttp2-client >&2
+    fi
+    cargo build --locked --release --example doors --example idle_tonic --example noop_hyper
+    # By itself and last, so that what is measured and weighed is what is shipped: the examples ask more of some crates.
+    cargo build --locked --release --bin tollgate
+    taskset -c 1 "$target/examples/doors" "$target/examples/idle_tonic" "$target/examples/noop_hyper" "$target/tollgate"
+}
+
+case "${1:-all}" in
+    all) engine; doors ;;
+    engine) engine ;;
+    doors) doors ;;
+    *) echo "usage: benches/run.sh [engine|doors]" >&2; exit 2 ;;
+esac

@@ -1,0 +1,17 @@
+//! The idle tonic server: what a rate limit service costs that is written as tonic shows it and decides nothing.
+//! tonic's own transport, the system's allocator.
+
+mod noop;
+
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?.with_nodelay(Some(true));
+        noop::announce(incoming.local_addr()?);
+        Server::builder().add_service(noop::service()).serve_with_incoming(incoming).await?;
+        Ok(())
+    })
+}

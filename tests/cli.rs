@@ -1,0 +1,276 @@
+//! The real program: what it says and with which code it ends.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// The program in a directory of its own, without the variables of whoever runs the tests.
+fn tollgate(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.current_dir(directory).env_remove("TOLLGATE_CONFIG").env_remove("RUST_LOG").env("COLUMNS", "100");
+    command
+}
+
+fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("inside")).expect("created");
+        std::fs::write(path, text).expect("written");
+    }
+    directory
+}
+
+fn run(directory: &Path, arguments: &[&str]) -> Output {
+    tollgate(directory).args(arguments).output().expect("the program runs")
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+const GOOD: &str = r#"
+[limiters.login]
+algorithm = "sliding_window"
+limit = 5
+window = "5m"
+
+[limiters.api_free]
+algorithm = "token_bucket"
+limit = 100
+window = "1h"
+burst = 20
+
+[domains.edge.normalise]
+account = ["lowercase", "trim"]
+
+[[rules]]
+domain = "edge"
+name = "office"
+match = { remote_address = "10.0.0.0/8" }
+action = "allow"
+
+[[rules]]
+domain = "edge"
+name = "login"
+match = { path = "/login", method = "POST" }
+apply = [{ limiter = "login", key = ["account"] }, { limiter = "login", key = ["device"], charge = "own" }]
+
+[[rules]]
+domain = "edge"
+name = "quota"
+match = { account = "*" }
+apply = [{ limiter = "api_{tier}", otherwise = "api_free", key = ["account"] }]
+
+[[rules]]
+domain = "edge"
+name = "exports"
+match = { path = "/export", plan = "pro", region = "eu" }
+apply = [{ limiter = "login", key = ["account"] }]
+"#;
+
+const BAD: &str = "[limiters.login]\nalgorithm = 'sliding_window'\nlimit = 0\nwindow = '0s'\n";
+
+#[test]
+fn check_passes_a_good_file_and_refuses_a_bad_one_with_all_its_errors() {
+    let directory = written(&[("good.toml", GOOD), ("bad.toml", BAD)]);
+    let good = run(directory.path(), &["check", "good.toml"]);
+    assert_eq!((out(&good).as_str(), err(&good).as_str()), ("good.toml: good: 4 rules, 2 limiters, 1 store\n", ""));
+    assert_eq!(good.status.code(), Some(0));
+    let bad = run(directory.path(), &["check", "bad.toml", "good.toml"]);
+    assert_eq!(
+        err(&bad),
+        "bad.toml:3: limiters.login.limit is 0, expected more than zero\n\
+         bad.toml:4: limiters.login.window is \"0s\", expected more than zero\n"
+    );
+    assert_eq!(out(&bad), "good.toml: good: 4 rules, 2 limiters, 1 store\n");
+    assert_eq!(bad.status.code(), Some(1));
+    let missing = run(directory.path(), &["check", "none.toml"]);
+    assert_eq!((err(&missing).as_str(), missing.status.code()), ("none.toml: no such file or directory\n", Some(1)));
+}
+
+#[test]
+fn check_print_shows_what_takes_effect_and_masks_secrets() {
+    let text = "[server]\nsecret = '${SECRET}'\n[stores.a]\nengine = 'redis'\nurl = 'redis://me:${SECRET}@host/0'\n";
+    let directory = written(&[("a.toml", text)]);
+    let output = tollgate(directory.path())
+        .args(["check", "--print", "a.toml"])
+        .env("SECRET", "hunter2hunter2hunter2")
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(0));
+    insta::assert_snapshot!(out(&output) + &err(&output));
+}
+
+#[test]
+fn explain_says_which_rules_match_which_just_miss_and_what_is_charged() {
+    let directory = written(&[("tollgate.toml", GOOD)]);
+    let entries = ["path=/login", "method=POST", "remote_address=192.0.2.7", "account= Bob", "tier=gold"];
+    let output = run(directory.path(), &[&["explain", "edge"][..], &entries].concat());
+    assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""));
+    insta::assert_snapshot!("explain", out(&output));
+    let nothing = run(directory.path(), &["explain", "--config", "tollgate.toml", "egde", "path=/login"]);
+    insta::assert_snapshot!("explain_unknown_domain", out(&nothing));
+    let usage = run(directory.path(), &["explain", "edge", "path"]);
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(err(&usage).contains("expected ENTRY=VALUE, such as account=bob"), "{}", err(&usage));
+}
+
+#[test]
+fn usage_errors_end_with_two_and_help_and_version_with_zero() {
+    let directory = written(&[]);
+    for arguments in [&[][..], &["serv"], &["check"], &["serve", "--port", "1"], &["completions", "fsh"]] {
+        assert_eq!(run(directory.path(), arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    let help = run(directory.path(), &["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    insta::assert_snapshot!("help", out(&help));
+    let version = run(directory.path(), &["--version"]);
+    assert_eq!(out(&version), format!("tollgate {}\n", env!("CARGO_PKG_VERSION")));
+    for command in ["serve", "check", "explain", "completions"] {
+        assert!(out(&run(directory.path(), &[command, "--help"])).contains("Examples:"), "{command}");
+    }
+}
+
+#[test]
+fn schema_and_completions_print() {
+    let directory = written(&[]);
+    let schema = run(directory.path(), &["schema"]);
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/tollgate.schema.json");
+    assert!(out(&schema) == std::fs::read_to_string(committed).expect("the schema is there"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(directory.path(), &["completions", shell]);
+        assert_eq!(script.status.code(), Some(0));
+        assert!(out(&script).contains("explain"), "{shell}");
+    }
+}
+
+/// Starts `serve` and waits until it says that it listens; gives what it said until then.
+fn serve(command: &mut Command) -> (std::process::Child, String) {
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("the program runs");
+    let mut said = String::new();
+    for line in BufReader::new(child.stderr.take().expect("piped")).lines() {
+        let line = line.expect("text");
+        said += &line;
+        said.push('\n');
+        if line.contains("gRPC on ") {
+            break;
+        }
+    }
+    (child, said)
+}
+
+fn stop(mut child: std::process::Child) {
+    child.kill().expect("still there");
+    child.wait().expect("ended");
+}
+
+const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\n";
+
+#[test]
+fn serve_takes_the_first_configuration_in_the_order_of_search() {
+    let bad = |name: &str| format!("{ANY_PORT}{name} = 1\n");
+    let directory = written(&[
+        ("named.toml", &bad("named")),
+        ("variable.toml", &bad("variable")),
+        ("tollgate.toml", &bad("first")),
+        ("tollgate.yaml", "second: 1\n"),
+        ("tollgate.yml", "third: 1\n"),
+        ("config/tollgate.toml", &bad("fourth")),
+        ("config/tollgate.yaml", "fifth: 1\n"),
+        ("config/tollgate.yml", "sixth: 1\n"),
+    ]);
+    let path = directory.path();
+    let said = |command: &mut Command| err(&command.output().expect("the program runs"));
+    let named = said(tollgate(path).args(["serve", "--config", "named.toml"]).env("TOLLGATE_CONFIG", "variable.toml"));
+    assert!(named.starts_with("named.toml:4: server.named is not a known key"), "{named}");
+    let variable = said(tollgate(path).arg("serve").env("TOLLGATE_CONFIG", "variable.toml"));
+    assert!(variable.starts_with("variable.toml:4: server.variable"), "{variable}");
+    for (file, key) in [
+        ("./tollgate.toml", "first"),
+        ("./tollgate.yaml", "second"),
+        ("./tollgate.yml", "third"),
+        ("./config/tollgate.toml", "fourth"),
+        ("./config/tollgate.yaml", "fifth"),
+        ("./config/tollgate.yml", "sixth"),
+    ] {
+        let found = said(tollgate(path).arg("serve"));
+        assert!(found.starts_with(file) && found.contains(&format!("{key} is not a known key")), "{found}");
+        std::fs::remove_file(path.join(file)).expect("removed");
+    }
+}
+
+#[test]
+fn a_named_path_that_is_missing_is_an_error_and_never_a_fall_through() {
+    let directory = written(&[("tollgate.toml", ANY_PORT)]);
+    let named = run(directory.path(), &["serve", "--config", "other.toml"]);
+    assert_eq!((err(&named).as_str(), named.status.code()), ("other.toml: no such file or directory\n", Some(1)));
+    let output = tollgate(directory.path()).arg("serve").env("TOLLGATE_CONFIG", "gone.toml").output();
+    let variable = output.expect("the program runs");
+    let expected = "gone.toml: no such file or directory; TOLLGATE_CONFIG names it\n";
+    assert_eq!((err(&variable).as_str(), variable.status.code()), (expected, Some(1)));
+}
+
+#[test]
+fn serve_without_a_secret_warns_and_with_one_does_not() {
+    let with = format!("{ANY_PORT}secret = 'a long enough secret'\n");
+    let directory = written(&[("without.toml", ANY_PORT), ("with.toml", &with)]);
+    let (child, said) = serve(tollgate(directory.path()).args(["serve", "--config", "without.toml"]));
+    stop(child);
+    assert!(said.contains("warning: server.secret is not set"), "{said}");
+    let (child, said) = serve(tollgate(directory.path()).args(["serve", "--config", "with.toml"]));
+    stop(child);
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
+fn serving_with_a_store_that_is_not_built_is_refused_in_one_line() {
+    let text = "[stores.main]\nengine = 'redis'\nurl = 'redis://127.0.0.1:6379/0'\n";
+    let directory = written(&[("tollgate.toml", text)]);
+    let output = run(directory.path(), &["serve"]);
+    assert_eq!(
+        (err(&output).as_str(), output.status.code()),
+        (
+            "tollgate: stores.main has engine \"redis\", which is not built yet: this version serves with engine = \
+             \"memory\"\n",
+            Some(1)
+        )
+    );
+    assert_eq!(run(directory.path(), &["check", "tollgate.toml"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_busy_port_is_one_clear_line() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let directory = written(&[("tollgate.toml", &format!("[server]\ngrpc = '{address}'\nhttp = '127.0.0.1:0'\n"))]);
+    let output = run(directory.path(), &["serve"]);
+    let said = err(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("tollgate: server.grpc: ") && said.contains(&address), "{said}");
+}
+
+/// The first configuration that `serve` suggests, taken out of what it says.
+fn suggested(said: &str) -> String {
+    said.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
+    // Nothing is configured, so it wants the default ports. Where something else has them it says so last.
+    let directory = written(&[]);
+    let (mut child, output) = serve(tollgate(directory.path()).arg("serve"));
+    drop(child.kill());
+    child.wait().expect("ended");
+    assert!(output.contains("tollgate: gRPC on ") || output.contains("tollgate: server."), "{output}");
+    assert!(output.contains("no configuration found, so there are no rules and every request passes"), "{output}");
+    assert!(output.contains("looked at TOLLGATE_CONFIG (not set), ./tollgate.toml, ./tollgate.yaml"), "{output}");
+    std::fs::write(directory.path().join("tollgate.toml"), suggested(&output)).expect("written");
+    let check = run(directory.path(), &["check", "tollgate.toml"]);
+    assert_eq!(out(&check), "tollgate.toml: good: 1 rule, 1 limiter, 1 store\n", "{}", err(&check));
+}

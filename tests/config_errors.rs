@@ -1,0 +1,80 @@
+//! Every broken file of tests/config/broken with everything that is said about it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use tollgate::config::{Config, Source};
+
+fn variables(name: &str) -> Option<String> {
+    match name {
+        "PASSWORD" | "WORD" => Some("hunter2".to_owned()),
+        _ => None,
+    }
+}
+
+/// Random numbers that are the same in every run (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+}
+
+#[test]
+fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut random = Random(0x7011_6a7e);
+    for directory in ["config", "tests/config/broken"] {
+        for entry in std::fs::read_dir(root.join(directory)).expect("the directory is there") {
+            let path = entry.expect("readable").path();
+            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+            // A bomb is slow by design, and a schema is no configuration.
+            if name.starts_with("alias_bomb") || name.ends_with(".json") {
+                continue;
+            }
+            let whole: Vec<char> = std::fs::read_to_string(&path).expect("text").chars().collect();
+            for _ in 0..60 {
+                let mut text = whole.clone();
+                for _ in 0..=random.below(4) {
+                    let place = random.below(text.len());
+                    match random.below(4) {
+                        0 => text.truncate(place),
+                        1 => text.insert(
+                            place,
+                            ['{', '}', '[', ']', '"', '\n', '$', '-', ':', '\u{e9}', '\t'][random.below(11)],
+                        ),
+                        2 if place < text.len() => drop(text.remove(place)),
+                        _ => text.rotate_left(random.below(8).min(place)),
+                    }
+                }
+                let source = Source { name: name.clone(), text: text.into_iter().collect() };
+                drop(Config::read(&[source], &variables));
+            }
+        }
+    }
+}
+
+#[test]
+fn each_broken_file_is_told_everything_that_is_wrong_with_it_at_once() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");
+    let mut names: Vec<String> = std::fs::read_dir(&directory)
+        .expect("the directory is there")
+        .map(|entry| entry.expect("readable").file_name().into_string().expect("a plain name"))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 40, "only {} broken files", names.len());
+    let mut all = String::new();
+    for name in names {
+        let text = std::fs::read_to_string(directory.join(&name)).expect("readable");
+        let source = Source { name, text };
+        let errors = Config::read(std::slice::from_ref(&source), &variables);
+        let errors = errors.expect_err(&source.name);
+        writeln!(all, "{errors}\n").expect("writing to a text never fails");
+    }
+    assert!(!all.contains("hunter2"), "a secret is printed: {all}");
+    insta::assert_snapshot!(all);
+}

@@ -1,0 +1,180 @@
+//! What the documents tell a reader to write or to run is read or run here.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tollgate::config::{Config, Source};
+
+use crate::support::{Ask, Ports, Tollgate, project, read, servers};
+
+/// The documents with commands or configuration in them.
+const DOCUMENTS: [&str; 4] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "examples/README.md"];
+
+/// A fenced block: its language and its text.
+struct Block {
+    document: &'static str,
+    language: String,
+    text: String,
+}
+
+fn blocks(document: &'static str) -> Vec<Block> {
+    let text = read(document);
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(language) = line.strip_prefix("```") {
+            let text: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            blocks.push(Block { document, language: language.to_owned(), text: text.join("\n") });
+        }
+    }
+    blocks
+}
+
+fn all(language: &str) -> Vec<Block> {
+    DOCUMENTS.into_iter().flat_map(blocks).filter(|block| block.language == language).collect()
+}
+
+#[test]
+fn every_block_is_of_a_language_that_these_tests_know() {
+    let known = BTreeSet::from(["sh", "toml", "yaml", "text"]);
+    for block in DOCUMENTS.into_iter().flat_map(blocks) {
+        assert!(known.contains(block.language.as_str()), "{}: ```{}", block.document, block.language);
+    }
+}
+
+#[test]
+fn every_configuration_is_accepted() {
+    let written = all("toml");
+    assert!(!written.is_empty(), "the README shows a first rule");
+    for block in written {
+        let source = Source { name: format!("{} block.toml", block.document), text: block.text };
+        let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+        assert!(config.warnings.is_empty(), "{}: {:?}", block.document, config.warnings);
+    }
+}
+
+#[test]
+fn every_filter_is_accepted_by_a_real_envoy() {
+    let Some(envoy) = servers::envoy() else { return };
+    let filters = all("yaml");
+    assert_eq!(filters.len(), 2, "the README shows ext_authz and RLS");
+    for block in filters {
+        let filter: String = block.text.lines().map(|line| format!("          {line}\n")).collect();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("envoy.yaml");
+        fs::write(&file, AROUND_A_FILTER.replace("FILTERS\n", &filter)).expect("a file in the test's directory");
+        let output = Command::new(&envoy).args(["--mode", "validate", "-c"]).arg(&file).output().expect("envoy runs");
+        assert!(output.status.success(), "{}\n{}", block.text, String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn every_command_is_one_that_works() {
+    let targets = read("Makefile");
+    for line in all("sh").iter().flat_map(|block| block.text.lines()) {
+        let command = line.split(" #").next().unwrap_or_default().trim();
+        let words: Vec<&str> = command.split_whitespace().collect();
+        match words.as_slice() {
+            ["make", target] => assert!(targets.contains(&format!("\n{target}:")), "{line}"),
+            ["target/release/tollgate" | "tollgate", "serve", "--config", file] => assert!(served(file), "{line}"),
+            ["target/release/tollgate", arguments @ ..] => {
+                let output = in_a_new_project(arguments);
+                assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+            }
+            ["python3", file] | ["envoy", "-c", file] => assert!(project().join(file).is_file(), "{line}"),
+            // These build what runs here, and the curl line has the next test to itself.
+            ["cargo", "build", "--release"] => {}
+            ["curl", "-i", "-X", "POST", ..] => assert!(line.contains(FIRST_REQUEST), "{line}"),
+            [] => {}
+            _ => panic!("no test knows this command: {line}"),
+        }
+    }
+}
+
+const FIRST_REQUEST: &str = "-H 'x-account: bob' http://127.0.0.1:8080/authz/envoy/login";
+
+#[test]
+fn the_sixth_call_of_the_first_rule_is_refused_as_the_readme_says() {
+    let tollgate = Tollgate::start(&first_rule(), &Ports::free());
+    let ask = Ask::post("/authz/envoy/login").account("bob");
+    for _ in 0..5 {
+        tollgate.ask(&ask).expect(200);
+    }
+    let refused = tollgate.ask(&ask).expect(429);
+    assert_eq!(refused.retry_after(), Some(300));
+    assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
+    assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
+}
+
+#[test]
+fn every_command_of_the_table_has_help() {
+    let readme = read("README.md");
+    let commands = readme.lines().filter_map(|line| line.strip_prefix("| `tollgate ")?.split([' ', '`']).next());
+    let commands: Vec<&str> = commands.collect();
+    assert_eq!(commands, ["serve", "check", "explain", "schema", "completions"]);
+    for command in commands {
+        assert!(in_a_new_project(&[command, "--help"]).status.success(), "{command}");
+    }
+}
+
+#[test]
+fn every_linked_file_is_there() {
+    for document in DOCUMENTS {
+        let folder = project().join(document).parent().expect("a folder").to_owned();
+        for link in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            assert!(link.starts_with("http") || folder.join(link).exists(), "{document}: {link}");
+        }
+    }
+}
+
+fn first_rule() -> String {
+    let readme = blocks("README.md").into_iter().find(|block| block.language == "toml");
+    readme.expect("the README shows a first rule").text
+}
+
+/// Runs the binary beside a `tollgate.toml` that holds the first rule.
+fn in_a_new_project(arguments: &[&str]) -> Output {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    fs::write(directory.path().join("tollgate.toml"), first_rule()).expect("a file in the test's directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(arguments).current_dir(directory.path()).output().expect("the binary runs")
+}
+
+/// Whether a configuration that the documents name can be served.
+fn served(file: &str) -> bool {
+    let text = match Path::new(file) {
+        path if path == Path::new("tollgate.toml") => first_rule(),
+        path => read(path),
+    };
+    Tollgate::start(&text, &Ports::free()).ask(&Ask::get("/healthcheck")).status == 200
+}
+
+const AROUND_A_FILTER: &str = r#"
+static_resources:
+  listeners:
+  - name: main
+    address: { socket_address: { address: 127.0.0.1, port_value: 10000 } }
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: main
+          route_config: { virtual_hosts: [{ name: all, domains: ["*"], routes: [{ match: { prefix: / }, route: { cluster: tollgate } }] }] }
+          http_filters:
+FILTERS
+          - name: envoy.filters.http.router
+            typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+  clusters:
+  - name: tollgate
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }
+    load_assignment:
+      cluster_name: tollgate
+      endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 8081 } } } }] }]
+"#;

@@ -1,0 +1,334 @@
+//! What the memory store holds, and what goes when it is full (semantics 30).
+
+use smallvec::SmallVec;
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseAction, LeaseChange,
+    LeaseFate, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket,
+};
+use tollgate::store::{Memory, MemorySettings};
+
+const SECOND: u64 = 1_000_000;
+const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+/// The names of a flood: never the same twice, spread like hashes.
+fn name(number: u64) -> CounterName {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut mix = || {
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        mixed
+    };
+    CounterName([mix(), mix()])
+}
+
+const VICTIM: CounterName = CounterName([1, 2]);
+const BYSTANDER: CounterName = CounterName([3, 4]);
+
+fn window(limit: u32) -> Limit {
+    Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(3_600 * SECOND) })
+}
+
+fn log(limit: u32) -> Limit {
+    Limit::SlidingWindow(SlidingWindow { limit, window: 3_600 * SECOND })
+}
+
+fn slots(max: u32) -> Limit {
+    Limit::Concurrency(Concurrency { max, lease: 3_600 * SECOND })
+}
+
+fn bucket(limit: u32) -> Limit {
+    Limit::TokenBucket(TokenBucket::new(limit.into(), 3_600 * SECOND, limit, 0).expect("it can be held"))
+}
+
+fn pair(limit: u32) -> Limit {
+    Limit::SlidingCounter(SlidingCounter { limit, window: 3_600 * SECOND })
+}
+
+fn check(counter: CounterName, limit: Limit, cost: u32) -> Check {
+    Check {
+        counter,
+        store: 0,
+        limit,
+        needs: Needs { fits: cost, ..Needs::default() },
+        charges: Charges { admitted: cost, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    }
+}
+
+fn plan(lease: u64, checks: impl IntoIterator<Item = Check>) -> Plan {
+    let checks: SmallVec<[Check; 3]> = checks.into_iter().collect();
+    let groups = std::iter::once(u16::try_from(checks.len()).expect("a plan is short")).collect();
+    Plan { checks, groups, lease: LeaseId(lease.into()), ..Plan::default() }
+}
+
+/// A memory store of so many bytes, or keys.
+struct Small {
+    memory: Memory,
+    settings: MemorySettings,
+    asked: u64,
+}
+
+impl Small {
+    fn bytes(max_memory: usize) -> Self {
+        Self::new(MemorySettings { max_memory, max_keys: None })
+    }
+
+    fn keys(max_keys: usize) -> Self {
+        Self::new(MemorySettings { max_keys: Some(max_keys), ..MemorySettings::default() })
+    }
+
+    fn new(settings: MemorySettings) -> Self {
+        Self { memory: Memory::new(&[settings]), settings, asked: 0 }
+    }
+
+    fn apply(&mut self, checks: impl IntoIterator<Item = Check>, now: Timestamp) -> Applied {
+        self.asked += 1;
+        let applied = self.memory.apply(&plan(self.asked, checks), now);
+        self.stays_within();
+        applied
+    }
+
+    fn stays_within(&self) {
+        let usage = self.memory.usage()[0];
+        let MemorySettings { max_memory, max_keys } = self.settings;
+        assert!(usage.bytes <= max_memory, "{} bytes of {max_memory} after {} plans", usage.bytes, self.asked);
+        assert!(max_keys.is_none_or(|keys| usage.keys <= keys), "{} keys of {max_keys:?}", usage.keys);
+    }
+
+    /// What is left of a counter, seen without charging.
+    fn left(&mut self, counter: CounterName, limit: Limit) -> u32 {
+        let peek = Check {
+            needs: Needs { one_left: true, ..Needs::default() },
+            charges: Charges::default(),
+            ..check(counter, limit, 0)
+        };
+        self.apply([peek], NOW).answers[0].expect("a peek needs no room").remaining
+    }
+}
+
+#[test]
+fn a_flood_of_keys_erases_neither_the_attacked_account_nor_one_that_is_used_more() {
+    for limit in [window(5), log(5), bucket(5), pair(5)] {
+        for mut store in [Small::bytes(64 << 10), Small::bytes(600 << 10), Small::keys(500), Small::keys(5_000)] {
+            for _ in 0..6 {
+                store.apply([check(VICTIM, limit, 1)], NOW);
+            }
+            for _ in 0..3 {
+                store.apply([check(BYSTANDER, limit, 1)], NOW);
+            }
+            for number in 0..30_000 {
+                store.apply([check(name(number), limit, 1)], NOW);
+            }
+            assert!(store.memory.usage()[0].evictions > 0, "the flood did not fill the store");
+            assert_eq!(store.left(VICTIM, limit), 0, "{limit:?}");
+            assert_eq!(store.left(BYSTANDER, limit), 2, "{limit:?}");
+        }
+    }
+}
+
+#[test]
+fn a_flood_through_an_attacked_account_does_not_free_it() {
+    // Each request charges an address of its own and the account under attack, which refuses.
+    let mut store = Small::bytes(64 << 10);
+    for number in 0..20_000 {
+        let applied = store.apply([check(name(number), window(30), 1), check(VICTIM, window(5), 1)], NOW);
+        assert_eq!(applied.admitted, number < 5);
+    }
+}
+
+#[test]
+fn debts_rank_as_exhausted() {
+    let owing = Limit::TokenBucket(TokenBucket::new(5, 3_600 * SECOND, 5, 100).expect("it can be held"));
+    let mut store = Small::keys(100);
+    let whole = Check { needs: Needs { one_left: true, ..Needs::default() }, ..check(VICTIM, owing, 50) };
+    store.apply([whole], NOW);
+    for number in 0..5_000 {
+        store.apply([check(name(number), owing, 4)], NOW);
+    }
+    assert_eq!(store.left(VICTIM, owing), 0);
+}
+
+#[test]
+fn every_kind_of_counter_stays_within_the_bytes() {
+    let kinds = [window(5), log(3), log(200), bucket(9), pair(7), slots(4)];
+    for max_memory in [0, 1_000, 20_000, 64 << 10, 300 << 10, 1 << 20] {
+        let mut store = Small::bytes(max_memory);
+        for number in 0..20_000_u64 {
+            let kind = |shift: u64| kinds[(name(number).0[1] >> shift) as usize % kinds.len()];
+            let cost = |limit: Limit| match limit {
+                Limit::SlidingWindow(SlidingWindow { limit: 200, .. }) => 1 + (number % 90) as u32,
+                _ => 1,
+            };
+            // Some keys are new and some come back.
+            let (first, second) = (name(number), name(1 << 40 | (number % 700)));
+            let counters = [(first, kind(0)), (second, kinds[(number % 700) as usize % kinds.len()])];
+            store.apply(counters.map(|(counter, limit)| check(counter, limit, cost(limit))), NOW.plus(number * 40_000));
+        }
+    }
+}
+
+#[test]
+fn logs_that_grow_stay_within_the_bytes() {
+    for max_memory in [20_000, 100_000, 300_000] {
+        let mut store = Small::bytes(max_memory);
+        for number in 0..20_000 {
+            store.apply([check(name(number % 7), log(10_000), 3)], NOW.plus(number));
+        }
+    }
+}
+
+#[test]
+fn leases_that_pile_up_on_one_counter_stay_within_the_bytes() {
+    let mut store = Small::bytes(50_000);
+    let admitted = (0..3_000).filter(|_| store.apply([check(VICTIM, slots(100_000), 1)], NOW).admitted).count();
+    assert!((500..3_000).contains(&admitted), "{admitted} leases of 48 bytes in 50 000");
+}
+
+#[test]
+fn keys_that_expire_and_come_back_stay_within_the_bytes() {
+    let mut store = Small::bytes(64 << 10);
+    let brief = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::FirstHit(SECOND) });
+    for number in 0..40_000 {
+        let now = NOW.plus(number * 2_000);
+        assert!(store.apply([check(name(number), brief, 1)], now).admitted);
+        if number % 5_000 == 0 {
+            store.memory.sweep(now);
+            store.stays_within();
+        }
+    }
+}
+
+#[test]
+fn a_store_full_of_busy_keys_still_uses_most_of_its_bytes() {
+    let mut store = Small::bytes(1 << 20);
+    for number in 0..100_000 {
+        store.apply([check(name(number), window(5), 1)], NOW);
+    }
+    let usage = store.memory.usage()[0];
+    assert!(usage.bytes > (1 << 20) * 7 / 10, "{} bytes are used of {}", usage.bytes, 1 << 20);
+    assert!(usage.bytes / usage.keys <= 64, "{} bytes a key", usage.bytes / usage.keys);
+}
+
+#[test]
+fn leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
+    for mut store in [Small::keys(50), Small::bytes(20_000)] {
+        let taken = (0..500).take_while(|&number| store.apply([check(name(number), slots(2), 1)], NOW).admitted);
+        let taken = taken.count() as u64;
+        assert!((50..400).contains(&taken), "{taken} leases");
+        // What is left over is too little for a lease, but not for a count.
+        let filled = (500..1_000).take_while(|&number| store.apply([check(name(number), window(1), 1)], NOW).admitted);
+        assert!(filled.count() < 50);
+
+        for (policy, admitted) in
+            [(OnStoreError::Local, false), (OnStoreError::Deny, false), (OnStoreError::Allow, true)]
+        {
+            for limit in [slots(2), window(5), log(5), bucket(5), pair(5)] {
+                let one_more = Check { on_store_error: policy, ..check(name(9_999), limit, 1) };
+                let applied = store.apply([one_more], NOW);
+                assert_eq!(applied.answers.as_slice(), [Err(Fault::Full)], "{policy:?}");
+                assert_eq!(applied.admitted, admitted, "{policy:?}");
+            }
+        }
+        for number in 0..taken {
+            assert_eq!(store.left(name(number), slots(2)), 1, "every lease is still held");
+        }
+
+        let release = |number: u64| LeaseChange {
+            counter: name(number),
+            store: 0,
+            lease: LeaseId((number + 1).into()),
+            action: LeaseAction::Release,
+        };
+        let plan = Plan { changes: (0..2).map(release).collect(), ..Plan::default() };
+        assert_eq!(store.memory.apply(&plan, NOW).fates.as_slice(), [LeaseFate::Done; 2]);
+        assert!(store.apply([check(name(9_999), window(5), 1)], NOW).admitted, "what was given back is room");
+    }
+}
+
+#[test]
+fn counters_with_nothing_left_are_never_evicted() {
+    let mut store = Small::keys(50);
+    for number in 0..50 {
+        assert!(store.apply([check(name(number), window(1), 1)], NOW).admitted);
+    }
+    assert_eq!(store.apply([check(name(1_000), window(1), 1)], NOW).answers.as_slice(), [Err(Fault::Full)]);
+    assert_eq!(store.left(name(7), window(1)), 0);
+    let later = NOW.plus(3_600 * SECOND);
+    assert!(store.apply([check(name(1_000), window(1), 1)], later).admitted, "forgotten counters go");
+}
+
+#[test]
+fn where_one_check_finds_no_room_the_others_still_decide() {
+    let mut store = Small::keys(50);
+    for number in 0..50 {
+        store.apply([check(name(number), window(2), 1)], NOW);
+        store.apply([check(name(number), window(2), 1)], NOW);
+    }
+    let nowhere = Check { on_store_error: OnStoreError::Allow, ..check(name(1_000), window(2), 1) };
+    let refused = store.apply([nowhere, check(name(3), window(2), 1)], NOW);
+    assert!(!refused.admitted, "a limit that is used up refuses");
+    assert_eq!(refused.answers[0], Err(Fault::Full));
+    assert!(!refused.answers[1].expect("it is held").passes);
+
+    let strict = Check { on_store_error: OnStoreError::Deny, ..nowhere };
+    let own = Check {
+        limit: window(5),
+        charges: Charges { admitted: 1, passed: 1, refused: 0 },
+        ..check(name(3), window(5), 1)
+    };
+    let refused = store.apply([strict, own], NOW);
+    assert!(!refused.admitted);
+    assert_eq!(refused.answers[1].expect("it is held").remaining, 2, "who pays for refusals pays for this one");
+}
+
+#[test]
+fn forgotten_counters_go_before_any_that_count() {
+    let mut store = Small::keys(100);
+    let brief = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::FirstHit(SECOND) });
+    for number in 0..50 {
+        store.apply([check(name(number), brief, 2)], NOW);
+        store.apply([check(name(1_000 + number), window(50), 1)], NOW);
+    }
+    let later = NOW.plus(2 * SECOND);
+    store.memory.sweep(later);
+    assert_eq!(store.memory.usage()[0].keys, 50);
+    for number in 2_000..2_050 {
+        assert!(store.apply([check(name(number), window(50), 1)], later).admitted);
+    }
+    assert_eq!(store.memory.usage()[0].evictions, 0);
+    assert_eq!(store.left(name(1_007), window(50)), 49);
+}
+
+#[test]
+fn a_sweep_forgets_what_expired_and_gives_memory_back() {
+    let mut store = Small::bytes(8 << 20);
+    let kinds = [window(5), log(5), bucket(5), pair(5), slots(5)];
+    for number in 0..20_000 {
+        store.apply([check(name(number), kinds[number as usize % kinds.len()], 1)], NOW);
+    }
+    let full = store.memory.usage()[0];
+    assert_eq!(full.keys, 20_000);
+    store.memory.sweep(NOW.plus(SECOND));
+    assert_eq!(store.memory.usage()[0].keys, 20_000, "all of it counts still");
+    store.memory.sweep(NOW.plus(2 * 3_600 * SECOND));
+    let swept = store.memory.usage()[0];
+    assert_eq!(swept.keys, 0);
+    assert!(swept.bytes < full.bytes / 10, "{} bytes of {}", swept.bytes, full.bytes);
+}
+
+#[test]
+fn spaces_have_bounds_of_their_own() {
+    let small = MemorySettings { max_keys: Some(20), ..MemorySettings::default() };
+    let memory = Memory::new(&[small, MemorySettings::default()]);
+    for number in 0..1_000 {
+        let both = [check(name(number), window(5), 1), Check { store: 1, ..check(name(number), window(5), 1) }];
+        assert!(memory.apply(&plan(number, both), NOW).admitted);
+    }
+    let keys: Vec<usize> = memory.usage().iter().map(|usage| usage.keys).collect();
+    assert_eq!(keys, [20, 1_000]);
+}
