@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limiter::{Applied, Concurrency, Limit, OnStoreError, Outcome};
-use crate::rules::{End, LeaseToken, Link, Planned, RefusalText, Refused, Rules};
+use crate::rules::{End, LeaseToken, Link, MOST_SLOTS_A_LEASE, Planned, RefusalText, Refused, Rules};
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is
 /// answered by the same version.
 #[derive(Debug)]
 pub struct Decision {
     rules: Arc<Rules>,
-    planned: Planned,
+    planned: Box<Planned>,
     applied: Applied,
     /// The link of the check that decides a refusal.
     deciding: Option<usize>,
@@ -89,7 +89,7 @@ pub struct Counted<'a> {
 
 impl Decision {
     /// Judges what the checks of a plan came to.
-    pub fn judge(rules: Arc<Rules>, planned: Planned, applied: Applied) -> Self {
+    pub fn judge(rules: Arc<Rules>, planned: Box<Planned>, applied: Applied) -> Self {
         let lease = match planned.refused.is_none() && applied.admitted {
             true => hand_out(&rules, &planned, &applied),
             false => None,
@@ -274,10 +274,17 @@ impl Decision {
 /// The text of the lease under which this request took slots, if it took any.
 fn hand_out(rules: &Rules, planned: &Planned, applied: &Applied) -> Option<String> {
     let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(Concurrency { .. }));
-    let taken = planned.plan.checks.iter().zip(&applied.answers).filter(|(check, answer)| {
-        holds(&check.limit) && check.charges.admitted > 0 && answer.is_ok_and(|outcome| outcome.passes)
-    });
-    let slots: smallvec::SmallVec<_> = taken.map(|(check, _)| (check.store, check.counter)).collect();
+    let taken = |shadow: bool| {
+        planned.plan.checks.iter().zip(&applied.answers).filter(move |(check, answer)| {
+            check.shadow == shadow
+                && holds(&check.limit)
+                && check.charges.admitted > 0
+                && answer.is_ok_and(|outcome| outcome.passes)
+        })
+    };
+    // A lease has room for all slots that are enforced; those in shadow come after and may be left to expire.
+    let slots = taken(false).chain(taken(true)).take(MOST_SLOTS_A_LEASE);
+    let slots: smallvec::SmallVec<_> = slots.map(|(check, _)| (check.store, check.counter)).collect();
     if slots.is_empty() {
         return None;
     }

@@ -218,6 +218,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
     for name in [
         "accepts_nothing_else.toml",
         "bounds.toml",
+        "bounds_too_large.toml",
         "choices.yaml",
         "domains.yaml",
         "durations.yaml",
@@ -246,6 +247,20 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
     for empty in ["", "# nothing\n"] {
         assert!(read_with("a.toml", empty, &|_| None).is_ok());
         assert!(read_with("a.yaml", empty, &|_| None).is_ok());
+    }
+}
+
+#[test]
+fn the_largest_bounds_are_taken() {
+    let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
+    assert_eq!((bounds.descriptors, bounds.entries, bounds.checks), (1000, 1000, 4096));
+}
+
+#[test]
+fn a_memory_store_has_a_mebibyte_at_least() {
+    for written in ["1048576", "'1MiB'", "'1024KiB'"] {
+        let config = read(&format!("[stores.a]\nengine = 'memory'\nmax_memory = {written}\n"));
+        assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 1 << 20));
     }
 }
 
@@ -371,7 +386,7 @@ fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_pass
     let errors = read_with("a.toml", &text.replace("${UNSET:-}", "${UNSET}"), &environment).expect_err("refused");
     assert_eq!(
         errors.to_string(),
-        "a.toml:5: stores.main.key_prefix is \"${UNSET}\", the variable UNSET is not set; set it, or write ${UNSET:-default}"
+        "a.toml:5: stores.main.key_prefix needs the variable UNSET, which is not set; set it, or write ${UNSET:-default}"
     );
 }
 
@@ -402,7 +417,9 @@ fn a_file_is_read_beside_the_configuration_without_its_last_line_break() {
 fn secrets_never_print() {
     let text = "[server]\nsecret = 'hunter2 hunter2 hunter2'\n\
                 [stores.a]\nengine = 'redis'\nurl = 'redis://user:hunter2@host:6379/0'\npassword = 'hunter2'\n\
-                [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n";
+                [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n\
+                [stores.c]\nengine = 'redis'\nurl = 'redis://:hunter2?hunter2@host/0'\n\
+                [stores.d]\nengine = 'postgres'\nurl = 'postgres://host/db?password=a@hunter2'\n";
     let config = read(text);
     let effective = config.effective();
     for printed in [format!("{config:?}"), format!("{config:#?}"), effective.clone()] {

@@ -91,7 +91,9 @@ fn facts(answer: &CheckResponse) -> HashMap<String, String> {
 fn settings_with(entries: &[(&str, Source)], trusted_hops: usize) -> Settings {
     let entries =
         entries.iter().map(|(key, from)| ((*key).to_owned(), EntrySource { from: from.clone(), default: None }));
-    Settings { authz: Authz { domain: "edge".into(), entries: entries.collect(), trusted_hops }, ..settings() }
+    let authz =
+        Authz { domain: "edge".into(), entries: entries.collect(), trusted_hops, trust_external_address: false };
+    Settings { authz, ..settings() }
 }
 
 /// Counts to one by an entry: what was asked before is refused.
@@ -147,30 +149,36 @@ async fn a_refusal_says_why_and_until_when() {
 #[tokio::test]
 async fn semantics_34_the_address_is_what_envoy_vouches_for() {
     let by_address = |headers: &[(&str, &str)]| asked("GET", "/", headers);
-    let same = async |hops, first: &[(&str, &str)], second: &[(&str, &str)]| {
-        same(settings_with(&[], hops), "remote_address", by_address(first), by_address(second)).await
+    let same = async |trust_external_address, hops, first: &[(&str, &str)], second: &[(&str, &str)]| {
+        let mut settings = settings_with(&[], hops);
+        settings.authz.trust_external_address = trust_external_address;
+        same(settings, "remote_address", by_address(first), by_address(second)).await
     };
-    // What Envoy writes wins over everything.
     let external = |address| ("x-envoy-external-address", address);
     let forwarded = |list| ("x-forwarded-for", list);
-    assert!(
-        same(1, &[external("192.0.2.7"), forwarded("1.1.1.1")], &[external("192.0.2.7"), forwarded("2.2.2.2")]).await
-    );
-    assert!(!same(1, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
+    // Unless Envoy is known to write its own header, that is the client's word like any other.
+    assert!(same(false, 0, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
+    // Where it is, it wins over everything.
+    let seen = |list| [external("192.0.2.7"), forwarded(list)];
+    assert!(same(true, 1, &seen("1.1.1.1"), &seen("2.2.2.2")).await);
+    assert!(!same(true, 1, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
+    // Envoy writes one address and nothing else.
+    assert!(same(true, 0, &[external("192.0.2.7,10.0.0.1")], &[external("192.0.2.8,10.0.0.1")]).await);
+    assert!(same(true, 0, &[external("anybody")], &[external("somebody")]).await);
     // Without trusted hops no forwarded address is believed.
-    assert!(same(0, &[forwarded("192.0.2.7")], &[forwarded("192.0.2.8")]).await);
+    assert!(same(false, 0, &[forwarded("192.0.2.7")], &[forwarded("192.0.2.8")]).await);
     // From the right, so that the client cannot choose.
-    assert!(same(1, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
-    assert!(!same(2, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
+    assert!(same(false, 1, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
+    assert!(!same(false, 2, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
     // Fewer addresses than trusted hops: the peer.
-    assert!(same(2, &[forwarded("6.6.6.6")], &[forwarded("7.7.7.7")]).await);
+    assert!(same(false, 2, &[forwarded("6.6.6.6")], &[forwarded("7.7.7.7")]).await);
 }
 
 #[tokio::test]
 async fn semantics_27_an_ipv6_client_is_its_prefix_and_a_mapped_address_is_ipv4() {
     let same = async |first: &str, second: &str| {
-        let by = |address| asked("GET", "/", &[("x-envoy-external-address", address)]);
-        same(settings_with(&[], 0), "remote_address", by(first), by(second)).await
+        let by = |address| asked("GET", "/", &[("x-forwarded-for", address)]);
+        same(settings_with(&[], 1), "remote_address", by(first), by(second)).await
     };
     assert!(same("2001:db8::1", "2001:db8::2").await);
     assert!(!same("2001:db8::1", "2001:db8:0:1::1").await);

@@ -8,7 +8,8 @@ use tollgate::server::{Authz, EntrySource, Settings, Source};
 
 fn settings_with(trusted_hops: usize) -> Settings {
     let account = EntrySource { from: Source::Header("x-account".into()), default: None };
-    let authz = Authz { domain: "edge".into(), entries: vec![("account".into(), account)], trusted_hops };
+    let entries = vec![("account".into(), account)];
+    let authz = Authz { domain: "edge".into(), entries, trusted_hops, trust_external_address: false };
     Settings { authz, ..settings() }
 }
 
@@ -76,8 +77,12 @@ async fn only_exactly_200_passes_so_a_refusal_never_says_2xx() {
 
 /// Whether two heads are counted as one client.
 async fn same(path: &str, trusted_hops: usize, first: &str, second: &str) -> bool {
+    same_by(settings_with(trusted_hops), path, first, second).await
+}
+
+async fn same_by(settings: Settings, path: &str, first: &str, second: &str) -> bool {
     let rules = [rule("once", &[], &[("once", &["remote_address"])])];
-    let service = Service::start_with(settings_with(trusted_hops), book([window("once", 1, 60)], rules)).await;
+    let service = Service::start_with(settings, book([window("once", 1, 60)], rules)).await;
     let head = |headers: &str| format!("GET {path} HTTP/1.1\r\nhost: h{headers}");
     assert_eq!(service.ask(&head(first)).await.status, 200);
     service.ask(&head(second)).await.status != 200
@@ -86,21 +91,24 @@ async fn same(path: &str, trusted_hops: usize, first: &str, second: &str) -> boo
 #[tokio::test]
 async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_else() {
     let envoy = "/authz/envoy/";
-    assert!(
-        !same(envoy, 0, "\r\nx-envoy-external-address: 192.0.2.7", "\r\nx-envoy-external-address: 192.0.2.8").await
-    );
+    let (seven, eight) = ("\r\nx-envoy-external-address: 192.0.2.7", "\r\nx-envoy-external-address: 192.0.2.8");
+    assert!(same(envoy, 0, seven, eight).await);
+    let mut believing = settings_with(0);
+    believing.authz.trust_external_address = true;
+    assert!(!same_by(believing.clone(), envoy, seven, eight).await);
+    assert!(same_by(believing.clone(), envoy, &seven.repeat(2), &format!("{seven}{eight}")).await);
     assert!(same(envoy, 0, "\r\nx-forwarded-for: 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.8").await);
     assert!(same(envoy, 0, "\r\nx-real-ip: 192.0.2.7", "\r\nx-real-ip: 192.0.2.8").await);
     assert!(same(envoy, 1, "\r\nx-forwarded-for: 6.6.6.6, 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.7").await);
     let nginx = "/authz/nginx";
     assert!(!same(nginx, 0, "\r\nx-real-ip: 192.0.2.7", "\r\nx-real-ip: 192.0.2.8").await);
     // nginx passes on all that the client says.
-    assert!(same(nginx, 0, "\r\nx-envoy-external-address: 192.0.2.7", "\r\nx-envoy-external-address: 192.0.2.8").await);
+    assert!(same_by(believing.clone(), nginx, seven, eight).await);
     let forward = "/authz/forward";
     assert!(!same(forward, 0, "\r\nx-forwarded-for: 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.8").await);
     assert!(same(forward, 0, "\r\nx-forwarded-for: 6.6.6.6, 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.7").await);
     assert!(same(forward, 0, "\r\nx-real-ip: 192.0.2.7", "\r\nx-real-ip: 192.0.2.8").await);
-    assert!(same(forward, 0, "\r\nx-envoy-external-address: 1.1.1.1", "\r\nx-envoy-external-address: 2.2.2.2").await);
+    assert!(same_by(believing, forward, seven, eight).await);
 }
 
 #[tokio::test]

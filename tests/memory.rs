@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseAction, LeaseChange,
-    LeaseFate, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket,
+    LeaseFate, LeaseId, Limit, MOST_SLOTS, Needs, OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket,
 };
 use tollgate::store::{Memory, MemorySettings};
 
@@ -66,6 +66,15 @@ fn plan(lease: u64, checks: impl IntoIterator<Item = Check>) -> Plan {
     Plan { checks, groups, lease: LeaseId(lease.into()), ..Plan::default() }
 }
 
+/// A check that charges nothing.
+fn peek(counter: CounterName, limit: Limit) -> Check {
+    Check {
+        needs: Needs { one_left: true, ..Needs::default() },
+        charges: Charges::default(),
+        ..check(counter, limit, 0)
+    }
+}
+
 /// A memory store of so many bytes, or keys.
 struct Small {
     memory: Memory,
@@ -102,12 +111,7 @@ impl Small {
 
     /// What is left of a counter, seen without charging.
     fn left(&mut self, counter: CounterName, limit: Limit) -> u32 {
-        let peek = Check {
-            needs: Needs { one_left: true, ..Needs::default() },
-            charges: Charges::default(),
-            ..check(counter, limit, 0)
-        };
-        self.apply([peek], NOW).answers[0].expect("a peek needs no room").remaining
+        self.apply([peek(counter, limit)], NOW).answers[0].expect("a peek needs no room").remaining
     }
 }
 
@@ -216,18 +220,16 @@ fn a_store_full_of_busy_keys_still_uses_most_of_its_bytes() {
 
 #[test]
 fn leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
-    for mut store in [Small::keys(50), Small::bytes(20_000)] {
+    // Where the bytes are what is short, there may still be room for a count, but not for a lease.
+    let short_of_keys = [slots(2), window(5), log(5), bucket(5), pair(5)];
+    for (mut store, limits) in [(Small::keys(50), &short_of_keys[..]), (Small::bytes(20_000), &short_of_keys[..1])] {
         let taken = (0..500).take_while(|&number| store.apply([check(name(number), slots(2), 1)], NOW).admitted);
         let taken = taken.count() as u64;
         assert!((50..400).contains(&taken), "{taken} leases");
-        // What is left over is too little for a lease, but not for a count.
-        let filled = (500..1_000).take_while(|&number| store.apply([check(name(number), window(1), 1)], NOW).admitted);
-        assert!(filled.count() < 50);
-
         for (policy, admitted) in
             [(OnStoreError::Local, false), (OnStoreError::Deny, false), (OnStoreError::Allow, true)]
         {
-            for limit in [slots(2), window(5), log(5), bucket(5), pair(5)] {
+            for &limit in limits {
                 let one_more = Check { on_store_error: policy, ..check(name(9_999), limit, 1) };
                 let applied = store.apply([one_more], NOW);
                 assert_eq!(applied.answers.as_slice(), [Err(Fault::Full)], "{policy:?}");
@@ -251,39 +253,92 @@ fn leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
 }
 
 #[test]
-fn counters_with_nothing_left_are_never_evicted() {
-    let mut store = Small::keys(50);
+fn counters_with_nothing_left_go_last() {
+    let mut store = Small::keys(100);
     for number in 0..50 {
         assert!(store.apply([check(name(number), window(1), 1)], NOW).admitted);
+        assert!(store.apply([check(name(1_000 + number), window(50), 49)], NOW).admitted);
     }
-    assert_eq!(store.apply([check(name(1_000), window(1), 1)], NOW).answers.as_slice(), [Err(Fault::Full)]);
-    assert_eq!(store.left(name(7), window(1)), 0);
-    let later = NOW.plus(3_600 * SECOND);
-    assert!(store.apply([check(name(1_000), window(1), 1)], later).admitted, "forgotten counters go");
+    for number in 2_000..2_050 {
+        assert!(store.apply([check(name(number), window(1), 1)], NOW).admitted, "those with something left go");
+    }
+    assert!((0..50).all(|number| store.left(name(number), window(1)) == 0), "none with nothing left went");
+    assert!(
+        store.apply([check(name(3_000), window(1), 1)], NOW).admitted,
+        "where nothing else can go, one of them does"
+    );
+    let left: u32 = (0..50).map(|number| store.left(name(number), window(1))).sum();
+    assert!(left <= 1, "{left} went for one");
+}
+
+#[test]
+fn a_bucket_that_has_drained_goes_before_one_that_has_not() {
+    let mut store = Small::keys(64);
+    for number in 0..32 {
+        store.apply([check(name(number), bucket(10), 10)], NOW);
+    }
+    // Half an hour later those are half full; these have nothing left.
+    let later = NOW.plus(1_800 * SECOND);
+    for number in 32..64 {
+        store.apply([check(name(number), bucket(10), 10)], later);
+    }
+    for number in 100..116 {
+        assert!(store.apply([check(name(number), bucket(10), 9)], later).admitted);
+    }
+    let held = |number: u64| store.memory.apply(&plan(0, [peek(name(number), bucket(10))]), later).answers[0];
+    let full = (32..64).filter(|&number| held(number).is_ok_and(|outcome| outcome.remaining > 0)).count();
+    assert_eq!(full, 0, "none with nothing left went");
+}
+
+#[test]
+fn one_counter_may_take_as_many_slots_as_can_be_configured() {
+    let memory = Memory::new(&[MemorySettings::default()]);
+    for lease in 0..u64::from(MOST_SLOTS) {
+        assert!(memory.apply(&plan(lease, [check(VICTIM, slots(MOST_SLOTS), 1)]), NOW).admitted, "slot {lease}");
+    }
+    assert!(!memory.apply(&plan(u64::MAX, [check(VICTIM, slots(MOST_SLOTS), 1)]), NOW).admitted);
+}
+
+#[test]
+fn logs_stay_while_the_store_has_room_wherever_they_lie() {
+    let memory = Memory::new(&[MemorySettings::default()]);
+    for number in 0..1_000 {
+        assert!(memory.apply(&plan(0, [check(name(number), log(10_000), 9_000)]), NOW).admitted);
+    }
+    let left = |number| memory.apply(&plan(0, [peek(name(number), log(10_000))]), NOW).answers[0];
+    assert!((0..1_000).all(|number| left(number).is_ok_and(|outcome| outcome.remaining == 1_000)));
+    assert_eq!(memory.usage()[0].evictions, 0, "72 MB of grants are far from 256 MiB");
+}
+
+#[test]
+fn a_store_that_is_full_of_small_counters_still_takes_a_large_one() {
+    let memory = Memory::new(&[MemorySettings { max_memory: 8 << 20, max_keys: None }]);
+    for number in 0..300_000 {
+        memory.apply(&plan(0, [check(name(number), window(50), 1)]), NOW);
+    }
+    for lease in 0..5_000 {
+        assert!(memory.apply(&plan(lease, [check(VICTIM, slots(5_000), 1)]), NOW).admitted, "slot {lease}");
+    }
+    assert!(memory.usage()[0].bytes <= 8 << 20);
 }
 
 #[test]
 fn where_one_check_finds_no_room_the_others_still_decide() {
     let mut store = Small::keys(50);
     for number in 0..50 {
-        store.apply([check(name(number), window(2), 1)], NOW);
-        store.apply([check(name(number), window(2), 1)], NOW);
+        store.apply([check(name(number), slots(2), 1)], NOW);
     }
     let nowhere = Check { on_store_error: OnStoreError::Allow, ..check(name(1_000), window(2), 1) };
-    let refused = store.apply([nowhere, check(name(3), window(2), 1)], NOW);
+    let refused = store.apply([nowhere, check(name(3), slots(1), 1)], NOW);
     assert!(!refused.admitted, "a limit that is used up refuses");
     assert_eq!(refused.answers[0], Err(Fault::Full));
     assert!(!refused.answers[1].expect("it is held").passes);
-
     let strict = Check { on_store_error: OnStoreError::Deny, ..nowhere };
-    let own = Check {
-        limit: window(5),
-        charges: Charges { admitted: 1, passed: 1, refused: 0 },
-        ..check(name(3), window(5), 1)
-    };
-    let refused = store.apply([strict, own], NOW);
-    assert!(!refused.admitted);
-    assert_eq!(refused.answers[1].expect("it is held").remaining, 2, "who pays for refusals pays for this one");
+    assert!(!store.apply([strict, check(name(3), slots(2), 1)], NOW).admitted);
+    assert!(
+        store.apply([nowhere, check(name(3), slots(2), 1)], NOW).admitted,
+        "and allow lets pass what it cannot hold"
+    );
 }
 
 #[test]

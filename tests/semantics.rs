@@ -599,6 +599,38 @@ fn semantics_13_on_a_counter_that_both_use_enforced_wins() {
 }
 
 #[test]
+fn semantics_13_a_rule_in_shadow_opens_no_door() {
+    let shadow = |rule: Rule| Rule { shadow: true, ..rule };
+    let ban = rule("ban", &[("account", "*")], Action::Deny);
+    let trials = [
+        shadow(rule("friends", &[("account", "*")], Action::Allow)),
+        Rule { last: true, ..shadow(applies("last", [apply("limiter", &["account"])])) },
+    ];
+    for trial in trials {
+        let world = World::new(vec![quota("limiter", 9, secs(60), LOG)], vec![trial, ban.clone()]);
+        assert_eq!(world.ask(A).rule(), Some("ban"), "the walk goes on past a rule in shadow");
+    }
+    let closed = Domain { name: DOMAIN.to_owned(), unmatched: Unmatched::Deny, ..Domain::default() };
+    let world = World::of(RuleBook {
+        domains: vec![closed],
+        limiters: vec![quota("limiter", 9, secs(60), LOG)],
+        rules: vec![shadow(applies("trial", [apply("limiter", &["account"])]))],
+        ..RuleBook::default()
+    });
+    assert!(!world.passes(A), "a rule in shadow alone is no match");
+}
+
+#[test]
+fn semantics_13_slots_in_shadow_never_refuse_a_request_for_holding_too_many() {
+    let limiters: Vec<Limiter> = (0..12).map(|number| slots(&format!("slots-{number}"), 5, secs(60))).collect();
+    let all = limiters.iter().map(|limiter| apply(&limiter.name, &["account"])).collect::<Vec<_>>();
+    let world = with_shadow(applies("trial", all), vec![], limiters);
+    let decision = world.ask(A);
+    assert!(decision.allowed());
+    assert!(decision.lease().is_some(), "the lease has as many of them as fit");
+}
+
+#[test]
 fn semantics_13_a_domain_and_the_whole_server_can_be_in_shadow() {
     let limiters = vec![quota("limiter", 1, secs(60), LOG)];
     let rules = vec![

@@ -3,12 +3,13 @@
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tollgate::limiter::CounterName;
-use tollgate::rules::Secret;
+use tollgate::rules::{NamePrefix, Secret};
 
 /// 64 shards of 32-byte entries.
 pub struct Bare {
     shards: Vec<Mutex<HashTable<Entry>>>,
-    secret: Secret,
+    account: NamePrefix,
+    client: NamePrefix,
 }
 
 #[derive(Clone, Copy)]
@@ -20,14 +21,23 @@ struct Entry {
 
 impl Bare {
     pub fn new() -> Self {
-        Self { shards: (0..64).map(|_| Mutex::new(HashTable::new())).collect(), secret: Secret::development() }
+        let secret = Secret::development();
+        let prefix = |limiter: &str, key: &str| {
+            let mut prefix = secret.counters("edge", limiter, "token_bucket");
+            prefix.text(key);
+            prefix
+        };
+        Self {
+            shards: (0..64).map(|_| Mutex::new(HashTable::new())).collect(),
+            account: prefix("per_account", "account"),
+            client: prefix("per_client", "client"),
+        }
     }
 
     /// The names of the two counters of a login.
     pub fn names(&self, account: &str, client: &str) -> [CounterName; 2] {
-        [("per_account", "account", account), ("per_client", "client", client)].map(|(limiter, key, value)| {
-            let mut name = self.secret.counters("edge", limiter, "token_bucket");
-            name.entry(key, value);
+        [(self.account, account), (self.client, client)].map(|(mut name, value)| {
+            name.text(value);
             name.name()
         })
     }

@@ -73,12 +73,12 @@ pub fn engine(limiters: Vec<Limiter>, rules: Vec<Rule>, memory: MemorySettings) 
     Engine::new(rules, Stores::memory(&[memory]), Arc::new(SystemClock::new()))
 }
 
-/// Two token buckets on every login, by its account and by its client: 1 GiB, so that nothing is evicted.
+/// Two token buckets on every login, by its account and by its client.
 pub fn composite() -> Engine {
     let applies = vec![apply("per_account", "account"), apply("per_client", "client")];
     let matches = vec![("path".to_owned(), Matcher::parse("/login"))];
-    let memory = MemorySettings { max_memory: 1 << 30, max_keys: None };
-    engine(vec![bucket("per_account"), bucket("per_client")], vec![rule("login", matches, applies)], memory)
+    let limiters = vec![bucket("per_account"), bucket("per_client")];
+    engine(limiters, vec![rule("login", matches, applies)], MemorySettings::default())
 }
 
 /// The answer of an engine whose stores never make it wait.

@@ -132,7 +132,7 @@ fn ask(engine: &Engine, logins: &[Login]) {
         let entries = [("path", "/login"), ("account", login.account()), ("client", login.client())];
         let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
         let decision = decide(engine, &request);
-        assert!(black_box(decision).allowed());
+        assert!(black_box(&decision).allowed());
     }
 }
 

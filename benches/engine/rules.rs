@@ -85,6 +85,6 @@ fn ask(engine: &Engine, rules: usize, asked: &[usize]) {
         let entries = [("path", &*path), ("remote_address", &*address), ("tenant", &*tenant), ("account", &*text)];
         let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
         let decision = decide(engine, &request);
-        assert_eq!(black_box(decision).planned().links.len(), 2);
+        assert_eq!(black_box(&decision).planned().links.len(), 2);
     }
 }

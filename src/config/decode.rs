@@ -95,9 +95,13 @@ impl<T: Copy> Field<T> {
     }
 }
 
+/// Keys whose values errors never show, even where they are out of place.
+const SECRETS: [&str; 3] = ["secret", "url", "password"];
+
 /// Reads one value.
 pub fn field<T: Decode>(node: &Node, path: String, problems: &mut Problems) -> Field<T> {
-    let shown = if T::SECRET { "\"***\"".to_owned() } else { node.value.to_string() };
+    let secret = T::SECRET || SECRETS.iter().any(|key| path.rsplit('.').next() == Some(key));
+    let shown = if secret { "\"***\"".to_owned() } else { node.value.to_string() };
     if matches!(node.value, Value::Lost) {
         return Field::Refused;
     }
@@ -113,6 +117,11 @@ pub fn entries<'a>(node: &'a Node, place: &Place, problems: &mut Problems) -> Op
     match &node.value {
         Value::Table(entries) => Some(entries),
         Value::Null => Some(&[]),
+        // It may well be `password:secret` without the space that makes it a table.
+        Value::Text(_) => {
+            problems.error(place.spot, format!("{} is a text, expected a table", place.path));
+            None
+        }
         _ => {
             problems.refuse(place, "expected a table");
             None
@@ -123,6 +132,12 @@ pub fn entries<'a>(node: &'a Node, place: &Place, problems: &mut Problems) -> Op
 /// Refuses the keys that a table does not have.
 pub fn known_keys(entries: &[(Key, Node)], place: &Place, known: &[&str], problems: &mut Problems) {
     for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&*key.text)) {
+        // What follows the colon in `{ password:secret }` is no name.
+        if let Some((name, _)) = key.text.split_once(':') {
+            let path = join(&place.path, name);
+            problems.error(key.spot, format!("{path} is followed by a colon without a space, expected one after it"));
+            continue;
+        }
         let path = join(&place.path, &key.text);
         let remedy = remedy(&key.text, known.iter().copied(), "known keys");
         problems.error(key.spot, format!("{path} is not a known key{remedy}"));

@@ -21,6 +21,8 @@ const LARGEST_FILE: u64 = 64 * 1024;
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Expands the texts and keys of a tree. Numbers stay texts until the schema wants a number.
+///
+/// What stands around a variable may be half a secret, so errors never quote it.
 pub fn expand(node: &mut Node, directory: &Path, variables: Variables<'_>, problems: &mut Problems) {
     Expansion { directory, variables, problems }.node(node, "");
 }
@@ -42,7 +44,7 @@ impl Expansion<'_> {
                     }
                 }
                 Err(reason) => {
-                    self.problems.error(spot, format!("{path} is {text:?}, {reason}"));
+                    self.problems.error(spot, format!("{path} {reason}"));
                     node.value = Value::Lost;
                 }
             },
@@ -57,7 +59,8 @@ impl Expansion<'_> {
                         match self.text(&key.text) {
                             Ok(expanded) => key.text = expanded,
                             Err(reason) => {
-                                self.problems.error(key.spot, format!("{} is a key, {reason}", join(path, &key.text)));
+                                let table = if path.is_empty() { "the file" } else { path };
+                                self.problems.error(key.spot, format!("a key of {table} {reason}"));
                             }
                         }
                     }
@@ -68,6 +71,7 @@ impl Expansion<'_> {
         }
     }
 
+    /// The text expanded, or the end of a sentence about it.
     fn text(&self, text: &str) -> Result<String, String> {
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
@@ -79,7 +83,7 @@ impl Expansion<'_> {
                 rest = after;
             } else if let Some(braced) = rest.strip_prefix('{') {
                 let Some(end) = braced.find('}') else {
-                    return Err("\"${\" is not closed; write $$ for a dollar sign".to_owned());
+                    return Err("has a \"${\" that is not closed; write $$ for a dollar sign".to_owned());
                 };
                 expanded.push_str(&self.braced(&braced[..end])?);
                 rest = &braced[end + 1..];
@@ -107,25 +111,27 @@ impl Expansion<'_> {
             None => (inside, None),
         };
         if !is_name(name) {
-            return Err(format!(
-                "{name:?} is no variable's name; write ${{NAME}}, ${{NAME:-default}} or ${{file:path}}"
-            ));
+            return Err(
+                "has a \"${\" without a variable's name; write ${NAME}, ${NAME:-default} or ${file:path}".to_owned()
+            );
         }
         let value = (self.variables)(name);
         match (value, default) {
             (Some(value), None) => Ok(value),
             (Some(value), Some(_)) if !value.is_empty() => Ok(value),
             (_, Some(default)) => Ok(default.to_owned()),
-            (None, None) => Err(format!("the variable {name} is not set; set it, or write ${{{name}:-default}}")),
+            (None, None) => {
+                Err(format!("needs the variable {name}, which is not set; set it, or write ${{{name}:-default}}"))
+            }
         }
     }
 
     fn file(&self, path: &str) -> Result<String, String> {
         let full = self.directory.join(path);
-        let unreadable = |error: std::io::Error| format!("the file {path} cannot be read: {error}");
+        let unreadable = |error: std::io::Error| format!("needs the file {path}, which cannot be read: {error}");
         let length = std::fs::metadata(&full).map_err(unreadable)?.len();
         if length > LARGEST_FILE {
-            return Err(format!("the file {path} is larger than 64 KiB"));
+            return Err(format!("needs the file {path}, which is larger than 64 KiB"));
         }
         let text = std::fs::read_to_string(&full).map_err(unreadable)?;
         Ok(text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())

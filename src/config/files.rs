@@ -117,6 +117,8 @@ pub fn tree(sources: &[Source], variables: Variables<'_>, problems: &mut Problem
         match node.value {
             Value::Table(entries) => merge(&mut whole, entries, "", problems),
             Value::Null => {}
+            // Its text may be `password:secret` without the space that makes it a table.
+            Value::Text(_) => problems.error(node.spot, "the file is a text, expected a table such as \"limiters\""),
             other => problems.error(node.spot, format!("the file is {other}, expected a table such as \"limiters\"")),
         }
     }

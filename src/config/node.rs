@@ -2,6 +2,7 @@
 //!
 //! TOML and YAML both become this tree; from here on nobody asks which of them it was.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// A place in one of the files read: what an error points at.
@@ -102,7 +103,7 @@ pub struct Key {
     pub spot: Spot,
 }
 
-/// Shows a value the way an error does: short, and never what came out of a variable.
+/// Shows a value the way an error does: short, without the credentials of a URL, and never what came out of a variable.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -110,7 +111,7 @@ impl fmt::Display for Value {
             Value::Bool(value) => value.fmt(f),
             Value::Number(number) => f.write_str(&number.written),
             Value::Text(Text { text, written }) => {
-                let text = written.as_ref().unwrap_or(text);
+                let text = &masked(written.as_ref().unwrap_or(text));
                 match text.char_indices().nth(60) {
                     Some((end, _)) => write!(f, "\"{}...\"", text[..end].escape_debug()),
                     None => write!(f, "{text:?}"),
@@ -121,6 +122,24 @@ impl fmt::Display for Value {
             Value::Other(written) => f.write_str(written),
             Value::Lost => f.write_str("lost"),
         }
+    }
+}
+
+/// What stands where a secret was.
+pub const MASK: &str = "***";
+
+/// A text without the credentials and options of the URL that it may be: `redis://***@host:6379/0`.
+pub fn masked(text: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
+    let (credentials, rest) = match rest.rsplit_once('@') {
+        // The at sign of an option, or a question mark in a password: nobody can tell.
+        Some((before, _)) if before.contains('?') => return format!("{scheme}://{MASK}").into(),
+        Some((_, host)) => (format!("{MASK}@"), host),
+        None => (String::new(), rest),
+    };
+    match rest.split_once('?') {
+        Some((host, _)) => format!("{scheme}://{credentials}{host}?{MASK}").into(),
+        None => format!("{scheme}://{credentials}{rest}").into(),
     }
 }
 

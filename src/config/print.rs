@@ -1,17 +1,16 @@
 //! The configuration as it takes effect, for `check --print`: every default written out, every secret masked, and
 //! in a form that can be read again.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::node::{MASK, masked};
 use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, Rule, Unmatched};
 use crate::server::{EntrySource, HeaderFamilies, Source};
-
-/// What stands where a secret was.
-const MASK: &str = "***";
 
 /// The whole configuration as YAML.
 pub(super) fn yaml(config: &Config) -> String {
@@ -40,7 +39,12 @@ pub(super) fn yaml(config: &Config) -> String {
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
         "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
-        "authz": { "domain": authz.domain, "trusted_hops": authz.trusted_hops, "entries": entries },
+        "authz": {
+            "domain": authz.domain,
+            "trusted_hops": authz.trusted_hops,
+            "trust_external_address": authz.trust_external_address,
+            "entries": entries,
+        },
     });
     escape(&mut whole);
     serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML")
@@ -88,7 +92,7 @@ fn store(store: &Store) -> Value {
             }
         }
         Engine::Redis(Remote { url, options }) | Engine::Postgres(Remote { url, options }) => {
-            table["url"] = masked(&url.0).into();
+            table["url"] = shown(&url.0).into();
             for (key, written) in options {
                 // As the file has it: a number, a truth value, or a text in quotes.
                 table[*key] = serde_json::from_str(written).unwrap_or_else(|_| written.as_str().into());
@@ -98,18 +102,9 @@ fn store(store: &Store) -> Value {
     table
 }
 
-/// A URL without its credentials and options: `redis://***@host:6379/0`.
-fn masked(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return MASK.to_owned() };
-    let (rest, options) = match rest.split_once('?') {
-        Some((rest, _)) => (rest, "?***"),
-        None => (rest, ""),
-    };
-    let host = match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{MASK}@{host}"),
-        None => rest.to_owned(),
-    };
-    format!("{scheme}://{host}{options}")
+/// A URL as it may be shown. What is no URL may be all secret.
+fn shown(url: &str) -> Cow<'_, str> {
+    if url.contains("://") { masked(url) } else { MASK.into() }
 }
 
 fn limiter(limiter: &Limiter, stores: &[Store]) -> Value {

@@ -10,7 +10,8 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Bytes, Count, Hidden, List, Named, Percent, Positive, PrefixLength, Seconds, Span, Status, Switch, Units,
+    Amount, Checks, Count, Hidden, List, Memory, Named, Parts, Percent, Positive, PrefixLength, Seconds, Span, Status,
+    Switch, Units,
 };
 
 table! {
@@ -80,12 +81,12 @@ table! {
 table! {
     /// What a request may bring at most; past it the answer is a refusal, never an error.
     Bounds {
-        /// Descriptors in a request: 100 by default.
-        descriptors: Count,
-        /// Entries in a descriptor: 64 by default.
-        entries: Count,
-        /// Checks that all descriptors of a request make together: 256 by default.
-        checks: Count,
+        /// Descriptors in a request: 100 by default, 1000 at most.
+        descriptors: Parts,
+        /// Entries in a descriptor: 64 by default, 1000 at most.
+        entries: Parts,
+        /// Checks that all descriptors of a request make together: 256 by default, 4096 at most.
+        checks: Checks,
     }
 }
 
@@ -98,8 +99,8 @@ table! {
         url: Hidden,
         /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default.
         timeout: Seconds,
-        /// Memory that the counters of a memory store may take: `256MiB` by default.
-        max_memory: Bytes,
+        /// Memory that the counters of a memory store may take: `256MiB` by default, `1MiB` at least.
+        max_memory: Memory,
         /// How many counters a memory store holds at most. No bound beside `max_memory` by default.
         max_keys: Count,
         /// The number of the Redis database.
@@ -483,6 +484,8 @@ table! {
         domain: String,
         /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies that we trust. Zero, the default, believes no such header.
         trusted_hops: Amount,
+        /// Whether an address in `x-envoy-external-address` wins over that; off by default. Envoy writes that header with `use_remote_address: true`, for clients with a public address; what others send in it, it passes on. Switch it on only where every client has a public address, or clients choose theirs.
+        trust_external_address: Switch,
         /// More entries, by name, each from one place of the request. An entry that cannot be had is absent.
         entries: Named<EntrySource>,
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
-use super::values::{Count, Item, Switch};
+use super::values::{Item, Switch};
 use super::{Engine, Remote, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
 use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
@@ -64,6 +64,9 @@ fn authz(written: &schema::Authz, problems: &mut Problems) -> Authz {
     }
     if let Some(hops) = written.trusted_hops.copied() {
         authz.trusted_hops = usize::try_from(hops.0).unwrap_or(usize::MAX);
+    }
+    if let Some(trust) = written.trust_external_address.copied() {
+        authz.trust_external_address = trust.0;
     }
     for item in written.entries.named() {
         if FIXED_ENTRIES.contains(&&*item.name) {
@@ -163,11 +166,10 @@ pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
     }
     if let Some(bounds) = server.bounds.get() {
         let default = RequestBounds::default();
-        let bound = |field: &Field<Count>, default: usize| field.copied().map_or(default, usize::from);
         book.bounds = RequestBounds {
-            descriptors: bound(&bounds.descriptors, default.descriptors),
-            entries: bound(&bounds.entries, default.entries),
-            checks: bound(&bounds.checks, default.checks),
+            descriptors: bounds.descriptors.copied().map_or(default.descriptors, usize::from),
+            entries: bounds.entries.copied().map_or(default.entries, usize::from),
+            checks: bounds.checks.copied().map_or(default.checks, usize::from),
         };
     }
     book

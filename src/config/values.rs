@@ -173,6 +173,10 @@ bounded! {
     Count: 1..=1_u64 << 53;
     /// A count that may be zero, as large as every store counts exactly.
     Amount: 0..=1_u64 << 53;
+    /// Descriptors of a request, or entries of a descriptor: far more than gateways send.
+    Parts: 1..=1_000_u64;
+    /// Checks of a request: each costs memory and time while it is decided.
+    Checks: 1..=4_096_u64;
     /// So many of a hundred.
     Percent: 0..=100_u64;
     /// Leading bits of an IPv6 address.
@@ -187,11 +191,18 @@ impl From<Units> for u32 {
     }
 }
 
-impl From<Count> for usize {
-    fn from(count: Count) -> usize {
-        usize::try_from(count.0).unwrap_or(usize::MAX)
-    }
+/// Declares which of them count things in memory.
+macro_rules! counts {
+    ($($name:ident),*) => { $(
+        impl From<$name> for usize {
+            fn from(count: $name) -> usize {
+                usize::try_from(count.0).unwrap_or(usize::MAX)
+            }
+        }
+    )* };
 }
+
+counts!(Count, Parts, Checks);
 
 fn number_schema(kind: &str, least: u64, most: Option<u64>) -> Schema {
     let mut number = serde_json::json!({ "type": kind, "minimum": least });
@@ -350,18 +361,27 @@ impl JsonSchema for Seconds {
     }
 }
 
-/// A number of bytes: `"256MiB"`, or a bare number.
+/// Bytes of memory that counters may take: `"256MiB"`, or a bare number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bytes(pub u64);
+pub struct Memory(pub u64);
 
-impl Decode for Bytes {
+/// A store of a few bytes can count nothing; whoever writes less than this forgot the unit.
+const LEAST_MEMORY: u64 = 1 << 20;
+
+impl Decode for Memory {
     fn expected() -> String {
         "a size such as \"256MiB\"".to_owned()
     }
 
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        let enough = |bytes: u64, problems: &mut Problems| {
+            if bytes < LEAST_MEMORY {
+                problems.refuse(place, "expected at least 1MiB");
+            }
+            (bytes >= LEAST_MEMORY).then_some(Memory(bytes))
+        };
         if number(node).is_some() {
-            return whole(node, place, 1, u64::MAX >> 1, problems).map(Bytes);
+            return enough(whole(node, place, 1, u64::MAX >> 1, problems)?, problems);
         }
         let Value::Text(Text { text, .. }) = &node.value else {
             problems.refuse(place, "expected a size such as \"256MiB\"");
@@ -379,25 +399,23 @@ impl Decode for Bytes {
             _ => None,
         };
         let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
-        match bytes {
-            Some(0) => problems.refuse(place, "expected more than zero"),
-            Some(bytes) => return Some(Bytes(bytes)),
-            None => problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes"),
+        if bytes.is_none() {
+            problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
         }
-        None
+        enough(bytes?, problems)
     }
 }
 
-impl JsonSchema for Bytes {
+impl JsonSchema for Memory {
     fn schema_name() -> Cow<'static, str> {
-        "Bytes".into()
+        "Memory".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let text = serde_json::json!({ "type": "string", "pattern": "\\$|^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" });
         json_schema!({
             "description": "A number of bytes, or a size with its unit: 256MiB.",
-            "anyOf": [{ "type": "integer", "minimum": 1 }, text],
+            "anyOf": [{ "type": "integer", "minimum": LEAST_MEMORY }, text],
         })
     }
 }

@@ -18,7 +18,7 @@ pub const LARGEST_LOG: u32 = 10_000;
 pub const LONGEST_WINDOW: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The most slots of a concurrency limit: every lease is remembered.
-pub const MOST_SLOTS: u32 = 100_000;
+pub const MOST_SLOTS: u32 = 10_000;
 
 /// A named limiter: a rate or a window, a concurrency limit, or both.
 #[derive(Clone, Debug)]

@@ -49,6 +49,8 @@ pub(super) struct CompiledRule {
     pub(super) last: bool,
     /// In shadow by itself, by its domain or by the server.
     pub(super) shadow: bool,
+    /// In shadow by itself: it is tried out among rules that are enforced.
+    pub(super) trial: bool,
     pub(super) enforce_percent: Option<u8>,
     pub(super) refusal: RefusalText,
 }
@@ -313,7 +315,7 @@ impl Compiler {
             secret: self.book.secret,
             stores: self.book.stores,
             release_entry: self.book.release_entry,
-            bounds: self.book.bounds,
+            bounds: self.book.bounds.within_reason(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
@@ -359,6 +361,7 @@ impl Compiler {
             action,
             last: rule.last,
             shadow: rule.shadow || domain.shadow || self.book.shadow,
+            trial: rule.shadow && !domain.shadow && !self.book.shadow,
             enforce_percent: rule.enforce_percent,
             refusal: rule.refusal,
         }
@@ -456,7 +459,9 @@ impl Compiler {
 
     fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, rule: &str, domain: &Domain) -> u32 {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
-        let prefix = |kind: &str| secret.counters(&domain.name, &apply.limiter, kind);
+        // Names of entries are in order, so the least is the first.
+        let first = apply.key.iter().map(|part| part.entry.as_str()).min();
+        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
             limit: fixed_limit(quota, self.debts[limiter as usize]),
@@ -466,6 +471,21 @@ impl Compiler {
         self.targets.push(Target { at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
+}
+
+/// A counter's name as far as it is the same for every request: up to the value of its key's first entry.
+pub(super) fn name_prefix(
+    secret: &Secret,
+    domain: &str,
+    reference: &str,
+    kind: &str,
+    first: Option<&str>,
+) -> NamePrefix {
+    let mut prefix = secret.counters(domain, reference, kind);
+    if let Some(first) = first {
+        prefix.text(first);
+    }
+    prefix
 }
 
 fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {

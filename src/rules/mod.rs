@@ -20,7 +20,7 @@ mod plan;
 pub use self::compile::{CompileError, Rules};
 pub use self::explain::{ActionExplanation, ApplyExplanation, Explanation, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
-pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, Secret};
+pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
 pub use self::plan::{End, Link, Notes, Planned, Refused};
 use crate::limiter::Limiter;
@@ -70,6 +70,20 @@ pub struct RequestBounds {
     pub entries: usize,
     /// Checks that all descriptors of a request make together.
     pub checks: usize,
+}
+
+impl RequestBounds {
+    /// The most that bounds can be set to: a plan counts its descriptors and checks in 16 bits, and looks for a counter
+    /// among the checks it has.
+    pub const MOST: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
+
+    fn within_reason(self) -> Self {
+        Self {
+            descriptors: self.descriptors.min(Self::MOST.descriptors),
+            entries: self.entries.min(Self::MOST.entries),
+            checks: self.checks.min(Self::MOST.checks),
+        }
+    }
 }
 
 impl Default for RequestBounds {

@@ -4,15 +4,17 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template};
+use super::compile::{
+    CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template, name_prefix,
+};
 use super::naming::{LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix};
 use super::normalise::address;
 use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
 use crate::limiter::{
-    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs, Plan,
-    SlidingCounter, SlidingWindow,
+    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs,
+    OnStoreError, Plan, SlidingCounter, SlidingWindow,
 };
 
 /// A request turned into checks, and which rule asked for which.
@@ -103,8 +105,8 @@ pub struct Notes {
 
 impl Rules {
     /// Turns a request into checks. `lease` is the id under which any slots will be held.
-    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Planned {
-        let mut walk = Walk { rules: self, now, planned: Planned::default(), slots: 0 };
+    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
+        let mut walk = Walk { rules: self, now, planned: Box::default(), slots: 0 };
         walk.planned.plan.lease = lease;
         if request.descriptors.len() > self.bounds.descriptors {
             return walk.refuse_outright(Refused::TooLarge, request);
@@ -204,17 +206,21 @@ impl CompiledApply {
     /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
     pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
         let mut name = *prefix;
-        for part in &self.key {
+        for (number, part) in self.key.iter().enumerate() {
+            // The prefix ends before the value of the first entry.
+            if number > 0 {
+                name.text(&part.entry);
+            }
             let value = match (descriptor.value(&part.entry), self.missing) {
                 (Some(value), _) => value,
                 (None, Missing::Empty) => "",
                 (None, Missing::Skip | Missing::Deny) => return None,
             };
             match part.normalise.is_empty() {
-                true => name.entry(&part.entry, value),
+                true => name.text(value),
                 false => {
                     let value = part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value));
-                    name.entry(&part.entry, &value);
+                    name.text(&value);
                 }
             }
         }
@@ -232,26 +238,31 @@ pub(super) enum Resolved {
 struct Walk<'r> {
     rules: &'r Rules,
     now: Timestamp,
-    planned: Planned,
+    /// Several hundred bytes that pass through many hands: written once, where they stay.
+    planned: Box<Planned>,
     slots: usize,
 }
 
 impl Walk<'_> {
     /// Refuses the whole request and charges nothing; leases given back stay given back.
-    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Planned {
-        let end = if self.rules.shadow { End::Unmatched } else { End::Refused };
-        self.planned.ends.resize(request.descriptors.len(), end);
+    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Box<Planned> {
+        let shadow = self.rules.shadow;
+        let end = if shadow { End::Unmatched } else { End::Refused };
+        let given_back = |known: &End| *known == End::Released;
+        let ends = &mut self.planned.ends;
+        ends.iter_mut().filter(|known| !given_back(known)).for_each(|known| *known = end);
+        ends.resize(request.descriptors.len(), end);
         self.planned.refused = Some(refused);
         let mut planned = self.finish();
-        if self.rules.shadow {
+        if shadow {
             planned.refused = None;
             planned.notes.shadow_refusals += 1;
         }
         planned
     }
 
-    fn finish(&mut self) -> Planned {
-        let mut planned = std::mem::take(&mut self.planned);
+    fn finish(self) -> Box<Planned> {
+        let mut planned = self.planned;
         match planned.refused {
             Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
                 // Nothing is charged; the other descriptors still say what they have left (semantics 16).
@@ -295,6 +306,7 @@ impl Walk<'_> {
                 continue;
             }
             match &rule.action {
+                CompiledAction::Allow if rule.trial => {}
                 CompiledAction::Allow => return End::Allowed,
                 CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
                 CompiledAction::Deny => {
@@ -310,10 +322,12 @@ impl Walk<'_> {
                     }
                 }
             }
-            if end == End::Unmatched {
+            // A rule that is tried out in shadow changes neither the verdict nor the walk.
+            if end == End::Unmatched && !rule.trial {
                 end = End::Checked;
             }
-            if rule.last {
+            let too_many = self.planned.plan.checks.len() > self.rules.bounds.checks;
+            if too_many || (rule.last && !rule.trial) {
                 break;
             }
         }
@@ -439,7 +453,8 @@ impl Walk<'_> {
             };
             let before = self.planned.plan.checks.len();
             let place = self.add(check);
-            if self.planned.plan.checks.len() > before && charges.admitted > 0 {
+            // Slots held in shadow that a lease has no room for expire by themselves.
+            if self.planned.plan.checks.len() > before && charges.admitted > 0 && !check.shadow {
                 self.slots += 1;
             }
             self.planned.links.push(link(place, true, check.shadow, None));
@@ -455,7 +470,8 @@ impl Walk<'_> {
         let limiter = target.limiter as usize;
         let configured = self.rules.limiters[limiter].quota.as_ref()?;
         let quota = configured.overridden(asked.limit, asked.window).ok()?;
-        let prefix = self.rules.secret.counters(&apply.domain, &apply.reference, &quota.kind());
+        let first = apply.key.first().map(|part| part.entry.as_str());
+        let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first);
         Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
@@ -524,6 +540,11 @@ fn merge(a: &Check, b: &Check) -> Check {
         },
         refund: a.refund.max(b.refund),
         barred: a.barred || b.barred,
+        on_store_error: match (a.on_store_error, b.on_store_error) {
+            (OnStoreError::Deny, _) | (_, OnStoreError::Deny) => OnStoreError::Deny,
+            (OnStoreError::Local, _) | (_, OnStoreError::Local) => OnStoreError::Local,
+            (OnStoreError::Allow, OnStoreError::Allow) => OnStoreError::Allow,
+        },
         ..*a
     }
 }

@@ -4,6 +4,7 @@
 //! what the operator named. An entry that cannot be had is absent.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use percent_encoding::percent_decode_str;
 
@@ -28,7 +29,7 @@ pub(super) trait Asked {
     fn header(&self, name: &str) -> Option<Cow<'_, str>>;
 
     /// The client's address, by what this door believes (semantics 34).
-    fn remote_address(&self, trusted_hops: usize) -> Option<Cow<'_, str>>;
+    fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>>;
 
     /// What the route says about itself.
     fn context(&self, key: &str) -> Option<&str>;
@@ -45,7 +46,7 @@ pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a Authz) -> Reques
     let target = asked.target();
     let path = target.clone().map(path);
     let always = [
-        ("remote_address", asked.remote_address(settings.trusted_hops)),
+        ("remote_address", asked.remote_address(settings)),
         ("method", asked.method()),
         ("path", path),
         ("host", asked.host().map(lower_case)),
@@ -109,6 +110,11 @@ pub(super) fn joined<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Opti
         joined.push_str(&value);
     }
     Some(joined)
+}
+
+/// A value that is one address and nothing else. A header that came twice is joined, and so is none.
+pub(super) fn one_address(value: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    value.parse::<IpAddr>().is_ok().then_some(value)
 }
 
 /// The address that was written by the outermost of the proxies we trust: so many entries from the right.

@@ -70,13 +70,17 @@ pub struct Authz {
     /// Entries beside `remote_address`, `method`, `path` and `host`, which are always there.
     pub entries: Vec<(String, EntrySource)>,
     /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies we trust. Zero
-    /// believes no such header and takes `x-envoy-external-address`, or else the peer (semantics 34).
+    /// believes no such header and takes the peer (semantics 34).
     pub trusted_hops: usize,
+    /// Whether an address in `x-envoy-external-address` wins over that. Envoy writes it with `use_remote_address:
+    /// true`, and then only for clients whose own address is public; otherwise it passes on what the client sent. So
+    /// it is not believed unless the operator says that no client can do that.
+    pub trust_external_address: bool,
 }
 
 impl Default for Authz {
     fn default() -> Self {
-        Self { domain: "default".to_owned(), entries: Vec::new(), trusted_hops: 0 }
+        Self { domain: "default".to_owned(), entries: Vec::new(), trusted_hops: 0, trust_external_address: false }
     }
 }
 

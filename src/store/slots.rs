@@ -12,6 +12,8 @@
 //! tombstones, and a table near its bound works on without being built anew. A bucket or a window's count is in its
 //! slot's words; a log of grants or a set of leases is in a slab and the first word is its place there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 
 use slab::Slab;
@@ -29,8 +31,10 @@ const FULL: usize = 13;
 /// How many slots are drawn when one has to go.
 const SAMPLE: usize = 16;
 
-/// The share of a counter that has nothing left. Such a counter is never evicted: forgetting it would let its client
-/// in again.
+/// How many more are drawn when none of those may go lightly.
+const PATIENCE: usize = 16 * SAMPLE;
+
+/// The share of a counter that has nothing left. Such a counter goes last: forgetting it lets its client in again.
 const EXHAUSTED: u8 = u8::MAX;
 
 /// The counters of one shard.
@@ -43,18 +47,42 @@ pub(super) struct Slots {
     leases: Slab<Leases>,
     /// Bytes that logs and leases hold on the heap.
     heap: usize,
-    bounds: SlotBounds,
+    /// Bytes that were taken from the pool, used or not yet.
+    allowance: usize,
+    /// What the shards of the store share.
+    pool: Arc<Pool>,
+    /// The most counters.
+    max_keys: usize,
     draws: u64,
     pub(super) evictions: u64,
     /// Where this shard's counters go before they next change: a snapshot was cut and has not copied them yet.
     pub(super) cut: Option<Sender<Vec<u8>>>,
 }
 
-/// What a shard may hold.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SlotBounds {
-    pub(super) bytes: usize,
-    pub(super) keys: usize,
+/// The bytes of a store that no shard has taken yet. A store is bounded as a whole, so that one large log or set of
+/// leases finds room wherever its shard is.
+#[derive(Debug)]
+pub(super) struct Pool {
+    whole: usize,
+    free: AtomicUsize,
+}
+
+impl Pool {
+    /// A pool with nothing taken.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { whole: bytes, free: AtomicUsize::new(bytes) }
+    }
+
+    /// Takes so many bytes, or as many as there are.
+    fn take(&self, wanted: usize) -> usize {
+        let taken = |free: usize| Some(free - free.min(wanted));
+        let free = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).unwrap_or(0);
+        free.min(wanted)
+    }
+
+    fn give(&self, bytes: usize) {
+        self.free.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// What checks may add to a shard.
@@ -95,6 +123,19 @@ struct Slot {
 
 const VACANT: Slot = Slot { name: CounterName([0; 2]), words: [0; 3], until: 0, share: 0, kind: Kind::Vacant };
 
+impl Slot {
+    /// How much of the limit is used at `now`: a bucket drains evenly from its last charge to when nothing counts.
+    fn share_at(&self, now: Timestamp) -> u8 {
+        if self.kind != Kind::Bucket {
+            return self.share;
+        }
+        let end = Timestamp::from_secs(u64::from(self.until));
+        let whole = (end - Timestamp::from_micros(self.words[1])).max(1);
+        let left = (end - now).min(whole);
+        u8::try_from(u128::from(self.share) * u128::from(left) / u128::from(whole)).unwrap_or(self.share)
+    }
+}
+
 /// Where a counter is, until a slot of its table is removed or the table grows.
 pub(super) type Place = usize;
 
@@ -110,14 +151,16 @@ enum Kind {
 }
 
 impl Slots {
-    pub(super) fn new(bounds: SlotBounds, seed: u64) -> Self {
+    pub(super) fn new(pool: Arc<Pool>, max_keys: usize, seed: u64) -> Self {
         Self {
             slots: Box::default(),
             taken: 0,
             grants: Slab::new(),
             leases: Slab::new(),
             heap: 0,
-            bounds,
+            allowance: 0,
+            pool,
+            max_keys,
             draws: seed | 1,
             evictions: 0,
             cut: None,
@@ -294,15 +337,15 @@ impl Slots {
 
     /// Makes room for what checks may add. Says whether there is.
     ///
-    /// Forgotten counters go first, then those with the smallest share of their limit used, of a few drawn at random.
-    /// Counters that have nothing left and leases that are held never go (semantics 30). What `keep` names stays.
+    /// Forgotten counters go first, then those with the smallest share of their limit used, of a few drawn at random;
+    /// counters that have nothing left go last, and leases that are held never (semantics 30). What `keep` names stays.
     pub(super) fn make_room(&mut self, growth: Growth, keep: &[CounterName], now: Timestamp) -> bool {
-        if growth.heap > self.bounds.bytes {
+        if growth.heap > self.pool.whole {
             // Nobody has to go for what would not fit into an empty table.
             return false;
         }
         loop {
-            let keys_fit = self.taken + growth.counters <= self.bounds.keys;
+            let keys_fit = self.taken + growth.counters <= self.max_keys;
             if keys_fit && self.bytes_fit(growth) {
                 return true;
             }
@@ -326,7 +369,12 @@ impl Slots {
         if needed == 0 {
             return true;
         }
-        let Some(mut left) = self.bounds.bytes.checked_sub(self.bytes() + needed) else { return false };
+        let half = if more_places > 0 { self.slots.len() / 2 * size_of::<Slot>() } else { 0 };
+        let short = (self.bytes() + needed + half).saturating_sub(self.allowance);
+        if short > 0 {
+            self.allowance += self.pool.take(short);
+        }
+        let Some(mut left) = self.allowance.checked_sub(self.bytes() + needed) else { return false };
         // What grows takes some more than it needs now, as far as that is affordable.
         reserve(&mut self.grants, more_logs, &mut left);
         reserve(&mut self.leases, more_sets, &mut left);
@@ -341,7 +389,7 @@ impl Slots {
     fn trade(&mut self, growth: Growth) {
         let slabs = missing(&self.grants, growth.logs) * size_of::<Grants>()
             + missing(&self.leases, growth.leases) * size_of::<Leases>();
-        let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.bounds.bytes);
+        let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.allowance);
         let wanted = places(self.taken + growth.counters);
         let free = self.slots.len().saturating_sub(wanted) * size_of::<Slot>();
         if short > 0 && free >= short {
@@ -352,11 +400,24 @@ impl Slots {
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.taken;
+        let now = seconds(now);
+        let forgotten = |slot: &Slot| slot.kind != Kind::Vacant && slot.until <= now;
+        // Every removal closes its gap. Where many are due it is sooner done to copy what stays.
+        let many = self.slots.len() / 16;
+        if self.slots.iter().filter(|slot| forgotten(slot)).take(many).count() == many {
+            for place in 0..self.slots.len() {
+                if forgotten(&self.slots[place]) {
+                    self.drop_heap(place);
+                    self.slots[place] = VACANT;
+                    self.taken -= 1;
+                }
+            }
+            self.resize(self.slots.len());
+        }
         // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
         let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
         for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
-            let slot = &self.slots[place];
-            if slot.kind != Kind::Vacant && slot.until <= seconds(now) {
+            if forgotten(&self.slots[place]) {
                 self.remove(place);
             }
         }
@@ -365,7 +426,26 @@ impl Slots {
             self.grants.shrink_to_fit();
             self.leases.shrink_to_fit();
         }
+        self.give_back();
         before - self.taken
+    }
+
+    /// Lets a quarter of the counters go, for a shard that has nothing left to let go itself.
+    pub(super) fn surrender(&mut self, now: Timestamp) {
+        for _ in 0..self.taken / 4 {
+            let Some(place) = self.victim(&[], now) else { break };
+            self.remove(place);
+            self.evictions += 1;
+        }
+        self.resize(places(self.taken));
+        self.give_back();
+    }
+
+    /// Returns to the pool what is not used.
+    fn give_back(&mut self) {
+        let spare = self.allowance.saturating_sub(self.bytes());
+        self.allowance -= spare;
+        self.pool.give(spare);
     }
 
     /// Where a counter's run begins. Homes rise with the hash, so that a table is copied in order when it grows.
@@ -420,12 +500,7 @@ impl Slots {
     }
 
     fn remove(&mut self, place: Place) {
-        let Slot { words: [first, ..], kind, .. } = self.slots[place];
-        match kind {
-            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
-            Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
-            Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
-        }
+        self.drop_heap(place);
         self.taken -= 1;
         // What follows in the run moves into the gap, unless it would come to stand before its home.
         let (mut gap, mut next) = (place, self.after(place));
@@ -440,6 +515,16 @@ impl Slots {
         self.slots[gap] = VACANT;
     }
 
+    /// Gives back what a counter holds in a slab.
+    fn drop_heap(&mut self, place: Place) {
+        let Slot { words: [first, ..], kind, .. } = self.slots[place];
+        match kind {
+            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
+            Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
+            Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
+        }
+    }
+
     /// Steps from one place to another, around the table's end.
     fn distance(&self, from: Place, to: Place) -> usize {
         match to.checked_sub(from) {
@@ -448,11 +533,11 @@ impl Slots {
         }
     }
 
-    fn victim(&mut self, keep: &[CounterName], now: Timestamp) -> Option<usize> {
-        let mut least: Option<(u8, usize)> = None;
-        // A second, longer draw before giving up: a table with few that may go still gives them up.
-        for drawn in 0..SAMPLE * 16 {
-            if drawn >= SAMPLE && least.is_some() {
+    fn victim(&mut self, keep: &[CounterName], now: Timestamp) -> Option<Place> {
+        let mut least: Option<((u8, u32), Place)> = None;
+        for drawn in 0..SAMPLE + PATIENCE {
+            // Longer only while nothing was found that goes lightly.
+            if drawn >= SAMPLE && least.is_some_and(|((share, _), _)| share != EXHAUSTED) {
                 break;
             }
             let place = self.draw()?;
@@ -463,9 +548,10 @@ impl Slots {
             if slot.until <= seconds(now) {
                 return Some(place);
             }
-            let evictable = slot.kind != Kind::Leases && slot.share != EXHAUSTED;
-            if evictable && least.is_none_or(|(share, _)| slot.share < share) {
-                least = Some((slot.share, place));
+            // Of equally used ones the first to be forgotten anyway.
+            let rank = (slot.share_at(now), slot.until);
+            if slot.kind != Kind::Leases && least.is_none_or(|(known, _)| rank < known) {
+                least = Some((rank, place));
             }
         }
         least.map(|(_, place)| place)

@@ -1,7 +1,7 @@
 //! Envoy's external authorization over gRPC: `envoy.service.auth.v3.Authorization`.
 //!
-//! The address of the client is what Envoy says in `x-envoy-external-address`, which it writes itself when it stands
-//! at the edge and takes from nobody; else `X-Forwarded-For`, counted from the right; else the direct peer.
+//! The address of the client is, where the operator trusts it, the one in `x-envoy-external-address`; else the one in
+//! `X-Forwarded-For`, `trusted_hops` from the right; else the direct peer.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::undo::Acquired;
 use super::{Refused, frame, metadata};
 use crate::decision::Decision;
 use crate::engine::Engine;
-use crate::server::authz::{Asked, Verdict, forwarded_for, joined, question};
+use crate::server::authz::{Asked, Verdict, forwarded_for, joined, one_address, question};
 use crate::server::headers::Header;
 use crate::server::settings::{self, HeaderFamilies, Settings};
 
@@ -104,12 +104,14 @@ impl Asked for Told<'_> {
         }))
     }
 
-    fn remote_address(&self, trusted_hops: usize) -> Option<Cow<'_, str>> {
-        if let Some(address) = self.header("x-envoy-external-address") {
+    fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
+        if settings.trust_external_address
+            && let Some(address) = self.header("x-envoy-external-address").and_then(one_address)
+        {
             return Some(address);
         }
         if let Some(header) = self.header("x-forwarded-for")
-            && let Some(address) = forwarded_for(&header, trusted_hops)
+            && let Some(address) = forwarded_for(&header, settings.trusted_hops)
         {
             return Some(Cow::Owned(address.to_owned()));
         }

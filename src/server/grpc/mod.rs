@@ -10,6 +10,7 @@ mod rls;
 mod undo;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -56,6 +57,14 @@ const STREAMS: u32 = 4096;
 /// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
 /// of 20 would close the connection, and with it all calls that are in time.
 const PENDING_RESETS: usize = 4096;
+
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
+
+/// A call under way, as the generated services give it.
+type Call = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+type Answer = Result<http::Response<Reply>, Infallible>;
 
 type Reflection = BoxCloneSyncService<http::Request<Incoming>, http::Response<Body>, Infallible>;
 
@@ -109,10 +118,7 @@ impl Grpc {
             .auto_date_header(false);
         connection::accept(listener, stop, |stream, _, watcher| {
             let services = self.0.clone();
-            let answer = service_fn(move |request| {
-                let services = services.clone();
-                async move { Ok::<_, Infallible>(services.answer(request).await) }
-            });
+            let answer = service_fn(move |request| services.answer(request));
             let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
             async move {
                 if let Err(error) = connection.await {
@@ -131,29 +137,31 @@ impl Grpc {
 }
 
 impl Services {
-    async fn answer(&self, request: http::Request<Incoming>) -> http::Response<Reply> {
-        // By falling frequency. The name of a service is followed by `/` and the name of its method.
+    /// Calls the service that a request is for. The request moves into that call at once, so that what hyper keeps
+    /// for a stream stays small: it is moved several times before it is first polled.
+    fn answer(self: &Arc<Self>, request: http::Request<Incoming>) -> impl Future<Output = Answer> + use<> {
+        // The name of a service is followed by `/` and the name of its method.
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-        let Ok(response) = match service {
-            Some((RLS, "ShouldRateLimit")) => {
-                let response = self.rls.clone().call(request).await;
-                return self.reply(response.map(|response| refuse_unread(response, &rls::UNREAD)));
-            }
-            Some((AUTHZ, "Check")) => {
-                let response = self.authz.clone().call(request).await;
-                return self.reply(response.map(|response| refuse_unread(response, &authz::UNREAD)));
-            }
-            Some((HEALTH, _)) => self.health.clone().call(request).await,
-            Some(("grpc.reflection.v1.ServerReflection", _)) => self.reflection.clone().call(request).await,
-            Some(("grpc.reflection.v1alpha.ServerReflection", _)) => self.reflection_alpha.clone().call(request).await,
-            _ => Ok(Status::unimplemented("no such method here").into_http()),
+        let (unread, call): (Option<Refused>, Call) = match service {
+            Some((RLS, "ShouldRateLimit")) => (Some(rls::UNREAD), self.rls.clone().call(request)),
+            Some((AUTHZ, "Check")) => (Some(authz::UNREAD), self.authz.clone().call(request)),
+            Some((HEALTH, _)) => (None, self.health.clone().call(request)),
+            Some((REFLECTION, _)) => (None, self.reflection.clone().call(request)),
+            Some((REFLECTION_ALPHA, _)) => (None, self.reflection_alpha.clone().call(request)),
+            _ => (None, Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) })),
         };
-        response.map(Reply::from)
+        let services = self.clone();
+        async move {
+            let Ok(response) = call.await;
+            Ok(match unread {
+                None => response.map(Reply::from),
+                Some(unread) => services.reply(refuse_unread(response, unread)),
+            })
+        }
     }
 
     /// An answer of ours, with what undoes its acquired lease when nobody hears it.
-    fn reply(&self, response: Result<http::Response<Body>, Infallible>) -> http::Response<Reply> {
-        let Ok(mut response) = response;
+    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Reply> {
         let acquired = response.extensions_mut().remove::<Acquired>();
         response.map(|body| match acquired {
             None => Reply::from(body),
@@ -163,7 +171,7 @@ impl Services {
 }
 
 /// Puts a refusal in the place of tonic's complaint about a request that is too large or makes no sense.
-fn refuse_unread(response: http::Response<Body>, refusal: &Refused) -> http::Response<Body> {
+fn refuse_unread(response: http::Response<Body>, refusal: Refused) -> http::Response<Body> {
     if !response.headers().contains_key(Status::GRPC_STATUS) {
         return response;
     }

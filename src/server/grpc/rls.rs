@@ -56,9 +56,7 @@ impl RateLimitService for Rls {
         request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
         let mut message = request.into_inner();
-        if asked(&message).is_err() {
-            mend(&mut message);
-        }
+        mend(&mut message);
         let asked = asked(&message).expect("what was no text has been mended");
         let decision = self.engine.decide(&asked).await;
         let mut response = Response::new(answer(&decision, self.headers));
@@ -71,19 +69,22 @@ impl RateLimitService for Rls {
 
 /// The question that a message asks. Fails when a text of it is no UTF-8.
 fn asked(message: &RateLimitRequest) -> Result<descriptor::Request<'_>, Utf8Error> {
-    let descriptors = message.descriptors.iter().map(|descriptor| {
-        let entries = descriptor.entries.iter().map(|entry| {
-            let value = Cow::Borrowed(str::from_utf8(&entry.value)?);
-            Ok(Entry { key: str::from_utf8(&entry.key)?, value })
+    // Filled in place: a descriptor is several hundred bytes, and every adaptor it is collected through copies it.
+    let mut asked = descriptor::Request { domain: str::from_utf8(&message.domain)?, ..Default::default() };
+    for told in &message.descriptors {
+        asked.descriptors.push(Descriptor {
+            hits: hits(told, message.hits_addend),
+            limit: told.limit.as_ref().and_then(limit_override),
+            ..Default::default()
         });
-        let hits = hits(descriptor, message.hits_addend);
-        let limit = descriptor.limit.as_ref().and_then(limit_override);
-        Ok(Descriptor { entries: entries.collect::<Result<_, _>>()?, hits, limit })
-    });
-    Ok(descriptor::Request {
-        domain: str::from_utf8(&message.domain)?,
-        descriptors: descriptors.collect::<Result<_, _>>()?,
-    })
+        let entries = asked.descriptors.last_mut().map(|descriptor| &mut descriptor.entries);
+        let entries = entries.expect("one has just been pushed");
+        for entry in &told.entries {
+            let value = Cow::Borrowed(str::from_utf8(&entry.value)?);
+            entries.push(Entry { key: str::from_utf8(&entry.key)?, value });
+        }
+    }
+    Ok(asked)
 }
 
 /// Makes every text UTF-8: what is none is replaced, so that it still counts as something.

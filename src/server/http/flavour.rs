@@ -6,8 +6,8 @@
 //!
 //! | flavour | client's address |
 //! |---|---|
-//! | envoy | `x-envoy-external-address`, which Envoy writes; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. Both have to be among `allowed_headers`, or Envoy sends neither and all clients are one: Envoy. |
-//! | nginx | `X-Real-IP`, which the sample sets to `$remote_addr`; else as above. A location that does not set it passes on the client's. |
+//! | envoy | `x-envoy-external-address` with `trust_external_address`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. Both have to be among `allowed_headers`, or Envoy sends neither and all clients are one: Envoy. |
+//! | nginx | `X-Real-IP`, which the sample sets to `$remote_addr`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. A location that does not set it passes on the client's. |
 //! | forward | the last of `X-Forwarded-For`, which the asking proxy writes, or `trusted_hops` from the right; else the peer |
 
 use std::borrow::Cow;
@@ -15,7 +15,8 @@ use std::net::IpAddr;
 
 use http::request::Parts;
 
-use crate::server::authz::{Asked, forwarded_for, joined};
+use crate::server::authz::{Asked, forwarded_for, joined, one_address};
+use crate::server::settings::Authz;
 
 /// Who asks, and so how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,18 +86,20 @@ impl Asked for Told<'_> {
         joined(self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())))
     }
 
-    fn remote_address(&self, trusted_hops: usize) -> Option<Cow<'_, str>> {
+    fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>> {
+        let hops = settings.trusted_hops;
         let (written, hops) = match self.flavour {
-            Flavour::Envoy => (self.header("x-envoy-external-address"), trusted_hops),
-            Flavour::Nginx => (self.header("x-real-ip"), trusted_hops),
-            Flavour::Forward => (None, trusted_hops.max(1)),
+            Flavour::Envoy if settings.trust_external_address => (self.header("x-envoy-external-address"), hops),
+            Flavour::Envoy => (None, hops),
+            Flavour::Nginx => (self.header("x-real-ip"), hops),
+            Flavour::Forward => (None, hops.max(1)),
         };
         let forwarded = || {
             let header = self.header("x-forwarded-for")?;
             forwarded_for(&header, hops).map(|address| Cow::Owned(address.to_owned()))
         };
         let peer = || self.peer.map(|peer| Cow::Owned(peer.to_string()));
-        written.or_else(forwarded).or_else(peer)
+        written.and_then(one_address).or_else(forwarded).or_else(peer)
     }
 
     fn context(&self, _: &str) -> Option<&str> {
