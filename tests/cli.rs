@@ -120,6 +120,41 @@ fn explain_says_which_rules_match_which_just_miss_and_what_is_charged() {
     assert!(err(&usage).contains("expected ENTRY=VALUE, such as account=bob"), "{}", err(&usage));
 }
 
+/// What `explain` says of a descriptor `a=b`, its last line apart.
+fn explained(text: &str) -> (String, String) {
+    let directory = written(&[("tollgate.toml", text)]);
+    let output = run(directory.path(), &["explain", "edge", "a=b"]);
+    assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""));
+    let said = out(&output);
+    let (rest, verdict) = said.trim_end().rsplit_once('\n').expect("several lines");
+    (rest.to_owned(), verdict.to_owned())
+}
+
+#[test]
+fn explain_lets_a_rule_in_shadow_change_neither_verdict_nor_walk() {
+    let limiter = "[limiters.a]\nmax_concurrent = 1\n";
+    let rule = |name: &str, keys: &str| format!("[[rules]]\ndomain = 'edge'\nname = '{name}'\n{keys}\n");
+    let apply = "apply = [{ limiter = 'a' }]";
+    let shadow = |keys: &str| format!("mode = 'shadow'\n{keys}");
+    for keys in ["action = 'allow'", "action = 'deny'", "final = true\naction = 'deny'"] {
+        let text = limiter.to_owned() + &rule("trial", &shadow(keys)) + &rule("real", apply);
+        let (rest, verdict) = explained(&text);
+        assert!(rest.contains("rule trial matches, in shadow") && rest.contains("rule real matches\n"), "{rest}");
+        assert!(rest.contains("in shadow the walk goes on"), "{rest}");
+        assert_eq!(verdict, "verdict: passes if its counter has room", "{keys}");
+    }
+    let counted = shadow(apply);
+    let (_, verdict) = explained(&(limiter.to_owned() + &rule("trial", &counted)));
+    assert_eq!(verdict, "verdict: only rules in shadow match, so it passes (unmatched = \"allow\")");
+    let deny = "[domains.edge]\nunmatched = 'deny'\n";
+    let (_, verdict) = explained(&(limiter.to_owned() + deny + &rule("trial", &counted)));
+    assert_eq!(verdict, "verdict: only rules in shadow match, so it is refused (unmatched = \"deny\")");
+    let (_, verdict) = explained(&format!("{deny}mode = 'shadow'\n"));
+    assert_eq!(verdict, "verdict: no rule matches, and it passes, for all of the domain is in shadow");
+    let (_, verdict) = explained(&(limiter.to_owned() + deny + "mode = 'shadow'\n" + &rule("real", apply)));
+    assert_eq!(verdict, "verdict: passes, for what is counted is in shadow");
+}
+
 #[test]
 fn usage_errors_end_with_two_and_help_and_version_with_zero() {
     let directory = written(&[]);

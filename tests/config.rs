@@ -9,7 +9,7 @@ use tollgate::config::{Config, Engine, Errors, Source, json_schema};
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
-use tollgate::rules::{Action, Charge, Matcher, Normaliser, Rules};
+use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
 use tollgate::server::{self, Listen};
 use tollgate::store::{MemorySettings, Stores};
 
@@ -253,7 +253,7 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
 #[test]
 fn the_largest_bounds_are_taken() {
     let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
-    assert_eq!((bounds.descriptors, bounds.entries, bounds.checks), (1000, 1000, 4096));
+    assert_eq!(bounds, RequestBounds::MOST);
 }
 
 #[test]
@@ -325,6 +325,25 @@ fn semantics_1_tiers_that_cannot_share_a_counter_are_warned_of() {
              limiter is refused",
             "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", but \"api_free\" and \"api_pro\" differ in \
              algorithm, window or store: who changes between them starts afresh",
+        ]
+    );
+}
+
+#[test]
+fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
+    let config = read(
+        "[limiters.a]\nmax_concurrent = 1\n\
+         [[rules]]\ndomain = 'edge'\nname = 'a'\nmode = 'shadow'\naction = 'allow'\n\
+         [[rules]]\ndomain = 'edge'\nname = 'b'\nmode = 'shadow'\nfinal = true\napply = [{ limiter = 'a' }]\n\
+         [[rules]]\ndomain = 'edge'\nname = 'c'\nmode = 'shadow'\nfinal = false\naction = 'deny'\n",
+    );
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let reason = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+    assert_eq!(
+        warnings,
+        [
+            format!("a.toml:7: rules[0].action is \"allow\", {reason}"),
+            format!("a.toml:12: rules[1].final is true, {reason}"),
         ]
     );
 }

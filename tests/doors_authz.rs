@@ -194,21 +194,23 @@ async fn entries_come_from_wherever_the_operator_says() {
     let header = || Source::Header("x-account".into());
     assert!(!same(header(), asked("GET", "/", &[("x-account", "a")]), asked("GET", "/", &[("x-account", "b")])).await);
     // With encode_raw_headers the map is empty and every header stands by itself.
-    let raw = |values: &[&str]| {
-        let header = |value: &&str| HeaderValue {
-            key: "X-Account".into(),
-            raw_value: (*value).into(),
-            ..HeaderValue::default()
-        };
+    let raw = |name: &str, values: &[&str]| {
+        let header =
+            |value: &&str| HeaderValue { key: name.into(), raw_value: (*value).into(), ..HeaderValue::default() };
         let mut asked = plain("/");
         http(&mut asked).header_map = Some(HeaderMap { headers: values.iter().map(header).collect() });
         asked
     };
-    assert!(same(header(), raw(&["a", "b"]), asked("GET", "/", &[("x-account", "a,b")])).await);
+    // The first counts, so that a second is no way to a counter of its own.
+    assert!(same(header(), raw("X-Account", &["a", "b"]), raw("x-account", &["a", "c"])).await);
+    assert!(same(header(), raw("X-Account", &["a", "b"]), asked("GET", "/", &[("x-account", "a")])).await);
 
     let cookie = |text| asked("GET", "/", &[("cookie", text)]);
     assert!(same(Source::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
     assert!(!same(Source::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
+    // Only semicolons part cookies: a comma is text like any other.
+    assert!(same(Source::Cookie("sid".into()), cookie("a=1,sid=6; sid=7"), cookie("a=1,sid=5; sid=7")).await);
+    assert!(same(Source::Cookie("sid".into()), raw("cookie", &["a=1", "sid=7"]), cookie("a=1; sid=7")).await);
 
     assert!(same(Source::Query("user".into()), plain("/p?x=1&user=a%20b"), plain("/q?user=a+b&user=c")).await);
 
@@ -245,6 +247,21 @@ async fn entries_come_from_wherever_the_operator_says() {
     let source = || Source::Metadata { namespace: "jwt".into(), path: vec!["payload".into(), "sub".into()] };
     assert!(same(source(), by_request(Value::NumberValue(42.0)), by_route(Value::StringValue("42".into()))).await);
     assert!(!same(source(), by_request(Value::BoolValue(true)), by_request(Value::BoolValue(false))).await);
+}
+
+#[tokio::test]
+async fn a_host_has_one_spelling() {
+    let to = |host: &str| {
+        let mut asked = asked("GET", "/", &[]);
+        http(&mut asked).host = host.into();
+        asked
+    };
+    let same = async |first, second| same(settings_with(&[], 0), "host", to(first), to(second)).await;
+    for other in ["SHOP.example", "shop.example:443", "shop.example.", "shop.example.:80"] {
+        assert!(same("shop.example", other).await, "{other}");
+    }
+    assert!(same("[2001:DB8::1]:443", "[2001:db8::1]").await);
+    assert!(!same("[2001:db8::1]", "[2001:db8::2]").await);
 }
 
 #[tokio::test]

@@ -52,8 +52,23 @@ async fn semantics_33_nginx_hears_401_as_it_is() {
     let refusal = RefusalText { status: Some(401), ..RefusalText::default() };
     let ban = Rule { refusal, action: Action::Deny, ..rule("ban", &[], &[]) };
     let service = Service::start_with(settings_with(0), book([], [ban])).await;
-    let answer = service.ask("GET /authz/nginx HTTP/1.1\r\nhost: h").await;
+    let head = "GET /authz/nginx HTTP/1.1\r\nhost: h\r\nx-original-method: GET\r\nx-original-uri: /";
+    let answer = service.ask(head).await;
     assert_eq!((answer.status, answer.header("x-tollgate-status")), (401, Some("401")));
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_say_what_is_asked_for_is_told_so_and_lets_nothing_pass() {
+    let service = Service::start_with(settings_with(0), login()).await;
+    for (path, prefix) in [("nginx", "x-original"), ("forward", "x-forwarded")] {
+        let ask =
+            async |headers: &str| service.ask(&format!("GET /authz/{path} HTTP/1.1\r\nhost: h\r\n{headers}")).await;
+        let answer = ask(&format!("{prefix}-method: POST")).await;
+        assert_eq!((answer.status, answer.body), (400, format!("expected a header {prefix}-uri\n")));
+        let answer = ask(&format!("{prefix}-uri: /login\r\n{prefix}-method:")).await;
+        assert_eq!((answer.status, answer.body), (400, format!("expected a header {prefix}-method\n")));
+        assert_eq!(ask(&format!("{prefix}-uri: /\r\n{prefix}-method: GET")).await.status, 200);
+    }
 }
 
 #[tokio::test]
@@ -64,6 +79,14 @@ async fn semantics_33_caddy_and_traefik_tell_the_request_in_forwarded_headers() 
     assert_eq!(service.ask(head).await.status, 200);
     let answer = service.ask(head).await;
     assert_eq!((answer.status, answer.header("x-tollgate-status")), (429, None));
+}
+
+#[tokio::test]
+async fn of_a_header_that_repeats_the_first_counts() {
+    let service = Service::start_with(settings_with(0), login()).await;
+    let head = "POST /authz/envoy/login HTTP/1.1\r\nhost: h\r\nx-account: al\r\nx-account:";
+    assert_eq!(service.ask(&format!("{head} 1")).await.status, 200);
+    assert_eq!(service.ask(&format!("{head} 2")).await.status, 429);
 }
 
 #[tokio::test]
@@ -83,7 +106,12 @@ async fn same(path: &str, trusted_hops: usize, first: &str, second: &str) -> boo
 async fn same_by(settings: Settings, path: &str, first: &str, second: &str) -> bool {
     let rules = [rule("once", &[], &[("once", &["remote_address"])])];
     let service = Service::start_with(settings, book([window("once", 1, 60)], rules)).await;
-    let head = |headers: &str| format!("GET {path} HTTP/1.1\r\nhost: h{headers}");
+    let request = match path {
+        "/authz/nginx" => "\r\nx-original-method: GET\r\nx-original-uri: /",
+        "/authz/forward" => "\r\nx-forwarded-method: GET\r\nx-forwarded-uri: /",
+        _ => "",
+    };
+    let head = |headers: &str| format!("GET {path} HTTP/1.1\r\nhost: h{request}{headers}");
     assert_eq!(service.ask(&head(first)).await.status, 200);
     service.ask(&head(second)).await.status != 200
 }
@@ -102,6 +130,7 @@ async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_
     assert!(same(envoy, 1, "\r\nx-forwarded-for: 6.6.6.6, 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.7").await);
     let nginx = "/authz/nginx";
     assert!(!same(nginx, 0, "\r\nx-real-ip: 192.0.2.7", "\r\nx-real-ip: 192.0.2.8").await);
+    assert!(same(nginx, 0, "\r\nx-real-ip: anybody", "\r\nx-real-ip: somebody").await);
     // nginx passes on all that the client says.
     assert!(same_by(believing.clone(), nginx, seven, eight).await);
     let forward = "/authz/forward";

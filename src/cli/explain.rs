@@ -9,7 +9,9 @@ use tollgate::clock::{Clock, SystemClock};
 use tollgate::config::Config;
 use tollgate::descriptor::Descriptor;
 use tollgate::limiter::{Algorithm, Limiter, Quota, Schedule};
-use tollgate::rules::{ActionExplanation, ApplyExplanation, Charge, Explanation, RuleExplanation, Rules, Unmatched};
+use tollgate::rules::{
+    ActionExplanation, ApplyExplanation, Charge, Explanation, Instead, RuleExplanation, Rules, Unmatched,
+};
 
 /// Explains a descriptor of these entries.
 pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
@@ -20,6 +22,7 @@ pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) 
     let limiters = config.book.limiters.clone();
     let settings = config.book.domains.iter().find(|known| known.name == domain);
     let unmatched = settings.map_or(Unmatched::default(), |settings| settings.unmatched);
+    let shadow = config.book.shadow || settings.is_some_and(|settings| settings.shadow);
     let domains: Vec<String> = config.book.rules.iter().map(|rule| rule.domain.clone()).collect();
     let rules = match Rules::compile(config.book) {
         Ok(rules) => rules,
@@ -30,7 +33,7 @@ pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) 
     };
     let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     let explanation = rules.explain(domain, &descriptor, SystemClock::new().now());
-    let text = Text { domain, asked: entries, limiters: &limiters, unmatched, domains: &domains };
+    let text = Text { domain, asked: entries, limiters: &limiters, unmatched, shadow, domains: &domains };
     super::print(&text.whole(&explanation));
     ExitCode::SUCCESS
 }
@@ -41,6 +44,8 @@ struct Text<'a> {
     asked: &'a [(String, String)],
     limiters: &'a [Limiter],
     unmatched: Unmatched,
+    /// Whether the whole domain is in shadow.
+    shadow: bool,
     /// The domain of each rule.
     domains: &'a [String],
 }
@@ -93,6 +98,8 @@ impl Text<'_> {
             return;
         }
         match &rule.action {
+            ActionExplanation::Allow if rule.trial => *text += "  would allow: in shadow the walk goes on\n",
+            ActionExplanation::Deny if rule.shadow => *text += "  would deny: in shadow the walk goes on\n",
             ActionExplanation::Allow => *text += "  allows: the walk ends, and the checks found before stay\n",
             ActionExplanation::Deny => *text += "  denies: the request is refused and charges nothing\n",
             ActionExplanation::Apply(applies) => applies.iter().for_each(|apply| self.apply(text, apply)),
@@ -144,30 +151,42 @@ impl Text<'_> {
         if let Some(rule) = reached().find(|rule| matches!(rule.action, ActionExplanation::Deny) && !rule.shadow) {
             return format!("verdict: refused by rule {}", rule.rule);
         }
-        let refuses =
-            |apply: &&ApplyExplanation| apply.instead.as_ref().is_some_and(|instead| instead.starts_with("refused"));
+        let refuses = |apply: &&ApplyExplanation| apply.instead.as_ref().is_some_and(Instead::refuses);
         for rule in reached().filter(|rule| !rule.shadow) {
             let ActionExplanation::Apply(applies) = &rule.action else { continue };
             if let Some(apply) = applies.iter().find(refuses) {
                 return format!("verdict: refused by rule {}, for {} cannot be counted", rule.rule, apply.reference);
             }
         }
-        match (reached().next(), self.unmatched) {
-            (None, Unmatched::Allow) => "verdict: no rule matches, so it passes (unmatched = \"allow\")".to_owned(),
-            (None, Unmatched::Deny) => "verdict: no rule matches, so it is refused (unmatched = \"deny\")".to_owned(),
-            (Some(_), _) => {
-                let checks: usize = reached()
-                    .map(|rule| match &rule.action {
-                        ActionExplanation::Apply(applies) => applies.iter().map(|apply| apply.counters.len()).sum(),
-                        ActionExplanation::Allow | ActionExplanation::Deny => 0,
-                    })
-                    .sum();
-                match checks {
-                    0 => "verdict: passes, nothing is counted".to_owned(),
-                    1 => "verdict: passes if its counter has room".to_owned(),
-                    checks => format!("verdict: passes if all {checks} counters have room"),
+        // A rule on trial leaves a descriptor as unmatched as it was.
+        if reached().all(|rule| rule.trial) {
+            let none = match reached().next() {
+                None => "no rule matches",
+                Some(_) => "only rules in shadow match",
+            };
+            return match (self.unmatched, self.shadow) {
+                (Unmatched::Allow, _) => format!("verdict: {none}, so it passes (unmatched = \"allow\")"),
+                (Unmatched::Deny, true) => {
+                    format!("verdict: {none}, and it passes, for all of the domain is in shadow")
                 }
+                (Unmatched::Deny, false) => {
+                    format!("verdict: {none}, so it is refused (unmatched = \"deny\")")
+                }
+            };
+        }
+        let counters = |rule: &RuleExplanation| -> usize {
+            match &rule.action {
+                ActionExplanation::Apply(applies) => applies.iter().map(|apply| apply.counters.len()).sum(),
+                ActionExplanation::Allow | ActionExplanation::Deny => 0,
             }
+        };
+        let in_shadow: usize = reached().filter(|rule| rule.shadow).map(|rule| counters(rule)).sum();
+        let enforced: usize = reached().filter(|rule| !rule.shadow).map(|rule| counters(rule)).sum();
+        match (enforced, in_shadow) {
+            (0, 0) => "verdict: passes, nothing is counted".to_owned(),
+            (0, _) => "verdict: passes, for what is counted is in shadow".to_owned(),
+            (1, _) => "verdict: passes if its counter has room".to_owned(),
+            (enforced, _) => format!("verdict: passes if all {enforced} counters have room"),
         }
     }
 }

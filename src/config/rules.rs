@@ -140,6 +140,15 @@ impl<'a> Reading<'a> {
                 self.problems.refuse(&percent.place, "but only the key of a limiter can be picked by: it needs apply");
             }
         }
+        if shadow {
+            const REASON: &str = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+            if let Some(allow) = written.action.get().filter(|action| action.value == schema::Verdict::Allow) {
+                self.problems.warn(&allow.place, REASON);
+            }
+            if let Some(last) = written.last.get().filter(|switch| switch.0) {
+                self.problems.warn(&last.place, REASON);
+            }
+        }
         Some(Rule {
             domain: written.domain.get()?.value.clone(),
             name: written.name.get()?.value.clone(),

@@ -10,8 +10,8 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Checks, Count, Hidden, List, Memory, Named, Parts, Percent, Positive, PrefixLength, Seconds, Span, Status,
-    Switch, Units,
+    Amount, Checks, Count, Descriptors, Entries, Hidden, List, Memory, Named, Percent, Positive, PrefixLength, Seconds,
+    Span, Status, Switch, Units,
 };
 
 table! {
@@ -82,9 +82,9 @@ table! {
     /// What a request may bring at most; past it the answer is a refusal, never an error.
     Bounds {
         /// Descriptors in a request: 100 by default, 1000 at most.
-        descriptors: Parts,
+        descriptors: Descriptors,
         /// Entries in a descriptor: 64 by default, 1000 at most.
-        entries: Parts,
+        entries: Entries,
         /// Checks that all descriptors of a request make together: 256 by default, 4096 at most.
         checks: Checks,
     }
@@ -301,7 +301,7 @@ table! {
         action: Verdict,
         /// Ends the walk of a descriptor that it matches. False by default.
         last as "final": Switch,
-        /// `shadow` counts and reports but never denies.
+        /// `shadow` counts and reports but never denies, and never ends the walk.
         mode: Mode,
         /// Enforces for this many of a hundred keys, always the same ones; for the others it is in shadow.
         enforce_percent: Percent,
@@ -498,9 +498,9 @@ table! {
 table! {
     /// Where an entry's value comes from: exactly one place, and perhaps a default.
     EntrySource {
-        /// A request header.
+        /// A request header; of several with the name, the first. Over gRPC Envoy sends several as one, with commas, unless its filter has `encode_raw_headers: true`.
         header: String,
-        /// A cookie.
+        /// A cookie; of several with the name, the first.
         cookie: String,
         /// A parameter of the query.
         query: String,

@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::decode::{At, Decode, Field, entries, field, variable_schema};
 use super::node::{Node, Number, Text, Value, join};
 use super::problem::{Place, Problems};
+use crate::rules::RequestBounds;
 
 /// A text.
 impl Decode for String {
@@ -173,10 +174,12 @@ bounded! {
     Count: 1..=1_u64 << 53;
     /// A count that may be zero, as large as every store counts exactly.
     Amount: 0..=1_u64 << 53;
-    /// Descriptors of a request, or entries of a descriptor: far more than gateways send.
-    Parts: 1..=1_000_u64;
-    /// Checks of a request: each costs memory and time while it is decided.
-    Checks: 1..=4_096_u64;
+    /// Descriptors of a request.
+    Descriptors: 1..=RequestBounds::MOST.descriptors as u64;
+    /// Entries of a descriptor.
+    Entries: 1..=RequestBounds::MOST.entries as u64;
+    /// Checks of a request.
+    Checks: 1..=RequestBounds::MOST.checks as u64;
     /// So many of a hundred.
     Percent: 0..=100_u64;
     /// Leading bits of an IPv6 address.
@@ -202,7 +205,7 @@ macro_rules! counts {
     )* };
 }
 
-counts!(Count, Parts, Checks);
+counts!(Count, Descriptors, Entries, Checks);
 
 fn number_schema(kind: &str, least: u64, most: Option<u64>) -> Schema {
     let mut number = serde_json::json!({ "type": kind, "minimum": least });

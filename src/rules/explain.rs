@@ -2,7 +2,9 @@
 //!
 //! Explaining looks at every rule of the domain; planning does not. It asks no store.
 
-use super::compile::{CompiledAction, Part, Rules, Template, parts};
+use std::fmt;
+
+use super::compile::{CompiledAction, CompiledRule, Part, Rules, Template, parts};
 use super::plan::{Resolved, rewrite};
 use super::{Charge, Missing};
 use crate::clock::Timestamp;
@@ -31,8 +33,10 @@ pub struct RuleExplanation {
     pub hits: usize,
     /// Whether an earlier rule ended the walk before it.
     pub unreached: bool,
-    /// Counts and reports but never denies.
+    /// Counts and reports but never denies: by itself, by its domain or by the server.
     pub shadow: bool,
+    /// In shadow by itself, among rules that are enforced: it does not end the walk either.
+    pub trial: bool,
     /// What it does.
     pub action: ActionExplanation,
 }
@@ -68,14 +72,77 @@ pub struct ApplyExplanation {
     pub limiter: Option<String>,
     /// The key's entries, as they are counted.
     pub key: Vec<(String, Option<String>)>,
-    /// Why it is left out or refused instead.
-    pub instead: Option<String>,
+    /// What happens instead of counting.
+    pub instead: Option<Instead>,
     /// The counters it asks, by their hashed names, with their numbers.
     pub counters: Vec<(CounterName, Limit)>,
     /// When it is charged.
     pub charge: Charge,
     /// Passes while one unit is left.
     pub overdraw: bool,
+}
+
+/// What happens where an `apply` cannot count.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// It is left out, and the rule's others stay.
+    LeftOut(Absent),
+    /// The request is refused.
+    Refused(Absent),
+    /// The request is refused, for no limiter has the name that was filled.
+    NoLimiter {
+        /// The names, or the values of the entry, for which there is one.
+        known: Vec<String>,
+    },
+}
+
+impl Instead {
+    /// Whether the request is refused, unless the rule is in shadow.
+    pub fn refuses(&self) -> bool {
+        match self {
+            Instead::LeftOut(_) => false,
+            Instead::Refused(_) | Instead::NoLimiter { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Instead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Instead::LeftOut(absent) => write!(f, "left out: {absent}"),
+            Instead::Refused(absent) => write!(f, "refused: {absent}"),
+            Instead::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
+        }
+    }
+}
+
+/// Entries that a descriptor does not have.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// One that the limiter's name is filled with.
+    OfName(String),
+    /// Those that the key lacks.
+    OfKey(Vec<String>),
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Absent::OfName(entry) => write!(f, "the entry {entry:?} of its name is missing"),
+            Absent::OfKey(entries) => write!(f, "{entries:?} of its key is missing"),
+        }
+    }
+}
+
+impl CompiledRule {
+    /// Whether the walk of a descriptor that it matches ends with it, as planning has it.
+    fn ends_walk(&self) -> bool {
+        match &self.action {
+            CompiledAction::Allow => !self.trial,
+            CompiledAction::Deny => !self.shadow || (self.last && !self.trial),
+            CompiledAction::Apply(_) => self.last && !self.trial,
+        }
+    }
 }
 
 impl Rules {
@@ -117,14 +184,10 @@ impl Rules {
                 misses,
                 unreached: ended,
                 shadow: rule.shadow,
+                trial: rule.trial,
                 action,
             };
-            let ends = match &rule.action {
-                CompiledAction::Allow => true,
-                CompiledAction::Deny => !rule.shadow,
-                CompiledAction::Apply(_) => rule.last,
-            };
-            ended |= matched && ends;
+            ended |= matched && rule.ends_walk();
             explained
         });
         Explanation { domain_known: true, entries: entries(descriptor), rules: rules.collect() }
@@ -152,10 +215,10 @@ impl Rules {
             charge: apply.charge,
             overdraw: apply.overdraw,
         };
-        let missing = || match apply.missing {
-            Missing::Skip => "left out",
-            Missing::Deny => "refused",
-            Missing::Empty => "counted as empty",
+        let without = |absent| match apply.missing {
+            Missing::Skip => Instead::LeftOut(absent),
+            // What counts as empty is never missing.
+            Missing::Deny | Missing::Empty => Instead::Refused(absent),
         };
         let target = match apply.target(descriptor) {
             Resolved::Target(target) => target,
@@ -164,8 +227,7 @@ impl Rules {
                     Part::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
                     Part::Entry(_) | Part::Text(_) => None,
                 });
-                let wanted = wanted.unwrap_or_default();
-                explained.instead = Some(format!("{}: the entry {wanted:?} of its name is missing", missing()));
+                explained.instead = Some(without(Absent::OfName(wanted.unwrap_or_default())));
                 return explained;
             }
             Resolved::NoLimiter => {
@@ -174,7 +236,7 @@ impl Rules {
                     Template::Many { by_name, .. } => by_name.keys().cloned().collect(),
                     Template::Fixed(_) => Vec::new(),
                 };
-                explained.instead = Some(format!("refused: no limiter has that name; known are {known:?}"));
+                explained.instead = Some(Instead::NoLimiter { known });
                 return explained;
             }
         };
@@ -186,13 +248,9 @@ impl Rules {
             match apply.name(prefix, descriptor) {
                 Some(name) => explained.counters.push((name, limit)),
                 None => {
-                    let absent: Vec<&str> = explained
-                        .key
-                        .iter()
-                        .filter(|(_, value)| value.is_none())
-                        .map(|(key, _)| key.as_str())
-                        .collect();
-                    explained.instead = Some(format!("{}: {absent:?} of its key is missing", missing()));
+                    let absent = explained.key.iter().filter(|(_, value)| value.is_none());
+                    let absent = absent.map(|(entry, _)| entry.clone()).collect();
+                    explained.instead = Some(without(Absent::OfKey(absent)));
                     break;
                 }
             }
@@ -203,4 +261,75 @@ impl Rules {
 
 fn entries(descriptor: &Descriptor<'_>) -> Vec<(String, String)> {
     descriptor.entries.iter().map(|entry| (entry.key.to_owned(), entry.value.clone().into_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::clock::Timestamp;
+    use crate::descriptor::{Descriptor, Request};
+    use crate::limiter::{Concurrency, LeaseId, Limiter, OnStoreError};
+    use crate::rules::{Action, Apply, Charge, Domain, Missing, RefusalText, Rule, RuleBook, Rules, Unmatched};
+
+    const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
+
+    fn rule(name: &str, action: Action) -> Rule {
+        Rule {
+            domain: "edge".to_owned(),
+            name: name.to_owned(),
+            matches: Vec::new(),
+            action,
+            last: false,
+            shadow: false,
+            enforce_percent: None,
+            refusal: RefusalText::default(),
+        }
+    }
+
+    fn apply() -> Action {
+        Action::Apply(vec![Apply {
+            limiter: "slots".to_owned(),
+            otherwise: None,
+            key: Vec::new(),
+            charge: Charge::Admitted,
+            overdraw: false,
+            missing: Missing::Skip,
+        }])
+    }
+
+    #[test]
+    fn explaining_ends_the_walk_where_planning_does() {
+        let slots = Limiter {
+            name: "slots".to_owned(),
+            store: 0,
+            quota: None,
+            concurrency: Some(Concurrency { max: 1, lease: 60_000_000 }),
+            on_store_error: OnStoreError::Local,
+            overridable: false,
+        };
+        for bits in 0..48_u32 {
+            let [last, shadow, domain_shadow, server_shadow] = [1, 2, 4, 8].map(|bit| bits & bit > 0);
+            let action = [Action::Allow, Action::Deny, apply()][(bits / 16) as usize].clone();
+            let domain = Domain {
+                name: "edge".to_owned(),
+                unmatched: Unmatched::Allow,
+                shadow: domain_shadow,
+                ..Domain::default()
+            };
+            let case = format!("{action:?} {last} {shadow} {domain_shadow} {server_shadow}");
+            let first = Rule { last, shadow, ..rule("first", action) };
+            let book = RuleBook {
+                limiters: vec![slots.clone()],
+                domains: vec![domain],
+                rules: vec![first, rule("second", apply())],
+                shadow: server_shadow,
+                ..RuleBook::default()
+            };
+            let rules = Rules::compile(book).expect("a good book");
+            let descriptor = Descriptor::of([("path", "/")]);
+            let request = Request { domain: "edge", descriptors: [descriptor.clone()].into_iter().collect() };
+            let planned = rules.plan(&request, NOW, LeaseId(0));
+            let reached = planned.links.iter().any(|link| link.rule == 1);
+            assert_eq!(!rules.explain("edge", &descriptor, NOW).rules[1].unreached, reached, "{case}");
+        }
+    }
 }

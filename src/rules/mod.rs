@@ -18,7 +18,7 @@ mod normalise;
 mod plan;
 
 pub use self::compile::{CompileError, Rules};
-pub use self::explain::{ActionExplanation, ApplyExplanation, Explanation, Miss, RuleExplanation};
+pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
 pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};

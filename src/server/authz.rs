@@ -25,8 +25,8 @@ pub(super) trait Asked {
     /// The host that it is for.
     fn host(&self) -> Option<Cow<'_, str>>;
 
-    /// A header by its name in lower case; several of one name are joined by commas.
-    fn header(&self, name: &str) -> Option<Cow<'_, str>>;
+    /// The headers of a name in lower case, one by one. Where Envoy joined them, that is one with commas.
+    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>>;
 
     /// The client's address, by what this door believes (semantics 34).
     fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>>;
@@ -49,7 +49,7 @@ pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a Authz) -> Reques
         ("remote_address", asked.remote_address(settings)),
         ("method", asked.method()),
         ("path", path),
-        ("host", asked.host().map(lower_case)),
+        ("host", asked.host().map(host)),
     ];
     let named = settings.entries.iter().map(|(key, source)| (key.as_str(), entry(asked, target.as_deref(), source)));
     let entries = always.into_iter().chain(named);
@@ -62,7 +62,8 @@ pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a Authz) -> Reques
 
 fn entry<'a>(asked: &'a impl Asked, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
     let value = match &source.from {
-        Source::Header(name) => asked.header(name),
+        // A client that adds a second must not get a counter of its own by it.
+        Source::Header(name) => asked.headers(name).next(),
         Source::Cookie(name) => cookie(asked, name),
         Source::Query(name) => query(target?, name).map(Cow::Owned),
         Source::Context(key) => asked.context(key).map(Cow::Borrowed),
@@ -79,17 +80,27 @@ fn path(target: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Hosts are the same in every case.
-fn lower_case(host: Cow<'_, str>) -> Cow<'_, str> {
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { Cow::Owned(host.to_ascii_lowercase()) } else { host }
+/// A host in its one spelling: lower case, without a port and without the dot of the root.
+fn host(host: Cow<'_, str>) -> Cow<'_, str> {
+    let name = match host.rsplit_once(':') {
+        // The colons of an IPv6 address are inside brackets.
+        Some((name, port)) if !port.contains(']') => name,
+        _ => &host,
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.len() == host.len() && !name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return host;
+    }
+    Cow::Owned(name.to_ascii_lowercase())
 }
 
-/// The first cookie of a name. HTTP/2 may send each in a header of its own, so commas part them too.
+/// The first cookie of a name. Nothing but a semicolon parts cookies (RFC 6265, section 5.4): who could part them by
+/// another character would have a way to put one before the real one.
 fn cookie<'a>(asked: &'a impl Asked, name: &str) -> Option<Cow<'a, str>> {
-    let cookies = asked.header("cookie")?;
-    let pairs = cookies.split([';', ',']).filter_map(|pair| pair.trim_matches(' ').split_once('='));
-    let value = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.trim_matches('"').to_owned()).next()?;
-    Some(Cow::Owned(value))
+    asked.headers("cookie").find_map(|cookies| {
+        let pairs = cookies.split(';').filter_map(|pair| pair.trim_matches(' ').split_once('='));
+        pairs.filter(|(key, _)| *key == name).map(|(_, value)| Cow::Owned(value.trim_matches('"').to_owned())).next()
+    })
 }
 
 /// The first parameter of a name.
@@ -101,7 +112,7 @@ fn query(target: &str, name: &str) -> Option<String> {
     pairs.filter(|(key, _)| decode(key) == name).map(|(_, value)| decode(value)).next()
 }
 
-/// The values of one header, joined by commas.
+/// The values of one header that is a list, joined by commas.
 pub(super) fn joined<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option<Cow<'a, str>> {
     let mut joined = values.next()?;
     for value in values {

@@ -91,26 +91,24 @@ impl Asked for Told<'_> {
     }
 
     /// From the map, or, with `encode_raw_headers`, from the list that stands in its place.
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        let http = self.http?;
-        if let Some(value) = http.headers.get(name) {
-            return Some(Cow::Borrowed(value));
-        }
-        let headers = http.header_map.iter().flat_map(|map| &map.headers);
-        let named = headers.filter(|header| header.key.eq_ignore_ascii_case(name));
-        joined(named.map(|header| match header.raw_value.is_empty() {
+    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+        let joined = self.http.and_then(|http| http.headers.get(name));
+        let raw = self.http.filter(|_| joined.is_none()).and_then(|http| http.header_map.as_ref());
+        let raw = raw.into_iter().flat_map(|map| &map.headers).filter(|header| header.key.eq_ignore_ascii_case(name));
+        let raw = raw.map(|header| match header.raw_value.is_empty() {
             true => Cow::Borrowed(header.value.as_str()),
             false => String::from_utf8_lossy(&header.raw_value),
-        }))
+        });
+        joined.map(|value| Cow::Borrowed(value.as_str())).into_iter().chain(raw)
     }
 
     fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
         if settings.trust_external_address
-            && let Some(address) = self.header("x-envoy-external-address").and_then(one_address)
+            && let Some(address) = joined(self.headers("x-envoy-external-address")).and_then(one_address)
         {
             return Some(address);
         }
-        if let Some(header) = self.header("x-forwarded-for")
+        if let Some(header) = joined(self.headers("x-forwarded-for"))
             && let Some(address) = forwarded_for(&header, settings.trusted_hops)
         {
             return Some(Cow::Owned(address.to_owned()));

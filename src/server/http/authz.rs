@@ -38,6 +38,9 @@ impl Authz {
 
     pub(super) async fn answer(&self, flavour: Flavour, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         let told = Told { flavour, head, peer };
+        if let Some(missing) = told.missing() {
+            return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected a header {missing}\n"));
+        }
         let decision = self.engine.decide(&question(&told, &self.settings)).await;
         let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, self.families);
         let mut headers = HeaderMap::with_capacity(12);

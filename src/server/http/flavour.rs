@@ -51,6 +51,24 @@ pub(super) struct Told<'a> {
     pub(super) peer: Option<IpAddr>,
 }
 
+impl Told<'_> {
+    /// The first header of a name that says anything.
+    fn header(&self, name: &'static str) -> Option<Cow<'_, str>> {
+        self.headers(name).next().filter(|value| !value.is_empty())
+    }
+
+    /// The header that tells what is asked for, where the gateway did not send it. Rules about paths and methods
+    /// would not match, and the request would pass.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        let (uri, method) = match self.flavour {
+            Flavour::Envoy => return None,
+            Flavour::Nginx => ("x-original-uri", "x-original-method"),
+            Flavour::Forward => ("x-forwarded-uri", "x-forwarded-method"),
+        };
+        [uri, method].into_iter().find(|name| self.header(name).is_none())
+    }
+}
+
 impl Asked for Told<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         match self.flavour {
@@ -82,20 +100,22 @@ impl Asked for Told<'_> {
         }
     }
 
-    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
-        joined(self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())))
+    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+        self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
     }
 
     fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>> {
         let hops = settings.trusted_hops;
         let (written, hops) = match self.flavour {
-            Flavour::Envoy if settings.trust_external_address => (self.header("x-envoy-external-address"), hops),
+            Flavour::Envoy if settings.trust_external_address => {
+                (joined(self.headers("x-envoy-external-address")), hops)
+            }
             Flavour::Envoy => (None, hops),
-            Flavour::Nginx => (self.header("x-real-ip"), hops),
+            Flavour::Nginx => (joined(self.headers("x-real-ip")), hops),
             Flavour::Forward => (None, hops.max(1)),
         };
         let forwarded = || {
-            let header = self.header("x-forwarded-for")?;
+            let header = joined(self.headers("x-forwarded-for"))?;
             forwarded_for(&header, hops).map(|address| Cow::Owned(address.to_owned()))
         };
         let peer = || self.peer.map(|peer| Cow::Owned(peer.to_string()));

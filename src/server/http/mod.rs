@@ -6,7 +6,8 @@
 //! | `/authz/nginx` | `auth_request` | `X-Original-Method`, `X-Original-URI`, `Host`, `X-Real-IP` |
 //! | `/authz/forward` | Caddy, Traefik | `X-Forwarded-Method`, `-Uri`, `-Host`, `-For` |
 //!
-//! 200 lets pass, and nothing else does. [`flavour`] says what each believes, and of whom.
+//! 200 lets pass, and nothing else does. A gateway that does not say what is asked for is answered 400, of which nginx
+//! makes 500. [`flavour`] says what each believes, and of whom.
 
 mod authz;
 mod flavour;
