@@ -1,6 +1,7 @@
 //! The whole service: a configuration becomes open doors over one engine, and these are served until told to stop.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,24 @@ use crate::engine::Engine;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
 use crate::server::{Bound, Http, ListenError, Listener, Settings};
-use crate::store::Stores;
+use crate::store::{Owner, Stores};
 
 /// How long requests under way may take once the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often the stores forget what no longer counts.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// A memory store's file, and the store it belongs to.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The place of the store among the configured ones.
+    pub store: usize,
+    /// The file.
+    pub path: PathBuf,
+    /// How often it is written.
+    pub interval: Duration,
+}
 
 /// Why the service cannot start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +47,7 @@ pub enum AppError {
 #[derive(Debug)]
 pub struct App {
     engine: Arc<Engine>,
+    snapshots: Vec<(Snapshot, Owner)>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
 }
@@ -59,7 +72,25 @@ impl App {
             grpc: (Grpc::new(engine.clone(), settings).await, grpc),
             http: (Http::new(engine.clone(), settings), http),
             engine,
+            snapshots: Vec::new(),
         })
+    }
+
+    /// Reads what memory stores held when they were last written, and writes them from now on. A file that cannot be
+    /// taken is kept aside and the store begins empty: refusing to serve would open the gateways instead.
+    pub fn remember(&mut self, snapshots: Vec<Snapshot>) {
+        let rules = self.engine.rules();
+        let now = self.engine.clock().now();
+        for snapshot in snapshots {
+            let Some(store) = rules.stores().get(snapshot.store) else { continue };
+            let owner = Owner { fingerprint: rules.secret().fingerprint(), store: store.clone() };
+            match self.engine.stores().load(snapshot.store, &snapshot.path, &owner, now) {
+                Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
+                Ok(None) => tracing::info!(store, path = %snapshot.path.display(), "no snapshot to read yet"),
+                Err(error) => tracing::warn!(store, %error, "the store begins empty"),
+            }
+            self.snapshots.push((snapshot, owner));
+        }
     }
 
     /// Where RLS, ext_authz, health and reflection are.
@@ -80,7 +111,11 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
-        let sweeping = tokio::spawn(sweep(self.engine));
+        let sweeping = tokio::spawn(sweep(self.engine.clone()));
+        let mut writing = JoinSet::new();
+        for (snapshot, owner) in self.snapshots.clone() {
+            writing.spawn(write_now_and_then(self.engine.clone(), snapshot, owner));
+        }
         shutdown.await;
         sweeping.abort();
         // Health first, so that gateways that ask for it look elsewhere before connections close.
@@ -89,6 +124,33 @@ impl App {
         if tokio::time::timeout(DRAIN, async { while doors.join_next().await.is_some() {} }).await.is_err() {
             tracing::warn!("requests were still under way after {DRAIN:?} and are abandoned");
         }
+        // Last, so that what was charged while draining is in it.
+        writing.shutdown().await;
+        for (snapshot, owner) in self.snapshots {
+            write_snapshot(self.engine.clone(), snapshot, owner).await;
+        }
+    }
+}
+
+/// Writes a store's snapshot at its interval.
+async fn write_now_and_then(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
+    let mut pause = tokio::time::interval(snapshot.interval);
+    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first tick is at once, when there is nothing new to write.
+    pause.tick().await;
+    loop {
+        pause.tick().await;
+        write_snapshot(engine.clone(), snapshot.clone(), owner.clone()).await;
+    }
+}
+
+/// Writes a store's snapshot, beside the threads that serve.
+async fn write_snapshot(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
+    let write = move || engine.stores().save(snapshot.store, &snapshot.path, &owner);
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
+        Err(error) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
     }
 }
 

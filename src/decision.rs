@@ -111,37 +111,17 @@ impl Decision {
 
     /// Why it may not.
     pub fn refusal(&self) -> Option<Refusal<'_>> {
-        if self.allowed() {
-            return None;
-        }
-        let bare = |reason, rule: Option<u32>| Refusal {
+        let (reason, rule, target) = self.refused_by()?;
+        let retry_after = match reason {
+            Reason::Limit => self.tightest().and_then(|counted| counted.retry_after),
+            _ => None,
+        };
+        Some(Refusal {
             reason,
             rule: rule.and_then(|rule| self.rule_name(rule)),
-            limiter: None,
-            retry_after: None,
+            limiter: target.map(|target| self.rules.limiter(target).name.as_str()),
+            retry_after,
             text: rule.and_then(|rule| self.refusal_text(rule)),
-        };
-        Some(match (self.planned.refused, self.deciding) {
-            (Some(Refused::Denied { rule }), _) => bare(Reason::Denied, Some(rule)),
-            (Some(Refused::Unmatched), _) => bare(Reason::Unmatched, None),
-            (Some(Refused::TooLarge), _) => bare(Reason::TooLarge, None),
-            (Some(Refused::MissingKey { rule }), _) => bare(Reason::MissingKey, Some(rule)),
-            (Some(Refused::NoLimiter { rule }), _) => bare(Reason::NoLimiter, Some(rule)),
-            (None, Some(deciding)) => {
-                let link = &self.planned.links[deciding];
-                let counted = self.count(link);
-                Refusal {
-                    reason: Reason::Limit,
-                    limiter: Some(self.rules.limiter(link.target).name.as_str()),
-                    retry_after: counted.and_then(|counted| counted.retry_after),
-                    ..bare(Reason::Limit, Some(link.rule))
-                }
-            }
-            (None, None) => {
-                let failed = self.enforced().find(|link| self.applied.answers[usize::from(link.check)].is_err());
-                let limiter = failed.map(|link| self.rules.limiter(link.target).name.as_str());
-                Refusal { limiter, ..bare(Reason::StoreError, failed.map(|link| link.rule)) }
-            }
         })
     }
 
@@ -193,6 +173,34 @@ impl Decision {
     pub fn tier(&self) -> Option<&str> {
         let deciding = self.deciding.map(|deciding| &self.planned.links[deciding]);
         deciding.into_iter().chain(self.enforced()).find_map(|link| self.rules.tier(link.target))
+    }
+
+    /// The rules that decided it.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Why it was refused, by the places of the rule in its domain and of the limiter among the rules' targets.
+    pub(crate) fn refused_by(&self) -> Option<(Reason, Option<u32>, Option<u32>)> {
+        if self.allowed() {
+            return None;
+        }
+        let failed = || self.enforced().find(|link| self.applied.answers[usize::from(link.check)].is_err());
+        Some(match (self.planned.refused, self.deciding) {
+            (Some(Refused::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
+            (Some(Refused::Unmatched), _) => (Reason::Unmatched, None, None),
+            (Some(Refused::TooLarge), _) => (Reason::TooLarge, None, None),
+            (Some(Refused::MissingKey { rule }), _) => (Reason::MissingKey, Some(rule), None),
+            (Some(Refused::NoLimiter { rule }), _) => (Reason::NoLimiter, Some(rule), None),
+            (None, Some(deciding)) => {
+                let link = &self.planned.links[deciding];
+                (Reason::Limit, Some(link.rule), Some(link.target))
+            }
+            (None, None) => {
+                let failed = failed();
+                (Reason::StoreError, failed.map(|link| link.rule), failed.map(|link| link.target))
+            }
+        })
     }
 
     /// The plan that was decided, for those who count or log it.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -18,12 +19,51 @@ pub struct Engine {
     stores: Stores,
     clock: Arc<dyn Clock>,
     leases: LeaseIds,
+    observer: Arc<dyn Observer>,
 }
+
+/// Who is told of every decision, after it was made. What is told cannot change it.
+pub trait Observer: Send + Sync + 'static {
+    /// Rules are about to be used.
+    fn prepare(&self, rules: &Arc<Rules>) {
+        let _ = rules;
+    }
+
+    /// A request was decided, in this time.
+    fn decided(&self, decision: &Decision, took: Duration) {
+        let _ = (decision, took);
+    }
+
+    /// A lease was released or renewed.
+    fn changed(&self, fate: LeaseFate) {
+        let _ = fate;
+    }
+}
+
+/// Nobody is told.
+impl Observer for () {}
 
 impl Engine {
     /// An engine with these rules, keeping its counters in `stores`, in the order the rules count them.
     pub fn new(rules: Rules, stores: Stores, clock: Arc<dyn Clock>) -> Self {
-        Self { rules: ArcSwap::from_pointee(rules), stores, clock, leases: LeaseIds::new() }
+        Self::observed(rules, stores, clock, Arc::new(()))
+    }
+
+    /// The same, with somebody who is told of every decision.
+    pub fn observed(rules: Rules, stores: Stores, clock: Arc<dyn Clock>, observer: Arc<dyn Observer>) -> Self {
+        let rules = Arc::new(rules);
+        observer.prepare(&rules);
+        Self { rules: ArcSwap::new(rules), stores, clock, leases: LeaseIds::new(), observer }
+    }
+
+    /// Replaces the rules whole. Requests under way finish by the ones they began with.
+    ///
+    /// The stores stay: the new rules must count the same ones in the same order. What a counter holds carries over
+    /// where its name does (semantics 1 and 29).
+    pub fn replace(&self, rules: Rules) {
+        let rules = Arc::new(rules);
+        self.observer.prepare(&rules);
+        self.rules.store(rules);
     }
 
     /// Decides one request. It sees one version of the rules.
@@ -77,6 +117,7 @@ impl Engine {
     /// # });
     /// ```
     pub async fn decide(&self, request: &Request<'_>) -> Decision {
+        let began = Instant::now();
         let rules = self.rules.load_full();
         let now = self.clock.now();
         let planned = rules.plan(request, now, self.leases.make());
@@ -84,7 +125,9 @@ impl Engine {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
             false => self.stores.apply(&planned.plan, now).await,
         };
-        Decision::judge(rules, planned, applied)
+        let decision = Decision::judge(rules, planned, applied);
+        self.observer.decided(&decision, began.elapsed());
+        decision
     }
 
     /// Gives back every slot of a lease; `None` when the text is no lease of this deployment. Giving back twice, or
@@ -97,12 +140,6 @@ impl Engine {
     /// lease of this deployment.
     pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseFate> {
         self.change(lease, LeaseAction::Renew(length)).await
-    }
-
-    /// Uses other rules from the next request on. Counters whose names they share keep their counts (semantics 29);
-    /// the stores stay, so the rules have to name the same ones in the same order.
-    pub fn replace(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
     }
 
     /// The rules in use.
@@ -128,7 +165,9 @@ impl Engine {
         let applied = self.stores.apply(&plan, self.clock.now()).await;
         // Of several slots the one that fared worst is told.
         let fates = applied.fates.into_iter();
-        Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown))
+        let fate = fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown);
+        self.observer.changed(fate);
+        Some(fate)
     }
 }
 

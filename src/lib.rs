@@ -27,6 +27,7 @@
 //! | [`decision`] | the answer |
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
+//! | [`telemetry`] | what it tells of itself |
 //! | [`server`] | the doors: gRPC, HTTP, headers |
 //! | [`config`] | what the operator wrote, read strictly |
 //! | [`app`] | the whole, built and served |
@@ -55,3 +56,4 @@ pub mod limiter;
 pub mod rules;
 pub mod server;
 pub mod store;
+pub mod telemetry;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::app::{App, shutdown_signal};
+use tollgate::app::{App, Snapshot, shutdown_signal};
 use tollgate::config::{Config, Engine, VARIABLE, places};
 use tollgate::rules::Rules;
 use tollgate::store::{MemorySettings, Stores};
@@ -40,6 +40,7 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
 fn start(config: Config) -> anyhow::Result<()> {
     let spaces = spaces(&config)?;
     super::warn(&config.warnings);
+    let snapshots = snapshots(&config);
     let (found, development) = (!config.files.is_empty(), config.book.secret.is_development());
     let rules = Rules::compile(config.book).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -52,7 +53,8 @@ fn start(config: Config) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
+        let mut app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
+        app.remember(snapshots);
         if development {
             eprintln!(
                 "tollgate: warning: server.secret is not set: identities are hashed with a public constant; set it to \
@@ -63,6 +65,15 @@ fn start(config: Config) -> anyhow::Result<()> {
         app.serve(shutdown_signal()).await;
         Ok(())
     })
+}
+
+/// The files of memory stores that survive a restart.
+fn snapshots(config: &Config) -> Vec<Snapshot> {
+    let of = |(store, kept): (usize, &tollgate::config::Store)| {
+        let snapshot = kept.snapshot.as_ref()?;
+        Some(Snapshot { store, path: snapshot.path.clone(), interval: snapshot.interval })
+    };
+    config.stores.iter().enumerate().filter_map(of).collect()
 }
 
 /// The memory each store may take, in their order.

@@ -22,7 +22,7 @@ mod toml;
 mod values;
 mod yaml;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::decode::{Field, field};
@@ -61,6 +61,17 @@ pub struct Store {
     pub engine: Engine,
     /// How long a decision waits for it.
     pub timeout: Duration,
+    /// Where its counters survive a restart; of a memory store only.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// A file that counters survive a restart in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The file.
+    pub path: PathBuf,
+    /// How often it is written.
+    pub interval: Duration,
 }
 
 /// What keeps counters.

@@ -90,6 +90,10 @@ fn store(store: &Store) -> Value {
             if let Some(keys) = settings.max_keys {
                 table["max_keys"] = keys.into();
             }
+            if let Some(snapshot) = &store.snapshot {
+                table["snapshot"] = snapshot.path.to_string_lossy().into();
+                table["snapshot_interval"] = duration(snapshot.interval).into();
+            }
         }
         Engine::Redis(Remote { url, options }) | Engine::Postgres(Remote { url, options }) => {
             table["url"] = shown(&url.0).into();

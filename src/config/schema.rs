@@ -103,6 +103,10 @@ table! {
         max_memory: Memory,
         /// How many counters a memory store holds at most. No bound beside `max_memory` by default.
         max_keys: Count,
+        /// A file that the counters of a memory store survive a restart in: written whole at shutdown and now and then, read at start. It holds no identity.
+        snapshot: String,
+        /// How often that file is written: `1m` by default. What happened since is forgotten when the process dies.
+        snapshot_interval: Span,
         /// The number of the Redis database.
         db: Amount,
         /// The password of Redis, where the URL holds none.

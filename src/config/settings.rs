@@ -1,17 +1,21 @@
 //! The tables of doors and stores, and what holds for the whole process.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
 use super::values::{Item, Switch};
-use super::{Engine, Remote, Store, schema};
+use super::{Engine, Remote, Snapshot, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
 use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
 use crate::store::MemorySettings;
 
 /// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.
 const TIMEOUT: Duration = Duration::from_millis(10);
+
+/// How often a snapshot is written where the store says nothing else.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The entries that ext_authz always makes.
 pub(super) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
@@ -186,20 +190,36 @@ pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store>
             name: item.name.clone(),
             engine: engine.unwrap_or(Engine::Memory(MemorySettings::default())),
             timeout: timeout.map_or(TIMEOUT, |timeout| timeout.0),
+            snapshot: item.value.as_ref().and_then(|store| snapshot(store, problems)),
         });
     }
     if stores.is_empty() {
         let engine = Engine::Memory(MemorySettings::default());
-        stores.push(Store { name: "memory".to_owned(), engine, timeout: TIMEOUT });
+        stores.push(Store { name: "memory".to_owned(), engine, timeout: TIMEOUT, snapshot: None });
     }
     stores
+}
+
+/// The file that a memory store survives a restart in.
+fn snapshot(store: &schema::Store, problems: &mut Problems) -> Option<Snapshot> {
+    let interval = store.snapshot_interval.copied().map_or(SNAPSHOT_INTERVAL, |interval| interval.0);
+    let Some(path) = store.snapshot.get() else {
+        if let Some(place) = store.snapshot_interval.place() {
+            problems.refuse(place, "but the store has no snapshot to write");
+        }
+        return None;
+    };
+    if path.value.is_empty() {
+        problems.refuse(&path.place, "expected the name of a file");
+    }
+    Some(Snapshot { path: PathBuf::from(&path.value), interval })
 }
 
 /// The engines that have a key.
 fn owners(key: &str) -> &'static [schema::Engine] {
     use schema::Engine::{Memory, Postgres, Redis};
     match key {
-        "max_memory" | "max_keys" => &[Memory],
+        "max_memory" | "max_keys" | "snapshot" | "snapshot_interval" => &[Memory],
         "db" | "password" | "key_prefix" | "socket_timeout" | "socket_connect_timeout" => &[Redis],
         "table_name" | "schema_name" | "auto_create" => &[Postgres],
         "url" | "pool_min_size" | "pool_max_size" | "timing_margin_ms" => &[Redis, Postgres],

@@ -43,6 +43,12 @@ impl Leases {
         self.leases.iter()
     }
 
+    /// A set of these leases.
+    pub fn restore(mut leases: Vec<Lease>) -> Self {
+        leases.sort_by_key(|lease| lease.expires);
+        Self { leases }
+    }
+
     /// Bytes held on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.leases.capacity() * size_of::<Lease>()

@@ -35,6 +35,12 @@ impl Grants {
         self.moments.iter().copied().map(Timestamp::from_micros)
     }
 
+    /// A log of these moments, oldest first; `None` when they are not in order.
+    pub fn restore(moments: Vec<Timestamp>) -> Option<Self> {
+        let moments: VecDeque<u64> = moments.into_iter().map(Timestamp::micros).collect();
+        moments.iter().is_sorted().then_some(Self { moments })
+    }
+
     /// Bytes held on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.moments.capacity() * size_of::<u64>()

@@ -3,12 +3,15 @@
 //! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
 //! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::slots::{Growth, Place, Pool, Slots};
+use super::snapshot::{self, Owner, Record, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{
     Applied, Check, CounterName, Fault, GroupOutcome, Held, OnStoreError, Outcome, Plan, State, advance, change_lease,
@@ -46,6 +49,8 @@ pub struct Usage {
     pub bytes: usize,
     /// Counters that had to go before they were forgotten.
     pub evictions: u64,
+    /// Slots held under leases, expired ones among them until they are swept.
+    pub leases: usize,
 }
 
 /// All memory stores of a deployment.
@@ -134,8 +139,52 @@ impl Memory {
     /// Forgets what no longer counts, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
         for shard in self.spaces.iter().flat_map(|space| &space.shards) {
-            shard.lock().sweep(now);
+            let mut slots = shard.lock();
+            slots.copy_to_cut();
+            slots.sweep(now);
         }
+    }
+
+    /// Writes what the store at `space` holds to a file: one moment for every plan (semantics 32).
+    ///
+    /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
+    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy.
+    ///
+    /// # Errors
+    ///
+    /// When the file system refuses; what was at `path` is still there.
+    pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+        let shards = &self.spaces[space].shards;
+        let (cut, copies) = mpsc::channel();
+        {
+            let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
+            locked.iter_mut().for_each(|slots| slots.cut = Some(cut.clone()));
+        }
+        drop(cut);
+        shards.iter().for_each(|shard| shard.lock().copy_to_cut());
+        let copies: Vec<Vec<u8>> = copies.into_iter().collect();
+        snapshot::write(path, owner, &copies)
+    }
+
+    /// Reads into the store at `space` what a file holds. Says how many counters still counted and found room; `None`
+    /// when there is no file.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged, newer or somebody else's. Nothing of it is loaded then, and it is kept aside.
+    pub fn load(
+        &self,
+        space: usize,
+        path: &Path,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Result<Option<usize>, SnapshotError> {
+        let Some(records) = snapshot::read(path, owner)? else { return Ok(None) };
+        let restore = |record: &Record| {
+            let shard = self.shard(space as u16, &record.name);
+            self.lock(shard).restore(record.clone(), now)
+        };
+        Ok(Some(records.iter().filter(|record| restore(record)).count()))
     }
 
     /// What each space holds.
@@ -147,6 +196,7 @@ impl Memory {
                     keys: usage.keys + slots.len(),
                     bytes: usage.bytes + slots.bytes(),
                     evictions: usage.evictions + slots.evictions,
+                    leases: usage.leases + slots.held_leases(),
                 }
             })
         };
@@ -164,6 +214,7 @@ impl Memory {
             let (_, own) = self.shard(check.store, &check.counter);
             let others = (1..shards.len()).map(|step| &shards[(own as usize + step) % shards.len()]);
             for mut slots in others.filter_map(Mutex::try_lock).filter(|slots| slots.len() >= 4).take(GIVERS) {
+                slots.copy_to_cut();
                 slots.surrender(now);
                 gave += 1;
             }
@@ -176,8 +227,11 @@ impl Memory {
         (store, ((u128::from(counter.0[1]) * shards as u128) >> 64) as u32)
     }
 
+    /// Locks a shard to change it.
     fn lock(&self, (space, shard): Shard) -> MutexGuard<'_, Slots> {
-        self.spaces[usize::from(space)].shards[shard as usize].lock()
+        let mut slots = self.spaces[usize::from(space)].shards[shard as usize].lock();
+        slots.copy_to_cut();
+        slots
     }
 }
 

@@ -4,10 +4,13 @@
 
 mod memory;
 mod slots;
+mod snapshot;
 
 use std::future::Future;
+use std::path::Path;
 
 pub use self::memory::{Memory, MemorySettings, Usage};
+pub use self::snapshot::{Owner, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{Applied, Plan};
 
@@ -34,6 +37,22 @@ impl Stores {
     /// Forgets what no longer counts, as of `now`. Called now and then; no lock is held for long.
     pub fn sweep(&self, now: Timestamp) {
         self.memory.sweep(now);
+    }
+
+    /// Writes a memory store's counters to a file. `store` counts as checks do.
+    pub fn save(&self, store: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+        self.memory.save(store, path, owner)
+    }
+
+    /// Reads a memory store's counters from a file, whole or not at all.
+    pub fn load(
+        &self,
+        store: usize,
+        path: &Path,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Result<Option<usize>, SnapshotError> {
+        self.memory.load(store, path, owner, now)
     }
 
     /// What each store holds.

@@ -14,9 +14,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 
 use slab::Slab;
 
+use super::snapshot::{Kept, Record};
 use crate::clock::Timestamp;
 use crate::limiter::{
     BucketLevel, Check, CounterName, CounterPair, FixedCount, Grants, Leases, Limit, Outcome, SlidingWindow, State,
@@ -53,6 +55,8 @@ pub(super) struct Slots {
     max_keys: usize,
     draws: u64,
     pub(super) evictions: u64,
+    /// Where this shard's counters go before they next change: a snapshot was cut and has not copied them yet.
+    pub(super) cut: Option<Sender<Vec<u8>>>,
 }
 
 /// The bytes of a store that no shard has taken yet. A store is bounded as a whole, so that one large log or set of
@@ -159,6 +163,7 @@ impl Slots {
             max_keys,
             draws: seed | 1,
             evictions: 0,
+            cut: None,
         }
     }
 
@@ -172,6 +177,57 @@ impl Slots {
             + self.grants.capacity() * size_of::<Grants>()
             + self.leases.capacity() * size_of::<Leases>()
             + self.heap
+    }
+
+    /// Leases held, expired ones among them until they are swept.
+    pub(super) fn held_leases(&self) -> usize {
+        self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
+    }
+
+    /// Copies the counters to a snapshot that was cut, if one waits for them.
+    pub(super) fn copy_to_cut(&mut self) {
+        let Some(cut) = self.cut.take() else { return };
+        let mut bytes = Vec::with_capacity(self.taken * 46 + self.heap);
+        for slot in &self.slots {
+            let kept = match slot.kind {
+                Kind::Vacant => continue,
+                Kind::Bucket => Kept::Words(0, slot.words),
+                Kind::Pair => Kept::Words(1, slot.words),
+                Kind::Fixed => Kept::Words(2, slot.words),
+                Kind::Grants => Kept::Grants(self.grants[slot.words[0] as usize].clone()),
+                Kind::Leases => Kept::Leases(self.leases[slot.words[0] as usize].clone()),
+            };
+            Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
+        }
+        // The receiver is gone when the snapshot was given up.
+        let _ = cut.send(bytes);
+    }
+
+    /// Takes a counter from a snapshot, if it still counts and there is room. Says whether it was taken.
+    pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
+        if record.until <= seconds(now) || self.find(&record.name).is_some() {
+            return false;
+        }
+        let growth = match &record.kept {
+            Kept::Words(..) => Growth { counters: 1, ..Growth::default() },
+            Kept::Grants(grants) => Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() },
+            Kept::Leases(leases) => Growth { counters: 1, leases: 1, heap: leases.heap_bytes(), ..Growth::default() },
+        };
+        if !self.make_room(growth, &[], now) {
+            return false;
+        }
+        let (kind, words) = match record.kept {
+            Kept::Words(0, words) => (Kind::Bucket, words),
+            Kept::Words(1, words) => (Kind::Pair, words),
+            // The reader knows no other kinds.
+            Kept::Words(_, words) => (Kind::Fixed, words),
+            Kept::Grants(grants) => self.pack(State::Grants(grants), None),
+            Kept::Leases(leases) => self.pack(State::Leases(leases), None),
+        };
+        let place = self.free(self.home(&record.name));
+        self.taken += 1;
+        self.slots[place] = Slot { name: record.name, words, until: record.until, share: record.share, kind };
+        true
     }
 
     /// Reads a counter's home. Looking up the counters of a plan takes as long as the slowest only if their homes are

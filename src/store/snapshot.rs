@@ -1,0 +1,297 @@
+//! A memory store's counters in a file: written whole and atomically, read whole or not at all.
+//!
+//! ```text
+//!   "tollgate snapshot\n" | version u32 | secret's fingerprint 16 | name length u32, store's name
+//!   | records: name 16, until u32, share u8, kind u8, then by kind:
+//!   |     bucket, pair, fixed: three u64     grants: count u32, u64 each     leases: count u32, 32 bytes each
+//!   | 0xff x 16 (no record is named so) | SipHash-2-4-128 of all before
+//! ```
+//!
+//! All numbers are little-endian. Moments are Unix microseconds, so the time while nobody served counts (semantics 32).
+//! Counters are named by their hashes: no identity is in the file. A change of the secret names all counters anew, so a
+//! file of another secret is refused rather than loaded for nothing.
+
+use std::fs::{self, File};
+use std::hash::Hasher;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use siphasher::sip128::{Hasher128, SipHasher24};
+
+use crate::clock::Timestamp;
+use crate::limiter::{CounterName, Grants, Lease, LeaseId, Leases};
+
+const MAGIC: &[u8] = b"tollgate snapshot\n";
+const VERSION: u32 = 1;
+const END: CounterName = CounterName([u64::MAX; 2]);
+const SEAL_BYTES: usize = 16;
+
+/// Why a snapshot cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file system refuses.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// It is not what was written.
+    #[error("{path} is damaged ({what}); nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where it does not hold together.
+        what: &'static str,
+        /// Where it lies now.
+        kept: PathBuf,
+    },
+    /// Another version of tollgate wrote it.
+    #[error("{path} has version {found} and this tollgate reads {VERSION}; nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Where it lies now.
+        kept: PathBuf,
+    },
+    /// It was written under another secret or for another store.
+    #[error("{path} belongs to {what}; nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        what: &'static str,
+        /// Where it lies now.
+        kept: PathBuf,
+    },
+}
+
+/// Whose counters a file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Tells one secret from another without telling it.
+    pub fingerprint: [u8; 16],
+    /// The store's name.
+    pub store: String,
+}
+
+/// One counter as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) name: CounterName,
+    pub(super) until: u32,
+    pub(super) share: u8,
+    pub(super) kept: Kept,
+}
+
+/// What is kept of a counter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// A bucket, a pair of counts or a fixed count: the kind, and its words.
+    Words(u8, [u64; 3]),
+    Grants(Grants),
+    Leases(Leases),
+}
+
+/// Kinds below this are kept as words.
+const WORD_KINDS: u8 = 3;
+const GRANTS: u8 = 16;
+const LEASES: u8 = 17;
+
+impl Record {
+    pub(super) fn write(&self, into: &mut Vec<u8>) {
+        write_name(into, &self.name);
+        into.extend(self.until.to_le_bytes());
+        into.push(self.share);
+        match &self.kept {
+            Kept::Words(kind, words) => {
+                into.push(*kind);
+                into.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+            }
+            Kept::Grants(grants) => {
+                into.push(GRANTS);
+                write_count(into, grants.moments().count());
+                into.extend(grants.moments().flat_map(|moment| moment.micros().to_le_bytes()));
+            }
+            Kept::Leases(leases) => {
+                into.push(LEASES);
+                write_count(into, leases.iter().count());
+                for lease in leases.iter() {
+                    into.extend(lease.id.0.to_le_bytes());
+                    into.extend(lease.acquired.micros().to_le_bytes());
+                    into.extend(lease.expires.micros().to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// Writes a file whole: to a temporary one beside it, flushed to the disk, then renamed over it.
+pub(super) fn write(path: &Path, owner: &Owner, records: &[Vec<u8>]) -> Result<(), SnapshotError> {
+    let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
+    let mut head = Vec::with_capacity(128);
+    head.extend(MAGIC);
+    head.extend(VERSION.to_le_bytes());
+    head.extend(owner.fingerprint);
+    write_count(&mut head, owner.store.len());
+    head.extend(owner.store.as_bytes());
+    let mut end = Vec::with_capacity(16);
+    write_name(&mut end, &END);
+    let temporary = beside(path, "writing");
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        let mut seal = sealer();
+        for part in std::iter::once(&head).chain(records).chain(std::iter::once(&end)) {
+            seal.write(part);
+            file.write_all(part)?;
+        }
+        file.write_all(&seal.finish128().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    })();
+    written.map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        failed(error)
+    })
+}
+
+/// Reads a file whole. `None` when there is none. A file that cannot be taken is moved aside first.
+pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, SnapshotError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(SnapshotError::Io { path: path.to_owned(), error }),
+    };
+    parse(&bytes, owner).map(Some).map_err(|fault| {
+        let kept = beside(path, "refused");
+        if let Err(error) = fs::rename(path, &kept) {
+            return SnapshotError::Io { path: path.to_owned(), error };
+        }
+        let path = path.to_owned();
+        match fault {
+            Fault::Damaged(what) => SnapshotError::Damaged { path, what, kept },
+            Fault::Version(found) => SnapshotError::Version { path, found, kept },
+            Fault::Foreign(what) => SnapshotError::Foreign { path, what, kept },
+        }
+    })
+}
+
+/// Why bytes are no snapshot of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    Damaged(&'static str),
+    Version(u32),
+    Foreign(&'static str),
+}
+
+/// Reads the bytes of a file. Never panics, whatever they are.
+pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Fault> {
+    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Fault::Damaged("it does not begin as one")) };
+    let mut reader = Reader { rest };
+    // The version comes before the seal, so that a newer file is told apart from a damaged one.
+    let version = u32::from_le_bytes(reader.take()?);
+    if version != VERSION {
+        return Err(Fault::Version(version));
+    }
+    let Some((body, seal)) = bytes.split_last_chunk::<SEAL_BYTES>() else {
+        return Err(Fault::Damaged("it is too short"));
+    };
+    let mut sealed = sealer();
+    sealed.write(body);
+    if sealed.finish128().as_bytes() != *seal {
+        return Err(Fault::Damaged("its checksum does not match"));
+    }
+    if reader.take::<16>()? != owner.fingerprint {
+        return Err(Fault::Foreign("another secret"));
+    }
+    let length = u32::from_le_bytes(reader.take()?) as usize;
+    if reader.slice(length)? != owner.store.as_bytes() {
+        return Err(Fault::Foreign("another store"));
+    }
+    let mut records = Vec::new();
+    loop {
+        let name = CounterName([u64::from_le_bytes(reader.take()?), u64::from_le_bytes(reader.take()?)]);
+        if name == END {
+            break;
+        }
+        records.push(reader.record(name)?);
+    }
+    match reader.rest.len() {
+        SEAL_BYTES => Ok(records),
+        _ => Err(Fault::Damaged("something follows its end")),
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(Fault::Damaged("it ends early"))?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], Fault> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Fault::Damaged("it ends early"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn moment(&mut self) -> Result<Timestamp, Fault> {
+        Ok(Timestamp::from_micros(u64::from_le_bytes(self.take()?)))
+    }
+
+    fn record(&mut self, name: CounterName) -> Result<Record, Fault> {
+        let until = u32::from_le_bytes(self.take()?);
+        let [share, kind] = self.take()?;
+        let kept = match kind {
+            GRANTS => {
+                let count = u32::from_le_bytes(self.take()?);
+                let moments: Result<Vec<_>, _> = (0..count).map(|_| self.moment()).collect();
+                Kept::Grants(Grants::restore(moments?).ok_or(Fault::Damaged("a log is out of order"))?)
+            }
+            LEASES => {
+                let count = u32::from_le_bytes(self.take()?);
+                let leases: Result<Vec<_>, Fault> = (0..count)
+                    .map(|_| {
+                        let id = LeaseId(u128::from_le_bytes(self.take()?));
+                        Ok(Lease { id, acquired: self.moment()?, expires: self.moment()? })
+                    })
+                    .collect();
+                Kept::Leases(Leases::restore(leases?))
+            }
+            kind @ 0..WORD_KINDS => {
+                Kept::Words(kind, [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros))
+            }
+            _ => return Err(Fault::Damaged("a counter is of no known kind")),
+        };
+        Ok(Record { name, until, share, kept })
+    }
+}
+
+fn write_name(into: &mut Vec<u8>, name: &CounterName) {
+    into.extend(name.0.iter().flat_map(|half| half.to_le_bytes()));
+}
+
+fn write_count(into: &mut Vec<u8>, count: usize) {
+    into.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+/// The checksum tells damage, not forgery: its key is public.
+fn sealer() -> SipHasher24 {
+    SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
+}
+
+/// A name beside `path`, in the same folder so that a rename is atomic.
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{what}"));
+    path.with_file_name(name)
+}

@@ -1,0 +1,175 @@
+//! A memory store's counters survive in a file: whole, at one moment, or not at all.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Algorithm, Charges, Check, Concurrency, CounterName, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan, Quota,
+    Schedule,
+};
+use tollgate::store::{Memory, MemorySettings, Owner, SnapshotError};
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+fn owner() -> Owner {
+    Owner { fingerprint: [7; 16], store: "main".into() }
+}
+
+fn quota(algorithm: Algorithm) -> Limit {
+    Quota::new(10, Duration::from_secs(60), algorithm).expect("a valid quota").limit(NOW, 0)
+}
+
+fn limits() -> Vec<Limit> {
+    vec![
+        quota(Algorithm::TokenBucket { burst: None, max_debt: None }),
+        quota(Algorithm::SlidingWindow),
+        quota(Algorithm::SlidingCounter),
+        quota(Algorithm::FixedWindow(Schedule::Epoch)),
+        Limit::Concurrency(Concurrency { max: 10, lease: 60_000_000 }),
+    ]
+}
+
+fn check(counter: u64, limit: Limit) -> Check {
+    Check {
+        counter: CounterName([counter.wrapping_mul(0x9e37_79b9_7f4a_7c15), counter]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    }
+}
+
+fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
+    let mut plan = Plan { checks: checks.into_iter().collect(), lease: LeaseId(lease), ..Plan::default() };
+    plan.groups.push(plan.checks.len() as u16);
+    plan
+}
+
+fn memory() -> Memory {
+    Memory::new(&[MemorySettings::default()])
+}
+
+/// What a counter answers to one more charge.
+fn ask(memory: &Memory, counter: u64, limit: Limit, now: Timestamp, lease: u128) -> Outcome {
+    memory.apply(&plan([check(counter, limit)], lease), now).answers[0].expect("there is room")
+}
+
+fn filled() -> Memory {
+    let memory = memory();
+    for number in 0..1000 {
+        for (kind, limit) in limits().into_iter().enumerate() {
+            for unit in 0..=number % 10 {
+                ask(&memory, number * 10 + kind as u64, limit, NOW.plus(number * 1000), u128::from(unit));
+            }
+        }
+    }
+    memory
+}
+
+fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("main.snapshot");
+    filled().save(0, &path, &owner()).expect("it is written");
+    (folder, path)
+}
+
+fn load(path: &Path, owner: &Owner) -> (Memory, Result<Option<usize>, SnapshotError>) {
+    let memory = memory();
+    let loaded = memory.load(0, path, owner, NOW.plus(1_000_000));
+    (memory, loaded)
+}
+
+#[test]
+fn semantics_32_every_counter_is_as_it_was_minus_the_time_that_passed() {
+    let (_folder, path) = saved();
+    let (restored, loaded) = load(&path, &owner());
+    assert_eq!(loaded.expect("it is read"), Some(5000));
+    let original = filled();
+    let later = NOW.plus(20_000_000);
+    for number in 0..1000 {
+        for (kind, limit) in limits().into_iter().enumerate() {
+            let counter = number * 10 + kind as u64;
+            let expected = ask(&original, counter, limit, later, 99);
+            assert_eq!(ask(&restored, counter, limit, later, 99), expected, "counter {counter}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_no_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(matches!(load(&folder.path().join("none"), &owner()), (_, Ok(None))));
+}
+
+#[test]
+fn a_damaged_file_is_refused_kept_aside_and_never_half_loaded() {
+    let (_folder, path) = saved();
+    let whole = std::fs::read(&path).expect("it was written");
+    let places = (0..whole.len()).step_by(whole.len() / 97 + 1);
+    let flipped = places.map(|place| {
+        let mut damaged = whole.clone();
+        damaged[place] ^= 0x20;
+        damaged
+    });
+    let cut = (0..whole.len()).step_by(whole.len() / 53 + 1).map(|end| whole[..end].to_vec());
+    let longer = [[whole.as_slice(), b"x"].concat()];
+    for damaged in flipped.chain(cut).chain(longer) {
+        std::fs::write(&path, &damaged).expect("it is written");
+        let (memory, loaded) = load(&path, &owner());
+        let error = loaded.expect_err("it is damaged");
+        assert!(matches!(error, SnapshotError::Damaged { .. } | SnapshotError::Version { .. }), "{error}");
+        assert_eq!(memory.usage()[0].keys, 0);
+        assert!(!path.exists(), "it was moved aside");
+        assert_eq!(std::fs::read(path.with_file_name("main.snapshot.refused")).expect("it is kept"), damaged);
+    }
+}
+
+#[test]
+fn another_version_another_secret_and_another_store_are_told_apart() {
+    let (_folder, path) = saved();
+    let whole = std::fs::read(&path).expect("it was written");
+    let refused = |owner: &Owner| load(&path, owner).1.expect_err("it is not ours").to_string();
+    assert!(refused(&Owner { fingerprint: [8; 16], ..owner() }).contains("another secret"));
+    std::fs::write(&path, &whole).expect("it is written");
+    assert!(refused(&Owner { store: "other".into(), ..owner() }).contains("another store"));
+    let mut newer = whole.clone();
+    newer[18] = 9;
+    std::fs::write(&path, &newer).expect("it is written");
+    assert!(refused(&owner()).contains("has version 9 and this tollgate reads 1"));
+}
+
+#[test]
+fn semantics_32_a_plan_is_in_a_snapshot_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("main.snapshot");
+    let limit = Quota::new(u32::MAX, Duration::from_secs(3600), Algorithm::FixedWindow(Schedule::Epoch));
+    let limit = limit.expect("a valid quota").limit(NOW, 0);
+    let (memory, done) = (memory(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        // Every plan charges both counters of a pair, which lie in different shards.
+        scope.spawn(|| {
+            for round in 0..200_000u64 {
+                let pair = round % 100;
+                memory.apply(&plan([check(pair, limit), check(pair + 1000, limit)], 0), NOW);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        let mut snapshots = 0;
+        while !done.load(Ordering::SeqCst) || snapshots == 0 {
+            memory.save(0, &path, &owner()).expect("it is written");
+            let (restored, loaded) = load(&path, &owner());
+            loaded.expect("it is read");
+            for pair in 0..100 {
+                let left = |counter| ask(&restored, counter, limit, NOW, 0).remaining;
+                assert_eq!(left(pair), left(pair + 1000), "pair {pair} in snapshot {snapshots}");
+            }
+            snapshots += 1;
+        }
+    });
+}
