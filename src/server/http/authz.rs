@@ -6,6 +6,9 @@
 //!
 //! nginx makes 500 of every refusal but 401 and 403. So it is answered 403, with the status that was meant in
 //! `x-tollgate-status`, from which its configuration makes the answer to the client.
+//!
+//! A lease whose answer nobody hears is not undone here, as it is over gRPC: over HTTP/1 hyper takes an answer whole
+//! and at once, so there is no moment at which it would be known. It expires.
 
 use std::net::IpAddr;
 use std::sync::Arc;
