@@ -31,6 +31,10 @@ PASSED = ["x-rule", "x-ratelimit-remaining"]
 REFUSED = ["x-rule", "x-ratelimit-limit", "ratelimit", "retry-after"]
 
 
+# What ends the demo: its supervisor, Ctrl-C, and the terminal being closed.
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Failure(Exception):
     """The demo cannot go on. The text says why."""
 
@@ -46,11 +50,12 @@ class Gateway:
 
     def __init__(self, tollgate, envoy):
         self.tollgate, self.envoy = tollgate, envoy
-        self.processes = []
+        self.directory, self.processes = None, []
 
     def __enter__(self):
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-demo-"))
         try:
+            with undisturbed():
+                self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-demo-"))
             self.ports = dict(zip(self.PORTS, free_ports(len(self.PORTS))))
             rules = self.rewrite("gateway.toml")
             envoy = self.rewrite("gateway.yaml")
@@ -66,6 +71,7 @@ class Gateway:
         return self
 
     def __exit__(self, *_):
+        ignore_stops()
         for _, process in reversed(self.processes):
             process.terminate()
         for _, process in self.processes:
@@ -74,7 +80,8 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def rewrite(self, name):
         """A copy of a file beside this one, on this gateway's ports and on loopback."""
@@ -90,12 +97,12 @@ class Gateway:
 
     def start(self, name, command):
         log = open(self.directory / f"{name}.log", "wb")
-        with log:
+        with log, undisturbed():
             # A session of its own: Ctrl-C is for this script, which then stops everything in order.
             process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.processes.append((name, process))
+            self.processes.append((name, process))
 
     def wait_for(self, name, port, path):
         process = dict(self.processes)[name]
@@ -146,6 +153,36 @@ def ask(port, method, path, headers={}):
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         return Answer(connection.getresponse())
+
+
+# --- Being stopped -------------------------------------------------------------------------------------------------
+
+
+def interrupt(*_):
+    ignore_stops()
+    raise KeyboardInterrupt
+
+
+def ignore_stops():
+    """Cleaning up has begun: a second Ctrl-C must not leave half of it behind."""
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """A stop that comes in this block takes effect after it, so that nothing is begun that nobody will clean up."""
+    came = []
+    waiting = [stop for stop in STOPS if signal.getsignal(stop) is interrupt]
+    for stop in waiting:
+        signal.signal(stop, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        for stop in waiting:
+            signal.signal(stop, interrupt)
+        if came:
+            interrupt()
 
 
 # --- Telling the story ---------------------------------------------------------------------------------------------
@@ -419,17 +456,15 @@ def envoy():
     return found.stdout.strip()
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
 def main():
     parser = argparse.ArgumentParser(description="A real Envoy with tollgate behind it.")
     parser.add_argument("--up", action="store_true", help="leave it running instead of playing the story")
     parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
     options = parser.parse_args()
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, interrupt)
+    for stop in STOPS:
+        # Who starts it under nohup wants it to outlive the terminal.
+        if stop != signal.SIGHUP or signal.getsignal(stop) != signal.SIG_IGN:
+            signal.signal(stop, interrupt)
     try:
         tollgate = options.tollgate or built()
         with Gateway(tollgate, envoy()) as gateway:
