@@ -9,6 +9,7 @@ free loopback ports and is stopped at the end.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import http.client
 import os
@@ -20,15 +21,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 
 # The headers that explain an answer.
-PASSED = ["x-rule", "x-ratelimit-remaining"]
+PASSED = ["x-rule", "x-ratelimit-limit", "x-ratelimit-remaining"]
 REFUSED = ["x-rule", "x-ratelimit-limit", "ratelimit", "retry-after"]
+
+
+# What ends the demo: its supervisor, Ctrl-C, and the terminal being closed.
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Failure(Exception):
@@ -46,11 +50,12 @@ class Gateway:
 
     def __init__(self, tollgate, envoy):
         self.tollgate, self.envoy = tollgate, envoy
-        self.processes = []
+        self.directory, self.processes = None, []
 
     def __enter__(self):
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-demo-"))
         try:
+            with undisturbed():
+                self.directory = pathlib.Path(tempfile.mkdtemp(prefix="tollgate-demo-"))
             self.ports = dict(zip(self.PORTS, free_ports(len(self.PORTS))))
             rules = self.rewrite("gateway.toml")
             envoy = self.rewrite("gateway.yaml")
@@ -66,6 +71,7 @@ class Gateway:
         return self
 
     def __exit__(self, *_):
+        ignore_stops()
         for _, process in reversed(self.processes):
             process.terminate()
         for _, process in self.processes:
@@ -74,7 +80,8 @@ class Gateway:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def rewrite(self, name):
         """A copy of a file beside this one, on this gateway's ports and on loopback."""
@@ -90,12 +97,15 @@ class Gateway:
 
     def start(self, name, command):
         log = open(self.directory / f"{name}.log", "wb")
-        with log:
+        with log, undisturbed():
             # A session of its own: Ctrl-C is for this script, which then stops everything in order.
-            process = subprocess.Popen(
-                [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.processes.append((name, process))
+            try:
+                process = subprocess.Popen(
+                    [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            except OSError as error:
+                raise Failure(f"cannot run {command[0]}: {error.strerror}")
+            self.processes.append((name, process))
 
     def wait_for(self, name, port, path):
         process = dict(self.processes)[name]
@@ -109,6 +119,10 @@ class Gateway:
                 state = "did not start" if process.poll() is None else f"ended with {process.returncode}"
                 raise Failure(f"{name} {state}:\n{log[-4000:]}")
             time.sleep(0.02)
+
+    def pass_through(self, path, account):
+        """The answer to a request of this account through the first door."""
+        return ask(self.ports["rls"], "GET", path, {"x-account": account})
 
     def active(self):
         """How many requests Envoy holds open to the upstream."""
@@ -146,6 +160,36 @@ def ask(port, method, path, headers={}):
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
         return Answer(connection.getresponse())
+
+
+# --- Being stopped -------------------------------------------------------------------------------------------------
+
+
+def interrupt(*_):
+    ignore_stops()
+    raise KeyboardInterrupt
+
+
+def ignore_stops():
+    """Cleaning up has begun: a second Ctrl-C must not leave half of it behind."""
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """A stop that comes in this block takes effect after it, so that nothing is begun that nobody will clean up."""
+    came = []
+    waiting = [stop for stop in STOPS if signal.getsignal(stop) is interrupt]
+    for stop in waiting:
+        signal.signal(stop, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        for stop in waiting:
+            signal.signal(stop, interrupt)
+        if came:
+            interrupt()
 
 
 # --- Telling the story ---------------------------------------------------------------------------------------------
@@ -206,9 +250,12 @@ class Story:
             self.flush()
             self.shape, self.seen = shape, 0
         self.seen += 1
-        print(f"  {method:4} {path:18} {who:34} {self.paint(colour, answer.status)}  {headers}", flush=True)
+        self.line(method, path, who, self.paint(colour, answer.status), headers)
         for problem in problems:
             self.fail(problem)
+
+    def line(self, method, path, who, status, headers):
+        print(f"  {method:4} {path:18} {who:34} {status}  {headers}", flush=True)
 
     def check(self, holds, text):
         """One expectation that is not about a single answer."""
@@ -286,23 +333,18 @@ def two_at_a_time(story):
     story.chapter("(d) A slow endpoint: two requests per account at a time")
     gateway, path = story.gateway, "/slow?seconds=1.5"
     story.say("Two requests start, and stay.")
-    answers = []
-
-    def slow():
-        answers.append(ask(gateway.ports["rls"], "GET", path, {"x-account": "hal"}))
-
-    threads = [threading.Thread(target=slow) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    gateway.until_active(2)
-    story.request("GET", "/slow?seconds=0", 429, account="hal", told={"x-rule": "slow"})
-    story.say("Another account has slots of its own.")
-    story.request("GET", "/slow?seconds=0", 200, account="ida")
-    story.say("The two come to their end ...")
-    for thread in threads:
-        thread.join()
-    for answer in answers:
-        story.show("GET", path, 200, answer, account="hal")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        running = [pool.submit(gateway.pass_through, path, "hal") for _ in range(2)]
+        gateway.until_active(2)
+        for _ in running:
+            story.line("GET", path, "account=hal", "...", "running")
+        story.say("A third finds no slot.")
+        story.request("GET", "/slow?seconds=0", 429, account="hal", told={"x-rule": "slow"})
+        story.say("Another account has slots of its own.")
+        story.request("GET", "/slow?seconds=0", 200, account="ida")
+        story.say("The two come to their end ...")
+    for answer in running:
+        story.show("GET", path, 200, answer.result(), account="hal")
     story.say("... Envoy says so to tollgate, and both slots are free again.")
     two_again(story, path, "hal")
     story.say("A client that walks away frees its slot as well.")
@@ -318,17 +360,8 @@ def two_again(story, path, account):
     gateway = story.gateway
     deadline = time.monotonic() + 5
     while True:
-        answers = []
-        threads = [
-            threading.Thread(
-                target=lambda: answers.append(ask(gateway.ports["rls"], "GET", "/slow?seconds=0.2", {"x-account": account}))
-            )
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            answers = list(pool.map(gateway.pass_through, ["/slow?seconds=0.2"] * 2, [account] * 2))
         if all(answer.status == 200 for answer in answers) or time.monotonic() > deadline:
             break
     for answer in answers:
@@ -337,9 +370,9 @@ def two_again(story, path, account):
 
 def through_ext_authz(story):
     for number, (door, name, account) in enumerate(
-        [("authz_grpc", "gRPC", "lea"), ("authz_http", "plain HTTP", "mia")], start=1
+        [("authz_grpc", "gRPC", "lea"), ("authz_http", "HTTP", "mia")], start=1
     ):
-        story.chapter(f"(e) The same login rule, asked through ext_authz over {name}")
+        story.chapter(f"(e) {name}: the same login rule, asked through ext_authz")
         for n in range(1, 8):
             passes = n <= 5
             told = {
@@ -348,7 +381,7 @@ def through_ext_authz(story):
                 "ratelimit-policy": '"login_address";q=30;w=60, "login_account";q=5;w=300',
                 "ratelimit": rf'"login_account";r={max(5 - n, 0)};t=\d+',
             }
-            shown = ["ratelimit"] if passes else ["ratelimit", "retry-after"]
+            shown = ["x-ratelimit-limit", "ratelimit"] + ([] if passes else ["retry-after"])
             address = f"203.0.113.{100 * number + n}"
             answer = story.request("POST", "/login", 401 if passes else 429, account, address, door=door, told=told, shown=shown)
         kind = answer.headers.get("content-type", "")
@@ -405,8 +438,12 @@ Envoy's admin page is at http://localhost:{gateway.ports['admin']}. Ctrl-C stops
 def built():
     """The release binary, up to date."""
     print("building tollgate: cargo build --release", flush=True)
-    if subprocess.run(["cargo", "build", "--release", "--bin", "tollgate"], cwd=PROJECT).returncode != 0:
-        raise Failure("tollgate does not build")
+    try:
+        build = subprocess.run(["cargo", "build", "--release", "--bin", "tollgate"], cwd=PROJECT)
+    except FileNotFoundError:
+        raise Failure("there is no cargo on PATH: install Rust, or name a tollgate binary with --tollgate PATH")
+    if build.returncode != 0:
+        raise Failure("tollgate does not build: cargo says why above")
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
     return (PROJECT / target / "release" / "tollgate").resolve()
 
@@ -416,11 +453,10 @@ def envoy():
     found = subprocess.run([PROJECT / "scripts" / "envoy"], stdout=subprocess.PIPE, text=True)
     if found.returncode != 0:
         raise Failure("there is no Envoy")
-    return found.stdout.strip()
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
+    path = found.stdout.strip()
+    if shutil.which(path) is None:
+        raise Failure(f"{path} is no Envoy that can be run: TOLLGATE_ENVOY names it")
+    return path
 
 
 def main():
@@ -428,18 +464,21 @@ def main():
     parser.add_argument("--up", action="store_true", help="leave it running instead of playing the story")
     parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
     options = parser.parse_args()
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, interrupt)
+    for stop in STOPS:
+        # Who starts it under nohup wants it to outlive the terminal.
+        if stop != signal.SIGHUP or signal.getsignal(stop) != signal.SIG_IGN:
+            signal.signal(stop, interrupt)
     try:
-        tollgate = options.tollgate or built()
-        with Gateway(tollgate, envoy()) as gateway:
+        # Before the build, which takes longer.
+        found = envoy()
+        with Gateway(options.tollgate or built(), found) as gateway:
             return leave_running(gateway) if options.up else play(gateway)
     except KeyboardInterrupt:
         print("\nstopped")
         return 0 if options.up else 130
     except Failure as failure:
-        print(f"\n{failure}", file=sys.stderr)
-        return 2
+        print(f"demo: {failure}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
