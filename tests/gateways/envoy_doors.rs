@@ -54,8 +54,9 @@ fn rls_tells_rule_limiter_and_lease_in_dynamic_metadata() {
     let refused = gateway.ask(&slow).expect(429);
     assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
 
-    // Without an account nobody is asked.
-    assert_eq!(gateway.ask(&Ask::get("/")).expect(200).header("told-rule"), None);
+    // So does one for want of an account.
+    let refused = gateway.ask(&Ask::get("/")).expect(429);
+    assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
 }
 
 #[test]
