@@ -83,9 +83,13 @@ fn every_command_is_one_that_works() {
                 let output = in_a_new_project(arguments);
                 assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
             }
-            ["python3", file] | ["envoy", "-c", file] => assert!(project().join(file).is_file(), "{line}"),
+            ["python3", file] | ["\"$(scripts/envoy)\"", "-c", file] => {
+                assert!(project().join(file).is_file(), "{line}")
+            }
             // These build what runs here, and the curl line has the next test to itself.
             ["cargo", "build", "--release"] => {}
+            // The request of login.yaml, which its own tests send.
+            ["curl", "-i", "-H", ..] => assert!(read("examples/envoy/login.yaml").contains(command), "{line}"),
             ["curl", "-i", "-X", "POST", ..] => assert!(line.contains(FIRST_REQUEST), "{line}"),
             [] => {}
             _ => panic!("no test knows this command: {line}"),
