@@ -204,6 +204,7 @@ fn stop(mut child: std::process::Child) {
     child.wait().expect("ended");
 }
 
+const RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\n";
 const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\n";
 
 #[test]
@@ -282,7 +283,8 @@ fn serving_with_a_store_that_is_not_built_is_refused_in_one_line() {
 fn a_busy_port_is_one_clear_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
-    let directory = written(&[("tollgate.toml", &format!("[server]\ngrpc = '{address}'\nhttp = '127.0.0.1:0'\n"))]);
+    let directory =
+        written(&[("tollgate.toml", &format!("[server]\ngrpc = '{address}'\nhttp = '127.0.0.1:0'\n{RULE}"))]);
     let output = run(directory.path(), &["serve"]);
     let said = err(&output);
     assert_eq!(output.status.code(), Some(1));

@@ -356,6 +356,64 @@ fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
     );
 }
 
+fn warnings(text: &str) -> Vec<String> {
+    read(text).warnings.iter().map(ToString::to_string).collect()
+}
+
+const EDGE: &str = "[limiters.a]\nmax_concurrent = 1\n\
+                    [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { path = '/x' }\n\
+                    apply = [{ limiter = 'a', key = ['remote_address'] }]\n";
+
+#[test]
+fn a_configuration_without_rules_is_warned_of_unless_it_refuses_by_itself() {
+    assert_eq!(warnings("# nothing\n"), ["a.toml: there are no rules, so every request passes"]);
+    assert_eq!(warnings("[domains.edge]\nunmatched = 'deny'\n"), [""; 0]);
+    assert_eq!(Config::read(&[], &|_| None).expect("nothing is wrong").warnings, []);
+}
+
+#[test]
+fn a_domain_that_ext_authz_asks_and_that_has_no_rules_is_warned_of() {
+    let passes = "a domain without rules: what ext_authz asks passes, unless its route names another";
+    assert_eq!(warnings(&format!("{EDGE}[authz]\ndomain = 'edge'\n")), [""; 0]);
+    assert_eq!(
+        warnings(&format!("{EDGE}[authz]\ndomain = 'egde'\n")),
+        [format!("a.toml:9: authz.domain is \"egde\", {passes}; did you mean \"edge\"?")]
+    );
+    assert_eq!(
+        warnings(&format!("{EDGE}[authz]\ntrusted_hops = 1\n")),
+        [format!("a.toml:8: authz.domain is \"default\" by default, {passes}; domains with rules: edge")]
+    );
+    assert_eq!(warnings(EDGE), [""; 0], "RLS alone may be asked");
+    let printed = read_with("a.yaml", &read(EDGE).effective(), &|_| None).expect("nothing is wrong");
+    assert_eq!(printed.warnings, []);
+    let refusing = format!("{EDGE}[authz]\ndomain = 'shut'\n[domains.shut]\nunmatched = 'deny'\n");
+    assert_eq!(warnings(&refusing), [""; 0]);
+}
+
+#[test]
+fn an_entry_that_ext_authz_never_makes_is_warned_of_in_its_domain() {
+    let text = EDGE.replace("'remote_address'", "'remote_adress'");
+    let named = "a.toml:7: rules[0].apply[0].key[0] names \"remote_adress\", an entry that [authz] never makes";
+    let meant = format!(
+        "{named}; did you mean \"remote_address\"?; where clients of RLS send it, list all that they send in \
+         domains.edge.entries"
+    );
+    let asked = format!("{text}[authz]\ndomain = 'edge'\n");
+    assert_eq!(warnings(&asked), std::slice::from_ref(&meant));
+    let chosen = format!("{asked}[authz.entries]\naccount = {{ header = 'x-account' }}\n");
+    assert_eq!(warnings(&chosen), [meant]);
+    let far = |text: &str| text.replace("path = '/x'", "plan = 'pro'").replace("remote_adress", "account");
+    assert_eq!(warnings(&far(&asked)), [""; 0], "nothing is said of what ext_authz makes, so RLS may be meant");
+    let plan = warnings(&far(&chosen));
+    assert!(
+        plan.len() == 1 && plan[0].contains("match.plan names \"plan\"") && plan[0].contains("account"),
+        "{plan:?}"
+    );
+    let silenced = format!("{}[domains.edge]\nentries = ['plan']\n", far(&chosen));
+    assert_eq!(warnings(&silenced), [""; 0]);
+    assert_eq!(warnings(&text), [""; 0], "ext_authz asks another domain");
+}
+
 #[test]
 fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
     let text = "[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'X-Account' }\n\
@@ -435,7 +493,8 @@ fn a_file_is_read_beside_the_configuration_without_its_last_line_break() {
     let path = directory.path().join("tollgate.toml");
     std::fs::write(&path, "[server]\nsecret = '${file:secret}'\n").expect("written");
     let config = Config::load(Some(&path)).unwrap_or_else(|errors| panic!("{errors}"));
-    assert!(config.warnings.is_empty() && !config.book.secret.is_development());
+    assert!(!config.warnings.iter().any(|warning| warning.text.contains("secret")));
+    assert!(!config.book.secret.is_development());
     let same = read("[server]\nsecret = 'a long enough secret'\n").book.secret;
     assert_eq!(same.counters("a", "b", "c").name(), config.book.secret.counters("a", "b", "c").name());
 }

@@ -83,6 +83,11 @@ impl Problems {
         Self { files, ..Self::default() }
     }
 
+    /// Whether any file is read.
+    pub fn has_files(&self) -> bool {
+        !self.files.is_empty()
+    }
+
     /// The name of the file and the line: `a.toml:3`.
     pub fn locate(&self, spot: Spot) -> String {
         format!("{}:{}", self.file(spot), spot.line)
@@ -100,7 +105,12 @@ impl Problems {
 
     /// A value that works and is worth a word.
     pub fn warn(&mut self, place: &Place, reason: impl fmt::Display) {
-        self.warnings.push((place.spot, format!("{} is {}, {reason}", place.path, place.shown)));
+        self.note(place.spot, format!("{} is {}, {reason}", place.path, place.shown));
+    }
+
+    /// Something that works and is worth a word.
+    pub fn note(&mut self, spot: Spot, text: impl Into<String>) {
+        self.warnings.push((spot, text.into()));
     }
 
     /// A file that is not well formed here, so that part of it may be lost.

@@ -1,11 +1,12 @@
 //! The domains and rules: what they name has to exist, and what they ask has to be possible.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::decode::At;
 use super::limiters::Limiters;
-use super::problem::{Place, Problems, remedy};
+use super::node::Spot;
+use super::problem::{Place, Problems, nearest, remedy};
 use super::schema;
 use super::settings::FIXED_ENTRIES;
 use super::values::{Item, name};
@@ -13,7 +14,7 @@ use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
-use crate::server::Settings;
+use crate::server::{Authz, Settings};
 
 /// The entry whose value is always an address.
 const REMOTE_ADDRESS: &str = "remote_address";
@@ -26,18 +27,14 @@ pub(super) fn rules(
     problems: &mut Problems,
 ) -> (Vec<Domain>, Vec<Rule>) {
     let mut domains = Vec::new();
-    let mut declared = HashMap::new();
+    let asked = Entries::of_authz(server);
+    let mut known = HashMap::from([(asked.domain.as_str(), &asked)]);
+    let declared: Vec<Entries> =
+        file.domains.named().iter().filter_map(|item| Entries::declared(item, &asked)).collect();
+    known.extend(declared.iter().map(|entries| (entries.domain.as_str(), entries)));
     for item in file.domains.named() {
         let Some(written) = &item.value else { continue };
-        if !written.entries.is_absent() {
-            let mut entries: Vec<String> = written.entries.items().iter().map(|entry| entry.value.clone()).collect();
-            if server.authz.domain == item.name {
-                entries.extend(FIXED_ENTRIES.map(str::to_owned));
-                entries.extend(server.authz.entries.iter().map(|(name, _)| name.clone()));
-            }
-            declared.insert(item.name.as_str(), entries);
-        }
-        domains.push(domain(item, written, declared.get(item.name.as_str()), problems));
+        domains.push(domain(item, written, known.get(item.name.as_str()).copied(), problems));
     }
     let mut first: HashMap<(&str, &str), &At<schema::Rule>> = HashMap::new();
     let mut rules = Vec::new();
@@ -50,11 +47,12 @@ pub(super) fn rules(
             problems.refuse(&name.place, reason);
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
-        let entries = declared.get(domain);
+        let entries = known.get(domain).copied();
         let addresses = domains.iter().find(|known| known.name == domain).map_or(&[][..], |known| &known.addresses);
         let mut reading = Reading { written, limiters, entries, addresses, problems };
         rules.extend(reading.rule());
     }
+    idle(file, server, &domains, &rules, problems);
     (domains, rules)
 }
 
@@ -65,6 +63,74 @@ pub(super) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
         Some((item.name.clone(), list.items.iter().map(|entry| entry.value.clone()).collect()))
     };
     file.domains.named().iter().filter_map(declared).collect()
+}
+
+/// Tells where nothing can ever be refused, since nothing else would.
+fn idle(file: &schema::File, server: &Settings, domains: &[Domain], rules: &[Rule], problems: &mut Problems) {
+    let refuses = |name: &str| domains.iter().any(|known| known.name == name && known.unmatched == Unmatched::Deny);
+    if rules.is_empty() {
+        // Without any file this is no oversight, and who serves is told anyway.
+        if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
+            problems.note(Spot { file: 0, line: 0 }, "there are no rules, so every request passes");
+        }
+        return;
+    }
+    let asked = server.authz.domain.as_str();
+    // Where all is as it is without [authz], as `check --print` writes it out, RLS alone may be served.
+    let Some(authz) = file.authz.get().filter(|_| server.authz != Authz::default()) else { return };
+    if refuses(asked) || rules.iter().any(|rule| rule.domain == asked) {
+        return;
+    }
+    let ruled: BTreeSet<&str> = rules.iter().map(|rule| rule.domain.as_str()).collect();
+    let remedy = remedy(asked, ruled, "domains with rules");
+    let reason = format!("a domain without rules: what ext_authz asks passes, unless its route names another{remedy}");
+    match authz.domain.place() {
+        Some(place) => problems.warn(place, reason),
+        None => {
+            problems.note(authz.place.spot, format!("{}.domain is {asked:?} by default, {reason}", authz.place.path));
+        }
+    }
+}
+
+/// The entries that requests of a domain can have, as far as the configuration says.
+struct Entries {
+    domain: String,
+    names: Vec<String>,
+    /// How much is known of all others.
+    others: Others,
+}
+
+/// What is known of the entries that are not listed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// The domain says that there are none.
+    None,
+    /// ext_authz makes none, and clients of RLS may send some.
+    NotOfAuthz,
+    /// Nothing says which entries there are, so only a name that is nearly one of these is doubted.
+    Any,
+}
+
+impl Entries {
+    /// Those that ext_authz makes, in the domain that it asks.
+    fn of_authz(server: &Settings) -> Self {
+        let fixed = FIXED_ENTRIES.into_iter().map(str::to_owned);
+        Self {
+            domain: server.authz.domain.clone(),
+            names: fixed.chain(server.authz.entries.iter().map(|(name, _)| name.clone())).collect(),
+            others: if server.authz.entries.is_empty() { Others::Any } else { Others::NotOfAuthz },
+        }
+    }
+
+    /// Those that a domain declares, if it does.
+    fn declared(item: &Item<schema::Domain>, asked: &Self) -> Option<Self> {
+        let written = item.value.as_ref().filter(|written| !written.entries.is_absent())?;
+        let mut names: Vec<String> = written.entries.items().iter().map(|entry| entry.value.clone()).collect();
+        if asked.domain == item.name {
+            names.extend(asked.names.iter().cloned());
+        }
+        Some(Self { domain: item.name.clone(), names, others: Others::None })
+    }
 }
 
 fn normalisers(list: &[At<schema::Normaliser>]) -> Vec<Normaliser> {
@@ -79,18 +145,18 @@ fn normalisers(list: &[At<schema::Normaliser>]) -> Vec<Normaliser> {
 fn domain(
     item: &Item<schema::Domain>,
     written: &schema::Domain,
-    entries: Option<&Vec<String>>,
+    entries: Option<&Entries>,
     problems: &mut Problems,
 ) -> Domain {
     let mut normalise = Vec::new();
     for rewriting in written.normalise.named() {
-        declared(&rewriting.name, &rewriting.place, entries, problems);
+        expected(&rewriting.name, &rewriting.place, entries, problems);
         if let Some(list) = &rewriting.value {
             normalise.push((rewriting.name.clone(), normalisers(&list.items)));
         }
     }
     for address in written.addresses.items() {
-        declared(address, &address.place, entries, problems);
+        expected(address, &address.place, entries, problems);
     }
     Domain {
         name: item.name.clone(),
@@ -104,19 +170,28 @@ fn domain(
     }
 }
 
-/// Refuses an entry that a domain says its clients never send.
-fn declared(entry: &str, place: &Place, entries: Option<&Vec<String>>, problems: &mut Problems) {
-    let Some(entries) = entries.filter(|entries| !entries.iter().any(|known| known == entry)) else { return };
-    let remedy = remedy(entry, entries.iter().map(String::as_str), "its entries");
-    problems.error(place.spot, format!("{} names {entry:?}, an entry that the domain never has{remedy}", place.path));
+/// Refuses an entry that a domain says its clients never send, and doubts one that ext_authz never makes.
+fn expected(entry: &str, place: &Place, entries: Option<&Entries>, problems: &mut Problems) {
+    let Some(entries) = entries.filter(|entries| !entries.names.iter().any(|known| known == entry)) else { return };
+    let names = entries.names.iter().map(String::as_str);
+    let named = format!("{} names {entry:?}, an entry that", place.path);
+    if entries.others == Others::None {
+        let remedy = remedy(entry, names, "its entries");
+        problems.error(place.spot, format!("{named} the domain never has{remedy}"));
+    } else if entries.others == Others::NotOfAuthz || nearest(entry, names.clone()).is_some() {
+        let remedy = remedy(entry, names, "its entries");
+        let domain = &entries.domain;
+        let silence = format!("where clients of RLS send it, list all that they send in domains.{domain}.entries");
+        problems.note(place.spot, format!("{named} [authz] never makes{remedy}; {silence}"));
+    }
 }
 
 /// One rule while it is read.
 struct Reading<'a> {
     written: &'a At<schema::Rule>,
     limiters: &'a Limiters,
-    /// The entries that the domain declares, if it does.
-    entries: Option<&'a Vec<String>>,
+    /// The entries of its domain, where something is known of them.
+    entries: Option<&'a Entries>,
     addresses: &'a [String],
     problems: &'a mut Problems,
 }
@@ -131,7 +206,7 @@ impl<'a> Reading<'a> {
         }
         let mut matches = Vec::new();
         for item in written.matches.named() {
-            declared(&item.name, &item.place, self.entries, self.problems);
+            expected(&item.name, &item.place, self.entries, self.problems);
             let Some(test) = &item.value else { continue };
             let at = At { value: test.clone(), place: item.place.clone() };
             matches.push((item.name.clone(), self.matcher(&item.name, &at)));
@@ -293,7 +368,7 @@ impl<'a> Reading<'a> {
                     (entry.value.clone(), normalise, &entry.place)
                 }
             };
-            declared(&entry, place, self.entries, self.problems);
+            expected(&entry, place, self.entries, self.problems);
             if entry.is_empty() {
                 self.problems.refuse(place, "expected the name of an entry");
             }
@@ -327,7 +402,7 @@ impl<'a> Reading<'a> {
             return limiters.get(reference).into_iter().collect();
         }
         for entry in &template.entries {
-            declared(entry, &reference.place, self.entries, self.problems);
+            expected(entry, &reference.place, self.entries, self.problems);
         }
         let fitting: Vec<&str> = limiters.names().filter(|name| template.fits(name)).collect();
         if fitting.is_empty() {
