@@ -319,6 +319,10 @@ fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
     child.wait().expect("ended");
     assert!(output.contains("tollgate: gRPC on ") || output.contains("tollgate: server."), "{output}");
     assert!(output.contains("no configuration found, so there are no rules and every request passes"), "{output}");
+    assert!(output.contains("only this machine is listened to"), "{output}");
+    if let Some(addresses) = output.lines().find_map(|line| line.strip_prefix("tollgate: gRPC on ")) {
+        assert_eq!(addresses, "127.0.0.1:8081, HTTP on 127.0.0.1:8080");
+    }
     assert!(output.contains("looked at TOLLGATE_CONFIG (not set), ./tollgate.toml, ./tollgate.yaml"), "{output}");
     std::fs::write(directory.path().join("tollgate.toml"), suggested(&output)).expect("written");
     let check = run(directory.path(), &["check", "tollgate.toml"]);

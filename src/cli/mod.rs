@@ -42,8 +42,8 @@ enum Command {
     /// Answer gateways until told to stop.
     ///
     /// Without --config the configuration is TOLLGATE_CONFIG, else the first of ./tollgate.{toml,yaml,yml},
-    /// ./config/tollgate.{toml,yaml,yml} and the directory /etc/tollgate. Without any of them there are no rules, and
-    /// every request passes.
+    /// ./config/tollgate.{toml,yaml,yml} and the directory /etc/tollgate. Without any of them there are no rules,
+    /// every request passes, and only this machine is listened to.
     #[command(after_help = "Examples:\n  tollgate serve\n  tollgate serve --config /etc/tollgate/tollgate.toml")]
     Serve {
         /// A file in TOML or YAML, or a directory of them.

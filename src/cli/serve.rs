@@ -91,7 +91,9 @@ fn spaces(config: &Config) -> anyhow::Result<Vec<MemorySettings>> {
 
 fn welcome() {
     let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
-    eprintln!("tollgate: no configuration found, so there are no rules and every request passes");
+    eprintln!(
+        "tollgate: no configuration found, so there are no rules and every request passes; only this machine is listened to"
+    );
     eprintln!("tollgate: looked at {VARIABLE} (not set), {}", places.join(", "));
     eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{FIRST}");
     eprintln!("tollgate: then ask eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");

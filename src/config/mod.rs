@@ -22,6 +22,7 @@ mod toml;
 mod values;
 mod yaml;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use self::problem::Problems;
 pub use self::problem::{Errors, Problem};
 pub use self::values::Hidden;
 use crate::rules::RuleBook;
-use crate::server::Settings;
+use crate::server::{Listen, Settings};
 use crate::store::MemorySettings;
 
 /// A whole configuration, checked.
@@ -107,7 +108,8 @@ impl Engine {
 
 impl Config {
     /// Reads the configuration at `path`, or else the one that `TOLLGATE_CONFIG` names, or else the first of
-    /// [`places`] that exists. Without any, everything has its default and there are no rules.
+    /// [`places`] that exists. Without any, everything has its default and there are no rules, and as nobody chose to
+    /// open it to the network, it listens on loopback alone.
     ///
     /// # Errors
     ///
@@ -116,7 +118,15 @@ impl Config {
         let variables = |name: &str| std::env::var(name).ok();
         match files::find(path, &variables)? {
             Some(path) => Self::read(&files::read(&path)?, &variables),
-            None => Self::read(&[], &variables),
+            None => {
+                let mut config = Self::read(&[], &variables)?;
+                for door in [&mut config.server.grpc, &mut config.server.http] {
+                    if let Listen::Tcp(address) = door {
+                        address.set_ip(Ipv4Addr::LOCALHOST.into());
+                    }
+                }
+                Ok(config)
+            }
         }
     }
 
