@@ -1,6 +1,7 @@
 //! The real program: what it says and with which code it ends.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -197,6 +198,41 @@ fn serve(command: &mut Command) -> (std::process::Child, String) {
         }
     }
     (child, said)
+}
+
+fn signal(child: &std::process::Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+}
+
+#[test]
+fn the_first_signal_lets_requests_finish_and_the_second_ends_at_once() {
+    let directory = written(&[("tollgate.toml", &format!("{ANY_PORT}{RULE}"))]);
+    let mut command = tollgate(directory.path());
+    let mut child =
+        command.arg("serve").env("RUST_LOG", "trace").stderr(Stdio::piped()).spawn().expect("the program runs");
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    let mut until = |text: &str| {
+        let found = lines.by_ref().inspect(|line| said += line).find(|line| line.contains(text));
+        found.unwrap_or_else(|| panic!("it never said {text:?}"))
+    };
+    let open = until("HTTP on ");
+    let (_, address) = open.rsplit_once(' ').expect("an address");
+    let mut half = TcpStream::connect(address).expect("connected");
+    half.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nHost: a\r\n").expect("sent");
+    // Connections are taken in order, so the half request is under way once a later one has its answer.
+    let mut whole = TcpStream::connect(address).expect("connected");
+    whole.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    whole.read_to_string(&mut answer).expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    signal(&child, "-INT");
+    until("tollgate: stopping: requests under way may finish, again to stop at once");
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().expect("ended").code(), Some(130));
+    assert!(!said.contains('\u{1b}'), "colours in a pipe: {said}");
+    drop(half);
 }
 
 fn stop(mut child: std::process::Child) {

@@ -5,6 +5,7 @@
 //! | 0 | done |
 //! | 1 | a configuration is refused, or a start failed |
 //! | 2 | the command line makes no sense |
+//! | 130 | told to stop a second time, before requests under way finished |
 
 mod check;
 mod explain;

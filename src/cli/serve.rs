@@ -1,9 +1,11 @@
 //! `tollgate serve`: from a configuration to open doors.
 
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::app::{App, Snapshot, shutdown_signal};
+use tokio_util::sync::CancellationToken;
+use tollgate::app::{App, Snapshot, StopSignals};
 use tollgate::config::{Config, Engine, VARIABLE, places};
 use tollgate::rules::Rules;
 use tollgate::store::{MemorySettings, Stores};
@@ -22,6 +24,17 @@ const FIRST: &str = r#"
     apply = [{ limiter = "per_address", key = ["remote_address"] }]
 "#;
 
+/// The code of a process that an interrupt ends, as shells have it.
+const STOPPED_AT_ONCE: u8 = 130;
+
+/// How serving ended.
+enum Stop {
+    /// Requests under way had their time.
+    Finished,
+    /// Told twice, it waited for nothing.
+    AtOnce,
+}
+
 /// Serves until told to stop.
 pub fn serve(path: Option<&Path>) -> ExitCode {
     let config = match Config::load(path) {
@@ -29,7 +42,8 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
         Err(errors) => return super::refuse(&errors),
     };
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Stop::Finished) => ExitCode::SUCCESS,
+        Ok(Stop::AtOnce) => ExitCode::from(STOPPED_AT_ONCE),
         Err(error) => {
             eprintln!("tollgate: {error:#}");
             ExitCode::FAILURE
@@ -37,7 +51,7 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config) -> anyhow::Result<Stop> {
     let spaces = spaces(&config)?;
     super::warn(&config.warnings);
     let snapshots = snapshots(&config);
@@ -47,12 +61,14 @@ fn start(config: Config) -> anyhow::Result<()> {
         anyhow::anyhow!(errors.join("; "))
     })?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     if !found {
         welcome();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        let mut signals = StopSignals::listen()?;
         let mut app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
         app.remember(snapshots);
         if development {
@@ -62,8 +78,7 @@ fn start(config: Config) -> anyhow::Result<()> {
             );
         }
         eprintln!("tollgate: gRPC on {}, HTTP on {}", app.grpc_address(), app.http_address());
-        app.serve(shutdown_signal()).await;
-        Ok(())
+        Ok(until_stopped(app, &mut signals).await)
     })
 }
 
@@ -74,6 +89,23 @@ fn snapshots(config: &Config) -> Vec<Snapshot> {
         Some(Snapshot { store, path: snapshot.path.clone(), interval: snapshot.interval })
     };
     config.stores.iter().enumerate().filter_map(of).collect()
+}
+
+/// The first signal lets requests under way finish, the second one does not.
+async fn until_stopped(app: App, signals: &mut StopSignals) -> Stop {
+    let told = CancellationToken::new();
+    let serving = app.serve(told.clone().cancelled_owned());
+    tokio::pin!(serving);
+    tokio::select! {
+        () = &mut serving => return Stop::Finished,
+        () = signals.next() => told.cancel(),
+    }
+    // Whoever read this may be gone by now, which is no reason to stop otherwise.
+    drop(writeln!(std::io::stderr(), "tollgate: stopping: requests under way may finish, again to stop at once"));
+    tokio::select! {
+        () = serving => Stop::Finished,
+        () = signals.next() => Stop::AtOnce,
+    }
 }
 
 /// The memory each store may take, in their order.
