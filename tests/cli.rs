@@ -114,6 +114,9 @@ fn explain_says_which_rules_match_which_just_miss_and_what_is_charged() {
     let output = run(directory.path(), &[&["explain", "edge"][..], &entries].concat());
     assert_eq!((output.status.code(), err(&output).as_str()), (Some(0), ""));
     insta::assert_snapshot!("explain", out(&output));
+    let bare = out(&run(directory.path(), &["explain", "edge"]));
+    let exports = "rule exports does not match: expected path \"/export\", plan \"pro\", region \"eu\"\n";
+    assert!(bare.contains(exports), "{bare}");
     let nothing = run(directory.path(), &["explain", "--config", "tollgate.toml", "egde", "path=/login"]);
     insta::assert_snapshot!("explain_unknown_domain", out(&nothing));
     let usage = run(directory.path(), &["explain", "edge", "path"]);

@@ -38,6 +38,9 @@ pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) 
     ExitCode::SUCCESS
 }
 
+/// How many of the rules that are far from matching are named.
+const LISTED: usize = 20;
+
 /// What the text is made from, beside the explanation.
 struct Text<'a> {
     domain: &'a str,
@@ -78,7 +81,13 @@ impl Text<'_> {
                 text += &format!("  {} {found}, expected {}\n", miss.entry, miss.expected);
             }
         }
-        match others.len() - just.len() {
+        let far: Vec<_> = others.iter().filter(|rule| !near(rule)).collect();
+        for rule in far.iter().take(LISTED) {
+            let expected: Vec<String> =
+                rule.misses.iter().map(|miss| format!("{} {}", miss.entry, miss.expected)).collect();
+            text += &format!("\nrule {} does not match: expected {}\n", rule.rule, expected.join(", "));
+        }
+        match far.len().saturating_sub(LISTED) {
             0 => {}
             1 => text += "\n1 more rule of this domain does not match\n",
             more => text += &format!("\n{more} more rules of this domain do not match\n"),
