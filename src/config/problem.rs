@@ -62,6 +62,8 @@ pub struct Problems {
     warnings: Vec<(Spot, String)>,
     /// Where a file could not be read as its format: nearby, and about what is absent, there is nothing to say.
     torn: Vec<Spot>,
+    /// Lines of which an error before them has told: from here to this line of the same file.
+    lost: Vec<(Spot, u32)>,
     /// Paths that a misspelt key was meant for: they are not missing as well.
     excused: Vec<String>,
 }
@@ -119,6 +121,11 @@ impl Problems {
         self.error(spot, text);
     }
 
+    /// Lines, to `last`, that an error before them makes unreadable: what seems wrong with them is not worth a word.
+    pub fn lose(&mut self, first: Spot, last: u32) {
+        self.lost.push((first, last));
+    }
+
     /// Something that is not there. Where part of a file was lost, or a key is misspelt, it may well have been.
     pub fn missing(&mut self, spot: Spot, path: &str, text: impl fmt::Display) {
         let excused =
@@ -148,6 +155,10 @@ impl Problems {
         let torn = std::mem::take(&mut self.torn);
         // What a torn line made of itself is not worth a second error.
         let mut seen = Vec::new();
+        let lost = std::mem::take(&mut self.lost);
+        errors.retain(|(spot, _)| {
+            !lost.iter().any(|(first, last)| spot.file == first.file && (first.line..=*last).contains(&spot.line))
+        });
         errors.retain(|(spot, _)| {
             !torn.contains(spot)
                 || !seen.contains(spot) && {

@@ -274,7 +274,7 @@ impl<'a> Reading<'a> {
                 );
             }
             let list = written.apply.get()?;
-            if list.is_empty {
+            if list.is_empty && !self.problems.is_torn() {
                 self.problems
                     .error(list.place.spot, format!("{} is empty, expected at least one limiter", list.place.path));
             }

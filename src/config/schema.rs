@@ -544,7 +544,14 @@ impl Decode for Listen {
             None => text.parse().ok().map(Address::Tcp),
         };
         if address.is_none() {
-            problems.refuse(place, format!("expected {}", Self::expected()));
+            let port = text.rsplit_once(':').filter(|(host, port)| {
+                let digits = !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
+                digits && format!("{host}:0").parse::<std::net::SocketAddr>().is_ok()
+            });
+            match port {
+                Some((_, port)) => problems.refuse(place, format!("but a port is at most 65535, and {port} is more")),
+                None => problems.refuse(place, format!("expected {}", Self::expected())),
+            }
         }
         address.map(Listen)
     }

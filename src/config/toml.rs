@@ -13,17 +13,29 @@ pub fn parse(text: &str, file: u16, problems: &mut Problems) -> Node {
     let source = Source { text, file, lines: lines(text) };
     let (table, errors) = DeTable::parse_recoverable(text);
     let root = Node { value: source.table(table.get_ref()), spot: Spot { file, line: 1 } };
-    for error in errors {
-        let span = error.span().unwrap_or(text.len()..text.len());
+    let mut errors: Vec<_> =
+        errors.iter().map(|error| (error.span().unwrap_or(text.len()..text.len()), error.message())).collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    // The line of the last syntax error.
+    let mut last = None;
+    for (span, message) in errors {
         let spot = source.spot(&span);
-        match error.message() {
-            "duplicate key" => {
-                let key = source.text.get(span.clone()).unwrap_or("a key");
-                let first = source.first(&root, key, span.start);
-                let (path, first) = first.unwrap_or_else(|| (key.to_owned(), spot));
-                problems.error(spot, format!("{path} is given twice; the first is at line {}", first.line));
-            }
-            message => problems.tear(spot, format!("not valid TOML: {message}")),
+        if message == "duplicate key" {
+            let key = source.text.get(span.clone()).unwrap_or("a key");
+            let first = source.first(&root, key, span.start);
+            let (path, first) = first.unwrap_or_else(|| (key.to_owned(), spot));
+            problems.error(spot, format!("{path} is given twice; the first is at line {}", first.line));
+        } else if source.opens_table(spot.line) {
+            // Nothing is wrong with this line: it was read as part of what stands before it, as is all that follows.
+            problems.tear(spot, "not valid TOML: a [ or { above is not closed where this table begins");
+            problems.lose(Spot { line: spot.line + 1, ..spot }, u32::MAX);
+            break;
+        } else if last.is_some_and(|last| source.follows(last, spot.line)) {
+            problems.lose(spot, spot.line);
+            last = Some(spot.line);
+        } else {
+            problems.tear(spot, format!("not valid TOML: {message}"));
+            last = Some(spot.line);
         }
     }
     root
@@ -44,6 +56,30 @@ impl Source<'_> {
     fn spot(&self, span: &Range<usize>) -> Spot {
         let line = self.lines.partition_point(|&begin| begin <= span.start);
         Spot { file: self.file, line: u32::try_from(line).unwrap_or(u32::MAX) }
+    }
+
+    fn line(&self, line: u32) -> &str {
+        let place = (line as usize).saturating_sub(1);
+        self.lines.get(place).and_then(|&begin| self.text[begin..].lines().next()).unwrap_or_default()
+    }
+
+    /// Whether this line is the header of a table as it should be.
+    fn opens_table(&self, line: u32) -> bool {
+        let text = self.line(line);
+        let text = text.split_once('#').map_or(text, |(text, _)| text).trim();
+        let path = match text.strip_prefix("[[") {
+            Some(rest) => rest.strip_suffix("]]"),
+            None => text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')),
+        };
+        let bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        path.is_some_and(|path| path.split('.').all(|part| !part.is_empty() && part.chars().all(bare)))
+    }
+
+    /// Whether this line goes on with a value, and nothing begins between it and an error before it.
+    fn follows(&self, error: u32, line: u32) -> bool {
+        let goes_on = |line: u32| self.line(line).trim_start().starts_with(['{', '}', ']', ',', '#']);
+        let empty = |line: u32| self.line(line).trim().is_empty();
+        line > error && goes_on(line) && (error + 1..line).all(|between| goes_on(between) || empty(between))
     }
 
     fn node(&self, value: &Spanned<DeValue<'_>>) -> Node {
