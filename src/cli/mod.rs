@@ -36,7 +36,7 @@ Examples:
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
-Exit codes: 0 done, 1 a refused configuration or a failed start, 2 usage.";
+Exit codes: 0 done, 1 a refused configuration or a failed start, 2 usage, 130 told to stop twice.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
