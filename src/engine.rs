@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -19,41 +18,12 @@ pub struct Engine {
     stores: Stores,
     clock: Arc<dyn Clock>,
     leases: LeaseIds,
-    observer: Arc<dyn Observer>,
 }
-
-/// Who is told of every decision, after it was made. What is told cannot change it.
-pub trait Observer: Send + Sync + 'static {
-    /// Rules are about to be used.
-    fn prepare(&self, rules: &Arc<Rules>) {
-        let _ = rules;
-    }
-
-    /// A request was decided, in this time.
-    fn decided(&self, decision: &Decision, took: Duration) {
-        let _ = (decision, took);
-    }
-
-    /// A lease was released or renewed.
-    fn changed(&self, fate: LeaseFate) {
-        let _ = fate;
-    }
-}
-
-/// Nobody is told.
-impl Observer for () {}
 
 impl Engine {
     /// An engine with these rules, keeping its counters in `stores`, in the order the rules count them.
     pub fn new(rules: Rules, stores: Stores, clock: Arc<dyn Clock>) -> Self {
-        Self::observed(rules, stores, clock, Arc::new(()))
-    }
-
-    /// The same, with somebody who is told of every decision.
-    pub fn observed(rules: Rules, stores: Stores, clock: Arc<dyn Clock>, observer: Arc<dyn Observer>) -> Self {
-        let rules = Arc::new(rules);
-        observer.prepare(&rules);
-        Self { rules: ArcSwap::new(rules), stores, clock, leases: LeaseIds::new(), observer }
+        Self { rules: ArcSwap::from_pointee(rules), stores, clock, leases: LeaseIds::new() }
     }
 
     /// Replaces the rules whole. Requests under way finish by the ones they began with.
@@ -61,9 +31,7 @@ impl Engine {
     /// The stores stay: the new rules must count the same ones in the same order. What a counter holds carries over
     /// where its name does (semantics 1 and 29).
     pub fn replace(&self, rules: Rules) {
-        let rules = Arc::new(rules);
-        self.observer.prepare(&rules);
-        self.rules.store(rules);
+        self.rules.store(Arc::new(rules));
     }
 
     /// Decides one request. It sees one version of the rules.
@@ -117,7 +85,6 @@ impl Engine {
     /// # });
     /// ```
     pub async fn decide(&self, request: &Request<'_>) -> Decision {
-        let began = Instant::now();
         let rules = self.rules.load_full();
         let now = self.clock.now();
         let planned = rules.plan(request, now, self.leases.make());
@@ -125,9 +92,7 @@ impl Engine {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
             false => self.stores.apply(&planned.plan, now).await,
         };
-        let decision = Decision::judge(rules, planned, applied);
-        self.observer.decided(&decision, began.elapsed());
-        decision
+        Decision::judge(rules, planned, applied)
     }
 
     /// Gives back every slot of a lease; `None` when the text is no lease of this deployment. Giving back twice, or
@@ -165,9 +130,7 @@ impl Engine {
         let applied = self.stores.apply(&plan, self.clock.now()).await;
         // Of several slots the one that fared worst is told.
         let fates = applied.fates.into_iter();
-        let fate = fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown);
-        self.observer.changed(fate);
-        Some(fate)
+        Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown))
     }
 }
 

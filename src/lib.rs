@@ -27,11 +27,9 @@
 //! | [`decision`] | the answer |
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
-//! | [`telemetry`] | what it tells of itself |
 //! | [`server`] | the doors: gRPC, HTTP, headers |
 //! | [`config`] | what the operator wrote, read strictly |
 //! | [`app`] | the whole, built and served |
-//! | [`app`] | the whole service |
 //!
 //! A room imports only rooms above it. The first five are pure: time is an argument; nothing awaits, logs or counts.
 //!
@@ -56,4 +54,3 @@ pub mod limiter;
 pub mod rules;
 pub mod server;
 pub mod store;
-pub mod telemetry;

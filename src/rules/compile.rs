@@ -31,7 +31,6 @@ pub struct Rules {
 
 #[derive(Debug)]
 pub(super) struct CompiledDomain {
-    pub(super) name: String,
     pub(super) unmatched: Unmatched,
     /// Never denies: by itself or by the server.
     pub(super) shadow: bool,
@@ -101,8 +100,6 @@ pub(super) enum Part {
 /// One limiter as one reference reaches it.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// The domain and the rule that reach it.
-    pub(super) at: (String, String),
     pub(super) limiter: u32,
     /// What the placeholder was filled with.
     pub(super) tier: Option<String>,
@@ -184,22 +181,6 @@ impl Rules {
     /// What a target's placeholder was filled with.
     pub(crate) fn tier(&self, target: u32) -> Option<&str> {
         self.targets[target as usize].tier.as_deref()
-    }
-
-    /// Every domain with the names of its rules, in the order decisions count them.
-    pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, Vec<&str>)> {
-        self.domains.iter().map(|domain| {
-            let names = domain.rules.iter().map(|rule| rule.name.as_str()).collect();
-            (domain.name.as_str(), names)
-        })
-    }
-
-    /// The domain, rule and limiter of every target, in the order links count them.
-    pub(crate) fn target_names(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        self.targets.iter().map(|target| {
-            let limiter = &self.limiters[target.limiter as usize].name;
-            (target.at.0.as_str(), target.at.1.as_str(), limiter.as_str())
-        })
     }
 
     /// The name of a domain's rule.
@@ -299,7 +280,6 @@ impl Compiler {
             compiled[domain].push(rule);
         }
         let domains = settings.into_iter().zip(compiled).map(|(domain, rules)| CompiledDomain {
-            name: domain.name,
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
             normalise: domain.normalise,
@@ -369,7 +349,7 @@ impl Compiler {
 
     fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain) -> Option<CompiledApply> {
         let first_target = self.targets.len();
-        let Some(template) = self.template(&apply, rule, domain) else {
+        let Some(template) = self.template(&apply, domain) else {
             self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         };
@@ -411,17 +391,17 @@ impl Compiler {
         })
     }
 
-    fn template(&mut self, apply: &Apply, rule: &str, domain: &Domain) -> Option<Template> {
+    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<Template> {
         let parts = parts(&apply.limiter);
         if !parts.iter().any(|part| matches!(part, Part::Entry(_))) {
             let limiter = *self.limiter_by_name.get(&apply.limiter)?;
-            return Some(Template::Fixed(self.target(limiter, None, apply, rule, domain)));
+            return Some(Template::Fixed(self.target(limiter, None, apply, domain)));
         }
         let otherwise = match &apply.otherwise {
             None => None,
             Some(name) => {
                 let limiter = *self.limiter_by_name.get(name)?;
-                Some(self.target(limiter, None, apply, rule, domain))
+                Some(self.target(limiter, None, apply, domain))
             }
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
@@ -441,7 +421,7 @@ impl Compiler {
                 _ => name.clone(),
             };
             let limiter = self.limiter_by_name[&name];
-            let target = self.target(limiter, Some(tier.clone()), apply, rule, domain);
+            let target = self.target(limiter, Some(tier.clone()), apply, domain);
             found.insert(tier, target);
         }
         if found.is_empty() {
@@ -457,7 +437,7 @@ impl Compiler {
         })
     }
 
-    fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, rule: &str, domain: &Domain) -> u32 {
+    fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain) -> u32 {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
         // Names of entries are in order, so the least is the first.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
@@ -467,8 +447,7 @@ impl Compiler {
             limit: fixed_limit(quota, self.debts[limiter as usize]),
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        let at = (domain.name.clone(), rule.to_owned());
-        self.targets.push(Target { at, limiter, tier, quota, slots });
+        self.targets.push(Target { limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }
