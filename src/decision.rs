@@ -175,11 +175,6 @@ impl Decision {
         deciding.into_iter().chain(self.enforced()).find_map(|link| self.rules.tier(link.target))
     }
 
-    /// The rules that decided it.
-    pub fn rules(&self) -> &Arc<Rules> {
-        &self.rules
-    }
-
     /// Why it was refused, by the places of the rule in its domain and of the limiter among the rules' targets.
     pub(crate) fn refused_by(&self) -> Option<(Reason, Option<u32>, Option<u32>)> {
         if self.allowed() {

@@ -49,8 +49,6 @@ pub struct Usage {
     pub bytes: usize,
     /// Counters that had to go before they were forgotten.
     pub evictions: u64,
-    /// Slots held under leases, expired ones among them until they are swept.
-    pub leases: usize,
 }
 
 /// All memory stores of a deployment.
@@ -196,7 +194,6 @@ impl Memory {
                     keys: usage.keys + slots.len(),
                     bytes: usage.bytes + slots.bytes(),
                     evictions: usage.evictions + slots.evictions,
-                    leases: usage.leases + slots.held_leases(),
                 }
             })
         };

@@ -179,11 +179,6 @@ impl Slots {
             + self.heap
     }
 
-    /// Leases held, expired ones among them until they are swept.
-    pub(super) fn held_leases(&self) -> usize {
-        self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
-    }
-
     /// Copies the counters to a snapshot that was cut, if one waits for them.
     pub(super) fn copy_to_cut(&mut self) {
         let Some(cut) = self.cut.take() else { return };
