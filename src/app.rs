@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::engine::Engine;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Bound, Http, ListenError, Listener, Settings};
+use crate::server::{Bound, Desk, Http, ListenError, Listener, Settings};
 use crate::store::{Owner, Stores};
 
 /// How long requests under way may take once the process was told to stop.
@@ -49,6 +49,7 @@ pub enum AppError {
 #[derive(Debug)]
 pub struct App {
     engine: Arc<Engine>,
+    desk: Arc<Desk>,
     snapshots: Vec<(Snapshot, Owner)>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
@@ -70,9 +71,11 @@ impl App {
         let grpc = Listener::bind(&settings.grpc).await.map_err(AppError::Grpc)?;
         let http = Listener::bind(&settings.http).await.map_err(AppError::Http)?;
         let engine = Arc::new(Engine::new(rules, stores, clock));
+        let desk = Arc::new(Desk::new(engine.clone(), settings.clone()));
         Ok(Self {
-            grpc: (Grpc::new(engine.clone(), settings).await, grpc),
-            http: (Http::new(engine.clone(), settings), http),
+            grpc: (Grpc::new(desk.clone()).await, grpc),
+            http: (Http::new(desk.clone()), http),
+            desk,
             engine,
             snapshots: Vec::new(),
         })
@@ -81,12 +84,12 @@ impl App {
     /// Reads what memory stores held when they were last written, and writes them from now on. A file that cannot be
     /// taken is kept aside and the store begins empty: refusing to serve would open the gateways instead.
     pub fn remember(&mut self, snapshots: Vec<Snapshot>) {
-        let rules = self.engine.rules();
+        let in_use = self.engine.in_use();
         let now = self.engine.clock().now();
         for snapshot in snapshots {
-            let Some(store) = rules.stores().get(snapshot.store) else { continue };
-            let owner = Owner { fingerprint: rules.secret().fingerprint(), store: store.clone() };
-            match self.engine.stores().load(snapshot.store, &snapshot.path, &owner, now) {
+            let Some(store) = in_use.rules.stores().get(snapshot.store) else { continue };
+            let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: store.clone() };
+            match in_use.stores.load(snapshot.store, &snapshot.path, &owner, now) {
                 Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
                 Ok(None) => tracing::info!(store, path = %snapshot.path.display(), "no snapshot to read yet"),
                 Err(error) => tracing::warn!(store, %error, "the store begins empty"),
@@ -113,7 +116,7 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
-        let sweeping = tokio::spawn(sweep(self.engine.clone()));
+        let sweeping = tokio::spawn(sweep(self.desk.clone()));
         let mut writing = JoinSet::new();
         for (snapshot, owner) in self.snapshots.clone() {
             writing.spawn(write_now_and_then(self.engine.clone(), snapshot, owner));
@@ -148,7 +151,7 @@ async fn write_now_and_then(engine: Arc<Engine>, snapshot: Snapshot, owner: Owne
 
 /// Writes a store's snapshot, beside the threads that serve.
 async fn write_snapshot(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
-    let write = move || engine.stores().save(snapshot.store, &snapshot.path, &owner);
+    let write = move || engine.in_use().stores.save(snapshot.store, &snapshot.path, &owner);
     match tokio::task::spawn_blocking(write).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
@@ -156,14 +159,18 @@ async fn write_snapshot(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
     }
 }
 
-/// Lets the stores forget now and then, beside the threads that serve.
-async fn sweep(engine: Arc<Engine>) {
+/// Lets the stores forget now and then, and the metrics put in order what they were told, beside the threads that
+/// serve.
+async fn sweep(desk: Arc<Desk>) {
     let mut pause = tokio::time::interval(SWEEP);
     pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         pause.tick().await;
-        let engine = engine.clone();
-        let swept = tokio::task::spawn_blocking(move || engine.stores().sweep(engine.clock().now()));
+        let desk = desk.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            desk.engine().in_use().stores.sweep(desk.engine().clock().now());
+            desk.telemetry().metrics.upkeep();
+        });
         if let Err(error) = swept.await {
             tracing::warn!(%error, "forgetting what no longer counts failed; it is tried again");
         }

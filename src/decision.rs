@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limiter::{Applied, Concurrency, Limit, OnStoreError, Outcome};
+use crate::limiter::{Applied, Concurrency, CounterName, Limit, OnStoreError, Outcome};
 use crate::rules::{End, LeaseToken, Link, MOST_SLOTS_A_LEASE, Planned, RefusalText, Refused, Rules};
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is
@@ -173,6 +173,17 @@ impl Decision {
     pub fn tier(&self) -> Option<&str> {
         let deciding = self.deciding.map(|deciding| &self.planned.links[deciding]);
         deciding.into_iter().chain(self.enforced()).find_map(|link| self.rules.tier(link.target))
+    }
+
+    /// The domain that was asked, where there are rules for it.
+    pub fn domain(&self) -> Option<&str> {
+        self.rules.domain_name(self.planned.domain?)
+    }
+
+    /// The counter of the check that decided a refusal, by its hashed name.
+    pub fn counter(&self) -> Option<CounterName> {
+        let link = &self.planned.links[self.deciding?];
+        Some(self.planned.plan.checks[usize::from(link.check)].counter)
     }
 
     /// Why it was refused, by the places of the rule in its domain and of the limiter among the rules' targets.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::limiter::{Applied, LeaseAction, LeaseChange, LeaseFate, Plan};
@@ -14,24 +14,33 @@ use crate::store::{Store, Stores};
 
 /// Decides requests by the rules in use.
 pub struct Engine {
-    rules: ArcSwap<Rules>,
-    stores: Stores,
+    in_use: ArcSwap<Version>,
     clock: Arc<dyn Clock>,
     leases: LeaseIds,
+}
+
+/// Rules, and the stores they count by their places. A request is decided by one version, whole.
+#[derive(Debug)]
+pub struct Version {
+    /// The rules.
+    pub rules: Arc<Rules>,
+    /// The stores, in the order that the rules count them.
+    pub stores: Stores,
 }
 
 impl Engine {
     /// An engine with these rules, keeping its counters in `stores`, in the order the rules count them.
     pub fn new(rules: Rules, stores: Stores, clock: Arc<dyn Clock>) -> Self {
-        Self { rules: ArcSwap::from_pointee(rules), stores, clock, leases: LeaseIds::new() }
+        let version = Version { rules: Arc::new(rules), stores };
+        Self { in_use: ArcSwap::from_pointee(version), clock, leases: LeaseIds::new() }
     }
 
-    /// Replaces the rules whole. Requests under way finish by the ones they began with.
+    /// Replaces rules and stores whole. Requests under way finish by the ones they began with.
     ///
-    /// The stores stay: the new rules must count the same ones in the same order. What a counter holds carries over
-    /// where its name does (semantics 1 and 29).
-    pub fn replace(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
+    /// What a counter holds carries over where its name does (semantics 1 and 29) and its store is the same
+    /// ([`Stores::next`]).
+    pub fn replace(&self, version: Arc<Version>) {
+        self.in_use.store(version);
     }
 
     /// Decides one request. It sees one version of the rules.
@@ -85,14 +94,17 @@ impl Engine {
     /// # });
     /// ```
     pub async fn decide(&self, request: &Request<'_>) -> Decision {
-        let rules = self.rules.load_full();
-        let now = self.clock.now();
-        let planned = rules.plan(request, now, self.leases.make());
+        self.decide_by(&self.in_use.load_full(), request, self.clock.now()).await
+    }
+
+    /// Decides one request by a version that the caller holds on to, as of `now`.
+    pub async fn decide_by(&self, version: &Version, request: &Request<'_>, now: Timestamp) -> Decision {
+        let planned = version.rules.plan(request, now, self.leases.make());
         let applied = match planned.plan.is_empty() {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
-            false => self.stores.apply(&planned.plan, now).await,
+            false => version.stores.apply(&planned.plan, now).await,
         };
-        Decision::judge(rules, planned, applied)
+        Decision::judge(version.rules.clone(), planned, applied)
     }
 
     /// Gives back every slot of a lease; `None` when the text is no lease of this deployment. Giving back twice, or
@@ -107,14 +119,9 @@ impl Engine {
         self.change(lease, LeaseAction::Renew(length)).await
     }
 
-    /// The rules in use.
-    pub fn rules(&self) -> Arc<Rules> {
-        self.rules.load_full()
-    }
-
-    /// The stores.
-    pub fn stores(&self) -> &Stores {
-        &self.stores
+    /// The rules and stores in use.
+    pub fn in_use(&self) -> Arc<Version> {
+        self.in_use.load_full()
     }
 
     /// The clock that decides.
@@ -123,11 +130,11 @@ impl Engine {
     }
 
     async fn change(&self, lease: &str, action: LeaseAction) -> Option<LeaseFate> {
-        let rules = self.rules.load_full();
-        let token = LeaseToken::open(lease, rules.secret(), rules.stores())?;
+        let version = self.in_use.load_full();
+        let token = LeaseToken::open(lease, version.rules.secret(), version.rules.stores())?;
         let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
         let plan = Plan { changes: token.slots.iter().map(change).collect(), ..Plan::default() };
-        let applied = self.stores.apply(&plan, self.clock.now()).await;
+        let applied = version.stores.apply(&plan, self.clock.now()).await;
         // Of several slots the one that fared worst is told.
         let fates = applied.fates.into_iter();
         Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown))
@@ -136,6 +143,6 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("stores", &self.stores).finish_non_exhaustive()
+        f.debug_struct("Engine").field("in_use", &self.in_use).finish_non_exhaustive()
     }
 }

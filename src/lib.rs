@@ -27,7 +27,8 @@
 //! | [`decision`] | the answer |
 //! | [`store`] | where counters are kept |
 //! | [`engine`] | the walk; the one place that awaits |
-//! | [`server`] | the doors: gRPC, HTTP, headers |
+//! | [`telemetry`] | what it tells of itself |
+//! | [`server`] | the doors: gRPC, HTTP, admin, headers |
 //! | [`config`] | what the operator wrote, read strictly |
 //! | [`app`] | the whole, built and served |
 //!
@@ -54,3 +55,4 @@ pub mod limiter;
 pub mod rules;
 pub mod server;
 pub mod store;
+pub mod telemetry;

@@ -493,8 +493,8 @@ fn case_s10_a_counter_is_forgotten_when_it_no_longer_counts() {
     world.ask(A);
     let keys = |after: u64| {
         world.clock.set(START + secs(after));
-        world.engine.stores().sweep(START + secs(after));
-        world.engine.stores().usage()[0].keys
+        world.engine.in_use().stores.sweep(START + secs(after));
+        world.engine.in_use().stores.usage()[0].keys
     };
     assert_eq!(keys(0), 4);
     assert_eq!(keys(11), 4, "a fifth of the bucket takes 12 s");

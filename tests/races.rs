@@ -160,7 +160,7 @@ fn a_sweep_beside_the_requests_forgets_nothing_that_counts() {
     );
     let admitted = stampede(&engine, |engine, number| {
         if number % 10 == 0 {
-            engine.stores().sweep(engine.clock().now());
+            engine.in_use().stores.sweep(engine.clock().now());
         }
         decide(engine, A).allowed()
     });

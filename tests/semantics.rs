@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use tollgate::clock::Timestamp;
 use tollgate::decision::{Decision, Reason};
 use tollgate::descriptor::{Descriptor, Hits, LimitOverride, Request};
-use tollgate::engine::Engine;
+use tollgate::engine::{Engine, Version};
 use tollgate::limiter::{
     Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LeaseFate, Limiter, OnStoreError, Quota, Schedule, SpecError,
 };
@@ -50,7 +50,9 @@ fn one(limiter: Limiter) -> World {
 /// The same world under another book: its counters stay.
 fn reloaded(world: World, book: RuleBook) -> World {
     let World { engine, clock } = world;
-    engine.replace(Rules::compile(book).expect("the book compiles"));
+    let rules = Arc::new(Rules::compile(book).expect("the book compiles"));
+    let stores = engine.in_use().stores.next((0..rules.stores().len()).map(Ok));
+    engine.replace(Arc::new(Version { rules, stores }));
     World { engine, clock }
 }
 

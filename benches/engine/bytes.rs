@@ -51,7 +51,7 @@ pub fn measure(algorithm: &str) {
         for key in chunk * CHUNK..(chunk + 1) * CHUNK {
             (0..held).for_each(|_| ask(key));
         }
-        let known = std::mem::replace(&mut keys, engine.stores().usage()[0].keys);
+        let known = std::mem::replace(&mut keys, engine.in_use().stores.usage()[0].keys);
         // Full: what is new takes the place of what is old, or is turned away.
         if keys - known < CHUNK / 50 {
             break;

@@ -14,6 +14,8 @@ mod sliding_window;
 mod spec;
 mod token_bucket;
 
+use std::fmt;
+
 use smallvec::SmallVec;
 
 pub use self::concurrency::{Concurrency, Lease, LeaseId, Leases};
@@ -33,6 +35,14 @@ pub const EXACT: u64 = 1 << 53;
 /// Names one counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct CounterName(pub [u64; 2]);
+
+/// As logs and tools show it: 32 hexadecimal digits.
+impl fmt::Display for CounterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, second] = self.0;
+        write!(f, "{first:016x}{second:016x}")
+    }
+}
 
 /// The numbers that one check is decided by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -31,6 +31,7 @@ pub struct Rules {
 
 #[derive(Debug)]
 pub(super) struct CompiledDomain {
+    pub(super) name: String,
     pub(super) unmatched: Unmatched,
     /// Never denies: by itself or by the server.
     pub(super) shadow: bool,
@@ -100,6 +101,8 @@ pub(super) enum Part {
 /// One limiter as one reference reaches it.
 #[derive(Debug)]
 pub(super) struct Target {
+    /// The places of the domain and of the rule in it that reach it.
+    pub(super) at: (usize, u32),
     pub(super) limiter: u32,
     /// What the placeholder was filled with.
     pub(super) tier: Option<String>,
@@ -183,6 +186,23 @@ impl Rules {
         self.targets[target as usize].tier.as_deref()
     }
 
+    /// Every domain by its place: its name, and for each of its rules the name and whether anything of it is enforced
+    /// or in shadow.
+    pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = RuleLabel<'_>>)> {
+        self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
+    }
+
+    /// Every target by its place: the places of its domain and rule, and the limiter's name.
+    pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
+        let name = |target: &Target| self.limiters[target.limiter as usize].name.as_str();
+        self.targets.iter().map(move |target| (target.at, name(target)))
+    }
+
+    /// The name of the domain at this place.
+    pub(crate) fn domain_name(&self, domain: usize) -> Option<&str> {
+        Some(&self.domains.get(domain)?.name)
+    }
+
     /// The name of a domain's rule.
     pub(crate) fn rule_name(&self, domain: usize, rule: u32) -> Option<&str> {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
@@ -200,6 +220,23 @@ impl Rules {
             let configured = self.limiters[limiter].quota.as_ref();
             configured.expect("a quota target has a quota").limit(now, self.debts[limiter])
         })
+    }
+}
+
+/// A rule as metrics and logs call it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RuleLabel<'r> {
+    pub(crate) name: &'r str,
+    /// Whether it enforces anything.
+    pub(crate) enforced: bool,
+    /// Whether anything of it is in shadow.
+    pub(crate) shadow: bool,
+}
+
+impl<'r> RuleLabel<'r> {
+    fn of(rule: &'r CompiledRule) -> Self {
+        let percent = if rule.shadow { 0 } else { rule.enforce_percent.unwrap_or(100) };
+        Self { name: &rule.name, enforced: percent > 0, shadow: percent < 100 }
     }
 }
 
@@ -238,6 +275,8 @@ struct Compiler {
     targets: Vec<Target>,
     debts: Vec<u64>,
     limiter_by_name: HashMap<String, u32, RandomState>,
+    /// The places of the domain and of the rule that are being compiled.
+    at: (usize, u32),
 }
 
 impl Compiler {
@@ -257,7 +296,7 @@ impl Compiler {
             }
         }
         let debts = vec![0; book.limiters.len()];
-        Self { book, errors, targets: Vec::new(), debts, limiter_by_name }
+        Self { book, errors, targets: Vec::new(), debts, limiter_by_name, at: (0, 0) }
     }
 
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
@@ -276,10 +315,12 @@ impl Compiler {
         let mut compiled: Vec<Vec<CompiledRule>> = settings.iter().map(|_| Vec::new()).collect();
         for rule in rules {
             let domain = by_name[&rule.domain];
+            self.at = (domain, u32::try_from(compiled[domain].len()).expect("rules are fewer than 2^32"));
             let rule = self.rule(rule, &settings[domain]);
             compiled[domain].push(rule);
         }
         let domains = settings.into_iter().zip(compiled).map(|(domain, rules)| CompiledDomain {
+            name: domain.name,
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
             normalise: domain.normalise,
@@ -447,7 +488,7 @@ impl Compiler {
             limit: fixed_limit(quota, self.debts[limiter as usize]),
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        self.targets.push(Target { limiter, tier, quota, slots });
+        self.targets.push(Target { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }

@@ -17,6 +17,7 @@ mod naming;
 mod normalise;
 mod plan;
 
+pub(crate) use self::compile::RuleLabel;
 pub use self::compile::{CompileError, Rules};
 pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};

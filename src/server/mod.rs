@@ -6,6 +6,8 @@
 //!   connection.rs a connection          -> requests, until it is told to stop
 //!   grpc/         RLS, ext_authz, health, reflection
 //!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
+//!   desk.rs       what all doors decide by: one version of rules and settings, and who watches
+//!   health.rs     whether requests should be sent here
 //!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
 //!   headers.rs    what an answer tells the client
 //! ```
@@ -15,12 +17,16 @@
 
 mod authz;
 mod connection;
+mod desk;
 pub mod grpc;
 mod headers;
+mod health;
 mod http;
 mod listen;
 pub mod settings;
 
+pub use self::desk::{Desk, InUse};
+pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
-pub use self::settings::{Authz, EntrySource, HeaderFamilies, Listen, Settings, Source};
+pub use self::settings::{Admin, Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};

@@ -11,6 +11,10 @@ pub struct Settings {
     pub grpc: Listen,
     /// ext_authz over plain HTTP, and `/healthcheck`.
     pub http: Listen,
+    /// Metrics, health and what operators ask.
+    pub admin: Admin,
+    /// What is logged.
+    pub log: Log,
     /// Headers of RLS answers. By default only `Retry-After`, since Envoy can add its own and would show both.
     pub rls_headers: HeaderFamilies,
     /// Headers of ext_authz answers, gRPC and HTTP. By default all.
@@ -24,10 +28,54 @@ impl Default for Settings {
         Self {
             grpc: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8081))),
             http: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            admin: Admin::default(),
+            log: Log::default(),
             rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
             authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
             authz: Authz::default(),
         }
+    }
+}
+
+/// The admin port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Where it listens; nowhere when none.
+    pub listen: Option<Listen>,
+    /// Whether the operator chose that. An address that nobody chose and that is taken is done without.
+    pub chosen: bool,
+    /// What has to be shown, as a bearer token, to whoever asks about identities.
+    pub token: Option<Token>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Some(Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9090)))), chosen: false, token: None }
+    }
+}
+
+/// A secret that callers show. It never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// One JSON object a line, for machines; else text for people.
+    pub json: bool,
+    /// The most refusals that are logged in a second; those left out are counted in the next line.
+    pub refusals_per_second: u32,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { json: false, refusals_per_second: 10 }
     }
 }
 

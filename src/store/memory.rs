@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -49,21 +50,29 @@ pub struct Usage {
     pub bytes: usize,
     /// Counters that had to go before they were forgotten.
     pub evictions: u64,
+    /// Slots held under leases, expired ones among them until they are swept.
+    pub leases: usize,
+    /// The most bytes it may take.
+    pub max_bytes: usize,
 }
 
 /// All memory stores of a deployment.
 #[derive(Debug)]
 pub struct Memory {
-    spaces: Vec<Space>,
+    spaces: Vec<Arc<Space>>,
 }
 
 #[derive(Debug)]
 struct Space {
+    /// Of all spaces of this process, in the order they were made. A space may stand elsewhere among the spaces of the
+    /// next configuration, and plans of both lock shards in one order.
+    rank: u32,
+    settings: MemorySettings,
     shards: Box<[Mutex<Slots>]>,
 }
 
-/// A shard's place: its space, then its number there. Locks are taken in this order.
-type Shard = (u16, u32);
+/// A shard's place: its space's rank, its number there, and its space. Locks are taken in this order.
+type Shard = (u32, u32, u16);
 
 /// The locked shards of one group.
 type Locked<'a> = SmallVec<[MutexGuard<'a, Slots>; 4]>;
@@ -77,7 +86,26 @@ type Places = SmallVec<[Option<Place>; 4]>;
 impl Memory {
     /// One space for each of the settings.
     pub fn new(settings: &[MemorySettings]) -> Self {
-        Self { spaces: settings.iter().map(Space::new).collect() }
+        Self { spaces: settings.iter().map(|settings| Arc::new(Space::new(*settings))).collect() }
+    }
+
+    /// Spaces for the next configuration: each is one of these, by its place, or a new one.
+    pub fn next(&self, spaces: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
+        let space = |from: Result<usize, MemorySettings>| match from {
+            Ok(kept) => self.spaces[kept].clone(),
+            Err(settings) => Arc::new(Space::new(settings)),
+        };
+        Self { spaces: spaces.into_iter().map(space).collect() }
+    }
+
+    /// The bounds of the space at this place.
+    pub fn settings(&self, space: usize) -> MemorySettings {
+        self.spaces[space].settings
+    }
+
+    /// Forgets what a counter holds. Says whether it held anything.
+    pub fn forget(&self, space: u16, counter: &CounterName) -> bool {
+        self.lock(self.shard(space, counter)).forget(counter)
     }
 
     /// Executes a plan.
@@ -136,7 +164,7 @@ impl Memory {
 
     /// Forgets what no longer counts, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
-        for shard in self.spaces.iter().flat_map(|space| &space.shards) {
+        for shard in self.spaces.iter().flat_map(|space| &*space.shards) {
             let mut slots = shard.lock();
             slots.copy_to_cut();
             slots.sweep(now);
@@ -187,13 +215,16 @@ impl Memory {
 
     /// What each space holds.
     pub fn usage(&self) -> Vec<Usage> {
-        let of = |space: &Space| {
-            space.shards.iter().fold(Usage::default(), |usage, shard| {
+        let of = |space: &Arc<Space>| {
+            let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
+            space.shards.iter().fold(empty, |usage, shard| {
                 let slots = shard.lock();
                 Usage {
                     keys: usage.keys + slots.len(),
                     bytes: usage.bytes + slots.bytes(),
                     evictions: usage.evictions + slots.evictions,
+                    leases: usage.leases + slots.held_leases(),
+                    ..usage
                 }
             })
         };
@@ -208,7 +239,7 @@ impl Memory {
             let shards = &self.spaces[usize::from(check.store)].shards;
             // The ones after the counter's own shard: other counters begin elsewhere. Nobody waits, so nobody waits
             // for each other in a ring.
-            let (_, own) = self.shard(check.store, &check.counter);
+            let (_, own, _) = self.shard(check.store, &check.counter);
             let others = (1..shards.len()).map(|step| &shards[(own as usize + step) % shards.len()]);
             for mut slots in others.filter_map(Mutex::try_lock).filter(|slots| slots.len() >= 4).take(GIVERS) {
                 slots.copy_to_cut();
@@ -220,12 +251,12 @@ impl Memory {
     }
 
     fn shard(&self, store: u16, counter: &CounterName) -> Shard {
-        let shards = self.spaces[usize::from(store)].shards.len();
-        (store, ((u128::from(counter.0[1]) * shards as u128) >> 64) as u32)
+        let space = &self.spaces[usize::from(store)];
+        (space.rank, ((u128::from(counter.0[1]) * space.shards.len() as u128) >> 64) as u32, store)
     }
 
     /// Locks a shard to change it.
-    fn lock(&self, (space, shard): Shard) -> MutexGuard<'_, Slots> {
+    fn lock(&self, (_, shard, space): Shard) -> MutexGuard<'_, Slots> {
         let mut slots = self.spaces[usize::from(space)].shards[shard as usize].lock();
         slots.copy_to_cut();
         slots
@@ -233,7 +264,8 @@ impl Memory {
 }
 
 impl Space {
-    fn new(settings: &MemorySettings) -> Self {
+    fn new(settings: MemorySettings) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
         let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
         // A bound of a few keys holds for the whole only if few shards share it.
         let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
@@ -242,7 +274,8 @@ impl Space {
         let pool = Arc::new(Pool::new(settings.max_memory));
         let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
         let shard = |number: usize| Mutex::new(Slots::new(pool.clone(), keys, seed(number)));
-        Self { shards: (0..shards).map(shard).collect() }
+        let rank = MADE.fetch_add(1, Ordering::Relaxed);
+        Self { rank, settings, shards: (0..shards).map(shard).collect() }
     }
 }
 

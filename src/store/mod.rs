@@ -12,7 +12,7 @@ use std::path::Path;
 pub use self::memory::{Memory, MemorySettings, Usage};
 pub use self::snapshot::{Owner, SnapshotError};
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Plan};
+use crate::limiter::{Applied, CounterName, Fault, Plan};
 
 /// What executes plans.
 pub trait Store: Send + Sync {
@@ -20,6 +20,14 @@ pub trait Store: Send + Sync {
     ///
     /// `now` is this process's clock. A store that is shared decides by its own.
     fn apply(&self, plan: &Plan, now: Timestamp) -> impl Future<Output = Applied> + Send;
+
+    /// Forgets what a counter holds, as if it had never been asked for. Says whether it held anything. `store` counts
+    /// as checks do.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked; the counter is as it was.
+    fn forget(&self, store: u16, counter: CounterName) -> impl Future<Output = Result<bool, Fault>> + Send;
 }
 
 /// The stores of a deployment, one of which every check names.
@@ -32,6 +40,16 @@ impl Stores {
     /// Stores in this process's memory, in the order that checks count them.
     pub fn memory(spaces: &[MemorySettings]) -> Self {
         Self { memory: Memory::new(spaces) }
+    }
+
+    /// Stores for the next configuration: each is one of these with all it holds, by its place here, or a new one.
+    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
+        Self { memory: self.memory.next(stores) }
+    }
+
+    /// The bounds of the store at this place.
+    pub fn settings(&self, store: usize) -> MemorySettings {
+        self.memory.settings(store)
     }
 
     /// Forgets what no longer counts, as of `now`. Called now and then; no lock is held for long.
@@ -64,5 +82,9 @@ impl Stores {
 impl Store for Stores {
     async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         self.memory.apply(plan, now)
+    }
+
+    async fn forget(&self, store: u16, counter: CounterName) -> Result<bool, Fault> {
+        Ok(self.memory.forget(store, &counter))
     }
 }

@@ -179,6 +179,11 @@ impl Slots {
             + self.heap
     }
 
+    /// Slots held under leases, expired ones among them until they are swept.
+    pub(super) fn held_leases(&self) -> usize {
+        self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
+    }
+
     /// Copies the counters to a snapshot that was cut, if one waits for them.
     pub(super) fn copy_to_cut(&mut self) {
         let Some(cut) = self.cut.take() else { return };
@@ -242,6 +247,13 @@ impl Slots {
                 _ => place = self.after(place),
             }
         }
+    }
+
+    /// Forgets a counter. Says whether it was held.
+    pub(super) fn forget(&mut self, name: &CounterName) -> bool {
+        let Some(place) = self.find(name) else { return false };
+        self.remove(place);
+        true
     }
 
     /// Takes a counter's state out to be decided; [`Slots::put`] or [`Slots::put_back`] follows under the same lock.

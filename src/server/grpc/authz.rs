@@ -24,10 +24,11 @@ use tonic::{Code, Request, Response, Status};
 use super::undo::Acquired;
 use super::{Refused, frame, metadata};
 use crate::decision::Decision;
-use crate::engine::Engine;
 use crate::server::authz::{Asked, Verdict, forwarded_for, joined, one_address, question};
+use crate::server::desk::Desk;
 use crate::server::headers::Header;
-use crate::server::settings::{self, HeaderFamilies, Settings};
+use crate::server::settings::{self, HeaderFamilies};
+use crate::telemetry::Door;
 
 /// The answer to a question that cannot be read.
 pub(super) const UNREAD: Refused = || frame(&denied(429, Vec::new(), String::new()));
@@ -35,14 +36,12 @@ pub(super) const UNREAD: Refused = || frame(&denied(429, Vec::new(), String::new
 /// The service.
 #[derive(Debug)]
 pub(super) struct Authz {
-    engine: Arc<Engine>,
-    settings: settings::Authz,
-    headers: HeaderFamilies,
+    desk: Arc<Desk>,
 }
 
 impl Authz {
-    pub(super) fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
-        Self { engine, settings: settings.authz.clone(), headers: settings.authz_headers }
+    pub(super) fn new(desk: Arc<Desk>) -> Self {
+        Self { desk }
     }
 }
 
@@ -51,8 +50,10 @@ impl Authorization for Authz {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let attributes = request.into_inner().attributes.unwrap_or_default();
         let told = Told::new(&attributes);
-        let decision = self.engine.decide(&question(&told, &self.settings)).await;
-        let mut response = Response::new(answer(&decision, self.headers));
+        let in_use = self.desk.in_use();
+        let question = question(&told, &in_use.settings.authz);
+        let decision = self.desk.decide(&in_use, Door::AuthzGrpc, &question).await;
+        let mut response = Response::new(answer(&decision, in_use.settings.authz_headers));
         if let Some(lease) = decision.lease() {
             response.extensions_mut().insert(Acquired(lease.into()));
         }

@@ -35,11 +35,11 @@ use self::budget::{Budget, Metered, Total};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::{
     RateLimitServiceServer, SERVICE_NAME as RLS,
 };
-use self::undo::{Acquired, Reply, Undo};
+use self::undo::{Acquired, Undo, Undoable};
 use super::connection;
+use super::desk::Desk;
 use super::listen::Listener;
-use super::settings::Settings;
-use crate::engine::Engine;
+use crate::telemetry::{Door, Reply};
 
 /// The messages of RLS as they are on our side of the wire.
 pub use self::generated::envoy as messages;
@@ -65,7 +65,7 @@ const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 /// A call under way, as the generated services give it.
 type Call = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
-type Answer = Result<http::Response<Reply>, Infallible>;
+type Answer = Result<http::Response<Undoable>, Infallible>;
 
 type Reflection = BoxCloneSyncService<http::Request<Metered>, http::Response<Body>, Infallible>;
 
@@ -75,7 +75,7 @@ pub struct Grpc(Arc<Services>);
 
 #[derive(Debug)]
 struct Services {
-    engine: Arc<Engine>,
+    desk: Arc<Desk>,
     rls: RateLimitServiceServer<rls::Rls>,
     authz: AuthorizationServer<authz::Authz>,
     health: HealthServer<HealthService>,
@@ -85,14 +85,14 @@ struct Services {
 }
 
 impl Grpc {
-    /// The services over an engine. They report that they serve.
-    pub async fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
+    /// The services over a desk. They report that they serve.
+    pub async fn new(desk: Arc<Desk>) -> Self {
         let reporter = HealthReporter::new();
-        let rls = rls::Rls::new(engine.clone(), settings.rls_headers);
-        let authz = authz::Authz::new(engine.clone(), settings);
+        let rls = rls::Rls::new(desk.clone());
+        let authz = authz::Authz::new(desk.clone());
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
-            engine,
+            desk,
             rls: RateLimitServiceServer::new(rls).max_decoding_message_size(LARGEST_REQUEST),
             authz: AuthorizationServer::new(authz).max_decoding_message_size(LARGEST_REQUEST),
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
@@ -106,6 +106,7 @@ impl Grpc {
 
     /// Tells who asks for our health that we are about to stop. Calls are still answered.
     pub async fn leave(&self) {
+        self.0.desk.health().leave();
         self.report(ServingStatus::NotServing).await;
     }
 
@@ -150,9 +151,9 @@ impl Services {
         let request = Metered::request(request, budget.clone());
         // The name of a service is followed by `/` and the name of its method.
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-        let (unread, call): (Option<Refused>, Call) = match service {
-            Some((RLS, "ShouldRateLimit")) => (Some(rls::UNREAD), self.rls.clone().call(request)),
-            Some((AUTHZ, "Check")) => (Some(authz::UNREAD), self.authz.clone().call(request)),
+        let (unread, call): (Option<(Door, Refused)>, Call) = match service {
+            Some((RLS, "ShouldRateLimit")) => (Some((Door::Rls, rls::UNREAD)), self.rls.clone().call(request)),
+            Some((AUTHZ, "Check")) => (Some((Door::AuthzGrpc, authz::UNREAD)), self.authz.clone().call(request)),
             Some((HEALTH, _)) => (None, self.health.clone().call(request)),
             Some((REFLECTION, _)) => (None, self.reflection.clone().call(request)),
             Some((REFLECTION_ALPHA, _)) => (None, self.reflection_alpha.clone().call(request)),
@@ -162,33 +163,34 @@ impl Services {
         async move {
             let Ok(response) = call.await;
             Ok(match unread {
-                None => response.map(Reply::from),
-                Some(unread) => services.reply(refuse_unread(response, unread)),
+                None => response.map(Undoable::from),
+                Some((door, unread)) => services.reply(services.refuse_unread(response, door, unread)),
             })
         }
     }
 
+    /// Puts a refusal in the place of tonic's complaint about a request that is too large or makes no sense.
+    fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: Refused) -> http::Response<Body> {
+        if !response.headers().contains_key(Status::GRPC_STATUS) {
+            return response;
+        }
+        self.desk.telemetry().metrics.replied(door, Reply::Unreadable);
+        let mut trailers = http::HeaderMap::with_capacity(1);
+        trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
+        let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });
+        let mut response = http::Response::new(Body::new(body));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+        response
+    }
+
     /// An answer of ours, with what undoes its acquired lease when nobody hears it.
-    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Reply> {
+    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Undoable> {
         let acquired = response.extensions_mut().remove::<Acquired>();
         response.map(|body| match acquired {
-            None => Reply::from(body),
-            Some(acquired) => Reply::undoing(body, Undo::new(self.engine.clone(), acquired)),
+            None => Undoable::from(body),
+            Some(acquired) => Undoable::undoing(body, Undo::new(self.desk.engine().clone(), acquired)),
         })
     }
-}
-
-/// Puts a refusal in the place of tonic's complaint about a request that is too large or makes no sense.
-fn refuse_unread(response: http::Response<Body>, refusal: Refused) -> http::Response<Body> {
-    if !response.headers().contains_key(Status::GRPC_STATUS) {
-        return response;
-    }
-    let mut trailers = http::HeaderMap::with_capacity(1);
-    trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
-    let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });
-    let mut response = http::Response::new(Body::new(body));
-    response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-    response
 }
 
 /// Makes the frame of a refusal.

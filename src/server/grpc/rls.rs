@@ -20,9 +20,10 @@ use super::undo::Acquired;
 use super::{Refused, frame, metadata};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
-use crate::engine::Engine;
+use crate::server::desk::Desk;
 use crate::server::headers;
 use crate::server::settings::HeaderFamilies;
+use crate::telemetry::Door;
 
 const SECOND: u64 = 1;
 const MINUTE: u64 = 60;
@@ -39,13 +40,12 @@ pub(super) const UNREAD: Refused =
 /// The service.
 #[derive(Debug)]
 pub(super) struct Rls {
-    engine: Arc<Engine>,
-    headers: HeaderFamilies,
+    desk: Arc<Desk>,
 }
 
 impl Rls {
-    pub(super) fn new(engine: Arc<Engine>, headers: HeaderFamilies) -> Self {
-        Self { engine, headers }
+    pub(super) fn new(desk: Arc<Desk>) -> Self {
+        Self { desk }
     }
 }
 
@@ -58,8 +58,9 @@ impl RateLimitService for Rls {
         let mut message = request.into_inner();
         mend(&mut message);
         let asked = asked(&message).expect("what was no text has been mended");
-        let decision = self.engine.decide(&asked).await;
-        let mut response = Response::new(answer(&decision, self.headers));
+        let in_use = self.desk.in_use();
+        let decision = self.desk.decide(&in_use, Door::Rls, &asked).await;
+        let mut response = Response::new(answer(&decision, in_use.settings.rls_headers));
         if let Some(lease) = decision.lease() {
             response.extensions_mut().insert(Acquired(lease.into()));
         }

@@ -46,25 +46,25 @@ impl Drop for Undo {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct Undoable {
     body: Body,
     undo: Option<Undo>,
 }
 
-impl From<Body> for Reply {
+impl From<Body> for Undoable {
     fn from(body: Body) -> Self {
         Self { body, undo: None }
     }
 }
 
-impl Reply {
+impl Undoable {
     /// A body that undoes a lease when it is dropped before its end.
     pub(super) fn undoing(body: Body, undo: Undo) -> Self {
         Self { body, undo: Some(undo) }
     }
 }
 
-impl HttpBody for Reply {
+impl HttpBody for Undoable {
     type Data = Bytes;
     type Error = Status;
 

@@ -21,31 +21,36 @@ use http_body_util::Full;
 use super::flavour::{Flavour, Told};
 use super::respond;
 use crate::decision::Decision;
-use crate::engine::Engine;
 use crate::server::authz::{Verdict, question};
+use crate::server::desk::Desk;
 use crate::server::headers::clean;
-use crate::server::settings::{self, HeaderFamilies, Settings};
+use crate::telemetry::{Door, Reply};
 
-/// ext_authz over an engine.
+/// ext_authz over a desk.
 #[derive(Debug)]
 pub(super) struct Authz {
-    engine: Arc<Engine>,
-    settings: settings::Authz,
-    families: HeaderFamilies,
+    desk: Arc<Desk>,
 }
 
 impl Authz {
-    pub(super) fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
-        Self { engine, settings: settings.authz.clone(), families: settings.authz_headers }
+    pub(super) fn new(desk: Arc<Desk>) -> Self {
+        Self { desk }
+    }
+
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
     }
 
     pub(super) async fn answer(&self, flavour: Flavour, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         let told = Told { flavour, head, peer };
         if let Some(missing) = told.missing() {
+            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected a header {missing}\n"));
         }
-        let decision = self.engine.decide(&question(&told, &self.settings)).await;
-        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, self.families);
+        let in_use = self.desk.in_use();
+        let question = question(&told, &in_use.settings.authz);
+        let decision = self.desk.decide(&in_use, Door::AuthzHttp, &question).await;
+        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, in_use.settings.authz_headers);
         let mut headers = HeaderMap::with_capacity(12);
         for (name, value) in for_client {
             put(&mut headers, HeaderName::from_static(name), &value);

@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::flavour::Flavour;
 use super::connection;
+use super::desk::Desk;
+use super::health::Health;
 use super::listen::{Bound, Listener};
-use super::settings::Settings;
-use crate::engine::Engine;
 
 /// The time a client has for the head of a request, from the end of the one before. It bounds idle connections too,
 /// and a gateway that asks in the moment we close one sees an error: so it is long.
@@ -51,9 +51,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Http(Arc<authz::Authz>);
 
 impl Http {
-    /// The services over an engine.
-    pub fn new(engine: Arc<Engine>, settings: &Settings) -> Self {
-        Self(Arc::new(authz::Authz::new(engine, settings)))
+    /// The services over a desk.
+    pub fn new(desk: Arc<Desk>) -> Self {
+        Self(Arc::new(authz::Authz::new(desk)))
     }
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
@@ -122,8 +122,20 @@ async fn pass_over(mut body: Incoming) -> bool {
 async fn answer_head(authz: &authz::Authz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
     match Flavour::of(head.uri.path()) {
         Some(flavour) => authz.answer(flavour, head, peer).await,
-        None if head.uri.path() == "/healthcheck" => respond(StatusCode::OK, HeaderMap::new(), "OK"),
-        None => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path here\n"),
+        None => health(authz.desk().health(), head.uri.path()),
+    }
+}
+
+/// The answer about our health, or that there is nothing else here.
+pub(super) fn health(health: &Health, path: &str) -> Response<Full<Bytes>> {
+    let told = |well, text| {
+        let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        respond(status, HeaderMap::new(), text)
+    };
+    match (path, health.ready()) {
+        ("/livez", _) | ("/healthcheck" | "/readyz", true) => told(true, "OK"),
+        ("/healthcheck" | "/readyz", false) => told(false, "stopping\n"),
+        _ => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path here\n"),
     }
 }
 

@@ -1,0 +1,99 @@
+//! What all doors decide by: the engine, the settings that go with its rules, and who watches.
+//!
+//! ```text
+//!   rls.rs  authz.rs  http/authz.rs -> Desk::decide -> Engine::decide_by -> Telemetry::decided
+//!                                         |
+//!                                         '- InUse { version, settings, handles }   replaced whole
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::health::Health;
+use super::settings::Settings;
+use crate::decision::Decision;
+use crate::descriptor::Request;
+use crate::engine::{Engine, Version};
+use crate::limiter::LeaseFate;
+use crate::telemetry::{Door, Handles, Telemetry};
+
+/// What doors decide by.
+pub struct Desk {
+    engine: Arc<Engine>,
+    in_use: ArcSwap<InUse>,
+    telemetry: Telemetry,
+    health: Health,
+}
+
+/// One version of everything that decides a request and its answer. A request sees one of them, whole.
+#[derive(Debug)]
+pub struct InUse {
+    /// Rules and stores.
+    pub version: Arc<Version>,
+    /// How requests are read and answers are worded.
+    pub settings: Settings,
+    handles: Handles,
+}
+
+impl Desk {
+    /// A desk over an engine, with the settings that go with the engine's rules.
+    pub fn new(engine: Arc<Engine>, settings: Settings) -> Self {
+        let telemetry = Telemetry::new(settings.log.refusals_per_second);
+        let version = engine.in_use();
+        let handles = telemetry.prepare(&version.rules);
+        let in_use = ArcSwap::from_pointee(InUse { version, settings, handles });
+        Self { engine, in_use, telemetry, health: Health::serving() }
+    }
+
+    /// Takes another version, whole. Requests under way finish by the one they began with.
+    pub fn replace(&self, version: Version, settings: Settings) {
+        let version = Arc::new(version);
+        let handles = self.telemetry.prepare(&version.rules);
+        self.telemetry.refusals.limit(settings.log.refusals_per_second);
+        self.engine.replace(version.clone());
+        self.in_use.store(Arc::new(InUse { version, settings, handles }));
+    }
+
+    /// The version in use, for one request.
+    pub fn in_use(&self) -> Guard<Arc<InUse>> {
+        self.in_use.load()
+    }
+
+    /// Decides a request that was read by this version, and lets it be counted.
+    pub async fn decide(&self, in_use: &InUse, door: Door, request: &Request<'_>) -> Decision {
+        let now = self.engine.clock().now();
+        let decision = self.engine.decide_by(&in_use.version, request, now).await;
+        let took = Duration::from_micros(self.engine.clock().now() - now);
+        self.telemetry.decided(&in_use.handles, door, &decision, now, took);
+        decision
+    }
+
+    /// Gives back every slot of a lease, as [`Engine::release`] does.
+    pub async fn release(&self, lease: &str) -> Option<LeaseFate> {
+        self.engine.release(lease).await
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// What watches.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    /// Whether requests should be sent here.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
