@@ -14,7 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::engine::Engine;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Bound, Desk, Http, ListenError, Listener, Settings};
+use crate::server::{Admin, AdminSettings, Bound, Desk, Http, ListenError, Listener, Settings};
 use crate::store::{Owner, Stores};
 
 /// How long requests under way may take once the process was told to stop.
@@ -43,6 +43,9 @@ pub enum AppError {
     /// The HTTP door cannot be opened.
     #[error("server.http: {0}")]
     Http(ListenError),
+    /// The admin port cannot be opened.
+    #[error("server.admin: {0}")]
+    Admin(ListenError),
 }
 
 /// Open doors, not served yet: the addresses are known, and clients wait.
@@ -53,6 +56,7 @@ pub struct App {
     snapshots: Vec<(Snapshot, Owner)>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
+    admin: Option<(Admin, Listener)>,
 }
 
 impl App {
@@ -70,11 +74,13 @@ impl App {
     ) -> Result<Self, AppError> {
         let grpc = Listener::bind(&settings.grpc).await.map_err(AppError::Grpc)?;
         let http = Listener::bind(&settings.http).await.map_err(AppError::Http)?;
+        let admin = open_admin(&settings.admin).await?;
         let engine = Arc::new(Engine::new(rules, stores, clock));
         let desk = Arc::new(Desk::new(engine.clone(), settings.clone()));
         Ok(Self {
             grpc: (Grpc::new(desk.clone()).await, grpc),
             http: (Http::new(desk.clone()), http),
+            admin: admin.map(|listener| (Admin::new(desk.clone()), listener)),
             desk,
             engine,
             snapshots: Vec::new(),
@@ -108,6 +114,11 @@ impl App {
         self.http.1.bound()
     }
 
+    /// Where metrics are, and what operators ask; none when there is no admin port.
+    pub fn admin_address(&self) -> Option<&Bound> {
+        self.admin.as_ref().map(|(_, listener)| listener.bound())
+    }
+
     /// Serves until `shutdown`, then lets requests under way finish, for ten seconds at most.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
@@ -116,6 +127,8 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
+        // Metrics are told to the last: this ends with the process.
+        let asked = self.admin.map(|(admin, listener)| tokio::spawn(admin.serve(listener, CancellationToken::new())));
         let sweeping = tokio::spawn(sweep(self.desk.clone()));
         let mut writing = JoinSet::new();
         for (snapshot, owner) in self.snapshots.clone() {
@@ -134,6 +147,23 @@ impl App {
         for (snapshot, owner) in self.snapshots {
             write_snapshot(self.engine.clone(), snapshot, owner).await;
         }
+        if let Some(asked) = asked {
+            asked.abort();
+        }
+    }
+}
+
+/// Opens the admin port. An address that nobody chose and that is taken, by another tollgate on this machine perhaps, is
+/// done without.
+async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppError> {
+    let Some(listen) = &settings.listen else { return Ok(None) };
+    match Listener::bind(listen).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if !settings.chosen => {
+            tracing::warn!(%error, "there is no admin port: set server.admin to another address, or to \"off\"");
+            Ok(None)
+        }
+        Err(error) => Err(AppError::Admin(error)),
     }
 }
 

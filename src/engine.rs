@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use smallvec::SmallVec;
 
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
-use crate::limiter::{Applied, LeaseAction, LeaseChange, LeaseFate, Plan};
+use crate::limiter::{Applied, Check, LeaseAction, LeaseChange, LeaseFate, Plan};
 use crate::rules::{LeaseIds, LeaseToken, Rules};
 use crate::store::{Store, Stores};
 
@@ -117,6 +118,15 @@ impl Engine {
     /// lease of this deployment.
     pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseFate> {
         self.change(lease, LeaseAction::Renew(length)).await
+    }
+
+    /// What counters hold, without charging them: one answer for each check.
+    pub async fn look(&self, version: &Version, checks: impl Iterator<Item = Check>) -> Applied {
+        let checks: SmallVec<_> = checks.collect();
+        // Each in a group of its own: what one comes to says nothing about another.
+        let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));
+        let plan = Plan { groups: groups.collect(), checks, ..Plan::default() };
+        version.stores.apply(&plan, self.clock.now()).await
     }
 
     /// The rules and stores in use.

@@ -244,7 +244,7 @@ fn stop(mut child: std::process::Child) {
 }
 
 const RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\n";
-const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\n";
+const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = 'off'\n";
 
 #[test]
 fn serve_takes_the_first_configuration_in_the_order_of_search() {
@@ -262,9 +262,9 @@ fn serve_takes_the_first_configuration_in_the_order_of_search() {
     let path = directory.path();
     let said = |command: &mut Command| err(&command.output().expect("the program runs"));
     let named = said(tollgate(path).args(["serve", "--config", "named.toml"]).env("TOLLGATE_CONFIG", "variable.toml"));
-    assert!(named.starts_with("named.toml:4: server.named is not a known key"), "{named}");
+    assert!(named.starts_with("named.toml:5: server.named is not a known key"), "{named}");
     let variable = said(tollgate(path).arg("serve").env("TOLLGATE_CONFIG", "variable.toml"));
-    assert!(variable.starts_with("variable.toml:4: server.variable"), "{variable}");
+    assert!(variable.starts_with("variable.toml:5: server.variable"), "{variable}");
     for (file, key) in [
         ("./tollgate.toml", "first"),
         ("./tollgate.yaml", "second"),
@@ -360,7 +360,8 @@ fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
     assert!(output.contains("no configuration found, so there are no rules and every request passes"), "{output}");
     assert!(output.contains("only this machine is listened to"), "{output}");
     if let Some(addresses) = output.lines().find_map(|line| line.strip_prefix("tollgate: gRPC on ")) {
-        assert_eq!(addresses, "127.0.0.1:8081, HTTP on 127.0.0.1:8080");
+        let (doors, admin) = addresses.split_once(", admin on ").unwrap_or((addresses, "127.0.0.1:9090"));
+        assert_eq!((doors, admin), ("127.0.0.1:8081, HTTP on 127.0.0.1:8080", "127.0.0.1:9090"));
     }
     assert!(output.contains("looked at TOLLGATE_CONFIG (not set), ./tollgate.toml, ./tollgate.yaml"), "{output}");
     std::fs::write(directory.path().join("tollgate.toml"), suggested(&output)).expect("written");

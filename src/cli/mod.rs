@@ -7,9 +7,11 @@
 //! | 2 | the command line makes no sense |
 //! | 130 | told to stop a second time, before requests under way finished |
 
+mod ask;
 mod check;
 mod explain;
 mod serve;
+mod state;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,6 +20,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tollgate::config::{Errors, Problem};
+use tollgate::server::admin::answers::Lift;
+
+use self::ask::Place;
 
 /// Rate limits and quotas for Envoy and everything that asks like Envoy.
 #[derive(Debug, Parser)]
@@ -33,6 +38,9 @@ Examples:
   tollgate check tollgate.toml
   tollgate check --print conf.d/
   tollgate explain --config tollgate.toml edge path=/login method=POST account=bob
+  tollgate state edge account=bob
+  tollgate lift edge account=bob --why \"ticket 4711\"
+  tollgate top
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
@@ -65,21 +73,90 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Say what the rules make of a request, without asking any store.
+    /// Say what the rules make of a request.
     ///
-    /// Which rules match, which just miss and why, which limiters and keys apply, and what would be charged.
+    /// Which rules match, which just miss and why, which limiters and keys apply, and what would be charged. By the
+    /// rules of a file and without asking any store; or, with --server, by the rules that a server has in use, and with
+    /// what its counters hold now.
     #[command(
-        after_help = "Examples:\n  tollgate explain --config tollgate.toml edge path=/login method=POST account=bob"
+        after_help = "Examples:\n  tollgate explain --config tollgate.toml edge path=/login method=POST account=bob\n  \
+                      tollgate explain --server 127.0.0.1:9090 edge path=/login method=POST account=bob"
     )]
     Explain {
-        /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
-        #[arg(long, value_name = "PATH")]
-        config: Option<PathBuf>,
+        #[command(flatten)]
+        place: Place,
         /// The domain that is asked.
         domain: String,
         /// The entries of the descriptor.
         #[arg(value_name = "ENTRY=VALUE", value_parser = entry)]
         entries: Vec<(String, String)>,
+    },
+    /// Print the hashed names of an identity's counters, as logs and `top` show them.
+    ///
+    /// By the rules and the secret of a file; no server is asked.
+    #[command(after_help = "Examples:\n  tollgate key --config tollgate.toml edge account=bob")]
+    Key {
+        /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+        /// The domain.
+        domain: String,
+        /// The entries that identify it.
+        #[arg(required = true, value_name = "ENTRY=VALUE", value_parser = entry)]
+        entries: Vec<(String, String)>,
+    },
+    /// Show what the counters of an identity hold: somebody says they are locked out.
+    ///
+    /// Of every rule of the domain, each limiter whose key is made of these entries alone. Without entries, the
+    /// counters that are one for all.
+    #[command(
+        after_help = "Examples:\n  tollgate state edge account=bob\n  tollgate state edge remote_address=203.0.113.7"
+    )]
+    State {
+        #[command(flatten)]
+        place: Place,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// The domain.
+        domain: String,
+        /// The entries that identify it.
+        #[arg(value_name = "ENTRY=VALUE", value_parser = entry)]
+        entries: Vec<(String, String)>,
+    },
+    /// Forget what the counters of an identity hold, so that it is let in again.
+    ///
+    /// Slots that it holds are given up too. Who asked and why goes to the server's audit log; the identity does not.
+    #[command(after_help = "Examples:\n  tollgate lift edge account=bob --why \"ticket 4711\"")]
+    Lift {
+        #[command(flatten)]
+        place: Place,
+        /// Only the counters of this limiter.
+        #[arg(long, value_name = "NAME")]
+        limiter: Option<String>,
+        /// Who asks for it.
+        #[arg(long, value_name = "NAME", env = "USER")]
+        who: String,
+        /// Why, in words. Do not name the identity here.
+        #[arg(long, value_name = "TEXT")]
+        why: String,
+        /// The domain.
+        domain: String,
+        /// The entries that identify it.
+        #[arg(required = true, value_name = "ENTRY=VALUE", value_parser = entry)]
+        entries: Vec<(String, String)>,
+    },
+    /// Show the rules and the hashed keys that were refused most in the last minutes.
+    #[command(after_help = "Examples:\n  tollgate top\n  tollgate top --minutes 10 --lines 50")]
+    Top {
+        #[command(flatten)]
+        place: Place,
+        /// How many minutes, the one under way among them.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=10))]
+        minutes: u8,
+        /// How many rules, and how many keys.
+        #[arg(long, default_value_t = 10)]
+        lines: usize,
     },
     /// Print the JSON Schema (draft 2020-12) of a configuration, for editors.
     Schema,
@@ -96,7 +173,21 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { config } => serve::serve(config.as_deref()),
         Command::Check { files, print } => check::check(&files, print),
-        Command::Explain { config, domain, entries } => explain::explain(config.as_deref(), &domain, &entries),
+        Command::Explain { place, domain, entries } => match place.named() {
+            true => asked(place.server().and_then(|server| explain::explain_there(&server, &domain, &entries))),
+            false => explain::explain(place.config(), &domain, &entries),
+        },
+        Command::Key { config, domain, entries } => state::key(config.as_deref(), &domain, &entries),
+        Command::State { place, json, domain, entries } => {
+            asked(place.server().and_then(|server| state::state(&server, &domain, &entries, json)))
+        }
+        Command::Lift { place, limiter, who, why, domain, entries } => {
+            let lift = Lift { domain, entries, limiter, who, why };
+            asked(place.server().and_then(|server| state::lift(&server, &lift)))
+        }
+        Command::Top { place, minutes, lines } => {
+            asked(place.server().and_then(|server| state::top(&server, minutes, lines)))
+        }
         Command::Schema => {
             print(&format!("{:#}\n", tollgate::config::json_schema()));
             ExitCode::SUCCESS
@@ -106,6 +197,17 @@ pub fn run() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "tollgate", &mut script);
             print(&String::from_utf8_lossy(&script));
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// How asking a server ended.
+fn asked(asked: anyhow::Result<()>) -> ExitCode {
+    match asked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tollgate: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

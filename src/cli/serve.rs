@@ -60,9 +60,7 @@ fn start(config: Config) -> anyhow::Result<Stop> {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!(errors.join("; "))
     })?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    log(config.server.log.json);
     if !found {
         welcome();
     }
@@ -77,9 +75,21 @@ fn start(config: Config) -> anyhow::Result<Stop> {
                  \"${{file:/run/secrets/tollgate}}\" or the like before this faces the world"
             );
         }
-        eprintln!("tollgate: gRPC on {}, HTTP on {}", app.grpc_address(), app.http_address());
+        let admin = app.admin_address().map_or(String::new(), |admin| format!(", admin on {admin}"));
+        eprintln!("tollgate: gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address());
         Ok(until_stopped(app, &mut signals).await)
     })
+}
+
+/// Begins to log, to standard error: what `RUST_LOG` says, and who lifted which limit whatever it says.
+fn log(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match json {
+        true => log.json().flatten_event(true).init(),
+        false => log.with_ansi(std::io::stderr().is_terminal()).init(),
+    }
 }
 
 /// The files of memory stores that survive a restart.

@@ -18,6 +18,7 @@ pub(super) fn yaml(config: &Config) -> String {
     let mut server = json!({
         "grpc": config.server.grpc.to_string(),
         "http": config.server.http.to_string(),
+        "admin": config.server.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string),
         "mode": mode(book.shadow),
         "release_entry": book.release_entry,
         "headers": { "rls": families(&config.server.rls_headers), "authz": families(&config.server.authz_headers) },
@@ -30,6 +31,10 @@ pub(super) fn yaml(config: &Config) -> String {
     if !book.secret.is_development() {
         server["secret"] = MASK.into();
     }
+    if config.server.admin.token.is_some() {
+        server["admin_token"] = MASK.into();
+    }
+    let log = &config.server.log;
     let authz = &config.server.authz;
     let entries: Map<String, Value> =
         authz.entries.iter().map(|(name, source)| (name.clone(), entry_source(source))).collect();
@@ -44,6 +49,10 @@ pub(super) fn yaml(config: &Config) -> String {
             "trusted_hops": authz.trusted_hops,
             "trust_external_address": authz.trust_external_address,
             "entries": entries,
+        },
+        "log": {
+            "format": if log.json { "json" } else { "text" },
+            "refusals_per_second": log.refusals_per_second,
         },
     });
     escape(&mut whole);

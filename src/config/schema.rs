@@ -10,8 +10,8 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Checks, Count, Descriptors, Entries, Hidden, List, Memory, Named, Percent, Positive, PrefixLength, Seconds,
-    Span, Status, Switch, Units,
+    Amount, Checks, Count, Descriptors, Entries, Hidden, Lines, List, Memory, Named, Percent, Positive, PrefixLength,
+    Seconds, Span, Status, Switch, Units,
 };
 
 table! {
@@ -29,6 +29,8 @@ table! {
         rules: List<Rule>,
         /// How ext_authz, which has no descriptors, makes entries of a request.
         authz: Authz,
+        /// What is logged, to standard error. How much of it, `RUST_LOG` says.
+        log: Log,
         /// Of rate-sync files. Accepted and of no effect: trust in addresses is set by `authz.trusted_hops`.
         fastapi: Fastapi,
     }
@@ -41,6 +43,10 @@ table! {
         grpc: Listen,
         /// The address of ext_authz over plain HTTP and of `/healthcheck`: `0.0.0.0:8080` by default.
         http: Listen,
+        /// The address of metrics, health, and of what `tollgate state`, `lift` and `explain --server` ask: `127.0.0.1:9090` by default, which is done without when it is taken. `off` opens none. Wherever others can reach it, `admin_token` is needed.
+        admin: AdminListen,
+        /// What has to be shown, as a bearer token, to ask about identities or to lift their limits. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
+        admin_token: Hidden,
         /// The deployment's secret, with which identities are hashed and leases are sealed. Instances that share a store must share it; changing it starts all counters afresh. Without one a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
         secret: Hidden,
         /// `shadow` counts and reports but never denies, whatever the rules say: the kill switch. `enforce` by default.
@@ -51,6 +57,26 @@ table! {
         headers: Headers,
         /// What a request may bring at most; past it the answer is a refusal.
         bounds: Bounds,
+    }
+}
+
+table! {
+    /// What is logged.
+    Log {
+        /// `text` for people, the default, or `json`: one object a line.
+        format: LogFormat,
+        /// The most refusals that are logged in a second: 10 by default, 0 for none. Those left out are counted in the next line.
+        refusals_per_second: Lines,
+    }
+}
+
+choice! {
+    /// How a line of the log looks.
+    LogFormat {
+        /// For people.
+        "text" => Text,
+        /// One JSON object a line, for machines.
+        "json" => Json,
     }
 }
 
@@ -568,6 +594,37 @@ impl JsonSchema for Listen {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "pattern": "\\$|^unix:.|:[0-9]+$" })
+    }
+}
+
+/// Where the admin port listens, if anywhere.
+#[derive(Clone, Debug)]
+pub struct AdminListen(pub Option<crate::server::Listen>);
+
+impl Decode for AdminListen {
+    fn expected() -> String {
+        format!("{}, or off", Listen::expected())
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) if *text.text == *"off" => Some(Self(None)),
+            _ => Listen::decode(node, place, problems).map(|listen| Self(Some(listen.0))),
+        }
+    }
+}
+
+impl JsonSchema for AdminListen {
+    fn schema_name() -> Cow<'static, str> {
+        "AdminListen".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "\\$|^off$|^unix:.|:[0-9]+$" })
     }
 }
 

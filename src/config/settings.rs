@@ -8,7 +8,7 @@ use super::problem::{Place, Problems};
 use super::values::{Item, Switch};
 use super::{Engine, Remote, Snapshot, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
-use crate::server::{Authz, EntrySource, HeaderFamilies, Settings, Source};
+use crate::server::{Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
 use crate::store::MemorySettings;
 
 /// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.
@@ -29,11 +29,12 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
         }
         if let Some(http) = server.http.get() {
             settings.http = http.0.clone();
-            let zero = matches!(&http.0, crate::server::Listen::Tcp(address) if address.port() == 0);
+            let zero = matches!(&http.0, Listen::Tcp(address) if address.port() == 0);
             if settings.http == settings.grpc && !zero {
                 problems.refuse(&http.place, "expected another address than server.grpc has");
             }
         }
+        admin(&mut settings, server, problems);
         if let Some(headers) = server.headers.get() {
             families(&mut settings.rls_headers, &headers.rls);
             families(&mut settings.authz_headers, &headers.authz);
@@ -42,10 +43,47 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
     if let Some(fastapi) = file.fastapi.get() {
         problems.warn(&fastapi.place, "which has no effect here: trust in addresses is set by authz.trusted_hops");
     }
+    settings.log = log(file);
     if let Some(written) = file.authz.get() {
         settings.authz = authz(written, problems);
     }
     settings
+}
+
+/// The admin port, which must not tell everybody about identities.
+fn admin(settings: &mut Settings, server: &schema::Server, problems: &mut Problems) {
+    if let Some(token) = server.admin_token.get() {
+        match token.0.chars().count() {
+            0 => problems.refuse(&token.place, "expected at least one character"),
+            1..16 => problems.warn(&token.place, "shorter than 16 characters: it can be guessed"),
+            _ => {}
+        }
+        settings.admin.token = Some(Token(token.0.clone()));
+    }
+    let Some(written) = server.admin.get() else { return };
+    settings.admin.listen = written.0.clone();
+    settings.admin.chosen = true;
+    let Some(listen) = &written.0 else { return };
+    let zero = matches!(listen, Listen::Tcp(address) if address.port() == 0);
+    if !zero && [&settings.grpc, &settings.http].contains(&listen) {
+        problems.refuse(&written.place, "expected another address than server.grpc and server.http have");
+    }
+    let open = matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
+    if open && server.admin_token.is_absent() {
+        problems.refuse(&written.place, "where others can reach it, expected server.admin_token beside it");
+    }
+}
+
+/// What is logged.
+fn log(file: &schema::File) -> Log {
+    let mut log = Log::default();
+    if let Some(written) = file.log.get() {
+        log.json = written.format.copied() == Some(schema::LogFormat::Json);
+        if let Some(lines) = written.refusals_per_second.copied() {
+            log.refusals_per_second = u32::try_from(lines.0).unwrap_or(u32::MAX);
+        }
+    }
+    log
 }
 
 fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {

@@ -180,6 +180,8 @@ bounded! {
     Entries: 1..=RequestBounds::MOST.entries as u64;
     /// Checks of a request.
     Checks: 1..=RequestBounds::MOST.checks as u64;
+    /// Lines of the log in a second.
+    Lines: 0..=u64::from(u32::MAX);
     /// So many of a hundred.
     Percent: 0..=100_u64;
     /// Leading bits of an IPv6 address.

@@ -10,15 +10,18 @@
 //! The cost of a plan grows with the rules that match, not with the rules there are.
 
 mod compile;
+mod counters;
 mod explain;
 mod index;
 mod matcher;
 mod naming;
 mod normalise;
 mod plan;
+mod wording;
 
 pub(crate) use self::compile::RuleLabel;
 pub use self::compile::{CompileError, Rules};
+pub use self::counters::KnownCounter;
 pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
 pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};

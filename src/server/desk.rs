@@ -8,9 +8,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
 
 use super::health::Health;
 use super::settings::Settings;
@@ -18,7 +19,7 @@ use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::engine::{Engine, Version};
 use crate::limiter::LeaseFate;
-use crate::telemetry::{Door, Handles, Telemetry};
+use crate::telemetry::{Door, Handles, Reload, Telemetry};
 
 /// What doors decide by.
 pub struct Desk {
@@ -26,6 +27,7 @@ pub struct Desk {
     in_use: ArcSwap<InUse>,
     telemetry: Telemetry,
     health: Health,
+    reloads: Mutex<Reload>,
 }
 
 /// One version of everything that decides a request and its answer. A request sees one of them, whole.
@@ -45,7 +47,8 @@ impl Desk {
         let version = engine.in_use();
         let handles = telemetry.prepare(&version.rules);
         let in_use = ArcSwap::from_pointee(InUse { version, settings, handles });
-        Self { engine, in_use, telemetry, health: Health::serving() }
+        let first = Reload { version: 1, last_taken: true, loaded_at: unix_seconds(), ..Reload::default() };
+        Self { engine, in_use, telemetry, health: Health::serving(), reloads: Mutex::new(first) }
     }
 
     /// Takes another version, whole. Requests under way finish by the one they began with.
@@ -55,6 +58,26 @@ impl Desk {
         self.telemetry.refusals.limit(settings.log.refusals_per_second);
         self.engine.replace(version.clone());
         self.in_use.store(Arc::new(InUse { version, settings, handles }));
+        let mut reloads = self.reloads.lock();
+        *reloads = Reload {
+            version: reloads.version + 1,
+            taken: reloads.taken + 1,
+            last_taken: true,
+            loaded_at: unix_seconds(),
+            ..*reloads
+        };
+    }
+
+    /// A configuration was read and cannot be taken: the one in use stays.
+    pub fn keep(&self) {
+        let mut reloads = self.reloads.lock();
+        reloads.refused += 1;
+        reloads.last_taken = false;
+    }
+
+    /// What became of the configurations that were read.
+    pub fn reloads(&self) -> Reload {
+        *self.reloads.lock()
     }
 
     /// The version in use, for one request.
@@ -90,6 +113,11 @@ impl Desk {
     pub fn health(&self) -> &Health {
         &self.health
     }
+}
+
+/// Now, for people and their clocks. Nothing is decided by it.
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 impl fmt::Debug for Desk {

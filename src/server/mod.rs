@@ -8,6 +8,7 @@
 //!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
 //!   desk.rs       what all doors decide by: one version of rules and settings, and who watches
 //!   health.rs     whether requests should be sent here
+//!   admin/        metrics, health, and what operators ask
 //!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
 //!   headers.rs    what an answer tells the client
 //! ```
@@ -15,6 +16,7 @@
 //! Nothing past a door knows protobuf or HTTP, and no door decides anything. What cannot be read is refused in the
 //! door's own words, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
 
+pub mod admin;
 mod authz;
 mod connection;
 mod desk;
@@ -25,8 +27,9 @@ mod http;
 mod listen;
 pub mod settings;
 
+pub use self::admin::Admin;
 pub use self::desk::{Desk, InUse};
 pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
-pub use self::settings::{Admin, Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
+pub use self::settings::{AdminSettings, Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};

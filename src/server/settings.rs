@@ -12,7 +12,7 @@ pub struct Settings {
     /// ext_authz over plain HTTP, and `/healthcheck`.
     pub http: Listen,
     /// Metrics, health and what operators ask.
-    pub admin: Admin,
+    pub admin: AdminSettings,
     /// What is logged.
     pub log: Log,
     /// Headers of RLS answers. By default only `Retry-After`, since Envoy can add its own and would show both.
@@ -28,7 +28,7 @@ impl Default for Settings {
         Self {
             grpc: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8081))),
             http: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
-            admin: Admin::default(),
+            admin: AdminSettings::default(),
             log: Log::default(),
             rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
             authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
@@ -39,7 +39,7 @@ impl Default for Settings {
 
 /// The admin port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
+pub struct AdminSettings {
     /// Where it listens; nowhere when none.
     pub listen: Option<Listen>,
     /// Whether the operator chose that. An address that nobody chose and that is taken is done without.
@@ -48,7 +48,7 @@ pub struct Admin {
     pub token: Option<Token>,
 }
 
-impl Default for Admin {
+impl Default for AdminSettings {
     fn default() -> Self {
         Self { listen: Some(Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9090)))), chosen: false, token: None }
     }

@@ -236,7 +236,7 @@ impl Metrics {
         metrics::with_local_recorder(&recorder, || process.describe());
         let registry = Registry(&recorder);
         let door = |door: Door| {
-            Reply::ALL.map(|reply| registry.counter(REQUESTS, &[("door", door.name()), ("reply", reply.name())]))
+            Reply::ALL.map(|reply| registry.counter(REQUESTS, &[("door", door.name()), ("result", reply.name())]))
         };
         registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         Self {

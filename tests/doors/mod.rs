@@ -20,7 +20,7 @@ use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalT
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use tollgate::server::{Listen, Settings};
+use tollgate::server::{AdminSettings, Bound, Listen, Settings};
 use tollgate::store::{MemorySettings, Stores};
 use tonic::transport::Channel;
 
@@ -31,6 +31,7 @@ pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 pub struct Service {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    pub admin: SocketAddr,
     pub clock: ManualClock,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<()>>,
@@ -39,7 +40,8 @@ pub struct Service {
 /// The settings of tests: free ports of the loopback.
 pub fn settings() -> Settings {
     let free = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-    Settings { grpc: free.clone(), http: free, ..Settings::default() }
+    let admin = AdminSettings { listen: Some(free.clone()), chosen: true, token: None };
+    Settings { grpc: free.clone(), http: free, admin, ..Settings::default() }
 }
 
 impl Service {
@@ -52,10 +54,11 @@ impl Service {
         let app = open(&settings, book, clock.clone()).await.expect("the doors open");
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let (grpc, http) = (app.grpc_address().tcp(), app.http_address().tcp());
+        let admin = app.admin_address().and_then(Bound::tcp);
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async move { drop(stopped.await) }));
-        let (grpc, http) = (grpc.unwrap_or(nowhere), http.unwrap_or(nowhere));
-        Self { grpc, http, clock, stop: Some(stop), served: Some(served) }
+        let (grpc, http, admin) = (grpc.unwrap_or(nowhere), http.unwrap_or(nowhere), admin.unwrap_or(nowhere));
+        Self { grpc, http, admin, clock, stop: Some(stop), served: Some(served) }
     }
 
     /// Tells it to stop and waits until it has.

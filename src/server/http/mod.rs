@@ -139,7 +139,8 @@ pub(super) fn health(health: &Health, path: &str) -> Response<Full<Bytes>> {
     }
 }
 
-fn respond(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+/// An answer.
+pub(super) fn respond(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     *response.headers_mut() = headers;

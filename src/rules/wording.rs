@@ -1,0 +1,210 @@
+//! An explanation in words, for people.
+
+use std::time::Duration;
+
+use super::compile::Rules;
+use super::explain::{ActionExplanation, ApplyExplanation, Explanation, Instead, RuleExplanation};
+use super::{Charge, Unmatched};
+use crate::clock::Timestamp;
+use crate::descriptor::Descriptor;
+use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
+
+impl Rules {
+    /// Explains one descriptor of a domain, as [`Rules::explain`] does, in words.
+    pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
+        let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
+        let with_rules = self.domains.iter().filter(|known| !known.rules.is_empty());
+        let mut domains: Vec<&str> = with_rules.map(|known| known.name.as_str()).collect();
+        domains.sort_unstable();
+        let text = Text {
+            domain,
+            asked: entries,
+            limiters: &self.limiters,
+            unmatched: settings.map_or(Unmatched::default(), |settings| settings.unmatched),
+            shadow: settings.map_or(self.shadow, |settings| settings.shadow),
+            domains,
+        };
+        text.whole(&self.explain(domain, &descriptor, now))
+    }
+}
+
+/// How many of the rules that are far from matching are named.
+const LISTED: usize = 20;
+
+/// What the text is made from, beside the explanation.
+struct Text<'a> {
+    domain: &'a str,
+    asked: &'a [(String, String)],
+    limiters: &'a [Limiter],
+    unmatched: Unmatched,
+    /// Whether the whole domain is in shadow.
+    shadow: bool,
+    /// The domains that have rules, by name.
+    domains: Vec<&'a str>,
+}
+
+impl Text<'_> {
+    fn whole(&self, explanation: &Explanation) -> String {
+        let mut text = format!("domain {}\n", self.domain);
+        for ((key, value), (_, asked)) in explanation.entries.iter().zip(self.asked) {
+            text += &match value == asked {
+                true => format!("  {key} = {value:?}\n"),
+                false => format!("  {key} = {value:?}, normalised from {asked:?}\n"),
+            };
+        }
+        if !explanation.domain_known {
+            text += &format!("\nno rule stands in this domain; domains with rules: {}\n", self.domains.join(", "));
+        }
+        let (matching, others): (Vec<_>, Vec<_>) = explanation.rules.iter().partition(|rule| rule.misses.is_empty());
+        for rule in &matching {
+            self.matching(&mut text, rule);
+        }
+        let near = |rule: &&&RuleExplanation| rule.misses.len() == 1 || rule.hits > 0;
+        let just: Vec<_> = others.iter().filter(near).collect();
+        for rule in &just {
+            text += &format!("\nrule {} just misses\n", rule.rule);
+            for miss in &rule.misses {
+                let found = miss.found.as_ref().map_or("is not there".to_owned(), |found| format!("is {found:?}"));
+                text += &format!("  {} {found}, expected {}\n", miss.entry, miss.expected);
+            }
+        }
+        let far: Vec<_> = others.iter().filter(|rule| !near(rule)).collect();
+        for rule in far.iter().take(LISTED) {
+            let expected: Vec<String> =
+                rule.misses.iter().map(|miss| format!("{} {}", miss.entry, miss.expected)).collect();
+            text += &format!("\nrule {} does not match: expected {}\n", rule.rule, expected.join(", "));
+        }
+        match far.len().saturating_sub(LISTED) {
+            0 => {}
+            1 => text += "\n1 more rule of this domain does not match\n",
+            more => text += &format!("\n{more} more rules of this domain do not match\n"),
+        }
+        text += &format!("\n{}\n", self.verdict(&matching));
+        text
+    }
+
+    fn matching(&self, text: &mut String, rule: &RuleExplanation) {
+        let how = match (rule.unreached, rule.shadow) {
+            (true, _) => "would match, but an earlier rule ends the walk",
+            (false, true) => "matches, in shadow: it counts and never denies",
+            (false, false) => "matches",
+        };
+        *text += &format!("\nrule {} {how}\n", rule.rule);
+        if rule.unreached {
+            return;
+        }
+        match &rule.action {
+            ActionExplanation::Allow if rule.trial => *text += "  would allow: in shadow the walk goes on\n",
+            ActionExplanation::Deny if rule.shadow => *text += "  would deny: in shadow the walk goes on\n",
+            ActionExplanation::Allow => *text += "  allows: the walk ends, and the checks found before stay\n",
+            ActionExplanation::Deny => *text += "  denies: the request is refused and charges nothing\n",
+            ActionExplanation::Apply(applies) => applies.iter().for_each(|apply| self.apply(text, apply)),
+        }
+    }
+
+    fn apply(&self, text: &mut String, apply: &ApplyExplanation) {
+        *text += &match &apply.limiter {
+            Some(limiter) if *limiter != apply.reference => format!("  {limiter} (from {})", apply.reference),
+            _ => format!("  {}", apply.reference),
+        };
+        if let Some(instead) = &apply.instead {
+            *text += &format!(": {instead}\n");
+            if apply.counters.is_empty() {
+                return;
+            }
+        }
+        let key: Vec<String> =
+            apply.key.iter().map(|(entry, value)| format!("{entry}={}", value.as_deref().unwrap_or(""))).collect();
+        match key.is_empty() {
+            true => *text += ": one counter for all\n",
+            false => *text += &format!(": one counter for {}\n", key.join(", ")),
+        }
+        let limiter = apply.limiter.as_ref().and_then(|name| self.limiters.iter().find(|known| known.name == *name));
+        if let Some(limiter) = limiter {
+            if let Some(quota) = &limiter.quota {
+                *text += &format!("    {}\n", describe(quota));
+            }
+            if let Some(slots) = limiter.concurrency {
+                let lease = duration(Duration::from_micros(slots.lease));
+                *text += &format!("    concurrency: {} at the same time, each for {lease} at most\n", slots.max);
+            }
+        }
+        let charge = match apply.charge {
+            Charge::Admitted => "charges 1 when the whole request is admitted",
+            Charge::Own => "charges 1 when this check itself passes, whoever else refuses",
+            Charge::Always => "charges 1 whatever the verdict",
+        };
+        let overdraw = if apply.overdraw { "; passes while one unit is left" } else { "" };
+        *text += &format!("    {charge}{overdraw}\n");
+        for (counter, _) in &apply.counters {
+            *text += &format!("    counter {counter}\n");
+        }
+    }
+
+    fn verdict(&self, matching: &[&RuleExplanation]) -> String {
+        let reached = || matching.iter().filter(|rule| !rule.unreached);
+        if let Some(rule) = reached().find(|rule| matches!(rule.action, ActionExplanation::Deny) && !rule.shadow) {
+            return format!("verdict: refused by rule {}", rule.rule);
+        }
+        let refuses = |apply: &&ApplyExplanation| apply.instead.as_ref().is_some_and(Instead::refuses);
+        for rule in reached().filter(|rule| !rule.shadow) {
+            let ActionExplanation::Apply(applies) = &rule.action else { continue };
+            if let Some(apply) = applies.iter().find(refuses) {
+                return format!("verdict: refused by rule {}, for {} cannot be counted", rule.rule, apply.reference);
+            }
+        }
+        // A rule on trial leaves a descriptor as unmatched as it was.
+        if reached().all(|rule| rule.trial) {
+            let none = match reached().next() {
+                None => "no rule matches",
+                Some(_) => "only rules in shadow match",
+            };
+            return match (self.unmatched, self.shadow) {
+                (Unmatched::Allow, _) => format!("verdict: {none}, so it passes (unmatched = \"allow\")"),
+                (Unmatched::Deny, true) => {
+                    format!("verdict: {none}, and it passes, for all of the domain is in shadow")
+                }
+                (Unmatched::Deny, false) => {
+                    format!("verdict: {none}, so it is refused (unmatched = \"deny\")")
+                }
+            };
+        }
+        let counters = |rule: &RuleExplanation| -> usize {
+            match &rule.action {
+                ActionExplanation::Apply(applies) => applies.iter().map(|apply| apply.counters.len()).sum(),
+                ActionExplanation::Allow | ActionExplanation::Deny => 0,
+            }
+        };
+        let in_shadow: usize = reached().filter(|rule| rule.shadow).map(|rule| counters(rule)).sum();
+        let enforced: usize = reached().filter(|rule| !rule.shadow).map(|rule| counters(rule)).sum();
+        match (enforced, in_shadow) {
+            (0, 0) => "verdict: passes, nothing is counted".to_owned(),
+            (0, _) => "verdict: passes, for what is counted is in shadow".to_owned(),
+            (1, _) => "verdict: passes if its counter has room".to_owned(),
+            (enforced, _) => format!("verdict: passes if all {enforced} counters have room"),
+        }
+    }
+}
+
+fn describe(quota: &Quota) -> String {
+    let (limit, window) = (quota.limit, duration(quota.window));
+    match &quota.algorithm {
+        Algorithm::TokenBucket { burst, .. } => {
+            let burst = burst.unwrap_or(limit);
+            format!("token_bucket: {limit} refill in {window}, at most {burst} are held")
+        }
+        Algorithm::SlidingWindow => format!("sliding_window: {limit} in any {window}"),
+        Algorithm::SlidingCounter => format!("sliding_counter: about {limit} in any {window}"),
+        Algorithm::FixedWindow(Schedule::Epoch) => format!("fixed_window: {limit} in each {window}"),
+        Algorithm::FixedWindow(Schedule::FirstHit) => format!("fixed_window: {limit} in {window} from the first hit"),
+        Algorithm::FixedWindow(Schedule::Calendar(calendar)) => {
+            let zone = calendar.zone.iana_name().unwrap_or("UTC");
+            format!("fixed_window: {limit} in each {} of {zone}", format!("{:?}", calendar.unit).to_lowercase())
+        }
+    }
+}
+
+fn duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
+}

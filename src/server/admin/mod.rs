@@ -1,0 +1,331 @@
+//! The admin port: metrics and health for machines, and what operators ask in the night.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /metrics` | Prometheus' text format |
+//! | `GET /livez`, `/readyz`, `/healthcheck` | whether it lives, whether it should be asked |
+//! | `GET /status` | version, configuration, stores |
+//! | `GET /top?minutes=5` | the rules and hashed keys refused most |
+//! | `POST /state` | the counters of an identity |
+//! | `POST /lift` | forgets them, with who and why in the audit log |
+//! | `POST /explain` | what the rules in use make of a request, in words |
+//!
+//! Bodies are JSON and say so in `content-type`, which no web page can do unasked. With a token configured, all but
+//! metrics and health want `authorization: Bearer <token>`.
+
+pub mod answers;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use self::answers::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
+use super::connection;
+use super::desk::{Desk, InUse};
+use super::http::{health, respond};
+use super::listen::Listener;
+use crate::descriptor::Descriptor;
+use crate::limiter::{Fault, Outcome};
+use crate::rules::KnownCounter;
+use crate::store::Store;
+use crate::telemetry::{Facts, Ranked, Reload};
+
+/// The largest question.
+const LARGEST_BODY: usize = 64 << 10;
+
+/// How long a client may take for a head or a body.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The minutes that `/top` tells of when it is not asked for others.
+const MINUTES: usize = 5;
+
+type Answer = Response<Full<Bytes>>;
+
+/// The services of the admin port.
+#[derive(Clone, Debug)]
+pub struct Admin(Arc<Desk>);
+
+impl Admin {
+    /// The services over a desk.
+    pub fn new(desk: Arc<Desk>) -> Self {
+        Self(desk)
+    }
+
+    /// Serves a listener until `stop`.
+    pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        connection::accept(listener, stop, |stream, _, watcher| {
+            let admin = self.clone();
+            let answer = service_fn(move |request| {
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(request).await) }
+            });
+            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
+            async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "an admin connection broke");
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn answer(&self, request: http::Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let in_use = self.0.in_use();
+        let private = matches!(head.uri.path(), "/status" | "/top" | "/state" | "/lift" | "/explain");
+        if private && !authorised(&head.headers, &in_use) {
+            let mut answer =
+                complain(StatusCode::UNAUTHORIZED, "expected \"authorization: Bearer <server.admin_token>\"");
+            answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return answer;
+        }
+        let answered = match (&head.method, head.uri.path()) {
+            (&Method::GET, "/metrics") => Ok(self.metrics(&in_use)),
+            (&Method::GET, "/status") => Ok(self.status(&in_use)),
+            (&Method::GET, "/top") => self.top(&head),
+            (&Method::POST, "/state") => match read(&head, body).await {
+                Ok(identity) => self.state(&in_use, &identity).await,
+                Err(complaint) => Err(complaint),
+            },
+            (&Method::POST, "/lift") => match read(&head, body).await {
+                Ok(lift) => self.lift(&in_use, &lift).await,
+                Err(complaint) => Err(complaint),
+            },
+            (&Method::POST, "/explain") => match read(&head, body).await {
+                Ok(identity) => self.explain(&in_use, &identity).await,
+                Err(complaint) => Err(complaint),
+            },
+            (_, "/metrics" | "/status" | "/top") => Err(complain(StatusCode::METHOD_NOT_ALLOWED, "expected GET")),
+            (_, "/state" | "/lift" | "/explain") => Err(complain(StatusCode::METHOD_NOT_ALLOWED, "expected POST")),
+            (_, path) => Ok(health(self.0.health(), path)),
+        };
+        answered.unwrap_or_else(|complaint| complaint)
+    }
+
+    fn metrics(&self, in_use: &InUse) -> Answer {
+        let text = self.0.telemetry().metrics.render(&self.facts(in_use));
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+        respond(StatusCode::OK, headers, text)
+    }
+
+    fn facts(&self, in_use: &InUse) -> Facts {
+        let names = in_use.version.rules.stores().iter().cloned();
+        Facts {
+            stores: names.zip(in_use.version.stores.usage()).collect(),
+            ready: self.0.health().ready(),
+            config: self.0.reloads(),
+            doors: Vec::new(),
+        }
+    }
+
+    fn status(&self, in_use: &InUse) -> Answer {
+        let Facts { stores, ready, config, .. } = self.facts(in_use);
+        let Reload { version, taken, refused, last_taken, loaded_at } = config;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let store = |(name, usage): (String, crate::store::Usage)| {
+            let json = json!({
+                "keys": usage.keys,
+                "bytes": usage.bytes,
+                "max_bytes": usage.max_bytes,
+                "evictions": usage.evictions,
+                "leases": usage.leases,
+            });
+            (name, json)
+        };
+        tell(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "ready": ready,
+            "config": {
+                "version": version,
+                "age_seconds": (now - loaded_at).max(0.0),
+                "reloads_taken": taken,
+                "reloads_refused": refused,
+                "last_reload_taken": last_taken,
+            },
+            "stores": stores.into_iter().map(store).collect::<serde_json::Map<_, _>>(),
+        }))
+    }
+
+    fn top(&self, head: &Parts) -> Result<Answer, Answer> {
+        let query = head.uri.query().unwrap_or_default();
+        let minutes =
+            match query.split('&').find_map(|pair| pair.strip_prefix("minutes=")) {
+                None => MINUTES,
+                Some(text) => text.parse().ok().filter(|minutes| (1..=10).contains(minutes)).ok_or_else(|| {
+                    complain(StatusCode::BAD_REQUEST, &format!("minutes is {text:?}, expected 1 to 10"))
+                })?,
+            };
+        let refused = |ranked: Ranked| Refused {
+            domain: ranked.domain,
+            rule: ranked.rule,
+            limiter: ranked.limiter,
+            key: ranked.key.map(|key| key.to_string()),
+            refused: ranked.refused,
+            over: ranked.over,
+        };
+        let tops = self.0.telemetry().top.of_last(minutes - 1, self.0.engine().clock().now());
+        Ok(tell(&TopRefused {
+            minutes,
+            rules: tops.rules.into_iter().map(refused).collect(),
+            keys: tops.counters.into_iter().map(refused).collect(),
+        }))
+    }
+
+    async fn state(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Answer> {
+        let known = self.counters(in_use, &identity.domain, &identity.entries)?;
+        Ok(tell(&self.states(in_use, &known).await))
+    }
+
+    /// What the counters hold now.
+    async fn states(&self, in_use: &InUse, known: &[KnownCounter]) -> Vec<CounterState> {
+        let version = &in_use.version;
+        let looked = self.0.engine().look(version, known.iter().map(|counter| counter.look)).await;
+        let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
+            rule: counter.rule.clone(),
+            limiter: counter.limiter.clone(),
+            key_entries: counter.key.clone(),
+            key: counter.look.counter.to_string(),
+            store: version.rules.stores().get(usize::from(counter.look.store)).cloned().unwrap_or_default(),
+            state: match answer {
+                Err(fault) => State::Unknown { error: fault.to_string() },
+                Ok(outcome) => State::Holds {
+                    limit: outcome.limit,
+                    used: outcome.limit.saturating_sub(outcome.remaining),
+                    remaining: outcome.remaining,
+                    passes: outcome.passes,
+                    retry_after_ms: outcome.retry_after.map(|micros| micros.div_ceil(1000)),
+                    reset_ms: outcome.reset.div_ceil(1000),
+                },
+            },
+        };
+        known.iter().zip(looked.answers).map(state).collect()
+    }
+
+    async fn lift(&self, in_use: &InUse, lift: &Lift) -> Result<Answer, Answer> {
+        for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
+            if text.trim().is_empty() {
+                return Err(complain(
+                    StatusCode::BAD_REQUEST,
+                    &format!("{name} is empty, expected a word for the audit log"),
+                ));
+            }
+        }
+        if lift.entries.is_empty() {
+            return Err(complain(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
+        }
+        let mut known = self.counters(in_use, &lift.domain, &lift.entries)?;
+        if let Some(limiter) = &lift.limiter {
+            known.retain(|counter| counter.limiter == *limiter);
+        }
+        if known.is_empty() {
+            return Err(complain(StatusCode::NOT_FOUND, "no limiter of this domain counts by these entries"));
+        }
+        let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
+        for KnownCounter { limiter, look, .. } in known {
+            let key = look.counter.to_string();
+            // Tiers share a counter, which is forgotten once.
+            if let Some(same) = lifted.iter().find(|lifted| lifted.key == key).cloned() {
+                lifted.push(Lifted { limiter, ..same });
+                continue;
+            }
+            let forgotten = in_use.version.stores.forget(look.store, look.counter).await;
+            let (held, error) = match forgotten {
+                Ok(held) => (held, None),
+                Err(fault) => (false, Some(fault.to_string())),
+            };
+            tracing::info!(
+                target: "tollgate::audit",
+                action = "lift",
+                who = lift.who,
+                why = lift.why,
+                domain = lift.domain,
+                limiter,
+                key,
+                held,
+                error,
+                "a limit was lifted"
+            );
+            lifted.push(Lifted { limiter, key, held, error });
+        }
+        Ok(tell(&lifted))
+    }
+
+    async fn explain(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Answer> {
+        let (rules, now) = (&in_use.version.rules, self.0.engine().clock().now());
+        let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        Ok(respond(StatusCode::OK, headers, text))
+    }
+
+    /// The counters that are identified by entries.
+    fn counters(
+        &self,
+        in_use: &InUse,
+        domain: &str,
+        entries: &[(String, String)],
+    ) -> Result<Vec<KnownCounter>, Answer> {
+        let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let known = in_use.version.rules.counters(domain, &descriptor, self.0.engine().clock().now());
+        known.ok_or_else(|| {
+            complain(StatusCode::NOT_FOUND, &format!("there is no domain {domain:?} in the configuration in use"))
+        })
+    }
+}
+
+/// Whether the token was shown, if there is one. Each byte is compared, so that the time tells nothing.
+fn authorised(headers: &HeaderMap, in_use: &InUse) -> bool {
+    let Some(token) = &in_use.settings.admin.token else { return true };
+    let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let shown = shown.unwrap_or_default();
+    let differ = shown.iter().zip(token.0.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
+    shown.len() == token.0.len() && differ == 0
+}
+
+/// Reads a question of JSON.
+async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, Answer> {
+    let json = head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    if !json {
+        return Err(complain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
+    }
+    let collected = tokio::time::timeout(PATIENCE, Limited::new(body, LARGEST_BODY).collect()).await;
+    let bytes = match collected {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return Err(complain(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Err(_) => return Err(complain(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| complain(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
+fn tell(told: &impl Serialize) -> Answer {
+    json(StatusCode::OK, told)
+}
+
+fn complain(status: StatusCode, error: &str) -> Answer {
+    json(status, &Complaint { error: error.to_owned() })
+}
+
+fn json(status: StatusCode, told: &impl Serialize) -> Answer {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut text = serde_json::to_vec(told).expect("answers are texts and numbers");
+    text.push(b'\n');
+    respond(status, headers, text)
+}
