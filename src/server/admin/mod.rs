@@ -55,6 +55,9 @@ const MINUTES: usize = 5;
 
 type Answer = Response<Full<Bytes>>;
 
+/// Why a question was not answered, with the status that says so.
+struct Unanswered(StatusCode, String);
+
 /// The services of the admin port.
 #[derive(Clone, Debug)]
 pub struct Admin(Arc<Desk>);
@@ -90,32 +93,27 @@ impl Admin {
         let in_use = self.0.in_use();
         let private = matches!(head.uri.path(), "/status" | "/top" | "/state" | "/lift" | "/explain");
         if private && !authorised(&head.headers, &in_use) {
-            let mut answer =
-                complain(StatusCode::UNAUTHORIZED, "expected \"authorization: Bearer <server.admin_token>\"");
+            let error = "expected \"authorization: Bearer <server.admin_token>\"".to_owned();
+            let mut answer = json(StatusCode::UNAUTHORIZED, &Complaint { error });
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
-        let answered = match (&head.method, head.uri.path()) {
-            (&Method::GET, "/metrics") => Ok(self.metrics(&in_use)),
-            (&Method::GET, "/status") => Ok(self.status(&in_use)),
-            (&Method::GET, "/top") => self.top(&head),
-            (&Method::POST, "/state") => match read(&head, body).await {
-                Ok(identity) => self.state(&in_use, &identity).await,
-                Err(complaint) => Err(complaint),
-            },
-            (&Method::POST, "/lift") => match read(&head, body).await {
-                Ok(lift) => self.lift(&in_use, &lift).await,
-                Err(complaint) => Err(complaint),
-            },
-            (&Method::POST, "/explain") => match read(&head, body).await {
-                Ok(identity) => self.explain(&in_use, &identity).await,
-                Err(complaint) => Err(complaint),
-            },
-            (_, "/metrics" | "/status" | "/top") => Err(complain(StatusCode::METHOD_NOT_ALLOWED, "expected GET")),
-            (_, "/state" | "/lift" | "/explain") => Err(complain(StatusCode::METHOD_NOT_ALLOWED, "expected POST")),
+        let answered = self.answer_authorised(&head, body, &in_use).await;
+        answered.unwrap_or_else(|Unanswered(status, error)| json(status, &Complaint { error }))
+    }
+
+    async fn answer_authorised(&self, head: &Parts, body: Incoming, in_use: &InUse) -> Result<Answer, Unanswered> {
+        match (&head.method, head.uri.path()) {
+            (&Method::GET, "/metrics") => Ok(self.metrics(in_use)),
+            (&Method::GET, "/status") => Ok(self.status(in_use)),
+            (&Method::GET, "/top") => self.top(head),
+            (&Method::POST, "/state") => self.state(in_use, &read(head, body).await?).await,
+            (&Method::POST, "/lift") => self.lift(in_use, &read(head, body).await?).await,
+            (&Method::POST, "/explain") => Ok(self.explain(in_use, &read(head, body).await?)),
+            (_, "/metrics" | "/status" | "/top") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected GET")),
+            (_, "/state" | "/lift" | "/explain") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected POST")),
             (_, path) => Ok(health(self.0.health(), path)),
-        };
-        answered.unwrap_or_else(|complaint| complaint)
+        }
     }
 
     fn metrics(&self, in_use: &InUse) -> Answer {
@@ -163,15 +161,14 @@ impl Admin {
         }))
     }
 
-    fn top(&self, head: &Parts) -> Result<Answer, Answer> {
+    fn top(&self, head: &Parts) -> Result<Answer, Unanswered> {
         let query = head.uri.query().unwrap_or_default();
-        let minutes =
-            match query.split('&').find_map(|pair| pair.strip_prefix("minutes=")) {
-                None => MINUTES,
-                Some(text) => text.parse().ok().filter(|minutes| (1..=10).contains(minutes)).ok_or_else(|| {
-                    complain(StatusCode::BAD_REQUEST, &format!("minutes is {text:?}, expected 1 to 10"))
-                })?,
-            };
+        let minutes = match query.split('&').find_map(|pair| pair.strip_prefix("minutes=")) {
+            None => MINUTES,
+            Some(text) => text.parse().ok().filter(|minutes| (1..=10).contains(minutes)).ok_or_else(|| {
+                unanswered(StatusCode::BAD_REQUEST, &format!("minutes is {text:?}, expected 1 to 10"))
+            })?,
+        };
         let refused = |ranked: Ranked| Refused {
             domain: ranked.domain,
             rule: ranked.rule,
@@ -188,7 +185,7 @@ impl Admin {
         }))
     }
 
-    async fn state(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Answer> {
+    async fn state(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Unanswered> {
         let known = self.counters(in_use, &identity.domain, &identity.entries)?;
         Ok(tell(&self.states(in_use, &known).await))
     }
@@ -218,24 +215,24 @@ impl Admin {
         known.iter().zip(looked.answers).map(state).collect()
     }
 
-    async fn lift(&self, in_use: &InUse, lift: &Lift) -> Result<Answer, Answer> {
+    async fn lift(&self, in_use: &InUse, lift: &Lift) -> Result<Answer, Unanswered> {
         for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
             if text.trim().is_empty() {
-                return Err(complain(
+                return Err(unanswered(
                     StatusCode::BAD_REQUEST,
                     &format!("{name} is empty, expected a word for the audit log"),
                 ));
             }
         }
         if lift.entries.is_empty() {
-            return Err(complain(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
+            return Err(unanswered(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
         }
         let mut known = self.counters(in_use, &lift.domain, &lift.entries)?;
         if let Some(limiter) = &lift.limiter {
             known.retain(|counter| counter.limiter == *limiter);
         }
         if known.is_empty() {
-            return Err(complain(StatusCode::NOT_FOUND, "no limiter of this domain counts by these entries"));
+            return Err(unanswered(StatusCode::NOT_FOUND, "no limiter of this domain counts by these entries"));
         }
         let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
         for KnownCounter { limiter, look, .. } in known {
@@ -267,12 +264,12 @@ impl Admin {
         Ok(tell(&lifted))
     }
 
-    async fn explain(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Answer> {
+    fn explain(&self, in_use: &InUse, identity: &Identity) -> Answer {
         let (rules, now) = (&in_use.version.rules, self.0.engine().clock().now());
         let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        Ok(respond(StatusCode::OK, headers, text))
+        respond(StatusCode::OK, headers, text)
     }
 
     /// The counters that are identified by entries.
@@ -281,11 +278,11 @@ impl Admin {
         in_use: &InUse,
         domain: &str,
         entries: &[(String, String)],
-    ) -> Result<Vec<KnownCounter>, Answer> {
+    ) -> Result<Vec<KnownCounter>, Unanswered> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let known = in_use.version.rules.counters(domain, &descriptor, self.0.engine().clock().now());
         known.ok_or_else(|| {
-            complain(StatusCode::NOT_FOUND, &format!("there is no domain {domain:?} in the configuration in use"))
+            unanswered(StatusCode::NOT_FOUND, &format!("there is no domain {domain:?} in the configuration in use"))
         })
     }
 }
@@ -300,26 +297,26 @@ fn authorised(headers: &HeaderMap, in_use: &InUse) -> bool {
 }
 
 /// Reads a question of JSON.
-async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, Answer> {
+async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, Unanswered> {
     let json = head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
     if !json {
-        return Err(complain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
+        return Err(unanswered(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
     }
     let collected = tokio::time::timeout(PATIENCE, Limited::new(body, LARGEST_BODY).collect()).await;
     let bytes = match collected {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => return Err(complain(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
-        Err(_) => return Err(complain(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+        Ok(Err(_)) => return Err(unanswered(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Err(_) => return Err(unanswered(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     };
-    serde_json::from_slice(&bytes).map_err(|error| complain(StatusCode::BAD_REQUEST, &error.to_string()))
+    serde_json::from_slice(&bytes).map_err(|error| unanswered(StatusCode::BAD_REQUEST, &error.to_string()))
 }
 
 fn tell(told: &impl Serialize) -> Answer {
     json(StatusCode::OK, told)
 }
 
-fn complain(status: StatusCode, error: &str) -> Answer {
-    json(status, &Complaint { error: error.to_owned() })
+fn unanswered(status: StatusCode, error: &str) -> Unanswered {
+    Unanswered(status, error.to_owned())
 }
 
 fn json(status: StatusCode, told: &impl Serialize) -> Answer {
