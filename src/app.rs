@@ -104,6 +104,11 @@ impl App {
         }
     }
 
+    /// What the doors decide by.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
     /// Where RLS, ext_authz, health and reflection are.
     pub fn grpc_address(&self) -> &Bound {
         self.grpc.1.bound()

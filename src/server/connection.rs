@@ -1,113 +1,165 @@
-//! Connections: accepted, served by hyper, and told to finish when the process stops.
+//! Connections: accepted, served by hyper, and watched: one whose client says nothing for too long is closed, and all
+//! are told to finish when the process stops.
+//!
+//! hyper bounds neither the time of a head of HTTP/2 nor that of an idle connection, and the timer that it has for
+//! heads of HTTP/1 is a new one for every request. So the task that accepts looks at all connections of its door now
+//! and then: a request pays for a few counters and no timer.
 
-use std::future::Future;
+mod pulse;
+
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
-use tokio::time::Sleep;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::listen::{Bound, Listener, Stream};
-
-/// How long a client may take to say its first words. Both protocols of HTTP are told apart by them, and neither
-/// side of hyper bounds that time itself.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
-
-/// As many bytes as a client of HTTP/2 begins with: the preface and the head of its settings. hyper waits for neither
-/// in bounded time. No head of HTTP/1 that asks us anything is shorter, and hyper bounds the time for the rest of it.
-const BEGINNING: usize = 24 + 9;
-
-/// The most connections of a door at a time. More wait in the kernel until one ends, and the kernel's own bound on
-/// open files may be lower.
-const MOST_CONNECTIONS: usize = 10_000;
+use self::pulse::{Ear, Watched};
+pub(super) use self::pulse::{Pulse, UnderWay};
+use super::bounds::{Bound, Bounds, Tally};
+use super::listen::{self, Listener, Stream};
 
 /// The wait after an accept that failed, most likely for want of file descriptors.
 const BREATHER: Duration = Duration::from_millis(50);
 
+/// How often connections are looked at in the shortest time that one of them may take. A bound of time is met between
+/// once and one and a half times that.
+const LOOKS: u32 = 2;
+
+/// What a door gives its connections.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// What clients may take.
+    pub(super) bounds: Bounds,
+    /// Where that is counted.
+    pub(super) tally: Arc<Tally>,
+    /// The count of open connections among it.
+    pub(super) open: fn(&Tally) -> &AtomicU64,
+}
+
 /// Accepts connections and serves each by `serve` until `stop`, then lets them finish.
 ///
 /// Returns when the last has finished: how long that may take is for the caller to bound.
-pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, serve: S)
+pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, terms: Terms, serve: S)
 where
-    S: Fn(Patient, Bound, Watcher) -> F,
+    S: Fn(Heard, listen::Bound, Arc<Pulse>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    accept_at_most(MOST_CONNECTIONS, listener, stop, serve).await;
-}
-
-async fn accept_at_most<S, F>(most: usize, listener: Listener, stop: CancellationToken, serve: S)
-where
-    S: Fn(Patient, Bound, Watcher) -> F,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let connections = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(most));
+    let Terms { bounds, tally, open } = terms;
+    let room = Arc::new(Semaphore::new(bounds.connections as usize));
+    let mut watched: Vec<Watched> = Vec::new();
+    let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
+    let mut looks = tokio::time::interval((shortest / LOOKS).max(Duration::from_millis(1)));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // One more than there is room for: so it is known that it waits.
+    let mut next = None;
     loop {
-        let next = async {
-            let place = room.clone().acquire_owned().await.expect("it is never closed");
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            next = next => next,
-            () = stop.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let served = serve(Patient::new(stream), peer, connections.watcher());
+        tokio::select! {
+            accepted = listener.accept(), if next.is_none() => match accepted {
+                Ok(accepted) => {
+                    next = Some(accepted);
+                    if room.available_permits() == 0 {
+                        tally.exceeded.count(Bound::Connections);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(address = %listener.bound(), %error, "cannot accept a connection");
+                    tokio::time::sleep(BREATHER).await;
+                }
+            },
+            place = room.clone().acquire_owned(), if next.is_some() => {
+                let place = place.expect("it is never closed");
+                let (stream, peer) = next.take().expect("only then is there a place to wait for");
+                let pulse = Pulse::new(&bounds, &tally);
+                if watched.len() == watched.capacity() {
+                    watched.retain(Watched::is_open);
+                }
+                watched.push(Watched::new(pulse.clone()));
+                let served = serve(Heard { stream, ear: Ear::default(), pulse: pulse.clone() }, peer, pulse);
+                let counted = Counted::new(tally.clone(), open);
                 tokio::spawn(async move {
                     served.await;
-                    drop(place);
+                    drop((place, counted));
                 });
             }
-            Err(error) => {
-                tracing::warn!(address = %listener.bound(), %error, "cannot accept a connection");
-                tokio::time::sleep(BREATHER).await;
-            }
+            now = looks.tick() => watched.retain_mut(|connection| connection.look(now, &bounds, &tally)),
+            () = stop.cancelled() => break,
         }
     }
     // New clients are turned away at once; those that are here get GOAWAY or `connection: close`.
-    drop(listener);
-    connections.shutdown().await;
+    drop((listener, next));
+    for connection in &watched {
+        connection.leave();
+    }
+    drop(room.acquire_many(bounds.connections).await);
 }
 
-/// A stream whose client has [`FIRST_WORDS`] to begin.
-#[derive(Debug)]
-pub(super) struct Patient {
-    stream: Stream,
-    heard: usize,
-    deadline: Option<Pin<Box<Sleep>>>,
-}
+/// An open connection, as long as this is held.
+struct Counted(Arc<Tally>, fn(&Tally) -> &AtomicU64);
 
-impl Patient {
-    fn new(stream: Stream) -> Self {
-        Self { stream, heard: 0, deadline: Some(Box::pin(tokio::time::sleep(FIRST_WORDS))) }
+impl Counted {
+    fn new(tally: Arc<Tally>, open: fn(&Tally) -> &AtomicU64) -> Self {
+        open(&tally).fetch_add(1, Ordering::Relaxed);
+        Self(tally, open)
     }
 }
 
-impl AsyncRead for Patient {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
-        let Some(deadline) = &mut self.deadline else { return read };
-        if read.is_pending() {
-            ready!(deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves a connection until it ends, or until it is told to.
+pub(super) async fn attend<C: GracefulConnection>(connection: C, pulse: Arc<Pulse>) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    let mut leaving = false;
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(ended);
+            }
+            match pulse.told(cx) {
+                pulse::Told::Close => return Poll::Ready(Ok(())),
+                pulse::Told::Leave if !leaving => {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                pulse::Told::Leave | pulse::Told::Stay => return Poll::Pending,
+            }
         }
-        self.heard += into.filled().len() - before;
-        if self.heard >= BEGINNING {
-            self.deadline = None;
+    })
+    .await
+}
+
+/// A stream that knows where in its words the client is.
+#[derive(Debug)]
+pub(super) struct Heard {
+    stream: Stream,
+    ear: Ear,
+    pulse: Arc<Pulse>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, ear, pulse } = self.get_mut();
+        let before = into.filled().len();
+        let read = Pin::new(stream).poll_read(cx, into);
+        if let Poll::Ready(Ok(())) = read {
+            pulse.heard(ear, &into.filled()[before..]);
         }
         read
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for Heard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, from)
     }
@@ -130,48 +182,5 @@ impl AsyncWrite for Patient {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-
-    use super::*;
-    use crate::server::Listen;
-
-    #[tokio::test]
-    async fn a_connection_too_many_waits_until_one_ends() {
-        let free = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let listener = Listener::bind(&free).await.expect("a free port");
-        let address = listener.bound().tcp().expect("an address");
-        let stop = CancellationToken::new();
-        let (greeted, mut greetings) = tokio::sync::mpsc::unbounded_channel();
-        // Says that it serves, then waits for the client to go.
-        let serve = move |mut stream: Patient, _, _| {
-            let greeted = greeted.clone();
-            async move {
-                greeted.send(()).expect("somebody listens");
-                drop(stream.write_all(b"!").await);
-                drop(stream.read_to_end(&mut Vec::new()).await);
-            }
-        };
-        let accepting = tokio::spawn(accept_at_most(2, listener, stop.clone(), serve));
-        let mut clients = Vec::new();
-        for _ in 0..3 {
-            clients.push(TcpStream::connect(address).await.expect("the kernel takes it"));
-        }
-        for client in &mut clients[..2] {
-            assert_eq!(client.read_u8().await.expect("served"), b'!');
-            greetings.recv().await.expect("served");
-        }
-        assert!(greetings.is_empty(), "the third waits");
-        drop(clients.remove(0));
-        assert_eq!(clients[1].read_u8().await.expect("served at last"), b'!');
-        stop.cancel();
-        accepting.await.expect("no panic");
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
+use super::bounds::Tally;
 use super::health::Health;
 use super::settings::Settings;
 use crate::decision::Decision;
@@ -28,6 +29,7 @@ pub struct Desk {
     telemetry: Telemetry,
     health: Health,
     reloads: Mutex<Reload>,
+    tally: Arc<Tally>,
 }
 
 /// One version of everything that decides a request and its answer. A request sees one of them, whole.
@@ -48,7 +50,8 @@ impl Desk {
         let handles = telemetry.prepare(&version.rules);
         let in_use = ArcSwap::from_pointee(InUse { version, settings, handles });
         let first = Reload { version: 1, last_taken: true, loaded_at: unix_seconds(), ..Reload::default() };
-        Self { engine, in_use, telemetry, health: Health::serving(), reloads: Mutex::new(first) }
+        let (health, tally) = (Health::serving(), Arc::default());
+        Self { engine, in_use, telemetry, health, reloads: Mutex::new(first), tally }
     }
 
     /// Takes another version, whole. Requests under way finish by the one they began with.
@@ -112,6 +115,11 @@ impl Desk {
     /// Whether requests should be sent here.
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// What clients take of the doors, and what was turned away.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
     }
 }
 

@@ -4,6 +4,7 @@
 //! ```text
 //!   listen.rs     an address            -> connections
 //!   connection.rs a connection          -> requests, until it is told to stop
+//!   bounds.rs     what clients may take of all that, and how often they wanted more
 //!   grpc/         RLS, ext_authz, health, reflection
 //!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
 //!   desk.rs       what all doors decide by: one version of rules and settings, and who watches
@@ -11,6 +12,7 @@
 //!   admin/        metrics, health, and what operators ask
 //!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
 //!   headers.rs    what an answer tells the client
+//!   panics.rs     a request that panics ends alone
 //! ```
 //!
 //! Nothing past a door knows protobuf or HTTP, and no door decides anything. What cannot be read is refused in the
@@ -18,6 +20,7 @@
 
 pub mod admin;
 mod authz;
+pub mod bounds;
 mod connection;
 mod desk;
 pub mod grpc;
@@ -25,6 +28,7 @@ mod headers;
 mod health;
 mod http;
 mod listen;
+mod panics;
 pub mod settings;
 
 pub use self::admin::Admin;
@@ -32,4 +36,5 @@ pub use self::desk::{Desk, InUse};
 pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
+pub use self::panics::log_panics;
 pub use self::settings::{AdminSettings, Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::bounds::Bounds;
+
 /// The settings of all doors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -21,6 +23,8 @@ pub struct Settings {
     pub authz_headers: HeaderFamilies,
     /// How ext_authz makes entries of a request.
     pub authz: Authz,
+    /// What clients may take.
+    pub bounds: Bounds,
 }
 
 impl Default for Settings {
@@ -33,6 +37,7 @@ impl Default for Settings {
             rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
             authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
             authz: Authz::default(),
+            bounds: Bounds::default(),
         }
     }
 }

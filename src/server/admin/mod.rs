@@ -27,17 +27,18 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::answers::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
-use super::connection;
+use super::connection::{self, Terms};
 use super::desk::{Desk, InUse};
 use super::http::{health, respond};
 use super::listen::Listener;
+use super::panics;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Fault, Outcome};
 use crate::rules::KnownCounter;
@@ -47,7 +48,7 @@ use crate::telemetry::{Facts, Ranked, Reload};
 /// The largest question.
 const LARGEST_BODY: usize = 64 << 10;
 
-/// How long a client may take for a head or a body.
+/// How long a client may take for a body.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The minutes that `/top` tells of when it is not asked for others.
@@ -71,14 +72,27 @@ impl Admin {
     /// Serves a listener until `stop`.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-        connection::accept(listener, stop, |stream, _, watcher| {
+        builder.header_read_timeout(None);
+        let terms = Terms {
+            bounds: self.0.in_use().settings.bounds.clone(),
+            tally: self.0.tally().clone(),
+            open: |tally| &tally.admin_connections,
+        };
+        connection::accept(listener, stop, terms, |stream, _, pulse| {
             let admin = self.clone();
+            let begin = pulse.clone();
             let answer = service_fn(move |request| {
                 let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(request).await) }
+                let under_way = begin.begin();
+                async move {
+                    let answer = panics::apart(admin.0.tally(), admin.answer(request)).await;
+                    drop(under_way);
+                    let broke = || complain(StatusCode::INTERNAL_SERVER_ERROR, "this met an error of ours");
+                    Ok::<_, Infallible>(answer.unwrap_or_else(broke))
+                }
             });
-            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
+            let connection = builder.serve_connection(TokioIo::new(stream), answer);
+            let connection = connection::attend(connection, pulse);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "an admin connection broke");

@@ -6,58 +6,66 @@
 //! are, is not counted.
 
 use std::error::Error;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Sleep;
 
-/// The most bytes kept for a connection: room for a few requests of the largest size, or for as many streams as a
-/// connection may have with a kilobyte each.
-const OF_CONNECTION: usize = 8 << 20;
-
-/// The most bytes kept for all connections.
-const OF_PROCESS: usize = 128 << 20;
+use crate::server::bounds::{Bound, Bounds, Tally};
 
 /// What a request takes beside its bytes, about.
 const OF_REQUEST: usize = 1 << 10;
 
-/// The bytes kept for all connections of a door.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Total(Arc<AtomicUsize>);
+/// The bytes kept for all connections.
+#[derive(Debug)]
+pub(super) struct Total {
+    kept: AtomicUsize,
+    bounds: Bounds,
+    tally: Arc<Tally>,
+}
 
 impl Total {
+    /// Nothing is kept yet.
+    pub(super) fn new(bounds: &Bounds, tally: &Arc<Tally>) -> Arc<Self> {
+        Arc::new(Self { kept: AtomicUsize::new(0), bounds: bounds.clone(), tally: tally.clone() })
+    }
+
     /// The budget of a new connection.
-    pub(super) fn connection(&self) -> Arc<Budget> {
-        Arc::new(Budget { connection: AtomicUsize::new(0), total: self.0.clone() })
+    pub(super) fn connection(self: &Arc<Self>) -> Arc<Budget> {
+        Arc::new(Budget { kept: AtomicUsize::new(0), total: self.clone() })
     }
 }
 
 /// The bytes kept for a connection.
 #[derive(Debug)]
 pub(super) struct Budget {
-    connection: AtomicUsize,
-    total: Arc<AtomicUsize>,
+    kept: AtomicUsize,
+    total: Arc<Total>,
 }
 
 impl Budget {
-    /// Whether there was room for so many bytes more; then they have to be given back.
-    fn take(&self, bytes: usize) -> bool {
-        if !take(&self.connection, bytes, OF_CONNECTION) {
-            return false;
+    /// Takes so many bytes more, which have to be given back, or tells which bound they would go past.
+    fn take(&self, bytes: usize) -> Result<(), Bound> {
+        let Total { kept, bounds, .. } = &*self.total;
+        if !take(&self.kept, bytes, bounds.unfinished_bytes_per_connection) {
+            return Err(Bound::UnfinishedBytesPerConnection);
         }
-        let taken = take(&self.total, bytes, OF_PROCESS);
-        if !taken {
-            self.connection.fetch_sub(bytes, Ordering::Relaxed);
+        if !take(kept, bytes, bounds.unfinished_bytes) {
+            self.kept.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Bound::UnfinishedBytes);
         }
-        taken
+        Ok(())
     }
 
     fn give_back(&self, bytes: usize) {
-        self.connection.fetch_sub(bytes, Ordering::Relaxed);
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.kept.fetch_sub(bytes, Ordering::Relaxed);
+        self.total.kept.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -69,7 +77,7 @@ fn take(kept: &AtomicUsize, bytes: usize, most: usize) -> bool {
     taken
 }
 
-/// The body of a request, within a budget.
+/// The body of a request, within a budget and a time.
 #[derive(Debug)]
 pub(super) struct Metered {
     body: Incoming,
@@ -77,14 +85,38 @@ pub(super) struct Metered {
     head: usize,
     kept: usize,
     budget: Arc<Budget>,
+    /// When it has to be whole, once it had to be waited for.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Metered {
-    /// Puts the body of a request within a budget.
-    pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> http::Request<Self> {
+    /// Puts the body of a request within a budget, or tells which bound its head is past.
+    pub(super) fn request(
+        request: http::Request<Incoming>,
+        budget: Arc<Budget>,
+    ) -> Result<http::Request<Self>, Bound> {
+        let Total { bounds, .. } = &*budget.total;
         let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
-        let head = OF_REQUEST + request.uri().path().len() + fields.sum::<usize>();
-        request.map(|body| Self { body, head, kept: 0, budget })
+        let head = request.uri().path().len() + fields.sum::<usize>();
+        if head > bounds.header_bytes {
+            return Err(Bound::HeaderBytes);
+        }
+        if request.headers().len() > bounds.headers {
+            return Err(Bound::Headers);
+        }
+        Ok(request.map(|body| Self { body, head: OF_REQUEST + head, kept: 0, budget, deadline: None }))
+    }
+
+    /// The body is not whole: whether there is time left to wait for it.
+    fn in_time(&mut self, cx: &mut Context<'_>) -> bool {
+        let within: Duration = self.budget.total.bounds.request_timeout;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+        deadline.as_mut().poll(cx).is_pending()
+    }
+
+    fn refuse(&self, bound: Bound) -> Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>> {
+        self.budget.total.tally.exceeded.count(bound);
+        Poll::Ready(Some(Err(Box::new(Past(bound)))))
     }
 }
 
@@ -96,10 +128,10 @@ impl Drop for Metered {
     }
 }
 
-/// A request for which there is no room.
+/// A request that is not waited for any longer.
 #[derive(Debug, thiserror::Error)]
-#[error("too much is kept of requests that have not ended")]
-struct NoRoom;
+#[error("the request is unfinished and past server.bounds.{}", .0.name())]
+struct Past(Bound);
 
 impl Body for Metered {
     type Data = Bytes;
@@ -117,10 +149,13 @@ impl Body for Metered {
         };
         let bytes = more + std::mem::take(&mut self.head);
         if bytes > 0 {
-            if !self.budget.take(bytes) {
-                return Poll::Ready(Some(Err(Box::new(NoRoom))));
+            if let Err(bound) = self.budget.take(bytes) {
+                return self.refuse(bound);
             }
             self.kept += bytes;
+        }
+        if !self.in_time(cx) {
+            return self.refuse(Bound::RequestTimeout);
         }
         polled
     }
@@ -140,16 +175,17 @@ mod tests {
 
     #[test]
     fn a_connection_and_all_of_them_together_have_a_bound() {
-        let total = Total::default();
-        let greedy: Vec<_> = (0..OF_PROCESS / OF_CONNECTION).map(|_| total.connection()).collect();
+        let bounds = Bounds { unfinished_bytes_per_connection: 10, unfinished_bytes: 30, ..Bounds::default() };
+        let total = Total::new(&bounds, &Arc::default());
+        let greedy: Vec<_> = (0..3).map(|_| total.connection()).collect();
         for connection in &greedy {
-            assert!(connection.take(OF_CONNECTION));
-            assert!(!connection.take(1));
+            assert_eq!(connection.take(10), Ok(()));
+            assert_eq!(connection.take(1), Err(Bound::UnfinishedBytesPerConnection));
         }
         let modest = total.connection();
-        assert!(!modest.take(1));
-        greedy[0].give_back(OF_CONNECTION);
-        assert!(modest.take(1) && greedy[0].take(OF_CONNECTION - 1));
-        assert!(!modest.take(1));
+        assert_eq!(modest.take(1), Err(Bound::UnfinishedBytes));
+        greedy[0].give_back(10);
+        assert_eq!((modest.take(1), greedy[0].take(9)), (Ok(()), Ok(())));
+        assert_eq!(modest.take(1), Err(Bound::UnfinishedBytes));
     }
 }

@@ -36,28 +36,26 @@ use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::{
     RateLimitServiceServer, SERVICE_NAME as RLS,
 };
 use self::undo::{Acquired, Undo, Undoable};
-use super::connection;
+use super::bounds::{Bound, Bounds};
+use super::connection::{self, Pulse, Terms};
 use super::desk::Desk;
 use super::listen::Listener;
+use super::panics;
 use crate::telemetry::{Door, Reply};
 
 /// The messages of RLS as they are on our side of the wire.
 pub use self::generated::envoy as messages;
 
-/// The largest question read whole. RLS questions are made of request headers, which Envoy bounds at 60 KiB unless
-/// told otherwise; ext_authz may bring a body, which nothing here reads.
-const LARGEST_REQUEST: usize = 1 << 20;
-
-/// Headers of a call may carry text of the client's (`initial_metadata`), and a call refused for them would be an
-/// error to Envoy. So there is much room, yet not without bound.
-const LARGEST_HEADERS: u32 = 256 << 10;
-
-/// Envoy opens a connection for each worker and sends whole bursts on it before it reads our settings.
-const STREAMS: u32 = 4096;
+/// A head past the bound is refused by us. What is so many times larger never gets here: it is answered 431 by the
+/// protocol's own machinery, an error to Envoy, so there is much room between the two.
+const UNREADABLE_HEAD: usize = 4;
 
 /// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
 /// of 20 would close the connection, and with it all calls that are in time.
 const PENDING_RESETS: usize = 4096;
+
+/// The status, out of range, with which tonic complains about the size of a message and about nothing else.
+const TOO_LARGE: &str = "11";
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
@@ -82,23 +80,26 @@ struct Services {
     reflection: Reflection,
     reflection_alpha: Reflection,
     reporter: HealthReporter,
+    bounds: Bounds,
 }
 
 impl Grpc {
-    /// The services over a desk. They report that they serve.
+    /// The services over a desk, with the bounds it has now. They report that they serve.
     pub async fn new(desk: Arc<Desk>) -> Self {
+        let bounds = desk.in_use().settings.bounds.clone();
         let reporter = HealthReporter::new();
         let rls = rls::Rls::new(desk.clone());
         let authz = authz::Authz::new(desk.clone());
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
             desk,
-            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(LARGEST_REQUEST),
-            authz: AuthorizationServer::new(authz).max_decoding_message_size(LARGEST_REQUEST),
+            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(bounds.message_bytes),
+            authz: AuthorizationServer::new(authz).max_decoding_message_size(bounds.message_bytes),
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
             reflection,
             reflection_alpha,
             reporter,
+            bounds,
         }));
         services.report(ServingStatus::Serving).await;
         services
@@ -112,18 +113,22 @@ impl Grpc {
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let Services { bounds, desk, .. } = &*self.0;
+        let tally = desk.tally();
+        let largest_head = u32::try_from(bounds.header_bytes.saturating_mul(UNREADABLE_HEAD)).unwrap_or(u32::MAX);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_header_list_size(LARGEST_HEADERS)
+            .max_header_list_size(largest_head)
             .auto_date_header(false);
-        let total = Total::default();
-        connection::accept(listener, stop, |stream, _, watcher| {
+        let total = Total::new(bounds, tally);
+        let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.grpc_connections };
+        connection::accept(listener, stop, terms, |stream, _, pulse| {
             let services = self.0.clone();
-            let budget = total.connection();
-            let answer = service_fn(move |request| services.answer(request, &budget));
-            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer));
+            let client = Client { pulse: pulse.clone(), budget: total.connection() };
+            let answer = service_fn(move |request| services.answer(request, &client));
+            let connection = connection::attend(builder.serve_connection(TokioIo::new(stream), answer), pulse);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a gRPC connection broke");
@@ -140,39 +145,101 @@ impl Grpc {
     }
 }
 
+/// Who is at the other end of a connection.
+struct Client {
+    pulse: Arc<Pulse>,
+    budget: Arc<Budget>,
+}
+
+/// A method that somebody calls.
+#[derive(Clone, Copy)]
+enum Method {
+    ShouldRateLimit,
+    Check,
+    Health,
+    Reflection,
+    ReflectionAlpha,
+    Unknown,
+}
+
+impl Method {
+    fn of(path: &str) -> Self {
+        // The name of a service is followed by `/` and the name of its method.
+        match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+            Some((RLS, "ShouldRateLimit")) => Self::ShouldRateLimit,
+            Some((AUTHZ, "Check")) => Self::Check,
+            Some((HEALTH, _)) => Self::Health,
+            Some((REFLECTION, _)) => Self::Reflection,
+            Some((REFLECTION_ALPHA, _)) => Self::ReflectionAlpha,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The door of a question, and the refusal of one that is not read.
+    fn unread(self) -> Option<(Door, Refused)> {
+        match self {
+            Self::ShouldRateLimit => Some((Door::Rls, rls::UNREAD)),
+            Self::Check => Some((Door::AuthzGrpc, authz::UNREAD)),
+            Self::Health | Self::Reflection | Self::ReflectionAlpha | Self::Unknown => None,
+        }
+    }
+}
+
 impl Services {
-    /// Calls the service that a request is for. The request moves into that call at once, so that what hyper keeps
-    /// for a stream stays small: it is moved several times before it is first polled.
+    /// Calls the service that a request is for, unless it is past a bound already. The request moves into that call at
+    /// once, so that what hyper keeps for a stream stays small: it is moved several times before it is first polled.
     fn answer(
         self: &Arc<Self>,
         request: http::Request<Incoming>,
-        budget: &Arc<Budget>,
+        client: &Client,
     ) -> impl Future<Output = Answer> + use<> {
-        let request = Metered::request(request, budget.clone());
-        // The name of a service is followed by `/` and the name of its method.
-        let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-        let (unread, call): (Option<(Door, Refused)>, Call) = match service {
-            Some((RLS, "ShouldRateLimit")) => (Some((Door::Rls, rls::UNREAD)), self.rls.clone().call(request)),
-            Some((AUTHZ, "Check")) => (Some((Door::AuthzGrpc, authz::UNREAD)), self.authz.clone().call(request)),
-            Some((HEALTH, _)) => (None, self.health.clone().call(request)),
-            Some((REFLECTION, _)) => (None, self.reflection.clone().call(request)),
-            Some((REFLECTION_ALPHA, _)) => (None, self.reflection_alpha.clone().call(request)),
-            _ => (None, Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) })),
+        let method = Method::of(request.uri().path());
+        let under_way = client.pulse.begin();
+        let call: Call = match Metered::request(request, client.budget.clone()) {
+            Ok(request) if under_way.is_some() => self.call(method, request),
+            Ok(_) => past_a_bound(),
+            Err(bound) => {
+                self.desk.tally().exceeded.count(bound);
+                past_a_bound()
+            }
         };
         let services = self.clone();
         async move {
-            let Ok(response) = call.await;
-            Ok(match unread {
-                None => response.map(Undoable::from),
-                Some((door, unread)) => services.reply(services.refuse_unread(response, door, unread)),
+            let called = panics::apart(services.desk.tally(), call).await;
+            Ok(match (called, method.unread()) {
+                (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, under_way)),
+                (Some(Ok(response)), Some((door, unread))) => {
+                    services.reply(services.refuse_unread(response, door, unread))
+                }
+                (None, asked) => services.fail(asked.map(|(door, _)| door)),
             })
         }
     }
 
-    /// Puts a refusal in the place of tonic's complaint about a request that is too large or makes no sense.
+    fn call(&self, method: Method, request: http::Request<Metered>) -> Call {
+        match method {
+            Method::ShouldRateLimit => self.rls.clone().call(request),
+            Method::Check => self.authz.clone().call(request),
+            Method::Health => self.health.clone().call(request),
+            Method::Reflection => self.reflection.clone().call(request),
+            Method::ReflectionAlpha => self.reflection_alpha.clone().call(request),
+            Method::Unknown => Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) }),
+        }
+    }
+
+    /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.
+    fn fail(&self, door: Option<Door>) -> http::Response<Undoable> {
+        if let Some(door) = door {
+            self.desk.telemetry().metrics.replied(door, Reply::Failed);
+        }
+        Status::internal("this request met an error of ours; the log has more").into_http::<Body>().map(Undoable::from)
+    }
+
+    /// Puts a refusal in the place of a complaint about a request that is too large or makes no sense.
     fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: Refused) -> http::Response<Body> {
-        if !response.headers().contains_key(Status::GRPC_STATUS) {
-            return response;
+        let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
+        if status == TOO_LARGE {
+            self.desk.tally().exceeded.count(Bound::MessageBytes);
         }
         self.desk.telemetry().metrics.replied(door, Reply::Unreadable);
         let mut trailers = http::HeaderMap::with_capacity(1);
@@ -191,6 +258,11 @@ impl Services {
             Some(acquired) => Undoable::undoing(body, Undo::new(self.desk.engine().clone(), acquired)),
         })
     }
+}
+
+/// A complaint about a request that is not looked at any further.
+fn past_a_bound() -> Call {
+    Box::pin(async { Ok(Status::resource_exhausted("past a bound of server.bounds").into_http()) })
 }
 
 /// Makes the frame of a refusal.

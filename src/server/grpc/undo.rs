@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::engine::Engine;
+use crate::server::connection::UnderWay;
 
 /// Says, among the extensions of an answer, which lease it hands out.
 #[derive(Clone, Debug)]
@@ -49,18 +50,25 @@ impl Drop for Undo {
 pub(super) struct Undoable {
     body: Body,
     undo: Option<Undo>,
+    /// Of a call that goes on as long as its answer does.
+    _under_way: Option<UnderWay>,
 }
 
 impl From<Body> for Undoable {
     fn from(body: Body) -> Self {
-        Self { body, undo: None }
+        Self { body, undo: None, _under_way: None }
     }
 }
 
 impl Undoable {
     /// A body that undoes a lease when it is dropped before its end.
     pub(super) fn undoing(body: Body, undo: Undo) -> Self {
-        Self { body, undo: Some(undo) }
+        Self { body, undo: Some(undo), _under_way: None }
+    }
+
+    /// A body whose request is under way until its end.
+    pub(super) fn going_on(body: Body, under_way: Option<UnderWay>) -> Self {
+        Self { body, undo: None, _under_way: under_way }
     }
 }
 

@@ -13,9 +13,9 @@ mod authz;
 mod flavour;
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONNECTION;
@@ -24,63 +24,73 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::flavour::Flavour;
-use super::connection;
+use super::bounds::{Bound, Bounds};
+use super::connection::{self, Pulse, Terms, UnderWay};
 use super::desk::Desk;
 use super::health::Health;
-use super::listen::{Bound, Listener};
+use super::listen::{self, Listener};
+use super::panics;
+use crate::telemetry::{Door, Reply};
 
-/// The time a client has for the head of a request, from the end of the one before. It bounds idle connections too,
-/// and a gateway that asks in the moment we close one sees an error: so it is long.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Room for the head of a request. What has more is answered 431, which refuses.
-const LARGEST_HEAD: usize = 128 << 10;
-const MOST_HEADERS: usize = 512;
-
-/// The largest body that is passed over, and the time a client has for it.
-const LARGEST_BODY: u64 = 64 << 10;
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest path that hyper reads; what is longer is answered 414, which refuses.
+const LONGEST_PATH: u64 = u16::MAX as u64 - 1;
 
 /// The services of the HTTP door.
 #[derive(Clone, Debug)]
-pub struct Http(Arc<authz::Authz>);
+pub struct Http(Arc<Service>);
+
+#[derive(Debug)]
+struct Service {
+    authz: authz::Authz,
+    bounds: Bounds,
+    desk: Arc<Desk>,
+}
 
 impl Http {
-    /// The services over a desk.
+    /// The services over a desk, with the bounds it has now.
     pub fn new(desk: Arc<Desk>) -> Self {
-        Self(Arc::new(authz::Authz::new(desk)))
+        let bounds = desk.in_use().settings.bounds.clone();
+        Self(Arc::new(Service { authz: authz::Authz::new(desk.clone()), bounds, desk }))
     }
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let Service { bounds, desk, .. } = &*self.0;
+        let tally = desk.tally();
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(LARGEST_HEAD)
-            .max_headers(MOST_HEADERS)
+            // Ours costs less; hyper's is a new timer for each request.
+            .header_read_timeout(None)
+            .max_buf_size(bounds.header_bytes)
+            .max_headers(bounds.headers)
             .http2()
-            .max_concurrent_streams(1024)
-            .max_header_list_size(LARGEST_HEAD as u32);
-        connection::accept(listener, stop, |stream, peer, watcher| {
-            let authz = self.0.clone();
+            .max_concurrent_streams(bounds.streams)
+            .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX));
+        let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.http_connections };
+        connection::accept(listener, stop, terms, |stream, peer, pulse| {
+            let service = self.0.clone();
             let peer = match peer {
-                Bound::Tcp(peer) => Some(peer.ip()),
-                Bound::Unix(_) => None,
+                listen::Bound::Tcp(peer) => Some(peer.ip()),
+                listen::Bound::Unix(_) => None,
             };
+            let begin = pulse.clone();
             let answer = service_fn(move |request| {
-                let authz = authz.clone();
-                async move { Ok::<_, Infallible>(answer(&authz, request, peer).await) }
+                let service = service.clone();
+                let under_way = begin.begin();
+                async move { Ok::<_, Infallible>(service.answer(request, peer, under_way).await) }
             });
-            let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), answer).into_owned());
+            let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
+            let connection = connection::attend(connection, pulse.clone());
+            let service = self.0.clone();
             async move {
                 if let Err(error) = connection.await {
+                    service.count_unread(&*error, &pulse);
                     tracing::debug!(error, "an HTTP connection broke");
                 }
             }
@@ -89,34 +99,73 @@ impl Http {
     }
 }
 
-/// Bodies decide nothing. A small one is passed over, so that the connection serves the next question; of another the
-/// client is told that the connection closes.
-async fn answer(authz: &authz::Authz, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-    let (head, body) = request.into_parts();
-    // HTTP/2 ends a stream and keeps the connection.
-    let passed_over = head.version == Version::HTTP_2 || pass_over(body).await;
-    let mut response = answer_head(authz, &head, peer).await;
-    if !passed_over {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+impl Service {
+    async fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        peer: Option<IpAddr>,
+        under_way: Option<UnderWay>,
+    ) -> Response<Full<Bytes>> {
+        if under_way.is_none() {
+            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+            return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests are under way\n");
+        }
+        let answered = panics::apart(self.desk.tally(), self.answer_whole(request, peer)).await;
+        answered.unwrap_or_else(|| {
+            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Failed);
+            respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "this met an error of ours\n")
+        })
     }
-    response
+
+    /// Bodies decide nothing. A small one is passed over, so that the connection serves the next question; of another
+    /// the client is told that the connection closes.
+    async fn answer_whole(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        // HTTP/2 ends a stream and keeps the connection.
+        if head.version == Version::HTTP_2 {
+            if head.headers.len() > self.bounds.headers {
+                self.desk.tally().exceeded.count(Bound::Headers);
+                return respond(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), "too many headers\n");
+            }
+            return answer_head(&self.authz, &head, peer).await;
+        }
+        let passed_over = pass_over(body, &self.bounds).await;
+        let mut response = answer_head(&self.authz, &head, peer).await;
+        if let Err(bound) = passed_over {
+            self.desk.tally().exceeded.count(bound);
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Counts a head that hyper refused by itself.
+    fn count_unread(&self, error: &(dyn Error + 'static), pulse: &Pulse) {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
+            // It does not say whether that was for its size or for the number of headers.
+            let large = pulse.plain_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
+            self.desk.tally().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
+        }
+    }
 }
 
-/// Whether a body has come to its end.
-async fn pass_over(mut body: Incoming) -> bool {
+/// Reads a body to its end, or tells past which bound it is.
+async fn pass_over(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
     if body.is_end_stream() {
-        return true;
+        return Ok(());
     }
-    if body.size_hint().upper().is_none_or(|bytes| bytes > LARGEST_BODY) {
-        return false;
+    if body.size_hint().lower() > bounds.body_bytes {
+        return Err(Bound::BodyBytes);
     }
     let read = async {
-        while let Some(frame) = body.frame().await {
-            frame?;
+        let mut left = bounds.body_bytes;
+        // What cannot be read breaks the connection by itself.
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(bytes as u64).ok_or(Bound::BodyBytes)?;
         }
-        Ok::<_, hyper::Error>(())
+        Ok(())
     };
-    tokio::time::timeout(BODY_TIMEOUT, read).await.is_ok_and(|read| read.is_ok())
+    tokio::time::timeout(bounds.request_timeout, read).await.unwrap_or(Err(Bound::RequestTimeout))
 }
 
 async fn answer_head(authz: &authz::Authz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {

@@ -1,0 +1,308 @@
+//! Where a client is: in the middle of a head, waiting for answers, or silent.
+//!
+//! ```text
+//!   stream  --- heard ------>  Pulse  <------ begin, end ---  requests
+//!                                ^ |
+//!             look, now and then | | told: stay, leave, close
+//!                                | v
+//!                accept        Watched           attend
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::Context;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use crate::server::bounds::{Bound, Bounds, Tally};
+
+/// The time a client has to answer GOAWAY before its idle connection is closed all the same.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The life of a connection, as its stream and its requests tell it.
+#[derive(Debug)]
+pub(in crate::server) struct Pulse {
+    /// Requests that have begun.
+    began: AtomicU64,
+    /// Requests under way.
+    under_way: AtomicU64,
+    /// What the client has said: see [`Ear`].
+    said: AtomicU64,
+    /// What it had said of HTTP/1 when its last request began or ended: all that the request was made of.
+    said_before: AtomicU64,
+    /// Whether it speaks HTTP/1.
+    plain: AtomicBool,
+    told: AtomicU8,
+    waker: AtomicWaker,
+    most_requests: u64,
+    streams: u64,
+    tally: Arc<Tally>,
+}
+
+/// What a connection is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Serve on.
+    Stay,
+    /// Finish what is under way.
+    Leave,
+    /// End.
+    Close,
+}
+
+impl Pulse {
+    pub(super) fn new(bounds: &Bounds, tally: &Arc<Tally>) -> Arc<Self> {
+        Arc::new(Self {
+            began: AtomicU64::new(0),
+            under_way: AtomicU64::new(0),
+            // Its first words are awaited as the rest of a head is.
+            said: AtomicU64::new(MIDST),
+            said_before: AtomicU64::new(0),
+            plain: AtomicBool::new(false),
+            told: AtomicU8::new(Told::Stay as u8),
+            waker: AtomicWaker::new(),
+            most_requests: bounds.requests,
+            streams: bounds.streams.into(),
+            tally: tally.clone(),
+        })
+    }
+
+    /// Notes what was read.
+    pub(super) fn heard(&self, ear: &mut Ear, bytes: &[u8]) {
+        let said = ear.hear(bytes);
+        if matches!(ear, Ear::Plain(_)) {
+            self.plain.store(true, Ordering::Relaxed);
+        }
+        self.said.store(said, Ordering::Relaxed);
+    }
+
+    /// Begins a request; none when there are too many under way.
+    pub(in crate::server) fn begin(self: &Arc<Self>) -> Option<UnderWay> {
+        self.began.fetch_add(1, Ordering::Relaxed);
+        self.said_before.store(self.said.load(Ordering::Relaxed), Ordering::Relaxed);
+        let mine = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = self.tally.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = UnderWay(self.clone());
+        if mine == self.streams && !self.plain.load(Ordering::Relaxed) {
+            self.tally.exceeded.count(Bound::Streams);
+        }
+        if all > self.most_requests {
+            self.tally.exceeded.count(Bound::Requests);
+            return None;
+        }
+        Some(begun)
+    }
+
+    /// Bytes of HTTP/1 since its last request.
+    pub(in crate::server) fn plain_bytes(&self) -> u64 {
+        self.said.load(Ordering::Relaxed).saturating_sub(self.said_before.load(Ordering::Relaxed))
+    }
+
+    /// What to do. The task that asks is woken when that changes.
+    pub(super) fn told(&self, cx: &Context<'_>) -> Told {
+        self.waker.register(cx.waker());
+        match self.told.load(Ordering::Acquire) {
+            told if told == Told::Close as u8 => Told::Close,
+            told if told == Told::Leave as u8 => Told::Leave,
+            _ => Told::Stay,
+        }
+    }
+
+    fn tell(&self, told: Told) {
+        self.told.fetch_max(told as u8, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// What the client is in the middle of: a number of its own for each head.
+    fn midst(&self) -> Option<u64> {
+        let said = self.said.load(Ordering::Relaxed);
+        if !self.plain.load(Ordering::Relaxed) {
+            return (said & MIDST != 0).then_some(said);
+        }
+        let answering = self.under_way.load(Ordering::Relaxed) > 0;
+        let begun = said > self.said_before.load(Ordering::Relaxed);
+        (begun && !answering).then(|| self.began.load(Ordering::Relaxed))
+    }
+}
+
+/// A request under way, as long as this is held.
+#[derive(Debug)]
+pub(in crate::server) struct UnderWay(Arc<Pulse>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Pulse { said, said_before, under_way, tally, .. } = &*self.0;
+        said_before.store(said.load(Ordering::Relaxed), Ordering::Relaxed);
+        under_way.fetch_sub(1, Ordering::Relaxed);
+        tally.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection as whoever looks at it remembers it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pulse: Arc<Pulse>,
+    /// What the client was in the middle of, and when that was first seen.
+    midst: Option<(u64, Instant)>,
+    /// How many requests had begun, and since when none is under way.
+    quiet: (u64, Instant),
+    /// When it was told to leave.
+    left: Option<Instant>,
+}
+
+impl Watched {
+    pub(super) fn new(pulse: Arc<Pulse>) -> Self {
+        let now = Instant::now();
+        let midst = pulse.midst().map(|midst| (midst, now));
+        Self { pulse, midst, quiet: (0, now), left: None }
+    }
+
+    /// Whether anybody else still knows it.
+    pub(super) fn is_open(&self) -> bool {
+        Arc::strong_count(&self.pulse) > 1
+    }
+
+    pub(super) fn leave(&self) {
+        self.pulse.tell(Told::Leave);
+    }
+
+    /// Looks after it. Whether it is still open.
+    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, tally: &Tally) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        let midst = self.pulse.midst();
+        if self.midst.map(|(known, _)| known) != midst {
+            self.midst = midst.map(|midst| (midst, now));
+        }
+        if self.midst.is_some_and(|(_, since)| now - since >= bounds.head_timeout) {
+            tally.exceeded.count(Bound::HeadTimeout);
+            self.pulse.tell(Told::Close);
+            return false;
+        }
+        let began = self.pulse.began.load(Ordering::Relaxed);
+        if self.pulse.under_way.load(Ordering::Relaxed) > 0 || began != self.quiet.0 {
+            self.quiet = (began, now);
+        }
+        let quiet = now - self.quiet.1;
+        match self.left {
+            None if bounds.idle_timeout.is_some_and(|idle| quiet >= idle) => {
+                tally.exceeded.count(Bound::IdleTimeout);
+                self.left = Some(now);
+                self.leave();
+            }
+            Some(left) if now - left >= GRACE && quiet >= GRACE => {
+                self.pulse.tell(Told::Close);
+                return false;
+            }
+            None | Some(_) => {}
+        }
+        true
+    }
+}
+
+/// Set in what was said when the client is in the middle of something.
+const MIDST: u64 = 1;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Listens to a client, as far as to know where in its words it is.
+#[derive(Debug)]
+pub(super) enum Ear {
+    /// So many bytes of the preface of HTTP/2 were said, and nothing else.
+    Preface(usize),
+    /// So many bytes of HTTP/1. Where its heads end is known by the requests that begin.
+    Plain(u64),
+    /// Frames of HTTP/2.
+    Frames(Frames),
+}
+
+impl Default for Ear {
+    fn default() -> Self {
+        Ear::Preface(0)
+    }
+}
+
+impl Ear {
+    /// What was said so far: bytes of HTTP/1, else twice what was finished, and [`MIDST`] when something is not.
+    fn hear(&mut self, mut bytes: &[u8]) -> u64 {
+        if let Ear::Preface(known) = self {
+            let rest = &PREFACE[*known..];
+            let same = rest.iter().zip(bytes).take_while(|(expected, said)| expected == said).count();
+            if same == rest.len() {
+                bytes = &bytes[same..];
+                *self = Ear::Frames(Frames::default());
+            } else if same == bytes.len() {
+                *known += same;
+                return MIDST;
+            } else {
+                *self = Ear::Plain(*known as u64);
+            }
+        }
+        match self {
+            Ear::Preface(_) => MIDST,
+            Ear::Plain(said) => {
+                *said += bytes.len() as u64;
+                *said
+            }
+            Ear::Frames(frames) => frames.hear(bytes),
+        }
+    }
+}
+
+/// Where in the frames of HTTP/2 a client is (RFC 9113, section 4.1).
+///
+/// ```text
+///    0      3      4       5               9            9 + length
+///    | length | type | flags | stream        | payload ...
+/// ```
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    head: [u8; Frames::HEAD],
+    /// How much of the head was said.
+    known: usize,
+    /// How much of the payload was not.
+    rest: usize,
+    /// Whether a list of headers goes on in the next frame.
+    goes_on: bool,
+    /// Frames that were said whole; a list of headers is one.
+    finished: u64,
+}
+
+impl Frames {
+    const HEAD: usize = 9;
+    const HEADERS: u8 = 1;
+    const CONTINUATION: u8 = 9;
+    const END_HEADERS: u8 = 4;
+
+    fn hear(&mut self, mut bytes: &[u8]) -> u64 {
+        while !bytes.is_empty() {
+            if self.known < Self::HEAD {
+                let said = bytes.len().min(Self::HEAD - self.known);
+                self.head[self.known..self.known + said].copy_from_slice(&bytes[..said]);
+                self.known += said;
+                bytes = &bytes[said..];
+                if self.known < Self::HEAD {
+                    break;
+                }
+                let [high, middle, low, kind, flags, ..] = self.head;
+                self.rest = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+                if matches!(kind, Self::HEADERS | Self::CONTINUATION) {
+                    self.goes_on = flags & Self::END_HEADERS == 0;
+                }
+            }
+            let said = bytes.len().min(self.rest);
+            self.rest -= said;
+            bytes = &bytes[said..];
+            if self.rest == 0 {
+                self.known = 0;
+                self.finished += u64::from(!self.goes_on);
+            }
+        }
+        // Its settings are the first words of a client, which are awaited.
+        let midst = self.known > 0 || self.goes_on || self.finished == 0;
+        self.finished << 1 | u64::from(midst)
+    }
+}
