@@ -9,7 +9,10 @@ use serde_json::{Map, Value, json};
 use super::node::{MASK, masked};
 use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
-use crate::rules::{Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, Rule, Unmatched};
+use crate::rules::{
+    Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
+};
+use crate::server::bounds::Bounds;
 use crate::server::{EntrySource, HeaderFamilies, Source};
 
 /// The whole configuration as YAML.
@@ -22,11 +25,7 @@ pub(super) fn yaml(config: &Config) -> String {
         "mode": mode(book.shadow),
         "release_entry": book.release_entry,
         "headers": { "rls": families(&config.server.rls_headers), "authz": families(&config.server.authz_headers) },
-        "bounds": {
-            "descriptors": book.bounds.descriptors,
-            "entries": book.bounds.entries,
-            "checks": book.bounds.checks,
-        },
+        "bounds": bounds(&book.bounds, &config.server.bounds),
     });
     if !book.secret.is_development() {
         server["secret"] = MASK.into();
@@ -65,6 +64,26 @@ fn named(entries: impl Iterator<Item = (String, Value)>) -> Value {
 
 fn mode(shadow: bool) -> &'static str {
     if shadow { "shadow" } else { "enforce" }
+}
+
+fn bounds(of_request: &RequestBounds, bounds: &Bounds) -> Value {
+    json!({
+        "descriptors": of_request.descriptors,
+        "entries": of_request.entries,
+        "checks": of_request.checks,
+        "message_bytes": bounds.message_bytes,
+        "headers": bounds.headers,
+        "header_bytes": bounds.header_bytes,
+        "body_bytes": bounds.body_bytes,
+        "unfinished_bytes_per_connection": bounds.unfinished_bytes_per_connection,
+        "unfinished_bytes": bounds.unfinished_bytes,
+        "requests": bounds.requests,
+        "connections": bounds.connections,
+        "streams": bounds.streams,
+        "head_timeout": duration(bounds.head_timeout),
+        "request_timeout": duration(bounds.request_timeout),
+        "idle_timeout": bounds.idle_timeout.map_or("off".to_owned(), duration),
+    })
 }
 
 fn families(families: &HeaderFamilies) -> Value {

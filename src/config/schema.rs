@@ -10,8 +10,9 @@ use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, 
 use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
-    Amount, Checks, Count, Descriptors, Entries, Hidden, Lines, List, Memory, Named, Percent, Positive, PrefixLength,
-    Seconds, Span, Status, Switch, Units,
+    Amount, BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, List,
+    Memory, MessageBytes, Named, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status, Streams, Switch,
+    UnfinishedBytes, Units,
 };
 
 table! {
@@ -55,7 +56,7 @@ table! {
         release_entry: String,
         /// Which headers answers carry.
         headers: Headers,
-        /// What a request may bring at most; past it the answer is a refusal.
+        /// What clients may take at most.
         bounds: Bounds,
     }
 }
@@ -105,7 +106,7 @@ table! {
 }
 
 table! {
-    /// What a request may bring at most; past it the answer is a refusal, never an error.
+    /// What clients may take at most. A request past it is refused, never answered with an error; `docs/limits.md` has the whole table. Those below `checks` hold from start to stop: a reload does not change them.
     Bounds {
         /// Descriptors in a request: 100 by default, 1000 at most.
         descriptors: Descriptors,
@@ -113,6 +114,30 @@ table! {
         entries: Entries,
         /// Checks that all descriptors of a request make together: 256 by default, 4096 at most.
         checks: Checks,
+        /// A gRPC message, and with it every key and value: `1MiB` by default.
+        message_bytes: MessageBytes,
+        /// Headers of a request: 512 by default.
+        headers: HeaderCount,
+        /// The path and all headers of a request: `256KiB` by default, `8KiB` at least.
+        header_bytes: HeaderBytes,
+        /// A body that the HTTP door passes over to keep the connection: `64KiB` by default. The question before a larger one is answered, and the connection closed.
+        body_bytes: BodyBytes,
+        /// What is kept of a connection's requests that are not finished: `8MiB` by default, `message_bytes` at least.
+        unfinished_bytes_per_connection: UnfinishedBytes,
+        /// What is kept of all requests that are not finished: `128MiB` by default.
+        unfinished_bytes: UnfinishedBytes,
+        /// Requests under way at a time: 200000 by default, more than `unfinished_bytes` has room for.
+        requests: Count,
+        /// Connections of each door: 10000 by default. Further ones wait until one ends.
+        connections: Connections,
+        /// Streams of a connection of HTTP/2 at a time: 4096 by default. Clients are told and wait.
+        streams: Streams,
+        /// The time for the first words of a connection, and for each head from its first byte: `10s` by default. A connection in the middle of one is closed then.
+        head_timeout: Span,
+        /// The time for the rest of a request after its head: `10s` by default.
+        request_timeout: Span,
+        /// How long a connection stays open without a request under way: `1h` by default, or `off`.
+        idle_timeout: SpanOrOff,
     }
 }
 

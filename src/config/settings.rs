@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
-use super::values::{Item, Switch};
+use super::values::{Item, Switch, shown_size};
 use super::{Engine, Remote, Snapshot, Store, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
+use crate::server::bounds::Bounds;
 use crate::server::{Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
 use crate::store::MemorySettings;
 
@@ -39,6 +40,9 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
             families(&mut settings.rls_headers, &headers.rls);
             families(&mut settings.authz_headers, &headers.authz);
         }
+    }
+    if let Some(written) = file.server.get().and_then(|server| server.bounds.get()) {
+        settings.bounds = bounds(written, problems);
     }
     if let Some(fastapi) = file.fastapi.get() {
         problems.warn(&fastapi.place, "which has no effect here: trust in addresses is set by authz.trusted_hops");
@@ -97,6 +101,48 @@ fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilie
     set(&mut families.ietf, &written.ietf);
     set(&mut families.retry_after, &written.retry_after);
     set(&mut families.problem_json, &written.problem_json);
+}
+
+fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
+    let default = Bounds::default();
+    let bounds = Bounds {
+        message_bytes: written.message_bytes.copied().map_or(default.message_bytes, usize::from),
+        headers: written.headers.copied().map_or(default.headers, usize::from),
+        header_bytes: written.header_bytes.copied().map_or(default.header_bytes, usize::from),
+        body_bytes: written.body_bytes.copied().map_or(default.body_bytes, |bytes| bytes.0),
+        unfinished_bytes_per_connection: written
+            .unfinished_bytes_per_connection
+            .copied()
+            .map_or(default.unfinished_bytes_per_connection, usize::from),
+        unfinished_bytes: written.unfinished_bytes.copied().map_or(default.unfinished_bytes, usize::from),
+        requests: written.requests.copied().map_or(default.requests, |count| count.0),
+        connections: written.connections.copied().map_or(default.connections, u32::from),
+        streams: written.streams.copied().map_or(default.streams, u32::from),
+        head_timeout: written.head_timeout.copied().map_or(default.head_timeout, |span| span.0),
+        request_timeout: written.request_timeout.copied().map_or(default.request_timeout, |span| span.0),
+        idle_timeout: written.idle_timeout.copied().map_or(default.idle_timeout, |span| span.0),
+    };
+    // What one of these lets in, the next must have room for.
+    let [message, connection, all] = [
+        (bounds.message_bytes, "message_bytes", &written.message_bytes.place()),
+        (
+            bounds.unfinished_bytes_per_connection,
+            "unfinished_bytes_per_connection",
+            &written.unfinished_bytes_per_connection.place(),
+        ),
+        (bounds.unfinished_bytes, "unfinished_bytes", &written.unfinished_bytes.place()),
+    ];
+    for ((less, inner, inner_place), (more, outer, outer_place)) in [(message, connection), (connection, all)] {
+        if less <= more {
+            continue;
+        }
+        if let Some(place) = outer_place {
+            problems.refuse(place, format!("expected at least {inner}, which is {}", shown_size(less as u64)));
+        } else if let Some(place) = inner_place {
+            problems.refuse(place, format!("expected at most {outer}, which is {}", shown_size(more as u64)));
+        }
+    }
+    bounds
 }
 
 fn authz(written: &schema::Authz, problems: &mut Problems) -> Authz {

@@ -182,6 +182,12 @@ bounded! {
     Checks: 1..=RequestBounds::MOST.checks as u64;
     /// Lines of the log in a second.
     Lines: 0..=u64::from(u32::MAX);
+    /// Headers of a request. An Envoy with nothing configured sends about twenty.
+    HeaderCount: 32..=10_000_u64;
+    /// Connections of a door.
+    Connections: 1..=1_000_000_u64;
+    /// Streams of a connection.
+    Streams: 1..=1_000_000_u64;
     /// So many of a hundred.
     Percent: 0..=100_u64;
     /// Leading bits of an IPv6 address.
@@ -190,11 +196,18 @@ bounded! {
     Status: 300..=599_u64;
 }
 
-impl From<Units> for u32 {
-    fn from(units: Units) -> u32 {
-        u32::try_from(units.0).unwrap_or(u32::MAX)
-    }
+/// Declares which of them fit 32 bits.
+macro_rules! small {
+    ($($name:ident),*) => { $(
+        impl From<$name> for u32 {
+            fn from(count: $name) -> u32 {
+                u32::try_from(count.0).unwrap_or(u32::MAX)
+            }
+        }
+    )* };
 }
+
+small!(Units, Connections, Streams);
 
 /// Declares which of them count things in memory.
 macro_rules! counts {
@@ -207,7 +220,7 @@ macro_rules! counts {
     )* };
 }
 
-counts!(Count, Descriptors, Entries, Checks);
+counts!(Count, Descriptors, Entries, Checks, HeaderCount);
 
 fn number_schema(kind: &str, least: u64, most: Option<u64>) -> Schema {
     let mut number = serde_json::json!({ "type": kind, "minimum": least });
@@ -366,61 +379,132 @@ impl JsonSchema for Seconds {
     }
 }
 
-/// Bytes of memory that counters may take: `"256MiB"`, or a bare number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Memory(pub u64);
-
-/// A store of a few bytes can count nothing; whoever writes less than this forgot the unit.
-const LEAST_MEMORY: u64 = 1 << 20;
-
-impl Decode for Memory {
-    fn expected() -> String {
-        "a size such as \"256MiB\"".to_owned()
-    }
-
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        let enough = |bytes: u64, problems: &mut Problems| {
-            if bytes < LEAST_MEMORY {
-                problems.refuse(place, "expected at least 1MiB");
+/// A number of bytes between two bounds, both included: `"256MiB"`, or a bare number.
+fn size(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Problems) -> Option<u64> {
+    let bytes = match (&node.value, number(node)) {
+        (_, Some(_)) => whole(node, place, 1, u64::MAX >> 1, problems)?,
+        (Value::Text(Text { text, .. }), None) => {
+            let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let unit: Option<u64> = match text[digits..].trim_start() {
+                "B" => Some(1),
+                "kB" | "KB" => Some(1_000),
+                "MB" => Some(1_000_000),
+                "GB" => Some(1_000_000_000),
+                "KiB" => Some(1 << 10),
+                "MiB" => Some(1 << 20),
+                "GiB" => Some(1 << 30),
+                _ => None,
+            };
+            let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
+            if bytes.is_none() {
+                problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
             }
-            (bytes >= LEAST_MEMORY).then_some(Memory(bytes))
-        };
-        if number(node).is_some() {
-            return enough(whole(node, place, 1, u64::MAX >> 1, problems)?, problems);
+            bytes?
         }
-        let Value::Text(Text { text, .. }) = &node.value else {
+        (_, None) => {
             problems.refuse(place, "expected a size such as \"256MiB\"");
             return None;
-        };
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let unit: Option<u64> = match text[digits..].trim_start() {
-            "B" => Some(1),
-            "kB" | "KB" => Some(1_000),
-            "MB" => Some(1_000_000),
-            "GB" => Some(1_000_000_000),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1 << 30),
-            _ => None,
-        };
-        let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
-        if bytes.is_none() {
-            problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
         }
-        enough(bytes?, problems)
+    };
+    match bytes {
+        0 => problems.refuse(place, "expected more than zero"),
+        _ if bytes < least => problems.refuse(place, format!("expected at least {}", shown_size(least))),
+        _ if bytes > most => problems.refuse(place, format!("expected at most {}", shown_size(most))),
+        _ => return Some(bytes),
+    }
+    None
+}
+
+/// A size in the largest unit that holds it whole.
+pub(super) fn shown_size(bytes: u64) -> String {
+    let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", bytes / unit),
+        None => format!("{bytes}B"),
     }
 }
 
-impl JsonSchema for Memory {
+/// Declares sizes with bounds of their own.
+macro_rules! sizes {
+    ($($(#[doc = $doc:literal])* $name:ident: $least:expr, $most:expr;)*) => { $(
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub struct $name(pub u64);
+
+        impl Decode for $name {
+            fn expected() -> String {
+                "a size such as \"256MiB\"".to_owned()
+            }
+
+            fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+                size(node, place, $least, $most, problems).map(Self)
+            }
+        }
+
+        impl From<$name> for usize {
+            fn from(size: $name) -> usize {
+                usize::try_from(size.0).unwrap_or(usize::MAX)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                let text =
+                    serde_json::json!({ "type": "string", "pattern": "\\$|^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" });
+                json_schema!({
+                    "description": "A number of bytes, or a size with its unit: 256MiB.",
+                    "anyOf": [{ "type": "integer", "minimum": $least }, text],
+                })
+            }
+        }
+    )* };
+}
+
+sizes! {
+    /// Bytes of memory that counters may take. A store of a few bytes can count nothing; whoever writes less than this
+    /// forgot the unit.
+    Memory: 1 << 20, u64::MAX >> 1;
+    /// Bytes of a message.
+    MessageBytes: 1 << 10, 1 << 30;
+    /// Bytes of a head. hyper reads heads into no less.
+    HeaderBytes: 8 << 10, 16 << 20;
+    /// Bytes of a body.
+    BodyBytes: 1, 1 << 30;
+    /// Bytes kept of what is not finished.
+    UnfinishedBytes: 64 << 10, 1 << 40;
+}
+
+/// A length of time that can also be without end: `"off"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpanOrOff(pub Option<Duration>);
+
+impl Decode for SpanOrOff {
+    fn expected() -> String {
+        "a duration such as \"1h\", or \"off\"".to_owned()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(Text { text, .. }) if text.trim() == "off" => Some(SpanOrOff(None)),
+            _ => Span::decode(node, place, problems).map(|span| SpanOrOff(Some(span.0))),
+        }
+    }
+}
+
+impl JsonSchema for SpanOrOff {
     fn schema_name() -> Cow<'static, str> {
-        "Memory".into()
+        "DurationOrOff".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let text = serde_json::json!({ "type": "string", "pattern": "\\$|^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" });
         json_schema!({
-            "description": "A number of bytes, or a size with its unit: 256MiB.",
-            "anyOf": [{ "type": "integer", "minimum": LEAST_MEMORY }, text],
+            "description": "A length of time with its unit, such as 1h, or off.",
+            "type": "string",
+            "pattern": format!("{SPAN_PATTERN}|^off$"),
         })
     }
 }
