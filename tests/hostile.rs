@@ -5,14 +5,12 @@ mod doors;
 use std::net::SocketAddr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use doors::*;
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
-use h2::SendStream;
-use h2::client::{self, ResponseFuture, SendRequest};
+use h2::client::SendRequest;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -27,7 +25,6 @@ static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 const ROUNDS: u64 = 10_000;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn start() -> Service {
     static COUNT: Once = Once::new();
@@ -127,30 +124,6 @@ async fn post(client: &SendRequest<Bytes>, path: &str, encoding: Option<&str>, b
     let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
     stream.send_data(body, true).expect("it is sent");
     answer(response).await
-}
-
-async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
-    let response = timeout(PATIENCE, response).await.expect("in time").expect("an answer");
-    assert_eq!(response.status(), 200);
-    let head = response.headers().get("grpc-status").map(|status| status.to_str().expect("a number").to_owned());
-    let mut body = response.into_body();
-    let mut read = BytesMut::new();
-    while let Some(chunk) = body.data().await {
-        let chunk = chunk.expect("a whole body");
-        body.flow_control().release_capacity(chunk.len()).expect("it was received");
-        read.put(chunk);
-    }
-    let trailers = body.trailers().await.expect("whole trailers");
-    let status =
-        trailers.and_then(|trailers| Some(trailers.get("grpc-status")?.to_str().expect("a number").to_owned()));
-    (read.freeze(), head.or(status))
-}
-
-async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
-    let stream = TcpStream::connect(address).await.expect("the door is open");
-    let (client, connection) = client::handshake(stream).await.expect("HTTP/2");
-    tokio::spawn(async move { drop(connection.await) });
-    client
 }
 
 /// No header may break a line, whatever was in the question.
@@ -285,15 +258,6 @@ async fn oversized_heads_are_refused_and_long_values_are_not() {
     alive(&service).await;
 }
 
-/// Begins a call and does not end it. What was read of it stays in memory.
-async fn begin(client: &SendRequest<Bytes>, part: Bytes) -> (ResponseFuture, SendStream<Bytes>) {
-    let request = http::Request::post(format!("http://tollgate{CHECK}")).header("content-type", "application/grpc");
-    let mut client = client.clone().ready().await.expect("the connection stands");
-    let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
-    stream.send_data(part, false).expect("it is sent");
-    (response, stream)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory() {
     const CALLS: usize = 200;
@@ -303,7 +267,7 @@ async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory()
     let part = Bytes::from([&[0, 0, 16, 0, 0][..], &vec![0; 900 << 10]].concat());
     let mut under_way = JoinSet::new();
     for _ in 0..CALLS {
-        let (response, stream) = begin(&client, part.clone()).await;
+        let (response, stream) = begin(&client, CHECK, &[], part.clone()).await;
         under_way.spawn(async move {
             let (body, status) = answer(response).await;
             judge(CHECK, &body, status.as_deref());

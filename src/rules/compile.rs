@@ -171,6 +171,11 @@ impl Rules {
         &self.stores
     }
 
+    /// What a request may bring at most.
+    pub fn bounds(&self) -> RequestBounds {
+        self.bounds
+    }
+
     /// The deployment's secret.
     pub fn secret(&self) -> &Secret {
         &self.secret

@@ -9,8 +9,10 @@
 //!
 //! Requests are bounded by [`RequestBounds`](crate::rules::RequestBounds) as well, which the rules keep.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+
+use crate::telemetry::DoorFact;
 
 /// What clients may take from the doors at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +47,29 @@ pub struct Bounds {
     /// How long a connection may have no request under way. Envoy keeps connections, and a request on its way while
     /// one is closed has to be repeated, so this is long. None lets them stay.
     pub idle_timeout: Option<Duration>,
+}
+
+/// Past the bound a head of HTTP/2 is refused by us and counted. What is so many times larger does not get here: the
+/// protocol's own machinery answers 431, which is an error to Envoy, and then closes the connection. So there is much
+/// room between the two.
+const UNREADABLE: usize = 4;
+
+impl Bounds {
+    /// The bytes of a head, or the bound that it is past.
+    pub(super) fn head(&self, uri: &http::Uri, headers: &http::HeaderMap) -> Result<usize, Bound> {
+        let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+        let bytes = uri.path_and_query().map_or(0, |path| path.as_str().len()) + fields.sum::<usize>();
+        match bytes {
+            _ if headers.len() > self.headers => Err(Bound::Headers),
+            _ if bytes > self.header_bytes => Err(Bound::HeaderBytes),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// The size of a head that HTTP/2 does not even read.
+    pub(super) fn unreadable_head(&self) -> u32 {
+        u32::try_from(self.header_bytes.saturating_mul(UNREADABLE)).unwrap_or(u32::MAX)
+    }
 }
 
 impl Default for Bounds {
@@ -147,12 +172,41 @@ pub struct Tally {
     pub panics: AtomicU64,
     /// Requests under way.
     pub under_way: AtomicU64,
+    /// Bytes kept of requests that have begun and not ended.
+    pub unfinished_bytes: AtomicUsize,
     /// Open connections of the gRPC door.
     pub grpc_connections: AtomicU64,
     /// Open connections of the HTTP door.
     pub http_connections: AtomicU64,
     /// Open connections of the admin port.
     pub admin_connections: AtomicU64,
+}
+
+impl Tally {
+    /// The same for the metrics.
+    pub(super) fn facts(&self) -> Vec<DoorFact> {
+        let now = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
+        vec![
+            DoorFact {
+                name: "tollgate_bounds_exceeded_total",
+                text: "How often clients met a bound of server.bounds.",
+                label: "bound",
+                counts: self.exceeded.counts().map(|(bound, count)| (bound.name(), count)).collect(),
+                gauge: false,
+            },
+            DoorFact {
+                name: "tollgate_connections",
+                text: "Open connections.",
+                label: "door",
+                counts: vec![
+                    ("grpc", now(&self.grpc_connections)),
+                    ("http", now(&self.http_connections)),
+                    ("admin", now(&self.admin_connections)),
+                ],
+                gauge: true,
+            },
+        ]
+    }
 }
 
 #[cfg(test)]

@@ -13,13 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
-use super::bounds::Tally;
+use super::bounds::{Bound, Tally};
 use super::health::Health;
 use super::settings::Settings;
-use crate::decision::Decision;
+use crate::decision::{Decision, Reason};
 use crate::descriptor::Request;
 use crate::engine::{Engine, Version};
 use crate::limiter::LeaseFate;
+use crate::rules::RequestBounds;
 use crate::telemetry::{Door, Handles, Reload, Telemetry};
 
 /// What doors decide by.
@@ -94,6 +95,9 @@ impl Desk {
         let decision = self.engine.decide_by(&in_use.version, request, now).await;
         let took = Duration::from_micros(self.engine.clock().now() - now);
         self.telemetry.decided(&in_use.handles, door, &decision, now, took);
+        if let Some((Reason::TooLarge, ..)) = decision.refused_by() {
+            self.tally.exceeded.count(past(in_use.version.rules.bounds(), request));
+        }
         decision
     }
 
@@ -126,6 +130,17 @@ impl Desk {
 /// Now, for people and their clocks. Nothing is decided by it.
 fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// The bound that a request is past which was refused as too large.
+fn past(bounds: RequestBounds, request: &Request<'_>) -> Bound {
+    if request.descriptors.len() > bounds.descriptors {
+        Bound::Descriptors
+    } else if request.descriptors.iter().any(|descriptor| descriptor.entries.len() > bounds.entries) {
+        Bound::Entries
+    } else {
+        Bound::Checks
+    }
 }
 
 impl fmt::Debug for Desk {

@@ -7,12 +7,17 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use h2::SendStream;
+use h2::client::{self, ResponseFuture, SendRequest};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
@@ -20,11 +25,17 @@ use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalT
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use tollgate::server::{AdminSettings, Bound, Listen, Settings};
+use tollgate::server::{AdminSettings, Bound, Desk, Listen, Settings, bounds};
 use tollgate::store::{MemorySettings, Stores};
 use tonic::transport::Channel;
 
 pub const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+pub const OK: i32 = 1;
+pub const OVER_LIMIT: i32 = 2;
+
+/// How long an answer is waited for: as long as a machine with much else to do may need.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// A service under test. It stops when this is dropped.
@@ -33,6 +44,7 @@ pub struct Service {
     pub http: SocketAddr,
     pub admin: SocketAddr,
     pub clock: ManualClock,
+    pub desk: Arc<Desk>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<()>>,
 }
@@ -51,14 +63,19 @@ impl Service {
 
     pub async fn start_with(settings: Settings, book: RuleBook) -> Self {
         let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
-        let app = open(&settings, book, clock.clone()).await.expect("the doors open");
+        Self::serve(open(&settings, book, clock.clone()).await.expect("the doors open"), clock)
+    }
+
+    /// Serves open doors.
+    pub fn serve(app: App, clock: ManualClock) -> Self {
+        let desk = app.desk().clone();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let (grpc, http) = (app.grpc_address().tcp(), app.http_address().tcp());
         let admin = app.admin_address().and_then(Bound::tcp);
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async move { drop(stopped.await) }));
         let (grpc, http, admin) = (grpc.unwrap_or(nowhere), http.unwrap_or(nowhere), admin.unwrap_or(nowhere));
-        Self { grpc, http, admin, clock, stop: Some(stop), served: Some(served) }
+        Self { grpc, http, admin, clock, desk, stop: Some(stop), served: Some(served) }
     }
 
     /// Tells it to stop and waits until it has.
@@ -70,6 +87,12 @@ impl Service {
     /// Tells it to stop.
     pub fn begin_to_stop(&mut self) {
         drop(self.stop.take());
+    }
+
+    /// How often a bound was met.
+    pub fn met(&self, bound: bounds::Bound) -> u64 {
+        let counts = self.desk.tally().exceeded.counts();
+        counts.filter(|(met, _)| *met == bound).map(|(_, count)| count).sum()
     }
 
     pub async fn rls(&self) -> Rls {
@@ -117,6 +140,83 @@ impl Answer {
         let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
         lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
+}
+
+/// A connection of HTTP/2 without anything around it.
+pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.expect("the door is open");
+    let (client, connection) = client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(async move { drop(connection.await) });
+    client
+}
+
+/// Begins a call with the first part of its body and does not end it.
+pub async fn begin(
+    client: &SendRequest<Bytes>,
+    path: &str,
+    headers: &[(&str, &str)],
+    part: Bytes,
+) -> (ResponseFuture, SendStream<Bytes>) {
+    let mut request = http::Request::post(format!("http://tollgate{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut client = client.clone().ready().await.expect("the connection stands");
+    let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
+    stream.send_data(part, false).expect("it is sent");
+    (response, stream)
+}
+
+/// The answer to a call: its body with the framing, and its status of gRPC.
+pub async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
+    let response = timeout(PATIENCE, response).await.expect("in time").expect("an answer");
+    assert_eq!(response.status(), 200);
+    let head = response.headers().get("grpc-status").map(|status| status.to_str().expect("a number").to_owned());
+    let mut body = response.into_body();
+    let mut read = BytesMut::new();
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk.expect("a whole body");
+        body.flow_control().release_capacity(chunk.len()).expect("it was received");
+        read.put(chunk);
+    }
+    let trailers = body.trailers().await.expect("whole trailers");
+    let status =
+        trailers.and_then(|trailers| Some(trailers.get("grpc-status")?.to_str().expect("a number").to_owned()));
+    (read.freeze(), head.or(status))
+}
+
+/// The frame of a question that no rule is about.
+pub fn asked() -> Bytes {
+    let message = question("edge", [descriptor(&[("path", "/")])]);
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(message.encoded_len() as u32);
+    message.encode(&mut frame).expect("it fits");
+    frame.freeze()
+}
+
+/// Whether the answer to a question is a refusal, in words that Envoy reads.
+pub async fn says_no(path: &str, response: ResponseFuture) -> bool {
+    let (body, status) = answer(response).await;
+    assert_eq!(status.as_deref(), Some("0"), "{path} never answers with an error");
+    if path == SHOULD_RATE_LIMIT {
+        return RateLimitResponse::decode(&body[5..]).expect("an answer of RLS").overall_code == OVER_LIMIT;
+    }
+    match CheckResponse::decode(&body[5..]).expect("an answer of ext_authz").http_response {
+        Some(HttpResponse::DeniedResponse(denied)) => {
+            assert_eq!(denied.status.map(|status| status.code), Some(429));
+            true
+        }
+        Some(HttpResponse::OkResponse(_)) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Reads until the connection is closed.
+pub async fn closed(stream: &mut TcpStream) -> Vec<u8> {
+    let mut read = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("it is closed in time");
+    read
 }
 
 /// A client of the gRPC door.

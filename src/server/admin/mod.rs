@@ -143,7 +143,7 @@ impl Admin {
             stores: names.zip(in_use.version.stores.usage()).collect(),
             ready: self.0.health().ready(),
             config: self.0.reloads(),
-            doors: Vec::new(),
+            doors: self.0.tally().facts(),
         }
     }
 

@@ -306,3 +306,131 @@ impl Frames {
         self.finished << 1 | u64::from(midst)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn bounds() -> Bounds {
+        Bounds { head_timeout: 10 * SECOND, idle_timeout: Some(60 * SECOND), streams: 2, ..Bounds::default() }
+    }
+
+    struct Client {
+        pulse: Arc<Pulse>,
+        ear: Ear,
+        watched: Watched,
+        start: Instant,
+        tally: Arc<Tally>,
+    }
+
+    impl Client {
+        fn new() -> Self {
+            let tally = Arc::default();
+            let pulse = Pulse::new(&bounds(), &tally);
+            let watched = Watched::new(pulse.clone());
+            Self { pulse, ear: Ear::default(), watched, start: Instant::now(), tally }
+        }
+
+        fn says(&mut self, words: &[u8]) {
+            self.pulse.heard(&mut self.ear, words);
+        }
+
+        /// What it is told after a look so many seconds from its beginning.
+        fn at(&mut self, second: u64) -> Told {
+            // The first look came a moment after the connection.
+            let now = self.start + Duration::from_secs(second) + Duration::from_millis(1);
+            self.watched.look(now, &bounds(), &self.tally);
+            self.pulse.told(&Context::from_waker(std::task::Waker::noop()))
+        }
+
+        fn counted(&self) -> Vec<(Bound, u64)> {
+            self.tally.exceeded.counts().filter(|(_, count)| *count > 0).collect()
+        }
+    }
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1];
+        frame.extend(payload);
+        frame
+    }
+
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+
+    #[test]
+    fn a_client_that_says_nothing_or_half_a_preface_is_closed() {
+        for words in [&b""[..], b"PRI * HTTP", PREFACE, &[PREFACE, &[0, 0, 0]].concat()] {
+            let mut client = Client::new();
+            client.says(words);
+            assert_eq!([0, 5, 9].map(|second| client.at(second)), [Told::Stay; 3]);
+            assert_eq!(client.at(25), Told::Close, "{words:?}");
+            assert_eq!(client.counted(), [(Bound::HeadTimeout, 1)]);
+        }
+    }
+
+    #[test]
+    fn a_head_of_http_2_that_drips_is_closed_and_frames_between_heads_are_not_heads() {
+        let mut client = Client::new();
+        let mut begin = PREFACE.to_vec();
+        begin.extend(frame(SETTINGS, 0, &[0; 6]));
+        // As the network may cut it.
+        for byte in &begin {
+            client.says(std::slice::from_ref(byte));
+        }
+        for second in 0..50 {
+            client.says(&frame(PING, 0, &[0; 8]));
+            assert_eq!(client.at(second), Told::Stay);
+        }
+        client.says(&frame(Frames::HEADERS, 0, b"half"));
+        for second in 50..60 {
+            client.says(&frame(Frames::CONTINUATION, 0, b"more"));
+            assert_eq!(client.at(second), Told::Stay, "{second}");
+        }
+        assert_eq!(client.at(60), Told::Close);
+        assert_eq!(client.counted(), [(Bound::HeadTimeout, 1)]);
+    }
+
+    #[test]
+    fn a_head_of_http_1_that_drips_is_closed_and_its_body_is_not_a_head() {
+        let mut client = Client::new();
+        client.says(b"GET /authz HTTP/1.1\r\n\r\n");
+        let request = client.pulse.begin().expect("there is room");
+        for second in 0..30 {
+            client.says(b"of a body");
+            assert_eq!(client.at(second), Told::Stay);
+        }
+        drop(request);
+        assert_eq!(client.at(50), Told::Stay);
+        client.says(b"G");
+        assert_eq!([51, 60].map(|second| client.at(second)), [Told::Stay; 2]);
+        client.says(b"E");
+        assert_eq!(client.at(61), Told::Close);
+    }
+
+    #[test]
+    fn a_connection_without_a_request_leaves_and_one_that_does_not_answer_is_closed() {
+        let mut client = Client::new();
+        client.says(b"GET /authz HTTP/1.1\r\n\r\n");
+        let request = client.pulse.begin();
+        // Under way for longer than that.
+        assert_eq!([0, 50, 100].map(|second| client.at(second)), [Told::Stay; 3]);
+        drop(request);
+        assert_eq!([101, 159].map(|second| client.at(second)), [Told::Stay; 2]);
+        assert_eq!([160, 165].map(|second| client.at(second)), [Told::Leave; 2]);
+        assert_eq!(client.at(170), Told::Close);
+        assert_eq!(client.counted(), [(Bound::IdleTimeout, 1)]);
+    }
+
+    #[test]
+    fn requests_under_way_are_known_until_they_end() {
+        let client = Client::new();
+        let under_way = || client.tally.under_way.load(Ordering::Relaxed);
+        let first = client.pulse.begin();
+        let second = client.pulse.begin();
+        assert_eq!((under_way(), client.counted()), (2, vec![(Bound::Streams, 1)]));
+        drop((first, second));
+        assert_eq!(under_way(), 0);
+    }
+}

@@ -22,18 +22,17 @@ use crate::server::bounds::{Bound, Bounds, Tally};
 /// What a request takes beside its bytes, about.
 const OF_REQUEST: usize = 1 << 10;
 
-/// The bytes kept for all connections.
+/// The bytes kept for all connections, which are counted in the tally.
 #[derive(Debug)]
 pub(super) struct Total {
-    kept: AtomicUsize,
     bounds: Bounds,
     tally: Arc<Tally>,
 }
 
 impl Total {
-    /// Nothing is kept yet.
+    /// Within these bounds.
     pub(super) fn new(bounds: &Bounds, tally: &Arc<Tally>) -> Arc<Self> {
-        Arc::new(Self { kept: AtomicUsize::new(0), bounds: bounds.clone(), tally: tally.clone() })
+        Arc::new(Self { bounds: bounds.clone(), tally: tally.clone() })
     }
 
     /// The budget of a new connection.
@@ -52,11 +51,11 @@ pub(super) struct Budget {
 impl Budget {
     /// Takes so many bytes more, which have to be given back, or tells which bound they would go past.
     fn take(&self, bytes: usize) -> Result<(), Bound> {
-        let Total { kept, bounds, .. } = &*self.total;
+        let Total { bounds, tally } = &*self.total;
         if !take(&self.kept, bytes, bounds.unfinished_bytes_per_connection) {
             return Err(Bound::UnfinishedBytesPerConnection);
         }
-        if !take(kept, bytes, bounds.unfinished_bytes) {
+        if !take(&tally.unfinished_bytes, bytes, bounds.unfinished_bytes) {
             self.kept.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Bound::UnfinishedBytes);
         }
@@ -65,7 +64,7 @@ impl Budget {
 
     fn give_back(&self, bytes: usize) {
         self.kept.fetch_sub(bytes, Ordering::Relaxed);
-        self.total.kept.fetch_sub(bytes, Ordering::Relaxed);
+        self.total.tally.unfinished_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -87,24 +86,15 @@ pub(super) struct Metered {
     budget: Arc<Budget>,
     /// When it has to be whole, once it had to be waited for.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Nothing comes after that; tonic asks once more all the same.
+    refused: bool,
 }
 
 impl Metered {
     /// Puts the body of a request within a budget, or tells which bound its head is past.
-    pub(super) fn request(
-        request: http::Request<Incoming>,
-        budget: Arc<Budget>,
-    ) -> Result<http::Request<Self>, Bound> {
-        let Total { bounds, .. } = &*budget.total;
-        let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
-        let head = request.uri().path().len() + fields.sum::<usize>();
-        if head > bounds.header_bytes {
-            return Err(Bound::HeaderBytes);
-        }
-        if request.headers().len() > bounds.headers {
-            return Err(Bound::Headers);
-        }
-        Ok(request.map(|body| Self { body, head: OF_REQUEST + head, kept: 0, budget, deadline: None }))
+    pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> Result<http::Request<Self>, Bound> {
+        let head = OF_REQUEST + budget.total.bounds.head(request.uri(), request.headers())?;
+        Ok(request.map(|body| Self { body, head, kept: 0, budget, deadline: None, refused: false }))
     }
 
     /// The body is not whole: whether there is time left to wait for it.
@@ -114,7 +104,8 @@ impl Metered {
         deadline.as_mut().poll(cx).is_pending()
     }
 
-    fn refuse(&self, bound: Bound) -> Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>> {
+    fn refuse(&mut self, bound: Bound) -> Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>> {
+        self.refused = true;
         self.budget.total.tally.exceeded.count(bound);
         Poll::Ready(Some(Err(Box::new(Past(bound)))))
     }
@@ -141,6 +132,9 @@ impl Body for Metered {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>> {
+        if self.refused {
+            return Poll::Ready(None);
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx).map_err(Box::from);
         let more = match &polled {
             Poll::Pending => 0,

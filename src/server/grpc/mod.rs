@@ -46,10 +46,6 @@ use crate::telemetry::{Door, Reply};
 /// The messages of RLS as they are on our side of the wire.
 pub use self::generated::envoy as messages;
 
-/// A head past the bound is refused by us. What is so many times larger never gets here: it is answered 431 by the
-/// protocol's own machinery, an error to Envoy, so there is much room between the two.
-const UNREADABLE_HEAD: usize = 4;
-
 /// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
 /// of 20 would close the connection, and with it all calls that are in time.
 const PENDING_RESETS: usize = 4096;
@@ -115,12 +111,11 @@ impl Grpc {
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Services { bounds, desk, .. } = &*self.0;
         let tally = desk.tally();
-        let largest_head = u32::try_from(bounds.header_bytes.saturating_mul(UNREADABLE_HEAD)).unwrap_or(u32::MAX);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_header_list_size(largest_head)
+            .max_header_list_size(bounds.unreadable_head())
             .auto_date_header(false);
         let total = Total::new(bounds, tally);
         let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.grpc_connections };

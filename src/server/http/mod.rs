@@ -71,7 +71,7 @@ impl Http {
             .max_headers(bounds.headers)
             .http2()
             .max_concurrent_streams(bounds.streams)
-            .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX));
+            .max_header_list_size(bounds.unreadable_head());
         let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.http_connections };
         connection::accept(listener, stop, terms, |stream, peer, pulse| {
             let service = self.0.clone();
@@ -123,9 +123,10 @@ impl Service {
         let (head, body) = request.into_parts();
         // HTTP/2 ends a stream and keeps the connection.
         if head.version == Version::HTTP_2 {
-            if head.headers.len() > self.bounds.headers {
-                self.desk.tally().exceeded.count(Bound::Headers);
-                return respond(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), "too many headers\n");
+            if let Err(bound) = self.bounds.head(&head.uri, &head.headers) {
+                self.desk.tally().exceeded.count(bound);
+                self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+                return respond(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), "too large a head\n");
             }
             return answer_head(&self.authz, &head, peer).await;
         }
@@ -142,6 +143,7 @@ impl Service {
     fn count_unread(&self, error: &(dyn Error + 'static), pulse: &Pulse) {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             // It does not say whether that was for its size or for the number of headers.
+            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             let large = pulse.plain_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
             self.desk.tally().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
