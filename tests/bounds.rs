@@ -98,6 +98,23 @@ async fn semantics_28_a_message_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn every_bound_is_a_label_of_the_metric_before_anybody_meets_it() {
+    let service = start(Bounds { message_bytes: 1 << 10, ..Bounds::default() }).await;
+    assert_eq!(service.rls().await.one(&[("path", &"x".repeat(5000))]).await.overall_code, OVER_LIMIT);
+    let metrics = exchange(service.admin, b"GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.body;
+    for bound in Bound::ALL {
+        let count = u8::from(bound == Bound::MessageBytes);
+        let line = format!("tollgate_bounds_exceeded_total{{bound=\"{}\"}} {count}\n", bound.name());
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    for line in
+        ["tollgate_panics_total 0\n", "tollgate_connections{door=\"admin\"} 1\n", "tollgate_unfinished_bytes 0\n"]
+    {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test]
 async fn semantics_28_a_value_of_900_kib_is_limited_as_any_other_and_a_key_as_long_matches_nothing() {
     let service = start(Bounds::default()).await;
     let rls = service.rls().await;

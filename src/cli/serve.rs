@@ -90,6 +90,7 @@ fn log(json: bool) {
         true => log.json().flatten_event(true).init(),
         false => log.with_ansi(std::io::stderr().is_terminal()).init(),
     }
+    tollgate::server::log_panics();
 }
 
 /// The files of memory stores that survive a restart.

@@ -185,29 +185,31 @@ pub struct Tally {
 impl Tally {
     /// The same for the metrics.
     pub(super) fn facts(&self) -> Vec<DoorFact> {
-        let now = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let fact = |name, text, label, counts, gauge| DoorFact { name, text, label, counts, gauge };
+        let exceeded = self.exceeded.counts().map(|(bound, count)| (bound.name(), count)).collect();
+        let open = [
+            ("grpc", now(&self.grpc_connections)),
+            ("http", now(&self.http_connections)),
+            ("admin", now(&self.admin_connections)),
+        ];
+        let one = |count| vec![("", count)];
+        let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
         vec![
-            DoorFact {
-                name: "tollgate_bounds_exceeded_total",
-                text: "How often clients met a bound of server.bounds.",
-                label: "bound",
-                counts: self.exceeded.counts().map(|(bound, count)| (bound.name(), count)).collect(),
-                gauge: false,
-            },
-            DoorFact {
-                name: "tollgate_connections",
-                text: "Open connections.",
-                label: "door",
-                counts: vec![
-                    ("grpc", now(&self.grpc_connections)),
-                    ("http", now(&self.http_connections)),
-                    ("admin", now(&self.admin_connections)),
-                ],
-                gauge: true,
-            },
+            fact(EXCEEDED, "How often clients met a bound of server.bounds.", Some("bound"), exceeded, false),
+            fact(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
+            fact(CONNECTIONS, "Open connections.", Some("door"), open.into(), true),
+            fact(UNDER_WAY, "Requests under way.", None, one(now(&self.under_way)), true),
+            fact(UNFINISHED, "Bytes kept of requests that have not ended.", None, one(unfinished), true),
         ]
     }
 }
+
+const EXCEEDED: &str = "tollgate_bounds_exceeded_total";
+const PANICS: &str = "tollgate_panics_total";
+const CONNECTIONS: &str = "tollgate_connections";
+const UNDER_WAY: &str = "tollgate_requests_under_way";
+const UNFINISHED: &str = "tollgate_unfinished_bytes";
 
 #[cfg(test)]
 mod tests {

@@ -102,8 +102,7 @@ pub struct Facts {
     pub ready: bool,
     /// The configuration.
     pub config: Reload,
-    /// Counts that belong to doors and have one label: the metric, what it counts, the label's name and, by its value,
-    /// the count.
+    /// Counts that belong to doors.
     pub doors: Vec<DoorFact>,
 }
 
@@ -114,8 +113,8 @@ pub struct DoorFact {
     pub name: &'static str,
     /// What it counts.
     pub text: &'static str,
-    /// The label's name.
-    pub label: &'static str,
+    /// The label's name; none where there is one count.
+    pub label: Option<&'static str>,
     /// The count by the label's value.
     pub counts: Vec<(&'static str, u64)>,
     /// Whether it can go down.
@@ -296,10 +295,10 @@ impl Metrics {
         }
         for fact in &facts.doors {
             for (value, count) in &fact.counts {
-                let labels = [(fact.label, *value)];
+                let label = fact.label.map(|label| (label, *value));
                 match fact.gauge {
-                    true => registry.gauge(fact.name, &labels).set(*count as f64),
-                    false => registry.counter(fact.name, &labels).absolute(*count),
+                    true => registry.gauge(fact.name, label.as_slice()).set(*count as f64),
+                    false => registry.counter(fact.name, label.as_slice()).absolute(*count),
                 }
             }
             let text = fact.text.into();
