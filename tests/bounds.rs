@@ -33,8 +33,8 @@ async fn start(bounds: Bounds) -> Service {
     Service::start_with(settings, two()).await
 }
 
-/// The head of a frame whose message is never sent.
-const UNFINISHED: &[u8] = &[0, 0, 0, 16, 0];
+/// The head of a frame of a mebibyte, of which never that much is sent.
+const UNFINISHED: &[u8] = &[0, 0, 16, 0, 0];
 
 /// Calls both questions with these headers and a body, and says whether they are refused, in words that Envoy reads.
 async fn refused(client: &SendRequest<Bytes>, headers: &[(&str, &str)], body: &Bytes) -> bool {

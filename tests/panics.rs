@@ -47,6 +47,8 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // Also where a failure of this test can be read.
+        eprint!("{}", String::from_utf8_lossy(bytes));
         self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
         Ok(bytes.len())
     }

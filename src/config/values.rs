@@ -490,6 +490,10 @@ impl Decode for SpanOrOff {
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(Text { text, .. }) if text.trim() == "off" => Some(SpanOrOff(None)),
+            Value::Text(Text { text, .. }) if span(text.trim()).is_err() => {
+                problems.refuse(place, format!("expected {}", Self::expected()));
+                None
+            }
             _ => Span::decode(node, place, problems).map(|span| SpanOrOff(Some(span.0))),
         }
     }
