@@ -27,12 +27,12 @@ pub(super) async fn apart<F: Future>(tally: &Tally, request: F) -> Option<F::Out
 pub fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        let message = panic.payload().downcast_ref::<&str>().copied();
-        let message = message.unwrap_or("(not shown: it may hold values of a request)");
+        let said = panic.payload().downcast_ref::<&str>().copied();
+        let said = said.unwrap_or("(not shown: it may hold values of a request)");
         let backtrace = Backtrace::capture();
         match backtrace.status() {
-            BacktraceStatus::Captured => tracing::error!(place, message, %backtrace, "panicked"),
-            _ => tracing::error!(place, message, "panicked; RUST_BACKTRACE=1 shows the way there"),
+            BacktraceStatus::Captured => tracing::error!(place, said, %backtrace, "panicked"),
+            _ => tracing::error!(place, said, "panicked; RUST_BACKTRACE=1 shows the way there"),
         }
     }));
 }

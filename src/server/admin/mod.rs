@@ -87,7 +87,8 @@ impl Admin {
                 async move {
                     let answer = panics::apart(admin.0.tally(), admin.answer(request)).await;
                     drop(under_way);
-                    let broke = || complain(StatusCode::INTERNAL_SERVER_ERROR, "this met an error of ours");
+                    let complaint = || Complaint { error: "this met an error of ours".to_owned() };
+                    let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
                     Ok::<_, Infallible>(answer.unwrap_or_else(broke))
                 }
             });
