@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::Write;
 
-use tollgate::descriptor::{Descriptor, Request};
+use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 
 use crate::baseline::Bare;
@@ -139,8 +139,7 @@ fn measure(engine: &Engine, bare: &Bare, traffic: Traffic) -> Cost {
 fn ask(engine: &Engine, logins: &[Login]) {
     for login in logins {
         let entries = [("path", "/login"), ("account", login.account()), ("client", login.client())];
-        let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
-        let decision = decide(engine, &request);
+        let decision = decide(engine, &Request::of("edge", entries));
         assert!(black_box(&decision).allowed());
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::hint::black_box;
 
-use tollgate::descriptor::{Descriptor, Request};
+use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 use tollgate::rules::{Matcher, Rule};
 use tollgate::store::MemorySettings;
@@ -102,8 +102,7 @@ fn ask(engine: &Engine, questions: &[Question]) {
     for Question { path, address, tenant, account } in questions {
         let entries = [("path", path), ("remote_address", address), ("tenant", tenant), ("account", account)];
         let entries = entries.map(|(key, value)| (key, value.as_str()));
-        let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
-        let decision = decide(engine, &request);
+        let decision = decide(engine, &Request::of("edge", entries));
         assert_eq!(black_box(&decision).planned().links.len(), 2);
     }
 }
