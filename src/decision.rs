@@ -14,8 +14,8 @@ use crate::rules::{End, LeaseToken, Link, MOST_SLOTS_A_LEASE, Planned, RefusalTe
 #[derive(Debug)]
 pub struct Decision {
     rules: Arc<Rules>,
+    /// With what it came to.
     planned: Box<Planned>,
-    applied: Applied,
     /// The link of the check that decides a refusal.
     deciding: Option<usize>,
     lease: Option<String>,
@@ -89,13 +89,14 @@ pub struct Counted<'a> {
 
 impl Decision {
     /// Judges what the checks of a plan came to.
-    pub fn judge(rules: Arc<Rules>, planned: Box<Planned>, applied: Applied) -> Self {
-        let lease = match planned.refused.is_none() && applied.admitted {
-            true => hand_out(&rules, &planned, &applied),
+    pub fn judge(rules: Arc<Rules>, mut planned: Box<Planned>, applied: Applied) -> Self {
+        planned.applied = applied;
+        let lease = match planned.refused.is_none() && planned.applied.admitted {
+            true => hand_out(&rules, &planned),
             false => None,
         };
-        let mut decision = Self { rules, planned, applied, deciding: None, lease };
-        if decision.planned.refused.is_none() && !decision.applied.admitted {
+        let mut decision = Self { rules, planned, deciding: None, lease };
+        if decision.planned.refused.is_none() && !decision.planned.applied.admitted {
             let links = decision.planned.links.iter().enumerate();
             let refusing = links.filter_map(|(number, link)| Some((number, decision.refusing(link)?)));
             // Of equal waits the first one decides.
@@ -106,7 +107,7 @@ impl Decision {
 
     /// Whether the request may pass.
     pub fn allowed(&self) -> bool {
-        self.planned.refused.is_none() && self.applied.admitted
+        self.planned.refused.is_none() && self.planned.applied.admitted
     }
 
     /// Why it may not.
@@ -132,7 +133,7 @@ impl Decision {
             let counted = self.tightest_of(mine());
             let failed = mine().any(|link| {
                 let check = &self.planned.plan.checks[usize::from(link.check)];
-                self.applied.answers[usize::from(link.check)].is_err() && check.on_store_error != OnStoreError::Allow
+                self.planned.applied.answers[usize::from(link.check)].is_err() && check.on_store_error != OnStoreError::Allow
             });
             let refused = *end == End::Refused || failed || counted.is_some_and(|counted| !counted.passes);
             Status { allowed: !refused, counted }
@@ -191,7 +192,7 @@ impl Decision {
         if self.allowed() {
             return None;
         }
-        let failed = || self.enforced().find(|link| self.applied.answers[usize::from(link.check)].is_err());
+        let failed = || self.enforced().find(|link| self.planned.applied.answers[usize::from(link.check)].is_err());
         Some(match (self.planned.refused, self.deciding) {
             (Some(Refused::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
             (Some(Refused::Unmatched), _) => (Reason::Unmatched, None, None),
@@ -216,7 +217,7 @@ impl Decision {
 
     /// What the checks came to.
     pub fn applied(&self) -> &Applied {
-        &self.applied
+        &self.planned.applied
     }
 
     fn enforced(&self) -> impl Iterator<Item = &Link> {
@@ -224,7 +225,7 @@ impl Decision {
     }
 
     fn outcome(&self, link: &Link) -> Option<&Outcome> {
-        self.applied.answers.get(usize::from(link.check))?.as_ref().ok()
+        self.planned.applied.answers.get(usize::from(link.check))?.as_ref().ok()
     }
 
     /// The wait of a check that refuses; one that never passes waits longest.
@@ -278,10 +279,13 @@ impl Decision {
 }
 
 /// The text of the lease under which this request took slots, if it took any.
-fn hand_out(rules: &Rules, planned: &Planned, applied: &Applied) -> Option<String> {
+fn hand_out(rules: &Rules, planned: &Planned) -> Option<String> {
     let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(Concurrency { .. }));
+    if !planned.plan.checks.iter().any(|check| holds(&check.limit)) {
+        return None;
+    }
     let taken = |shadow: bool| {
-        planned.plan.checks.iter().zip(&applied.answers).filter(move |(check, answer)| {
+        planned.plan.checks.iter().zip(&planned.applied.answers).filter(move |(check, answer)| {
             check.shadow == shadow
                 && holds(&check.limit)
                 && check.charges.admitted > 0

@@ -18,6 +18,21 @@ pub struct Request<'a> {
     pub descriptors: SmallVec<[Descriptor<'a>; 2]>,
 }
 
+impl<'a> Request<'a> {
+    /// A question with one descriptor of these entries that brings one hit.
+    pub fn of<I>(domain: &'a str, entries: I) -> Self
+    where
+        I: IntoIterator<Item = (&'a str, &'a str)>,
+    {
+        let mut request = Self { domain, descriptors: SmallVec::new() };
+        // Filled in place: a descriptor is several hundred bytes, and every adaptor it passes through copies it.
+        request.descriptors.push(Descriptor::default());
+        let filled = &mut request.descriptors[0].entries;
+        filled.extend(entries.into_iter().map(|(key, value)| Entry { key, value: Cow::Borrowed(value) }));
+        request
+    }
+}
+
 /// One set of entries, with the hits it brings.
 #[derive(Clone, Debug, Default)]
 pub struct Descriptor<'a> {

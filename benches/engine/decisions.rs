@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::Write;
 
-use tollgate::descriptor::{Descriptor, Request};
+use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 
 use crate::baseline::Bare;
@@ -94,6 +94,19 @@ pub fn profile(rounds: usize) {
     }
 }
 
+/// So many decisions on few counters, or what is left out of them: instructions are counted, not misses of the cache.
+pub fn count(bare_only: bool, requests: usize) {
+    let (engine, bare) = (composite(), Bare::new());
+    let mut draws = Draws(7);
+    let logins: Vec<Login> = (0..1_000).map(|_| Login::of(draws.below(KEYS), draws.below(KEYS))).collect();
+    for turn in 0..requests / logins.len() {
+        match bare_only {
+            true => update(&bare, &logins, turn as u64),
+            false => ask(&engine, &logins),
+        }
+    }
+}
+
 struct Cost {
     naming: f64,
     bare: f64,
@@ -114,12 +127,8 @@ fn measure(engine: &Engine, bare: &Bare, traffic: Traffic) -> Cost {
                 }
             },
             &mut || {
-                for login in logins.borrow().iter() {
-                    now += 1;
-                    for name in bare.names(login.account(), login.client()) {
-                        black_box(bare.update(name, now));
-                    }
-                }
+                now += 1;
+                update(bare, &logins.borrow(), now);
             },
             &mut || ask(engine, &logins.borrow()),
         ],
@@ -130,9 +139,16 @@ fn measure(engine: &Engine, bare: &Bare, traffic: Traffic) -> Cost {
 fn ask(engine: &Engine, logins: &[Login]) {
     for login in logins {
         let entries = [("path", "/login"), ("account", login.account()), ("client", login.client())];
-        let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
-        let decision = decide(engine, &request);
+        let decision = decide(engine, &Request::of("edge", entries));
         assert!(black_box(&decision).allowed());
+    }
+}
+
+fn update(bare: &Bare, logins: &[Login], now: u64) {
+    for login in logins {
+        for name in bare.names(login.account(), login.client()) {
+            black_box(bare.update(name, now));
+        }
     }
 }
 

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //!   cargo bench --bench engine                 all of it
-//!   cargo bench --bench engine -- decisions    or bytes, or rules
+//!   cargo bench --bench engine -- decisions    or bytes, or rules, or instructions
 //! ```
 
 mod baseline;
 mod books;
 mod bytes;
 mod decisions;
+mod instructions;
 mod rules;
 mod timing;
 
@@ -26,6 +27,7 @@ fn main() {
             decisions::report();
             rules::report();
             bytes::report();
+            instructions::report();
         }
         ["decisions"] => decisions::report(),
         ["decisions", rounds] => decisions::profile(rounds.parse().expect("a number of rounds")),
@@ -33,6 +35,9 @@ fn main() {
         ["bytes"] => bytes::report(),
         // In a process of its own, so that nothing but its table has grown.
         ["bytes", algorithm] => bytes::measure(algorithm),
-        other => panic!("{other:?} is none of decisions, rules, bytes"),
+        ["instructions"] => instructions::report(),
+        // In a process of its own, so that valgrind counts it.
+        ["instructions", what, requests] => instructions::run(what, requests.parse().expect("a number of requests")),
+        other => panic!("{other:?} is none of decisions, rules, bytes, instructions"),
     }
 }

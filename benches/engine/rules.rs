@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::hint::black_box;
 
-use tollgate::descriptor::{Descriptor, Request};
+use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 use tollgate::rules::{Matcher, Rule};
 use tollgate::store::MemorySettings;
@@ -13,8 +13,9 @@ use crate::timing::{Draws, compare, line};
 
 /// Requests of one turn.
 const REQUESTS: usize = 1 << 17;
-const FEW: usize = 10;
-const MANY: usize = 10_000;
+/// Rules of the two books.
+pub const FEW: usize = 10;
+pub const MANY: usize = 10_000;
 
 /// Prints the table.
 pub fn report() {
@@ -33,6 +34,14 @@ pub fn report() {
     let [few, many] = costs[..] else { unreachable!("two contenders") };
     line("10 rules", &format!("{few:.0} ns"), "");
     line("10 000 rules", &format!("{many:.0} ns = {:.2} x", many / few), "goal 1.5 x");
+}
+
+/// So many decisions by so many rules.
+pub fn count(rules: usize, requests: usize) {
+    let engine = book(rules);
+    let mut draws = Draws(11);
+    let asked: Vec<Question> = (0..1_000).map(|_| Question::of(draws.below(rules - 1))).collect();
+    (0..requests / asked.len()).for_each(|_| ask(&engine, &asked));
 }
 
 /// Rules of four kinds in turn, all of which apply one limiter to one entry, and one that every request matches.
@@ -93,8 +102,7 @@ fn ask(engine: &Engine, questions: &[Question]) {
     for Question { path, address, tenant, account } in questions {
         let entries = [("path", path), ("remote_address", address), ("tenant", tenant), ("account", account)];
         let entries = entries.map(|(key, value)| (key, value.as_str()));
-        let request = Request { domain: "edge", descriptors: [Descriptor::of(entries)].into_iter().collect() };
-        let decision = decide(engine, &request);
+        let decision = decide(engine, &Request::of("edge", entries));
         assert_eq!(black_box(&decision).planned().links.len(), 2);
     }
 }

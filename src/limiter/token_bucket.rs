@@ -100,14 +100,12 @@ impl TokenBucket {
     }
 
     /// The level at `now`, in this bucket's own units.
+    #[inline]
     fn level(&self, state: &BucketLevel, now: Timestamp) -> u64 {
         let used = rescale(state.level, state.unit, self.unit, self.capacity);
-        let elapsed = now - state.at;
-        match elapsed > used / self.drain {
-            true => 0,
-            // elapsed <= used / drain, so the product is at most used.
-            false => used - elapsed * self.drain,
-        }
+        // A translation that counts in doubles divides first, so that no product passes 2^53: `used / drain` is what
+        // elapses until nothing is used.
+        used.saturating_sub((now - state.at).saturating_mul(self.drain))
     }
 
     fn set(&self, state: &mut BucketLevel, level: u64, now: Timestamp) {
@@ -167,13 +165,17 @@ impl Arithmetic for TokenBucket {
 /// What was used, from levels of `from` a token into levels of `to` a token, rounded up, at most `capacity` tokens.
 ///
 /// The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
+#[inline]
 fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
-    if level == 0 {
-        return 0;
+    match level == 0 || from == to {
+        true => level.min(capacity * to),
+        false => regrade(level, from, to, capacity),
     }
-    if from == to {
-        return level.min(capacity * to);
-    }
+}
+
+/// [`rescale`] after a change of numbers, which is rare: once for each counter and change.
+#[cold]
+fn regrade(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     let (tokens, part) = (level / from, level % from);
     if tokens >= capacity {
         return capacity * to;

@@ -13,7 +13,7 @@ use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
 use crate::limiter::{
-    Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs,
+    Applied, Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs,
     OnStoreError, Plan, SlidingCounter, SlidingWindow,
 };
 
@@ -32,6 +32,9 @@ pub struct Planned {
     pub notes: Notes,
     /// The place of the request's domain among the rules' domains.
     pub(crate) domain: Option<usize>,
+    /// What the checks came to, once they were applied. It is kept here because a decision passes through many hands,
+    /// and this does not move.
+    pub(crate) applied: Applied,
 }
 
 /// One descriptor and rule that asked for a check.
@@ -149,7 +152,7 @@ pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) 
     };
     let affected = |entry: &Entry<'_>| {
         domain.normalise.iter().any(|(key, _)| key == entry.key)
-            || (entry.value.contains(':') && domain.addresses.iter().any(|key| key == entry.key))
+            || (domain.addresses.iter().any(|key| key == entry.key) && entry.value.contains(':'))
     };
     if !descriptor.entries.iter().any(affected) {
         return None;
@@ -404,17 +407,20 @@ impl Walk<'_> {
         if let Some(quota) = &target.quota {
             let mut heeded = None;
             let mut barred = false;
-            let (mut prefix, mut limit) = (quota.prefix, self.rules.limit(target, quota, self.now));
+            let mut limit = self.rules.limit(target, quota, self.now);
+            let asked_prefix;
+            let mut prefix = &quota.prefix;
             if let (Some(asked), true) = (descriptor.limit, limiter.overridable) {
                 match self.heed(apply, target, asked) {
                     Some(Heeded::Barred) => (heeded, barred) = (Some(asked), true),
-                    Some(Heeded::Limit(asked_prefix, asked_limit)) => {
-                        (heeded, prefix, limit) = (Some(asked), asked_prefix, asked_limit);
+                    Some(Heeded::Limit(its_prefix, its_limit)) => {
+                        asked_prefix = its_prefix;
+                        (heeded, prefix, limit) = (Some(asked), &asked_prefix, its_limit);
                     }
                     None => self.planned.notes.overrides_ignored += 1,
                 }
             }
-            let counter = apply.name(&prefix, descriptor)?;
+            let counter = apply.name(prefix, descriptor)?;
             let (needs, charges, refund) = ask(descriptor.hits, apply);
             let check = Check {
                 counter,

@@ -15,7 +15,7 @@ use super::slots::{Growth, Place, Pool, Slots};
 use super::snapshot::{self, Owner, Record, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{
-    Applied, Check, CounterName, Fault, GroupOutcome, Held, OnStoreError, Outcome, Plan, State, advance, change_lease,
+    Applied, Check, CounterName, Fault, Held, OnStoreError, Outcome, Plan, State, advance_each, change_lease,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
@@ -71,17 +71,35 @@ struct Space {
     shards: Box<[Mutex<Slots>]>,
 }
 
-/// A shard's place: its space's rank, its number there, and its space. Locks are taken in this order.
-type Shard = (u32, u32, u16);
+/// A shard's place. Locks are taken in its order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Shard {
+    /// The rank of its space, and below that its number there: one comparison.
+    order: u64,
+    /// Where its space stands.
+    space: u16,
+}
 
-/// The locked shards of one group.
-type Locked<'a> = SmallVec<[MutexGuard<'a, Slots>; 4]>;
+impl Shard {
+    /// Its number in its space.
+    fn number(self) -> usize {
+        self.order as u32 as usize
+    }
+}
 
-/// Which of the locked shards holds the counter of each check.
-type Guards = SmallVec<[usize; 4]>;
+/// A shard that is locked for one group.
+type Locked<'a> = MutexGuard<'a, Slots>;
 
-/// Where the counter of each check is.
-type Places = SmallVec<[Option<Place>; 4]>;
+/// Where one check is decided: its shard, which of the locked shards that is, and its counter's place there.
+#[derive(Clone, Copy)]
+struct Seat {
+    shard: Shard,
+    guard: usize,
+    place: Option<Place>,
+}
+
+/// The seats of a group, in the order of its checks.
+type Seats = SmallVec<[Seat; 4]>;
 
 impl Memory {
     /// One space for each of the settings.
@@ -131,35 +149,50 @@ impl Memory {
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
-        let mine: SmallVec<[Shard; 4]> = checks.iter().map(|check| self.shard(check.store, &check.counter)).collect();
-        let mut shards = mine.clone();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut locked: Locked<'_> = shards.iter().map(|&shard| self.lock(shard)).collect();
-        let guard = |shard| shards.binary_search(&shard).expect("every check's shard is locked");
-        let guards: Guards = mine.into_iter().map(guard).collect();
+        let seat = |check: &Check| Seat { shard: self.shard(check.store, &check.counter), guard: 0, place: None };
+        // Made where they stay: what is collected is moved once more.
+        let mut seats = Seats::new();
+        seats.extend(checks.iter().map(seat));
+        let mut guards = self.lock_all(&mut seats);
+        let (seats, locked) = (seats.as_mut_slice(), guards.as_mut_slice());
 
-        for (check, &guard) in checks.iter().zip(&guards) {
-            locked[guard].touch(&check.counter);
+        for (check, seat) in checks.iter().zip(&*seats) {
+            locked[seat.guard].touch(&check.counter);
         }
-        let mut places = find(checks, &guards, &locked);
-        let stays = |(number, check): (usize, &Check)| {
-            locked[guards[number]].growth(check, places[number]) == Growth::default()
-        };
-        if !checks.iter().enumerate().all(stays) {
-            let mut full = make_room(checks, &guards, &mut locked, now);
+        find(checks, seats, locked);
+        let stays = |(check, seat): (&Check, &Seat)| !locked[seat.guard].grows(check, seat.place);
+        if !checks.iter().zip(&*seats).all(stays) {
+            let mut full = make_room(checks, seats, locked, now);
             if full.iter().any(|full| *full) && self.let_others_give(checks, now) {
-                full = make_room(checks, &guards, &mut locked, now);
+                full = make_room(checks, seats, locked, now);
             }
             if full.iter().any(|full| *full) {
-                return apply_short(checks, &full, &guards, &mut locked, plan, now, applied);
+                return apply_short(checks, &full, seats, locked, plan, now, applied);
             }
             // Room is made by moving others.
-            places = find(checks, &guards, &locked);
+            find(checks, seats, locked);
         }
-        let (admitted, outcomes) = decide(checks, &guards, &places, &mut locked, plan, plan.refused, now);
-        applied.answers.extend(outcomes.into_iter().map(Ok));
-        admitted
+        decide(checks, seats, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
+    }
+
+    /// Locks the shards of a group, in the order of all plans, and tells each seat which of them is its own.
+    fn lock_all(&self, seats: &mut [Seat]) -> SmallVec<[Locked<'_>; 4]> {
+        let mut shards: SmallVec<[Shard; 4]> = SmallVec::new();
+        shards.extend(seats.iter().map(|seat| seat.shard));
+        let shards = match shards.as_mut_slice() {
+            several @ [_, _, ..] => {
+                several.sort_unstable();
+                shards.dedup();
+                shards.as_slice()
+            }
+            one => one,
+        };
+        for seat in seats {
+            seat.guard = shards.iter().position(|shard| *shard == seat.shard).expect("it is one of them");
+        }
+        let mut locked = SmallVec::new();
+        locked.extend(shards.iter().map(|shard| self.lock(*shard)));
+        locked
     }
 
     /// Forgets what no longer counts, one shard after the other.
@@ -239,8 +272,8 @@ impl Memory {
             let shards = &self.spaces[usize::from(check.store)].shards;
             // The ones after the counter's own shard: other counters begin elsewhere. Nobody waits, so nobody waits
             // for each other in a ring.
-            let (_, own, _) = self.shard(check.store, &check.counter);
-            let others = (1..shards.len()).map(|step| &shards[(own as usize + step) % shards.len()]);
+            let own = self.shard(check.store, &check.counter).number();
+            let others = (1..shards.len()).map(|step| &shards[(own + step) % shards.len()]);
             for mut slots in others.filter_map(Mutex::try_lock).filter(|slots| slots.len() >= 4).take(GIVERS) {
                 slots.copy_to_cut();
                 slots.surrender(now);
@@ -252,12 +285,13 @@ impl Memory {
 
     fn shard(&self, store: u16, counter: &CounterName) -> Shard {
         let space = &self.spaces[usize::from(store)];
-        (space.rank, ((u128::from(counter.0[1]) * space.shards.len() as u128) >> 64) as u32, store)
+        let number = (u128::from(counter.0[1]) * space.shards.len() as u128) >> 64;
+        Shard { order: u64::from(space.rank) << 32 | number as u64, space: store }
     }
 
     /// Locks a shard to change it.
-    fn lock(&self, (_, shard, space): Shard) -> MutexGuard<'_, Slots> {
-        let mut slots = self.spaces[usize::from(space)].shards[shard as usize].lock();
+    fn lock(&self, shard: Shard) -> MutexGuard<'_, Slots> {
+        let mut slots = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
         slots.copy_to_cut();
         slots
     }
@@ -279,39 +313,42 @@ impl Space {
     }
 }
 
-fn find(checks: &[Check], guards: &[usize], locked: &Locked<'_>) -> Places {
-    checks.iter().zip(guards).map(|(check, &guard)| locked[guard].find(&check.counter)).collect()
+fn find(checks: &[Check], seats: &mut [Seat], locked: &[Locked<'_>]) {
+    for (check, seat) in checks.iter().zip(seats) {
+        seat.place = locked[seat.guard].find(&check.counter);
+    }
 }
 
 /// Takes the states out, decides, and writes what changed.
 fn decide(
     checks: &[Check],
-    guards: &[usize],
-    places: &[Option<Place>],
-    locked: &mut Locked<'_>,
+    seats: &[Seat],
+    locked: &mut [Locked<'_>],
     plan: &Plan,
     refused: bool,
     now: Timestamp,
-) -> GroupOutcome {
-    let take = |(&guard, &place): (&usize, &Option<Place>)| Held::from(locked[guard].take(place));
-    let mut held: SmallVec<[Held; 3]> = guards.iter().zip(places).map(take).collect();
-    let (admitted, outcomes) = advance(checks, &mut held, plan.lease, now, refused);
-    for (number, (held, outcome)) in held.into_iter().zip(&outcomes).enumerate() {
-        let (slots, place) = (&mut locked[guards[number]], places[number]);
+    mut tell: impl FnMut(Outcome),
+) -> bool {
+    let take = |seat: &Seat| Held::from(locked[seat.guard].take(seat.place));
+    let mut held: SmallVec<[Held; 3]> = SmallVec::new();
+    held.extend(seats.iter().map(take));
+    advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
+        let (slots, place) = (&mut locked[seats[number].guard], seats[number].place);
+        let state = std::mem::take(&mut held.state);
         match held.wrote {
-            true => slots.put(&checks[number].counter, place, held.state, outcome, now),
-            false => slots.put_back(place, held.state),
+            true => slots.put(&checks[number].counter, place, state, &outcome, now),
+            false => slots.put_back(place, state),
         }
-    }
-    (admitted, outcomes)
+        tell(outcome);
+    })
 }
 
 /// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
 fn apply_short(
     checks: &[Check],
     full: &[bool],
-    guards: &[usize],
-    locked: &mut Locked<'_>,
+    seats: &[Seat],
+    locked: &mut [Locked<'_>],
     plan: &Plan,
     now: Timestamp,
     applied: &mut Applied,
@@ -320,9 +357,10 @@ fn apply_short(
     let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
     let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
     let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
-    let guards: Guards = held().map(|number| guards[number]).collect();
-    let places = find(&kept, &guards, locked);
-    let (admitted, outcomes) = decide(&kept, &guards, &places, locked, plan, refused, now);
+    let mut seats: Seats = held().map(|number| seats[number]).collect();
+    find(&kept, &mut seats, locked);
+    let mut outcomes: SmallVec<[Outcome; 3]> = SmallVec::new();
+    let admitted = decide(&kept, &seats, locked, plan, refused, now, |outcome| outcomes.push(outcome));
     let mut outcomes = outcomes.into_iter();
     applied.answers.extend(full.iter().map(|full| match full {
         true => Err(Fault::Full),
@@ -332,11 +370,11 @@ fn apply_short(
 }
 
 /// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(checks: &[Check], guards: &[usize], locked: &mut Locked<'_>, now: Timestamp) -> SmallVec<[bool; 4]> {
+fn make_room(checks: &[Check], seats: &[Seat], locked: &mut [Locked<'_>], now: Timestamp) -> SmallVec<[bool; 4]> {
     let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
     // What the group's other checks in a shard were promised is promised still.
     let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
-    let full = checks.iter().zip(guards).map(|(check, &guard)| {
+    let full = checks.iter().zip(seats).map(|(check, &Seat { guard, .. })| {
         let slots = &mut locked[guard];
         let growth = slots.growth(check, slots.find(&check.counter));
         if growth == Growth::default() {

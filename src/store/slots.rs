@@ -185,8 +185,15 @@ impl Slots {
     }
 
     /// Copies the counters to a snapshot that was cut, if one waits for them.
+    #[inline]
     pub(super) fn copy_to_cut(&mut self) {
-        let Some(cut) = self.cut.take() else { return };
+        if let Some(cut) = self.cut.take() {
+            self.copy_to(&cut);
+        }
+    }
+
+    #[cold]
+    fn copy_to(&self, cut: &Sender<Vec<u8>>) {
         let mut bytes = Vec::with_capacity(self.taken * 46 + self.heap);
         for slot in &self.slots {
             let kept = match slot.kind {
@@ -233,7 +240,8 @@ impl Slots {
     /// Reads a counter's home. Looking up the counters of a plan takes as long as the slowest only if their homes are
     /// on the way from memory together, so all of them are touched before the first is looked for.
     pub(super) fn touch(&self, name: &CounterName) {
-        std::hint::black_box(self.slots.get(self.home(name)).map(|slot| slot.until));
+        // Both ends of it: every second slot lies on two lines of the cache.
+        std::hint::black_box(self.slots.get(self.home(name)).map(|slot| (slot.name.0[0], slot.kind)));
     }
 
     /// Where a counter is, if it is held.
@@ -310,6 +318,16 @@ impl Slots {
         if let (true, Some(place)) = (on_heap, place) {
             let first = self.slots[place].words[0];
             self.pack(state, Some(first));
+        }
+    }
+
+    /// Whether a check may add anything to the counter at `place`, or as a new one.
+    #[inline]
+    pub(super) fn grows(&self, check: &Check, place: Option<Place>) -> bool {
+        match (place, check.limit) {
+            // Nearly all checks are on counters that are held in whole by their slots.
+            (Some(_), Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_)) => false,
+            (_, _) => self.growth(check, place) != Growth::default(),
         }
     }
 
