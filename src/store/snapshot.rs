@@ -289,6 +289,13 @@ fn sealer() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
 }
 
+/// The bytes of a file with the checksum that belongs to them.
+pub(super) fn sealed(body: &[u8]) -> Vec<u8> {
+    let mut seal = sealer();
+    seal.write(body);
+    [body, &seal.finish128().as_bytes()].concat()
+}
+
 /// A name beside `path`, in the same folder so that a rename is atomic.
 fn beside(path: &Path, what: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
