@@ -96,6 +96,7 @@ pub(super) enum Kept {
     Leases(Leases),
 }
 
+const BUCKET: u8 = 0;
 /// Kinds below this are kept as words.
 const WORD_KINDS: u8 = 3;
 const GRANTS: u8 = 16;
@@ -268,7 +269,12 @@ impl<'a> Reader<'a> {
                 Kept::Leases(Leases::restore(leases?))
             }
             kind @ 0..WORD_KINDS => {
-                Kept::Words(kind, [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros))
+                let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
+                // Levels are divided by how many of them make a token.
+                if let (BUCKET, [(1..), _, 0]) = (kind, words) {
+                    return Err(Fault::Damaged("a bucket is measured in nothing"));
+                }
+                Kept::Words(kind, words)
             }
             _ => return Err(Fault::Damaged("a counter is of no known kind")),
         };
