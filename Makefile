@@ -1,7 +1,7 @@
 # What there is to do here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-up test servers bench
+.PHONY: help demo demo-up test servers bench fuzz deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
@@ -16,6 +16,7 @@ test: servers ## formatting, clippy and all tests; installs the servers they tal
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
+	@scripts/deny --if-installed
 	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
 
 servers: ## install what the tests talk to, where it is missing: nginx, Envoy
@@ -23,3 +24,9 @@ servers: ## install what the tests talk to, where it is missing: nginx, Envoy
 
 bench: ## CPU per request and decisions per second, beside what they are compared with
 	@benches/run.sh
+
+fuzz: ## hostile input led by coverage, DURATION=60 seconds for each target; a short run is a part of test
+	@scripts/fuzz
+
+deny: ## licences, banned crates, sources and advisories; installs cargo-deny, which takes minutes to build
+	@scripts/deny

@@ -146,6 +146,28 @@ fn a_flood_through_an_attacked_account_does_not_free_it() {
 }
 
 #[test]
+fn an_account_under_attack_has_its_limit_in_each_window_of_a_flood_and_no_more() {
+    let five = Limit::SlidingWindow(SlidingWindow { limit: 5, window: 300 * SECOND });
+    let mut store = Small::bytes(64 << 10);
+    let mut admitted = Vec::new();
+    for number in 0..30_000 {
+        let now = NOW.plus(number * SECOND / 20);
+        // Its tries come from addresses of their own, and most of what comes is about other accounts.
+        let account = if number % 10 == 0 { VICTIM } else { name(number) };
+        let applied = store.apply([check(name(1 << 40 | number), window(30), 1), check(account, five, 1)], now);
+        if applied.admitted && account == VICTIM {
+            admitted.push(now);
+        }
+        if number % 100 == 0 {
+            store.memory.sweep(now);
+        }
+    }
+    assert!(store.memory.usage()[0].evictions > 0, "the flood did not fill the store");
+    assert_eq!(admitted.len(), 5 * 5, "1500 seconds are five windows");
+    assert!(admitted.windows(6).all(|six| six[5] - six[0] >= 300 * SECOND), "never six in a window");
+}
+
+#[test]
 fn debts_rank_as_exhausted() {
     let owing = Limit::TokenBucket(TokenBucket::new(5, 3_600 * SECOND, 5, 100).expect("it can be held"));
     let mut store = Small::keys(100);

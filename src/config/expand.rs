@@ -9,6 +9,8 @@
 //!   $$                a dollar sign
 //! ```
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use super::node::{Node, Text, Value, join};
@@ -129,11 +131,13 @@ impl Expansion<'_> {
     fn file(&self, path: &str) -> Result<String, String> {
         let full = self.directory.join(path);
         let unreadable = |error: std::io::Error| format!("needs the file {path}, which cannot be read: {error}");
-        let length = std::fs::metadata(&full).map_err(unreadable)?.len();
-        if length > LARGEST_FILE {
+        let mut text = String::new();
+        // A device or a pipe does not tell its length.
+        let mut file = File::open(&full).map_err(unreadable)?.take(LARGEST_FILE + 1);
+        let read = file.read_to_string(&mut text).map_err(unreadable)?;
+        if read as u64 > LARGEST_FILE {
             return Err(format!("needs the file {path}, which is larger than 64 KiB"));
         }
-        let text = std::fs::read_to_string(&full).map_err(unreadable)?;
         Ok(text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
     }
 }
@@ -141,4 +145,17 @@ impl Expansion<'_> {
 fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_never_ends_is_refused() {
+        let mut problems = Problems::default();
+        let expansion = Expansion { directory: Path::new("."), variables: &|_| None, problems: &mut problems };
+        let refused = expansion.text("${file:/dev/zero}").expect_err("it never ends");
+        assert_eq!(refused, "needs the file /dev/zero, which is larger than 64 KiB");
+    }
 }

@@ -55,7 +55,8 @@ pub(super) fn yaml(config: &Config) -> String {
         },
     });
     escape(&mut whole);
-    serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML")
+    let yaml = serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML");
+    unmark(&yaml)
 }
 
 fn named(entries: impl Iterator<Item = (String, Value)>) -> Value {
@@ -267,14 +268,57 @@ fn matcher(matcher: &Matcher) -> Value {
     }
 }
 
-/// A dollar sign stands doubled in a file.
+/// What breaks a line in YAML 1.1, which is written, and not in YAML 1.2, which is read: how it is marked, what it is, and
+/// its escape. A mark stands behind a delete, for whose sake the whole text is written with escapes. So that nothing
+/// else is taken for one, a delete and a backslash are marked too.
+const ODD: [(char, char, &str); 5] = [
+    ('N', '\u{85}', r"\N"),
+    ('L', '\u{2028}', r"\L"),
+    ('P', '\u{2029}', r"\P"),
+    ('D', '\u{7f}', r"\x7F"),
+    ('B', '\\', r"\\"),
+];
+
+/// Makes texts and keys what a file has to have in their place.
 fn escape(value: &mut Value) {
     match value {
-        Value::String(text) if text.contains('$') => *text = text.replace('$', "$$"),
+        // A dollar sign stands doubled in a file.
+        Value::String(text) => *text = marked(&text.replace('$', "$$")),
         Value::Array(items) => items.iter_mut().for_each(escape),
-        Value::Object(entries) => entries.values_mut().for_each(escape),
-        _ => {}
+        Value::Object(entries) => {
+            let escaped = std::mem::take(entries).into_iter().map(|(key, mut value)| {
+                escape(&mut value);
+                // Of keys, only in those that could name a variable.
+                let key = if key.contains("${") { key.replace('$', "$$") } else { key };
+                (marked(&key), value)
+            });
+            *entries = escaped.collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+fn marked(text: &str) -> String {
+    let mark = |c| ODD.iter().find(|(_, odd, _)| c == *odd).map(|(mark, ..)| ['\u{7f}', *mark]);
+    text.chars().fold(String::with_capacity(text.len()), |mut marked, c| {
+        match mark(c) {
+            Some(mark) => marked.extend(mark),
+            None => marked.push(c),
+        }
+        marked
+    })
+}
+
+fn unmark(yaml: &str) -> String {
+    let mut parts = yaml.split(r"\x7F");
+    let mut unmarked = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let found = ODD.iter().find_map(|(mark, _, escape)| Some((part.strip_prefix(*mark)?, escape)));
+        let (rest, escape) = found.expect("every delete stands before a mark");
+        unmarked.push_str(escape);
+        unmarked.push_str(rest);
+    }
+    unmarked
 }
 
 fn apply(apply: &Apply) -> Value {
@@ -322,5 +366,24 @@ pub(super) fn duration(duration: Duration) -> String {
     match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", micros / unit),
         None => format!("{micros}us"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn a_text_with_odd_breaks_of_lines_is_printed_so_that_it_reads_the_same() {
+        let text = "a\u{2028}b\u{7f}N\u{85}c\u{2029}$\\x7FL \u{7f}";
+        let read = |name: &str, text: String| {
+            let source = Source { name: name.to_owned(), text };
+            Config::read(&[source], &|_| None).expect("it is accepted")
+        };
+        let rule = json!([{ "domain": "edge", "name": "odd", "action": "deny", "body": text.replace('$', "$$") }]);
+        let config = read("odd.yaml", format!("rules: {rule}"));
+        assert_eq!(config.book.rules[0].refusal.body.as_deref(), Some(text));
+        assert_eq!(read("printed.yaml", yaml(&config)).book.rules[0].refusal.body.as_deref(), Some(text));
     }
 }

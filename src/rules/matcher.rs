@@ -128,11 +128,13 @@ impl Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}*", self.prefix)?;
+        // A star that stands for itself has a backslash before it, as it had when it was read.
+        let literal = |part: &str| part.replace('*', r"\*");
+        write!(f, "{}*", literal(&self.prefix))?;
         for part in &self.middle {
-            write!(f, "{part}*")?;
+            write!(f, "{}*", literal(part))?;
         }
-        f.write_str(&self.suffix)
+        f.write_str(&literal(&self.suffix))
     }
 }
 
@@ -156,6 +158,14 @@ mod tests {
         ];
         for (pattern, value, expected) in cases {
             assert_eq!(Matcher::parse(pattern).matches(value), expected, "{pattern} against {value}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_shown_as_it_is_read() {
+        for text in ["/api/*", "*.css", "a*b*c", r"/a\*b*", r"*\*\**\*"] {
+            let Matcher::Pattern(pattern) = Matcher::parse(text) else { panic!("{text} is a pattern") };
+            assert_eq!(pattern.to_string(), text);
         }
     }
 

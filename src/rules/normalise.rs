@@ -128,8 +128,9 @@ fn decode_unreserved(raw: &str) -> String {
                 decoded.push(char::from(byte))
             }
             Some(&[byte]) => decoded.push_str(&format!("%{byte:02X}")),
+            // No escape, so it stands for itself: in its one spelling what follows cannot make it one.
             _ => {
-                decoded.push('%');
+                decoded.push_str("%25");
                 rest = &rest[place + 1..];
                 continue;
             }
@@ -156,7 +157,8 @@ mod tests {
             ("", "/"),
             ("/%2e%2e/login", "/login"),
             ("/a%2fb", "/a%2Fb"),
-            ("/%zz%", "/%zz%"),
+            ("/%zz%", "/%25zz%25"),
+            ("/%%34%31", "/%2541"),
             ("/lo%67in#x", "/login"),
             ("/\\login", "/login"),
             ("/x%5c..%5Clogin", "/login"),

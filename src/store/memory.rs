@@ -238,12 +238,26 @@ impl Memory {
         owner: &Owner,
         now: Timestamp,
     ) -> Result<Option<usize>, SnapshotError> {
-        let Some(records) = snapshot::read(path, owner)? else { return Ok(None) };
+        let records = snapshot::read(path, owner)?;
+        Ok(records.map(|records| self.restore(space, &records, now)))
+    }
+
+    /// Reads into the store at `space` what the bytes of a file hold, of which the checksum is made here where `seal`
+    /// says so: for fuzzing, which would never guess one, and for which a file each time would be most of the time.
+    /// `None` when they cannot be taken.
+    #[doc(hidden)]
+    pub fn load_bytes(&self, space: usize, bytes: &[u8], seal: bool, owner: &Owner, now: Timestamp) -> Option<usize> {
+        let sealed = if seal { snapshot::sealed(bytes) } else { bytes.to_vec() };
+        snapshot::parse(&sealed, owner).ok().map(|records| self.restore(space, &records, now))
+    }
+
+    /// Takes counters, and says how many still counted and found room.
+    fn restore(&self, space: usize, records: &[Record], now: Timestamp) -> usize {
         let restore = |record: &Record| {
             let shard = self.shard(space as u16, &record.name);
             self.lock(shard).restore(record.clone(), now)
         };
-        Ok(Some(records.iter().filter(|record| restore(record)).count()))
+        records.iter().filter(|record| restore(record)).count()
     }
 
     /// What each space holds.

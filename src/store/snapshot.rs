@@ -96,6 +96,7 @@ pub(super) enum Kept {
     Leases(Leases),
 }
 
+const BUCKET: u8 = 0;
 /// Kinds below this are kept as words.
 const WORD_KINDS: u8 = 3;
 const GRANTS: u8 = 16;
@@ -268,7 +269,12 @@ impl<'a> Reader<'a> {
                 Kept::Leases(Leases::restore(leases?))
             }
             kind @ 0..WORD_KINDS => {
-                Kept::Words(kind, [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros))
+                let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
+                // Levels are divided by how many of them make a token.
+                if let (BUCKET, [(1..), _, 0]) = (kind, words) {
+                    return Err(Fault::Damaged("a bucket is measured in nothing"));
+                }
+                Kept::Words(kind, words)
             }
             _ => return Err(Fault::Damaged("a counter is of no known kind")),
         };
@@ -287,6 +293,13 @@ fn write_count(into: &mut Vec<u8>, count: usize) {
 /// The checksum tells damage, not forgery: its key is public.
 fn sealer() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
+}
+
+/// The bytes of a file with the checksum that belongs to them.
+pub(super) fn sealed(body: &[u8]) -> Vec<u8> {
+    let mut seal = sealer();
+    seal.write(body);
+    [body, &seal.finish128().as_bytes()].concat()
 }
 
 /// A name beside `path`, in the same folder so that a rename is atomic.

@@ -133,6 +133,26 @@ impl Grpc {
         .await;
     }
 
+    /// The frame that answers one whole call, without a connection: for fuzzing, where a connection for each question
+    /// would be most of the time. `method` is `ShouldRateLimit` or `Check`.
+    #[doc(hidden)]
+    pub async fn answer_whole(&self, method: &str, frame: Bytes) -> Bytes {
+        let request = |service| {
+            let mut request = http::Request::new(Full::new(frame));
+            *request.uri_mut() = http::Uri::try_from(format!("/{service}/{method}")).expect("names make a path");
+            request.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+            request
+        };
+        let (door, unread, call): (Door, Refused, Call) = match method {
+            "ShouldRateLimit" => (Door::Rls, rls::UNREAD, self.0.rls.clone().call(request(RLS))),
+            "Check" => (Door::AuthzGrpc, authz::UNREAD, self.0.authz.clone().call(request(AUTHZ))),
+            other => panic!("{other} is no method that decides"),
+        };
+        let Ok(response) = call.await;
+        let answer = self.0.reply(self.0.refuse_unread(response, door, unread)).into_body().collect().await;
+        answer.expect("an answer is there as a whole").to_bytes()
+    }
+
     async fn report(&self, status: ServingStatus) {
         for service in ["", RLS, AUTHZ] {
             self.0.reporter.set_service_status(service, status).await;

@@ -58,6 +58,12 @@ impl Http {
         Self(Arc::new(Service { authz: authz::Authz::new(desk.clone()), bounds, desk }))
     }
 
+    /// The answer to one head, without a connection: for fuzzing, where a connection for each would be most of the time.
+    #[doc(hidden)]
+    pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+        answer_head(&self.0, head, peer).await
+    }
+
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Service { bounds, desk, .. } = &*self.0;

@@ -1,0 +1,96 @@
+//! What the targets share: doors with rules of their own and nothing counted yet, and somebody who waits for answers.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::runtime::{Builder, Runtime};
+use tollgate::clock::{Clock, ManualClock, Timestamp};
+use tollgate::config::{Config, Source};
+use tollgate::decision::Decision;
+use tollgate::descriptor::Request;
+use tollgate::engine::{Engine, Version};
+use tollgate::rules::Rules;
+use tollgate::server::grpc::Grpc;
+use tollgate::server::{Desk, Http, Settings};
+use tollgate::store::{MemorySettings, Stores};
+
+const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// The doors of a target.
+pub struct Doors {
+    pub http: Http,
+    grpc: Grpc,
+    desk: Arc<Desk>,
+    rules: Arc<Rules>,
+    settings: Settings,
+    clock: ManualClock,
+}
+
+impl Doors {
+    /// Doors that decide by these rules, as a file has them.
+    pub fn open(text: &str) -> Self {
+        let source = Source { name: "fuzz.toml".to_owned(), text: text.to_owned() };
+        let config = match Config::read(&[source], &|_| None) {
+            Ok(config) => config,
+            Err(errors) => panic!("the target's own rules are refused: {errors}"),
+        };
+        let clock = ManualClock::at(START);
+        let rules = Rules::compile(config.book).expect("the target's own rules compile");
+        let engine = Arc::new(Engine::new(rules, stores(), Arc::new(clock.clone())));
+        let rules = engine.in_use().rules.clone();
+        let desk = Arc::new(Desk::new(engine, config.server.clone()));
+        let grpc = wait(Grpc::new(desk.clone()));
+        Self { http: Http::new(desk.clone()), grpc, desk, rules, settings: config.server, clock }
+    }
+
+    /// Forgets all that was counted, and when.
+    pub fn forget(&self) -> &Self {
+        self.clock.set(START);
+        self.desk.replace(Version { rules: self.rules.clone(), stores: stores() }, self.settings.clone());
+        self
+    }
+
+    /// What the gRPC door answers to a message.
+    pub fn call(&self, method: &str, message: &[u8]) -> Bytes {
+        let mut frame = BytesMut::with_capacity(5 + message.len());
+        frame.put_u8(0);
+        frame.put_u32(u32::try_from(message.len()).expect("it is short"));
+        frame.put_slice(message);
+        let mut answer = wait(self.grpc.answer_whole(method, frame.freeze()));
+        assert_eq!(answer.first(), Some(&0), "it is not compressed");
+        answer.split_off(5)
+    }
+
+    /// What the engine decides.
+    pub fn decide(&self, request: &Request<'_>) -> Decision {
+        wait(self.desk.engine().decide(request))
+    }
+
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+    }
+}
+
+fn stores() -> Stores {
+    Stores::memory(&[MemorySettings { max_memory: 256 << 10, max_keys: None }])
+}
+
+/// Waits for an answer, on this thread alone.
+pub fn wait<T>(answer: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: RefCell<Runtime> =
+            RefCell::new(Builder::new_current_thread().enable_all().build().expect("a runtime"));
+    }
+    RUNTIME.with_borrow(|runtime| runtime.block_on(answer))
+}

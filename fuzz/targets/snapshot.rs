@@ -1,0 +1,108 @@
+//! Any bytes as the file that counters survive in: read whole or not at all, and what was read is written the same.
+
+use std::path::PathBuf;
+
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Alignment, Charges, Check, Concurrency, CounterName, FixedWindow, LeaseId, Limit, Needs, OnStoreError, Plan,
+    SlidingCounter, SlidingWindow, TokenBucket,
+};
+use tollgate::store::{Memory, MemorySettings, Owner};
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+const BYTES: usize = 256 << 10;
+
+pub fn run(data: &[u8]) {
+    assert!(load(data, false).1.is_none(), "nobody guesses the checksum");
+    let (memory, Some(loaded)) = load(data, true) else { return };
+    let keys = memory.usage()[0].keys;
+    assert!(keys <= loaded, "{keys} counters of {loaded}");
+
+    // Written and read again, it is all there.
+    let written = write(&memory);
+    let (again, loaded) = load(&written, false);
+    assert_eq!(loaded, Some(keys));
+    let mut damaged = written.clone();
+    let place = data.iter().fold(0, |sum: usize, &byte| sum.wrapping_mul(31) ^ usize::from(byte)) % damaged.len();
+    damaged[place] ^= 1 << (place % 8);
+    assert!(load(&damaged, false).1.is_none(), "byte {place} is damaged and nobody saw");
+
+    // Whatever the states are, both decide alike.
+    for (name, kind) in counters(&written) {
+        let plan = plan(name, limit(kind));
+        let (one, other) = (memory.apply(&plan, NOW), again.apply(&plan, NOW));
+        assert_eq!(one.answers, other.answers, "{name:?} of kind {kind}");
+    }
+}
+
+fn owner() -> Owner {
+    Owner { fingerprint: [7; 16], store: "main".to_owned() }
+}
+
+/// A store that has taken what it could; nothing, where the bytes are refused.
+fn load(bytes: &[u8], seal: bool) -> (Memory, Option<usize>) {
+    let memory = Memory::new(&[MemorySettings { max_memory: BYTES, max_keys: None }]);
+    let loaded = memory.load_bytes(0, bytes, seal, &owner(), NOW);
+    let usage = memory.usage()[0];
+    assert!(usage.bytes <= BYTES, "{usage:?}");
+    assert!(loaded.is_some() || usage.keys == 0, "half of it was loaded");
+    (memory, loaded)
+}
+
+fn write(memory: &Memory) -> Vec<u8> {
+    thread_local! {
+        static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a folder");
+    }
+    let path: PathBuf = FOLDER.with(|folder| folder.path().join("main.snapshot"));
+    memory.save(0, &path, &owner()).expect("it is written");
+    std::fs::read(&path).expect("it was written")
+}
+
+/// The names and kinds of what a file holds, as `src/store/snapshot.rs` draws it.
+fn counters(file: &[u8]) -> Vec<(CounterName, u8)> {
+    let number = |place: usize| u64::from_le_bytes(file[place..place + 8].try_into().expect("eight bytes"));
+    let mut place = 18 + 4 + 16 + 4 + owner().store.len();
+    let mut counters = Vec::new();
+    while number(place) != u64::MAX || number(place + 8) != u64::MAX {
+        let (name, kind) = (CounterName([number(place), number(place + 8)]), file[place + 21]);
+        let count = number(place + 22) as u32 as usize;
+        place += 22
+            + match kind {
+                16 => 4 + 8 * count,
+                17 => 4 + 32 * count,
+                _ => 24,
+            };
+        counters.push((name, kind));
+    }
+    counters
+}
+
+/// A limit that keeps states of a kind.
+fn limit(kind: u8) -> Limit {
+    let window = 60_000_000;
+    match kind {
+        0 => Limit::TokenBucket(TokenBucket::new(10, window, 10, 5).expect("it can be held")),
+        1 => Limit::SlidingCounter(SlidingCounter { limit: 10, window }),
+        2 => Limit::FixedWindow(FixedWindow { limit: 10, alignment: Alignment::Epoch(window) }),
+        16 => Limit::SlidingWindow(SlidingWindow { limit: 10, window }),
+        17 => Limit::Concurrency(Concurrency { max: 10, lease: window }),
+        other => panic!("{other} is no kind that is written"),
+    }
+}
+
+fn plan(counter: CounterName, limit: Limit) -> Plan {
+    let check = Check {
+        counter,
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    };
+    let mut plan = Plan { checks: [check].into_iter().collect(), lease: LeaseId(1 << 100), ..Plan::default() };
+    plan.groups.push(1);
+    plan
+}
