@@ -133,7 +133,8 @@ impl Decision {
             let counted = self.tightest_of(mine());
             let failed = mine().any(|link| {
                 let check = &self.planned.plan.checks[usize::from(link.check)];
-                self.planned.applied.answers[usize::from(link.check)].is_err() && check.on_store_error != OnStoreError::Allow
+                self.planned.applied.answers[usize::from(link.check)].is_err()
+                    && check.on_store_error != OnStoreError::Allow
             });
             let refused = *end == End::Refused || failed || counted.is_some_and(|counted| !counted.passes);
             Status { allowed: !refused, counted }

@@ -61,7 +61,7 @@ impl Http {
     /// The answer to one head, without a connection: for fuzzing, where a connection for each would be most of the time.
     #[doc(hidden)]
     pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        answer_head(&self.0, head, peer).await
+        answer_head(&self.0.authz, head, peer).await
     }
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
