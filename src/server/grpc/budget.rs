@@ -104,10 +104,10 @@ impl Metered {
         deadline.as_mut().poll(cx).is_pending()
     }
 
-    fn refuse(&mut self, bound: Bound) -> Poll<Option<Result<Frame<Bytes>, Box<dyn Error + Send + Sync>>>> {
+    fn refuse(&mut self, bound: Bound) -> Past {
         self.refused = true;
         self.budget.total.tally.exceeded.count(bound);
-        Poll::Ready(Some(Err(Box::new(Past(bound)))))
+        Past(bound)
     }
 }
 
@@ -144,12 +144,12 @@ impl Body for Metered {
         let bytes = more + std::mem::take(&mut self.head);
         if bytes > 0 {
             if let Err(bound) = self.budget.take(bytes) {
-                return self.refuse(bound);
+                return Poll::Ready(Some(Err(Box::new(self.refuse(bound)))));
             }
             self.kept += bytes;
         }
         if !self.in_time(cx) {
-            return self.refuse(Bound::RequestTimeout);
+            return Poll::Ready(Some(Err(Box::new(self.refuse(Bound::RequestTimeout)))));
         }
         polled
     }
