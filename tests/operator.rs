@@ -1,5 +1,6 @@
 //! The command line of an operator at night, against the real program.
 
+#[expect(dead_code, reason = "each test binary uses its own part")]
 mod served;
 
 use served::{DOORS, Served, both, complaint, exchange, tollgate};
@@ -247,6 +248,50 @@ fn a_token_is_shown_from_a_file_a_variable_or_the_configuration() {
     assert_eq!(both(&gone), "tollgate: gone: No such file or directory (os error 2)\n");
     let metrics = exchange(&served.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
     assert!(metrics.contains("tollgate_ready 1"), "{metrics}");
+}
+
+/// A text without the lengths of time in it, which pass, and the columns that move with them.
+fn timeless(text: &str) -> String {
+    let is_span = |word: &str| {
+        let number = word.trim_end_matches(char::is_alphabetic);
+        !number.is_empty() && number.len() < word.len() && number.parse::<u32>().is_ok() && word.len() < 6
+    };
+    let line = |line: &str| line.split_whitespace().filter(|word| !is_span(word)).collect::<Vec<_>>().join(" ");
+    text.trim().lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_transcript_of_the_readme_is_what_happens() {
+    let readme = include_str!("../README.md");
+    let blocks = |language: &str| {
+        let fence = format!("```{language}\n");
+        let rest = readme.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+        rest.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let first_rule = &blocks("toml")[0];
+    let doors = first_rule.replace("127.0.0.1:8081", "127.0.0.1:0").replace("127.0.0.1:8080", "127.0.0.1:0");
+    let served = Served::start(&doors.replacen("[server]", "[server]\nadmin = '127.0.0.1:0'", 1), &[]);
+    let statuses: Vec<u16> = (0..8).map(|_| sign_in(&served, "bob")).collect();
+    assert_eq!(statuses, [200, 200, 200, 200, 200, 429, 429, 429]);
+    let texts = blocks("text");
+    let transcript = texts.iter().find(|text| text.starts_with("$ tollgate state")).expect("a transcript");
+    let mut played = 0;
+    for (command, expected) in transcript.split("$ tollgate ").skip(1).filter_map(|step| step.split_once('\n')) {
+        // As a shell would split it.
+        let quoted = command.split('"').enumerate();
+        let arguments: Vec<&str> = quoted
+            .flat_map(|(number, text)| match number % 2 {
+                0 => text.split_whitespace().collect(),
+                _ => vec![text],
+            })
+            .collect();
+        assert_eq!(timeless(&served.run(&arguments)), timeless(expected), "$ tollgate {command}");
+        played += 1;
+    }
+    assert_eq!(played, 4);
+    let logged = texts.iter().find(|text| text.contains("tollgate::audit")).expect("a line of the log");
+    served.until(logged.trim());
+    assert_eq!(sign_in(&served, "bob"), 200);
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! The real program serving on free ports, all that it says, and its command line beside it.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
