@@ -19,7 +19,7 @@ test: servers ## formatting, clippy and all tests; installs the servers they tal
 	@scripts/deny --if-installed
 	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
 
-servers: ## install what the tests talk to, where it is missing: nginx, Envoy
+servers: ## install what the tests talk to, where it is missing: nginx, promtool, Envoy
 	@scripts/servers
 
 bench: ## CPU per request and decisions per second, beside what they are compared with

@@ -1,11 +1,14 @@
 //! Asks the admin port of a server that runs.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::Args;
+use http::StatusCode;
+use http::header::{AUTHORIZATION, HeaderValue};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,8 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Which server to ask.
 #[derive(Debug, Args)]
 pub struct Place {
-    /// The admin port: `127.0.0.1:9090`, or `unix:/run/tollgate-admin.sock`. Without it, the one in the configuration.
-    #[arg(long, value_name = "ADDRESS", env = "TOLLGATE_ADMIN")]
+    /// The admin port: `127.0.0.1:9090`, `tollgate.internal:9090` or `unix:/run/tollgate-admin.sock`. Without it
+    /// TOLLGATE_ADMIN, else the one in the configuration.
+    #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
     /// What the server's server.admin_token is, in a file. Without it TOLLGATE_ADMIN_TOKEN, else the one in the
     /// configuration.
@@ -38,8 +42,25 @@ pub struct Place {
 /// A server that runs.
 #[derive(Debug)]
 pub struct Server {
-    listen: Listen,
+    at: At,
     token: Option<String>,
+}
+
+/// An admin port, as it is reached.
+#[derive(Debug)]
+enum At {
+    /// A host, by its name or address, and a port.
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            At::Tcp(host) => f.write_str(host),
+            At::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl Place {
@@ -53,32 +74,34 @@ impl Place {
         self.config.as_deref()
     }
 
-    /// Finds out where it is.
+    /// Finds out where it is, and what to show there.
     pub fn server(&self) -> anyhow::Result<Server> {
-        let written = match &self.server {
-            Some(_) => None,
-            None => Some(configured(self.config.as_deref())?),
+        let named = self.server.clone().or_else(|| variable("TOLLGATE_ADMIN"));
+        // What was named is read even where it is not needed to know where to ask: its token may be.
+        let written = match named.is_none() || self.config.is_some() {
+            true => Some(configured(self.config.as_deref())?),
+            false => None,
         };
-        let listen = match (&self.server, &written) {
-            (Some(address), _) => address_of(address)?,
-            (None, Some(settings)) => settings
-                .admin
-                .listen
-                .clone()
-                .context("server.admin is \"off\" in the configuration: name a --server")?,
-            (None, None) => Settings::default().admin.listen.context("there is a default")?,
+        let at = match (&named, &written) {
+            (Some(address), _) => named_place(address)?,
+            (None, Some(settings)) => configured_place(settings)?,
+            (None, None) => configured_place(&Settings::default())?,
         };
         let token = match &self.token_file {
             Some(file) => {
                 let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-                Some(text.trim_end_matches(['\r', '\n']).to_owned())
+                Some(text.trim().to_owned())
             }
-            None => std::env::var("TOLLGATE_ADMIN_TOKEN")
-                .ok()
+            None => variable("TOLLGATE_ADMIN_TOKEN")
                 .or_else(|| written.and_then(|settings| settings.admin.token).map(|token| token.0)),
         };
-        Ok(Server { listen, token })
+        Ok(Server { at, token })
     }
+}
+
+/// A variable of the environment that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The doors as a configuration has them.
@@ -88,15 +111,33 @@ fn configured(path: Option<&Path>) -> anyhow::Result<Settings> {
         .map_err(|errors| anyhow!("{errors}\nthe configuration says where to ask; name a --server to ask without it"))
 }
 
-fn address_of(text: &str) -> anyhow::Result<Listen> {
-    let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-    match text.strip_prefix("unix:") {
-        Some(path) => Ok(Listen::Unix(path.into())),
-        None => {
-            let expected = || format!("--server is {text:?}, expected an address such as 127.0.0.1:9090");
-            let host = text.replace("localhost:", "127.0.0.1:");
-            host.parse().map(Listen::Tcp).with_context(expected)
+fn configured_place(settings: &Settings) -> anyhow::Result<At> {
+    match &settings.admin.listen {
+        None => bail!("server.admin is \"off\" in the configuration: there is nobody to ask"),
+        Some(Listen::Unix(path)) => Ok(At::Unix(path.clone())),
+        Some(Listen::Tcp(address)) if address.port() == 0 => {
+            bail!("server.admin has port 0 in the configuration, which is any: name the --server")
         }
+        Some(Listen::Tcp(address)) => {
+            let mut address = *address;
+            // Who listens everywhere is asked here.
+            if address.ip().is_unspecified() {
+                address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+            }
+            Ok(At::Tcp(address.to_string()))
+        }
+    }
+}
+
+fn named_place(text: &str) -> anyhow::Result<At> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(At::Unix(path.into()));
+    }
+    let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse().ok());
+    match port {
+        Some(1..=u16::MAX) => Ok(At::Tcp(host.to_owned())),
+        _ => bail!("the server is {text:?}, expected a host and a port such as 127.0.0.1:9090, or unix:/path"),
     }
 }
 
@@ -127,40 +168,35 @@ impl Server {
             let mut request = http::Request::builder().method(method).uri(path).header("host", "tollgate");
             request = request.header("content-type", "application/json");
             if let Some(token) = &self.token {
-                request = request.header("authorization", format!("Bearer {token}"));
+                let mut shown = HeaderValue::from_str(&format!("Bearer {token}"))
+                    .map_err(|_| anyhow!("the token holds characters that cannot be sent"))?;
+                shown.set_sensitive(true);
+                request = request.header(AUTHORIZATION, shown);
             }
             let request = request.body(Full::new(Bytes::from(body)))?;
-            let asked = format!("no answer from the admin port at {}", self.listen);
             let remedy = "is tollgate running there? name its admin port with --server";
-            let answer = match &self.listen {
-                Listen::Tcp(address) => {
-                    let mut address = *address;
-                    // Who listens everywhere is asked here.
-                    if address.ip().is_unspecified() {
-                        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-                    }
-                    let stream = TcpStream::connect(address).await.with_context(|| format!("{asked}; {remedy}"))?;
-                    send(stream, request).await
-                }
-                Listen::Unix(path) => {
-                    let stream = UnixStream::connect(path).await.with_context(|| format!("{asked}; {remedy}"))?;
-                    send(stream, request).await
-                }
+            let unreached = || format!("cannot reach the admin port at {}; {remedy}", self.at);
+            let answer = match &self.at {
+                At::Tcp(host) => send(TcpStream::connect(host).await.with_context(unreached)?, request).await,
+                At::Unix(path) => send(UnixStream::connect(path).await.with_context(unreached)?, request).await,
             };
-            answer.context(asked)
+            answer.with_context(|| format!("{} answers in another way than an admin port does", self.at))
         };
         let timed = async { tokio::time::timeout(PATIENCE, exchange).await };
-        let (status, body) =
-            runtime.block_on(timed).map_err(|_| anyhow!("{} did not answer in 10 s", self.listen))??;
+        let (status, body) = runtime.block_on(timed).map_err(|_| anyhow!("{} did not answer in 10 s", self.at))??;
+        if status == StatusCode::UNAUTHORIZED {
+            let shown = if self.token.is_some() { "another token" } else { "a token" };
+            bail!("{} wants {shown}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN", self.at);
+        }
         if !status.is_success() {
             let said = serde_json::from_slice::<Complaint>(&body).map(|complaint| complaint.error);
-            bail!("{}: {status}: {}", self.listen, said.unwrap_or_else(|_| "is this the admin port?".to_owned()));
+            bail!("{}: {}", self.at, said.unwrap_or_else(|_| format!("{status}: is this the admin port?")));
         }
         Ok(body)
     }
 }
 
-async fn send<S>(stream: S, request: http::Request<Full<Bytes>>) -> anyhow::Result<(http::StatusCode, Bytes)>
+async fn send<S>(stream: S, request: http::Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -134,10 +134,11 @@ enum Command {
         /// Only the counters of this limiter.
         #[arg(long, value_name = "NAME")]
         limiter: Option<String>,
-        /// Who asks for it.
-        #[arg(long, value_name = "NAME", env = "USER")]
-        who: String,
-        /// Why, in words. Do not name the identity here.
+        /// Who asks for it. Without it SUDO_USER, USER or LOGNAME; where none is set, as in most containers, the
+        /// number of the user and the name of the host.
+        #[arg(long, value_name = "NAME")]
+        who: Option<String>,
+        /// Why, in words, for the audit log. The identity does not belong there.
         #[arg(long, value_name = "TEXT")]
         why: String,
         /// The domain.
@@ -182,7 +183,7 @@ pub fn run() -> ExitCode {
             asked(place.server().and_then(|server| state::state(&server, &domain, &entries, json)))
         }
         Command::Lift { place, limiter, who, why, domain, entries } => {
-            let lift = Lift { domain, entries, limiter, who, why };
+            let lift = Lift { domain, entries, limiter, who: who.unwrap_or_else(state::who), why };
             asked(place.server().and_then(|server| state::lift(&server, &lift)))
         }
         Command::Top { place, minutes, lines } => {

@@ -1,5 +1,7 @@
 //! `tollgate serve`: from a configuration to open doors.
 
+use std::env::VarError;
+use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +11,11 @@ use tollgate::app::{App, Snapshot, StopSignals};
 use tollgate::config::{Config, Engine, VARIABLE, places};
 use tollgate::rules::Rules;
 use tollgate::store::{MemorySettings, Stores};
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// What a first configuration can look like, told to whoever starts without one.
 const FIRST: &str = r#"
@@ -82,13 +88,25 @@ fn start(config: Config) -> anyhow::Result<Stop> {
 }
 
 /// Begins to log, to standard error: what `RUST_LOG` says, and who lifted which limit whatever it says.
+///
+/// What libraries tell below INFO is never written: they show what clients sent, and nobody is to switch identities on
+/// by `RUST_LOG=trace`.
 fn log(json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let asked = EnvFilter::builder().with_default_directive(Level::INFO.into());
+    let (filter, error) = match asked.try_from_env() {
+        Ok(filter) => (filter, None),
+        Err(error) if error.source().is_some_and(|source| source.is::<VarError>()) => (EnvFilter::new("info"), None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
     let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));
+    let ours = Targets::new().with_default(Level::INFO).with_target("tollgate", Level::TRACE);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match json {
-        true => log.json().flatten_event(true).init(),
-        false => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        true => log.json().flatten_event(true).finish().with(ours).init(),
+        false => log.with_ansi(std::io::stderr().is_terminal()).finish().with(ours).init(),
+    }
+    if let Some(error) = error {
+        tracing::warn!(%error, "RUST_LOG makes no sense and is not heeded");
     }
     tollgate::server::log_panics();
 }

@@ -1,5 +1,6 @@
 //! `tollgate key`, `state`, `lift` and `top`: finding an identity that is locked out, and letting it in again.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,13 +18,17 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
         Err(code) => return code,
     };
     let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    let Some(known) = rules.counters(domain, &descriptor, SystemClock::new().now()) else {
-        eprintln!("tollgate: there is no domain {domain:?} in the configuration");
-        return ExitCode::FAILURE;
+    let known = match rules.counters(domain, &descriptor, SystemClock::new().now()) {
+        Ok(known) => known,
+        Err(error) => {
+            eprintln!("tollgate: {error}");
+            return ExitCode::FAILURE;
+        }
     };
-    if known.is_empty() {
-        eprintln!("tollgate: no limiter of this domain counts by these entries alone");
-        return ExitCode::FAILURE;
+    if rules.secret().is_development() {
+        eprintln!(
+            "tollgate: server.secret is not set, so these are the keys of a server without one; another has others"
+        );
     }
     let mut rows = vec![["KEY", "LIMITER", "RULE", "COUNTED BY"].map(str::to_owned)];
     rows.extend(
@@ -42,8 +47,14 @@ pub fn state(server: &Server, domain: &str, entries: &[(String, String)], json: 
         super::print(&format!("{}\n", serde_json::to_string_pretty(&states)?));
         return Ok(());
     }
-    anyhow::ensure!(!states.is_empty(), "no limiter of this domain counts by these entries alone");
     super::print(&table(&states));
+    let refuses =
+        |counter: &CounterState| !counter.shadow && !matches!(counter.state, State::Holds { passes: true, .. });
+    if !states.iter().any(refuses) {
+        eprintln!(
+            "tollgate: none of these refuses; tollgate explain --server says what the rules make of a whole request"
+        );
+    }
     Ok(())
 }
 
@@ -54,14 +65,17 @@ pub fn table(states: &[CounterState]) -> String {
         let [used, left, now, reset] = match &counter.state {
             State::Unknown { error } => [String::new(), String::new(), format!("unknown: {error}"), String::new()],
             State::Holds { limit, used, remaining, passes, retry_after_ms, reset_ms } => [
-                format!("{used} of {limit}"),
+                format!("{used} of {limit}{}", if counter.slots { " slots" } else { "" }),
                 remaining.to_string(),
-                match (passes, retry_after_ms) {
-                    (true, _) => "passes".to_owned(),
-                    (false, Some(wait)) => format!("refused for {}", span(*wait)),
-                    (false, None) => "refused always".to_owned(),
+                match (passes, counter.shadow, retry_after_ms) {
+                    (true, false, _) => "passes".to_owned(),
+                    (true, true, _) => "passes, in shadow".to_owned(),
+                    (false, false, Some(wait)) => format!("refused for {}", span(*wait)),
+                    (false, false, None) => "refused always".to_owned(),
+                    (false, true, Some(wait)) => format!("over for {}, in shadow: passes", span(*wait)),
+                    (false, true, None) => "over always, in shadow: passes".to_owned(),
                 },
-                span(*reset_ms),
+                if *reset_ms == 0 { "-".to_owned() } else { span(*reset_ms) },
             ],
         };
         let by = match counter.key_entries.is_empty() {
@@ -71,6 +85,18 @@ pub fn table(states: &[CounterState]) -> String {
         [counter.limiter.clone(), counter.rule.clone(), by, used, left, now, reset, counter.key.clone()]
     }));
     aligned(&rows)
+}
+
+/// Who asks, where nobody says so: the person who logged in, else the user of the process and the host.
+pub fn who() -> String {
+    let named = |variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty());
+    ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).unwrap_or_else(|| {
+        let user = std::fs::metadata("/proc/self").map_or("somebody".to_owned(), |own| format!("user {}", own.uid()));
+        match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+            Ok(host) => format!("{user} on {}", host.trim()),
+            Err(_) => user,
+        }
+    })
 }
 
 /// Forgets the counters of an identity.
@@ -86,6 +112,7 @@ pub fn lift(server: &Server, lift: &Lift) -> anyhow::Result<()> {
         [counter.limiter.clone(), what, counter.key.clone()]
     }));
     super::print(&aligned(&rows));
+    eprintln!("tollgate: the server's audit log has it, by {}: {}", lift.who, lift.why);
     let failed = lifted.iter().any(|counter| counter.error.is_some());
     anyhow::ensure!(!failed, "not everything could be lifted");
     Ok(())
@@ -94,22 +121,29 @@ pub fn lift(server: &Server, lift: &Lift) -> anyhow::Result<()> {
 /// Prints the most refused of the last minutes.
 pub fn top(server: &Server, minutes: u8, lines: usize) -> anyhow::Result<()> {
     let top: TopRefused = server.fetch(&format!("/top?minutes={minutes}"))?;
-    let mut rows = vec![["REFUSED", "DOMAIN", "RULE", "LIMITER", "KEY"].map(str::to_owned)];
     let row = |refused: &Refused| {
         let count = match refused.over {
             0 => refused.refused.to_string(),
             over => format!("{} to {}", refused.refused - over, refused.refused),
         };
-        let key = refused.key.clone().unwrap_or_default();
-        [count, refused.domain.clone(), refused.rule.clone(), refused.limiter.clone(), key]
+        // A request may be refused by its domain, without a rule, or by a rule that has no limiter.
+        let named = |name: &str| if name.is_empty() { "-".to_owned() } else { name.to_owned() };
+        let [domain, rule, limiter] = [&refused.domain, &refused.rule, &refused.limiter].map(|name| named(name));
+        [count, domain, rule, limiter, refused.key.clone().unwrap_or_default()]
     };
-    rows.extend(top.rules.iter().take(lines).map(row));
-    rows.extend(top.keys.iter().take(lines).map(row));
-    if rows.len() == 1 {
-        super::print(&format!("nothing was refused in the last {minutes} minutes\n"));
+    let table = |last: &str, all: &[Refused]| {
+        let mut rows = vec![["REFUSED", "DOMAIN", "RULE", "LIMITER", last].map(str::to_owned)];
+        rows.extend(all.iter().take(lines).map(row));
+        aligned(&rows)
+    };
+    if top.rules.is_empty() {
+        super::print(&format!("nothing was refused in the last {}\n", span(u64::from(minutes) * 60_000)));
         return Ok(());
     }
-    super::print(&aligned(&rows));
+    super::print(&table("", &top.rules));
+    if !top.keys.is_empty() {
+        super::print(&format!("\n{}", table("KEY", &top.keys)));
+    }
     Ok(())
 }
 

@@ -59,6 +59,11 @@ fn admin(settings: &mut Settings, server: &schema::Server, problems: &mut Proble
     if let Some(token) = server.admin_token.get() {
         match token.0.chars().count() {
             0 => problems.refuse(&token.place, "expected at least one character"),
+            _ if token.0.trim() != token.0
+                || token.0.chars().any(|letter| !letter.is_ascii_graphic() && letter != ' ') =>
+            {
+                problems.refuse(&token.place, "expected ASCII without spaces around it: it is shown in a header");
+            }
             1..16 => problems.warn(&token.place, "shorter than 16 characters: it can be guessed"),
             _ => {}
         }

@@ -10,7 +10,7 @@ use super::{
     RuleBook, Secret, Unmatched,
 };
 use crate::clock::Timestamp;
-use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
+use crate::limiter::{Algorithm, CounterName, Limit, Limiter, OnStoreError, Quota};
 
 /// The rules in use: immutable, and replaced whole.
 #[derive(Debug)]
@@ -53,6 +53,13 @@ pub(super) struct CompiledRule {
     pub(super) trial: bool,
     pub(super) enforce_percent: Option<u8>,
     pub(super) refusal: RefusalText,
+}
+
+impl CompiledRule {
+    /// Whether the rule counts this counter and never denies by it.
+    pub(super) fn in_shadow(&self, counter: CounterName) -> bool {
+        self.shadow || self.enforce_percent.is_some_and(|percent| counter.0[1] % 100 >= u64::from(percent))
+    }
 }
 
 #[derive(Debug)]

@@ -1,15 +1,18 @@
 //! The counters that an identity has: what is asked when somebody is locked out.
 
-use super::compile::{CompiledAction, CompiledApply, Rules, Template};
+use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules, Template};
 use super::plan::{Resolved, rewrite};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Charges, Check, CounterName, Limit, Needs, OnStoreError};
 
+/// How many keys are named to whoever asks for another.
+const LISTED: usize = 20;
+
 /// One counter that a rule would ask for a request with these entries.
 #[derive(Clone, Debug)]
 pub struct KnownCounter {
-    /// The rule.
+    /// The rule; of several the first that enforces it.
     pub rule: String,
     /// The limiter.
     pub limiter: String,
@@ -17,8 +20,33 @@ pub struct KnownCounter {
     pub key: Vec<String>,
     /// Whether it is the limiter's slots, not its quota.
     pub slots: bool,
+    /// Whether it counts and never denies.
+    pub shadow: bool,
     /// Looks at the counter without charging it: passes when one unit would.
     pub look: Check,
+}
+
+/// Why no counter is known by some entries. It names entries and never their values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotCounted {
+    /// The domain has neither rules nor settings.
+    #[error("there is no domain {domain:?} in the configuration; domains with rules: {known}")]
+    NoDomain {
+        /// The domain that was asked.
+        domain: String,
+        /// Those that have rules.
+        known: String,
+    },
+    /// No key of the domain is made of these entries alone.
+    #[error("no limiter of domain {domain:?} counts by {by}; its limiters count by: {known}")]
+    ByOthers {
+        /// The domain.
+        domain: String,
+        /// The entries that were given, by name.
+        by: String,
+        /// What keys of the domain are made of.
+        known: String,
+    },
 }
 
 impl Rules {
@@ -26,9 +54,22 @@ impl Rules {
     /// limiter whose key is made of nothing else. Where the entries leave open which of several tiers' limiters holds,
     /// all of them are told. Without entries, the counters that are one for all.
     ///
-    /// `None` when there is no such domain. Counters of limits that came with requests are not known here.
-    pub fn counters(&self, domain: &str, descriptor: &Descriptor<'_>, now: Timestamp) -> Option<Vec<KnownCounter>> {
-        let domain = &self.domains[*self.by_name.get(domain)?];
+    /// Counters of limits that came with requests are not known here.
+    ///
+    /// # Errors
+    ///
+    /// There is no such domain, or no counter.
+    pub fn counters(
+        &self,
+        domain: &str,
+        descriptor: &Descriptor<'_>,
+        now: Timestamp,
+    ) -> Result<Vec<KnownCounter>, NotCounted> {
+        let Some(&place) = self.by_name.get(domain) else {
+            let known = listed(self.domains_with_rules().into_iter().map(str::to_owned).collect());
+            return Err(NotCounted::NoDomain { domain: domain.to_owned(), known });
+        };
+        let domain = &self.domains[place];
         let rewritten = rewrite(descriptor, domain);
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut known: Vec<KnownCounter> = Vec::new();
@@ -36,11 +77,22 @@ impl Rules {
             let CompiledAction::Apply(applies) = &rule.action else { continue };
             for apply in applies.iter().filter(|apply| apply.is_of(descriptor)) {
                 for target in apply.targets(descriptor) {
-                    self.counters_of(apply, target, descriptor, now, &rule.name, &mut known);
+                    self.counters_of(apply, target, descriptor, now, rule, &mut known);
                 }
             }
         }
-        Some(known)
+        match known.is_empty() {
+            true => Err(not_counted(domain, descriptor)),
+            false => Ok(known),
+        }
+    }
+
+    /// The domains that have rules, by name.
+    pub(super) fn domains_with_rules(&self) -> Vec<&str> {
+        let with_rules = self.domains.iter().filter(|known| !known.rules.is_empty());
+        let mut domains: Vec<&str> = with_rules.map(|known| known.name.as_str()).collect();
+        domains.sort_unstable();
+        domains
     }
 
     fn counters_of(
@@ -49,7 +101,7 @@ impl Rules {
         number: u32,
         descriptor: &Descriptor<'_>,
         now: Timestamp,
-        rule: &str,
+        rule: &CompiledRule,
         known: &mut Vec<KnownCounter>,
     ) {
         let target = &self.targets[number as usize];
@@ -58,12 +110,17 @@ impl Rules {
         let slots = target.slots.as_ref().map(|(prefix, limit)| (true, prefix, *limit));
         for (slots, prefix, limit) in quota.into_iter().chain(slots) {
             let Some(counter) = apply.name(prefix, descriptor) else { continue };
-            let same = |other: &KnownCounter| other.look.counter == counter && other.limiter == limiter.name;
-            if known.iter().any(same) {
+            let shadow = rule.in_shadow(counter);
+            let same = |other: &&mut KnownCounter| other.look.counter == counter && other.limiter == limiter.name;
+            if let Some(same) = known.iter_mut().find(same) {
+                if same.shadow && !shadow {
+                    (same.rule, same.shadow) = (rule.name.clone(), false);
+                }
                 continue;
             }
             known.push(KnownCounter {
-                rule: rule.to_owned(),
+                rule: rule.name.clone(),
+                shadow,
                 limiter: limiter.name.clone(),
                 key: apply.key.iter().map(|part| part.entry.clone()).collect(),
                 slots,
@@ -95,6 +152,43 @@ impl CompiledApply {
         };
         all.sort_unstable();
         all
+    }
+}
+
+/// What to tell whoever asks for a counter that there is not.
+fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCounted {
+    let applies = domain.rules.iter().filter_map(|rule| match &rule.action {
+        CompiledAction::Apply(applies) => Some(applies),
+        CompiledAction::Allow | CompiledAction::Deny => None,
+    });
+    // What each key is made of, with the limiters that have it.
+    let mut keys: Vec<(String, Vec<&str>)> = Vec::new();
+    for apply in applies.flatten() {
+        let entries: Vec<&str> = apply.key.iter().map(|part| part.entry.as_str()).collect();
+        let key = if entries.is_empty() { "nothing, one for all".to_owned() } else { entries.join(" + ") };
+        let place = keys.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+            keys.push((key, Vec::new()));
+            keys.len() - 1
+        });
+        if !keys[place].1.contains(&apply.reference.as_str()) {
+            keys[place].1.push(&apply.reference);
+        }
+    }
+    let keys = keys.into_iter().map(|(key, limiters)| format!("{key} ({})", limiters.join(", ")));
+    let by: Vec<&str> = descriptor.entries.iter().map(|entry| entry.key).collect();
+    NotCounted::ByOthers {
+        domain: domain.name.clone(),
+        by: if by.is_empty() { "nothing, as one for all".to_owned() } else { format!("{} alone", by.join(" + ")) },
+        known: listed(keys.collect()),
+    }
+}
+
+/// The first of some words, and how many more there are.
+fn listed(words: Vec<String>) -> String {
+    match words.len() {
+        0 => "none".to_owned(),
+        1..=LISTED => words.join(", "),
+        all => format!("{}, and {} more", words[..LISTED].join(", "), all - LISTED),
     }
 }
 

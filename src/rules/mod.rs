@@ -21,7 +21,7 @@ mod wording;
 
 pub(crate) use self::compile::RuleLabel;
 pub use self::compile::{CompileError, Rules};
-pub use self::counters::KnownCounter;
+pub use self::counters::{KnownCounter, NotCounted};
 pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
 pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};

@@ -392,9 +392,7 @@ impl Walk<'_> {
     ) -> Option<()> {
         let target = &self.rules.targets[target_number as usize];
         let limiter = self.rules.limiter(target_number);
-        let shadow = |name: CounterName| {
-            rule.shadow || rule.enforce_percent.is_some_and(|percent| name.0[1] % 100 >= u64::from(percent))
-        };
+        let shadow = |name: CounterName| rule.in_shadow(name);
         let link = |check, slots, shadow, heeded| Link {
             descriptor: number,
             check,

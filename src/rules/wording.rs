@@ -14,16 +14,13 @@ impl Rules {
     pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
-        let with_rules = self.domains.iter().filter(|known| !known.rules.is_empty());
-        let mut domains: Vec<&str> = with_rules.map(|known| known.name.as_str()).collect();
-        domains.sort_unstable();
         let text = Text {
             domain,
             asked: entries,
             limiters: &self.limiters,
             unmatched: settings.map_or(Unmatched::default(), |settings| settings.unmatched),
             shadow: settings.map_or(self.shadow, |settings| settings.shadow),
-            domains,
+            domains: self.domains_with_rules(),
         };
         text.whole(&self.explain(domain, &descriptor, now))
     }

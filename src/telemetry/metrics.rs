@@ -44,7 +44,7 @@ const DURATION_BUCKETS: [f64; 14] =
 /// hundred thousand rules would have a million series.
 const MOST_RULES: usize = 2_000;
 
-/// The label of all rules past [`MOST_RULES`].
+/// The label of all rules past [`MOST_RULES`], and of their limiters.
 const OTHERS: &str = "(others)";
 
 /// Every metric, what it counts, and whether it is a counter, a gauge or a histogram.
@@ -366,6 +366,8 @@ impl Handles {
         let target = |((at, rule), limiter): ((usize, u32), &str)| {
             let (domain, rules) = &domains[at];
             let (known, rule) = (rules[rule as usize], labels[at][rule as usize]);
+            // Each of them may have a limiter of its own.
+            let limiter = if rule == OTHERS { OTHERS } else { limiter };
             let checks = |mode: &'static str, counted: bool| {
                 ["passed", "refused", "failed"].map(|verdict| {
                     let labels = [

@@ -23,6 +23,11 @@ pub fn nginx() -> Option<PathBuf> {
     found("nginx", on_path("nginx").or_else(system))
 }
 
+/// promtool, which comes with Prometheus.
+pub fn promtool() -> Option<PathBuf> {
+    found("promtool", on_path("promtool"))
+}
+
 /// Python 3, which the demo is written in.
 pub fn python() -> Option<PathBuf> {
     found("python3", on_path("python3"))

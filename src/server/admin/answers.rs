@@ -26,7 +26,7 @@ pub struct Lift {
     pub limiter: Option<String>,
     /// Who asks for it, for the audit log.
     pub who: String,
-    /// Why, for the audit log. An identity does not belong here.
+    /// Why, for the audit log. A text that holds the value of one of the entries is refused.
     pub why: String,
 }
 
@@ -43,6 +43,10 @@ pub struct CounterState {
     pub key: String,
     /// The store that holds it.
     pub store: String,
+    /// Whether it holds slots of concurrency.
+    pub slots: bool,
+    /// Whether it counts and never denies.
+    pub shadow: bool,
     /// What it holds.
     #[serde(flatten)]
     pub state: State,

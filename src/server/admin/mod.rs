@@ -215,6 +215,8 @@ impl Admin {
             key_entries: counter.key.clone(),
             key: counter.look.counter.to_string(),
             store: version.rules.stores().get(usize::from(counter.look.store)).cloned().unwrap_or_default(),
+            slots: counter.slots,
+            shadow: counter.shadow,
             state: match answer {
                 Err(fault) => State::Unknown { error: fault.to_string() },
                 Ok(outcome) => State::Holds {
@@ -242,12 +244,20 @@ impl Admin {
         if lift.entries.is_empty() {
             return Err(unanswered(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
         }
+        if let Some((entry, _)) = lift.entries.iter().find(|(_, value)| tells(&lift.why, value)) {
+            let error = format!("why holds the {entry}, which would stand in the audit log: say it without");
+            return Err(unanswered(StatusCode::BAD_REQUEST, &error));
+        }
         let mut known = self.counters(in_use, &lift.domain, &lift.entries)?;
         if let Some(limiter) = &lift.limiter {
+            let mut others: Vec<String> = known.iter().map(|counter| counter.limiter.clone()).collect();
             known.retain(|counter| counter.limiter == *limiter);
-        }
-        if known.is_empty() {
-            return Err(unanswered(StatusCode::NOT_FOUND, "no limiter of this domain counts by these entries"));
+            if known.is_empty() {
+                others.dedup();
+                let error =
+                    format!("no limiter {limiter:?} counts by these entries; those that do: {}", others.join(", "));
+                return Err(unanswered(StatusCode::NOT_FOUND, &error));
+            }
         }
         let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
         for KnownCounter { limiter, look, .. } in known {
@@ -296,17 +306,24 @@ impl Admin {
     ) -> Result<Vec<KnownCounter>, Unanswered> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let known = in_use.version.rules.counters(domain, &descriptor, self.0.engine().clock().now());
-        known.ok_or_else(|| {
-            unanswered(StatusCode::NOT_FOUND, &format!("there is no domain {domain:?} in the configuration in use"))
-        })
+        known.map_err(|error| unanswered(StatusCode::NOT_FOUND, &error.to_string()))
     }
+}
+
+/// Whether a text holds the value of an entry. One or two characters are in every text.
+fn tells(text: &str, value: &str) -> bool {
+    let value = value.trim();
+    value.chars().count() > 2 && text.to_lowercase().contains(&value.to_lowercase())
 }
 
 /// Whether the token was shown, if there is one. Each byte is compared, so that the time tells nothing.
 fn authorised(headers: &HeaderMap, in_use: &InUse) -> bool {
     let Some(token) = &in_use.settings.admin.token else { return true };
-    let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let shown = shown.unwrap_or_default();
+    let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let shown = match shown.split_at_checked(b"Bearer ".len()) {
+        Some((scheme, shown)) if scheme.eq_ignore_ascii_case(b"Bearer ") => shown,
+        _ => b"",
+    };
     let differ = shown.iter().zip(token.0.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
     shown.len() == token.0.len() && differ == 0
 }

@@ -97,7 +97,8 @@ impl Http {
             async move {
                 if let Err(error) = connection.await {
                     service.count_unread(&*error, &pulse);
-                    tracing::debug!(error, "an HTTP connection broke");
+                    // Without its sources: among them is what the client said when it went away.
+                    tracing::debug!(%error, "an HTTP connection broke");
                 }
             }
         })

@@ -1,0 +1,168 @@
+//! The real program serving on free ports, all that it says, and its command line beside it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+/// How long anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The addresses of all doors, any free port. Stands before what a test configures.
+pub const DOORS: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n";
+
+/// `tollgate serve`, running. It is killed when this is dropped.
+pub struct Served {
+    child: Child,
+    said: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+    pub grpc: String,
+    pub http: String,
+    pub admin: String,
+    pub directory: TempDir,
+}
+
+impl Served {
+    /// Serves a configuration, with these variables set.
+    pub fn start(toml: &str, variables: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("tollgate.toml"), toml).expect("a file in the test's directory");
+        let mut command = tollgate(directory.path());
+        command.arg("serve").envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let said = Arc::new(Mutex::new(String::new()));
+        let (found, addresses) = mpsc::channel();
+        let keep = |from: Box<dyn Read + Send>| {
+            let (said, found) = (said.clone(), found.clone());
+            std::thread::spawn(move || {
+                for line in BufReader::new(from).split(b'\n') {
+                    let line = String::from_utf8_lossy(&line.expect("it is read")).into_owned();
+                    *said.lock() += &format!("{line}\n");
+                    if let Some(addresses) = line.strip_prefix("tollgate: gRPC on ") {
+                        // Nobody waits for a second one.
+                        let _ = found.send(addresses.to_owned());
+                    }
+                }
+            })
+        };
+        let readers = vec![
+            keep(Box::new(child.stdout.take().expect("it was piped"))),
+            keep(Box::new(child.stderr.take().expect("it was piped"))),
+        ];
+        let addresses =
+            addresses.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it never listened:\n{}", said.lock()));
+        let (grpc, rest) = addresses.split_once(", HTTP on ").expect("two doors");
+        let (http, admin) = rest.split_once(", admin on ").unwrap_or((rest, ""));
+        Self { grpc: grpc.to_owned(), http: http.to_owned(), admin: admin.to_owned(), child, said, readers, directory }
+    }
+
+    /// All it said so far, to standard output and error.
+    pub fn said(&self) -> String {
+        self.said.lock().clone()
+    }
+
+    /// Waits until it says something.
+    pub fn until(&self, text: &str) {
+        let began = Instant::now();
+        while !self.said.lock().contains(text) {
+            assert!(began.elapsed() < PATIENCE, "it never said {text:?}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Tells it to stop, waits until it has, and gives all that it said.
+    pub fn stop(&mut self) -> String {
+        self.signal("-TERM");
+        self.wait()
+    }
+
+    /// Waits until it has stopped, and gives all that it said.
+    pub fn wait(&mut self) -> String {
+        assert!(self.child.wait().expect("a child's state").success(), "{}", self.said());
+        for reader in self.readers.drain(..) {
+            reader.join().expect("it reads to the end");
+        }
+        self.said()
+    }
+
+    /// The command line beside its configuration, pointed at its admin port.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = tollgate(self.directory.path());
+        command.args(arguments).env("TOLLGATE_ADMIN", &self.admin);
+        command
+    }
+
+    /// What a command says, to both, which has to work.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("the program runs");
+        let said = both(&output);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        said
+    }
+
+    /// What a command complains of.
+    pub fn complaint(&self, arguments: &[&str]) -> String {
+        complaint(&mut self.command(arguments))
+    }
+
+    /// The status of a request to the HTTP door with these lines in its head.
+    pub fn ask(&self, line: &str, headers: &str) -> u16 {
+        let answer = exchange(&self.http, format!("{line} HTTP/1.0\r\nhost: a\r\n{headers}\r\n").as_bytes());
+        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Neither fails unless it has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program in a directory, without the variables of whoever runs the tests.
+pub fn tollgate(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.current_dir(directory).env("COLUMNS", "100").env("USER", "ann");
+    for variable in ["TOLLGATE_CONFIG", "TOLLGATE_ADMIN", "TOLLGATE_ADMIN_TOKEN", "RUST_LOG", "SUDO_USER", "LOGNAME"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// What a command complains of; it has to fail with the code of a refusal.
+pub fn complaint(command: &mut Command) -> String {
+    let output = command.output().expect("the program runs");
+    let said = both(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+/// What a command said to standard output, then to standard error.
+pub fn both(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Sends bytes and reads what comes back until the other side closes.
+pub fn exchange(address: &str, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(bytes).expect("it is sent");
+    let mut answer = Vec::new();
+    // Who is sent nonsense may close in the middle.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
