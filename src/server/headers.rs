@@ -25,7 +25,9 @@ pub(super) type Header = (&'static str, String);
 /// The headers of a decision, by the families that are switched on.
 pub(super) fn of(decision: &Decision, families: HeaderFamilies) -> Vec<Header> {
     let mut headers = Vec::new();
-    if let Some(deciding) = decision.tightest().filter(|_| families.x_ratelimit || families.ietf) {
+    if (families.x_ratelimit || families.ietf)
+        && let Some(deciding) = decision.tightest()
+    {
         if families.x_ratelimit {
             headers.push(("x-ratelimit-limit", deciding.capacity.to_string()));
             headers.push(("x-ratelimit-remaining", deciding.remaining.to_string()));

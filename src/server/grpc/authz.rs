@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption, Metadata};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{
     AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -19,10 +19,13 @@ use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::rpc;
-use tonic::{Code, Request, Response, Status};
+use http::Response;
+use prost::Message;
+use tonic::Code;
+use tonic::body::Body;
 
 use super::undo::Acquired;
-use super::{Refused, frame, metadata};
+use super::{Refused, frame, metadata, unary};
 use crate::decision::Decision;
 use crate::server::authz::{Asked, Verdict, forwarded_for, joined, one_address, question};
 use crate::server::desk::Desk;
@@ -43,21 +46,16 @@ impl Authz {
     pub(super) fn new(desk: Arc<Desk>) -> Self {
         Self { desk }
     }
-}
 
-#[tonic::async_trait]
-impl Authorization for Authz {
-    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let attributes = request.into_inner().attributes.unwrap_or_default();
+    /// Answers one question; `None` when it makes no sense.
+    pub(super) async fn answer(&self, message: Bytes) -> Option<Response<Body>> {
+        let attributes = CheckRequest::decode(message).ok()?.attributes.unwrap_or_default();
         let told = Told::new(&attributes);
         let in_use = self.desk.in_use();
         let question = question(&told, &in_use.settings.authz);
         let decision = self.desk.decide(&in_use, Door::AuthzGrpc, &question).await;
-        let mut response = Response::new(answer(&decision, in_use.settings.authz_headers));
-        if let Some(lease) = decision.lease() {
-            response.extensions_mut().insert(Acquired(lease.into()));
-        }
-        Ok(response)
+        let frame = frame(&answer(&decision, in_use.settings.authz_headers));
+        Some(unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into()))))
     }
 }
 

@@ -8,14 +8,16 @@ mod budget;
 mod generated;
 mod metadata;
 mod rls;
+mod unary;
 mod undo;
+mod wire;
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::{AuthorizationServer, SERVICE_NAME as AUTHZ};
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::SERVICE_NAME as AUTHZ;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -32,9 +34,8 @@ use tower::Service;
 use tower::util::BoxCloneSyncService;
 
 use self::budget::{Budget, Metered, Total};
-use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::{
-    RateLimitServiceServer, SERVICE_NAME as RLS,
-};
+use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
+use self::unary::Unread;
 use self::undo::{Acquired, Undo, Undoable};
 use super::bounds::{Bound, Bounds};
 use super::connection::{self, Pulse, Terms};
@@ -50,14 +51,17 @@ pub use self::generated::envoy as messages;
 /// of 20 would close the connection, and with it all calls that are in time.
 const PENDING_RESETS: usize = 4096;
 
-/// The status, out of range, with which tonic complains about the size of a message and about nothing else.
+/// The status, out of range, that stands for a message past its bound and for nothing else.
 const TOO_LARGE: &str = "11";
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
-/// A call under way, as the generated services give it.
-type Call = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+/// What a call comes to, as the generated services give it.
+type Called = Result<http::Response<Body>, Infallible>;
+
+/// A call under way.
+type Call = Pin<Box<dyn Future<Output = Called> + Send>>;
 
 type Answer = Result<http::Response<Undoable>, Infallible>;
 
@@ -70,8 +74,8 @@ pub struct Grpc(Arc<Services>);
 #[derive(Debug)]
 struct Services {
     desk: Arc<Desk>,
-    rls: RateLimitServiceServer<rls::Rls>,
-    authz: AuthorizationServer<authz::Authz>,
+    rls: rls::Rls,
+    authz: authz::Authz,
     health: HealthServer<HealthService>,
     reflection: Reflection,
     reflection_alpha: Reflection,
@@ -89,8 +93,8 @@ impl Grpc {
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
             desk,
-            rls: RateLimitServiceServer::new(rls).max_decoding_message_size(bounds.message_bytes),
-            authz: AuthorizationServer::new(authz).max_decoding_message_size(bounds.message_bytes),
+            rls,
+            authz,
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
             reflection,
             reflection_alpha,
@@ -144,8 +148,8 @@ impl Grpc {
             request
         };
         let (door, unread, call): (Door, Refused, Call) = match method {
-            "ShouldRateLimit" => (Door::Rls, rls::UNREAD, self.0.rls.clone().call(request(RLS))),
-            "Check" => (Door::AuthzGrpc, authz::UNREAD, self.0.authz.clone().call(request(AUTHZ))),
+            "ShouldRateLimit" => (Door::Rls, rls::UNREAD, Box::pin(self.0.clone().rls(request(RLS)))),
+            "Check" => (Door::AuthzGrpc, authz::UNREAD, Box::pin(self.0.clone().authz(request(AUTHZ)))),
             other => panic!("{other} is no method that decides"),
         };
         let Ok(response) = call.await;
@@ -231,15 +235,29 @@ impl Services {
         }
     }
 
-    fn call(&self, method: Method, request: http::Request<Metered>) -> Call {
+    fn call(self: &Arc<Self>, method: Method, request: http::Request<Metered>) -> Call {
         match method {
-            Method::ShouldRateLimit => self.rls.clone().call(request),
-            Method::Check => self.authz.clone().call(request),
+            Method::ShouldRateLimit => Box::pin(self.clone().rls(request)),
+            Method::Check => Box::pin(self.clone().authz(request)),
             Method::Health => self.health.clone().call(request),
             Method::Reflection => self.reflection.clone().call(request),
             Method::ReflectionAlpha => self.reflection_alpha.clone().call(request),
             Method::Unknown => Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) }),
         }
+    }
+
+    async fn rls<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
+        Ok(match unary::question(request, self.bounds.message_bytes).await {
+            Ok(question) => self.rls.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
+            Err(unread) => unary::unread(unread),
+        })
+    }
+
+    async fn authz<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
+        Ok(match unary::question(request, self.bounds.message_bytes).await {
+            Ok(question) => self.authz.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
+            Err(unread) => unary::unread(unread),
+        })
     }
 
     /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tonic::{Request, Response, Status};
+use http::Response;
+use prost::Message;
+use prost::encoding::decode_varint;
+use tonic::body::Body;
 
-use super::generated::envoy::config::core::v3::HeaderValue;
 use super::generated::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use super::generated::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
+use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use super::generated::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
-use super::generated::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus, RateLimit};
-use super::generated::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitService;
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::generated::envoy::r#type::v3::RateLimitUnit;
 use super::undo::Acquired;
-use super::{Refused, frame, metadata};
+use super::wire::Writer;
+use super::{Refused, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::server::desk::Desk;
@@ -47,25 +49,87 @@ impl Rls {
     pub(super) fn new(desk: Arc<Desk>) -> Self {
         Self { desk }
     }
-}
 
-#[tonic::async_trait]
-impl RateLimitService for Rls {
-    async fn should_rate_limit(
-        &self,
-        request: Request<RateLimitRequest>,
-    ) -> Result<Response<RateLimitResponse>, Status> {
-        let mut message = request.into_inner();
-        mend(&mut message);
-        let asked = asked(&message).expect("what was no text has been mended");
+    /// Answers one question; `None` when it makes no sense.
+    pub(super) async fn answer(&self, message: Bytes) -> Option<Response<Body>> {
+        let whole;
+        let asked = match plain(&message) {
+            Some(asked) => asked,
+            None => {
+                whole = mended(RateLimitRequest::decode(message.clone()).ok()?);
+                asked(&whole).expect("what was no text has been mended")
+            }
+        };
         let in_use = self.desk.in_use();
         let decision = self.desk.decide(&in_use, Door::Rls, &asked).await;
-        let mut response = Response::new(answer(&decision, in_use.settings.rls_headers));
-        if let Some(lease) = decision.lease() {
-            response.extensions_mut().insert(Acquired(lease.into()));
-        }
-        Ok(response)
+        let frame = Writer::frame(|writer| write(&decision, in_use.settings.rls_headers, writer));
+        Some(unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into()))))
     }
+}
+
+/// The question of a [`RateLimitRequest`], read where it lies: with the generated types 2 lists and 9 counted
+/// references are made of it. `None` for a question that brings more than a domain, entries and hits for all of them,
+/// or that is not right in all: those are for the generated types.
+fn plain(mut message: &[u8]) -> Option<descriptor::Request<'_>> {
+    let mut asked = descriptor::Request::default();
+    let mut hits_addend = 0;
+    while let Some(key) = byte(&mut message) {
+        match key {
+            DOMAIN => asked.domain = text(&mut message)?,
+            DESCRIPTORS => {
+                let mut told = part(&mut message)?;
+                // Filled in place: a descriptor is several hundred bytes.
+                asked.descriptors.push(Descriptor::default());
+                let entries = asked.descriptors.last_mut().map(|descriptor| &mut descriptor.entries);
+                let entries = entries.expect("one has just been pushed");
+                while let Some(key) = byte(&mut told) {
+                    match key {
+                        ENTRIES => entries.push(plain_entry(part(&mut told)?)?),
+                        _ => return None,
+                    }
+                }
+            }
+            HITS_ADDEND => hits_addend = u32::try_from(decode_varint(&mut message).ok()?).ok()?,
+            _ => return None,
+        }
+    }
+    let hits = hits(&RateLimitDescriptor::default(), hits_addend);
+    asked.descriptors.iter_mut().for_each(|descriptor| descriptor.hits = hits);
+    Some(asked)
+}
+
+fn plain_entry(mut told: &[u8]) -> Option<Entry<'_>> {
+    let (mut key, mut value) = ("", "");
+    while let Some(field) = byte(&mut told) {
+        match field {
+            ENTRY_KEY => key = text(&mut told)?,
+            ENTRY_VALUE => value = text(&mut told)?,
+            _ => return None,
+        }
+    }
+    Some(Entry { key, value: Cow::Borrowed(value) })
+}
+
+// A field's number and how it is told, as they are written: number << 3 | (0 for a number, 2 for what has a length).
+const DOMAIN: u8 = 1 << 3 | 2;
+const DESCRIPTORS: u8 = 2 << 3 | 2;
+const HITS_ADDEND: u8 = 3 << 3;
+const ENTRIES: u8 = 1 << 3 | 2;
+const ENTRY_KEY: u8 = 1 << 3 | 2;
+const ENTRY_VALUE: u8 = 2 << 3 | 2;
+
+fn byte(rest: &mut &[u8]) -> Option<u8> {
+    rest.split_off_first().copied()
+}
+
+/// What has its length before it.
+fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    rest.split_off(..length)
+}
+
+fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    str::from_utf8(part(rest)?).ok()
 }
 
 /// The question that a message asks. Fails when a text of it is no UTF-8.
@@ -89,7 +153,7 @@ fn asked(message: &RateLimitRequest) -> Result<descriptor::Request<'_>, Utf8Erro
 }
 
 /// Makes every text UTF-8: what is none is replaced, so that it still counts as something.
-fn mend(message: &mut RateLimitRequest) {
+fn mended(mut message: RateLimitRequest) -> RateLimitRequest {
     let mend = |text: &mut Bytes| {
         if let Cow::Owned(mended) = String::from_utf8_lossy(text) {
             *text = mended.into();
@@ -100,6 +164,7 @@ fn mend(message: &mut RateLimitRequest) {
         mend(&mut entry.key);
         mend(&mut entry.value);
     }
+    message
 }
 
 /// The hits of a descriptor, or else of the request, or else one. Only a descriptor can say zero: of the request
@@ -125,58 +190,60 @@ fn limit_override(limit: &RateLimitOverride) -> Option<LimitOverride> {
     Some(LimitOverride { limit: limit.requests_per_unit, window })
 }
 
-fn answer(decision: &Decision, families: HeaderFamilies) -> RateLimitResponse {
-    let mut headers = headers::of(decision, families);
-    let body = decision.refusal().and_then(|refusal| headers::body(&refusal, families));
-    let raw_body = body.map_or_else(Bytes::new, |(body, media_type)| {
-        headers.push(("content-type", media_type));
-        body.into()
-    });
-    RateLimitResponse {
-        overall_code: code(decision.allowed()).into(),
-        statuses: decision.statuses().map(status).collect(),
-        response_headers_to_add: headers.into_iter().map(header).collect(),
-        raw_body,
-        dynamic_metadata: metadata::encoded(decision),
-        ..Default::default()
+/// Writes a [`RateLimitResponse`], by the numbers of its fields.
+fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
+    writer.number(1, code(decision.allowed()) as u64);
+    for status in decision.statuses() {
+        writer.message(2, |writer| write_status(&status, writer));
     }
+    let headers = headers::of(decision, families);
+    let body = decision.refusal().and_then(|refusal| headers::body(&refusal, families));
+    let media_type = body.as_ref().map(|(_, media_type)| ("content-type", media_type.as_str()));
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in headers.chain(media_type) {
+        writer.message(3, |header| {
+            header.text(1, name.as_bytes());
+            header.text(2, value.as_bytes());
+        });
+    }
+    if let Some((body, _)) = &body {
+        writer.text(5, body.as_bytes());
+    }
+    metadata::write(decision, 6, writer);
 }
 
 fn code(allowed: bool) -> Code {
     if allowed { Code::Ok } else { Code::OverLimit }
 }
 
-fn status(status: decision::Status<'_>) -> DescriptorStatus {
-    let code = code(status.allowed).into();
-    let Some(counted) = status.counted else { return DescriptorStatus { code, ..Default::default() } };
-    DescriptorStatus {
-        code,
-        limit_remaining: counted.remaining,
-        duration_until_reset: Some(until(&counted, status.allowed)),
-        current_limit: Some(current_limit(&counted)),
-        quota: None,
-    }
+/// Writes a `DescriptorStatus`.
+fn write_status(status: &decision::Status<'_>, writer: &mut Writer) {
+    writer.number(1, code(status.allowed) as u64);
+    let Some(counted) = &status.counted else { return };
+    // The configured numbers: the largest unit that the window is whole numbers of.
+    writer.message(2, |limit| {
+        let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
+        limit.number(1, counted.limit.into());
+        limit.number(2, unit as u64);
+        limit.text(3, counted.limiter.as_bytes());
+        if multiplier > 1 {
+            limit.message(4, |wrapped| wrapped.number(1, multiplier.into()));
+        }
+    });
+    writer.number(3, counted.remaining.into());
+    writer.message(4, |duration| {
+        let (seconds, nanos) = until(counted, status.allowed);
+        duration.number(1, seconds);
+        duration.number(2, nanos.into());
+    });
 }
 
 /// Envoy copies the time of a refusal to `retry-after` in whole seconds, so that is rounded up.
-fn until(counted: &Counted<'_>, allowed: bool) -> prost_types::Duration {
+fn until(counted: &Counted<'_>, allowed: bool) -> (u64, u32) {
     let until = headers::until(counted);
-    let (seconds, nanos) = match allowed {
+    match allowed {
         true => (until.as_secs(), until.subsec_nanos()),
         false => (headers::seconds(until), 0),
-    };
-    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    prost_types::Duration { seconds, nanos: i32::try_from(nanos).unwrap_or(0) }
-}
-
-/// The configured numbers: the largest unit that the window is whole numbers of.
-fn current_limit(counted: &Counted<'_>) -> RateLimit {
-    let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
-    RateLimit {
-        name: counted.limiter.to_owned(),
-        requests_per_unit: counted.limit,
-        unit: unit.into(),
-        unit_multiplier: (multiplier > 1).then_some(multiplier),
     }
 }
 
@@ -199,13 +266,183 @@ fn unit(window: Duration) -> (Unit, u32) {
     }
 }
 
-fn header((name, value): headers::Header) -> HeaderValue {
-    HeaderValue { key: name.to_owned(), value, raw_value: Bytes::new() }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use envoy_types::pb::google::protobuf::Struct;
+    use proptest::prelude::*;
+
+    use super::super::generated::envoy::config::core::v3::HeaderValue;
+    use super::super::generated::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry as RlsEntry;
+    use super::super::generated::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit};
     use super::*;
+    use crate::clock::{ManualClock, Timestamp};
+    use crate::engine::Engine;
+    use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
+    use crate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+    use crate::store::{MemorySettings, Stores};
+
+    /// The message that an answer means, made of the generated types, without metadata.
+    fn meant(decision: &Decision, families: HeaderFamilies) -> RateLimitResponse {
+        let mut headers: Vec<(String, String)> =
+            headers::of(decision, families).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let body = decision.refusal().and_then(|refusal| headers::body(&refusal, families));
+        let raw_body = body.map_or_else(Bytes::new, |(body, media_type)| {
+            headers.push(("content-type".to_owned(), media_type));
+            body.into()
+        });
+        RateLimitResponse {
+            overall_code: code(decision.allowed()).into(),
+            statuses: decision.statuses().map(|status| meant_status(&status)).collect(),
+            response_headers_to_add: headers
+                .into_iter()
+                .map(|(key, value)| HeaderValue { key, value, raw_value: Bytes::new() })
+                .collect(),
+            raw_body,
+            ..Default::default()
+        }
+    }
+
+    fn meant_status(status: &decision::Status<'_>) -> DescriptorStatus {
+        let code = code(status.allowed).into();
+        let Some(counted) = status.counted else { return DescriptorStatus { code, ..Default::default() } };
+        let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
+        let (seconds, nanos) = until(&counted, status.allowed);
+        DescriptorStatus {
+            code,
+            limit_remaining: counted.remaining,
+            duration_until_reset: Some(prost_types::Duration { seconds: seconds as i64, nanos: nanos as i32 }),
+            current_limit: Some(RateLimit {
+                name: counted.limiter.to_owned(),
+                requests_per_unit: counted.limit,
+                unit: unit.into(),
+                unit_multiplier: (multiplier > 1).then_some(multiplier),
+            }),
+            quota: None,
+        }
+    }
+
+    fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
+        Rule {
+            domain: "edge".into(),
+            name: name.into(),
+            matches: vec![("path".into(), Matcher::parse(&format!("/{limiter}")))],
+            action: Action::Apply(vec![Apply {
+                limiter: limiter.into(),
+                otherwise: None,
+                key: vec![KeyPart { entry: "account".into(), normalise: vec![] }],
+                charge: Charge::Admitted,
+                overdraw: false,
+                missing: Missing::Skip,
+            }]),
+            last: false,
+            shadow: false,
+            enforce_percent: None,
+            refusal,
+        }
+    }
+
+    /// An engine with a window of 90 s, a bucket of half a second, and slots under a name of 200 bytes that asks to be
+    /// told in a body.
+    fn engine() -> Engine {
+        let limiter = |name: &str, quota: Option<Quota>, concurrency| Limiter {
+            name: name.into(),
+            store: 0,
+            quota,
+            concurrency,
+            on_store_error: OnStoreError::Local,
+            overridable: false,
+        };
+        let window = Quota::new(2, Duration::from_secs(90), Algorithm::SlidingWindow).expect("the numbers fit");
+        let bucket = Algorithm::TokenBucket { burst: Some(3), max_debt: None };
+        let bucket = Quota::new(2, Duration::from_millis(500), bucket).expect("the numbers fit");
+        let long = "l".repeat(200);
+        let text = RefusalText { status: None, body: Some("b".repeat(20_000)), content_type: None };
+        let book = RuleBook {
+            limiters: vec![
+                limiter("window", Some(window), None),
+                limiter("bucket", Some(bucket), None),
+                limiter(&long, None, Some(Concurrency { max: 1, lease: 60_000_000 })),
+            ],
+            rules: vec![
+                rule("by window", "window", RefusalText::default()),
+                rule("by bucket", "bucket", RefusalText::default()),
+                rule("by slots", &long, text),
+            ],
+            ..RuleBook::default()
+        };
+        let clock = ManualClock::at(Timestamp::from_micros(1_700_000_000_123_456));
+        Engine::new(
+            Rules::compile(book).expect("the rules are right"),
+            Stores::memory(&[MemorySettings::default()]),
+            Arc::new(clock),
+        )
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_written_as_the_generated_types_would_write_it() {
+        let engine = engine();
+        let long = format!("/{}", "l".repeat(200));
+        let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
+        let none = HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: false, problem_json: false };
+        let mut refused = 0;
+        for paths in [&["/window"][..], &["/bucket", "/window"], &["/other"], &[&long], &[]] {
+            for _ in 0..4 {
+                let entries = |path| [("path", path), ("account", "a")];
+                let descriptors = paths.iter().map(|path| Descriptor::of(entries(*path))).collect();
+                let decision = engine.decide(&descriptor::Request { domain: "edge", descriptors }).await;
+                refused += usize::from(!decision.allowed());
+                for families in [all, none] {
+                    let written = Writer::frame(|writer| write(&decision, families, writer));
+                    let told = RateLimitResponse::decode(&written[5..]).expect("it can be read");
+                    assert_eq!(frame(&told), written, "no byte is another one");
+                    let facts = Some(&told.dynamic_metadata).filter(|bytes| !bytes.is_empty());
+                    let facts = facts.map(|bytes| Struct::decode(bytes.clone()).expect("it can be read"));
+                    assert_eq!(facts, metadata::message(&decision));
+                    let told = RateLimitResponse { dynamic_metadata: Bytes::new(), ..told };
+                    assert_eq!(told, meant(&decision, families), "{paths:?}");
+                }
+            }
+        }
+        assert_eq!(refused, 2 + 4 + 3, "answers of both kinds were compared");
+    }
+
+    proptest! {
+        /// Among these are texts that are none, repeated fields, and bytes put anywhere.
+        #[test]
+        fn a_plain_question_is_read_as_the_generated_types_read_it(
+            domain in "edge|\\PC{0,3}|[a-z]{200}",
+            descriptors in prop::collection::vec(prop::collection::vec(("[a-z]{0,3}", "\\PC{0,3}|[a-z]{130}"), 0..8), 0..4),
+            hits_addend in prop::sample::select(vec![0_u32, 1, 7, 300, u32::MAX]),
+            negative in prop::bool::weighted(0.1),
+            change in prop::option::of((any::<prop::sample::Index>(), any::<u8>(), any::<bool>())),
+        ) {
+            let entry = |(key, value): (String, String)| RlsEntry { key: key.into(), value: value.into() };
+            let descriptor = |entries: Vec<(String, String)>| RateLimitDescriptor {
+                entries: entries.into_iter().map(entry).collect(),
+                is_negative_hits: negative,
+                ..Default::default()
+            };
+            let descriptors: Vec<_> = descriptors.into_iter().map(descriptor).collect();
+            let plain_enough = !(negative && !descriptors.is_empty()) && change.is_none();
+            let mut bytes = RateLimitRequest { domain: domain.into(), descriptors, hits_addend }.encode_to_vec();
+            if let Some((place, byte, insert)) = change {
+                let place = place.index(bytes.len() + 1);
+                match insert || place == bytes.len() {
+                    true => bytes.insert(place, byte),
+                    false => bytes[place] = byte,
+                }
+            }
+            let read = plain(&bytes);
+            prop_assert!(read.is_some() || !plain_enough, "most questions are plain");
+            if let Some(read) = read {
+                let message = RateLimitRequest::decode(&*bytes).expect("what is plain is right");
+                let meant = asked(&message).expect("what is plain is text");
+                prop_assert_eq!(format!("{read:?}"), format!("{meant:?}"));
+            }
+        }
+    }
 
     #[test]
     fn semantics_17_a_window_is_told_in_the_largest_unit_that_it_is_made_of() {

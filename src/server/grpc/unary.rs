@@ -1,0 +1,130 @@
+//! One question and one answer of gRPC, read and written on hyper's bodies.
+//!
+//! ```text
+//!   frame = flag 1 (0: not compressed) | length 4 | message        question: one frame; answer: one frame, grpc-status
+//! ```
+//!
+//! tonic's codec is made for streams: for one message each way it boxes a decoder, two bodies and three futures, copies
+//! what was read, and allocates two buffers of 8 KiB. The generated services remain for whoever calls us.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame};
+use tonic::Status;
+use tonic::body::Body;
+
+use super::undo::Acquired;
+
+/// Flag and length.
+const HEAD: usize = 5;
+
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+/// The body of a request for one message.
+pub(super) trait Asked: HttpBody<Data = Bytes> + Unpin + Send {}
+
+impl<B: HttpBody<Data = Bytes> + Unpin + Send> Asked for B {}
+
+/// Why a request cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// It brings more than one may.
+    TooLarge,
+    /// It makes no sense.
+    Senseless,
+}
+
+/// Reads the message that is asked by a request, of so many bytes at most and the only one.
+///
+/// "A Compressed-Flag value of 1 indicates that the binary octet sequence of Message is compressed using the mechanism
+/// declared by the Message-Encoding header." None was offered, so none is read.
+pub(super) async fn question<B: Asked>(request: http::Request<B>, most: usize) -> Result<Bytes, Unread> {
+    if request.headers().get(ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(Unread::Senseless);
+    }
+    let mut body = request.into_body();
+    let mut read = Bytes::new();
+    let mut length = None;
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        let Ok(data) = frame.map_err(|_| Unread::Senseless)?.into_data() else { continue };
+        // Nearly every question comes in one piece.
+        read = match read.is_empty() {
+            true => data,
+            false => {
+                let mut both = BytesMut::from(read);
+                both.extend_from_slice(&data);
+                both.freeze()
+            }
+        };
+        if length.is_none() && read.len() >= HEAD {
+            length = Some(told_length(&mut read, most)?);
+        }
+        if length.is_some_and(|length| read.len() > length) {
+            return Err(Unread::Senseless);
+        }
+    }
+    match length == Some(read.len()) {
+        true => Ok(read),
+        false => Err(Unread::Senseless),
+    }
+}
+
+/// Takes flag and length off.
+fn told_length(read: &mut Bytes, most: usize) -> Result<usize, Unread> {
+    match (read.get_u8(), read.get_u32() as usize) {
+        (0, length) if length <= most => Ok(length),
+        (0, _) => Err(Unread::TooLarge),
+        (1.., _) => Err(Unread::Senseless),
+    }
+}
+
+/// The answer of one frame.
+pub(super) fn answer(frame: Bytes, acquired: Option<Acquired>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Whole { frame: Some(frame), ended: false }));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    if let Some(acquired) = acquired {
+        response.extensions_mut().insert(acquired);
+    }
+    response
+}
+
+/// What stands for an answer until the door puts its refusal there.
+pub(super) fn unread(unread: Unread) -> Response<Body> {
+    match unread {
+        Unread::TooLarge => Status::out_of_range("past server.bounds.message_bytes").into_http(),
+        Unread::Senseless => Status::internal("it cannot be read").into_http(),
+    }
+}
+
+/// One frame, and the trailers that say that all went well.
+struct Whole {
+    frame: Option<Bytes>,
+    ended: bool,
+}
+
+impl HttpBody for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(match (self.frame.take(), self.ended) {
+            (Some(frame), _) => Some(Ok(Frame::data(frame))),
+            (None, false) => {
+                self.ended = true;
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            (None, true) => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
