@@ -1,21 +1,19 @@
 //! What `examples/observability` shows an operator is held to what the real program tells of itself.
 
-#[path = "support/mod.rs"]
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod support;
-
 #[expect(dead_code, reason = "each test binary uses its own part")]
 mod served;
+#[path = "support/servers.rs"]
+#[expect(dead_code, reason = "each test binary uses its own part")]
+mod servers;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use served::{DOORS, Served, both, exchange};
-use support::{project, read, servers};
 
 /// Rules of every kind, so that every series is there.
 const RULES: &str = r#"
@@ -55,8 +53,17 @@ fn scrape() -> String {
     answer.split_once("\r\n\r\n").expect("an answer").1.to_owned()
 }
 
-fn examples() -> std::path::PathBuf {
+/// The root of the project.
+fn project() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn examples() -> PathBuf {
     project().join("examples/observability")
+}
+
+fn example(name: &str) -> String {
+    fs::read_to_string(examples().join(name)).expect(name)
 }
 
 /// Runs promtool beside the examples. None where there is no promtool.
@@ -83,7 +90,7 @@ fn named(expression: &str) -> BTreeSet<String> {
 
 /// The expressions of the alerts, each with the name of its alert.
 fn alerts() -> Vec<(String, String)> {
-    let file: Value = serde_yaml::from_str(&read("examples/observability/alerts.yml")).expect("YAML");
+    let file: Value = serde_yaml::from_str(&example("alerts.yml")).expect("YAML");
     let groups = file["groups"].as_array().expect("groups").iter();
     let rules = groups.flat_map(|group| group["rules"].as_array().expect("rules").clone());
     let text = |rule: &Value, key: &str| rule[key].as_str().expect(key).to_owned();
@@ -98,7 +105,7 @@ fn alerts() -> Vec<(String, String)> {
 }
 
 fn dashboard() -> Value {
-    serde_json::from_str(&read("examples/observability/grafana-dashboard.json")).expect("JSON")
+    serde_json::from_str(&example("grafana-dashboard.json")).expect("JSON")
 }
 
 /// The panels of the dashboard that show something.
@@ -131,7 +138,7 @@ fn promtool_takes_the_configuration_and_the_alerts_and_sees_each_of_them_fire() 
     passes(&["check", "config", "prometheus.yml"], &examples());
     passes(&["check", "rules", "alerts.yml"], &examples());
     passes(&["test", "rules", "alerts_test.yml"], &examples());
-    let tests = read("examples/observability/alerts_test.yml");
+    let tests = example("alerts_test.yml");
     for (alert, _) in alerts() {
         assert!(tests.contains(&format!("{alert}\"")) || tests.contains(&format!("alertname: {alert}\n")), "{alert}");
     }

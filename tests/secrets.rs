@@ -146,7 +146,7 @@ fn ask_over_http(served: &Served) -> Vec<u16> {
 /// Sends what is no request, and waits a little for what comes of it: some of it waits for an end that never comes.
 fn hurl(address: &str, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+    stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
     // Who is sent nonsense may close in the middle of it.
     let _ = stream.write_all(bytes);
     let _ = stream.read_to_end(&mut Vec::new());
