@@ -584,28 +584,33 @@ impl Decode for Listen {
     }
 
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        use crate::server::Listen as Address;
-        let text = match &node.value {
-            Value::Text(text) => &*text.text,
-            _ => "",
-        };
-        let address = match text.strip_prefix("unix:") {
-            Some("") => None,
-            Some(path) => Some(Address::Unix(path.into())),
-            None => text.parse().ok().map(Address::Tcp),
-        };
-        if address.is_none() {
-            let port = text.rsplit_once(':').filter(|(host, port)| {
-                let digits = !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
-                digits && format!("{host}:0").parse::<std::net::SocketAddr>().is_ok()
-            });
-            match port {
-                Some((_, port)) => problems.refuse(place, format!("but a port is at most 65535, and {port} is more")),
-                None => problems.refuse(place, format!("expected {}", Self::expected())),
-            }
-        }
-        address.map(Listen)
+        address(node, place, problems, &Self::expected()).map(Listen)
     }
+}
+
+/// Reads where to listen.
+fn address(node: &Node, place: &Place, problems: &mut Problems, expected: &str) -> Option<crate::server::Listen> {
+    use crate::server::Listen as Address;
+    let text = match &node.value {
+        Value::Text(text) => &*text.text,
+        _ => "",
+    };
+    let address = match text.strip_prefix("unix:") {
+        Some("") => None,
+        Some(path) => Some(Address::Unix(path.into())),
+        None => text.parse().ok().map(Address::Tcp),
+    };
+    if address.is_none() {
+        let port = text.rsplit_once(':').filter(|(host, port)| {
+            let digits = !port.is_empty() && port.chars().all(|c| c.is_ascii_digit());
+            digits && format!("{host}:0").parse::<std::net::SocketAddr>().is_ok()
+        });
+        match port {
+            Some((_, port)) => problems.refuse(place, format!("but a port is at most 65535, and {port} is more")),
+            None => problems.refuse(place, format!("expected {expected}")),
+        }
+    }
+    address
 }
 
 impl JsonSchema for Listen {
@@ -628,13 +633,13 @@ pub struct AdminListen(pub Option<crate::server::Listen>);
 
 impl Decode for AdminListen {
     fn expected() -> String {
-        format!("{}, or off", Listen::expected())
+        "an address such as 127.0.0.1:9090 or unix:/run/tollgate-admin.sock, or off".to_owned()
     }
 
     fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(text) if *text.text == *"off" => Some(Self(None)),
-            _ => Listen::decode(node, place, problems).map(|listen| Self(Some(listen.0))),
+            _ => address(node, place, problems, &Self::expected()).map(|listen| Self(Some(listen))),
         }
     }
 }
