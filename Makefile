@@ -1,7 +1,7 @@
 # What there is to do here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-up test servers bench fuzz deny
+.PHONY: help demo demo-up test servers bench fuzz deny flood soak
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
@@ -30,3 +30,9 @@ fuzz: ## hostile input led by coverage, DURATION=60 seconds for each target; a s
 
 deny: ## licences, banned crates, sources and advisories; installs cargo-deny, which takes minutes to build
 	@scripts/deny
+
+flood: ## millions of keys nobody has seen before against a full store: memory, time, locks, and the account under attack
+	@benches/run.sh flood
+
+soak: ## two tollgates behind Envoy for DURATION=30m: load, reloads, restarts, hostile clients; fails on growth or a wrong answer
+	@scripts/soak

@@ -3,6 +3,7 @@
 #   benches/run.sh           all of them
 #   benches/run.sh engine    the engine in process
 #   benches/run.sh doors     the doors under load
+#   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}/release
@@ -23,9 +24,17 @@ doors() {
     taskset -c 1 "$target/examples/doors" "$target/examples/idle_tonic" "$target/examples/noop_hyper" "$target/tollgate"
 }
 
+flood() {
+    cargo bench --locked --bench flood --no-run
+    cargo build --locked --release --bin tollgate
+    taskset -c 1 cargo bench --locked --bench flood
+    taskset -c 1 cargo bench --locked --bench flood -- rls "$target/tollgate"
+}
+
 case "${1:-all}" in
     all) engine; doors ;;
     engine) engine ;;
     doors) doors ;;
-    *) echo "usage: benches/run.sh [engine|doors]" >&2; exit 2 ;;
+    flood) flood ;;
+    *) echo "usage: benches/run.sh [engine|doors|flood]" >&2; exit 2 ;;
 esac
