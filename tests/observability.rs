@@ -68,7 +68,7 @@ fn example(name: &str) -> String {
 
 /// Runs promtool beside the examples. None where there is no promtool.
 fn promtool(arguments: &[&str], directory: &Path, input: &str) -> Option<Output> {
-    let mut command = Command::new(servers::promtool()?);
+    let mut command = Command::new(servers::program("promtool")?);
     command.args(arguments).current_dir(directory);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("promtool runs");

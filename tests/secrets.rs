@@ -251,6 +251,7 @@ fn ask_as_operator(served: &Served) -> String {
     said
 }
 
+/// The runtime has threads of its own, so that the client of gRPC hears the door say goodbye while a test waits.
 async fn nothing_is_told(format: &str) {
     let mut served = Served::start(&configuration(format), &[("RUST_LOG", "trace")]);
     let statuses = ask_over_http(&served);
@@ -296,12 +297,12 @@ async fn nothing_is_told(format: &str) {
     nothing_in("the snapshot", &String::from_utf8_lossy(&kept));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn no_identity_and_no_secret_is_told_in_a_log_for_people() {
     nothing_is_told("text").await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn no_identity_and_no_secret_is_told_in_a_log_for_machines() {
     nothing_is_told("json").await;
 }

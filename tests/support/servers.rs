@@ -23,14 +23,14 @@ pub fn nginx() -> Option<PathBuf> {
     found("nginx", on_path("nginx").or_else(system))
 }
 
-/// promtool, which comes with Prometheus.
-pub fn promtool() -> Option<PathBuf> {
-    found("promtool", on_path("promtool"))
-}
-
 /// Python 3, which the demo is written in.
 pub fn python() -> Option<PathBuf> {
-    found("python3", on_path("python3"))
+    program("python3")
+}
+
+/// A program from `PATH`.
+pub fn program(name: &str) -> Option<PathBuf> {
+    found(name, on_path(name))
 }
 
 fn found(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
