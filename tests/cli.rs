@@ -244,7 +244,7 @@ fn stop(mut child: std::process::Child) {
 }
 
 const RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\n";
-const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = 'off'\n";
+const ANY_PORT: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = 'off'\ndrain_delay = '0s'\n";
 
 #[test]
 fn serve_takes_the_first_configuration_in_the_order_of_search() {
@@ -262,9 +262,9 @@ fn serve_takes_the_first_configuration_in_the_order_of_search() {
     let path = directory.path();
     let said = |command: &mut Command| err(&command.output().expect("the program runs"));
     let named = said(tollgate(path).args(["serve", "--config", "named.toml"]).env("TOLLGATE_CONFIG", "variable.toml"));
-    assert!(named.starts_with("named.toml:5: server.named is not a known key"), "{named}");
+    assert!(named.starts_with("named.toml:6: server.named is not a known key"), "{named}");
     let variable = said(tollgate(path).arg("serve").env("TOLLGATE_CONFIG", "variable.toml"));
-    assert!(variable.starts_with("variable.toml:5: server.variable"), "{variable}");
+    assert!(variable.starts_with("variable.toml:6: server.variable"), "{variable}");
     for (file, key) in [
         ("./tollgate.toml", "first"),
         ("./tollgate.yaml", "second"),

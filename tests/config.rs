@@ -716,3 +716,21 @@ fn e1_what_rate_sync_refuses_is_refused() {
         assert_eq!(limiter(keys), reason);
     }
 }
+
+#[test]
+fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
+    let read = |keys: &str| read_with("a.toml", &format!("[server]\n{keys}"), &|_| None);
+    let drain = |keys: &str| read(keys).expect("nothing is wrong").server.drain;
+    assert_eq!(drain(""), tollgate::server::Drain { delay: Duration::from_secs(3), timeout: Duration::from_secs(10) });
+    assert_eq!(drain("drain_delay = '0s'").delay, Duration::ZERO);
+    assert_eq!(drain("drain_timeout = '1m'").timeout, Duration::from_secs(60));
+    let refused = read("drain_delay = 3").expect_err("without a unit").to_string();
+    assert_eq!(refused, "a.toml:2: server.drain_delay is 3, expected a duration with its unit, such as \"3s\"");
+}
+
+#[test]
+fn two_stores_cannot_keep_their_counters_in_one_file() {
+    let store = |name: &str| format!("[stores.{name}]\nengine = 'memory'\nsnapshot = 'kept'\n");
+    let refused = read_with("a.toml", &(store("a") + &store("b")), &|_| None).expect_err("refused").to_string();
+    assert_eq!(refused, "a.toml:6: stores.b.snapshot is \"kept\", which another store writes its snapshot to");
+}

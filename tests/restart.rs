@@ -24,6 +24,8 @@ impl Served {
 grpc = "127.0.0.1:0"
 http = "127.0.0.1:0"
 secret = "for this test"
+drain_delay = "0s"
+admin = "off"
 
 [stores.main]
 engine = "memory"

@@ -173,3 +173,27 @@ fn semantics_32_a_plan_is_in_a_snapshot_whole_or_not_at_all() {
         }
     });
 }
+
+#[test]
+fn two_snapshots_at_the_same_time_are_both_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let memory = filled();
+    std::thread::scope(|scope| {
+        for name in ["one", "other"] {
+            let (memory, path) = (&memory, folder.path().join(name));
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    memory.save(0, &path, &owner()).expect("it is written");
+                    assert_eq!(load(&path, &owner()).1.expect("it is read"), Some(5000));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_is_for_nobody_else_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_folder, path) = saved();
+    assert_eq!(std::fs::metadata(&path).expect("it was written").permissions().mode() & 0o777, 0o600);
+}

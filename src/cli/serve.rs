@@ -7,10 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
-use tollgate::app::{App, Snapshot, StopSignals};
-use tollgate::config::{Config, Engine, VARIABLE, places};
-use tollgate::rules::Rules;
-use tollgate::store::{MemorySettings, Stores};
+use tollgate::app::{App, Ended, Hangups, Prepared, Settled, StopSignals};
+use tollgate::config::{Config, Origin, VARIABLE, places};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Targets;
@@ -33,23 +31,16 @@ const FIRST: &str = r#"
 /// The code of a process that an interrupt ends, as shells have it.
 const STOPPED_AT_ONCE: u8 = 130;
 
-/// How serving ended.
-enum Stop {
-    /// Requests under way had their time.
-    Finished,
-    /// Told twice, it waited for nothing.
-    AtOnce,
-}
-
 /// Serves until told to stop.
 pub fn serve(path: Option<&Path>) -> ExitCode {
-    let config = match Config::load(path) {
+    let (origin, config) = Origin::read(path);
+    let config = match config {
         Ok(config) => config,
         Err(errors) => return super::refuse(&errors),
     };
-    match start(config) {
-        Ok(Stop::Finished) => ExitCode::SUCCESS,
-        Ok(Stop::AtOnce) => ExitCode::from(STOPPED_AT_ONCE),
+    match start(origin, config) {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::AtOnce) => ExitCode::from(STOPPED_AT_ONCE),
         Err(error) => {
             eprintln!("tollgate: {error:#}");
             ExitCode::FAILURE
@@ -57,24 +48,24 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<Stop> {
-    let spaces = spaces(&config)?;
-    super::warn(&config.warnings);
-    let snapshots = snapshots(&config);
-    let (found, development) = (!config.files.is_empty(), config.book.secret.is_development());
-    let rules = Rules::compile(config.book).map_err(|errors| {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!(errors.join("; "))
-    })?;
-    log(config.server.log.json);
-    if !found {
+fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
+    let (development, settled) = (config.book.secret.is_development(), Settled::of(&config));
+    let warnings = config.warnings.clone();
+    let prepared = Prepared::of(config)?;
+    super::warn(&warnings);
+    log(prepared.settings.log.json);
+    if origin.place().is_none() {
         welcome();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
-        let mut app = App::open(&config.server, rules, Stores::memory(&spaces)).await?;
-        app.remember(snapshots);
+        let hangups = Hangups::listen()?;
+        let stores = prepared.stores();
+        let mut app = App::open(&prepared.settings, prepared.rules, stores).await?;
+        app.remember(prepared.snapshots);
+        let reloader = app.reloader(origin, &settled);
+        app.follow(reloader, hangups);
         if development {
             eprintln!(
                 "tollgate: warning: server.secret is not set: identities are hashed with a public constant; set it to \
@@ -83,8 +74,11 @@ fn start(config: Config) -> anyhow::Result<Stop> {
         }
         let admin = app.admin_address().map_or(String::new(), |admin| format!(", admin on {admin}"));
         eprintln!("tollgate: gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address());
-        Ok(until_stopped(app, &mut signals).await)
-    })
+        anyhow::Ok(until_stopped(app, &mut signals).await)
+    });
+    // What still runs beside is abandoned: nobody waits for it any more.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Begins to log, to standard error: what `RUST_LOG` says, and who lifted which limit whatever it says.
@@ -111,43 +105,22 @@ fn log(json: bool) {
     tollgate::server::log_panics();
 }
 
-/// The files of memory stores that survive a restart.
-fn snapshots(config: &Config) -> Vec<Snapshot> {
-    let of = |(store, kept): (usize, &tollgate::config::Store)| {
-        let snapshot = kept.snapshot.as_ref()?;
-        Some(Snapshot { store, path: snapshot.path.clone(), interval: snapshot.interval })
-    };
-    config.stores.iter().enumerate().filter_map(of).collect()
-}
-
 /// The first signal lets requests under way finish, the second one does not.
-async fn until_stopped(app: App, signals: &mut StopSignals) -> Stop {
-    let told = CancellationToken::new();
-    let serving = app.serve(told.clone().cancelled_owned());
+async fn until_stopped(app: App, signals: &mut StopSignals) -> Ended {
+    let (told, again) = (CancellationToken::new(), CancellationToken::new());
+    let serving = app.serve_until(told.clone().cancelled_owned(), again.clone().cancelled_owned());
     tokio::pin!(serving);
     tokio::select! {
-        () = &mut serving => return Stop::Finished,
+        ended = &mut serving => return ended,
         () = signals.next() => told.cancel(),
     }
     // Whoever read this may be gone by now, which is no reason to stop otherwise.
     drop(writeln!(std::io::stderr(), "tollgate: stopping: requests under way may finish, again to stop at once"));
     tokio::select! {
-        () = serving => Stop::Finished,
-        () = signals.next() => Stop::AtOnce,
+        ended = &mut serving => return ended,
+        () = signals.next() => again.cancel(),
     }
-}
-
-/// The memory each store may take, in their order.
-fn spaces(config: &Config) -> anyhow::Result<Vec<MemorySettings>> {
-    let space = |store: &tollgate::config::Store| match &store.engine {
-        Engine::Memory(settings) => Ok(*settings),
-        engine @ (Engine::Redis(_) | Engine::Postgres(_)) => Err(anyhow::anyhow!(
-            "stores.{} has engine \"{}\", which is not built yet: this version serves with engine = \"memory\"",
-            store.name,
-            engine.name()
-        )),
-    };
-    config.stores.iter().map(space).collect()
+    serving.await
 }
 
 fn welcome() {

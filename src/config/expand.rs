@@ -9,11 +9,11 @@
 //!   $$                a dollar sign
 //! ```
 
-use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::path::Path;
 
 use super::node::{Node, Text, Value, join};
+use super::origin::Disk;
 use super::problem::Problems;
 
 /// The largest file that `${file:...}` reads, in bytes.
@@ -25,13 +25,14 @@ pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// Expands the texts and keys of a tree. Numbers stay texts until the schema wants a number.
 ///
 /// What stands around a variable may be half a secret, so errors never quote it.
-pub fn expand(node: &mut Node, directory: &Path, variables: Variables<'_>, problems: &mut Problems) {
-    Expansion { directory, variables, problems }.node(node, "");
+pub fn expand(node: &mut Node, directory: &Path, variables: Variables<'_>, disk: &Disk, problems: &mut Problems) {
+    Expansion { directory, variables, disk, problems }.node(node, "");
 }
 
 struct Expansion<'a> {
     directory: &'a Path,
     variables: Variables<'a>,
+    disk: &'a Disk,
     problems: &'a mut Problems,
 }
 
@@ -130,14 +131,12 @@ impl Expansion<'_> {
 
     fn file(&self, path: &str) -> Result<String, String> {
         let full = self.directory.join(path);
-        let unreadable = |error: std::io::Error| format!("needs the file {path}, which cannot be read: {error}");
-        let mut text = String::new();
-        // A device or a pipe does not tell its length.
-        let mut file = File::open(&full).map_err(unreadable)?.take(LARGEST_FILE + 1);
-        let read = file.read_to_string(&mut text).map_err(unreadable)?;
-        if read as u64 > LARGEST_FILE {
+        let unreadable = |error: io::Error| format!("needs the file {path}, which cannot be read: {error}");
+        let bytes = self.disk.read(&full, LARGEST_FILE).map_err(unreadable)?;
+        if bytes.len() as u64 > LARGEST_FILE {
             return Err(format!("needs the file {path}, which is larger than 64 KiB"));
         }
+        let text = String::from_utf8(bytes).map_err(|_| unreadable(io::Error::other("not UTF-8")))?;
         Ok(text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line)).to_owned())
     }
 }
@@ -154,7 +153,12 @@ mod tests {
     #[test]
     fn a_file_that_never_ends_is_refused() {
         let mut problems = Problems::default();
-        let expansion = Expansion { directory: Path::new("."), variables: &|_| None, problems: &mut problems };
+        let expansion = Expansion {
+            directory: Path::new("."),
+            variables: &|_| None,
+            disk: &Disk::default(),
+            problems: &mut problems,
+        };
         let refused = expansion.text("${file:/dev/zero}").expect_err("it never ends");
         assert_eq!(refused, "needs the file /dev/zero, which is larger than 64 KiB");
     }

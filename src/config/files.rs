@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::expand::{Variables, expand};
 use super::node::{Key, Node, Spot, Value, join};
+use super::origin::Disk;
 use super::problem::{Errors, Problems};
 use super::{toml, yaml};
 
@@ -56,7 +57,8 @@ pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<Pat
 }
 
 /// Reads a file, or the files of a directory in the order of their names.
-pub fn read(path: &Path) -> Result<Vec<Source>, Errors> {
+pub fn read(path: &Path, disk: &Disk) -> Result<Vec<Source>, Errors> {
+    disk.looked_at(path);
     let refuse = |path: &Path, text: String| Errors::one(path.display().to_string(), text);
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => refuse(path, "no such file or directory".to_owned()),
@@ -76,7 +78,7 @@ pub fn read(path: &Path) -> Result<Vec<Source>, Errors> {
         if !has_ending(&file) {
             return Err(refuse(&file, "expected a name that ends in .toml, .yaml or .yml".to_owned()));
         }
-        let bytes = std::fs::read(&file).map_err(|error| refuse(&file, format!("cannot be read: {error}")))?;
+        let bytes = disk.read(&file, u64::MAX).map_err(|error| refuse(&file, format!("cannot be read: {error}")))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
             refuse(&file, format!("not UTF-8 at line {line}"))
@@ -86,7 +88,8 @@ pub fn read(path: &Path) -> Result<Vec<Source>, Errors> {
     Ok(sources)
 }
 
-fn has_ending(path: &Path) -> bool {
+/// Whether a directory's file of this name is read.
+pub fn has_ending(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
 }
 
@@ -104,7 +107,7 @@ fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// The files as one tree, their variables expanded.
-pub fn tree(sources: &[Source], variables: Variables<'_>, problems: &mut Problems) -> Node {
+pub fn tree(sources: &[Source], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> Node {
     let mut whole = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let file = u16::try_from(number).unwrap_or(u16::MAX);
@@ -113,7 +116,7 @@ pub fn tree(sources: &[Source], variables: Variables<'_>, problems: &mut Problem
         let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
         let mut node = parse(text, file, problems);
         let directory = Path::new(&source.name).parent().unwrap_or(Path::new(""));
-        expand(&mut node, directory, variables, problems);
+        expand(&mut node, directory, variables, disk, problems);
         match node.value {
             Value::Table(entries) => merge(&mut whole, entries, "", problems),
             Value::Null => {}

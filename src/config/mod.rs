@@ -3,6 +3,7 @@
 //! ```text
 //!   file or directory -> toml.rs, yaml.rs -> node.rs: values with places -> expand.rs: ${VAR} -> files.rs: one tree
 //!        -> decode.rs, values.rs, schema.rs: typed tables -> limiters.rs, rules.rs, settings.rs: what the program runs on
+//!   origin.rs: what all of that was read from -> watch.rs: hears when some of it may have changed
 //! ```
 //!
 //! All that is wrong is told at once, each with file, line, path and value, in both formats alike. Nothing past this
@@ -13,6 +14,7 @@ mod expand;
 mod files;
 mod limiters;
 mod node;
+mod origin;
 mod print;
 mod problem;
 mod rules;
@@ -20,6 +22,7 @@ mod schema;
 mod settings;
 mod toml;
 mod values;
+mod watch;
 mod yaml;
 
 use std::net::Ipv4Addr;
@@ -28,9 +31,12 @@ use std::time::Duration;
 
 use self::decode::{Field, field};
 pub use self::files::{Source, VARIABLE, places};
+use self::origin::Disk;
+pub use self::origin::Origin;
 use self::problem::Problems;
 pub use self::problem::{Errors, Problem};
 pub use self::values::Hidden;
+pub use self::watch::Watch;
 use crate::rules::RuleBook;
 use crate::server::{Listen, Settings};
 use crate::store::MemorySettings;
@@ -115,19 +121,18 @@ impl Config {
     ///
     /// A path that is named and not there, and everything that is wrong in the files.
     pub fn load(path: Option<&Path>) -> Result<Self, Errors> {
-        let variables = |name: &str| std::env::var(name).ok();
-        match files::find(path, &variables)? {
-            Some(path) => Self::read(&files::read(&path)?, &variables),
-            None => {
-                let mut config = Self::read(&[], &variables)?;
-                for door in [&mut config.server.grpc, &mut config.server.http] {
-                    if let Listen::Tcp(address) = door {
-                        address.set_ip(Ipv4Addr::LOCALHOST.into());
-                    }
-                }
-                Ok(config)
+        Origin::read(path).1
+    }
+
+    /// What holds where nothing was written.
+    fn of_nothing() -> Result<Self, Errors> {
+        let mut config = Self::read(&[], &|_| None)?;
+        for door in [&mut config.server.grpc, &mut config.server.http] {
+            if let Listen::Tcp(address) = door {
+                address.set_ip(Ipv4Addr::LOCALHOST.into());
             }
         }
+        Ok(config)
     }
 
     /// Reads the texts of some files as one configuration, with `variables` to expand.
@@ -145,16 +150,7 @@ impl Config {
     /// assert_eq!(errors.to_string(), "tollgate.toml:4: limiters.login.window is \"0s\", expected more than zero");
     /// ```
     pub fn read(sources: &[Source], variables: &dyn Fn(&str) -> Option<String>) -> Result<Self, Errors> {
-        let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-        let mut problems = Problems::of(files.clone());
-        let tree = files::tree(sources, variables, &mut problems);
-        let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
-            Field::Given(file) => build(&file, &mut problems),
-            Field::Absent | Field::Refused => Config::default(),
-        };
-        config.warnings = problems.finish()?;
-        config.files = files;
-        Ok(config)
+        compose(sources, variables, &Disk::default())
     }
 
     /// The configuration as it takes effect, every default written out and every secret masked, as YAML that can be
@@ -162,6 +158,19 @@ impl Config {
     pub fn effective(&self) -> String {
         print::yaml(self)
     }
+}
+
+fn compose(sources: &[Source], variables: &dyn Fn(&str) -> Option<String>, disk: &Disk) -> Result<Config, Errors> {
+    let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+    let mut problems = Problems::of(files.clone());
+    let tree = files::tree(sources, variables, disk, &mut problems);
+    let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
+        Field::Given(file) => build(&file, &mut problems),
+        Field::Absent | Field::Refused => Config::default(),
+    };
+    config.warnings = problems.finish()?;
+    config.files = files;
+    Ok(config)
 }
 
 fn build(file: &schema::File, problems: &mut Problems) -> Config {

@@ -24,6 +24,8 @@ pub(super) fn yaml(config: &Config) -> String {
         "admin": config.server.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string),
         "mode": mode(book.shadow),
         "release_entry": book.release_entry,
+        "drain_delay": duration(config.server.drain.delay),
+        "drain_timeout": duration(config.server.drain.timeout),
         "headers": { "rls": families(&config.server.rls_headers), "authz": families(&config.server.authz_headers) },
         "bounds": bounds(&book.bounds, &config.server.bounds),
     });

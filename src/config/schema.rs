@@ -11,8 +11,8 @@ use super::node::{Node, Value};
 use super::problem::{Place, Problems};
 use super::values::{
     Amount, BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, List,
-    Memory, MessageBytes, Named, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status, Streams, Switch,
-    UnfinishedBytes, Units,
+    Memory, MessageBytes, Named, Pause, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status, Streams,
+    Switch, UnfinishedBytes, Units,
 };
 
 table! {
@@ -54,6 +54,10 @@ table! {
         mode: Mode,
         /// A descriptor whose only entry has this key gives the lease back that the value names. `release` by default.
         release_entry: String,
+        /// How long a process that was told to stop answers on as before, while it says that it stops (gRPC health, `/readyz`, `/healthcheck`): as long as whoever sends requests needs to notice. `3s` by default; `0s` closes connections at once.
+        drain_delay: Pause,
+        /// How long requests under way may take after that: `10s` by default.
+        drain_timeout: Pause,
         /// Which headers answers carry.
         headers: Headers,
         /// What clients may take at most.

@@ -1,6 +1,6 @@
 //! The tables of doors and stores, and what holds for the whole process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::decode::{At, Choice, Field, Table};
@@ -36,6 +36,12 @@ pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
             }
         }
         admin(&mut settings, server, problems);
+        if let Some(delay) = server.drain_delay.copied() {
+            settings.drain.delay = delay.0;
+        }
+        if let Some(timeout) = server.drain_timeout.copied() {
+            settings.drain.timeout = timeout.0;
+        }
         if let Some(headers) = server.headers.get() {
             families(&mut settings.rls_headers, &headers.rls);
             families(&mut settings.authz_headers, &headers.authz);
@@ -272,6 +278,14 @@ pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
 pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store> {
     let mut stores = Vec::new();
     for item in file.stores.named() {
+        if let Some(path) = item.value.as_ref().and_then(|store| store.snapshot.get())
+            && stores
+                .iter()
+                .filter_map(|store: &Store| store.snapshot.as_ref())
+                .any(|kept| kept.path == Path::new(&path.value))
+        {
+            problems.refuse(&path.place, "which another store writes its snapshot to");
+        }
         // A store that was refused keeps its name and place, so that its limiters are not refused as well.
         let engine = item.value.as_ref().and_then(|store| engine(item, store, problems));
         let timeout = item.value.as_ref().and_then(|store| store.timeout.copied());

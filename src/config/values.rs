@@ -297,6 +297,33 @@ impl Decode for Span {
     }
 }
 
+/// A length of time that may be none: `0s`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pause(pub Duration);
+
+impl Decode for Pause {
+    fn expected() -> String {
+        Span::expected()
+    }
+
+    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(Text { text, .. }) if span(text.trim()) == Ok(Duration::ZERO) => Some(Pause(Duration::ZERO)),
+            _ => Span::decode(node, place, problems).map(|span| Pause(span.0)),
+        }
+    }
+}
+
+impl JsonSchema for Pause {
+    fn schema_name() -> Cow<'static, str> {
+        Span::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Span::json_schema(generator)
+    }
+}
+
 fn span(text: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str = "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\"";
     if text.starts_with('-') {

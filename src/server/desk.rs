@@ -79,6 +79,11 @@ impl Desk {
         reloads.last_taken = false;
     }
 
+    /// The configuration that was read is the one in use, whatever was read before.
+    pub fn is_in_use(&self) {
+        self.reloads.lock().last_taken = true;
+    }
+
     /// What became of the configurations that were read.
     pub fn reloads(&self) -> Reload {
         *self.reloads.lock()

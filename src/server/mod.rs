@@ -37,4 +37,6 @@ pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
 pub use self::panics::log_panics;
-pub use self::settings::{AdminSettings, Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
+pub use self::settings::{
+    AdminSettings, Authz, Drain, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token,
+};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::bounds::Bounds;
 
@@ -17,6 +18,8 @@ pub struct Settings {
     pub admin: AdminSettings,
     /// What is logged.
     pub log: Log,
+    /// How it stops.
+    pub drain: Drain,
     /// Headers of RLS answers. By default only `Retry-After`, since Envoy can add its own and would show both.
     pub rls_headers: HeaderFamilies,
     /// Headers of ext_authz answers, gRPC and HTTP. By default all.
@@ -34,6 +37,7 @@ impl Default for Settings {
             http: Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
             admin: AdminSettings::default(),
             log: Log::default(),
+            drain: Drain::default(),
             rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
             authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
             authz: Authz::default(),
@@ -81,6 +85,22 @@ pub struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { json: false, refusals_per_second: 10 }
+    }
+}
+
+/// How long it takes to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// From saying so until connections close: what asks for our health has to notice. Everything is answered
+    /// meanwhile.
+    pub delay: Duration,
+    /// The most that requests under way may take after that.
+    pub timeout: Duration,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(3), timeout: Duration::from_secs(10) }
     }
 }
 

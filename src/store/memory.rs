@@ -68,6 +68,8 @@ struct Space {
     /// next configuration, and plans of both lock shards in one order.
     rank: u32,
     settings: MemorySettings,
+    /// Held while a snapshot is made: a shard is copied to one at a time, and a file is written by one.
+    saving: Mutex<()>,
     shards: Box<[Mutex<Slots>]>,
 }
 
@@ -213,7 +215,8 @@ impl Memory {
     ///
     /// When the file system refuses; what was at `path` is still there.
     pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
-        let shards = &self.spaces[space].shards;
+        let Space { saving, shards, .. } = &*self.spaces[space];
+        let _saving = saving.lock();
         let (cut, copies) = mpsc::channel();
         {
             let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
@@ -323,7 +326,7 @@ impl Space {
         let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
         let shard = |number: usize| Mutex::new(Slots::new(pool.clone(), keys, seed(number)));
         let rank = MADE.fetch_add(1, Ordering::Relaxed);
-        Self { rank, settings, shards: (0..shards).map(shard).collect() }
+        Self { rank, settings, saving: Mutex::new(()), shards: (0..shards).map(shard).collect() }
     }
 }
 

@@ -11,9 +11,10 @@
 //! Counters are named by their hashes: no identity is in the file. A change of the secret names all counters anew, so a
 //! file of another secret is refused rather than loaded for nothing.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -143,7 +144,8 @@ pub(super) fn write(path: &Path, owner: &Owner, records: &[Vec<u8>]) -> Result<(
     write_name(&mut end, &END);
     let temporary = beside(path, "writing");
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        // What was used by whom is told by hashes only, and even that is nobody else's.
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut seal = sealer();
         for part in std::iter::once(&head).chain(records).chain(std::iter::once(&end)) {
             seal.write(part);

@@ -25,7 +25,7 @@ use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalT
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use tollgate::server::{AdminSettings, Bound, Desk, Listen, Settings, bounds};
+use tollgate::server::{AdminSettings, Bound, Desk, Drain, Listen, Settings, bounds};
 use tollgate::store::{MemorySettings, Stores};
 use tonic::transport::Channel;
 
@@ -53,7 +53,8 @@ pub struct Service {
 pub fn settings() -> Settings {
     let free = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
     let admin = AdminSettings { listen: Some(free.clone()), chosen: true, token: None };
-    Settings { grpc: free.clone(), http: free, admin, ..Settings::default() }
+    let drain = Drain { delay: Duration::ZERO, ..Drain::default() };
+    Settings { grpc: free.clone(), http: free, admin, drain, ..Settings::default() }
 }
 
 impl Service {

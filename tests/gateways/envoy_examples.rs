@@ -6,7 +6,7 @@ use std::fs;
 use crate::support::{Answer, Ask, Gateway, project, until};
 
 /// The examples that a test here runs: a new file without one is found out.
-const TESTED: [&str; 10] = [
+const TESTED: [&str; 11] = [
     "concurrency.yaml",
     "ext_authz_grpc.yaml",
     "ext_authz_http.yaml",
@@ -17,6 +17,7 @@ const TESTED: [&str; 10] = [
     "rls_routes.yaml",
     "tiers.yaml",
     "tokens.yaml",
+    "two_instances.yaml",
 ];
 
 #[test]

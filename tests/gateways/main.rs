@@ -10,3 +10,4 @@ mod envoy_examples;
 mod envoy_outages;
 mod forward_auth;
 mod nginx;
+mod rolling_restart;

@@ -44,6 +44,28 @@ impl Process {
         self
     }
 
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal, such as `-TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success(), "{} is not there:\n{}", self.name, self.log());
+    }
+
+    /// Waits until it has ended, and says with which code.
+    pub fn ended(&mut self) -> Option<i32> {
+        let mut code = None;
+        until(self.name, || {
+            let status = self.child.try_wait().expect("a child's state");
+            code = status.and_then(|status| status.code());
+            status.is_some()
+        });
+        code
+    }
+
     /// What it wrote so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

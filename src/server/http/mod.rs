@@ -141,6 +141,9 @@ impl Service {
         let mut response = answer_head(&self.authz, &head, peer).await;
         if let Err(bound) = passed_over {
             self.desk.tally().exceeded.count(bound);
+        }
+        // A client that keeps its connection until we close it may be asking just then. Told before, it goes by itself.
+        if passed_over.is_err() || !self.desk.health().ready() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

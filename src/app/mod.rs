@@ -1,8 +1,17 @@
 //! The whole service: a configuration becomes open doors over one engine, and these are served until told to stop.
+//!
+//! ```text
+//!   prepare.rs    a configuration -> what runs
+//!   reload.rs     another configuration while serving
+//!   snapshots.rs  what memory stores remember
+//! ```
+
+mod prepare;
+mod reload;
+mod snapshots;
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,29 +19,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use self::prepare::{Prepared, Unservable};
+pub use self::reload::{Hangups, Look, Reloader, Settled, Waiting};
+pub use self::snapshots::Snapshot;
+use self::snapshots::Snapshots;
 use crate::clock::{Clock, SystemClock};
+use crate::config::Origin;
 use crate::engine::Engine;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Admin, AdminSettings, Bound, Desk, Http, ListenError, Listener, Settings};
-use crate::store::{Owner, Stores};
-
-/// How long requests under way may take once the process was told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+use crate::server::{Admin, AdminSettings, Bound, Desk, Drain, Http, ListenError, Listener, Settings};
+use crate::store::Stores;
 
 /// How often the stores forget what no longer counts.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// A memory store's file, and the store it belongs to.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// The place of the store among the configured ones.
-    pub store: usize,
-    /// The file.
-    pub path: PathBuf,
-    /// How often it is written.
-    pub interval: Duration,
-}
+/// How long snapshots may take when there is no time.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why the service cannot start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +54,21 @@ pub enum AppError {
 /// Open doors, not served yet: the addresses are known, and clients wait.
 #[derive(Debug)]
 pub struct App {
-    engine: Arc<Engine>,
     desk: Arc<Desk>,
-    snapshots: Vec<(Snapshot, Owner)>,
+    follow: Option<(Reloader, Hangups)>,
+    snapshots: Snapshots,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
     admin: Option<(Admin, Listener)>,
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Requests under way had their time.
+    Drained,
+    /// Told twice, it waited for nothing.
+    AtOnce,
 }
 
 impl App {
@@ -81,30 +93,29 @@ impl App {
             grpc: (Grpc::new(desk.clone()).await, grpc),
             http: (Http::new(desk.clone()), http),
             admin: admin.map(|listener| (Admin::new(desk.clone()), listener)),
+            follow: None,
+            snapshots: Snapshots::none(engine),
             desk,
-            engine,
-            snapshots: Vec::new(),
         })
     }
 
     /// Reads what memory stores held when they were last written, and writes them from now on. A file that cannot be
     /// taken is kept aside and the store begins empty: refusing to serve would open the gateways instead.
     pub fn remember(&mut self, snapshots: Vec<Snapshot>) {
-        let in_use = self.engine.in_use();
-        let now = self.engine.clock().now();
-        for snapshot in snapshots {
-            let Some(store) = in_use.rules.stores().get(snapshot.store) else { continue };
-            let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: store.clone() };
-            match in_use.stores.load(snapshot.store, &snapshot.path, &owner, now) {
-                Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
-                Ok(None) => tracing::info!(store, path = %snapshot.path.display(), "no snapshot to read yet"),
-                Err(error) => tracing::warn!(store, %error, "the store begins empty"),
-            }
-            self.snapshots.push((snapshot, owner));
-        }
+        self.snapshots.read(snapshots);
     }
 
-    /// What the doors decide by.
+    /// What takes the place of the configuration that this was opened with, once its files become another.
+    pub fn reloader(&self, origin: Origin, settled: &Settled) -> Reloader {
+        Reloader::new(self.desk.clone(), origin, settled)
+    }
+
+    /// Takes what the files become while this serves.
+    pub fn follow(&mut self, reloader: Reloader, hangups: Hangups) {
+        self.follow = Some((reloader, hangups));
+    }
+
+    /// What its doors decide by.
     pub fn desk(&self) -> &Arc<Desk> {
         &self.desk
     }
@@ -124,8 +135,20 @@ impl App {
         self.admin.as_ref().map(|(_, listener)| listener.bound())
     }
 
-    /// Serves until `shutdown`, then lets requests under way finish, for ten seconds at most.
+    /// Serves until `shutdown`, then drains.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        self.serve_until(shutdown, std::future::pending()).await;
+    }
+
+    /// Serves until `shutdown`, then drains, unless it is told to stop `at_once`.
+    ///
+    /// ```text
+    ///   shutdown      health says so, and everything is answered as before
+    ///   + delay       no more connections; GOAWAY or `connection: close` on those there are
+    ///   + timeout     whatever is still under way is abandoned; most often nothing is, and much earlier
+    ///                 snapshots are written: what was charged until now is in them
+    /// ```
+    pub async fn serve_until(self, shutdown: impl Future<Output = ()>, at_once: impl Future<Output = ()>) -> Ended {
         let stop = CancellationToken::new();
         let mut doors = JoinSet::new();
         let (grpc, grpc_listener) = self.grpc;
@@ -133,28 +156,42 @@ impl App {
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
         // Metrics are told to the last: this ends with the process.
-        let asked = self.admin.map(|(admin, listener)| tokio::spawn(admin.serve(listener, CancellationToken::new())));
-        let sweeping = tokio::spawn(sweep(self.desk.clone()));
-        let mut writing = JoinSet::new();
-        for (snapshot, owner) in self.snapshots.clone() {
-            writing.spawn(write_now_and_then(self.engine.clone(), snapshot, owner));
+        let mut asked = JoinSet::new();
+        if let Some((admin, listener)) = self.admin {
+            asked.spawn(admin.serve(listener, CancellationToken::new()));
         }
+        let mut beside = JoinSet::new();
+        beside.spawn(sweep(self.desk.clone()));
+        if let Some((reloader, hangups)) = self.follow {
+            beside.spawn(reloader.follow(hangups));
+        }
+        let mut writing = self.snapshots.write_now_and_then();
+
         shutdown.await;
-        sweeping.abort();
-        // Health first, so that gateways that ask for it look elsewhere before connections close.
-        grpc.leave().await;
-        stop.cancel();
-        if tokio::time::timeout(DRAIN, async { while doors.join_next().await.is_some() {} }).await.is_err() {
-            tracing::warn!("requests were still under way after {DRAIN:?} and are abandoned");
-        }
-        // Last, so that what was charged while draining is in it.
+        beside.shutdown().await;
+        let Drain { delay, timeout } = self.desk.in_use().settings.drain;
+        let drain = async {
+            grpc.leave().await;
+            tokio::time::sleep(delay).await;
+            stop.cancel();
+            let finished = async { while doors.join_next().await.is_some() {} };
+            if tokio::time::timeout(timeout, finished).await.is_err() {
+                tracing::warn!("requests were still under way after {timeout:?} and are abandoned");
+            }
+        };
+        let ended = tokio::select! {
+            () = drain => Ended::Drained,
+            () = at_once => Ended::AtOnce,
+        };
         writing.shutdown().await;
-        for (snapshot, owner) in self.snapshots {
-            write_snapshot(self.engine.clone(), snapshot, owner).await;
+        match ended {
+            Ended::Drained => self.snapshots.write().await,
+            Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {
+                tracing::warn!("a snapshot took longer than {LAST_WORDS:?} to write: the one before is still there");
+            }
+            Ended::AtOnce => {}
         }
-        if let Some(asked) = asked {
-            asked.abort();
-        }
+        ended
     }
 }
 
@@ -169,29 +206,6 @@ async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppErr
             Ok(None)
         }
         Err(error) => Err(AppError::Admin(error)),
-    }
-}
-
-/// Writes a store's snapshot at its interval.
-async fn write_now_and_then(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
-    let mut pause = tokio::time::interval(snapshot.interval);
-    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The first tick is at once, when there is nothing new to write.
-    pause.tick().await;
-    loop {
-        pause.tick().await;
-        write_snapshot(engine.clone(), snapshot.clone(), owner.clone()).await;
-    }
-}
-
-/// Writes a store's snapshot, beside the threads that serve.
-async fn write_snapshot(engine: Arc<Engine>, snapshot: Snapshot, owner: Owner) {
-    let write = move || engine.in_use().stores.save(snapshot.store, &snapshot.path, &owner);
-    match tokio::task::spawn_blocking(write).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
-        // What it panicked with may hold values of a request; where it did is in the log.
-        Err(_) => tracing::warn!("the snapshot was not written; the one before is still there"),
     }
 }
 

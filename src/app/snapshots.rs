@@ -1,0 +1,102 @@
+//! The files in which memory stores survive a restart: read at start, written now and then, and at the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::engine::Engine;
+use crate::store::Owner;
+
+/// A memory store's file, and the store it belongs to.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The place of the store among the configured ones.
+    pub store: usize,
+    /// The file.
+    pub path: PathBuf,
+    /// How often it is written.
+    pub interval: Duration,
+}
+
+/// A file of a store that goes by its name, whatever place it has in the configuration in use.
+#[derive(Clone, Debug)]
+struct Kept {
+    store: String,
+    path: PathBuf,
+    interval: Duration,
+}
+
+/// Every file that is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshots {
+    engine: Arc<Engine>,
+    kept: Vec<Kept>,
+}
+
+impl Snapshots {
+    /// None yet.
+    pub(super) fn none(engine: Arc<Engine>) -> Self {
+        Self { engine, kept: Vec::new() }
+    }
+
+    /// Reads what stores held when these were last written, and keeps them from now on.
+    pub(super) fn read(&mut self, snapshots: Vec<Snapshot>) {
+        let in_use = self.engine.in_use();
+        let now = self.engine.clock().now();
+        for Snapshot { store: place, path, interval } in snapshots {
+            let Some(store) = in_use.rules.stores().get(place) else { continue };
+            let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: store.clone() };
+            match in_use.stores.load(place, &path, &owner, now) {
+                Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
+                Ok(None) => tracing::info!(store, path = %path.display(), "no snapshot to read yet"),
+                Err(error) => tracing::warn!(store, %error, "the store begins empty"),
+            }
+            self.kept.push(Kept { store: store.clone(), path, interval });
+        }
+    }
+
+    /// Writes each at its interval, until the set is dropped.
+    pub(super) fn write_now_and_then(&self) -> JoinSet<()> {
+        let mut writing = JoinSet::new();
+        for kept in self.kept.clone() {
+            let engine = self.engine.clone();
+            writing.spawn(async move {
+                let mut pause = tokio::time::interval(kept.interval);
+                pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                // The first tick is at once, when there is nothing new to write.
+                pause.tick().await;
+                loop {
+                    pause.tick().await;
+                    write(engine.clone(), kept.clone()).await;
+                }
+            });
+        }
+        writing
+    }
+
+    /// Writes all of them.
+    pub(super) async fn write(self) {
+        for kept in self.kept {
+            write(self.engine.clone(), kept).await;
+        }
+    }
+}
+
+/// Writes a store's snapshot, beside the threads that serve. One that is no longer configured keeps its last.
+async fn write(engine: Arc<Engine>, kept: Kept) {
+    let written = tokio::task::spawn_blocking(move || {
+        let in_use = engine.in_use();
+        let Some(place) = in_use.rules.stores().iter().position(|store| *store == kept.store) else { return Ok(()) };
+        let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: kept.store };
+        in_use.stores.save(place, &kept.path, &owner)
+    });
+    match written.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
+        // What it panicked with may hold values of a request; where it did is in the log.
+        Err(_) => tracing::warn!("the snapshot was not written; the one before is still there"),
+    }
+}
