@@ -425,7 +425,7 @@ mod tests {
                 ..Default::default()
             };
             let descriptors: Vec<_> = descriptors.into_iter().map(descriptor).collect();
-            let plain_enough = !(negative && !descriptors.is_empty()) && change.is_none();
+            let plain_enough = (!negative || descriptors.is_empty()) && change.is_none();
             let mut bytes = RateLimitRequest { domain: domain.into(), descriptors, hits_addend }.encode_to_vec();
             if let Some((place, byte, insert)) = change {
                 let place = place.index(bytes.len() + 1);
