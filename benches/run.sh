@@ -3,6 +3,7 @@
 #   benches/run.sh           all of them
 #   benches/run.sh engine    the engine in process
 #   benches/run.sh doors     the doors under load
+#   benches/run.sh gateway   a real Envoy in front of them
 #   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,7 +14,7 @@ engine() {
     taskset -c 0 cargo bench --locked --bench engine
 }
 
-doors() {
+programs() {
     if ! command -v h2load >/dev/null; then
         echo "installing h2load (nghttp2-client)" >&2
         apt-get install -y --no-install-recommends nghttp2-client >&2
@@ -21,7 +22,20 @@ doors() {
     cargo build --locked --release --example doors --example idle_tonic --example noop_hyper
     # By itself and last, so that what is measured and weighed is what is shipped: the examples ask more of some crates.
     cargo build --locked --release --bin tollgate
-    taskset -c 1 "$target/examples/doors" "$target/examples/idle_tonic" "$target/examples/noop_hyper" "$target/tollgate"
+}
+
+measure() {
+    taskset -c 1 "$target/examples/doors" "$target/examples/idle_tonic" "$target/examples/noop_hyper" "$target/tollgate" "$@"
+}
+
+doors() {
+    programs
+    measure
+}
+
+gateway() {
+    programs
+    measure --gateway "$(scripts/envoy)"
 }
 
 flood() {
@@ -32,9 +46,10 @@ flood() {
 }
 
 case "${1:-all}" in
-    all) engine; doors ;;
+    all) engine; doors; measure --gateway "$(scripts/envoy)" ;;
     engine) engine ;;
     doors) doors ;;
+    gateway) gateway ;;
     flood) flood ;;
-    *) echo "usage: benches/run.sh [engine|doors|flood]" >&2; exit 2 ;;
+    *) echo "usage: benches/run.sh [engine|doors|gateway|flood]" >&2; exit 2 ;;
 esac

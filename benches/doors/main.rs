@@ -8,6 +8,7 @@
 //! `benches/run.sh` builds what this starts and says where it is.
 
 mod check;
+mod gateway;
 mod load;
 mod questions;
 mod server;
@@ -23,11 +24,18 @@ const ROUNDS: usize = 7;
 
 fn main() {
     let binaries: Vec<String> = std::env::args().skip(1).collect();
-    let [idle_tonic, noop_hyper, tollgate] = binaries.as_slice() else {
-        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE");
+    let (binaries, envoy) = match binaries.as_slice() {
+        [binaries @ .., flag, envoy] if flag == "--gateway" => (binaries, Some(envoy)),
+        binaries => (binaries, None),
+    };
+    let [idle_tonic, noop_hyper, tollgate] = binaries else {
+        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE [--gateway ENVOY]");
     };
     let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/doors/tollgate.toml");
     let tollgate = [tollgate.as_str(), "serve", "--config", configuration];
+    if let Some(envoy) = envoy {
+        return gateway::report(envoy, noop_hyper, &tollgate);
+    }
 
     footprint(&tollgate);
     let [idle, noop, real] = [&[idle_tonic.as_str()][..], &[noop_hyper.as_str()], &tollgate].map(Server::start);

@@ -12,6 +12,7 @@ mod baseline;
 mod books;
 mod bytes;
 mod decisions;
+mod growth;
 mod instructions;
 mod rules;
 mod timing;
@@ -27,17 +28,19 @@ fn main() {
             decisions::report();
             rules::report();
             bytes::report();
+            growth::report();
             instructions::report();
         }
         ["decisions"] => decisions::report(),
         ["decisions", rounds] => decisions::profile(rounds.parse().expect("a number of rounds")),
         ["rules"] => rules::report(),
         ["bytes"] => bytes::report(),
+        ["growth"] => growth::report(),
         // In a process of its own, so that nothing but its table has grown.
         ["bytes", algorithm] => bytes::measure(algorithm),
         ["instructions"] => instructions::report(),
         // In a process of its own, so that valgrind counts it.
         ["instructions", what, requests] => instructions::run(what, requests.parse().expect("a number of requests")),
-        other => panic!("{other:?} is none of decisions, rules, bytes, instructions"),
+        other => panic!("{other:?} is none of decisions, rules, bytes, growth, instructions"),
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::hint::black_box;
 
 use tollgate::descriptor::Request;
+use tollgate::decision::Decision;
 use tollgate::engine::Engine;
 use tollgate::rules::{Matcher, Rule};
 use tollgate::store::MemorySettings;
@@ -44,6 +45,27 @@ pub fn count(rules: usize, requests: usize) {
     (0..requests / asked.len()).for_each(|_| ask(&engine, &asked));
 }
 
+/// So many rules, and what is asked of them.
+pub struct Many {
+    engine: Engine,
+    asked: Vec<Question>,
+}
+
+impl Many {
+    pub fn of(rules: usize) -> Self {
+        let mut draws = Draws(11);
+        // One rule is the one for all.
+        let asked = (0..10_000).map(|_| Question::of(draws.below(rules.max(2) - 1))).collect();
+        Self { engine: book(rules), asked }
+    }
+
+    pub fn ask(&self, requests: usize) {
+        for question in self.asked.iter().cycle().take(requests) {
+            black_box(question.decide(&self.engine));
+        }
+    }
+}
+
 /// Rules of four kinds in turn, all of which apply one limiter to one entry, and one that every request matches.
 fn book(rules: usize) -> Engine {
     let of_kind = |number: usize| -> Rule {
@@ -61,7 +83,7 @@ fn book(rules: usize) -> Engine {
 }
 
 fn block(number: usize) -> String {
-    format!("10.{}.{}.0", number >> 8, number & 255)
+    format!("{}.{}.{}.0", 10 + (number >> 16), number >> 8 & 255, number & 255)
 }
 
 fn tenants(number: usize) -> [String; 3] {
@@ -86,7 +108,7 @@ impl Question {
                 _ => format!("/other/{number}"),
             },
             address: match kind {
-                2 => format!("10.{}.{}.7", number >> 8, number & 255),
+                2 => format!("{}7", block(number).trim_end_matches("0")),
                 _ => format!("192.168.{}.7", number & 255),
             },
             tenant: match kind {
@@ -98,11 +120,17 @@ impl Question {
     }
 }
 
-fn ask(engine: &Engine, questions: &[Question]) {
-    for Question { path, address, tenant, account } in questions {
+impl Question {
+    fn decide(&self, engine: &Engine) -> Decision {
+        let Self { path, address, tenant, account } = self;
         let entries = [("path", path), ("remote_address", address), ("tenant", tenant), ("account", account)];
         let entries = entries.map(|(key, value)| (key, value.as_str()));
-        let decision = decide(engine, &Request::of("edge", entries));
-        assert_eq!(black_box(&decision).planned().links.len(), 2);
+        decide(engine, &Request::of("edge", entries))
+    }
+}
+
+fn ask(engine: &Engine, questions: &[Question]) {
+    for question in questions {
+        assert_eq!(black_box(question.decide(engine)).planned().links.len(), 2);
     }
 }
