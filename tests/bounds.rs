@@ -144,6 +144,25 @@ async fn semantics_28_too_many_descriptors_entries_or_checks_are_refused() {
 }
 
 #[tokio::test]
+async fn semantics_28_a_message_of_half_a_million_descriptors_is_refused_before_it_is_made_anything_of() {
+    let service = start(Bounds::default()).await;
+    let client = connect(service.grpc).await;
+    // Each is two bytes; the field at the end is one that only the generated types know to pass over.
+    for last in [&b""[..], b"\x78\x01"] {
+        let message: Vec<u8> = [&b"\x0a\x04edge"[..], &b"\x12\x00".repeat(500_000), last].concat();
+        let mut frame = vec![0];
+        frame.extend(u32::try_from(message.len()).expect("it is short").to_be_bytes());
+        frame.extend(message);
+        assert!(refused(&client, &[], &Bytes::from(frame)).await);
+    }
+    // One of them all is told of more than the bound; the answer tells of no more.
+    let rls = service.rls().await;
+    let answer = rls.ask(question("edge", vec![descriptor(&[]); 100_000])).await;
+    assert_eq!((answer.overall_code, answer.statuses.len()), (OVER_LIMIT, 101));
+    assert_eq!(service.met(Bound::Descriptors), 3);
+}
+
+#[tokio::test]
 async fn semantics_28_too_many_headers_are_refused() {
     let service = start(Bounds { headers: 40, ..Bounds::default() }).await;
     let client = connect(service.grpc).await;

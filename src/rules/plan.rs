@@ -111,11 +111,11 @@ impl Rules {
     pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
         let mut walk = Walk { rules: self, now, planned: Box::default(), slots: 0 };
         walk.planned.plan.lease = lease;
+        let domain = self.by_name.get(request.domain).copied();
+        walk.planned.domain = domain;
         if request.descriptors.len() > self.bounds.descriptors {
             return walk.refuse_outright(Refused::TooLarge, request);
         }
-        let domain = self.by_name.get(request.domain).copied();
-        walk.planned.domain = domain;
         for (number, descriptor) in request.descriptors.iter().enumerate() {
             if descriptor.entries.len() > self.bounds.entries {
                 return walk.refuse_outright(Refused::TooLarge, request);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 use prost::Message;
-use prost::encoding::decode_varint;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::body::Body;
 
 use super::generated::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
@@ -22,6 +22,7 @@ use super::wire::Writer;
 use super::{Refused, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
+use crate::rules::RequestBounds;
 use crate::server::desk::Desk;
 use crate::server::headers;
 use crate::server::settings::HeaderFamilies;
@@ -52,15 +53,16 @@ impl Rls {
 
     /// Answers one question; `None` when it makes no sense.
     pub(super) async fn answer(&self, message: Bytes) -> Option<Response<Body>> {
+        let in_use = self.desk.in_use();
+        let bounds = in_use.version.rules.bounds();
         let whole;
-        let asked = match plain(&message) {
+        let asked = match plain(&message, bounds).or_else(|| past_bounds(&message, bounds)) {
             Some(asked) => asked,
             None => {
                 whole = mended(RateLimitRequest::decode(message.clone()).ok()?);
                 asked(&whole).expect("what was no text has been mended")
             }
         };
-        let in_use = self.desk.in_use();
         let decision = self.desk.decide(&in_use, Door::Rls, &asked).await;
         let frame = Writer::frame(|writer| write(&decision, in_use.settings.rls_headers, writer));
         Some(unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into()))))
@@ -70,7 +72,10 @@ impl Rls {
 /// The question of a [`RateLimitRequest`], read where it lies: with the generated types 2 lists and 9 counted
 /// references are made of it. `None` for a question that brings more than a domain, entries and hits for all of them,
 /// or that is not right in all: those are for the generated types.
-fn plain(mut message: &[u8]) -> Option<descriptor::Request<'_>> {
+///
+/// What is past the bounds is not read to its end: one descriptor or entry too many is enough to refuse it, and two bytes
+/// of a message make several hundred here.
+fn plain(mut message: &[u8], bounds: RequestBounds) -> Option<descriptor::Request<'_>> {
     let mut asked = descriptor::Request::default();
     let mut hits_addend = 0;
     while let Some(key) = byte(&mut message) {
@@ -78,12 +83,18 @@ fn plain(mut message: &[u8]) -> Option<descriptor::Request<'_>> {
             DOMAIN => asked.domain = text(&mut message)?,
             DESCRIPTORS => {
                 let mut told = part(&mut message)?;
+                if asked.descriptors.len() == bounds.descriptors {
+                    return Some(descriptor::Request { domain: asked.domain, ..too_many_descriptors(bounds) });
+                }
                 // Filled in place: a descriptor is several hundred bytes.
                 asked.descriptors.push(Descriptor::default());
                 let entries = asked.descriptors.last_mut().map(|descriptor| &mut descriptor.entries);
                 let entries = entries.expect("one has just been pushed");
                 while let Some(key) = byte(&mut told) {
                     match key {
+                        ENTRIES if entries.len() == bounds.entries => {
+                            return Some(descriptor::Request { domain: asked.domain, ..too_many_entries(bounds) });
+                        }
                         ENTRIES => entries.push(plain_entry(part(&mut told)?)?),
                         _ => return None,
                     }
@@ -96,6 +107,41 @@ fn plain(mut message: &[u8]) -> Option<descriptor::Request<'_>> {
     let hits = hits(&RateLimitDescriptor::default(), hits_addend);
     asked.descriptors.iter_mut().for_each(|descriptor| descriptor.hits = hits);
     Some(asked)
+}
+
+/// The question of a message that brings more descriptors or entries than the bounds, as far as it is read. What makes no
+/// sense is for the generated types to refuse.
+fn past_bounds<'a>(message: &[u8], bounds: RequestBounds) -> Option<descriptor::Request<'a>> {
+    if parts_of(message, 2).nth(bounds.descriptors).is_some() {
+        return Some(too_many_descriptors(bounds));
+    }
+    let crowded = |told| parts_of(told, 1).nth(bounds.entries).is_some();
+    parts_of(message, 2).any(crowded).then(|| too_many_entries(bounds))
+}
+
+/// The parts of a message that are its field of this number.
+fn parts_of(mut message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        while !message.is_empty() {
+            let (tag, kind) = decode_key(&mut message).ok()?;
+            match (tag == number, kind) {
+                (true, WireType::LengthDelimited) => return part(&mut message),
+                _ => skip_field(kind, tag, &mut message, DecodeContext::default()).ok()?,
+            }
+        }
+        None
+    })
+}
+
+/// A question that is refused for how many descriptors it brings.
+fn too_many_descriptors<'a>(bounds: RequestBounds) -> descriptor::Request<'a> {
+    let descriptors = std::iter::repeat_with(Descriptor::default).take(bounds.descriptors + 1);
+    descriptor::Request { domain: "", descriptors: descriptors.collect() }
+}
+
+/// A question that is refused for how many entries a descriptor brings.
+fn too_many_entries<'a>(bounds: RequestBounds) -> descriptor::Request<'a> {
+    descriptor::Request::of("", std::iter::repeat_n(("", ""), bounds.entries + 1))
 }
 
 fn plain_entry(mut told: &[u8]) -> Option<Entry<'_>> {
@@ -434,7 +480,7 @@ mod tests {
                     false => bytes[place] = byte,
                 }
             }
-            let read = plain(&bytes);
+            let read = plain(&bytes, RequestBounds::MOST);
             prop_assert!(read.is_some() || !plain_enough, "most questions are plain");
             if let Some(read) = read {
                 let message = RateLimitRequest::decode(&*bytes).expect("what is plain is right");
