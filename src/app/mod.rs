@@ -173,10 +173,11 @@ impl App {
         let drain = async {
             grpc.leave().await;
             tokio::time::sleep(delay).await;
+            grpc.end_watches().await;
             stop.cancel();
             let finished = async { while doors.join_next().await.is_some() {} };
             if tokio::time::timeout(timeout, finished).await.is_err() {
-                tracing::warn!("requests were still under way after {timeout:?} and are abandoned");
+                tracing::warn!("connections were still open after {timeout:?} and are abandoned");
             }
         };
         let ended = tokio::select! {

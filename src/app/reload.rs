@@ -220,7 +220,10 @@ fn as_settled(old: &Settings, new: &Settings) -> Settings {
     let mut settings = new.clone();
     settings.grpc = old.grpc.clone();
     settings.http = old.http.clone();
-    settings.admin.listen = old.admin.listen.clone();
+    // Address and token were checked together: an open address keeps its token for as long as it is open.
+    if settings.admin.listen != old.admin.listen {
+        settings.admin = old.admin.clone();
+    }
     settings.log.json = old.log.json;
     settings.bounds = old.bounds.clone();
     settings
@@ -296,5 +299,26 @@ fn retire(version: Arc<Version>) {
             return;
         }
         std::thread::sleep(pause);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::{AdminSettings, Listen, Token};
+
+    #[test]
+    fn an_admin_port_that_stays_open_to_others_keeps_its_token() {
+        let open = Listen::Tcp(([0, 0, 0, 0], 9090).into());
+        let token = |text: &str| Some(Token(text.to_owned()));
+        let settings =
+            |listen, token| Settings { admin: AdminSettings { listen, chosen: true, token }, ..Settings::default() };
+        let old = settings(Some(open.clone()), token("a token that others know"));
+        // Without its address the token would not be needed, but the address stays until the next start.
+        for new in [settings(None, None), settings(Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), None)] {
+            assert_eq!(as_settled(&old, &new).admin, old.admin);
+        }
+        let another = settings(Some(open), token("a token that replaces it"));
+        assert_eq!(as_settled(&old, &another).admin, another.admin);
     }
 }

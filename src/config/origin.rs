@@ -32,8 +32,8 @@ impl Origin {
         }
     }
 
-    /// Reads the same place again, whatever else would be found by now. Files that hold nothing at all are an error
-    /// this time: somebody is about to write them, and without rules every request would pass.
+    /// Reads the same place again, whatever else would be found by now. A file that holds nothing at all is an error this
+    /// time: somebody is about to write it, and without its rules requests would pass.
     pub fn read_again(&self) -> (Self, Result<Config, Errors>) {
         match &self.place {
             Some(place) => Self::read_at(place.clone(), true),
@@ -44,8 +44,8 @@ impl Origin {
     fn read_at(place: PathBuf, again: bool) -> (Self, Result<Config, Errors>) {
         let disk = Disk::default();
         let config = files::read(&place, &disk).and_then(|sources| {
-            if again && sources.iter().all(|source| source.text.trim().is_empty()) {
-                return Err(Errors::one(place.display().to_string(), "is empty, expected a configuration"));
+            if let Some(empty) = sources.iter().find(|source| again && source.text.trim().is_empty()) {
+                return Err(Errors::one(empty.name.clone(), "is empty, expected a configuration, or no such file"));
             }
             compose(&sources, &variable, &disk)
         });
@@ -137,7 +137,7 @@ mod tests {
         again(false);
         write("a.toml", "[server]\nsecret = '${file:key}' # the same");
         again(false);
-        write("b.toml", "");
+        write("b.toml", "# to be written");
         again(false);
         write("b.json", "");
         again(true);
@@ -161,6 +161,9 @@ mod tests {
         let (origin, config) = Origin::read(Some(&place));
         config.expect("there are no rules yet");
         let refused = origin.read_again().1.expect_err("the rest is about to be written");
-        assert_eq!(refused.to_string(), format!("{}: is empty, expected a configuration", place.display()));
+        assert_eq!(
+            refused.to_string(),
+            format!("{}: is empty, expected a configuration, or no such file", place.display())
+        );
     }
 }
