@@ -202,6 +202,32 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
 }
 
 /// The real program with a snapshot.
+#[tokio::test]
+async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
+    let mut service = Service::start_with(draining(Duration::ZERO, LONG), logins()).await;
+    // One says nothing at all, one begins and falls silent, and one watches.
+    let _silent = TcpStream::connect(service.grpc).await.expect("the door is open");
+    let _begun = Wire::connect(&service).await;
+    let _plain = TcpStream::connect(service.http).await.expect("the door is open");
+    let mut watching = watch(&service).await;
+    let first = watching.message().await.expect("it is told").expect("it goes on");
+    assert_eq!(first.status(), ServingStatus::Serving);
+    service.begin_to_stop();
+    let next = watching.message().await.expect("it is told").expect("it goes on");
+    assert_eq!(next.status(), ServingStatus::NotServing);
+    assert!(matches!(watching.message().await, Ok(None) | Err(_)), "the watch ends");
+    // An hour is what it has. It is stopped as soon as they are known to be silent.
+    tokio::time::timeout(Duration::from_secs(60), service.stop()).await.expect("nobody holds it up");
+}
+
+async fn watch(service: &Service) -> tonic::Streaming<HealthCheckResponse> {
+    let address = format!("http://{}", service.grpc);
+    let channel = tonic::transport::Channel::from_shared(address).expect("an address").connect().await;
+    let mut client = tonic_health::pb::health_client::HealthClient::new(channel.expect("the door is open"));
+    let asked = HealthCheckRequest { service: String::new() };
+    client.watch(asked).await.expect("it is told").into_inner()
+}
+
 fn start(directory: &Path, delay: &str) -> (Process, u16) {
     let (grpc, http) = (ports::free(), ports::free());
     let configuration = format!(

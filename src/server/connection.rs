@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,9 @@ const BREATHER: Duration = Duration::from_millis(50);
 /// How often connections are looked at in the shortest time that one of them may take. A bound of time is met between
 /// once and one and a half times that.
 const LOOKS: u32 = 2;
+
+/// How often they are looked at once the door has closed.
+const LAST_LOOKS: Duration = Duration::from_millis(250);
 
 /// What a door gives its connections.
 #[derive(Debug)]
@@ -58,6 +62,19 @@ where
     let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
     let mut looks = tokio::time::interval((shortest / LOOKS).max(Duration::from_millis(1)));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let attended = |stream, peer, place: OwnedSemaphorePermit, watched: &mut Vec<Watched>| {
+        let pulse = Pulse::new(&bounds, &tally);
+        if watched.len() == watched.capacity() {
+            watched.retain(Watched::is_open);
+        }
+        watched.push(Watched::new(pulse.clone()));
+        let served = serve(Heard { stream, ear: Ear::default(), pulse: pulse.clone() }, peer, pulse);
+        let counted = Counted::new(tally.clone(), open);
+        tokio::spawn(async move {
+            served.await;
+            drop((place, counted));
+        });
+    };
     // One more than there is room for: so it is known that it waits.
     let mut next = None;
     loop {
@@ -77,28 +94,32 @@ where
             place = room.clone().acquire_owned(), if next.is_some() => {
                 let place = place.expect("it is never closed");
                 let (stream, peer) = next.take().expect("only then is there a place to wait for");
-                let pulse = Pulse::new(&bounds, &tally);
-                if watched.len() == watched.capacity() {
-                    watched.retain(Watched::is_open);
-                }
-                watched.push(Watched::new(pulse.clone()));
-                let served = serve(Heard { stream, ear: Ear::default(), pulse: pulse.clone() }, peer, pulse);
-                let counted = Counted::new(tally.clone(), open);
-                tokio::spawn(async move {
-                    served.await;
-                    drop((place, counted));
-                });
+                attended(stream, peer, place, &mut watched);
             }
             now = looks.tick() => watched.retain_mut(|connection| connection.look(now, &bounds, &tally)),
             () = stop.cancelled() => break,
         }
     }
-    // New clients are turned away at once; those that are here get GOAWAY or `connection: close`.
-    drop((listener, next));
-    for connection in &watched {
+    // What the kernel took before now is served too: its client was told that somebody listens.
+    let waiting = next.into_iter().chain(std::iter::from_fn(|| listener.accept().now_or_never()?.ok()));
+    for (stream, peer) in waiting.take(room.available_permits()) {
+        let Ok(place) = room.clone().try_acquire_owned() else { break };
+        attended(stream, peer, place, &mut watched);
+    }
+    // New clients are turned away from now on; those that are here get GOAWAY or `connection: close`.
+    drop(listener);
+    for connection in &mut watched {
         connection.leave();
     }
-    drop(room.acquire_many(bounds.connections).await);
+    let mut looks = tokio::time::interval(LAST_LOOKS);
+    let all_gone = room.acquire_many(bounds.connections);
+    tokio::pin!(all_gone);
+    loop {
+        tokio::select! {
+            _ = &mut all_gone => return,
+            now = looks.tick() => watched.retain_mut(|connection| connection.look_last(now)),
+        }
+    }
 }
 
 /// An open connection, as long as this is held.

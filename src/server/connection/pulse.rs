@@ -21,6 +21,9 @@ use crate::server::bounds::{Bound, Bounds, Tally};
 /// The time a client has to answer GOAWAY before its idle connection is closed all the same.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The same when the process stops: long enough for a round trip and for what is on its way.
+const LAST_GRACE: Duration = Duration::from_secs(2);
+
 /// The life of a connection, as its stream and its requests tell it.
 #[derive(Debug)]
 pub(in crate::server) struct Pulse {
@@ -78,13 +81,20 @@ impl Pulse {
         self.said.store(said, Ordering::Relaxed);
     }
 
+    /// Begins a call that may go on for as long as its client likes, and says nothing about how busy this process is.
+    pub(in crate::server) fn begin_watching(self: &Arc<Self>) -> UnderWay {
+        self.began.fetch_add(1, Ordering::Relaxed);
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay { pulse: self.clone(), counted: false }
+    }
+
     /// Begins a request; none when there are too many under way.
     pub(in crate::server) fn begin(self: &Arc<Self>) -> Option<UnderWay> {
         self.began.fetch_add(1, Ordering::Relaxed);
         self.said_before.store(self.said.load(Ordering::Relaxed), Ordering::Relaxed);
         let mine = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         let all = self.tally.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = UnderWay(self.clone());
+        let begun = UnderWay { pulse: self.clone(), counted: true };
         if mine == self.streams && !self.plain.load(Ordering::Relaxed) {
             self.tally.exceeded.count(Bound::Streams);
         }
@@ -129,14 +139,20 @@ impl Pulse {
 
 /// A request under way, as long as this is held.
 #[derive(Debug)]
-pub(in crate::server) struct UnderWay(Arc<Pulse>);
+pub(in crate::server) struct UnderWay {
+    pulse: Arc<Pulse>,
+    /// Whether it is among the requests of the process.
+    counted: bool,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let Pulse { said, said_before, under_way, tally, .. } = &*self.0;
+        let Pulse { said, said_before, under_way, tally, .. } = &*self.pulse;
         said_before.store(said.load(Ordering::Relaxed), Ordering::Relaxed);
         under_way.fetch_sub(1, Ordering::Relaxed);
-        tally.under_way.fetch_sub(1, Ordering::Relaxed);
+        if self.counted {
+            tally.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -164,8 +180,22 @@ impl Watched {
         Arc::strong_count(&self.pulse) > 1
     }
 
-    pub(super) fn leave(&self) {
+    pub(super) fn leave(&mut self) {
+        self.left.get_or_insert_with(Instant::now);
         self.pulse.tell(Told::Leave);
+    }
+
+    /// Looks after it once it was told to leave: one whose client has nothing under way and does not go, because it never
+    /// said a word or is not there any more, is closed. Whether it is still open.
+    pub(super) fn look_last(&mut self, now: Instant) -> bool {
+        if self.pulse.under_way.load(Ordering::Relaxed) > 0 {
+            self.left = Some(now);
+        }
+        let gone = self.left.is_some_and(|left| now.saturating_duration_since(left) >= LAST_GRACE);
+        if gone {
+            self.pulse.tell(Told::Close);
+        }
+        self.is_open() && !gone
     }
 
     /// Looks after it. Whether it is still open.
@@ -191,7 +221,7 @@ impl Watched {
             None if bounds.idle_timeout.is_some_and(|idle| quiet >= idle) => {
                 tally.exceeded.count(Bound::IdleTimeout);
                 self.left = Some(now);
-                self.leave();
+                self.pulse.tell(Told::Leave);
             }
             Some(left) if now - left >= GRACE && quiet >= GRACE => {
                 self.pulse.tell(Told::Close);

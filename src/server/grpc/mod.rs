@@ -54,6 +54,9 @@ const PENDING_RESETS: usize = 4096;
 /// The status, out of range, that stands for a message past its bound and for nothing else.
 const TOO_LARGE: &str = "11";
 
+/// The services whose health can be asked, and the process as a whole.
+const WATCHED: [&str; 3] = ["", RLS, AUTHZ];
+
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
@@ -111,6 +114,13 @@ impl Grpc {
         self.report(ServingStatus::NotServing).await;
     }
 
+    /// Ends the calls of who watches our health: they have been told, and would keep their connections open.
+    pub async fn end_watches(&self) {
+        for service in WATCHED {
+            self.0.reporter.clone().clear_service_status(service).await;
+        }
+    }
+
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Services { bounds, desk, .. } = &*self.0;
@@ -158,7 +168,7 @@ impl Grpc {
     }
 
     async fn report(&self, status: ServingStatus) {
-        for service in ["", RLS, AUTHZ] {
+        for service in WATCHED {
             self.0.reporter.set_service_status(service, status).await;
         }
     }
@@ -213,7 +223,10 @@ impl Services {
         client: &Client,
     ) -> impl Future<Output = Answer> + use<> {
         let method = Method::of(request.uri().path());
-        let under_way = client.pulse.begin();
+        let under_way = match method {
+            Method::Health => Some(client.pulse.begin_watching()),
+            _ => client.pulse.begin(),
+        };
         let call: Call = match Metered::request(request, client.budget.clone()) {
             Ok(request) if under_way.is_some() => self.call(method, request),
             Ok(_) => past_a_bound(),
