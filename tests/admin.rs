@@ -420,6 +420,11 @@ async fn a_question_that_makes_no_sense_is_told_why() {
         (answer.status, said["error"].as_str().expect("a text").to_owned())
     };
     let ada = json!({ "domain": "edge", "entries": [["account", "ada"]] });
+    for page in ["origin: http://evil.example", "sec-fetch-site: same-origin"] {
+        let head = format!("POST /state HTTP/1.1\r\ncontent-type: application/json\r\n{page}");
+        let answer = send(&service, &head, &ada.to_string()).await;
+        assert_eq!(complaint(answer), (403, "expected no request of a web page".to_owned()));
+    }
     let typed = send(&service, "POST /state HTTP/1.1\r\ncontent-type: text/plain", &ada.to_string()).await;
     assert_eq!(complaint(typed), (415, "expected \"content-type: application/json\"".to_owned()));
     let untyped = send(&service, "POST /lift HTTP/1.1", &ada.to_string()).await;

@@ -47,7 +47,8 @@ fn keys() {
             ask(&engine, key);
         }
         let mut draws = Draws(0x5eed);
-        let cost = compare(REQUESTS, &mut || {}, &mut [&mut || (0..REQUESTS).for_each(|_| ask(&engine, draws.below(keys)))]);
+        let cost =
+            compare(REQUESTS, &mut || {}, &mut [&mut || (0..REQUESTS).for_each(|_| ask(&engine, draws.below(keys)))]);
         costs.push(cost[0]);
     }
     for (keys, cost) in sizes.iter().zip(&costs) {

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::hint::black_box;
 
-use tollgate::descriptor::Request;
 use tollgate::decision::Decision;
+use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 use tollgate::rules::{Matcher, Rule};
 use tollgate::store::MemorySettings;

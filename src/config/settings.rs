@@ -282,7 +282,7 @@ pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store>
             && stores
                 .iter()
                 .filter_map(|store: &Store| store.snapshot.as_ref())
-                .any(|kept| kept.path == Path::new(&path.value))
+                .any(|kept| same_place(&kept.path, Path::new(&path.value)))
         {
             problems.refuse(&path.place, "which another store writes its snapshot to");
         }
@@ -301,6 +301,12 @@ pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store>
         stores.push(Store { name: "memory".to_owned(), engine, timeout: TIMEOUT, snapshot: None });
     }
     stores
+}
+
+/// Whether two paths are one, as far as can be told without looking.
+fn same_place(a: &Path, b: &Path) -> bool {
+    let whole = |path| std::path::absolute(path).ok();
+    a == b || whole(a).is_some_and(|a| whole(b) == Some(a))
 }
 
 /// The file that a memory store survives a restart in.

@@ -10,7 +10,7 @@
 //! | `POST /lift` | forgets them, with who and why in the audit log |
 //! | `POST /explain` | what the rules in use make of a request, in words |
 //!
-//! Bodies are JSON and say so in `content-type`, which no web page can do unasked. With a token configured, all but
+//! Bodies are JSON and say so in `content-type`, and what a browser says to come from a web page is not answered. With a token configured, all but
 //! metrics and health want `authorization: Bearer <token>`.
 
 pub mod answers;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -107,6 +107,10 @@ impl Admin {
         let (head, body) = request.into_parts();
         let in_use = self.0.in_use();
         let private = matches!(head.uri.path(), "/status" | "/top" | "/state" | "/lift" | "/explain");
+        if private && from_a_page(&head.headers) {
+            let error = "expected no request of a web page".to_owned();
+            return json(StatusCode::FORBIDDEN, &Complaint { error });
+        }
         if private && !authorised(&head.headers, &in_use) {
             let error = "expected \"authorization: Bearer <server.admin_token>\"".to_owned();
             let mut answer = json(StatusCode::UNAUTHORIZED, &Complaint { error });
@@ -244,8 +248,9 @@ impl Admin {
         if lift.entries.is_empty() {
             return Err(unanswered(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
         }
-        if let Some((entry, _)) = lift.entries.iter().find(|(_, value)| tells(&lift.why, value)) {
-            let error = format!("why holds the {entry}, which would stand in the audit log: say it without");
+        for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
+            let Some((entry, _)) = lift.entries.iter().find(|(_, value)| tells(text, value)) else { continue };
+            let error = format!("{name} holds the {entry}, which would stand in the audit log: say it without");
             return Err(unanswered(StatusCode::BAD_REQUEST, &error));
         }
         let mut known = self.counters(in_use, &lift.domain, &lift.entries)?;
@@ -314,6 +319,11 @@ impl Admin {
 fn tells(text: &str, value: &str) -> bool {
     let value = value.trim();
     value.chars().count() > 2 && text.to_lowercase().contains(&value.to_lowercase())
+}
+
+/// Whether a browser says that a page sent this: a page can have any name, also one that leads to this machine.
+fn from_a_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site")
 }
 
 /// Whether the token was shown, if there is one. Each byte is compared, so that the time tells nothing.
