@@ -28,6 +28,10 @@ use crate::limiter::{
 const PARTS: usize = 16;
 const FULL: usize = 13;
 
+/// A table grows and shrinks by so large a part of it at least: it is copied each time, and a table at its bound that
+/// holds counters of several sizes would be copied for nearly every new one.
+const STEPS: usize = 128;
+
 /// How many slots are drawn when one has to go.
 const SAMPLE: usize = 16;
 
@@ -80,9 +84,22 @@ impl Pool {
         free.min(wanted)
     }
 
+    fn free(&self) -> usize {
+        self.free.load(Ordering::Relaxed)
+    }
+
     fn give(&self, bytes: usize) {
         self.free.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+/// Which bytes a table may grow by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Widen {
+    /// Those that no shard has taken yet.
+    FromPool,
+    /// Its own as well, where no counter can go.
+    FromAny,
 }
 
 /// What checks may add to a shard.
@@ -371,10 +388,10 @@ impl Slots {
         }
         loop {
             let keys_fit = self.taken + growth.counters <= self.max_keys;
-            if keys_fit && self.bytes_fit(growth) {
+            if keys_fit && self.bytes_fit(growth, Widen::FromPool) {
                 return true;
             }
-            let Some(place) = self.victim(keep, now) else { return false };
+            let Some(place) = self.victim(keep, now) else { return keys_fit && self.bytes_fit(growth, Widen::FromAny) };
             self.remove(place);
             self.evictions += 1;
             self.trade(growth);
@@ -382,9 +399,18 @@ impl Slots {
     }
 
     /// Whether so much more fits into the bytes; grows the table and the slabs when that is what it takes.
-    fn bytes_fit(&mut self, growth: Growth) -> bool {
+    ///
+    /// A table or a slab grows by a step or not at all, since either is copied when it does. A table that could only grow
+    /// by what it has just given up for logs does not: one counter that goes makes the place for another.
+    fn bytes_fit(&mut self, growth: Growth, widen: Widen) -> bool {
         let wanted = places(self.taken + growth.counters);
-        let more_places = wanted.saturating_sub(self.slots.len());
+        let more_places = match wanted.saturating_sub(self.slots.len()) {
+            0 => 0,
+            places => places.max(self.slots.len() / STEPS),
+        };
+        if widen == Widen::FromPool && self.pool.free() < more_places * size_of::<Slot>() {
+            return false;
+        }
         let more_logs = missing(&self.grants, growth.logs);
         let more_sets = missing(&self.leases, growth.leases);
         let needed = growth.heap
@@ -405,19 +431,20 @@ impl Slots {
         reserve(&mut self.leases, more_sets, &mut left);
         if more_places > 0 {
             let half_more = self.slots.len() + self.slots.len() / 2;
-            self.resize(half_more.clamp(wanted, wanted + left / size_of::<Slot>()));
+            let least = self.slots.len() + more_places;
+            self.resize(half_more.clamp(least, least + left / size_of::<Slot>()));
         }
         true
     }
 
-    /// Gives the memory of free slots back once they cover what the bytes are short of.
+    /// Gives the memory of free slots back once they cover what the bytes are short of, and not before they make a step.
     fn trade(&mut self, growth: Growth) {
         let slabs = missing(&self.grants, growth.logs) * size_of::<Grants>()
             + missing(&self.leases, growth.leases) * size_of::<Leases>();
         let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.allowance);
         let wanted = places(self.taken + growth.counters);
-        let free = self.slots.len().saturating_sub(wanted) * size_of::<Slot>();
-        if short > 0 && free >= short {
+        let free = self.slots.len().saturating_sub(wanted);
+        if short > 0 && free * size_of::<Slot>() >= short && free >= self.slots.len() / STEPS {
             self.resize(wanted);
         }
     }
@@ -608,9 +635,12 @@ fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
     }
 }
 
-/// How many entries a slab is short of for so many more.
+/// How many entries a slab has to grow by for so many more.
 fn missing<T>(slab: &Slab<T>, more: usize) -> usize {
-    (slab.len() + more).saturating_sub(slab.capacity())
+    match (slab.len() + more).saturating_sub(slab.capacity()) {
+        0 => 0,
+        entries => entries.max(slab.capacity() / STEPS),
+    }
 }
 
 /// Lets a slab grow by what is missing and, as far as `left` bytes allow, by an eighth.
@@ -647,5 +677,40 @@ fn share(outcome: &Outcome) -> u8 {
             let used = limit.saturating_sub(u64::from(remaining));
             u8::try_from(used * 254 / limit).unwrap_or(254)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full table of counters of two sizes, where each new one takes the place of whichever is used least.
+    #[test]
+    fn a_table_at_its_bound_is_seldom_copied() {
+        let now = Timestamp::from_secs(1_800_000_000);
+        let mut slots = Slots::new(Arc::new(Pool::new(1 << 20)), usize::MAX, 1);
+        let mut name = 0_u64;
+        let mut copied = 0;
+        for number in 0..40_000 {
+            name = name.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let grants = Grants::restore(vec![now]).expect("one is in order");
+            let (growth, state, remaining) = match number % 10 {
+                0 => {
+                    let level = BucketLevel { level: 1, at: now, unit: 1 };
+                    (Growth { counters: 1, ..Growth::default() }, State::Bucket(level), 999)
+                }
+                _ => {
+                    let growth = Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() };
+                    (growth, State::Grants(grants), 800)
+                }
+            };
+            let outcome = Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None };
+            let before = slots.slots.len();
+            assert!(slots.make_room(growth, &[], now));
+            copied += u32::from(number >= 20_000 && slots.slots.len() != before);
+            slots.put(&CounterName([name, name]), None, state, &outcome, now);
+        }
+        assert!(slots.evictions > 10_000, "it is full: {} went", slots.evictions);
+        assert!(copied < 100, "copied {copied} times for 20 000 counters");
     }
 }
