@@ -12,12 +12,14 @@ demo: ## a real Envoy with tollgate behind it plays a story of limits at work
 demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops it
 	@python3 examples/envoy/demo.py --up
 
-test: servers ## formatting, clippy and all tests; installs the servers they talk to
+test: servers ## formatting, clippy, all tests, instructions a decision; installs what they talk to
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	@scripts/deny --if-installed
 	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
+	@# Numbers that a change can be compared by: they are the same in every run of one build.
+	cargo bench --locked --profile test --bench engine -- instructions
 
 servers: ## install what the tests talk to, where it is missing: nginx, promtool, Envoy
 	@scripts/servers
