@@ -19,7 +19,6 @@ use super::settings::Settings;
 use crate::decision::{Decision, Reason};
 use crate::descriptor::Request;
 use crate::engine::{Engine, Version};
-use crate::limiter::LeaseFate;
 use crate::rules::RequestBounds;
 use crate::telemetry::{Door, Handles, Reload, Telemetry};
 
@@ -104,11 +103,6 @@ impl Desk {
             self.tally.exceeded.count(past(in_use.version.rules.bounds(), request));
         }
         decision
-    }
-
-    /// Gives back every slot of a lease, as [`Engine::release`] does.
-    pub async fn release(&self, lease: &str) -> Option<LeaseFate> {
-        self.engine.release(lease).await
     }
 
     /// The engine.
