@@ -4,7 +4,7 @@
 //! and a repeated one takes no second slot. Expired leases free themselves one by one. Releasing is idempotent and
 //! touches nobody else's lease.
 
-use super::{Arithmetic, LeaseFate, LeaseId as Id, Need, Report, Wait};
+use super::{Arithmetic, LeaseFate, LeaseId as Id, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a concurrency limit.
@@ -143,6 +143,10 @@ impl Arithmetic for Concurrency {
     /// A refund does nothing here: a slot is given back by the id of its lease (semantics 11).
     fn refund(&self, _: &mut Leases, _: Timestamp, _: u32) -> bool {
         false
+    }
+
+    fn undo(&self, leases: &mut Leases, now: Timestamp, _: &Undo, id: Id) -> bool {
+        leases.release(id, now).1
     }
 
     fn wait(&self, leases: &Leases, now: Timestamp, need: Need) -> Wait {

@@ -6,7 +6,7 @@
 //!
 //! The known property of every fixed window: `limit` units just before a boundary and `limit` just after it pass.
 
-use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a fixed window.
@@ -95,6 +95,11 @@ impl Arithmetic for FixedWindow {
             fixed.count = fixed.count.saturating_sub(units);
         }
         live
+    }
+
+    /// A window that has ended since owes nothing.
+    fn undo(&self, fixed: &mut FixedCount, now: Timestamp, undo: &Undo, _: LeaseId) -> bool {
+        undo.at >= fixed.start && self.refund(fixed, now, undo.units)
     }
 
     fn wait(&self, fixed: &FixedCount, now: Timestamp, need: Need) -> Wait {

@@ -152,6 +152,26 @@ pub struct LeaseChange {
     pub action: LeaseAction,
 }
 
+/// Takes a charge back exactly, of a group that another store refused: nobody may tell afterwards that it was made.
+///
+/// Unlike a refund it does not give to the caller what others paid for: a window that has ended since owes nothing, and
+/// of a log the very grants go that were made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Undo {
+    /// The counter that was charged.
+    pub counter: CounterName,
+    /// Which of the configured stores holds it.
+    pub store: u16,
+    /// By which numbers.
+    pub limit: Limit,
+    /// What was charged.
+    pub units: u32,
+    /// When, by the clock of the store: [`Applied::at`].
+    pub at: Timestamp,
+    /// What was told then: microseconds until nothing is counted.
+    pub reset: u64,
+}
+
 /// What to do to a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeaseAction {
@@ -163,12 +183,14 @@ pub enum LeaseAction {
 
 /// All checks of one request, as plain data (semantics 6).
 ///
-/// Lease changes come first. Then the groups run in order, each admitted whole or not at all, each seeing what the
+/// Lease changes come first, then what is taken back. Then the groups run in order, each admitted whole or not at all, each seeing what the
 /// one before did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
     /// Releases and renewals, which take effect whatever the verdict.
     pub changes: SmallVec<[LeaseChange; 1]>,
+    /// Charges to take back, made under this plan's lease.
+    pub undos: Vec<Undo>,
     /// The checks of all groups, one group after the other.
     pub checks: SmallVec<[Check; 3]>,
     /// Where each group ends in `checks`.
@@ -182,7 +204,7 @@ pub struct Plan {
 impl Plan {
     /// Whether there is nothing for a store to do.
     pub fn is_empty(&self) -> bool {
-        self.checks.is_empty() && self.changes.is_empty()
+        self.checks.is_empty() && self.changes.is_empty() && self.undos.is_empty()
     }
 
     /// The groups, in order.
@@ -247,6 +269,10 @@ trait Arithmetic {
 
     /// Gives units back, clamped at empty. Says whether anything changed.
     fn refund(&self, state: &mut Self::State, now: Timestamp, units: u32) -> bool;
+
+    /// Takes back a charge that was made under this lease, at a moment that is not after `now`. Says whether anything
+    /// changed.
+    fn undo(&self, state: &mut Self::State, now: Timestamp, undo: &Undo, lease: LeaseId) -> bool;
 
     /// How long until the need is met.
     fn wait(&self, state: &Self::State, now: Timestamp, need: Need) -> Wait;
@@ -427,12 +453,73 @@ pub fn change_lease(held: &mut Held, change: &LeaseChange, now: Timestamp) -> Le
     fate
 }
 
+/// Takes a charge back. `lease` is the one it was made under.
+pub fn undo(held: &mut Held, undo: &Undo, lease: LeaseId, now: Timestamp) {
+    if matches!(held.state, State::Empty) {
+        return;
+    }
+    let undo = Undo { at: undo.at.min(now), ..*undo };
+    held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
+        // Not `||`: a corrected state is still to be undone.
+        algorithm.correct(state, now) | algorithm.undo(state, now, &undo, lease)
+    });
+}
+
 /// Why a check could not be answered.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, thiserror::Error)]
 pub enum Fault {
     /// The memory store is full and nothing in it can go (semantics 30).
     #[error("the memory store is full")]
     Full,
+    /// The store did not answer within its deadline. What it was asked may have happened.
+    #[error("the store did not answer in time")]
+    Timeout,
+    /// There is no connection to the store, or it broke. What it was asked may have happened.
+    #[error("the store cannot be reached")]
+    Unreachable,
+    /// The store failed too often just now and is not asked until it answers again.
+    #[error("the store is left alone until it answers again")]
+    Suspended,
+    /// The store has no memory left to write to.
+    #[error("the store is out of memory")]
+    OutOfMemory,
+    /// The store cannot be written to: it is a replica, or its disk is full.
+    #[error("the store cannot be written to")]
+    ReadOnly,
+    /// The store does not know us, or does not let us.
+    #[error("the store denies access")]
+    Denied,
+    /// The store refuses what it was asked for another reason, which the log tells.
+    #[error("the store reported an error")]
+    Script,
+}
+
+impl Fault {
+    /// All of them, in the order they are declared.
+    pub const ALL: [Fault; 8] = [
+        Fault::Full,
+        Fault::Timeout,
+        Fault::Unreachable,
+        Fault::Suspended,
+        Fault::OutOfMemory,
+        Fault::ReadOnly,
+        Fault::Denied,
+        Fault::Script,
+    ];
+
+    /// One word for labels.
+    pub fn word(self) -> &'static str {
+        match self {
+            Fault::Full => "full",
+            Fault::Timeout => "timeout",
+            Fault::Unreachable => "unreachable",
+            Fault::Suspended => "suspended",
+            Fault::OutOfMemory => "out_of_memory",
+            Fault::ReadOnly => "read_only",
+            Fault::Denied => "denied",
+            Fault::Script => "script",
+        }
+    }
 }
 
 /// What a plan came to.
@@ -444,6 +531,8 @@ pub struct Applied {
     pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
     /// One fate for each lease change of the plan.
     pub fates: SmallVec<[LeaseFate; 1]>,
+    /// The moment it was decided by, of the clock that decides.
+    pub at: Timestamp,
 }
 
 /// What became of a lease that was released or renewed.

@@ -10,7 +10,7 @@
 //! estimate is `ceil(previous x k / K) + current` (semantics 22). Windows are aligned to the epoch. At most `limit`
 //! units pass in an aligned window and at most `2 x limit - 1` in any window of that length.
 
-use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an approximate window.
@@ -91,6 +91,18 @@ impl Arithmetic for SlidingCounter {
     fn refund(&self, pair: &mut CounterPair, now: Timestamp, units: u32) -> bool {
         let seen = self.at(pair, now);
         *pair = CounterPair { current: seen.current.saturating_sub(units), ..seen };
+        true
+    }
+
+    /// The units leave the window they were counted in, which may be the previous one by now.
+    fn undo(&self, pair: &mut CounterPair, now: Timestamp, undo: &Undo, _: LeaseId) -> bool {
+        let &Undo { at, units, .. } = undo;
+        let seen = self.at(pair, now);
+        *pair = match (seen.start.micros() - self.start(at).micros()) / self.window {
+            0 => CounterPair { current: seen.current.saturating_sub(units), ..seen },
+            1 => CounterPair { previous: seen.previous.saturating_sub(units), ..seen },
+            _ => return false,
+        };
         true
     }
 

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Arithmetic, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an exact window.
@@ -99,6 +99,16 @@ impl Arithmetic for SlidingWindow {
             grants.moments.drain(..forgotten + given_back);
         }
         given_back > 0
+    }
+
+    /// Drops the grants of that moment, the newest first: grants of one moment cannot be told apart.
+    fn undo(&self, grants: &mut Grants, _: Timestamp, undo: &Undo, _: LeaseId) -> bool {
+        let &Undo { at, units, .. } = undo;
+        let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
+        let undone = made.take_while(|grant| **grant == at.micros()).take(units as usize).count();
+        let end = grants.moments.partition_point(|grant| *grant <= at.micros());
+        grants.moments.drain(end - undone..end);
+        undone > 0
     }
 
     fn wait(&self, grants: &Grants, now: Timestamp, need: Need) -> Wait {

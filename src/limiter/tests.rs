@@ -110,3 +110,32 @@ fn groups_of_a_plan_end_where_it_says() {
     let sizes: Vec<usize> = plan.groups().map(<[Check]>::len).collect();
     assert_eq!(sizes, [2, 1]);
 }
+
+#[test]
+fn a_charge_that_is_taken_back_changes_no_later_answer() {
+    for limit in of_each_algorithm(3) {
+        for later in [0, 1, SECOND, 9 * SECOND, 10 * SECOND, 11 * SECOND, 25 * SECOND] {
+            let (mut undone, mut never) = (Held::default(), Held::default());
+            for held in [&mut undone, &mut never] {
+                assert!(decide(check(limit, 1), held, 1, NOW.plus(SECOND)).passes);
+            }
+            let at = NOW.plus(2 * SECOND);
+            let made = decide(check(limit, 1), &mut undone, 2, at);
+            assert!(made.passes);
+            let now = at.plus(later);
+            // What others are granted in between stays theirs.
+            for held in [&mut undone, &mut never] {
+                assert!(decide(check(limit, 1), held, 3, now).passes, "{limit:?}");
+            }
+            let charged = Undo { counter: CounterName::default(), store: 0, limit, units: 1, at, reset: made.reset };
+            undo(&mut undone, &charged, LeaseId(2), now);
+            for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
+                let asked = |held: &Held| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
+                let (undone, never) = (asked(&undone), asked(&never));
+                // What a bucket is given back is known to the microsecond.
+                let same = undone.reset - never.reset <= 1;
+                assert!(same && Outcome { reset: never.reset, ..undone } == never, "{limit:?} {later} {wait}");
+            }
+        }
+    }
+}

@@ -15,7 +15,7 @@
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
-use super::{Arithmetic, EXACT, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, EXACT, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
@@ -128,6 +128,24 @@ impl Arithmetic for TokenBucket {
         let level = self.level(state, now);
         let units = u64::from(units).min(self.capacity);
         self.set(state, level.saturating_sub(units * self.unit), now);
+        true
+    }
+
+    /// Where nothing was charged since, the level is what it was. Else what drained since would have drained without
+    /// the charge too, as far as there was something to drain: the rest of it was the charge draining, and is not given
+    /// back. So others keep what they paid for, and nobody gets more than there was.
+    fn undo(&self, state: &mut BucketLevel, now: Timestamp, undo: &Undo, _: LeaseId) -> bool {
+        let charged = u64::from(undo.units).min(self.capacity) * self.unit;
+        if (state.at, state.unit) == (undo.at, self.unit) {
+            state.level = state.level.saturating_sub(charged);
+            return true;
+        }
+        // The reset was rounded up to a microsecond.
+        let before = (undo.reset.saturating_sub(1)).saturating_mul(self.drain).saturating_sub(charged);
+        let drained = (now - undo.at).saturating_mul(self.drain);
+        let owed = charged.saturating_sub(drained.saturating_sub(before));
+        let level = self.level(state, now);
+        self.set(state, level.saturating_sub(owed), now);
         true
     }
 

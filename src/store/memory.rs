@@ -130,7 +130,7 @@ impl Memory {
 
     /// Executes a plan.
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
-        let mut applied = Applied { admitted: !plan.refused, ..Applied::default() };
+        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
             let mut slots = self.lock(self.shard(change.store, &change.counter));
             let place = slots.find(&change.counter);
@@ -144,6 +144,7 @@ impl Memory {
                 false => slots.put_back(place, held.state),
             }
         }
+        debug_assert!(plan.undos.is_empty(), "this process's memory is asked last, so nothing of it is taken back");
         for group in plan.groups() {
             applied.admitted &= self.apply_group(group, plan, now, &mut applied);
         }

@@ -2,6 +2,7 @@
 //!
 //! A store knows nothing of rules: it is given checks, and the meaning of a check is [`crate::limiter::advance`].
 
+mod backend;
 mod memory;
 mod slots;
 mod snapshot;
@@ -9,6 +10,7 @@ mod snapshot;
 use std::future::Future;
 use std::path::Path;
 
+pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};
 pub use self::snapshot::{Owner, SnapshotError};
 use crate::clock::Timestamp;

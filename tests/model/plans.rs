@@ -9,7 +9,7 @@ use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Applied, Charges, Check, CounterName, Held, LeaseAction, LeaseChange, LeaseId, Needs, OnStoreError,
-    Plan, State, advance, change_lease,
+    Plan, State, advance, change_lease, undo,
 };
 
 use crate::numbers::Numbers;
@@ -211,11 +211,16 @@ pub struct Reference {
 
 impl Reference {
     pub fn apply(&mut self, plan: &Plan, now: Timestamp) -> Applied {
-        let mut applied = Applied { admitted: !plan.refused, ..Applied::default() };
+        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
             let mut held = self.held(change.store, change.counter);
             applied.fates.push(change_lease(&mut held, change, now));
             self.keep(change.store, change.counter, held);
+        }
+        for done in &plan.undos {
+            let mut held = self.held(done.store, done.counter);
+            undo(&mut held, done, plan.lease, now);
+            self.keep(done.store, done.counter, held);
         }
         for group in plan.groups() {
             let mut held: Vec<Held> = group.iter().map(|check| self.held(check.store, check.counter)).collect();
