@@ -36,6 +36,14 @@ pub const EXACT: u64 = 1 << 53;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct CounterName(pub [u64; 2]);
 
+impl CounterName {
+    /// Where the counter lives in a store of many places: counters that share it can be decided together. Naming puts
+    /// the hash of one entry of the key here (see [`crate::rules`]).
+    pub fn home(&self) -> u16 {
+        self.0[1] as u16
+    }
+}
+
 /// As logs and tools show it: 32 hexadecimal digits.
 impl fmt::Display for CounterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -170,6 +178,23 @@ pub struct Undo {
     pub at: Timestamp,
     /// What was told then: microseconds until nothing is counted.
     pub reset: u64,
+}
+
+impl Undo {
+    /// A check that asks nothing of the counter and takes nothing.
+    pub(crate) fn look(&self) -> Check {
+        Check {
+            counter: self.counter,
+            store: self.store,
+            limit: self.limit,
+            needs: Needs::default(),
+            charges: Charges::default(),
+            refund: 0,
+            shadow: false,
+            barred: false,
+            on_store_error: OnStoreError::Local,
+        }
+    }
 }
 
 /// What to do to a lease.
@@ -308,6 +333,24 @@ macro_rules! with_algorithm {
 }
 
 impl Limit {
+    /// The part of this limit that one of so many instances may admit by itself, at least one unit.
+    ///
+    /// All parts together are at most the limit, unless there are more instances than units.
+    pub fn share(self, instances: u32) -> Self {
+        let part = |units: u32| (units / instances.max(1)).max(1);
+        match self {
+            Limit::TokenBucket(bucket) => Limit::TokenBucket(bucket.share(instances.max(1))),
+            Limit::SlidingWindow(window) => {
+                Limit::SlidingWindow(SlidingWindow { limit: part(window.limit), ..window })
+            }
+            Limit::SlidingCounter(window) => {
+                Limit::SlidingCounter(SlidingCounter { limit: part(window.limit), ..window })
+            }
+            Limit::FixedWindow(window) => Limit::FixedWindow(FixedWindow { limit: part(window.limit), ..window }),
+            Limit::Concurrency(slots) => Limit::Concurrency(Concurrency { max: part(slots.max), ..slots }),
+        }
+    }
+
     /// The first half of a check: corrects, refunds, and says how long its needs have to wait.
     fn examine(&self, held: &mut Held, now: Timestamp, check: &Check) -> Wait {
         let counted = !matches!(held.state, State::Empty);

@@ -95,6 +95,19 @@ impl TokenBucket {
         Self { burst, capacity, ..slow }
     }
 
+    /// The part of one of so many instances: of the rate, the burst and the debt, at least one token of burst.
+    pub(super) fn share(self, instances: u32) -> Self {
+        let burst = (self.burst / instances).max(1);
+        let debt = (self.capacity - u64::from(self.burst)) / u64::from(instances);
+        let slower = self.unit.saturating_mul(u64::from(instances));
+        let (unit, drain) = match slower <= EXACT / 2 / u64::from(burst) {
+            true => (slower, self.drain),
+            false => (self.unit, (self.drain / u64::from(instances)).max(1)),
+        };
+        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        Self { burst, capacity, unit, drain }
+    }
+
     fn full(&self) -> u64 {
         u64::from(self.burst) * self.unit
     }

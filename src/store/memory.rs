@@ -15,7 +15,8 @@ use super::slots::{Growth, Place, Pool, Slots};
 use super::snapshot::{self, Owner, Record, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{
-    Applied, Check, CounterName, Fault, Held, OnStoreError, Outcome, Plan, State, advance_each, change_lease,
+    Applied, Check, CounterName, Fault, Held, LeaseId, OnStoreError, Outcome, Plan, State, Undo, advance, advance_each,
+    change_lease, undo,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
@@ -144,7 +145,9 @@ impl Memory {
                 false => slots.put_back(place, held.state),
             }
         }
-        debug_assert!(plan.undos.is_empty(), "this process's memory is asked last, so nothing of it is taken back");
+        for done in &plan.undos {
+            self.undo(done, plan.lease, now);
+        }
         for group in plan.groups() {
             applied.admitted &= self.apply_group(group, plan, now, &mut applied);
         }
@@ -176,6 +179,19 @@ impl Memory {
             find(checks, seats, locked);
         }
         decide(checks, seats, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
+    }
+
+    /// Takes a charge back.
+    fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
+        let mut slots = self.lock(self.shard(done.store, &done.counter));
+        let place = slots.find(&done.counter);
+        let mut held = Held::from(slots.take(place));
+        undo(&mut held, done, lease, now);
+        if !held.wrote {
+            return slots.put_back(place, held.state);
+        }
+        let (_, outcomes) = advance(&[done.look()], std::slice::from_mut(&mut held), lease, now, false);
+        slots.put(&done.counter, place, held.state, &outcomes[0], now);
     }
 
     /// Locks the shards of a group, in the order of all plans, and tells each seat which of them is its own.

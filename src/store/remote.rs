@@ -1,0 +1,424 @@
+//! A store outside this process, as requests ask it: within a deadline, in batches, and not at all while it is away.
+//!
+//! ```text
+//!   ask(plan) -> queue -> a call with all that waits -> Backend::execute -> each its answer
+//!      |                    never waits for more           |
+//!      |<- deadline: Fault::Timeout                        '- nobody waits any more: leases go back
+//!      |<- suspended: Fault::Suspended, at once; a probe looks for its return
+//! ```
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use metrics::{Counter, Gauge, Histogram};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::backend::Backend;
+use crate::clock::Timestamp;
+use crate::limiter::{Applied, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan};
+
+/// How many failures in a row it takes to leave a store alone. One late answer says nothing.
+const FAILURES: u32 = 10;
+
+/// How often a store that is left alone is asked whether it is back.
+const PROBE: Duration = Duration::from_millis(100);
+
+/// How a store outside this process is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteSettings {
+    /// How long a decision waits.
+    pub deadline: Duration,
+    /// The most plans in one call; 1 sends each by itself.
+    pub batch: usize,
+    /// The most calls under way. What comes meanwhile waits and shares the next one.
+    pub calls: usize,
+}
+
+impl Default for RemoteSettings {
+    fn default() -> Self {
+        Self { deadline: Duration::from_millis(10), batch: 64, calls: 2 }
+    }
+}
+
+/// What a store is counted with.
+pub struct Watch {
+    /// Seconds from a call to its answer.
+    pub latency: Histogram,
+    /// Plans in a call.
+    pub batch: Histogram,
+    /// Plans that could not be answered, by [`Fault`].
+    pub faults: [Counter; Fault::ALL.len()],
+    /// Checks answered by policy: allowed, denied, decided locally.
+    pub policy: [Counter; 3],
+    /// Whether the store is left alone.
+    pub suspended: Gauge,
+    /// Charges taken back because another store or slot refused: in time, and failed.
+    pub undone: [Counter; 2],
+}
+
+impl Watch {
+    /// Counts nothing.
+    pub fn nobody() -> Self {
+        let none = Counter::noop;
+        Self {
+            latency: Histogram::noop(),
+            batch: Histogram::noop(),
+            faults: Fault::ALL.map(|_| none()),
+            policy: [none(), none(), none()],
+            suspended: Gauge::noop(),
+            undone: [none(), none()],
+        }
+    }
+}
+
+/// A store outside this process.
+pub struct Remote {
+    asking: Arc<Asking>,
+    queue: mpsc::UnboundedSender<Asked>,
+}
+
+/// What the callers of a store and its calls share.
+struct Asking {
+    name: String,
+    backend: Box<dyn DynBackend>,
+    settings: RemoteSettings,
+    breaker: Breaker,
+    watch: ArcSwapOption<Watch>,
+}
+
+/// A plan that waits for its call.
+struct Asked {
+    plan: Plan,
+    now: Option<Timestamp>,
+    answer: oneshot::Sender<Result<Applied, Fault>>,
+    /// Executed even if nobody waits any more.
+    anyway: bool,
+}
+
+impl Remote {
+    /// A store that is asked through `backend`. To be called within a runtime, where its calls are made until it is
+    /// dropped.
+    pub fn new(name: &str, backend: impl Backend, settings: RemoteSettings) -> Self {
+        let (queue, asked) = mpsc::unbounded_channel();
+        let asking = Arc::new(Asking {
+            name: name.to_owned(),
+            backend: Box::new(backend),
+            settings,
+            breaker: Breaker::default(),
+            watch: ArcSwapOption::empty(),
+        });
+        tokio::spawn(carry(asking.clone(), asked));
+        Self { asking, queue }
+    }
+
+    /// Counts with these from now on.
+    pub fn watch(&self, watch: Arc<Watch>) {
+        watch.suspended.set(f64::from(u8::from(self.suspended())));
+        self.asking.watch.store(Some(watch));
+    }
+
+    /// When a decision that begins now has to be made.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.asking.settings.deadline
+    }
+
+    /// Asks the store for a plan. `now` is given by tests; without it the store's own clock decides.
+    ///
+    /// # Errors
+    ///
+    /// It cannot say, or not in time. What was asked may still happen; a slot taken then is given back.
+    pub async fn ask(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        let answer = match self.asking.breaker.suspended() {
+            true => Err(Fault::Suspended),
+            false => self.wait(plan, now, deadline).await,
+        };
+        if let Err(fault) = answer {
+            self.asking.count(|watch| watch.faults[fault as usize].increment(1));
+        }
+        answer
+    }
+
+    async fn wait(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        let answer = self.send(plan, now);
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
+            Err(_) => {
+                self.asking.failed(Fault::Timeout);
+                Err(Fault::Timeout)
+            }
+        }
+    }
+
+    /// Asks the store for a plan that is to be executed whether or not anybody waits for its answer.
+    pub fn post(&self, plan: Plan, now: Option<Timestamp>) {
+        drop(self.send(plan, now));
+    }
+
+    fn send(&self, plan: Plan, now: Option<Timestamp>) -> oneshot::Receiver<Result<Applied, Fault>> {
+        let (answer, answered) = oneshot::channel();
+        let anyway = !plan.undos.is_empty() || !plan.changes.is_empty();
+        // A queue without its end cannot answer; the dropped sender says so.
+        let _ = self.queue.send(Asked { plan, now, answer, anyway });
+        answered
+    }
+
+    /// Forgets what a counter holds. Says whether it held anything.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked.
+    pub async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        // An operator waits longer than a gateway.
+        let patience = self.asking.settings.deadline.max(Duration::from_secs(1));
+        tokio::time::timeout(patience, self.asking.backend.forget(counter)).await.unwrap_or(Err(Fault::Timeout))
+    }
+
+    /// Whether the store answers and can be written to.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot.
+    pub async fn probe(&self) -> Result<(), Fault> {
+        self.asking.probe().await
+    }
+
+    /// Whether the store is left alone for now.
+    pub fn suspended(&self) -> bool {
+        self.asking.breaker.suspended()
+    }
+
+    /// What the store is counted with, for those who answer in its place.
+    pub(super) fn count(&self, count: impl FnOnce(&Watch)) {
+        self.asking.count(count);
+    }
+
+    /// How often the store came back after it had failed. Whoever answered in its place in between is to forget what
+    /// they counted.
+    pub(super) fn returns(&self) -> u32 {
+        self.asking.breaker.returns.load(Ordering::Acquire)
+    }
+}
+
+impl Asking {
+    fn count(&self, count: impl FnOnce(&Watch)) {
+        if let Some(watch) = &*self.watch.load() {
+            count(watch);
+        }
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        // Slower than a decision may wait is as good as away.
+        tokio::time::timeout(self.settings.deadline, self.backend.probe()).await.unwrap_or(Err(Fault::Timeout))
+    }
+
+    fn failed(&self, fault: Fault) {
+        if self.breaker.failed(fault) {
+            tracing::warn!(store = self.name, %fault, "the store is left alone until it answers again");
+            self.count(|watch| watch.suspended.set(1.0));
+        }
+    }
+
+    /// Learns from a call how the store is.
+    fn learn(&self, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
+        // What the store itself reports is an answer, of a store that is there.
+        let away = |fault: &Fault| matches!(fault, Fault::Unreachable | Fault::Timeout);
+        let faults = || answers.iter().filter_map(|answer| answer.as_ref().err().copied());
+        if let Some(fault) = faults().find(away) {
+            return self.failed(fault);
+        }
+        if faults().next().is_some() {
+            self.breaker.faulty.store(true, Ordering::Release);
+        } else if plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
+            self.breaker.wrote();
+        }
+        // An answer that nobody could wait for is none.
+        if took <= self.settings.deadline {
+            self.answered();
+        }
+    }
+
+    fn answered(&self) {
+        if self.breaker.answered() {
+            tracing::info!(store = self.name, "the store answers again");
+            self.count(|watch| watch.suspended.set(0.0));
+        }
+    }
+}
+
+/// Carries what is asked to the store, until nobody can ask any more and everything is answered.
+async fn carry(asking: Arc<Asking>, mut asked: mpsc::UnboundedReceiver<Asked>) {
+    let mut calls = FuturesUnordered::new();
+    let mut batch = Vec::with_capacity(asking.settings.batch);
+    let mut open = true;
+    let look = look_for_return(asking.clone());
+    tokio::pin!(look);
+    while open || !calls.is_empty() {
+        tokio::select! {
+            biased;
+            Some(()) = calls.next(), if !calls.is_empty() => {}
+            count = asked.recv_many(&mut batch, asking.settings.batch),
+                if open && calls.len() < asking.settings.calls =>
+            {
+                open = count > 0;
+                batch.retain(|asked: &Asked| asked.anyway || !asked.answer.is_closed());
+                if !batch.is_empty() {
+                    calls.push(call(asking.clone(), std::mem::take(&mut batch)));
+                }
+            }
+            () = &mut look => {}
+        }
+    }
+}
+
+/// One call with many plans.
+async fn call(asking: Arc<Asking>, mut batch: Vec<Asked>) {
+    while let Some(first) = batch.first() {
+        // Times that tests give differ; the store's own clock is one for all.
+        let now = first.now;
+        let same = batch.iter().position(|asked| asked.now != now).unwrap_or(batch.len());
+        let rest = batch.split_off(same);
+        let (plans, waiting): (Vec<Plan>, Vec<_>) = batch.into_iter().map(|asked| (asked.plan, asked.answer)).unzip();
+        let begun = Instant::now();
+        let answers = asking.backend.execute(&plans, now).await;
+        asking.count(|watch| {
+            watch.latency.record(begun.elapsed());
+            watch.batch.record(plans.len() as f64);
+        });
+        asking.learn(&plans, &answers, begun.elapsed());
+        let mut late = Vec::new();
+        for ((plan, waiting), answer) in plans.iter().zip(waiting).zip(answers) {
+            if let Err(Ok(applied)) = waiting.send(answer) {
+                late.extend(give_back(plan, &applied));
+            }
+        }
+        if !late.is_empty() {
+            // Should this fail as well, the slots are free when their leases expire.
+            asking.backend.execute(&late, now).await;
+        }
+        batch = rest;
+    }
+}
+
+/// Whether a plan changed anything for certain: a store that only answers is not back yet.
+fn writes(plan: &Plan, answer: &Result<Applied, Fault>) -> bool {
+    let admitted = answer.as_ref().is_ok_and(|applied| applied.admitted);
+    admitted && plan.checks.iter().any(|check| check.charges.admitted > 0 && !check.shadow)
+}
+
+/// What gives back the slots of a plan that nobody waits for any more.
+fn give_back(plan: &Plan, applied: &Applied) -> Option<Plan> {
+    let taken = plan.checks.iter().zip(&applied.answers).filter(|(check, answer)| {
+        matches!(check.limit, Limit::Concurrency(_))
+            && check.charges.admitted > 0
+            && answer.is_ok_and(|outcome| outcome.passes)
+    });
+    let changes = taken.map(|(check, _)| release(check.store, check.counter, plan.lease)).collect();
+    let plan = Plan { changes, ..Plan::default() };
+    (applied.admitted && !plan.changes.is_empty()).then_some(plan)
+}
+
+fn release(store: u16, counter: CounterName, lease: LeaseId) -> LeaseChange {
+    LeaseChange { counter, store, lease, action: LeaseAction::Release }
+}
+
+/// Probes a store that is left alone until it answers.
+async fn look_for_return(asking: Arc<Asking>) {
+    loop {
+        asking.breaker.opened.notified().await;
+        while asking.breaker.suspended() {
+            match asking.probe().await {
+                Ok(()) => asking.answered(),
+                Err(fault) => tracing::debug!(store = asking.name, %fault, "the store is still away"),
+            }
+            if asking.breaker.suspended() {
+                tokio::time::sleep(PROBE).await;
+            }
+        }
+    }
+}
+
+/// Knows whether a store is worth asking.
+#[derive(Debug, Default)]
+struct Breaker {
+    /// In a row.
+    failures: AtomicU32,
+    suspended: AtomicBool,
+    /// Whether anything failed since the store last came back.
+    faulty: AtomicBool,
+    returns: AtomicU32,
+    opened: Notify,
+}
+
+impl Breaker {
+    fn suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the store is left alone from now on.
+    fn failed(&self, fault: Fault) -> bool {
+        self.faulty.store(true, Ordering::Release);
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        // Without a connection there is nothing to wait for.
+        let enough = failures >= FAILURES || fault == Fault::Unreachable;
+        let opens = enough && !self.suspended.swap(true, Ordering::AcqRel);
+        if opens {
+            self.opened.notify_one();
+        }
+        opens
+    }
+
+    /// The store counts again.
+    fn wrote(&self) {
+        if self.faulty.load(Ordering::Relaxed) && self.faulty.swap(false, Ordering::AcqRel) {
+            self.returns.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Says whether the store is asked again from now on.
+    fn answered(&self) -> bool {
+        self.failures.store(0, Ordering::Relaxed);
+        self.suspended.load(Ordering::Relaxed) && self.suspended.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// A boxed future, for a trait that can be an object: one allocation a call, which is one for a whole batch.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+trait DynBackend: Send + Sync {
+    fn execute<'a>(
+        &'a self,
+        plans: &'a [Plan],
+        now: Option<Timestamp>,
+    ) -> Boxed<'a, Vec<Result<Applied, Fault>>>;
+    fn forget(&self, counter: CounterName) -> Boxed<'_, Result<bool, Fault>>;
+    fn probe(&self) -> Boxed<'_, Result<(), Fault>>;
+}
+
+impl<B: Backend> DynBackend for B {
+    fn execute<'a>(
+        &'a self,
+        plans: &'a [Plan],
+        now: Option<Timestamp>,
+    ) -> Boxed<'a, Vec<Result<Applied, Fault>>> {
+        Box::pin(Backend::execute(self, plans, now))
+    }
+
+    fn forget(&self, counter: CounterName) -> Boxed<'_, Result<bool, Fault>> {
+        Box::pin(Backend::forget(self, counter))
+    }
+
+    fn probe(&self) -> Boxed<'_, Result<(), Fault>> {
+        Box::pin(Backend::probe(self))
+    }
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("name", &self.asking.name).field("breaker", &self.asking.breaker).finish()
+    }
+}
