@@ -42,6 +42,12 @@ impl CounterName {
     pub fn home(&self) -> u16 {
         self.0[1] as u16
     }
+
+    /// The same counter, living there.
+    pub(crate) fn at_home(self, home: u16) -> Self {
+        let [first, second] = self.0;
+        Self([first, second & !0xffff | u64::from(home)])
+    }
 }
 
 /// As logs and tools show it: 32 hexadecimal digits.

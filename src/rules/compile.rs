@@ -4,7 +4,7 @@ use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::index::Index;
-use super::naming::NamePrefix;
+use super::naming::{Homes, NamePrefix};
 use super::{
     Action, Apply, Charge, DEFAULT_IPV6_PREFIX, Domain, Matcher, Missing, Normaliser, RefusalText, RequestBounds, Rule,
     RuleBook, Secret, Unmatched,
@@ -76,6 +76,8 @@ pub(super) struct CompiledApply {
     pub(super) template: Template,
     /// In order of the entries' names, so that two rules that list them differently share a counter.
     pub(super) key: Vec<CompiledKey>,
+    /// Which entry of the key says where a counter lives, in a store that has places.
+    pub(super) homes: Option<(Homes, usize)>,
     pub(super) charge: Charge,
     pub(super) overdraw: bool,
     pub(super) missing: Missing,
@@ -433,7 +435,11 @@ impl Compiler {
             })
             .collect();
         key.sort_by(|a, b| a.entry.cmp(&b.entry));
+        let tag = self.book.parted.iter().find_map(|parted| parted.tag.as_deref());
+        let tagged = key.iter().position(|part: &CompiledKey| Some(part.entry.as_str()) == tag).unwrap_or(0);
+        let homes = key.get(tagged).map(|part| (self.book.secret.homes(&domain.name, &part.entry), tagged));
         Some(CompiledApply {
+            homes,
             domain: domain.name.clone(),
             reference: apply.limiter,
             template,
@@ -494,7 +500,8 @@ impl Compiler {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
         // Names of entries are in order, so the least is the first.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
-        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first);
+        let homed = self.book.parted.iter().any(|parted| parted.store == configured.store);
+        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, homed);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
             limit: fixed_limit(quota, self.debts[limiter as usize]),
@@ -512,8 +519,12 @@ pub(super) fn name_prefix(
     reference: &str,
     kind: &str,
     first: Option<&str>,
+    homed: bool,
 ) -> NamePrefix {
     let mut prefix = secret.counters(domain, reference, kind);
+    if homed {
+        prefix = prefix.homed();
+    }
     if let Some(first) = first {
         prefix.text(first);
     }

@@ -36,6 +36,8 @@ pub struct RuleBook {
     pub secret: Secret,
     /// The names of the stores, in the order that [`Limiter::store`] counts them.
     pub stores: Vec<String>,
+    /// The stores that keep counters in many places, each of which decides by itself, by their place in `stores`.
+    pub parted: Vec<Parted>,
     /// The limiters, each name once.
     pub limiters: Vec<Limiter>,
     /// Settings of domains. A domain without any has the defaults.
@@ -55,6 +57,7 @@ impl Default for RuleBook {
         Self {
             secret: Secret::development(),
             stores: vec!["memory".to_owned()],
+            parted: Vec::new(),
             limiters: Vec::new(),
             domains: Vec::new(),
             rules: Vec::new(),
@@ -63,6 +66,16 @@ impl Default for RuleBook {
             bounds: RequestBounds::default(),
         }
     }
+}
+
+/// A store of many places: Redis Cluster. Counters whose keys have an entry in common can live in one of them, and are
+/// then decided together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parted {
+    /// Its place in [`RuleBook::stores`].
+    pub store: u16,
+    /// The entry whose value says where a counter lives, where its key has it; else the key's first entry by name says.
+    pub tag: Option<String>,
 }
 
 /// What a request may bring at most; past it the answer is a refusal (semantics 28).

@@ -26,6 +26,7 @@ pub const MOST_SLOTS_A_LEASE: usize = 8;
 pub struct Secret {
     counters: SipHasher24,
     leases: SipHasher24,
+    homes: SipHasher24,
     development: bool,
 }
 
@@ -40,7 +41,7 @@ impl Secret {
             let Hash128 { h1, h2 } = hasher.finish128();
             SipHasher24::new_with_keys(h1, h2)
         };
-        Self { counters: key("counters"), leases: key("leases"), development: false }
+        Self { counters: key("counters"), leases: key("leases"), homes: key("homes"), development: false }
     }
 
     /// A constant, so that instances without a secret agree. Whoever serves with it is warned.
@@ -66,7 +67,15 @@ impl Secret {
         for text in [domain, limiter, kind] {
             write_text(&mut hasher, text);
         }
-        NamePrefix(hasher)
+        NamePrefix { hasher, homed: false }
+    }
+
+    /// Where counters live whose keys have this entry: the same for every limiter.
+    pub(super) fn homes(&self, domain: &str, entry: &str) -> Homes {
+        let mut hasher = self.homes;
+        write_text(&mut hasher, domain);
+        write_text(&mut hasher, entry);
+        Homes(hasher)
     }
 
     /// A short number for a store's name, for the inside of a lease.
@@ -92,7 +101,29 @@ impl fmt::Debug for Secret {
 
 /// A counter's name up to its key entries.
 #[derive(Clone, Copy)]
-pub struct NamePrefix(SipHasher24);
+pub struct NamePrefix {
+    hasher: SipHasher24,
+    /// Whether its store wants to know where the counter lives.
+    homed: bool,
+}
+
+/// Places by the value of one entry.
+#[derive(Clone, Copy)]
+pub(super) struct Homes(SipHasher24);
+
+impl Homes {
+    /// The place of counters with this value.
+    pub(super) fn of(mut self, value: &str) -> u16 {
+        write_text(&mut self.0, value);
+        self.0.finish128().h2 as u16
+    }
+}
+
+impl fmt::Debug for Homes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Homes")
+    }
+}
 
 impl NamePrefix {
     /// Adds one key entry.
@@ -103,12 +134,22 @@ impl NamePrefix {
 
     /// Adds half of a key entry: its key, or after that its value.
     pub fn text(&mut self, text: &str) {
-        write_text(&mut self.0, text);
+        write_text(&mut self.hasher, text);
+    }
+
+    /// For a store that keeps counters in many places.
+    pub(super) fn homed(self) -> Self {
+        Self { homed: true, ..self }
+    }
+
+    /// Whether the counter's home is to be a part of its name.
+    pub(super) fn is_homed(&self) -> bool {
+        self.homed
     }
 
     /// The whole name.
     pub fn name(self) -> CounterName {
-        let Hash128 { h1, h2 } = self.0.finish128();
+        let Hash128 { h1, h2 } = self.hasher.finish128();
         CounterName([h1, h2])
     }
 }

@@ -209,6 +209,7 @@ impl CompiledApply {
     /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
     pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
         let mut name = *prefix;
+        let mut home = None;
         for (number, part) in self.key.iter().enumerate() {
             // The prefix ends before the value of the first entry.
             if number > 0 {
@@ -219,15 +220,19 @@ impl CompiledApply {
                 (None, Missing::Empty) => "",
                 (None, Missing::Skip | Missing::Deny) => return None,
             };
-            match part.normalise.is_empty() {
-                true => name.text(value),
-                false => {
-                    let value = part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value));
-                    name.text(&value);
-                }
+            let value = match part.normalise.is_empty() {
+                true => Cow::Borrowed(value),
+                false => part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value)),
+            };
+            name.text(&value);
+            if prefix.is_homed() && let Some((homes, at)) = &self.homes && *at == number {
+                home = Some(homes.of(&value));
             }
         }
-        Some(name.name())
+        Some(match home {
+            None => name.name(),
+            Some(home) => name.name().at_home(home),
+        })
     }
 }
 
@@ -475,7 +480,8 @@ impl Walk<'_> {
         let configured = self.rules.limiters[limiter].quota.as_ref()?;
         let quota = configured.overridden(asked.limit, asked.window).ok()?;
         let first = apply.key.first().map(|part| part.entry.as_str());
-        let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first);
+        let homed = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_homed());
+        let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, homed);
         Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
