@@ -21,6 +21,7 @@ use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseFate;
 use tollgate::server::Desk;
+use tollgate::store::StoreFact;
 use tonic::transport::Channel;
 
 /// Served from a file, which becomes another when a test says so.
@@ -275,7 +276,11 @@ async fn what_waits_for_a_restart_is_told_by_its_key_and_the_rest_is_taken() {
     assert_eq!(served.reloader.look(false), Look::Taken { waiting: all });
     assert_eq!(served.passes("ada").await, 6, "the rest is taken");
     assert_eq!(served.desk.in_use().settings.grpc.to_string(), "127.0.0.1:0");
-    let stores: Vec<usize> = served.desk.engine().in_use().stores.usage().iter().map(|usage| usage.max_bytes).collect();
+    let bytes = |fact| match fact {
+        StoreFact::Memory(usage) => usage.max_bytes,
+        StoreFact::Shared { .. } => panic!("it is in memory"),
+    };
+    let stores: Vec<usize> = served.desk.engine().in_use().stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
     // It goes on waiting, and nothing waits any more once it is taken back.
     assert!(matches!(served.become_(&other), Look::Taken { waiting } if waiting.len() == 3));

@@ -6,7 +6,7 @@ use super::Snapshot;
 use crate::config::{Config, Engine};
 use crate::rules::Rules;
 use crate::server::Settings;
-use crate::store::{MemorySettings, Stores};
+use crate::store::{Keeper, MemorySettings, Stores};
 
 /// A configuration ready to be served.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ impl Prepared {
     /// Its stores, where each that has the name of one in use is that one, with all that it holds.
     pub(super) fn stores_after(&self, rules: &Rules, stores: &Stores) -> Stores {
         let named = self.rules.stores().iter().zip(&self.spaces);
-        stores.next(named.map(|(name, space)| rules.stores().iter().position(|old| old == name).ok_or(*space)))
+        stores.next(
+            named.map(|(name, space)| rules.stores().iter().position(|old| old == name).ok_or(Keeper::Memory(*space))),
+        )
     }
 }

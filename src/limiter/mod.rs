@@ -346,9 +346,7 @@ impl Limit {
         let part = |units: u32| (units / instances.max(1)).max(1);
         match self {
             Limit::TokenBucket(bucket) => Limit::TokenBucket(bucket.share(instances.max(1))),
-            Limit::SlidingWindow(window) => {
-                Limit::SlidingWindow(SlidingWindow { limit: part(window.limit), ..window })
-            }
+            Limit::SlidingWindow(window) => Limit::SlidingWindow(SlidingWindow { limit: part(window.limit), ..window }),
             Limit::SlidingCounter(window) => {
                 Limit::SlidingCounter(SlidingCounter { limit: part(window.limit), ..window })
             }

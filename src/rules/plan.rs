@@ -225,7 +225,10 @@ impl CompiledApply {
                 false => part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value)),
             };
             name.text(&value);
-            if prefix.is_homed() && let Some((homes, at)) = &self.homes && *at == number {
+            if prefix.is_homed()
+                && let Some((homes, at)) = &self.homes
+                && *at == number
+            {
                 home = Some(homes.of(&value));
             }
         }

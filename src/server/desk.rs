@@ -48,6 +48,7 @@ impl Desk {
         let telemetry = Telemetry::new(settings.log.refusals_per_second);
         let version = engine.in_use();
         let handles = telemetry.prepare(&version.rules);
+        watch(&telemetry, &version);
         let in_use = ArcSwap::from_pointee(InUse { version, settings, handles });
         let first = Reload { version: 1, last_taken: true, loaded_at: unix_seconds(), ..Reload::default() };
         let (health, tally) = (Health::serving(), Arc::default());
@@ -58,6 +59,7 @@ impl Desk {
     pub fn replace(&self, version: Version, settings: Settings) {
         let version = Arc::new(version);
         let handles = self.telemetry.prepare(&version.rules);
+        watch(&self.telemetry, &version);
         self.telemetry.refusals.limit(settings.log.refusals_per_second);
         self.engine.replace(version.clone());
         self.in_use.store(Arc::new(InUse { version, settings, handles }));
@@ -124,6 +126,11 @@ impl Desk {
     pub fn tally(&self) -> &Arc<Tally> {
         &self.tally
     }
+}
+
+/// Lets shared stores count what they are asked.
+fn watch(telemetry: &Telemetry, version: &Version) {
+    version.stores.watch(|place| telemetry.metrics.watch(&version.rules.stores()[place]));
 }
 
 /// Now, for people and their clocks. Nothing is decided by it.

@@ -42,6 +42,13 @@ impl Default for MemorySettings {
     }
 }
 
+impl MemorySettings {
+    /// Of a space that nothing is put into.
+    pub(super) fn unused() -> Self {
+        Self { max_memory: 0, max_keys: None }
+    }
+}
+
 /// What a memory store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -117,11 +124,6 @@ impl Memory {
             Err(settings) => Arc::new(Space::new(settings)),
         };
         Self { spaces: spaces.into_iter().map(space).collect() }
-    }
-
-    /// The bounds of the space at this place.
-    pub fn settings(&self, space: usize) -> MemorySettings {
-        self.spaces[space].settings
     }
 
     /// Forgets what a counter holds. Says whether it held anything.

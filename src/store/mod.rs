@@ -18,7 +18,7 @@ use std::time::Instant;
 pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};
 pub use self::remote::{Remote, RemoteSettings, Watch};
-use self::shared::Shared;
+pub use self::shared::{Shared, SharedSettings};
 pub use self::snapshot::{Owner, SnapshotError};
 use crate::clock::Timestamp;
 use crate::limiter::{Applied, CounterName, Fault, Plan};
@@ -50,29 +50,25 @@ pub struct Stores {
     by_callers_clock: bool,
 }
 
-/// How a store is made.
+/// What is known of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreFact {
+    /// Of one in this process's memory.
+    Memory(Usage),
+    /// Of a shared one.
+    Shared {
+        /// Whether it is left alone until it answers again.
+        suspended: bool,
+    },
+}
+
+/// A store as it is put among others.
 #[derive(Debug)]
-pub enum StoreSettings {
+pub enum Keeper {
     /// In this process's memory.
     Memory(MemorySettings),
     /// Outside of it.
-    Shared(SharedSettings),
-}
-
-/// How a shared store is made.
-#[derive(Debug)]
-pub struct SharedSettings {
-    /// How it is asked.
-    pub remote: RemoteSettings,
-    /// How many instances share it: while it is away, each keeps its part of every limit.
-    pub instances: u32,
-    /// Which one it is. Two settings that are equal are the same store with all it holds.
-    pub engine: SharedEngine,
-}
-
-/// Which shared store.
-#[derive(Debug)]
-pub enum SharedEngine {
+    Shared(Arc<Shared>),
 }
 
 impl Stores {
@@ -81,14 +77,32 @@ impl Stores {
         Self { memory: Memory::new(spaces), shared: Vec::new(), by_callers_clock: false }
     }
 
-    /// Stores for the next configuration: each is one of these with all it holds, by its place here, or a new one.
-    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
-        Self { memory: self.memory.next(stores), shared: Vec::new(), by_callers_clock: self.by_callers_clock }
+    /// Stores of any kind, in the order that checks count them.
+    pub fn of(keepers: impl IntoIterator<Item = Keeper>) -> Self {
+        Self::memory(&[]).next(keepers.into_iter().map(Err))
     }
 
-    /// The bounds of the store at this place.
-    pub fn settings(&self, store: usize) -> MemorySettings {
-        self.memory.settings(store)
+    /// Stores for the next configuration: each is one of these with all it holds, by its place here, or a new one.
+    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, Keeper>>) -> Self {
+        let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.put(store)).unzip();
+        if shared.iter().all(Option::is_none) {
+            shared.clear();
+        }
+        Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
+    }
+
+    /// The space of a store, and the shared store that has its place.
+    fn put(&self, store: Result<usize, Keeper>) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+        match store {
+            Ok(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
+            Err(Keeper::Memory(settings)) => (Err(settings), None),
+            Err(Keeper::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+        }
+    }
+
+    /// Lets the callers' clock decide instead of that of a shared store: for tests, which hold it.
+    pub fn by_callers_clock(self) -> Self {
+        Self { by_callers_clock: true, ..self }
     }
 
     /// Forgets what no longer counts, as of `now`. Called now and then; no lock is held for long.
@@ -113,9 +127,23 @@ impl Stores {
         self.memory.load(store, path, owner, now)
     }
 
-    /// What each store holds.
-    pub fn usage(&self) -> Vec<Usage> {
-        self.memory.usage()
+    /// What is known of each store.
+    pub fn facts(&self) -> Vec<StoreFact> {
+        let shared = |place: usize| self.shared.get(place).and_then(Option::as_ref);
+        let fact = |(place, usage)| match shared(place) {
+            Some(shared) => StoreFact::Shared { suspended: shared.remote.suspended() },
+            None => StoreFact::Memory(usage),
+        };
+        self.memory.usage().into_iter().enumerate().map(fact).collect()
+    }
+
+    /// Counts each shared store with what `watch` makes for its place from now on.
+    pub fn watch(&self, watch: impl Fn(usize) -> Watch) {
+        for (place, shared) in self.shared.iter().enumerate() {
+            if let Some(shared) = shared {
+                shared.remote.watch(Arc::new(watch(place)));
+            }
+        }
     }
 
     fn shared(&self, store: u16) -> Option<&Shared> {

@@ -59,6 +59,8 @@ pub struct Watch {
     pub suspended: Gauge,
     /// Charges taken back because another store or slot refused: in time, and failed.
     pub undone: [Counter; 2],
+    /// Plans answered without a call: by the cache of refusals, and from a lease of quota.
+    pub near: [Counter; 2],
 }
 
 impl Watch {
@@ -72,6 +74,7 @@ impl Watch {
             policy: [none(), none(), none()],
             suspended: Gauge::noop(),
             undone: [none(), none()],
+            near: [none(), none()],
         }
     }
 }
@@ -390,21 +393,13 @@ impl Breaker {
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 trait DynBackend: Send + Sync {
-    fn execute<'a>(
-        &'a self,
-        plans: &'a [Plan],
-        now: Option<Timestamp>,
-    ) -> Boxed<'a, Vec<Result<Applied, Fault>>>;
+    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> Boxed<'a, Vec<Result<Applied, Fault>>>;
     fn forget(&self, counter: CounterName) -> Boxed<'_, Result<bool, Fault>>;
     fn probe(&self) -> Boxed<'_, Result<(), Fault>>;
 }
 
 impl<B: Backend> DynBackend for B {
-    fn execute<'a>(
-        &'a self,
-        plans: &'a [Plan],
-        now: Option<Timestamp>,
-    ) -> Boxed<'a, Vec<Result<Applied, Fault>>> {
+    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> Boxed<'a, Vec<Result<Applied, Fault>>> {
         Box::pin(Backend::execute(self, plans, now))
     }
 

@@ -4,22 +4,33 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::backend::Backend;
 use super::memory::{Memory, MemorySettings};
-use super::remote::Remote;
+use super::remote::{Remote, RemoteSettings};
 use crate::clock::Timestamp;
 use crate::limiter::{Applied, Check, CounterName, Fault, LeaseFate, OnStoreError, Outcome, Plan};
 
 /// Bytes that a stand-in's counters may take.
 const STAND_IN: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
 
+/// How a shared store is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedSettings {
+    /// Its name, for the log.
+    pub name: String,
+    /// How it is asked.
+    pub remote: RemoteSettings,
+    /// Whether its counters are in different places, each of which decides by itself: the slots of a cluster.
+    pub parted: bool,
+    /// How many instances share it: while it is away, each keeps its part of every limit.
+    pub instances: u32,
+}
+
 /// A store that other instances count in too.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub struct Shared {
     pub(super) remote: Remote,
-    /// Whether the counters of one plan may be in different places of it, each of which decides by itself.
-    pub(super) parted: bool,
-    /// How many instances share it: a stand-in keeps this part of every limit.
-    pub(super) instances: u32,
+    settings: SharedSettings,
     /// Decides while the store is away.
     stand_in: Mutex<Option<StandIn>>,
 }
@@ -33,13 +44,25 @@ struct StandIn {
 }
 
 impl Shared {
-    pub(super) fn new(remote: Remote, parted: bool, instances: u32) -> Self {
-        Self { remote, parted, instances, stand_in: Mutex::new(None) }
+    /// A store that is asked through `backend`. To be called within a runtime, where its calls are made.
+    pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
+        let remote = Remote::new(&settings.name, backend, settings.remote);
+        Self { remote, settings, stand_in: Mutex::new(None) }
+    }
+
+    /// How it is asked.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// How it was made.
+    pub fn settings(&self) -> &SharedSettings {
+        &self.settings
     }
 
     /// The place in this store where a counter is decided. Counters of one place are decided together.
     pub(super) fn place(&self, counter: &CounterName) -> u16 {
-        if self.parted { counter.home() } else { 0 }
+        if self.settings.parted { counter.home() } else { 0 }
     }
 
     /// Answers a plan that the store could not, as the limiters' policies say (semantics 31).
@@ -65,9 +88,7 @@ impl Shared {
                 counted[check.on_store_error as usize] += u64::from(!check.shadow);
                 match (check.barred, local(check)) {
                     // A limit of zero needs no store.
-                    (true, _) => {
-                        Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None })
-                    }
+                    (true, _) => Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None }),
                     (_, true) => answers.next().expect("one answer for each check that was asked"),
                     (_, false) => Err(fault),
                 }
@@ -80,16 +101,11 @@ impl Shared {
     }
 
     /// Leases that were taken while the store is away are here; the store's own expire by themselves.
-    fn stand_in_for_leases(
-        &self,
-        plan: &Plan,
-        memory: &Memory,
-        now: Timestamp,
-    ) -> smallvec::SmallVec<[LeaseFate; 1]> {
+    fn stand_in_for_leases(&self, plan: &Plan, memory: &Memory, now: Timestamp) -> smallvec::SmallVec<[LeaseFate; 1]> {
         let changes = plan.changes.iter().map(|change| crate::limiter::LeaseChange { store: 0, ..*change });
         let undos = plan.undos.iter().map(|undo| crate::limiter::Undo {
             store: 0,
-            limit: undo.limit.share(self.instances),
+            limit: undo.limit.share(self.settings.instances),
             ..*undo
         });
         let (changes, undos) = (changes.collect(), undos.collect());
@@ -97,7 +113,7 @@ impl Shared {
     }
 
     fn of_stand_in(&self, check: &Check) -> Check {
-        Check { store: 0, limit: check.limit.share(self.instances), ..*check }
+        Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
     }
 
     /// The stand-in's counters, of this time that the store is away.

@@ -11,9 +11,9 @@ use metrics_process::Collector;
 
 use super::refusals::reason;
 use crate::decision::{Decision, Reason};
-use crate::limiter::{LeaseFate, Outcome};
+use crate::limiter::{Fault, LeaseFate, Outcome};
 use crate::rules::{RuleLabel, Rules};
-use crate::store::Usage;
+use crate::store::{StoreFact, Watch};
 
 const DECISIONS: &str = "tollgate_decisions_total";
 const CHECKS: &str = "tollgate_checks_total";
@@ -29,6 +29,13 @@ const KEYS: &str = "tollgate_store_keys";
 const BYTES: &str = "tollgate_store_bytes";
 const MOST_BYTES: &str = "tollgate_store_max_bytes";
 const EVICTIONS: &str = "tollgate_store_evictions_total";
+const CALLS: &str = "tollgate_store_call_duration_seconds";
+const BATCH: &str = "tollgate_store_call_plans";
+const STORE_ERRORS: &str = "tollgate_store_errors_total";
+const POLICY: &str = "tollgate_store_policy_answers_total";
+const SUSPENDED: &str = "tollgate_store_suspended";
+const UNDONE: &str = "tollgate_store_undone_total";
+const NEAR: &str = "tollgate_store_near_answers_total";
 const RELOADS: &str = "tollgate_config_reloads_total";
 const RELOADED: &str = "tollgate_config_last_reload_successful";
 const LOADED_AT: &str = "tollgate_config_loaded_timestamp_seconds";
@@ -40,6 +47,9 @@ const BUILD: &str = "tollgate_build_info";
 const DURATION_BUCKETS: [f64; 14] =
     [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2];
 
+/// Plans in a call: powers of two, up to the largest batch by default.
+const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
 /// The most rules that have labels of their own. Those after them are counted together, as [`OTHERS`]: a process with a
 /// hundred thousand rules would have a million series.
 const MOST_RULES: usize = 2_000;
@@ -48,7 +58,7 @@ const MOST_RULES: usize = 2_000;
 const OTHERS: &str = "(others)";
 
 /// Every metric, what it counts, and whether it is a counter, a gauge or a histogram.
-const DESCRIPTIONS: [(&str, Kind, &str); 20] = [
+const DESCRIPTIONS: [(&str, Kind, &str); 27] = [
     (DECISIONS, Kind::Counter, "Requests decided. A refusal names the rule and limiter that decided it, and why."),
     (
         CHECKS,
@@ -67,6 +77,17 @@ const DESCRIPTIONS: [(&str, Kind, &str); 20] = [
     (BYTES, Kind::Gauge, "Bytes that a store's counters take."),
     (MOST_BYTES, Kind::Gauge, "Bytes that a store's counters may take."),
     (EVICTIONS, Kind::Counter, "Counters that a full store forgot before their time."),
+    (CALLS, Kind::Histogram, "Time from a call of a shared store to its answer."),
+    (BATCH, Kind::Histogram, "Requests decided in one call of a shared store."),
+    (STORE_ERRORS, Kind::Counter, "Requests that a shared store could not answer, by kind."),
+    (
+        POLICY,
+        Kind::Counter,
+        "Checks answered without their store, as on_store_error says: allow, deny, or decided locally.",
+    ),
+    (SUSPENDED, Kind::Gauge, "Whether a shared store is left alone until it answers again."),
+    (UNDONE, Kind::Counter, "Charges taken back because another store or slot refused, by result."),
+    (NEAR, Kind::Counter, "Requests answered without a call: from the cache of refusals, or from a lease of quota."),
     (RELOADS, Kind::Counter, "Configurations read after the first, by result."),
     (RELOADED, Kind::Gauge, "Whether the last configuration read was taken."),
     (LOADED_AT, Kind::Gauge, "When the configuration in use was read, in Unix time."),
@@ -97,7 +118,7 @@ pub struct Metrics {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Every store by its name.
-    pub stores: Vec<(String, Usage)>,
+    pub stores: Vec<(String, StoreFact)>,
     /// Whether health says that it serves.
     pub ready: bool,
     /// The configuration.
@@ -221,6 +242,8 @@ impl Metrics {
     pub fn new() -> Self {
         let buckets = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &DURATION_BUCKETS)
+            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(CALLS.to_owned()), &DURATION_BUCKETS))
+            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(BATCH.to_owned()), &BATCH_BUCKETS))
             .expect("the buckets are not empty");
         let recorder = buckets.build_recorder();
         for (name, kind, text) in DESCRIPTIONS {
@@ -252,6 +275,22 @@ impl Metrics {
     /// Prepares the handles for decisions by these rules. A label that was there before goes on counting.
     pub fn prepare(&self, rules: &Rules) -> Handles {
         Handles::new(rules, &Registry(&self.recorder))
+    }
+
+    /// What a shared store is counted with.
+    pub fn watch(&self, store: &str) -> Watch {
+        let registry = Registry(&self.recorder);
+        let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
+        let histogram = |name| self.recorder.register_histogram(&key(name, &[("store", store)]), &METADATA);
+        Watch {
+            latency: histogram(CALLS),
+            batch: histogram(BATCH),
+            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.word())),
+            policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
+            suspended: registry.gauge(SUSPENDED, &[("store", store)]),
+            undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
+            near: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
+        }
     }
 
     /// Counts a decision, and the request that it answers at its door.
@@ -286,6 +325,7 @@ impl Metrics {
     pub fn render(&self, facts: &Facts) -> String {
         let registry = Registry(&self.recorder);
         for (name, usage) in &facts.stores {
+            let StoreFact::Memory(usage) = usage else { continue };
             let labels = [("store", name.as_str())];
             registry.gauge(KEYS, &labels).set(usage.keys as f64);
             registry.gauge(BYTES, &labels).set(usage.bytes as f64);

@@ -42,7 +42,7 @@ use super::panics;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Fault, Outcome};
 use crate::rules::KnownCounter;
-use crate::store::Store;
+use crate::store::{Store, StoreFact};
 use crate::telemetry::{Facts, Ranked, Reload};
 
 /// The largest question.
@@ -145,7 +145,7 @@ impl Admin {
     fn facts(&self, in_use: &InUse) -> Facts {
         let names = in_use.version.rules.stores().iter().cloned();
         Facts {
-            stores: names.zip(in_use.version.stores.usage()).collect(),
+            stores: names.zip(in_use.version.stores.facts()).collect(),
             ready: self.0.health().ready(),
             config: self.0.reloads(),
             doors: self.0.tally().facts(),
@@ -156,14 +156,17 @@ impl Admin {
         let Facts { stores, ready, config, .. } = self.facts(in_use);
         let Reload { version, taken, refused, last_taken, loaded_at } = config;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let store = |(name, usage): (String, crate::store::Usage)| {
-            let json = json!({
-                "keys": usage.keys,
-                "bytes": usage.bytes,
-                "max_bytes": usage.max_bytes,
-                "evictions": usage.evictions,
-                "leases": usage.leases,
-            });
+        let store = |(name, fact): (String, StoreFact)| {
+            let json = match fact {
+                StoreFact::Memory(usage) => json!({
+                    "keys": usage.keys,
+                    "bytes": usage.bytes,
+                    "max_bytes": usage.max_bytes,
+                    "evictions": usage.evictions,
+                    "leases": usage.leases,
+                }),
+                StoreFact::Shared { suspended } => json!({ "suspended": suspended }),
+            };
             (name, json)
         };
         tell(&json!({
