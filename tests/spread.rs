@@ -3,84 +3,27 @@
 //! The shared stores here keep their counters in a memory store of this process, behind everything that a shared store
 //! is asked through; they fail, hang and come back as a test says.
 
+#[path = "model/kept.rs"]
+mod kept;
 #[path = "model/numbers.rs"]
 mod numbers;
 #[path = "model/plans.rs"]
 mod plans;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use kept::{BROKEN, HANGING, Kept, WELL, one};
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
-use tokio::sync::Notify;
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow,
-};
-use tollgate::store::{Backend, Keeper, Memory, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, Stores};
-
-/// A shared store that keeps its counters here.
-#[derive(Clone)]
-struct Kept(Arc<Inside>);
-
-struct Inside {
-    memory: Memory,
-    mood: AtomicU8,
-    /// Told when a call comes while it hangs.
-    called: Notify,
-}
-
-const WELL: u8 = 0;
-const BROKEN: u8 = 1;
-const HANGING: u8 = 2;
-
-impl Kept {
-    fn new() -> Self {
-        let memory = Memory::new(&[MemorySettings::default(); 3]);
-        Self(Arc::new(Inside { memory, mood: AtomicU8::new(WELL), called: Notify::new() }))
-    }
-
-    fn be(&self, mood: u8) {
-        self.0.mood.store(mood, Ordering::SeqCst);
-    }
-
-    fn left(&self, check: &Check) -> u32 {
-        let look = Check { charges: Charges::default(), refund: 0, ..*check };
-        self.0.memory.apply(&one(look), START).answers[0].expect("it is in memory").remaining
-    }
-}
-
-impl Backend for Kept {
-    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
-        match self.0.mood.load(Ordering::SeqCst) {
-            BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
-            HANGING => {
-                self.0.called.notify_one();
-                std::future::pending::<()>().await;
-            }
-            _ => {}
-        }
-        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now.unwrap_or(START)))).collect()
-    }
-
-    async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        Ok(self.0.memory.forget(0, &counter))
-    }
-
-    async fn probe(&self) -> Result<(), Fault> {
-        match self.0.mood.load(Ordering::SeqCst) {
-            WELL => Ok(()),
-            _ => Err(Fault::Unreachable),
-        }
-    }
-}
+use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow};
+use tollgate::store::{Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, Stores};
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
 fn stores(first: &Kept, second: &Kept, parted: bool) -> Stores {
     let shared = |name: &str, kept: &Kept| {
         let remote = RemoteSettings { deadline: Duration::from_secs(5), ..RemoteSettings::default() };
-        let settings = SharedSettings { name: name.to_owned(), remote, parted, instances: 1 };
+        let settings = SharedSettings { remote, parted, ..SharedSettings::new(name) };
         Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))
     };
     let memory = Keeper::Memory(MemorySettings::default());
@@ -104,10 +47,6 @@ fn check(store: u16, on_store_error: OnStoreError) -> Check {
         barred: false,
         on_store_error,
     }
-}
-
-fn one(check: Check) -> Plan {
-    group([check])
 }
 
 fn group<const N: usize>(checks: [Check; N]) -> Plan {
@@ -253,7 +192,7 @@ fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
             let (stores, plan) = (stores.clone(), plan.clone());
             tokio::spawn(async move { stores.apply(&plan, START).await })
         };
-        second.0.called.notified().await;
+        second.called().await;
         assert_eq!(first.left(&plan.checks[0]), 1, "the first store is charged by now");
         asked.abort();
         let undone = async {

@@ -8,7 +8,7 @@ use super::{Arithmetic, LeaseFate, LeaseId as Id, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a concurrency limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Concurrency {
     /// Slots.
     pub max: u32,

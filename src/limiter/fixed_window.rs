@@ -10,7 +10,7 @@ use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a fixed window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct FixedWindow {
     /// Units in a window.
     pub limit: u32,
@@ -19,7 +19,7 @@ pub struct FixedWindow {
 }
 
 /// Where windows start and end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Alignment {
     /// At whole multiples of so many microseconds since the Unix epoch.
     Epoch(u64),
@@ -30,7 +30,7 @@ pub enum Alignment {
 }
 
 /// Four boundaries in order: the window before, the one that was current when they were computed, and the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Bounds(pub [Timestamp; 4]);
 
 /// The count of one window.

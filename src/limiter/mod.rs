@@ -59,7 +59,7 @@ impl fmt::Display for CounterName {
 }
 
 /// The numbers that one check is decided by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Limit {
     /// At most `burst + rate x t` units in any time `t`.
     TokenBucket(TokenBucket),
@@ -109,7 +109,7 @@ impl From<State> for Held {
 }
 
 /// When a check passes (semantics 9 and 10). All needs of a check must be met.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Needs {
     /// The cost that must fit. Zero asks nothing.
     pub fits: u32,
@@ -120,7 +120,7 @@ pub struct Needs {
 }
 
 /// What a check charges, by how its group ends (semantics 9). Costs of zero charge nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Charges {
     /// When the group is admitted.
     pub admitted: u32,
@@ -131,7 +131,7 @@ pub struct Charges {
 }
 
 /// One counter, one limit, one cost: the unit that a store executes. A group holds at most one check a counter.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Check {
     /// Which counter.
     pub counter: CounterName,

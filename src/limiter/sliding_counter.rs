@@ -14,7 +14,7 @@ use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an approximate window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlidingCounter {
     /// Units in an aligned window.
     pub limit: u32,

@@ -15,7 +15,7 @@ use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an exact window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlidingWindow {
     /// Grants in any window. At most 10 000, because each is remembered.
     pub limit: u32,

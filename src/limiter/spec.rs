@@ -38,7 +38,7 @@ pub struct Limiter {
 }
 
 /// What to answer when the store cannot (semantics 31).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum OnStoreError {
     /// Let it pass.
     Allow,

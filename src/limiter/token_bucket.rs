@@ -19,7 +19,7 @@ use super::{Arithmetic, EXACT, LeaseId, Need, Report, Undo, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct TokenBucket {
     burst: u32,
     /// Tokens that the bucket can hold and owe together.
@@ -93,6 +93,11 @@ impl TokenBucket {
         let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));
         let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / slow.unit).max(u64::from(burst));
         Self { burst, capacity, ..slow }
+    }
+
+    /// Tokens that come back in so many microseconds, a part of one counted as a whole.
+    pub(crate) fn refilled(&self, micros: u64) -> u32 {
+        u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 
     /// The part of one of so many instances: of the rate, the burst and the debt, at least one token of burst.

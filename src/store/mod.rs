@@ -4,6 +4,8 @@
 
 mod backend;
 mod memory;
+mod quota_leases;
+mod refusal_cache;
 mod remote;
 mod shared;
 mod slots;
@@ -13,7 +15,7 @@ mod spread;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};
@@ -108,7 +110,15 @@ impl Stores {
     /// Forgets what no longer counts, as of `now`. Called now and then; no lock is held for long.
     pub fn sweep(&self, now: Timestamp) {
         self.memory.sweep(now);
-        self.shared.iter().flatten().for_each(|shared| shared.sweep(now));
+        self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.told(now)));
+    }
+
+    /// Returns what shared stores have charged for nobody yet: to be called before the process ends.
+    pub async fn give_back(&self, now: Timestamp, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        for shared in self.shared.iter().flatten() {
+            shared.give_back(now, self.told(now), deadline).await;
+        }
     }
 
     /// Writes a memory store's counters to a file. `store` counts as checks do.
@@ -131,7 +141,7 @@ impl Stores {
     pub fn facts(&self) -> Vec<StoreFact> {
         let shared = |place: usize| self.shared.get(place).and_then(Option::as_ref);
         let fact = |(place, usage)| match shared(place) {
-            Some(shared) => StoreFact::Shared { suspended: shared.remote.suspended() },
+            Some(shared) => StoreFact::Shared { suspended: shared.remote().suspended() },
             None => StoreFact::Memory(usage),
         };
         self.memory.usage().into_iter().enumerate().map(fact).collect()
@@ -141,7 +151,7 @@ impl Stores {
     pub fn watch(&self, watch: impl Fn(usize) -> Watch) {
         for (place, shared) in self.shared.iter().enumerate() {
             if let Some(shared) = shared {
-                shared.remote.watch(Arc::new(watch(place)));
+                shared.remote().watch(Arc::new(watch(place)));
             }
         }
     }
@@ -153,7 +163,7 @@ impl Stores {
     /// When a plan has to be decided that begins now: the longest that one of its stores may take.
     fn deadline(&self, plan: &Plan) -> Instant {
         let stores = plan.checks.iter().map(|check| check.store).chain(plan.changes.iter().map(|change| change.store));
-        let deadlines = stores.filter_map(|store| Some(self.shared(store)?.remote.deadline()));
+        let deadlines = stores.filter_map(|store| Some(self.shared(store)?.remote().deadline()));
         deadlines.max().unwrap_or_else(Instant::now)
     }
 
@@ -164,7 +174,7 @@ impl Stores {
 
     /// Executes a plan that is whole in one shared store.
     async fn apply_there(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.remote.ask(plan.clone(), self.told(now), shared.remote.deadline()).await {
+        match shared.ask(plan, now, self.told(now), shared.remote().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.stand_in(plan, fault, now),
         }
@@ -188,7 +198,7 @@ impl Store for Stores {
 
     async fn forget(&self, store: u16, counter: CounterName) -> Result<bool, Fault> {
         match self.shared(store) {
-            Some(shared) => shared.remote.forget(counter).await,
+            Some(shared) => shared.forget(counter).await,
             None => Ok(self.memory.forget(store, &counter)),
         }
     }

@@ -1,11 +1,14 @@
 //! A shared store with what answers in its place: the policies of its limiters, and a stand-in in this process's memory.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::backend::Backend;
 use super::memory::{Memory, MemorySettings};
+use super::quota_leases::{Leased, QuotaLeases};
+use super::refusal_cache::RefusalCache;
 use super::remote::{Remote, RemoteSettings};
 use crate::clock::Timestamp;
 use crate::limiter::{Applied, Check, CounterName, Fault, LeaseFate, OnStoreError, Outcome, Plan};
@@ -24,13 +27,27 @@ pub struct SharedSettings {
     pub parted: bool,
     /// How many instances share it: while it is away, each keeps its part of every limit.
     pub instances: u32,
+    /// How long a refusal is answered here at most; not at all when none.
+    pub refusal_cache: Option<Duration>,
+    /// Units of a hot counter that are charged at once at most; one by one when none.
+    pub quota_lease: Option<u32>,
+}
+
+impl SharedSettings {
+    /// What holds where nothing else is said: alone, asked for every decision.
+    pub fn new(name: &str) -> Self {
+        let remote = RemoteSettings::default();
+        Self { name: name.to_owned(), remote, parted: false, instances: 1, refusal_cache: None, quota_lease: None }
+    }
 }
 
 /// A store that other instances count in too.
 #[derive(Debug)]
 pub struct Shared {
-    pub(super) remote: Remote,
+    remote: Remote,
     settings: SharedSettings,
+    refusals: Option<RefusalCache>,
+    leases: Option<QuotaLeases>,
     /// Decides while the store is away.
     stand_in: Mutex<Option<StandIn>>,
 }
@@ -47,7 +64,9 @@ impl Shared {
     /// A store that is asked through `backend`. To be called within a runtime, where its calls are made.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
         let remote = Remote::new(&settings.name, backend, settings.remote);
-        Self { remote, settings, stand_in: Mutex::new(None) }
+        let refusals = settings.refusal_cache.map(RefusalCache::new);
+        let leases = settings.quota_lease.map(QuotaLeases::new);
+        Self { remote, settings, refusals, leases, stand_in: Mutex::new(None) }
     }
 
     /// How it is asked.
@@ -58,6 +77,81 @@ impl Shared {
     /// How it was made.
     pub fn settings(&self) -> &SharedSettings {
         &self.settings
+    }
+
+    /// Asks the store for a plan, or answers from what is known of it here.
+    ///
+    /// `now` is this process's clock; `told` is the moment to decide by, where the store's own clock is not to.
+    pub(super) async fn ask(
+        &self,
+        plan: &Plan,
+        now: Timestamp,
+        told: Option<Timestamp>,
+        deadline: Instant,
+    ) -> Result<Applied, Fault> {
+        if let Some(applied) = self.refusals.as_ref().and_then(|refusals| refusals.answer(plan, now)) {
+            self.remote.count(|watch| watch.near[0].increment(1));
+            return Ok(applied);
+        }
+        let answer = match &self.leases {
+            Some(leases) => self.ask_leased(leases, plan, now, told, deadline).await,
+            None => self.remote.ask(plan.clone(), told, deadline).await,
+        };
+        if let (Some(refusals), Ok(applied)) = (&self.refusals, &answer) {
+            refusals.learn(plan, applied, now);
+        }
+        answer
+    }
+
+    async fn ask_leased(
+        &self,
+        leases: &QuotaLeases,
+        plan: &Plan,
+        now: Timestamp,
+        told: Option<Timestamp>,
+        deadline: Instant,
+    ) -> Result<Applied, Fault> {
+        let larger = match leases.ask(plan.clone(), now) {
+            Leased::Answered(applied) => {
+                self.remote.count(|watch| watch.near[1].increment(1));
+                return Ok(applied);
+            }
+            Leased::Plain(plan) => return self.remote.ask(plan, told, deadline).await,
+            Leased::Larger(larger) => larger,
+        };
+        let answer = self.remote.ask(larger.clone(), told, deadline).await;
+        match leases.take(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
+            Some(applied) => Ok(applied),
+            None => {
+                answer?;
+                self.remote.ask(plan.clone(), told, deadline).await
+            }
+        }
+    }
+
+    /// Forgets what a counter holds. Says whether it held anything.
+    pub(super) async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        if let Some(leases) = &self.leases {
+            leases.forget(&counter);
+        }
+        let forgotten = self.remote.forget(counter).await;
+        if let Some(refusals) = &self.refusals {
+            refusals.clear();
+        }
+        forgotten
+    }
+
+    /// Has the store execute a plan whether or not anybody waits for it.
+    pub(super) fn post(&self, plan: Plan, told: Option<Timestamp>) {
+        self.remote.post(plan, told);
+    }
+
+    /// Returns all quota that is leased and unused. Waits until the store has it, or until the deadline.
+    pub(super) async fn give_back(&self, now: Timestamp, told: Option<Timestamp>, deadline: Instant) {
+        for plan in self.leases.iter().flat_map(|leases| leases.end(now, true)) {
+            // What cannot be returned drains or expires.
+            drop(self.remote.ask(plan, told, deadline).await);
+        }
     }
 
     /// The place in this store where a counter is decided. Counters of one place are decided together.
@@ -132,7 +226,10 @@ impl Shared {
     }
 
     /// Forgets what no longer counts, and the stand-in of a store that is back.
-    pub(super) fn sweep(&self, now: Timestamp) {
+    pub(super) fn sweep(&self, now: Timestamp, told: Option<Timestamp>) {
+        for plan in self.leases.iter().flat_map(|leases| leases.end(now, false)) {
+            self.remote.post(plan, told);
+        }
         let since = self.remote.returns();
         let memory = {
             let mut stand_in = self.stand_in.lock();

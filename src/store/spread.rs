@@ -136,7 +136,7 @@ impl Stores {
     /// Asks one place for its part.
     async fn ask(&self, place: Place, plan: &Plan, now: Timestamp, deadline: Instant) -> (Applied, By) {
         let Some(shared) = self.shared(place.0) else { return (self.memory.apply(plan, now), By::Store) };
-        match shared.remote.ask(plan.clone(), self.told(now), deadline).await {
+        match shared.ask(plan, now, self.told(now), deadline).await {
             Ok(applied) => (applied, By::Store),
             Err(fault) => (shared.stand_in(plan, fault, now), By::StandIn),
         }
@@ -149,8 +149,8 @@ impl Stores {
             (None, _) => Some(self.memory.apply(plan, now)),
             (Some(shared), By::StandIn) => Some(shared.stand_in(plan, Fault::Suspended, now)),
             (Some(shared), By::Store) => {
-                let answer = shared.remote.ask(plan.clone(), self.told(now), deadline).await;
-                shared.remote.count(|watch| watch.undone[usize::from(answer.is_err())].increment(1));
+                let answer = shared.ask(plan, now, self.told(now), deadline).await;
+                shared.remote().count(|watch| watch.undone[usize::from(answer.is_err())].increment(1));
                 answer.ok()
             }
         }
@@ -200,7 +200,7 @@ impl Drop for Charged<'_> {
             match (stores.shared(place.0), by) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
                 (Some(shared), By::StandIn) => drop(shared.stand_in(&plan, Fault::Suspended, now)),
-                (Some(shared), By::Store) => shared.remote.post(plan, stores.told(now)),
+                (Some(shared), By::Store) => shared.post(plan, stores.told(now)),
             }
         }
     }

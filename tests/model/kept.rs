@@ -1,0 +1,92 @@
+//! A shared store that keeps its counters in a memory store of this process, and fails or hangs as a test says: for what
+//! stands between requests and any shared store.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{Applied, Charges, Check, CounterName, Fault, LeaseId, Plan};
+use tollgate::store::{Backend, Memory, MemorySettings};
+
+use crate::plans::START;
+
+/// A shared store that keeps its counters here.
+#[derive(Clone)]
+pub struct Kept(Arc<Inside>);
+
+pub struct Inside {
+    memory: Memory,
+    mood: AtomicU8,
+    /// Told when a call comes while it hangs.
+    called: Notify,
+    calls: AtomicUsize,
+}
+
+pub const WELL: u8 = 0;
+pub const BROKEN: u8 = 1;
+pub const HANGING: u8 = 2;
+
+impl Kept {
+    pub fn new() -> Self {
+        let memory = Memory::new(&[MemorySettings::default(); 3]);
+        Self(Arc::new(Inside { memory, mood: AtomicU8::new(WELL), called: Notify::new(), calls: AtomicUsize::new(0) }))
+    }
+
+    pub fn be(&self, mood: u8) {
+        self.0.mood.store(mood, Ordering::SeqCst);
+    }
+
+    /// How often it was asked.
+    pub fn calls(&self) -> usize {
+        self.0.calls.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a call while it hangs.
+    pub async fn called(&self) {
+        self.0.called.notified().await;
+    }
+
+    /// Units left on a check's counter at the start.
+    pub fn left(&self, check: &Check) -> u32 {
+        let look = Check { charges: Charges::default(), refund: 0, ..*check };
+        self.0.memory.apply(&one(look), START).answers[0].expect("it is in memory").remaining
+    }
+}
+
+impl Backend for Kept {
+    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        match self.0.mood.load(Ordering::SeqCst) {
+            BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
+            HANGING => {
+                self.0.called.notify_one();
+                std::future::pending::<()>().await;
+            }
+            _ => {}
+        }
+        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now.unwrap_or(START)))).collect()
+    }
+
+    async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        Ok(self.0.memory.forget(0, &counter))
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        match self.0.mood.load(Ordering::SeqCst) {
+            WELL => Ok(()),
+            _ => Err(Fault::Unreachable),
+        }
+    }
+}
+
+/// A plan of one check.
+pub fn one(check: Check) -> Plan {
+    Plan {
+        checks: [check].into_iter().collect(),
+        groups: [1].into_iter().collect(),
+        lease: LeaseId(1),
+        ..Plan::default()
+    }
+}
