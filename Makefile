@@ -12,16 +12,24 @@ demo: ## a real Envoy with tollgate behind it plays a story of limits at work
 demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops it
 	@python3 examples/envoy/demo.py --up
 
-test: servers ## formatting, clippy, all tests, instructions a decision; installs what they talk to
+# The servers that tests talk to: none may be missing.
+WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)"
+
+ifdef STORE
+test: servers
+	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*')
+else
+test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store alone
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	@scripts/deny --if-installed
-	TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" cargo test --locked
+	$(WITH_SERVERS) cargo test --locked
 	@# Numbers that a change can be compared by: they are the same in every run of one build.
 	cargo bench --locked --profile test --bench engine -- instructions
+endif
 
-servers: ## install what the tests talk to, where it is missing: nginx, promtool, Envoy
+servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy
 	@scripts/servers
 
 bench: ## CPU per request and decisions per second, beside what they are compared with
