@@ -1,6 +1,7 @@
 //! The real binary behind real gateways: what a user of Envoy, nginx or Caddy sees.
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the servers of stores are not needed here")]
 mod support;
 
 mod demo;

@@ -1,12 +1,19 @@
-//! Real processes for tests: the tollgate binary, Envoy, nginx, and an upstream behind them.
+//! Real processes for tests: the tollgate binary, Envoy, nginx, and an upstream behind them; Redis, Valkey and PostgreSQL,
+//! and a bad network before them.
 //!
 //! Everything listens on free loopback ports, is waited for by asking it, and ends with the value that stands for it.
 //! Configurations are the ones a user reads, with their ports replaced: see [`Ports`].
 
+pub mod certificates;
+pub mod cluster;
 pub mod gateway;
 pub mod http;
 pub mod ports;
+pub mod postgres;
 pub mod process;
+pub mod proxy;
+pub mod redis;
+pub mod sentinel;
 pub mod servers;
 pub mod tollgate;
 pub mod upstream;
@@ -15,10 +22,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use self::certificates::Certificates;
+pub use self::cluster::Cluster;
 pub use self::gateway::Gateway;
 pub use self::http::{Answer, Ask};
 pub use self::ports::Ports;
+pub use self::postgres::Postgres;
 pub use self::process::Process;
+pub use self::proxy::Proxy;
+pub use self::redis::Redis;
+pub use self::sentinel::Sentinel;
 pub use self::tollgate::Tollgate;
 pub use self::upstream::Upstream;
 

@@ -4,6 +4,7 @@
 //! is left out, and says so past the test harness, which would keep it to itself.
 
 use std::env;
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -28,6 +29,27 @@ pub fn python() -> Option<PathBuf> {
     program("python3")
 }
 
+/// Redis, which is its own Sentinel too.
+pub fn redis() -> Option<PathBuf> {
+    program("redis-server")
+}
+
+/// Valkey: `TOLLGATE_VALKEY`, else from `PATH`, else the one in the project's virtual environment.
+pub fn valkey() -> Option<PathBuf> {
+    let named = env::var_os("TOLLGATE_VALKEY").map(PathBuf::from);
+    let local = || Some(project().join(".venv/bin/valkey-server")).filter(|path| path.exists());
+    found("valkey-server", named.or_else(|| on_path("valkey-server")).or_else(local))
+}
+
+/// The directory of PostgreSQL's programs: the newest that Debian's packages brought, else where `PATH` has one.
+pub fn postgres() -> Option<PathBuf> {
+    let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
+    let newest = installed.filter(|path| path.join("bin/initdb").is_file()).max_by_key(version);
+    let directory = newest.map(|path| path.join("bin"));
+    found("postgres", directory.or_else(|| Some(on_path("initdb")?.parent()?.to_owned())))
+}
+
 /// A program from `PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
     found(name, on_path(name))
@@ -45,7 +67,8 @@ fn found(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
     path
 }
 
-fn on_path(name: &str) -> Option<PathBuf> {
+/// A program from `PATH` that can be done without.
+pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| Path::new(&directory).join(name)).find(|path| path.is_file())
 }

@@ -1,0 +1,174 @@
+//! A real Redis Cluster, and what can befall it: slots move, replicas are promoted, nodes crash.
+
+use std::ops::RangeInclusive;
+
+use super::redis::Setup;
+use super::{Redis, ports, until};
+
+/// How many slots there are.
+const SLOTS: usize = 16_384;
+
+/// A cluster's nodes: first the primaries, with the slots in equal shares and in order, then the replicas of each.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The nodes.
+    pub nodes: Vec<Redis>,
+}
+
+/// A node as another one sees it: a line of CLUSTER NODES.
+///
+/// ```text
+/// id host:port@bus,name flags primary ping pong epoch link slots ...
+/// ```
+#[derive(Debug)]
+struct Seen {
+    id: String,
+    port: u16,
+    flags: String,
+    linked: bool,
+    slots: Vec<RangeInclusive<u16>>,
+}
+
+impl Cluster {
+    /// Starts one of Redis, and waits until all nodes agree that all is well. None when it is not installed.
+    pub fn start(primaries: usize, replicas: usize) -> Option<Self> {
+        Setup::redis().map(|setup| Self::of(&setup, primaries, replicas))
+    }
+
+    /// Starts one as this setup has it, and waits until all nodes agree that all is well.
+    pub fn of(setup: &Setup, primaries: usize, replicas: usize) -> Self {
+        let nodes: Vec<Redis> = (0..primaries * (1 + replicas)).map(|_| node(setup)).collect();
+        for (number, node) in nodes.iter().enumerate() {
+            node.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
+            for other in &nodes[..number] {
+                let bus: Vec<String> = other.ask(&["CONFIG", "GET", "cluster-port"]);
+                node.ask::<()>(&["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string(), &bus[1]]);
+            }
+        }
+        for (number, node) in nodes[..primaries].iter().enumerate() {
+            let (first, end) = (number * SLOTS / primaries, (number + 1) * SLOTS / primaries);
+            node.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(end - 1).to_string()]);
+        }
+        let cluster = Self { nodes };
+        for (number, replica) in cluster.nodes[primaries..].iter().enumerate() {
+            let primary = &cluster.nodes[number / replicas];
+            let id: String = primary.ask(&["CLUSTER", "MYID"]);
+            until("a replica hears of its primary", || replica.command::<()>(&["CLUSTER", "REPLICATE", &id]).is_ok());
+        }
+        cluster.settled(primaries * replicas);
+        cluster.nodes[primaries..].iter().for_each(Redis::synced);
+        cluster
+    }
+
+    /// The ports of its nodes.
+    pub fn ports(&self) -> Vec<u16> {
+        self.nodes.iter().map(|node| node.port).collect()
+    }
+
+    /// The slot of a key.
+    pub fn slot(&self, key: &str) -> u16 {
+        self.nodes[0].ask(&["CLUSTER", "KEYSLOT", key])
+    }
+
+    /// Which of the nodes has a slot, as this one has it.
+    pub fn owner(&self, slot: u16, asked: usize) -> Option<usize> {
+        let seen = seen(&self.nodes[asked]);
+        let owner = seen.iter().find(|seen| seen.slots.iter().any(|slots| slots.contains(&slot)))?;
+        self.nodes.iter().position(|node| node.port == owner.port)
+    }
+
+    /// Moves a slot with all its keys, while it is used.
+    pub fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.begin_move(slot, from, to);
+        self.move_keys(slot, from, to);
+        self.end_move(slot, from, to);
+    }
+
+    /// Opens a slot's move: from now on, a node that is asked for a key that it does not have answers ASK.
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        let slot = &slot.to_string();
+        self.nodes[to].ask::<()>(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &self.id(from)]);
+        self.nodes[from].ask::<()>(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &self.id(to)]);
+    }
+
+    /// Moves the keys of a slot whose move is open.
+    pub fn move_keys(&self, slot: u16, from: usize, to: usize) {
+        loop {
+            let keys: Vec<Vec<u8>> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"]);
+            if keys.is_empty() {
+                return;
+            }
+            let mut command = redis::cmd("MIGRATE");
+            command.arg("127.0.0.1").arg(self.nodes[to].port).arg("").arg(0).arg(5_000).arg("KEYS").arg(keys);
+            let mut connection = self.nodes[from].connection().expect("the node is there");
+            command.exec(&mut connection).expect("keys move");
+        }
+    }
+
+    /// Closes a slot's move: from now on, the node that had it answers MOVED.
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) {
+        let id = self.id(to);
+        // Who receives it is told first: otherwise there is a moment in which nobody has it.
+        for node in [to, from] {
+            self.nodes[node].ask::<()>(&["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]);
+        }
+    }
+
+    /// Promotes a replica while its primary lives, and waits until it is one.
+    pub fn promote(&self, replica: usize) {
+        let node = &self.nodes[replica];
+        node.ask::<()>(&["CLUSTER", "FAILOVER"]);
+        self.promoted(replica);
+    }
+
+    /// Waits until a replica has become a primary.
+    pub fn promoted(&self, replica: usize) {
+        until("a replica is promoted", || self.nodes[replica].info("replication", "role") == "master");
+    }
+
+    fn id(&self, node: usize) -> String {
+        self.nodes[node].ask(&["CLUSTER", "MYID"])
+    }
+
+    fn settled(&self, replicas: usize) {
+        for node in &self.nodes {
+            until("the cluster is well", || {
+                let (info, seen): (String, _) = (node.ask(&["CLUSTER", "INFO"]), seen(node));
+                info.contains("cluster_state:ok")
+                    && info.contains("cluster_slots_ok:16384")
+                    && seen.len() == self.nodes.len()
+                    && seen.iter().all(|seen| seen.linked && !seen.flags.contains("handshake"))
+                    && seen.iter().filter(|seen| seen.flags.contains("slave")).count() == replicas
+            });
+        }
+    }
+}
+
+fn node(setup: &Setup) -> Redis {
+    let setup = setup.clone().line("cluster-enabled yes").line("cluster-node-timeout 2000");
+    // By itself, the bus would listen where outgoing connections have their ports.
+    setup.line(format!("cluster-port {}", ports::free())).start()
+}
+
+fn seen(node: &Redis) -> Vec<Seen> {
+    let text: String = node.ask(&["CLUSTER", "NODES"]);
+    text.lines().map(|line| read(line).unwrap_or_else(|| panic!("not a node: {line}"))).collect()
+}
+
+fn read(line: &str) -> Option<Seen> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [id, address, flags, _, _, _, _, link, slots @ ..] = words.as_slice() else { return None };
+    let (_, port) = address.split_once('@')?.0.rsplit_once(':')?;
+    // A slot on its way is in brackets; it counts once it has arrived.
+    let slots = slots.iter().filter(|slots| !slots.starts_with('[')).map(|slots| {
+        let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    });
+    Some(Seen {
+        id: (*id).to_owned(),
+        port: port.parse().ok()?,
+        flags: (*flags).to_owned(),
+        linked: *link == "connected",
+        slots: slots.collect::<Option<_>>()?,
+    })
+}

@@ -1,0 +1,157 @@
+//! A bad network: stands before a server, and delays, holds, cuts or refuses.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::{ports, until};
+
+/// What is done to connections, now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weather {
+    delay: Duration,
+    refused: bool,
+    held: bool,
+    cuts: u64,
+}
+
+/// A port that leads to another, well or badly.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
+    weather: watch::Sender<Weather>,
+    listening: watch::Receiver<bool>,
+    runtime: Option<Runtime>,
+}
+
+impl Proxy {
+    /// Leads to this port, without delay.
+    pub fn to(target: u16) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let port = ports::free();
+        let (weather, seen) = watch::channel(Weather::default());
+        let (open, listening) = watch::channel(false);
+        runtime.spawn(listen(port, (Ipv4Addr::LOCALHOST, target).into(), seen, open));
+        let proxy = Self { port, weather, listening, runtime: Some(runtime) };
+        proxy.awaited(true);
+        proxy
+    }
+
+    /// Every answer comes this much later; more than one may be on its way.
+    pub fn delay(&self, delay: Duration) {
+        self.weather.send_modify(|weather| weather.delay = delay);
+    }
+
+    /// Holds what is sent in either direction, as a network does that loses all packets: connections stay, new ones
+    /// are made, nothing comes.
+    pub fn blackhole(&self) {
+        self.weather.send_modify(|weather| weather.held = true);
+    }
+
+    /// Closes all connections. New ones are served.
+    pub fn cut(&self) {
+        self.weather.send_modify(|weather| weather.cuts += 1);
+    }
+
+    /// Closes all connections and refuses new ones.
+    pub fn refuse(&self) {
+        self.weather.send_modify(|weather| weather.refused = true);
+        self.awaited(false);
+    }
+
+    /// All is well again: what was held arrives, and there is no delay.
+    pub fn heal(&self) {
+        self.weather.send_modify(|weather| *weather = Weather { cuts: weather.cuts, ..Weather::default() });
+        self.awaited(true);
+    }
+
+    fn awaited(&self, open: bool) {
+        until("the proxy does as told", || *self.listening.borrow() == open);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // A test may be asynchronous, where waiting for a runtime to end is not allowed.
+        self.runtime.take().expect("only taken here").shutdown_background();
+    }
+}
+
+/// Listens, except while connections are to be refused: the system does that where nobody listens.
+async fn listen(port: u16, target: SocketAddr, mut weather: watch::Receiver<Weather>, open: watch::Sender<bool>) {
+    let seen = weather.clone();
+    while weather.wait_for(|weather| !weather.refused).await.is_ok() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("the port is the proxy's");
+        open.send_replace(true);
+        loop {
+            tokio::select! {
+                biased;
+                _ = weather.wait_for(|weather| weather.refused) => break,
+                Ok((client, _)) = listener.accept() => drop(tokio::spawn(serve(client, target, seen.clone()))),
+            }
+        }
+        drop(listener);
+        open.send_replace(false);
+    }
+}
+
+/// Serves a connection until it is cut or either side is done.
+async fn serve(client: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
+    let relayed = weather.clone();
+    let cuts = weather.borrow().cuts;
+    tokio::select! {
+        _ = weather.wait_for(|weather| weather.refused || weather.cuts != cuts) => {}
+        () = relay(client, target, relayed) => {}
+    }
+}
+
+/// Carries both directions until either side is done.
+async fn relay(client: TcpStream, target: SocketAddr, weather: watch::Receiver<Weather>) {
+    let Ok(server) = TcpStream::connect(target).await else { return };
+    // Neither fails on a connection that is there; one that is gone shows when it is read.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::select! {
+        () = carry(from_client, to_server, weather.clone(), |_| Duration::ZERO) => {}
+        () = carry(from_server, to_client, weather, |weather| weather.delay) => {}
+    }
+}
+
+/// Carries one direction. What comes leaves when its own delay is over: it waits, but not for what came before it.
+async fn carry(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    weather: watch::Receiver<Weather>,
+    delay: impl Fn(&Weather) -> Duration,
+) {
+    let (arrived, mut leaving) = mpsc::unbounded_channel();
+    let mut released = weather.clone();
+    let reading = async move {
+        let mut buffer = BytesMut::new();
+        while matches!(from.read_buf(&mut buffer).await, Ok(1..)) {
+            let due = Instant::now() + delay(&weather.borrow());
+            if arrived.send((due, buffer.split().freeze())).is_err() {
+                return;
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, bytes)) = leaving.recv().await {
+            sleep_until(due).await;
+            let free = released.wait_for(|weather| !weather.held).await.is_ok();
+            if !free || to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(reading, writing);
+}
