@@ -48,11 +48,13 @@ impl SlidingCounter {
         }
     }
 
-    fn step(&self) -> u64 {
+    /// Microseconds that are told apart: `s`.
+    pub(crate) fn step(&self) -> u64 {
         self.window.div_ceil(1 << 20)
     }
 
-    fn steps(&self) -> u64 {
+    /// Of which a window has so many: `K`.
+    pub(crate) fn steps(&self) -> u64 {
         self.window.div_ceil(self.step())
     }
 

@@ -84,6 +84,21 @@ impl TokenBucket {
         self.burst
     }
 
+    /// Tokens that it can hold and owe together.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Levels in a token.
+    pub(crate) fn unit(&self) -> u64 {
+        self.unit
+    }
+
+    /// Levels that drain in a microsecond.
+    pub(crate) fn drain(&self) -> u64 {
+        self.drain
+    }
+
     /// The stricter of two buckets, number by number.
     pub fn strictest(self, other: Self) -> Self {
         let slower =

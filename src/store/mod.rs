@@ -4,6 +4,7 @@
 
 mod backend;
 mod memory;
+mod postgres;
 mod quota_leases;
 mod refusal_cache;
 mod remote;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};
+pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 pub use self::remote::{Remote, RemoteSettings, Watch};
 pub use self::shared::{Shared, SharedSettings};
 pub use self::snapshot::{Owner, SnapshotError};

@@ -1,0 +1,689 @@
+-- What was used, from levels of `old` a token into levels of `unit` a token, rounded up, at most `capacity` tokens.
+CREATE OR REPLACE FUNCTION {rescale}(level bigint, old bigint, unit bigint, capacity bigint) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    tokens bigint;
+    part bigint;
+    step bigint;
+    grid bigint;
+    steps bigint;
+BEGIN
+    IF level = 0 OR old = unit THEN
+        RETURN least(level, capacity * unit);
+    END IF;
+    tokens := level / old;
+    part := level % old;
+    IF tokens >= capacity THEN
+        RETURN capacity * unit;
+    END IF;
+    step := (old + 1048575) / 1048576;
+    grid := old / step;
+    steps := least((part + step - 1) / step, grid);
+    part := steps * (unit / grid) + (steps * (unit % grid) + grid - 1) / grid;
+    RETURN least(tokens * unit + part, capacity * unit);
+END
+$body$;
+
+-- Decides plans, one after the other, at one moment.
+--
+--   names      the counters, each once; elsewhere they are called by their places
+--   holders    the ids of leases; so are they
+--   shapes     checks without their counters, 15 numbers each; called by the place before the first
+--   program    the plans:
+--                plan    refused, place of its lease, changes, undos, groups, and then those
+--                change  counter, place of the lease, microseconds to renew it for or -1 to release it
+--                undo    counter, shape, units, moment, reset
+--                group   how many checks, and then those
+--                check   counter, shape
+--   answers    how many numbers come back
+--
+-- A shape:
+--
+--    1 kind      2 most units    3 to 7 numbers      8 room wanted, -1 nothing    9 whether that never fits
+--   10 charge if admitted       11 if this passes   12 if this refuses            13 refund
+--   14 shadow   15 barred
+--
+-- Comes back: the moment; for each plan 1 or 0 whether it is admitted, the fate of each change (0 done, 1 expired,
+-- 2 unknown), and for each check what remains, the reset, and how long to wait: -2 it passes, -1 for ever.
+CREATE OR REPLACE FUNCTION {apply}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer
+) RETURNS bigint[]
+LANGUAGE plpgsql
+-- Whatever statistics say: rows are found by their names.
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $body$
+#variable_conflict use_column
+DECLARE
+    now bigint;
+    answer bigint[] := array_fill(0::bigint, ARRAY[answers]);
+    last integer := 1;                  -- of what was answered
+    verdict integer;                    -- where a plan's is
+    length integer := coalesce(array_length(program, 1), 0);
+    next integer := 1;                  -- of the program
+    -- What the counters hold, as the table's columns, and whether it has to be written.
+    kinds bigint[];
+    as_ bigint[];
+    bs bigint[];
+    moments bigint[];
+    ds bigint[];
+    expiries bigint[];
+    wrote bigint[];
+    -- Of an exact log, up to which number grants are rows; the others are of now. Of leases, how many have expired.
+    edges bigint[];
+    -- Of an exact log, up to which number grants are forgotten by a window. Of leases, the last expiry if it is known.
+    seens bigint[];
+    windows bigint[];
+    waits bigint[];                     -- of a group's checks
+    refused boolean;
+    admitted boolean;
+    passes boolean;
+    held boolean;                       -- the counter holds something of this kind
+    holder uuid;
+    id uuid;
+    changes integer; undos integer; groups integer; checks integer;
+    i integer;                          -- a counter
+    s integer;                          -- a shape
+    kind bigint;
+    units bigint;
+    refund bigint;
+    most bigint;
+    room bigint;
+    wait bigint;
+    remaining bigint;
+    reset bigint;
+    fate bigint;
+    -- Of the algorithms.
+    level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; whole bigint; part bigint; step bigint;
+    grid bigint; owed bigint; before bigint;
+    win bigint; low bigint; high bigint; probe bigint; bounded boolean; mark bigint; stamp bigint; cutoff bigint;
+    gone bigint; granted bigint; edge bigint; seen bigint;
+    start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
+    opens bigint; closes bigint; finish bigint; hits bigint;
+BEGIN
+    -- Each row is made, or else locked, before the next one is looked at: all callers wait in one order, the order of
+    -- names, so that no two wait for each other. The condition keeps a row that is there as it is; it is locked first.
+    INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
+    SELECT name, 0, 0, 0, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 0
+    FROM unnest(names) AS name ORDER BY name
+    ON CONFLICT (counter) DO UPDATE SET kind = counters.kind WHERE false;
+
+    -- Now that nobody else can write them. now() would be when the transaction began, before it waited.
+    now := coalesce(injected, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    SELECT array_agg(kind::bigint), array_agg(a), array_agg(b), array_agg(moment), array_agg(d), array_agg(expires),
+           array_agg(0::bigint), array_agg(0::bigint), array_agg(-1::bigint), array_agg(-1::bigint)
+    INTO kinds, as_, bs, moments, ds, expiries, wrote, edges, seens, windows
+    FROM (
+        SELECT counters.* FROM unnest(names) WITH ORDINALITY AS asked (name, place)
+        JOIN {counters} AS counters ON counters.counter = asked.name ORDER BY asked.place
+    ) AS counters;
+    waits := ARRAY[0, 0, 0, 0];
+
+    -- Logs and leases are corrected here (semantics 3), because their moments are rows.
+    FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
+        IF kinds[i] = 2 THEN
+            IF moments[i] < now THEN
+                edges[i] := bs[i];
+            ELSE
+                SELECT upto INTO mark FROM {grants}
+                WHERE counter = names[i] AND upto > as_[i] AND at < now ORDER BY upto DESC LIMIT 1;
+                edges[i] := coalesce(mark, as_[i]);
+                DELETE FROM {grants} WHERE counter = names[i] AND upto > edges[i];
+                moments[i] := now;
+                wrote[i] := 1;
+            END IF;
+        ELSIF kinds[i] = 5 THEN
+            IF moments[i] > now THEN
+                UPDATE {leases} SET expires = now + (expires - acquired), acquired = now
+                WHERE counter = names[i] AND acquired > now;
+                moments[i] := now;
+                wrote[i] := 1;
+            END IF;
+            SELECT count(*) INTO mark FROM {leases} WHERE counter = names[i] AND expires <= now;
+            edges[i] := mark;
+        END IF;
+    END LOOP;
+
+    WHILE next <= length LOOP
+        refused := program[next] <> 0;
+        holder := holders[program[next + 1]];
+        changes := program[next + 2];
+        undos := program[next + 3];
+        groups := program[next + 4];
+        next := next + 5;
+        last := last + 1;
+        verdict := last;
+        answer[verdict] := CASE WHEN refused THEN 0 ELSE 1 END;
+
+        FOR n IN 1..changes LOOP
+            i := program[next];
+            id := holders[program[next + 1]];
+            wait := program[next + 2];
+            next := next + 3;
+            fate := 2;
+            IF kinds[i] = 5 THEN
+                IF wait < 0 THEN
+                    DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
+                    IF FOUND THEN
+                        fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
+                        as_[i] := as_[i] - 1;
+                        edges[i] := edges[i] - fate;
+                        seens[i] := -1;
+                        wrote[i] := 1;
+                    END IF;
+                ELSE
+                    SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
+                    IF FOUND AND stamp > now THEN
+                        fate := 0;
+                        UPDATE {leases} SET acquired = now, expires = now + wait
+                        WHERE counter = names[i] AND lease = id;
+                        IF wait = 0 THEN
+                            edges[i] := edges[i] + 1;
+                        END IF;
+                        moments[i] := now;
+                        expiries[i] := greatest(expiries[i], now + wait);
+                        seens[i] := -1;
+                        wrote[i] := 1;
+                    ELSIF FOUND THEN
+                        fate := 1;
+                    END IF;
+                END IF;
+            END IF;
+            last := last + 1;
+            answer[last] := fate;
+        END LOOP;
+
+        FOR n IN 1..undos LOOP
+            i := program[next];
+            s := program[next + 1];
+            units := program[next + 2];
+            stamp := least(program[next + 3], now);
+            reset := program[next + 4];
+            next := next + 5;
+            kind := shapes[s + 1];
+            CONTINUE WHEN kinds[i] <> kind;
+
+            IF kind = 1 THEN
+                unit := shapes[s + 4];
+                drain := shapes[s + 5];
+                capacity := shapes[s + 3] * unit;
+                units := least(units, shapes[s + 3]) * unit;
+                moments[i] := least(moments[i], now);
+                IF moments[i] = stamp AND bs[i] = unit THEN
+                    as_[i] := greatest(as_[i] - units, 0);
+                ELSE
+                    before := greatest(greatest(reset - 1, 0) * drain - units, 0);
+                    elapsed := now - stamp;
+                    owed := units;
+                    IF elapsed > (before + units) / drain THEN
+                        owed := 0;
+                    ELSE
+                        owed := greatest(units - greatest(elapsed * drain - before, 0), 0);
+                    END IF;
+                    level := {rescale}(as_[i], bs[i], unit, shapes[s + 3]);
+                    elapsed := now - moments[i];
+                    level := CASE WHEN elapsed > level / drain THEN 0 ELSE level - elapsed * drain END;
+                    as_[i] := greatest(level - owed, 0);
+                    bs[i] := unit;
+                    moments[i] := now;
+                END IF;
+                wrote[i] := 1;
+
+            ELSIF kind = 2 THEN
+                IF stamp = now THEN
+                    units := least(units, bs[i] - edges[i]);
+                ELSE
+                    -- The row of that moment, and the number before it.
+                    SELECT upto INTO mark FROM {grants}
+                    WHERE counter = names[i] AND upto > as_[i] AND at = stamp ORDER BY upto DESC LIMIT 1;
+                    CONTINUE WHEN NOT FOUND;
+                    SELECT upto INTO low FROM {grants}
+                    WHERE counter = names[i] AND upto > as_[i] AND upto < mark ORDER BY upto DESC LIMIT 1;
+                    low := coalesce(low, as_[i]);
+                    units := least(units, mark - low);
+                    WITH moved AS (
+                        DELETE FROM {grants} WHERE counter = names[i] AND upto >= mark RETURNING upto, at
+                    )
+                    INSERT INTO {grants} (counter, upto, at)
+                    SELECT names[i], upto - units, at FROM moved WHERE upto - units > low ORDER BY upto;
+                    edges[i] := edges[i] - units;
+                    windows[i] := -1;
+                    IF bs[i] - units = edges[i] THEN
+                        SELECT at INTO mark FROM {grants}
+                        WHERE counter = names[i] AND upto > as_[i] ORDER BY upto DESC LIMIT 1;
+                        moments[i] := coalesce(mark, moments[i]);
+                    END IF;
+                END IF;
+                IF units > 0 THEN
+                    bs[i] := bs[i] - units;
+                    wrote[i] := 1;
+                END IF;
+
+            ELSIF kind = 3 THEN
+                win := shapes[s + 3];
+                start := now - now % win;
+                IF moments[i] > start THEN
+                    moments[i] := start;
+                    wrote[i] := 1;
+                END IF;
+                mark := (start - moments[i]) / win;
+                current := CASE WHEN mark = 0 THEN as_[i] ELSE 0 END;
+                previous := CASE mark WHEN 0 THEN bs[i] WHEN 1 THEN as_[i] ELSE 0 END;
+                mark := (start - (stamp - stamp % win)) / win;
+                IF mark <= 1 THEN
+                    as_[i] := CASE WHEN mark = 0 THEN greatest(current - units, 0) ELSE current END;
+                    bs[i] := CASE WHEN mark = 1 THEN greatest(previous - units, 0) ELSE previous END;
+                    moments[i] := start;
+                    wrote[i] := 1;
+                END IF;
+
+            ELSIF kind = 4 THEN
+                IF moments[i] > now THEN
+                    opens := CASE shapes[s + 3]
+                        WHEN 0 THEN now - now % shapes[s + 4]
+                        WHEN 1 THEN now
+                        ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 4]
+                                  WHEN now < shapes[s + 6] THEN shapes[s + 5] ELSE shapes[s + 6] END
+                    END;
+                    bs[i] := CASE shapes[s + 3]
+                        WHEN 0 THEN opens + shapes[s + 4]
+                        WHEN 1 THEN now + shapes[s + 4]
+                        ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 5]
+                                  WHEN now < shapes[s + 6] THEN shapes[s + 6] ELSE greatest(shapes[s + 7], now + 1) END
+                    END;
+                    moments[i] := opens;
+                    wrote[i] := 1;
+                END IF;
+                IF stamp >= moments[i] AND now < bs[i] AND as_[i] > 0 THEN
+                    as_[i] := greatest(as_[i] - units, 0);
+                    wrote[i] := 1;
+                END IF;
+
+            ELSE
+                DELETE FROM {leases} WHERE counter = names[i] AND lease = holder RETURNING expires INTO mark;
+                IF FOUND THEN
+                    as_[i] := as_[i] - 1;
+                    IF mark <= now THEN
+                        edges[i] := edges[i] - 1;
+                    END IF;
+                    seens[i] := -1;
+                    wrote[i] := 1;
+                END IF;
+            END IF;
+        END LOOP;
+
+        FOR g IN 1..groups LOOP
+            checks := program[next];
+            next := next + 1;
+            admitted := NOT refused;
+            -- Each check is looked at twice. First: correct and refund, and how long is the wait? Then, when it is known
+            -- whether the group is admitted: charge, and report.
+            FOR stage IN 1..2 LOOP
+                FOR n IN 1..checks LOOP
+                    i := program[next + 2 * n - 2];
+                    s := program[next + 2 * n - 1];
+                    kind := shapes[s + 1];
+                    held := kinds[i] = kind;
+                    most := shapes[s + 2];
+                    room := shapes[s + 8];
+                    units := 0;
+                    refund := 0;
+                    IF stage = 1 THEN
+                        IF held THEN
+                            refund := shapes[s + 13];
+                        END IF;
+                    ELSE
+                        passes := waits[n] = 0 AND shapes[s + 15] = 0;
+                        IF admitted AND (passes OR shapes[s + 14] = 0) THEN
+                            units := shapes[s + 10];
+                        ELSIF shapes[s + 14] = 0 THEN
+                            units := CASE WHEN passes THEN shapes[s + 11] ELSE shapes[s + 12] END;
+                        END IF;
+                        IF units > 0 THEN
+                            IF NOT held THEN
+                                IF kinds[i] = 2 THEN
+                                    DELETE FROM {grants} WHERE counter = names[i];
+                                ELSIF kinds[i] = 5 THEN
+                                    DELETE FROM {leases} WHERE counter = names[i];
+                                END IF;
+                                kinds[i] := kind;
+                                as_[i] := 0;
+                                bs[i] := 0;
+                                moments[i] := 0;
+                                ds[i] := 0;
+                                edges[i] := 0;
+                                seens[i] := -1;
+                                windows[i] := -1;
+                                held := true;
+                            END IF;
+                            wrote[i] := 1;
+                        END IF;
+                    END IF;
+
+                    IF kind = 1 THEN
+                        unit := shapes[s + 4];
+                        drain := shapes[s + 5];
+                        capacity := shapes[s + 3] * unit;
+                        level := 0;
+                        IF held THEN
+                            IF moments[i] > now THEN
+                                moments[i] := now;
+                                wrote[i] := 1;
+                            END IF;
+                            level := as_[i];
+                            IF level = 0 OR bs[i] = unit THEN
+                                level := least(level, capacity);
+                            ELSE
+                                level := {rescale}(level, bs[i], unit, shapes[s + 3]);
+                            END IF;
+                            elapsed := now - moments[i];
+                            IF elapsed > level / drain THEN
+                                level := 0;
+                            ELSE
+                                level := level - elapsed * drain;
+                            END IF;
+                        END IF;
+                        IF units > 0 THEN
+                            level := least(level + units * unit, capacity);
+                            as_[i] := level;
+                            bs[i] := unit;
+                            moments[i] := now;
+                        ELSIF refund > 0 THEN
+                            level := greatest(level - refund * unit, 0);
+                            as_[i] := level;
+                            bs[i] := unit;
+                            moments[i] := now;
+                            wrote[i] := 1;
+                        END IF;
+                        wait := 0;
+                        IF room >= 0 THEN
+                            owed := level + room * unit - most * unit;
+                            IF owed > 0 THEN
+                                wait := (owed + drain - 1) / drain;
+                            END IF;
+                        END IF;
+                        remaining := greatest(most * unit - level, 0) / unit;
+                        reset := (level + drain - 1) / drain;
+
+                    ELSIF kind = 2 THEN
+                        win := shapes[s + 3];
+                        gone := 0;
+                        granted := 0;
+                        edge := 0;
+                        seen := 0;
+                        IF held THEN
+                            gone := as_[i];
+                            granted := bs[i];
+                            edge := edges[i];
+                            cutoff := now - win;
+                            IF windows[i] = win THEN
+                                seen := greatest(seens[i], gone);
+                            ELSIF gone >= edge THEN
+                                seen := gone;
+                            ELSIF moments[i] <= cutoff THEN
+                                seen := granted;
+                            ELSE
+                                -- The last forgotten one is sought from the oldest on, by steps that double until one is
+                                -- too far.
+                                low := gone;
+                                high := edge;
+                                step := 1;
+                                bounded := false;
+                                LOOP
+                                    probe := CASE WHEN bounded THEN (low + high + 1) / 2 ELSE least(low + step, high) END;
+                                    SELECT at, upto INTO stamp, mark FROM {grants}
+                                    WHERE counter = names[i] AND upto >= probe ORDER BY upto LIMIT 1;
+                                    IF stamp <= cutoff THEN
+                                        low := mark;
+                                        step := step * 2;
+                                    ELSE
+                                        high := probe - 1;
+                                        bounded := true;
+                                    END IF;
+                                    EXIT WHEN low >= high;
+                                END LOOP;
+                                seen := low;
+                            END IF;
+                            seens[i] := seen;
+                            windows[i] := win;
+                        END IF;
+                        IF units > 0 THEN
+                            -- Beyond the limit the oldest grant goes for the newest, but none before it is forgotten
+                            -- because the limit was lowered.
+                            mark := least(granted - seen + units, greatest(granted - seen, most));
+                            granted := granted + units;
+                            gone := granted - mark;
+                            seen := gone;
+                            as_[i] := gone;
+                            bs[i] := granted;
+                            moments[i] := now;
+                            edges[i] := greatest(edge, gone);
+                            edge := edges[i];
+                            seens[i] := seen;
+                            windows[i] := win;
+                        ELSIF refund > 0 AND granted > seen THEN
+                            seen := least(seen + refund, granted);
+                            gone := seen;
+                            as_[i] := gone;
+                            edges[i] := greatest(edge, gone);
+                            edge := edges[i];
+                            seens[i] := seen;
+                            wrote[i] := 1;
+                        END IF;
+                        wait := 0;
+                        IF room >= 0 AND shapes[s + 9] = 0 THEN
+                            mark := granted - seen + room - most;
+                            IF mark > 0 THEN
+                                wait := win;
+                                IF seen + mark <= edge THEN
+                                    SELECT at INTO stamp FROM {grants}
+                                    WHERE counter = names[i] AND upto >= seen + mark ORDER BY upto LIMIT 1;
+                                    wait := stamp + win - now;
+                                END IF;
+                            END IF;
+                        END IF;
+                        remaining := greatest(most - (granted - seen), 0);
+                        reset := CASE WHEN granted > seen THEN moments[i] + win - now ELSE 0 END;
+
+                    ELSIF kind = 3 THEN
+                        win := shapes[s + 3];
+                        step := shapes[s + 4];
+                        steps := shapes[s + 5];
+                        start := now - now % win;
+                        current := 0;
+                        previous := 0;
+                        IF held THEN
+                            IF moments[i] > start THEN
+                                moments[i] := start;
+                                wrote[i] := 1;
+                            END IF;
+                            mark := (start - moments[i]) / win;
+                            IF mark = 0 THEN
+                                current := as_[i];
+                                previous := bs[i];
+                            ELSIF mark = 1 THEN
+                                previous := as_[i];
+                            END IF;
+                        END IF;
+                        IF units > 0 OR refund > 0 THEN
+                            current := greatest(least(current + units, 4294967295) - refund, 0);
+                            as_[i] := current;
+                            bs[i] := previous;
+                            moments[i] := start;
+                            wrote[i] := 1;
+                        END IF;
+                        estimate := (previous * ((win - (now - start) + step - 1) / step) + steps - 1) / steps + current;
+                        wait := 0;
+                        IF room >= 0 AND shapes[s + 9] = 0 AND estimate > most - room THEN
+                            mark := 0;
+                            IF most - room >= current THEN
+                                mark := least(most - room - current, previous) * steps / previous;
+                                wait := start + greatest(win - mark * step, 0) - now;
+                            END IF;
+                            IF mark = 0 THEN
+                                IF current > 0 THEN
+                                    mark := least(most - room, current) * steps / current;
+                                    wait := start + win + CASE WHEN mark > 0 THEN greatest(win - mark * step, 0) ELSE win END
+                                        - now;
+                                ELSE
+                                    wait := start + win - now;
+                                END IF;
+                            END IF;
+                        END IF;
+                        remaining := greatest(most - estimate, 0);
+                        reset := CASE WHEN current > 0 THEN start + 2 * win - now
+                                      WHEN previous > 0 THEN start + win - now ELSE 0 END;
+
+                    ELSIF kind = 4 THEN
+                        opens := CASE shapes[s + 3]
+                            WHEN 0 THEN now - now % shapes[s + 4]
+                            WHEN 1 THEN now
+                            ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 4]
+                                      WHEN now < shapes[s + 6] THEN shapes[s + 5] ELSE shapes[s + 6] END
+                        END;
+                        closes := CASE shapes[s + 3]
+                            WHEN 0 THEN opens + shapes[s + 4]
+                            WHEN 1 THEN now + shapes[s + 4]
+                            ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 5]
+                                      WHEN now < shapes[s + 6] THEN shapes[s + 6] ELSE greatest(shapes[s + 7], now + 1) END
+                        END;
+                        hits := 0;
+                        finish := closes;
+                        IF held THEN
+                            IF moments[i] > now THEN
+                                moments[i] := opens;
+                                bs[i] := closes;
+                                wrote[i] := 1;
+                            END IF;
+                            IF now < bs[i] THEN
+                                hits := as_[i];
+                                finish := bs[i];
+                            END IF;
+                        END IF;
+                        IF units > 0 THEN
+                            IF hits > 0 THEN
+                                opens := moments[i];
+                            ELSE
+                                finish := closes;
+                            END IF;
+                            hits := least(hits + units, 4294967295);
+                            as_[i] := hits;
+                            bs[i] := finish;
+                            moments[i] := opens;
+                        ELSIF refund > 0 AND hits > 0 THEN
+                            hits := greatest(hits - refund, 0);
+                            as_[i] := hits;
+                            wrote[i] := 1;
+                        END IF;
+                        wait := 0;
+                        IF room >= 0 AND hits + room > most THEN
+                            wait := finish - now;
+                        END IF;
+                        remaining := greatest(most - hits, 0);
+                        reset := CASE WHEN hits > 0 THEN finish - now ELSE 0 END;
+
+                    ELSE
+                        mark := 0;
+                        IF units > 0 THEN
+                            IF edges[i] > 0 THEN
+                                DELETE FROM {leases} WHERE counter = names[i] AND expires <= now;
+                                as_[i] := as_[i] - edges[i];
+                                edges[i] := 0;
+                            END IF;
+                            INSERT INTO {leases} (counter, lease, acquired, expires)
+                            VALUES (names[i], holder, now, now + shapes[s + 3]) ON CONFLICT (counter, lease) DO NOTHING;
+                            IF FOUND THEN
+                                as_[i] := as_[i] + 1;
+                                seens[i] := -1;
+                            END IF;
+                            moments[i] := now;
+                        END IF;
+                        IF held THEN
+                            mark := as_[i] - edges[i];
+                        END IF;
+                        wait := 0;
+                        IF room >= 0 AND mark + room > most THEN
+                            SELECT expires - now INTO wait FROM {leases} WHERE counter = names[i] AND expires > now
+                            ORDER BY expires OFFSET mark + room - most - 1 LIMIT 1;
+                            wait := coalesce(wait, -1);
+                        END IF;
+                        remaining := greatest(most - mark, 0);
+                        reset := 0;
+                        IF mark > 0 THEN
+                            IF seens[i] < 0 THEN
+                                SELECT expires INTO stamp FROM {leases} WHERE counter = names[i]
+                                ORDER BY expires DESC LIMIT 1;
+                                seens[i] := stamp;
+                            END IF;
+                            reset := seens[i] - now;
+                        END IF;
+                    END IF;
+
+                    IF room >= 0 AND shapes[s + 9] <> 0 THEN
+                        wait := -1;
+                    END IF;
+                    IF stage = 1 THEN
+                        waits[n] := wait;
+                        IF (wait <> 0 OR shapes[s + 15] <> 0) AND shapes[s + 14] = 0 THEN
+                            admitted := false;
+                        END IF;
+                    ELSE
+                        IF wrote[i] <> 0 THEN
+                            expiries[i] := now + reset;
+                        END IF;
+                        IF shapes[s + 15] <> 0 THEN
+                            remaining := 0;
+                            wait := -1;
+                        ELSIF passes THEN
+                            wait := -2;
+                        END IF;
+                        answer[last + 1] := remaining;
+                        answer[last + 2] := reset;
+                        answer[last + 3] := wait;
+                        last := last + 3;
+                    END IF;
+                END LOOP;
+            END LOOP;
+            next := next + 2 * checks;
+            IF NOT admitted THEN
+                answer[verdict] := 0;
+            END IF;
+        END LOOP;
+    END LOOP;
+
+    FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
+        IF wrote[i] <> 0 AND kinds[i] = 2 THEN
+            units := 0;
+            IF bs[i] > edges[i] THEN
+                units := bs[i] - edges[i];
+                INSERT INTO {grants} (counter, upto, at) VALUES (names[i], bs[i], now);
+            END IF;
+            -- What was dropped goes by small steps, twice as fast as it can come.
+            IF ds[i] < as_[i] THEN
+                mark := least(as_[i], ds[i] + 2 * units + 64);
+                DELETE FROM {grants} WHERE counter = names[i] AND upto > ds[i] AND upto <= mark;
+                ds[i] := mark;
+            END IF;
+        END IF;
+    END LOOP;
+    UPDATE {counters} AS counters
+    SET a = new.a, b = new.b, moment = new.moment, d = new.d, expires = new.expires, kind = new.kind
+    FROM unnest(names, kinds, as_, bs, moments, ds, expiries, wrote)
+        AS new (name, kind, a, b, moment, d, expires, wrote)
+    WHERE new.wrote <> 0 AND counters.counter = new.name;
+
+    answer[1] := now;
+    RETURN answer;
+END
+$body$;

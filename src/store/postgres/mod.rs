@@ -1,0 +1,306 @@
+//! Counters in a PostgreSQL, 14 or newer.
+//!
+//! A batch of plans is one call of one function (apply.sql), which is [`crate::limiter::advance`] in PL/pgSQL:
+//!
+//! ```text
+//!   make or lock each row, in the order of names -> what time is it? -> load -> plan, plan, plan ... -> write each once
+//! ```
+//!
+//! Waiting for a row is waiting for the batch of another instance, so on one hot counter the batches of all instances
+//! follow each other, each one commit long. A single query would judge what it saw before it waited, and `now()` would
+//! be when it began to wait.
+//!
+//! What is asked goes on when nobody waits for its answer any more: a connection that is half made, or in the middle of
+//! a statement, is of use to the next caller.
+
+mod migrate;
+mod settings;
+mod tls;
+mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_postgres::Error;
+
+use self::migrate::Names;
+pub use self::migrate::{MigrateError, Migrated};
+pub use self::settings::{PostgresSettings, PostgresSettingsError};
+use self::settings::{Understood, said};
+use self::tls::Tls;
+use self::wire::{Call, Id, int};
+use super::backend::Backend;
+use crate::clock::Timestamp;
+use crate::limiter::{Applied, CounterName, Fault, Plan};
+
+/// How long a counter stays after it is forgotten: as far as the server's clock may step back without harm.
+const SLACK: Duration = Duration::from_secs(600);
+
+/// How often forgotten counters are looked for, by all instances together.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long the statement's own timeout may be late before the connection is given up.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// How often the same trouble is told.
+const TELL: Duration = Duration::from_secs(10);
+
+/// A PostgreSQL that holds counters.
+#[derive(Debug)]
+pub struct Postgres {
+    link: Arc<Link>,
+    sweeper: Option<JoinHandle<()>>,
+}
+
+/// What tasks of a store share.
+struct Link {
+    pool: Pool,
+    sql: Sql,
+    response_timeout: Duration,
+    told: Mutex<[Option<Instant>; Fault::ALL.len()]>,
+}
+
+/// The statements, with their names.
+struct Sql {
+    apply: String,
+    forget: String,
+    sweep: String,
+    probe: &'static str,
+}
+
+impl Postgres {
+    /// A store that connects when it is first asked. To be made within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The settings cannot be understood.
+    pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
+        let Understood { config, tls, names } = settings.understand()?;
+        let sql = Sql {
+            apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
+            forget: format!("SELECT {}($1)", names.of("forget")),
+            sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
+            probe: "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+        };
+        let manager = Manager::from_config(config, tls.0, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .wait_timeout(Some(settings.response_timeout))
+            .create_timeout(Some(2 * settings.connect_timeout))
+            .runtime(Runtime::Tokio1)
+            .post_create(made(settings, names, sql.apply.clone()))
+            .build()
+            .expect("a runtime was named, which is all that timeouts need");
+        let told = Mutex::default();
+        let link = Arc::new(Link { pool, sql, response_timeout: settings.response_timeout, told });
+        let sweeper = settings.sweep.then(|| tokio::spawn(sweep_now_and_then(link.clone())));
+        Ok(Self { link, sweeper })
+    }
+
+    /// Removes some of the counters that were forgotten long ago. Says whether there may be more at once. The store does
+    /// so by itself now and then.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be asked.
+    pub async fn sweep(&self) -> Result<bool, Fault> {
+        detached(self.link.clone(), |link| async move { link.sweep(Duration::ZERO).await }).await
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(sweeper) = &self.sweeper {
+            sweeper.abort();
+        }
+    }
+}
+
+/// Makes or upgrades the schema of a store, as `tollgate store migrate` does. Says what was done.
+///
+/// # Errors
+///
+/// The settings cannot be understood, or the server says no. Nothing was changed then.
+pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, MigrateError> {
+    let Understood { config, tls: Tls(tls), names } = settings.understand()?;
+    let (mut client, connection) = config.connect(tls).await?;
+    let connection = tokio::spawn(connection);
+    let done = migrate::migrate(&mut client, &names, settings.unlogged, true).await;
+    connection.abort();
+    done
+}
+
+impl Backend for Postgres {
+    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+        if plans.is_empty() {
+            return Vec::new();
+        }
+        let call = Call::of(plans);
+        let answer = detached(self.link.clone(), move |link| async move { link.apply(&call, now).await }).await;
+        match answer {
+            Ok(answer) => wire::read(plans, &answer).unwrap_or_else(|| vec![Err(Fault::Script); plans.len()]),
+            Err(fault) => vec![Err(fault); plans.len()],
+        }
+    }
+
+    async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        detached(self.link.clone(), move |link| async move { link.forget(counter).await }).await
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        detached(self.link.clone(), |link| async move { link.probe().await }).await
+    }
+}
+
+/// Goes on when nobody waits for it any more.
+async fn detached<T, F>(link: Arc<Link>, work: impl FnOnce(Arc<Link>) -> F) -> Result<T, Fault>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Fault>> + Send + 'static,
+{
+    tokio::spawn(work(link)).await.unwrap_or(Err(Fault::Script))
+}
+
+impl Link {
+    async fn apply(&self, call: &Call, now: Option<Timestamp>) -> Result<Vec<i64>, Fault> {
+        let now = now.map(|now| int(now.micros()));
+        self.ask(async |client| {
+            let statement = client.prepare_cached(&self.sql.apply).await?;
+            let Call { names, holders, shapes, program, answers } = call;
+            client.query_one(&statement, &[&now, names, holders, shapes, program, answers]).await?.try_get(0)
+        })
+        .await
+    }
+
+    async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        self.ask(async |client| client.query_one(&self.sql.forget, &[&Id::from(counter)]).await?.try_get(0)).await
+    }
+
+    async fn sweep(&self, pause: Duration) -> Result<bool, Fault> {
+        let [slack, pause] = [SLACK, pause].map(|time| int(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
+        self.ask(async |client| client.query_one(&self.sql.sweep, &[&slack, &pause]).await?.try_get(0)).await
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        match self.ask(async |client| client.query_one(self.sql.probe, &[]).await?.try_get(0)).await? {
+            true => Err(Fault::ReadOnly),
+            false => Ok(()),
+        }
+    }
+
+    /// Asks over a connection of the pool. One that does not answer is given up, and one whose server has become
+    /// somebody else's replica: the next one may find another.
+    async fn ask<T>(&self, question: impl AsyncFnOnce(&Object) -> Result<T, Error>) -> Result<T, Fault> {
+        let client = self.pool.get().await.map_err(|error| self.tell(fault_of_pool(&error), &error))?;
+        match tokio::time::timeout(self.response_timeout + GRACE, question(&client)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let fault = fault(&error);
+                if fault == Fault::ReadOnly {
+                    drop(Object::take(client));
+                }
+                Err(self.tell(fault, &error))
+            }
+            Err(late) => {
+                drop(Object::take(client));
+                Err(self.tell(Fault::Timeout, &late))
+            }
+        }
+    }
+
+    /// Tells of an error, of each kind only now and then.
+    fn tell(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
+        let told = &mut self.told.lock()[fault as usize];
+        if told.is_none_or(|told| told.elapsed() >= TELL) {
+            *told = Some(Instant::now());
+            tracing::warn!(fault = fault.word(), error = said(error), "postgres");
+        }
+        fault
+    }
+}
+
+/// What happens to a connection when it is made.
+fn made(settings: &PostgresSettings, names: Names, apply: String) -> Hook {
+    let milliseconds = settings.response_timeout.as_millis().max(1);
+    let commit = if settings.synchronous_commit { "" } else { "SET synchronous_commit = off;" };
+    // A row is read again after it was waited for; the stricter isolations would fail instead.
+    let session = format!(
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+         SET statement_timeout = {milliseconds}; SET jit = off; {commit}"
+    );
+    let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
+    let made = Arc::new((session, names, apply));
+    let making = Arc::new(tokio::sync::Mutex::new(()));
+    Hook::async_fn(move |client, _| {
+        let (made, making) = (made.clone(), making.clone());
+        Box::pin(async move {
+            let (session, names, apply) = &*made;
+            client.batch_execute(session).await.map_err(HookError::Backend)?;
+            match migrate::check(&**client, names).await {
+                Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
+                    // The connections of a pool are made at once, and one of them makes the schema.
+                    let _one = making.lock().await;
+                    let done = migrate::migrate(&mut **client, names, unlogged, false).await;
+                    for done in done.map_err(hook_error)? {
+                        tracing::info!(?done, "postgres schema");
+                    }
+                }
+                checked => checked.map_err(hook_error)?,
+            }
+            client.prepare_cached(apply).await.map(drop).map_err(HookError::Backend)
+        })
+    })
+}
+
+fn hook_error(error: MigrateError) -> HookError {
+    match error {
+        MigrateError::Server(error) => HookError::Backend(error),
+        error => HookError::message(error.to_string()),
+    }
+}
+
+/// Removes forgotten counters, a few at a time, for as long as there are any.
+async fn sweep_now_and_then(link: Arc<Link>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let mut pause = SWEEP;
+        // A store that is away is told of by those who need it.
+        while let Ok(true) = link.sweep(pause).await {
+            pause = Duration::ZERO;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn fault_of_pool(error: &PoolError) -> Fault {
+    match error {
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
+        PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => Fault::Timeout,
+        PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
+        PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
+    }
+}
+
+/// What an error comes to. Without a code it is of the connection.
+fn fault(error: &Error) -> Fault {
+    let Some(code) = error.code() else { return Fault::Unreachable };
+    let code = code.code();
+    match (code, &code[..2.min(code.len())]) {
+        ("57014" | "55P03", _) => Fault::Timeout,
+        // Nobody is served: too many connections, starting, or shutting down.
+        ("53300", _) | (_, "08" | "57") => Fault::Unreachable,
+        ("53100" | "25006", _) => Fault::ReadOnly,
+        (_, "53") => Fault::OutOfMemory,
+        ("42501", _) | (_, "28") => Fault::Denied,
+        _ => Fault::Script,
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("pool", &self.pool.status()).finish_non_exhaustive()
+    }
+}
