@@ -153,6 +153,15 @@ pub struct Check {
     pub on_store_error: OnStoreError,
 }
 
+impl Check {
+    /// What this check came to, where a store that decides elsewhere tells the state after its group and whether the
+    /// check passes.
+    pub(crate) fn outcome(&self, state: State, passes: bool, now: Timestamp) -> Outcome {
+        let mut held = Held { state, wrote: false, passes };
+        self.limit.settle(&mut held, now, self, 0, LeaseId::default())
+    }
+}
+
 /// Something done to a lease, by its id. It never fails: an unknown or expired lease is no error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseChange {

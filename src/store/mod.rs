@@ -6,6 +6,7 @@ mod backend;
 mod memory;
 mod postgres;
 mod quota_leases;
+mod redis;
 mod refusal_cache;
 mod remote;
 mod shared;
@@ -21,6 +22,9 @@ use std::time::{Duration, Instant};
 pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
+pub use self::redis::{
+    Address, Credentials, Identity, Password, Redis, RedisSettings, TlsError, TlsSettings, Topology,
+};
 pub use self::remote::{Remote, RemoteSettings, Watch};
 pub use self::shared::{Shared, SharedSettings};
 pub use self::snapshot::{Owner, SnapshotError};

@@ -1,0 +1,769 @@
+-- Decides a batch of plans: what `limiter::advance`, `change_lease` and `undo` mean, where the counters are.
+--
+--   KEYS      the counters: first those whose state is one short string, then logs, then leases (two keys each)
+--   ARGV[1]   the program: '<dH' now (negative: by the clock) and how many KEYS are short strings, then plan after plan
+--   ARGV[2..] shapes: what checks ask, without the counter, as doubles; each is sent once
+--
+--   plan      '<BHH'  0, shape, key            a single check of a bucket, as most are
+--             '<BI4'  1, length of what follows
+--             '<BHHHc16' refused, changes, undos, groups, lease
+--             '<BHdc16' a change: 1 to renew, key, for how long, lease
+--             '<HHdd' an undo: shape, key, when, the reset told then
+--             '<H' a group: checks, each '<HH' shape, key
+--
+--   shape     kind, shadow, room, admitted, passed, refused, refund, then the numbers of its kind:
+--             1 bucket: full, capacity, unit, drain, code      levels; see `bucket`
+--             2 fixed:  limit, alignment, window or boundaries
+--             3 pair:   limit, window, step, steps
+--             4 log:    limit, window
+--             5 leases: max, length
+--             A check passes when what is counted and `room` are within the limit. Never and always are a room that is
+--             too large or too small for any counter.
+--
+--   reply     now, then for each plan its fates (0 done, 1 expired, 2 unknown) and for each check what is counted,
+--             as -1 - counted where the check refuses, and what follows from nothing else; or one text, an error.
+--
+-- Numbers are integers below 2^53. A plan that fails has written nothing: what can fail is read before the first write,
+-- and of writes only the first can be refused for want of memory.
+--
+-- Expiry is housekeeping. Time is cut into cells of 2^25 us; a state that was written in a cell and counts for up to
+-- 2^class cells expires a minute after the cell's end and these cells. So most charges leave the expiry as it is.
+
+local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
+local CELL, SLACK, CODED = 33554432, 60000, 1099511627776
+
+local program = ARGV[1]
+local now, strings, place = unpack_('<dH', program)
+local clock = call('TIME')
+local real = clock[1] * 1000000 + clock[2]
+if now < 0 then now = real end
+
+local held = {}
+if strings > 0 and strings <= 1000 then
+  held = call('MGET', unpack(KEYS, 1, strings))
+else
+  for first = 1, strings, 1000 do
+    local last = math.min(first + 999, strings)
+    for number, value in ipairs(call('MGET', unpack(KEYS, first, last))) do held[first + number - 1] = value end
+  end
+end
+
+local cell = now - now % CELL
+local dues = {}
+local function due(class)
+  local text = string.format('%d', (real + cell + CELL - now + CELL * 2 ^ class) / 1000 + SLACK)
+  dues[class] = text
+  return text
+end
+
+local shapes = {}
+local function shape_of(number)
+  local bytes = ARGV[number]
+  local shape = { unpack_('<' .. string.rep('d', #bytes / 8), bytes) }
+  shapes[number] = shape
+  return shape
+end
+
+local out = { now }
+local slow
+
+-- Everything that is not a single check of a bucket in its everyday layout.
+local function others()
+  local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
+
+  -- When a key that counts until `moment` expires.
+  local function expire(key, moment)
+    call('PEXPIREAT', key, string.format('%d', (real + moment - now) / 1000 + SLACK))
+  end
+
+  -- Replaces a short string. In place, it keeps its expiry and its place in memory.
+  local function replace(number, value)
+    local before = held[number]
+    if before and #before ~= #value then
+      call('SET', KEYS[number], value)
+    else
+      call('SETRANGE', KEYS[number], '0', value)
+    end
+    held[number] = value
+    return before and #before == #value
+  end
+
+  -- Whether a key holds what it should. MGET is silent about another type.
+  local function check_string(number)
+    if not held[number] then call('STRLEN', KEYS[number]) end
+  end
+
+  -- A token bucket:
+  --   '<I6BI5H'  the moment's low 48 bits, its high 4 bits and the class of the expiry, level, code of the unit
+  --   '<I7I7I7'  moment, level, unit: where those do not fit
+  -- The code is m * 16 + e, of a unit that is m * 10^e. The first layout with its key takes 88 bytes of Redis.
+  local bucket = { check = check_string }
+
+  function bucket.read(number)
+    local value = held[number]
+    local state = { number = number, level = 0, at = 0, unit = 0, class = -1 }
+    if value and #value == 14 then
+      local low, high, level, code = unpack_('<I6BI5H', value)
+      state.counted, state.level, state.class = true, level, floor(high / 16)
+      state.at = low + high % 16 * 2 ^ 48
+      state.unit = floor(code / 16) * 10 ^ (code % 16)
+    elseif value and #value == 21 then
+      state.counted = true
+      state.at, state.level, state.unit = unpack_('<I7I7I7', value)
+    end
+    state.written = state.at
+    return state
+  end
+
+  function bucket.correct(_, state)
+    local ahead = state.at > now
+    if ahead then state.at = now end
+    return ahead
+  end
+
+  local function level_of(shape, state)
+    local level, from, capacity, to = state.level, state.unit, shape[9], shape[10]
+    if level > 0 and from ~= to then
+      local part = level % from
+      local tokens = (level - part) / from
+      if tokens >= capacity / to then
+        level = capacity
+      else
+        -- The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
+        local step = ceil(from / 1048576)
+        local grid = floor(from / step)
+        local steps = min(ceil(part / step), grid)
+        level = tokens * to + steps * floor(to / grid) + ceil(steps * (to % grid) / grid)
+      end
+    end
+    return max(0, min(level, capacity) - (now - state.at) * shape[11])
+  end
+
+  local function set_level(shape, state, level)
+    state.level, state.at, state.unit = level, now, shape[10]
+  end
+
+  function bucket.refund(shape, state)
+    set_level(shape, state, max(0, level_of(shape, state) - shape[7]))
+    return true
+  end
+
+  function bucket.undo(shape, state, at, reset)
+    local charged, drain = shape[4], shape[11]
+    if state.at == at and state.unit == shape[10] then
+      state.level = max(0, state.level - charged)
+      return true
+    end
+    local before = max(0, max(0, reset - 1) * drain - charged)
+    local owed = max(0, charged - max(0, (now - at) * drain - before))
+    set_level(shape, state, max(0, level_of(shape, state) - owed))
+    return true
+  end
+
+  function bucket.passes(shape, state) return level_of(shape, state) + shape[3] <= shape[8] end
+
+  function bucket.charge(shape, state, units)
+    set_level(shape, state, min(level_of(shape, state) + units, shape[9]))
+  end
+
+  function bucket.write(shape, state)
+    local level, at, unit = state.level, state.at, state.unit
+    local code = unit == shape[10] and shape[12] or 0
+    if code == 0 then
+      local m, e = unit, 0
+      while m > 0 and m % 10 == 0 do m, e = m / 10, e + 1 end
+      if m < 4096 and e < 16 then code = m * 16 + e end
+    end
+    -- A level that is corrected or given back only drains from a moment that is not after now.
+    local lasts = level > 0 and level / unit * shape[10] / shape[11] or 0
+    local number, class = state.number, state.class
+    if code > 0 and level < CODED and lasts <= CELL * 32768 then
+      local stays = class >= 0 and cell == state.written - state.written % CELL and lasts <= CELL * 2 ^ class
+      if not stays then
+        class = 0
+        while lasts > CELL * 2 ^ class do class = class + 1 end
+      end
+      local low = at % 2 ^ 48
+      stays = replace(number, pack('<I6BI5H', low, (at - low) / 2 ^ 48 + class * 16, level, code)) and stays
+      if not stays then call('PEXPIREAT', KEYS[number], dues[class] or due(class)) end
+      state.class = class
+    else
+      replace(number, pack('<I7I7I7', at, level, unit))
+      expire(KEYS[number], now + lasts)
+    end
+  end
+
+  function bucket.tell(shape, state) return level_of(shape, state) end
+
+  -- A fixed window: '<I7I7I4' start, end, count.
+  local fixed = { check = check_string }
+
+  function fixed.read(number)
+    local value = held[number]
+    local state = { number = number, starts = 0, ends = 0, count = 0 }
+    if value and #value == 18 then
+      state.counted = true
+      state.starts, state.ends, state.count = unpack_('<I7I7I4', value)
+    end
+    state.expires = state.ends
+    return state
+  end
+
+  local function window(shape)
+    local alignment, first = shape[9], shape[10]
+    if alignment == 0 then
+      local start = now - now % first
+      return start, start + first
+    elseif alignment == 1 then
+      return now, now + first
+    elseif now < shape[11] then
+      return first, shape[11]
+    elseif now < shape[12] then
+      return shape[11], shape[12]
+    end
+    return shape[12], max(shape[13], now + 1)
+  end
+
+  -- The window that now is in: its start, end and count.
+  local function fixed_now(shape, state)
+    if now < state.ends then return state.starts, state.ends, state.count end
+    local starts, ends = window(shape)
+    return starts, ends, 0
+  end
+
+  function fixed.correct(shape, state)
+    local ahead = state.starts > now
+    if ahead then
+      state.starts, state.ends = window(shape)
+      state.expires = 0
+    end
+    return ahead
+  end
+
+  local function give_back(state, units)
+    local live = now < state.ends and state.count > 0
+    if live then state.count = max(0, state.count - units) end
+    return live
+  end
+
+  function fixed.refund(shape, state) return give_back(state, shape[7]) end
+
+  function fixed.undo(shape, state, at) return at >= state.starts and give_back(state, shape[4]) end
+
+  function fixed.passes(shape, state)
+    local _, _, count = fixed_now(shape, state)
+    return count + shape[3] <= shape[8]
+  end
+
+  function fixed.charge(shape, state, units)
+    local starts, ends, count = fixed_now(shape, state)
+    if count == 0 then starts, ends = window(shape) end
+    state.starts, state.ends, state.count = starts, ends, min(count + units, 4294967295)
+  end
+
+  function fixed.write(_, state)
+    local stays = replace(state.number, pack('<I7I7I4', state.starts, state.ends, state.count))
+    if not stays or state.expires ~= state.ends then expire(KEYS[state.number], state.ends) end
+    state.expires = state.ends
+  end
+
+  function fixed.tell(shape, state)
+    local _, ends, count = fixed_now(shape, state)
+    return count, ends
+  end
+
+  -- A sliding counter: '<I7I4I4' start, current, previous.
+  local pair = { check = check_string }
+
+  function pair.read(number)
+    local value = held[number]
+    local state = { number = number, start = 0, current = 0, previous = 0 }
+    if value and #value == 15 then
+      state.counted = true
+      state.start, state.current, state.previous = unpack_('<I7I4I4', value)
+    end
+    state.written = state.start
+    return state
+  end
+
+  -- The two counts as of the window that now is in.
+  local function pair_now(shape, state)
+    local length = shape[9]
+    local start = now - now % length
+    local windows = floor((start - state.start) / length)
+    if windows <= 0 then return start, state.current, state.previous end
+    return start, 0, windows == 1 and state.current or 0
+  end
+
+  function pair.correct(shape, state)
+    local start = now - now % shape[9]
+    local ahead = state.start > start
+    if ahead then state.start = start end
+    return ahead
+  end
+
+  function pair.refund(shape, state)
+    local start, current, previous = pair_now(shape, state)
+    state.start, state.current, state.previous = start, max(0, current - shape[7]), previous
+    return true
+  end
+
+  function pair.undo(shape, state, at)
+    local start, current, previous = pair_now(shape, state)
+    local windows = (start - (at - at % shape[9])) / shape[9]
+    if windows == 0 then
+      current = max(0, current - shape[4])
+    elseif windows == 1 then
+      previous = max(0, previous - shape[4])
+    else
+      return false
+    end
+    state.start, state.current, state.previous = start, current, previous
+    return true
+  end
+
+  function pair.passes(shape, state)
+    local start, current, previous = pair_now(shape, state)
+    local steps = ceil((shape[9] - (now - start)) / shape[10])
+    return ceil(previous * steps / shape[11]) + current + shape[3] <= shape[8]
+  end
+
+  function pair.charge(shape, state, units)
+    local start, current, previous = pair_now(shape, state)
+    state.start, state.current, state.previous = start, min(current + units, 4294967295), previous
+  end
+
+  function pair.write(shape, state)
+    local stays = replace(state.number, pack('<I7I4I4', state.start, state.current, state.previous))
+    if not stays or state.written ~= state.start then expire(KEYS[state.number], state.start + 2 * shape[9]) end
+    state.written = state.start
+  end
+
+  function pair.tell(shape, state)
+    local _, current, previous = pair_now(shape, state)
+    return current, previous
+  end
+
+  -- An exact log: '<I7I7HHH' newest, oldest, head, count, places; then a ring of moments of 7 bytes, in time order from
+  -- the head. `held` keeps the head line only.
+  local log = {}
+  local HEAD, GRANT = 20, 7
+
+  function log.check(number)
+    if held[number] == nil then held[number] = call('GETRANGE', KEYS[number], '0', HEAD - 1) end
+  end
+
+  function log.read(number)
+    local value = held[number]
+    local state = { number = number, newest = 0, oldest = 0, head = 0, count = 0, places = 0 }
+    if #value == HEAD then
+      state.counted = true
+      state.newest, state.oldest, state.head, state.count, state.places = unpack_('<I7I7HHH', value)
+    end
+    state.written = state.newest
+    return state
+  end
+
+  -- So many moments from the one numbered `first`, as they are kept.
+  local function moments(state, first, count)
+    if count <= 0 then return '' end
+    local key, from = KEYS[state.number], (state.head + first) % state.places
+    local straight = min(count, state.places - from)
+    local start = HEAD + from * GRANT
+    local bytes = call('GETRANGE', key, start, start + straight * GRANT - 1)
+    if straight == count then return bytes end
+    return bytes .. call('GETRANGE', key, HEAD, HEAD + (count - straight) * GRANT - 1)
+  end
+
+  local function moment(state, number) return (unpack_('<I7', moments(state, number, 1))) end
+
+  -- Writes moments from the one numbered `first`.
+  local function put(state, first, bytes)
+    local key, from = KEYS[state.number], (state.head + first) % state.places
+    local straight = (state.places - from) * GRANT
+    call('SETRANGE', key, HEAD + from * GRANT, string.sub(bytes, 1, straight))
+    if straight < #bytes then call('SETRANGE', key, HEAD, string.sub(bytes, straight + 1)) end
+  end
+
+  -- How many of the oldest no longer count, found by galloping from the head; and the oldest that does.
+  local function forgotten(shape, state)
+    if state.forgotten then return state.forgotten end
+    local until_ = now - shape[9]
+    local count, oldest = 0, state.oldest
+    if state.count == 0 or state.newest <= until_ then
+      count = state.count
+    elseif oldest <= until_ then
+      local low, high, seen = 0, 1, moment(state, 1)
+      while seen <= until_ do
+        low, high = high, min(high * 2, state.count - 1)
+        seen = moment(state, high)
+      end
+      oldest = seen
+      while low + 1 < high do
+        local middle = floor((low + high) / 2)
+        seen = moment(state, middle)
+        if seen <= until_ then low = middle else high, oldest = middle, seen end
+      end
+      count = high
+    end
+    state.forgotten, state.first = count, oldest
+    return count
+  end
+
+  local function drop_oldest(state, count)
+    if count == 0 then return end
+    if count == state.forgotten then
+      state.oldest = state.first
+    elseif count < state.count then
+      state.oldest = moment(state, count)
+    end
+    state.head, state.count = (state.head + count) % max(state.places, 1), state.count - count
+    state.forgotten = nil
+  end
+
+  -- The newest moments back to one that is not after `moment`, and how many they are.
+  local function tail(state, before)
+    local count = min(16, state.count)
+    local bytes = moments(state, state.count - count, count)
+    while count < state.count and unpack_('<I7', bytes) >= before do
+      count = min(count * 4, state.count)
+      bytes = moments(state, state.count - count, count)
+    end
+    return bytes, count
+  end
+
+  function log.correct(_, state)
+    if state.count == 0 or state.newest <= now then return false end
+    local bytes, count = tail(state, now + 1)
+    local kept = count
+    while kept > 0 and unpack_('<I7', bytes, (kept - 1) * GRANT + 1) > now do kept = kept - 1 end
+    put(state, state.count - count + kept, string.rep(pack('<I7', now), count - kept))
+    if kept == 0 then state.oldest = now end
+    state.newest = now
+    return true
+  end
+
+  function log.refund(shape, state)
+    local gone = forgotten(shape, state)
+    local given = min(shape[7], state.count - gone)
+    if given > 0 then drop_oldest(state, gone + given) end
+    return given > 0
+  end
+
+  function log.undo(shape, state, at)
+    if state.count == 0 then return false end
+    local bytes, count = tail(state, at)
+    local after = count
+    while after > 0 and unpack_('<I7', bytes, (after - 1) * GRANT + 1) > at do after = after - 1 end
+    local kept = after
+    while kept > 0 and after - kept < shape[4] and unpack_('<I7', bytes, (kept - 1) * GRANT + 1) == at do
+      kept = kept - 1
+    end
+    if kept == after then return false end
+    local start, newer = state.count - count, string.sub(bytes, after * GRANT + 1)
+    if newer ~= '' then put(state, start + kept, newer) end
+    state.count = state.count - (after - kept)
+    if newer == '' and kept > 0 then state.newest = unpack_('<I7', bytes, (kept - 1) * GRANT + 1) end
+    if start + kept == 0 and newer ~= '' then state.oldest = unpack_('<I7', newer) end
+    return true
+  end
+
+  function log.passes(shape, state)
+    return state.count - forgotten(shape, state) + shape[3] <= shape[8]
+  end
+
+  -- Beyond the limit the oldest goes for the newest; a log that is longer than a limit that was lowered never gets
+  -- shorter than what still counts.
+  function log.charge(shape, state, units)
+    units = min(units, shape[8])
+    local counted = state.count - forgotten(shape, state)
+    local full = max(counted, shape[8])
+    drop_oldest(state, state.forgotten + max(0, counted + units - full))
+    local added = string.rep(pack('<I7', now), units)
+    local wanted = state.count + units
+    if wanted > state.places then
+      -- Written anew with twice the places, but never more than a full window needs: growing in place would take twice
+      -- the memory.
+      local places = min(max(wanted, state.places * 2, 4), full)
+      local bytes = moments(state, 0, state.count) .. added
+      state.head, state.places = 0, places
+      state.anew = bytes .. string.rep('\0', places * GRANT - #bytes)
+    else
+      put(state, state.count, added)
+    end
+    if state.count == 0 then state.oldest = now end
+    state.count, state.newest, state.forgotten = wanted, now, nil
+  end
+
+  function log.write(shape, state)
+    local number, key = state.number, KEYS[state.number]
+    local value = pack('<I7I7HHH', state.newest, state.oldest, state.head, state.count, state.places)
+    if state.anew then
+      call('SET', key, value .. state.anew)
+    else
+      call('SETRANGE', key, '0', value)
+    end
+    held[number] = value
+    local newest, written = state.newest, state.written
+    if state.anew or newest - newest % CELL ~= written - written % CELL then
+      expire(key, newest - newest % CELL + CELL + shape[9])
+    end
+    state.anew, state.written = nil, newest
+  end
+
+  function log.tell(shape, state, passes)
+    local gone = forgotten(shape, state)
+    local counted, length = state.count - gone, shape[9]
+    local wait, over = -1, counted + shape[3] - shape[8]
+    if not passes and over > 0 and over <= counted then
+      wait = (over == 1 and state.first or moment(state, gone + over - 1)) + length - now
+    elseif not passes and over <= 0 then
+      wait = 0
+    end
+    return counted, counted > 0 and state.newest + length - now or 0, wait
+  end
+
+  -- Leases: two sorted sets of ids, by the moment they expire and, in the next key, by the moment they were acquired.
+  local leases = {}
+  local instant
+
+  local function text(moment) return string.format('%d', moment) end
+
+  local function ends_last(key)
+    local found = call('ZRANGE', key, '-1', '-1', 'WITHSCORES')[2]
+    return found and tonumber(found)
+  end
+
+  function leases.check(number)
+    call('ZCARD', KEYS[number])
+    call('ZCARD', KEYS[number + 1])
+    instant = instant or text(now)
+  end
+
+  function leases.read(number)
+    local acquired = ends_last(KEYS[number + 1])
+    return { by_end = KEYS[number], by_start = KEYS[number + 1], newest = acquired, counted = acquired ~= nil }
+  end
+
+  function leases.correct(_, state)
+    if not state.newest or state.newest <= now then return false end
+    local ahead = call('ZRANGEBYSCORE', state.by_start, '(' .. instant, '+inf', 'WITHSCORES')
+    for place = 1, #ahead, 2 do
+      local id = ahead[place]
+      local ends = call('ZSCORE', state.by_end, id)
+      if ends then call('ZADD', state.by_end, text(now + ends - ahead[place + 1]), id) end
+      call('ZADD', state.by_start, instant, id)
+    end
+    state.newest = now
+    return true
+  end
+
+  local function remove(state, id)
+    call('ZREM', state.by_end, id)
+    call('ZREM', state.by_start, id)
+  end
+
+  local function release(state, id)
+    local ends = call('ZSCORE', state.by_end, id)
+    if not ends then return 2 end
+    remove(state, id)
+    return tonumber(ends) > now and 0 or 1
+  end
+
+  local function renew(state, id, length)
+    local ends = call('ZSCORE', state.by_end, id)
+    if not ends then return 2 end
+    if tonumber(ends) <= now then return 1 end
+    call('ZADD', state.by_end, text(now + length), id)
+    call('ZADD', state.by_start, instant, id)
+    return 0
+  end
+
+  function leases.refund() return false end
+
+  function leases.undo(_, state, _, _, lease) return release(state, lease) < 2 end
+
+  local function slots_held(state) return call('ZCOUNT', state.by_end, '(' .. instant, '+inf') end
+
+  function leases.passes(shape, state) return slots_held(state) + shape[3] <= shape[8] end
+
+  function leases.charge(shape, state, _, lease)
+    for _, id in ipairs(call('ZRANGEBYSCORE', state.by_end, '-inf', instant)) do remove(state, id) end
+    if not call('ZSCORE', state.by_end, lease) then
+      call('ZADD', state.by_end, text(now + shape[9]), lease)
+      call('ZADD', state.by_start, instant, lease)
+    end
+  end
+
+  function leases.write(_, state)
+    local ends = ends_last(state.by_end)
+    if ends then
+      expire(state.by_end, ends)
+      expire(state.by_start, ends)
+    end
+  end
+
+  function leases.tell(shape, state, passes)
+    local counted = slots_held(state)
+    local wait, over = -1, counted + shape[3] - shape[8]
+    if not passes and over > 0 and over <= counted then
+      local freed = call('ZRANGEBYSCORE', state.by_end, '(' .. instant, '+inf', 'WITHSCORES', 'LIMIT', over - 1, 1)
+      wait = freed[2] - now
+    elseif not passes and over <= 0 then
+      wait = 0
+    end
+    return counted, counted > 0 and ends_last(state.by_end) - now or 0, wait
+  end
+
+  local kinds = { bucket, fixed, pair, log, leases }
+
+  local function decide(group, admitted, lease)
+    for _, check in ipairs(group) do
+      local kind, shape = check.kind, check.shape
+      local state = kind.read(check.number)
+      check.state = state
+      if state.counted then
+        check.wrote = kind.correct(shape, state)
+        if shape[7] > 0 and kind.refund(shape, state) then check.wrote = true end
+      end
+      check.passes = kind.passes(shape, state)
+      admitted = admitted and (check.passes or shape[2] == 1)
+    end
+    for _, check in ipairs(group) do
+      local kind, shape, state, passes = check.kind, check.shape, check.state, check.passes
+      local units = passes and (admitted and shape[4] or shape[5]) or shape[6]
+      if units > 0 then kind.charge(shape, state, units, lease) end
+      if check.wrote or units > 0 then kind.write(shape, state) end
+      local counted, second, third = kind.tell(shape, state, passes)
+      out[#out + 1] = passes and counted or -1 - counted
+      if second then out[#out + 1] = second end
+      if third then out[#out + 1] = third end
+    end
+  end
+
+  return function(op, place, shape, key)
+    if op == 0 then
+      check_string(key)
+      return decide({ { number = key, shape = shapes[shape], kind = bucket } }, true)
+    end
+    local refused, change_count, undo_count, group_count, lease
+    refused, change_count, undo_count, group_count, lease, place = unpack_('<BHHHc16', program, place)
+    local changes, undos, groups = {}, {}, {}
+    for number = 1, change_count do
+      local change = {}
+      change.renew, change.number, change.length, change.lease, place = unpack_('<BHdc16', program, place)
+      leases.check(change.number)
+      changes[number] = change
+    end
+    for number = 1, undo_count do
+      local undo, shape = {}, nil
+      shape, undo.number, undo.at, undo.reset, place = unpack_('<HHdd', program, place)
+      undo.shape = shapes[shape] or shape_of(shape)
+      undo.kind = kinds[undo.shape[1]]
+      undo.kind.check(undo.number)
+      undos[number] = undo
+    end
+    for number = 1, group_count do
+      local group, count = {}, nil
+      count, place = unpack_('<H', program, place)
+      for check = 1, count do
+        local shape, key
+        shape, key, place = unpack_('<HH', program, place)
+        shape = shapes[shape] or shape_of(shape)
+        local kind = kinds[shape[1]]
+        kind.check(key)
+        group[check] = { number = key, shape = shape, kind = kind }
+      end
+      groups[number] = group
+    end
+
+    for _, change in ipairs(changes) do
+      local state = leases.read(change.number)
+      local wrote = leases.correct(nil, state)
+      local fate
+      if change.renew == 1 then
+        fate = renew(state, change.lease, change.length)
+      else
+        fate = release(state, change.lease)
+      end
+      if wrote or fate == 0 then leases.write(nil, state) end
+      out[#out + 1] = fate
+    end
+    for _, undo in ipairs(undos) do
+      local state = undo.kind.read(undo.number)
+      if state.counted then
+        local wrote = undo.kind.correct(undo.shape, state)
+        if undo.kind.undo(undo.shape, state, min(undo.at, now), undo.reset, lease) or wrote then
+          undo.kind.write(undo.shape, state)
+        end
+      end
+    end
+    for _, group in ipairs(groups) do decide(group, refused == 0, lease) end
+  end
+end
+
+local told, last = 1, #program
+local low = now % 281474976710656
+local high = (now - low) / 281474976710656
+while place <= last do
+  local op, first, second, after = unpack_('<BHH', program, place)
+  local done
+  if op == 0 then
+    local shape, value = shapes[first] or shape_of(first), held[second]
+    local code, capacity, at, class, level = shape[12], shape[9], 0, 0, 0
+    local known = code > 0 and not value
+    if value and #value == 14 then
+      local at_low, at_high, was, unit = unpack_('<I6BI5H', value)
+      class = at_high - at_high % 16
+      at = at_low + (at_high - class) * 281474976710656
+      known = unit == code and at <= now
+      level = (was < capacity and was or capacity) - (now - at) * shape[11]
+      if level < 0 then level = 0 end
+    end
+    if known then
+      local passes = level + shape[3] <= shape[8]
+      local units = passes and shape[4] or shape[6]
+      if units == 0 then
+        done = true
+      else
+        level = level + units
+        if level > capacity then level = capacity end
+        if level < CODED then
+          local lasts, stays = level / shape[11], at >= cell
+          if not stays or lasts > CELL and lasts > CELL * 2 ^ (class / 16) then
+            stays, class = false, 0
+            while lasts > CELL * 2 ^ (class / 16) do class = class + 16 end
+          end
+          if class < 256 then
+            local key, new = KEYS[second], pack('<I6BI5H', low, high + class, level, code)
+            local answer = try('SETRANGE', key, '0', new)
+            if answer == 14 then
+              held[second] = new
+              if not stays then try('PEXPIREAT', key, dues[class / 16] or due(class / 16)) end
+              done = true
+            end
+          end
+        end
+      end
+      if done then
+        told = told + 1
+        out[told] = passes and level or -1 - level
+      end
+    end
+  end
+  if not done then
+    slow = slow or others()
+    -- A plan that fails leaves the others.
+    local good, problem = pcall(slow, op, after, first, second)
+    if op == 1 then after = after + first + second * 65536 end
+    if good then
+      told = #out
+    else
+      for number = #out, told + 1, -1 do out[number] = nil end
+      told = told + 1
+      out[told] = type(problem) == 'table' and problem.err or tostring(problem)
+    end
+  end
+  place = after
+end
+return out

@@ -1,0 +1,75 @@
+//! A Redis of a test, asked as the service asks it.
+
+use std::time::Duration;
+
+use tollgate::limiter::{
+    Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan,
+};
+use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
+
+/// A server at this port.
+pub fn at(port: u16) -> RedisSettings {
+    RedisSettings::new(Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), port)))
+}
+
+/// A Redis that has answered.
+pub async fn connected(settings: &RedisSettings) -> Redis {
+    let redis = Redis::new(settings).expect("its files can be read");
+    answers(&redis).await;
+    redis
+}
+
+/// Waits until it answers.
+pub async fn answers(redis: &Redis) {
+    let mut fault = Fault::Unreachable;
+    for _ in 0..10_000 {
+        match redis.probe().await {
+            Ok(()) => return,
+            Err(reason) => fault = reason,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it does not answer: {fault}");
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
+}
+
+/// A counter of its own.
+pub fn counter(number: u64) -> CounterName {
+    CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number])
+}
+
+/// Asks for one unit.
+pub fn one(counter: CounterName, limit: Limit) -> Check {
+    Check {
+        counter,
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    }
+}
+
+/// A plan of one group.
+pub fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
+    let checks: Vec<Check> = checks.into_iter().collect();
+    let groups = [u16::try_from(checks.len()).expect("a plan is short")].into_iter().collect();
+    Plan { checks: checks.into(), groups, lease: LeaseId(7), ..Plan::default() }
+}
+
+/// What the only check of a plan came to, by the clock of the server.
+pub async fn decide(redis: &Redis, check: Check) -> Result<Outcome, Fault> {
+    let applied = apply(redis, plan([check])).await?;
+    applied.answers[0]
+}
+
+/// What a plan came to, by the clock of the server.
+pub async fn apply(redis: &Redis, plan: Plan) -> Result<Applied, Fault> {
+    redis.execute(&[plan], None).await.pop().expect("one answer for each plan")
+}

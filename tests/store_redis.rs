@@ -1,0 +1,259 @@
+//! Redis keeps the contract: the same as `advance`, decision by decision, one plan a call and many.
+
+#[path = "model/numbers.rs"]
+mod numbers;
+#[path = "model/plans.rs"]
+mod plans;
+#[path = "model/redis.rs"]
+mod store;
+#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
+mod support;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use plans::{ANYTHING, Reference, SECOND, START, always, plans};
+use store::{apply, at, connected, counter, decide, one, plan, runtime};
+use support::redis::{Redis as Server, Setup};
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, Limit, Needs, Plan, SlidingCounter,
+    SlidingWindow, TokenBucket, Undo,
+};
+use tollgate::store::{Backend, RedisSettings};
+
+fn bucket(limit: u32, window: u64) -> Limit {
+    Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
+}
+
+/// One limit of each algorithm, and of fixed windows both kinds that a store aligns.
+fn of_each_algorithm(limit: u32, window: u64) -> [Limit; 6] {
+    [
+        bucket(limit, window),
+        Limit::SlidingWindow(SlidingWindow { limit, window }),
+        Limit::SlidingCounter(SlidingCounter { limit, window }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) }),
+        Limit::Concurrency(Concurrency { max: limit, lease: window }),
+    ]
+}
+
+/// The key of a counter, as the layout has it.
+fn key(counter: u64) -> Vec<u8> {
+    let [first, second] = store::counter(counter).0;
+    [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
+}
+
+/// A plan that takes back what one of the last plans was charged, by what was told of it then.
+fn take_back(plan: &Plan, applied: &Applied) -> Plan {
+    let charged = plan.checks.iter().zip(&applied.answers).filter(|(check, _)| check.charges.admitted > 0);
+    let undos = charged.map(|(check, answer)| {
+        let reset = answer.as_ref().expect("it was answered").reset;
+        let (counter, store, limit) = (check.counter, check.store, check.limit);
+        Undo { counter, store, limit, units: check.charges.admitted, at: applied.at, reset }
+    });
+    Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
+}
+
+/// 400 runs of 250 plans, and what every fourth of them was charged taken back. Every other run sends each plan by
+/// itself; the others send batches of up to sixteen, which are decided at one moment.
+#[test]
+fn redis_keeps_the_contract() {
+    let Some(server) = Server::start() else { return };
+    let (runtime, runs) = (runtime(), AtomicU32::new(0));
+    always(400, plans(ANYTHING, 250), |steps| {
+        let run = runs.fetch_add(1, Ordering::Relaxed);
+        runtime.block_on(async {
+            let redis = connected(&RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) }).await;
+            let (mut reference, mut now, mut rest) = (Reference::default(), START, &steps[..]);
+            let mut last: Option<(Plan, Applied)> = None;
+            while !rest.is_empty() {
+                let size = if run % 2 == 0 { 1 } else { 1 + rest.len() * 7 % 16 };
+                let (batch, others) = rest.split_at(size.min(rest.len()));
+                now = Timestamp::from_micros(now.micros().saturating_add_signed(batch[0].0));
+                let mut batch: Vec<Plan> = batch.iter().map(|(_, plan)| plan.clone()).collect();
+                if let Some((plan, applied)) = last.take_if(|_| rest.len() % 4 == 0) {
+                    batch.push(take_back(&plan, &applied));
+                }
+                let expected: Vec<Applied> = batch.iter().map(|plan| reference.apply(plan, now)).collect();
+                let found = redis.execute(&batch, Some(now)).await;
+                for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
+                    let place = format!("plan {number} of {} with {} to go, run {run}", batch.len(), rest.len());
+                    let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
+                    assert_eq!(found.admitted, expected.admitted, "verdict of {place}: {:?}", batch[number]);
+                    assert_eq!(found.answers, expected.answers, "answers of {place}: {:?}", batch[number]);
+                    assert_eq!(found.fates, expected.fates, "fates of {place}");
+                    assert_eq!(found.at, now, "moment of {place}");
+                }
+                last = expected.into_iter().next().map(|applied| (batch.swap_remove(0), applied));
+                rest = others;
+            }
+        });
+    });
+}
+
+#[test]
+fn a_plan_that_fails_leaves_the_others_and_writes_nothing() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let limits = of_each_algorithm(2, 60 * SECOND);
+        for (number, limit) in (0..).zip(limits) {
+            let (counter_of, others) = (|part: u64| counter(10 * number + part), bucket(2, 60 * SECOND));
+            server.ask::<()>(&[b"RPUSH".to_vec(), key(10 * number + 1), b"of another kind".to_vec()]);
+            let bad = plan([one(counter_of(0), others), one(counter_of(1), limit), one(counter_of(2), others)]);
+            let batch = [plan([one(counter_of(3), others)]), bad.clone(), plan([one(counter_of(4), limit)]), bad];
+            let answers = redis.execute(&batch, None).await;
+            let passes = |answer: &Result<Applied, Fault>| answer.as_ref().map(|applied| applied.admitted).ok();
+            assert_eq!(
+                answers.iter().map(passes).collect::<Vec<_>>(),
+                [Some(true), None, Some(true), None],
+                "{limit:?}"
+            );
+            assert_eq!(answers[1].as_ref().err(), Some(&Fault::Script));
+            assert_eq!(decide(&redis, one(counter_of(1), limit)).await, Err(Fault::Script), "{limit:?} alone");
+            for untouched in [0, 2] {
+                assert_eq!(server.ask::<u32>(&[b"EXISTS".to_vec(), key(10 * number + untouched)]), 0, "{limit:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_server_without_memory_refuses_only_what_writes() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let limits = of_each_algorithm(1, 3_600 * SECOND);
+        for (number, limit) in (0..).zip(limits) {
+            assert!(decide(&redis, one(counter(number), limit)).await.expect("there is memory").passes);
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+        assert_eq!(redis.probe().await, Err(Fault::OutOfMemory));
+        for (number, limit) in (0..).zip(limits) {
+            let other = |limit| plan([one(counter(100 + number), limit)]);
+            let refused =
+                plan([Check { charges: Charges { admitted: 1, ..Charges::default() }, ..one(counter(number), limit) }]);
+            let answers = redis.execute(&[other(limit), refused, other(limit)], None).await;
+            assert_eq!(answers[0].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
+            assert!(answers[1].as_ref().is_ok_and(|applied| !applied.admitted), "{limit:?}: {:?}", answers[1]);
+            assert_eq!(answers[2].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+        for (number, limit) in (0..).zip(limits) {
+            let left = decide(
+                &redis,
+                Check { needs: Needs::default(), charges: Charges::default(), ..one(counter(100 + number), limit) },
+            );
+            assert_eq!(left.await.expect("there is memory again").remaining, 1, "nothing was charged: {limit:?}");
+        }
+    });
+}
+
+#[test]
+fn a_replica_cannot_be_written_to() {
+    let Some(primary) = Server::start() else { return };
+    let replica = Setup::redis().expect("it is installed").replica_of(&primary).start();
+    replica.synced();
+    runtime().block_on(async {
+        let redis = tollgate::store::Redis::new(&at(replica.port)).expect("no file is read");
+        while redis.probe().await == Err(Fault::Unreachable) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(redis.probe().await, Err(Fault::ReadOnly));
+        for limit in of_each_algorithm(1, SECOND) {
+            assert_eq!(decide(&redis, one(counter(0), limit)).await, Err(Fault::ReadOnly), "{limit:?}");
+        }
+    });
+}
+
+#[test]
+fn d13_the_script_is_loaded_again_when_the_server_forgot_it() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        for left in [4, 3, 2] {
+            let outcome = decide(&redis, one(counter(0), bucket(5, 3_600 * SECOND))).await.expect("it answers");
+            assert_eq!(outcome.remaining, left, "executed once");
+            server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        }
+    });
+}
+
+#[test]
+fn the_clock_of_the_server_decides() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let micros = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_micros();
+        let before = micros();
+        let applied = apply(&redis, plan([one(counter(0), bucket(5, SECOND))])).await.expect("it answers");
+        assert!((before..=micros()).contains(&applied.at.micros().into()));
+    });
+}
+
+#[test]
+fn what_is_forgotten_counts_no_more() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        for (number, limit) in (0..).zip(of_each_algorithm(1, 3_600 * SECOND)) {
+            assert_eq!(redis.forget(counter(number)).await, Ok(false));
+            assert!(decide(&redis, one(counter(number), limit)).await.expect("it answers").passes);
+            let second = Plan { lease: tollgate::limiter::LeaseId(8), ..plan([one(counter(number), limit)]) };
+            assert!(!apply(&redis, second.clone()).await.expect("it answers").admitted, "{limit:?}");
+            assert_eq!(redis.forget(counter(number)).await, Ok(true), "{limit:?}");
+            assert!(apply(&redis, second).await.expect("it answers").admitted, "{limit:?}");
+        }
+    });
+}
+
+/// Whatever is done, every key expires, a minute or more after it counts for nothing and not hours later.
+#[test]
+fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let windows = [SECOND, 90 * SECOND, 3_600 * SECOND, 86_400 * SECOND, 30 * 86_400 * SECOND];
+        let cases = windows.into_iter().flat_map(|window| of_each_algorithm(40, window));
+        for (number, limit) in (0..).zip(cases) {
+            for units in [1, 1, 7, 30] {
+                let charge =
+                    Check { charges: Charges { admitted: units, ..Charges::default() }, ..one(counter(number), limit) };
+                let outcome = decide(&redis, charge).await.expect("it answers");
+                let expires: u64 = server.ask(&[b"PTTL".to_vec(), key(number)]);
+                let reset = outcome.reset / 1_000;
+                assert!(expires > reset + 59_000, "{limit:?}: {expires} ms, reset {reset} ms");
+                assert!(expires < 2 * reset + 60_000 + 70_000, "{limit:?}: {expires} ms, reset {reset} ms");
+            }
+        }
+        let keys: Vec<Vec<u8>> = server.ask(&["KEYS", "*"]);
+        for key in keys {
+            assert!(server.ask::<i64>(&[b"PTTL".to_vec(), key.clone()]) > 0, "{key:?} expires");
+        }
+    });
+}
+
+#[test]
+fn counters_are_small() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let usage = |number| server.ask::<u32>(&[b"MEMORY".to_vec(), b"USAGE".to_vec(), key(number)]);
+        let buckets =
+            [bucket(5, SECOND), bucket(100, 60 * SECOND), bucket(1_000, 86_400 * SECOND), bucket(7, 60 * SECOND)];
+        for (number, limit) in (0..).zip(buckets) {
+            for _ in 0..3 {
+                decide(&redis, one(counter(number), limit)).await.expect("it answers");
+            }
+            assert!(usage(number) <= 96, "{limit:?} takes {} bytes", usage(number));
+        }
+        let window = Limit::SlidingWindow(SlidingWindow { limit: 1_000, window: 3_600 * SECOND });
+        for _ in 0..100 {
+            let ten = Charges { admitted: 10, ..Charges::default() };
+            decide(&redis, Check { charges: ten, ..one(counter(100), window) }).await.expect("it answers");
+        }
+        assert!(!decide(&redis, one(counter(100), window)).await.expect("it answers").passes, "it is full");
+        assert!(usage(100) <= 9_000, "a full window takes {} bytes", usage(100));
+    });
+}
