@@ -21,6 +21,7 @@ use book::{applies, apply, bucket, quota, rule, secs, slots};
 use tollgate::descriptor::{Descriptor, Hits};
 use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
 use tollgate::rules::{Action, Apply, KeyPart, Normaliser};
+use tollgate::store::StoreFact;
 use world::{START, World, hits};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
@@ -494,7 +495,10 @@ fn case_s10_a_counter_is_forgotten_when_it_no_longer_counts() {
     let keys = |after: u64| {
         world.clock.set(START + secs(after));
         world.engine.in_use().stores.sweep(START + secs(after));
-        world.engine.in_use().stores.usage()[0].keys
+        match world.engine.in_use().stores.facts()[0] {
+            StoreFact::Memory(usage) => usage.keys,
+            StoreFact::Shared { .. } => panic!("it is in memory"),
+        }
     };
     assert_eq!(keys(0), 4);
     assert_eq!(keys(11), 4, "a fifth of the bucket takes 12 s");

@@ -303,18 +303,15 @@ fn serve_without_a_secret_warns_and_with_one_does_not() {
 }
 
 #[test]
-fn serving_with_a_store_that_is_not_built_is_refused_in_one_line() {
-    let text = "[stores.main]\nengine = 'redis'\nurl = 'redis://127.0.0.1:6379/0'\n";
-    let directory = written(&[("tollgate.toml", text)]);
-    let output = run(directory.path(), &["serve"]);
-    assert_eq!(
-        (err(&output).as_str(), output.status.code()),
-        (
-            "tollgate: stores.main has engine \"redis\", which is not built yet: this version serves with engine = \
-             \"memory\"\n",
-            Some(1)
-        )
+fn a_store_whose_certificates_are_not_there_is_refused_before_anything_is_served() {
+    let text = format!(
+        "{ANY_PORT}[stores.main]\nengine = 'redis'\nurl = 'rediss://127.0.0.1:6379/0'\ntls_ca = 'no/such.pem'\n"
     );
+    let directory = written(&[("tollgate.toml", &text)]);
+    let output = run(directory.path(), &["serve"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = err(&output);
+    assert!(said.contains("stores.main: no/such.pem: ") && said.lines().count() == 1, "{said}");
     assert_eq!(run(directory.path(), &["check", "tollgate.toml"]).status.code(), Some(0));
 }
 

@@ -45,10 +45,11 @@ impl Served {
         let settled = Settled::of(&config);
         let prepared = Prepared::of(config).expect("it can be served");
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
-        let stores = prepared.stores();
+        let stores = prepared.stores().expect("stores in memory can be made");
+        let plan = prepared.plan;
         let app = App::open_at(&prepared.settings, prepared.rules, stores, Arc::new(clock)).await;
         let app = app.expect("the doors open");
-        let (desk, reloader) = (app.desk().clone(), app.reloader(origin, &settled));
+        let (desk, reloader) = (app.desk().clone(), app.reloader(origin, &settled, plan));
         let grpc = app.grpc_address().tcp().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(app.serve(async move { drop(stopped.await) }));

@@ -6,7 +6,7 @@ mod numbers;
 mod plans;
 #[path = "model/redis.rs"]
 mod store;
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
+#[expect(dead_code, unused_imports, reason = "each test uses some of it")]
 mod support;
 
 use std::sync::atomic::{AtomicU32, Ordering};

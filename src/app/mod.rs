@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::prepare::{Prepared, Unservable};
+pub use self::prepare::{Prepared, StorePlan, Unservable};
 pub use self::reload::{Hangups, Look, Reloader, Settled, Waiting};
 pub use self::snapshots::Snapshot;
 use self::snapshots::Snapshots;
@@ -33,6 +33,12 @@ use crate::store::Stores;
 
 /// How often the stores forget what no longer counts.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// How often a store that is required is asked whether it is there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long quota that was leased and not used may take to be returned.
+const RETURN: Duration = Duration::from_secs(1);
 
 /// How long snapshots may take when there is no time.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -57,6 +63,8 @@ pub struct App {
     desk: Arc<Desk>,
     follow: Option<(Reloader, Hangups)>,
     snapshots: Snapshots,
+    /// The places of stores that have to answer once before anything is sent here.
+    required: Vec<usize>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
     admin: Option<(Admin, Listener)>,
@@ -95,6 +103,7 @@ impl App {
             admin: admin.map(|listener| (Admin::new(desk.clone()), listener)),
             follow: None,
             snapshots: Snapshots::none(engine),
+            required: Vec::new(),
             desk,
         })
     }
@@ -106,8 +115,16 @@ impl App {
     }
 
     /// What takes the place of the configuration that this was opened with, once its files become another.
-    pub fn reloader(&self, origin: Origin, settled: &Settled) -> Reloader {
-        Reloader::new(self.desk.clone(), origin, settled)
+    pub fn reloader(&self, origin: Origin, settled: &Settled, plan: StorePlan) -> Reloader {
+        Reloader::new(self.desk.clone(), origin, settled, plan)
+    }
+
+    /// Lets nothing be sent here until the stores that the configuration requires have answered once.
+    pub fn wait_for(&mut self, plan: &StorePlan) {
+        self.required = plan.required().collect();
+        if !self.required.is_empty() {
+            self.desk.health().wait();
+        }
     }
 
     /// Takes what the files become while this serves.
@@ -165,6 +182,10 @@ impl App {
         if let Some((reloader, hangups)) = self.follow {
             beside.spawn(reloader.follow(hangups));
         }
+        if !self.required.is_empty() {
+            grpc.wait().await;
+            beside.spawn(serve_when_answered(self.desk.clone(), grpc.clone(), self.required));
+        }
         let mut writing = self.snapshots.write_now_and_then();
 
         shutdown.await;
@@ -185,6 +206,8 @@ impl App {
             () = at_once => Ended::AtOnce,
         };
         writing.shutdown().await;
+        let engine = self.desk.engine();
+        engine.in_use().stores.give_back(engine.clock().now(), RETURN).await;
         match ended {
             Ended::Drained => self.snapshots.write().await,
             Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {
@@ -208,6 +231,17 @@ async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppErr
         }
         Err(error) => Err(AppError::Admin(error)),
     }
+}
+
+/// Waits until each of these stores has answered once.
+async fn serve_when_answered(desk: Arc<Desk>, grpc: Grpc, places: Vec<usize>) {
+    for place in places {
+        while !desk.engine().in_use().stores.answers(place).await {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    grpc.serve_now().await;
+    tracing::info!("the stores that are required answer: requests may be sent here");
 }
 
 /// Lets the stores forget now and then, and the metrics put in order what they were told, beside the threads that

@@ -1,12 +1,15 @@
 //! From a checked configuration to what runs: compiled rules, and stores by their names.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::Snapshot;
-use crate::config::{Config, Engine};
-use crate::rules::Rules;
+use crate::config::{Config, Engine, Remote};
+use crate::rules::{Parted, Rules};
 use crate::server::Settings;
-use crate::store::{Keeper, MemorySettings, Stores};
+use crate::store::{
+    Keeper, MemorySettings, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Stores,
+};
 
 /// A configuration ready to be served.
 #[derive(Debug)]
@@ -15,10 +18,22 @@ pub struct Prepared {
     pub settings: Settings,
     /// The rules, compiled.
     pub rules: Rules,
-    /// The bounds of each store, in the order that the rules count them.
-    pub spaces: Vec<MemorySettings>,
+    /// Each store, in the order that the rules count them.
+    pub plan: StorePlan,
     /// The files that stores survive a restart in.
     pub snapshots: Vec<Snapshot>,
+}
+
+/// The stores of a configuration, by their names.
+#[derive(Clone, Debug, Default)]
+pub struct StorePlan(Vec<(String, StoreKind)>);
+
+/// How a store is made. Two that are equal are the same store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum StoreKind {
+    Memory(MemorySettings),
+    Redis(RedisSettings, SharedSettings, bool),
+    Postgres(PostgresSettings, SharedSettings, bool),
 }
 
 /// Why a configuration that was read cannot be served. Never empty.
@@ -38,43 +53,92 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// It names a store that this version cannot serve with.
+    /// It cannot be compiled, which reading has refused before.
     pub fn of(config: Config) -> Result<Self, Unservable> {
-        let mut spaces = Vec::with_capacity(config.stores.len());
+        let mut book = config.book;
+        let mut plan = StorePlan::default();
         let mut snapshots = Vec::new();
-        for (place, store) in config.stores.iter().enumerate() {
-            match &store.engine {
-                Engine::Memory(settings) => spaces.push(*settings),
-                engine @ (Engine::Redis(_) | Engine::Postgres(_)) => {
-                    return Err(Unservable(vec![format!(
-                        "stores.{} has engine \"{}\", which is not built yet: this version serves with engine = \
-                         \"memory\"",
-                        store.name,
-                        engine.name()
-                    )]));
+        for (place, store) in config.stores.into_iter().enumerate() {
+            let kind = match store.engine {
+                Engine::Memory(settings) => StoreKind::Memory(settings),
+                Engine::Redis(Remote { settings, shared, required, .. }) => {
+                    StoreKind::Redis(settings, shared, required)
                 }
+                Engine::Postgres(Remote { settings, shared, required, .. }) => {
+                    StoreKind::Postgres(settings, shared, required)
+                }
+            };
+            if let StoreKind::Redis(_, SharedSettings { parted: true, tag, .. }, _) = &kind {
+                let store = u16::try_from(place).map_err(|_| Unservable(vec!["there are too many stores".to_owned()]))?;
+                book.parted.push(Parted { store, tag: tag.clone() });
             }
-            if let Some(kept) = &store.snapshot {
-                snapshots.push(Snapshot { store: place, path: kept.path.clone(), interval: kept.interval });
+            plan.0.push((store.name, kind));
+            if let Some(kept) = store.snapshot {
+                snapshots.push(Snapshot { store: place, path: kept.path, interval: kept.interval });
             }
         }
         // Reading has refused all that compiling does, each with its place; should a door be left open there, it is
         // shut here.
-        let rules = Rules::compile(config.book)
-            .map_err(|errors| Unservable(errors.iter().map(ToString::to_string).collect()))?;
-        Ok(Self { settings: config.server, rules, spaces, snapshots })
+        let rules =
+            Rules::compile(book).map_err(|errors| Unservable(errors.iter().map(ToString::to_string).collect()))?;
+        Ok(Self { settings: config.server, rules, plan, snapshots })
     }
 
-    /// Its stores, empty.
-    pub fn stores(&self) -> Stores {
-        Stores::memory(&self.spaces)
+    /// Its stores. Those in memory are empty; the others are connected to from now on. To be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The settings of a store cannot be used: a file of certificates is not there.
+    pub fn stores(&self) -> Result<Stores, Unservable> {
+        self.stores_after(&StorePlan::default(), &Stores::memory(&[]))
     }
 
-    /// Its stores, where each that has the name of one in use is that one, with all that it holds.
-    pub(super) fn stores_after(&self, rules: &Rules, stores: &Stores) -> Stores {
-        let named = self.rules.stores().iter().zip(&self.spaces);
-        stores.next(
-            named.map(|(name, space)| rules.stores().iter().position(|old| old == name).ok_or(Keeper::Memory(*space))),
-        )
+    /// Its stores, where each that has the name of one in use, and is the same, is that one, with all that it holds.
+    pub(super) fn stores_after(&self, old: &StorePlan, stores: &Stores) -> Result<Stores, Unservable> {
+        let kept = |name: &str, kind: &StoreKind| {
+            let same = |(known, before): &(String, StoreKind)| known == name && before.is(kind);
+            old.0.iter().position(same)
+        };
+        let mut keepers = Vec::new();
+        let mut problems = Vec::new();
+        for (name, kind) in &self.plan.0 {
+            match kept(name, kind).map_or_else(|| kind.make().map(Err), |place| Ok(Ok(place))) {
+                Ok(keeper) => keepers.push(keeper),
+                Err(problem) => problems.push(format!("stores.{name}: {problem}")),
+            }
+        }
+        if problems.is_empty() { Ok(stores.next(keepers)) } else { Err(Unservable(problems)) }
+    }
+}
+
+impl StorePlan {
+    /// The stores that have to answer once before anything is sent here, by their places.
+    pub(super) fn required(&self) -> impl Iterator<Item = usize> {
+        let required = |kind: &StoreKind| match kind {
+            StoreKind::Memory(_) => false,
+            StoreKind::Redis(_, _, required) | StoreKind::Postgres(_, _, required) => *required,
+        };
+        self.0.iter().enumerate().filter(move |(_, (_, kind))| required(kind)).map(|(place, _)| place)
+    }
+}
+
+impl StoreKind {
+    /// Whether a store that was made so can go on as the other. The bounds of a memory store wait for a restart.
+    fn is(&self, other: &Self) -> bool {
+        matches!((self, other), (StoreKind::Memory(_), StoreKind::Memory(_))) || self == other
+    }
+
+    fn make(&self) -> Result<Keeper, String> {
+        Ok(match self {
+            StoreKind::Memory(settings) => Keeper::Memory(*settings),
+            StoreKind::Redis(settings, shared, _) => {
+                let backend = Redis::new(settings).map_err(|error| error.to_string())?;
+                Keeper::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+            }
+            StoreKind::Postgres(settings, shared, _) => {
+                let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
+                Keeper::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+            }
+        })
     }
 }

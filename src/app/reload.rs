@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Prepared;
+use super::{Prepared, StorePlan, Unservable};
 use crate::config::{Config, Engine, Origin, Problem, Watch};
 use crate::engine::Version;
 use crate::rules::Rules;
@@ -77,13 +77,15 @@ pub struct Reloader {
     taken: Origin,
     /// What was read last.
     last: Origin,
+    /// The stores in use.
+    plan: StorePlan,
     /// The values that hold until the process ends, by key.
     settled: BTreeMap<String, String>,
 }
 
 impl Reloader {
-    pub(super) fn new(desk: Arc<Desk>, origin: Origin, settled: &Settled) -> Self {
-        Self { desk, taken: origin.clone(), last: origin, settled: settled.0.clone() }
+    pub(super) fn new(desk: Arc<Desk>, origin: Origin, settled: &Settled, plan: StorePlan) -> Self {
+        Self { desk, taken: origin.clone(), last: origin, plan, settled: settled.0.clone() }
     }
 
     /// Looks again whenever something changes or somebody asks, for ever.
@@ -154,8 +156,8 @@ impl Reloader {
             Err(errors) => return self.refuse(errors.iter().map(ToString::to_string).collect()),
         };
         let (settled, warnings) = (Settled::of(&config), config.warnings.clone());
-        match Prepared::of(config) {
-            Ok(prepared) => self.take(prepared, settled, &warnings),
+        match Prepared::of(config).and_then(|prepared| self.take(prepared, settled, &warnings)) {
+            Ok(look) => look,
             Err(unservable) => self.refuse(unservable.0),
         }
     }
@@ -168,16 +170,17 @@ impl Reloader {
         Look::Refused(problems)
     }
 
-    fn take(&mut self, prepared: Prepared, settled: Settled, warnings: &[Problem]) -> Look {
+    fn take(&mut self, prepared: Prepared, settled: Settled, warnings: &[Problem]) -> Result<Look, Unservable> {
         let (old, settings) = {
             let in_use = self.desk.in_use();
             (in_use.version.clone(), as_settled(&in_use.settings, &prepared.settings))
         };
-        let stores = prepared.stores_after(&old.rules, &old.stores);
+        let stores = prepared.stores_after(&self.plan, &old.stores)?;
         let secret = prepared.rules.secret().fingerprint() != old.rules.secret().fingerprint();
         let waiting = self.waiting(settled, old.rules.stores());
         self.desk.replace(Version { rules: Arc::new(prepared.rules), stores }, settings);
         self.taken = self.last.clone();
+        self.plan = prepared.plan;
         tracing::info!(version = self.desk.reloads().version, "another configuration is in use");
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if secret {
@@ -187,7 +190,7 @@ impl Reloader {
             tracing::warn!(key, old, new, "this change waits for a restart");
         }
         retire(old);
-        Look::Taken { waiting }
+        Ok(Look::Taken { waiting })
     }
 
     /// What differs from what was settled. A store that is new settles its own, and one that is gone is forgotten.

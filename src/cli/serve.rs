@@ -61,10 +61,12 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
         let hangups = Hangups::listen()?;
-        let stores = prepared.stores();
+        let stores = prepared.stores()?;
+        let plan = prepared.plan;
         let mut app = App::open(&prepared.settings, prepared.rules, stores).await?;
         app.remember(prepared.snapshots);
-        let reloader = app.reloader(origin, &settled);
+        app.wait_for(&plan);
+        let reloader = app.reloader(origin, &settled, plan);
         app.follow(reloader, hangups);
         if development {
             eprintln!(

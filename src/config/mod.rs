@@ -17,6 +17,7 @@ mod node;
 mod origin;
 mod print;
 mod problem;
+mod remote;
 mod rules;
 mod schema;
 mod settings;
@@ -39,7 +40,7 @@ pub use self::values::Hidden;
 pub use self::watch::Watch;
 use crate::rules::RuleBook;
 use crate::server::{Listen, Settings};
-use crate::store::MemorySettings;
+use crate::store::{MemorySettings, PostgresSettings, RedisSettings, SharedSettings};
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, Default)]
@@ -86,19 +87,25 @@ pub struct Snapshot {
 pub enum Engine {
     /// This process.
     Memory(MemorySettings),
-    /// Redis or Valkey: read and checked, not served by this version.
-    Redis(Remote),
-    /// PostgreSQL: read and checked, not served by this version.
-    Postgres(Remote),
+    /// Redis or Valkey.
+    Redis(Remote<RedisSettings>),
+    /// PostgreSQL.
+    Postgres(Remote<PostgresSettings>),
 }
 
 /// A store outside of this process.
 #[derive(Clone, Debug)]
-pub struct Remote {
+pub struct Remote<S> {
     /// Where it is.
     pub url: Hidden,
     /// Its other keys as the file has them, secrets masked.
     pub options: Vec<(&'static str, String)>,
+    /// What they come to.
+    pub settings: S,
+    /// How it is asked.
+    pub shared: SharedSettings,
+    /// Whether nothing is to be sent here before it has answered once.
+    pub required: bool,
 }
 
 impl Engine {

@@ -126,7 +126,7 @@ fn store(store: &Store) -> Value {
                 table["snapshot_interval"] = duration(snapshot.interval).into();
             }
         }
-        Engine::Redis(Remote { url, options }) | Engine::Postgres(Remote { url, options }) => {
+        Engine::Redis(Remote { url, options, .. }) | Engine::Postgres(Remote { url, options, .. }) => {
             table["url"] = shown(&url.0).into();
             for (key, written) in options {
                 // As the file has it: a number, a truth value, or a text in quotes.

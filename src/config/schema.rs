@@ -148,12 +148,24 @@ table! {
 table! {
     /// A place where counters are kept.
     Store {
-        /// What keeps them. This version serves with `memory`; the others are read and checked.
+        /// What keeps them: `memory`, or what several instances share.
         [required] engine: Engine,
-        /// Where the server is, of redis and postgres: `redis://user:password@host:6379/0`.
+        /// Where the server is, of redis and postgres: `redis://user:password@host:6379/0`, `rediss://` for TLS, `redis+unix:///run/redis.sock`, `postgres://user:password@host/database`. Sentinels and nodes of a cluster are named one after the other: `redis://a:26379,b:26379`.
         url: Hidden,
-        /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default.
+        /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default: Envoy waits 20 ms for us.
         timeout: Seconds,
+        /// How many instances share this store. While it is away each of them keeps this part of a limit that says `on_store_error = "local"`. `1` by default: each keeps the whole limit.
+        instances: Count,
+        /// Whether `/readyz` and gRPC health wait until this store has answered once. `false` by default: without the store every limiter does what its `on_store_error` says.
+        required: Switch,
+        /// The most requests that one call of this store decides. `64` by default; `1` sends each by itself.
+        max_batch: Count,
+        /// The most calls of this store under way. What comes meanwhile shares the next one. `2` by default.
+        max_calls: Count,
+        /// How long a refusal may be answered here, without asking the store, while time alone can end it. Off by default. Other instances' refunds and lifts are seen that much later.
+        refusal_cache: Span,
+        /// Units of a hot counter that are charged at once and handed out here, at most. Off by default. Other instances may be refused while units lie here unused; no more than the limit ever passes.
+        quota_lease: Count,
         /// Memory that the counters of a memory store may take: `256MiB` by default, `1MiB` at least.
         max_memory: Memory,
         /// How many counters a memory store holds at most. No bound beside `max_memory` by default.
@@ -162,28 +174,64 @@ table! {
         snapshot: String,
         /// How often that file is written: `1m` by default. What happened since is forgotten when the process dies.
         snapshot_interval: Span,
+        /// How Redis is spread: `standalone` by default.
+        mode: RedisMode,
+        /// What the sentinels call the server they watch: `mymaster` by default.
+        sentinel_master: String,
+        /// The ACL user of the sentinels, where they want one.
+        sentinel_username: String,
+        /// The password of the sentinels, where they want one.
+        sentinel_password: Hidden,
+        /// The entry whose value says in which slot of a cluster a counter lives, where its key has it; else the first entry of the key by name says. Limits of one request that live in one slot are decided together.
+        hash_tag: String,
         /// The number of the Redis database.
         db: Amount,
+        /// The ACL user of Redis, where the URL names none.
+        username: String,
         /// The password of Redis, where the URL holds none.
         password: Hidden,
-        /// What the names of all counters in Redis begin with.
+        /// What the names of all counters in Redis begin with: `tollgate:` by default.
         key_prefix: String,
+        /// A file of certificates (PEM) that the server's is signed by. Those of the system by default.
+        tls_ca: String,
+        /// A file with the certificate (PEM) that Redis is shown of us.
+        tls_certificate: String,
+        /// The file of its private key (PEM).
+        tls_key: String,
+        /// The name that the certificate of Redis must carry, where it is not the host's.
+        tls_server_name: String,
         /// Of rate-sync: connections held open at least.
         pool_min_size: Amount,
-        /// Of rate-sync: connections held open at most.
+        /// Connections to PostgreSQL held open at most: `8` by default. Of no effect on Redis, which needs one.
         pool_max_size: Count,
         /// Of rate-sync: of no effect, because the store's own clock decides.
         timing_margin_ms: Number,
-        /// Of rate-sync: how long Redis may take to answer, in seconds.
+        /// Of rate-sync: of no effect, because `timeout` says how long a decision waits.
         socket_timeout: Seconds,
-        /// Of rate-sync: how long connecting to Redis may take, in seconds.
+        /// How long connecting to Redis may take, in seconds: `0.25` by default.
         socket_connect_timeout: Seconds,
-        /// The table that PostgreSQL keeps counters in.
+        /// What the names of the tables in PostgreSQL begin with. Nothing by default.
         table_name: String,
-        /// The schema that this table is in.
+        /// The schema that these tables are in: `tollgate` by default.
         schema_name: String,
-        /// Whether the table is created when it is not there.
+        /// Whether the tables are created and upgraded when a connection is made: `true` by default. Otherwise `tollgate store migrate` has to.
         auto_create: Switch,
+        /// Whether PostgreSQL keeps the tables out of its log: half the work, nothing on replicas, and all limits start afresh after a crash of the server. `false` by default.
+        unlogged: Switch,
+        /// Whether a decision waits until it is on PostgreSQL's disk, as the server is configured to. `true` by default; with `false` a crash of the server forgets the last moments.
+        synchronous_commit: Switch,
+    }
+}
+
+choice! {
+    /// How a Redis is spread.
+    RedisMode {
+        /// One server.
+        "standalone" => Standalone,
+        /// One server that sentinels watch, which the URL names.
+        "sentinel" => Sentinel,
+        /// A cluster, of which the URL names some nodes.
+        "cluster" => Cluster,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
 use super::values::{Item, Switch, shown_size};
-use super::{Engine, Remote, Snapshot, Store, schema};
+use super::{Engine, Remote, Snapshot, Store, remote, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
 use crate::server::bounds::Bounds;
 use crate::server::{Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
@@ -329,9 +329,12 @@ fn owners(key: &str) -> &'static [schema::Engine] {
     use schema::Engine::{Memory, Postgres, Redis};
     match key {
         "max_memory" | "max_keys" | "snapshot" | "snapshot_interval" => &[Memory],
-        "db" | "password" | "key_prefix" | "socket_timeout" | "socket_connect_timeout" => &[Redis],
-        "table_name" | "schema_name" | "auto_create" => &[Postgres],
-        "url" | "pool_min_size" | "pool_max_size" | "timing_margin_ms" => &[Redis, Postgres],
+        "mode" | "sentinel_master" | "sentinel_username" | "sentinel_password" | "hash_tag" | "db" | "username"
+        | "password" | "key_prefix" | "tls_certificate" | "tls_key" | "tls_server_name" | "socket_timeout"
+        | "socket_connect_timeout" => &[Redis],
+        "table_name" | "schema_name" | "auto_create" | "unlogged" | "synchronous_commit" => &[Postgres],
+        "url" | "instances" | "required" | "max_batch" | "max_calls" | "refusal_cache" | "quota_lease" | "tls_ca"
+        | "pool_min_size" | "pool_max_size" | "timing_margin_ms" => &[Redis, Postgres],
         _ => &[Memory, Redis, Postgres],
     }
 }
@@ -365,17 +368,24 @@ fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Prob
         }
         return None;
     };
-    if !schemes.iter().any(|scheme| url.0.starts_with(scheme)) {
+    if !schemes.iter().any(|scheme| url.value.0.starts_with(scheme)) {
         problems.refuse(&url.place, format!("expected it to begin with {}", schemes.join(" or ")));
+        return None;
     }
-    if let Some(written) = store.engine.get() {
-        problems.warn(&written.place, "which this version reads but cannot serve with yet");
-    }
+    let timeout = store.timeout.copied().map_or(TIMEOUT, |timeout| timeout.0);
+    let shared = remote::shared(&item.name, timeout, store);
+    let required = store.required.copied().is_some_and(|switch| switch.0);
     let options = store.given().into_iter().filter(|(key, _)| !["engine", "timeout", "url"].contains(key));
     let options = options.map(|(key, place): (_, &Place)| (key, place.shown.clone())).collect();
-    let remote = Remote { url: url.value.clone(), options };
+    let (place, url) = (&url.place, url.value.clone());
     Some(match engine {
-        schema::Engine::Postgres => Engine::Postgres(remote),
-        schema::Engine::Redis | schema::Engine::Memory => Engine::Redis(remote),
+        schema::Engine::Postgres => {
+            let settings = remote::postgres(store, &url, place, problems);
+            Engine::Postgres(Remote { url, options, settings, shared, required })
+        }
+        schema::Engine::Redis | schema::Engine::Memory => {
+            let settings = remote::redis(store, &url, place, problems)?;
+            Engine::Redis(Remote { url, options, settings, shared, required })
+        }
     })
 }

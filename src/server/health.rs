@@ -1,26 +1,39 @@
 //! Whether this process serves: one truth for `/livez`, `/readyz`, `/healthcheck` and gRPC health.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Says whether requests should be sent here. A process that is about to stop still answers those that are.
+const WAITING: u8 = 0;
+const SERVING: u8 = 1;
+const LEAVING: u8 = 2;
+
+/// Says whether requests should be sent here. A process that is about to stop, or waits for a store, still answers those
+/// that are.
 #[derive(Debug)]
-pub struct Health {
-    ready: AtomicBool,
-}
+pub struct Health(AtomicU8);
 
 impl Health {
     /// It serves.
     pub fn serving() -> Self {
-        Self { ready: AtomicBool::new(true) }
+        Self(AtomicU8::new(SERVING))
     }
 
     /// Whether requests should be sent here.
     pub fn ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) == SERVING
+    }
+
+    /// It waits for a store that is required.
+    pub(crate) fn wait(&self) {
+        self.0.store(WAITING, Ordering::Relaxed);
+    }
+
+    /// What it waited for is there. Says whether it serves now: it may be about to stop already.
+    pub(super) fn serve(&self) -> bool {
+        self.0.compare_exchange(WAITING, SERVING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// It is about to stop.
     pub(super) fn leave(&self) {
-        self.ready.store(false, Ordering::Relaxed);
+        self.0.store(LEAVING, Ordering::Relaxed);
     }
 }

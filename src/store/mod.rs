@@ -119,6 +119,14 @@ impl Stores {
         self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.told(now)));
     }
 
+    /// Whether a store can be asked, and written to. This process's memory always can.
+    pub async fn answers(&self, store: usize) -> bool {
+        match self.shared.get(store).and_then(Option::as_ref) {
+            Some(shared) => shared.remote().probe().await.is_ok(),
+            None => true,
+        }
+    }
+
     /// Returns what shared stores have charged for nobody yet: to be called before the process ends.
     pub async fn give_back(&self, now: Timestamp, patience: Duration) {
         let deadline = Instant::now() + patience;

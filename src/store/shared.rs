@@ -25,6 +25,8 @@ pub struct SharedSettings {
     pub remote: RemoteSettings,
     /// Whether its counters are in different places, each of which decides by itself: the slots of a cluster.
     pub parted: bool,
+    /// The entry whose value says where a counter lives, where its key has it.
+    pub tag: Option<String>,
     /// How many instances share it: while it is away, each keeps its part of every limit.
     pub instances: u32,
     /// How long a refusal is answered here at most; not at all when none.
@@ -37,7 +39,7 @@ impl SharedSettings {
     /// What holds where nothing else is said: alone, asked for every decision.
     pub fn new(name: &str) -> Self {
         let remote = RemoteSettings::default();
-        Self { name: name.to_owned(), remote, parted: false, instances: 1, refusal_cache: None, quota_lease: None }
+        Self { name: name.to_owned(), remote, parted: false, tag: None, instances: 1, refusal_cache: None, quota_lease: None }
     }
 }
 

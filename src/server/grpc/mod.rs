@@ -104,8 +104,21 @@ impl Grpc {
             reporter,
             bounds,
         }));
-        services.report(ServingStatus::Serving).await;
+        let serving = services.0.desk.health().ready();
+        services.report(if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
         services
+    }
+
+    /// Tells who asks for our health that requests can be sent here: what was waited for is there.
+    pub async fn serve_now(&self) {
+        if self.0.desk.health().serve() {
+            self.report(ServingStatus::Serving).await;
+        }
+    }
+
+    /// Tells who asks for our health that we wait for a store.
+    pub async fn wait(&self) {
+        self.report(ServingStatus::NotServing).await;
     }
 
     /// Tells who asks for our health that we are about to stop. Calls are still answered.

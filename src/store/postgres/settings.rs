@@ -118,6 +118,15 @@ pub(super) struct Understood {
 }
 
 impl PostgresSettings {
+    /// Whether they can be used. Nothing is connected to.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn check(&self) -> Result<(), PostgresSettingsError> {
+        self.understand().map(|_| ())
+    }
+
     /// The names and the way to the server.
     pub(super) fn understand(&self) -> Result<Understood, PostgresSettingsError> {
         if self.pool_size == 0 {
