@@ -7,10 +7,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
 
 demo: ## a real Envoy with tollgate behind it plays a story of limits at work
-	@python3 examples/envoy/demo.py
+	@python3 examples/envoy/demo.py $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
 demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops it
-	@python3 examples/envoy/demo.py --up
+	@python3 examples/envoy/demo.py --up $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
 # The servers that tests talk to: none may be missing.
 WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)"

@@ -4,6 +4,9 @@
     make demo       plays the story; fails when anything comes out differently than told
     make demo-up    leaves the gateway running and prints requests to try
 
+With STORE=redis or STORE=postgres there are two tollgates behind the Envoy, asked in turn, that share such a store: the
+story is the same.
+
 The rules are in gateway.toml, the Envoy configuration is gateway.yaml, both beside this file. Everything listens on
 free loopback ports and is stopped at the end.
 """
@@ -43,13 +46,15 @@ class Failure(Exception):
 
 
 class Gateway:
-    """tollgate, an upstream and Envoy on free ports, for as long as the `with` block lasts."""
+    """tollgate, an upstream and Envoy on free ports, for as long as the `with` block lasts.
+
+    With a store there are two tollgates that share it."""
 
     # The ports of the files, and what they are called here.
-    PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901}
+    PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901, "grpc2": 8181, "http2": 8180, "store": 0}
 
-    def __init__(self, tollgate, envoy):
-        self.tollgate, self.envoy = tollgate, envoy
+    def __init__(self, tollgate, envoy, store=None):
+        self.tollgate, self.envoy, self.store = tollgate, envoy, store
         self.directory, self.processes = None, []
 
     def __enter__(self):
@@ -60,10 +65,14 @@ class Gateway:
             rules = self.rewrite("gateway.toml")
             envoy = self.rewrite("gateway.yaml")
             self.start("upstream", [sys.executable, HERE / "upstream.py", "--port", self.ports["upstream"]])
+            if self.store:
+                self.share(rules)
             self.start("tollgate", [self.tollgate, "serve", "--config", rules])
             self.start("envoy", [self.envoy, "-c", envoy, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"])
             self.wait_for("upstream", "upstream", "/")
             self.wait_for("tollgate", "http", "/healthcheck")
+            if self.store:
+                self.wait_for("tollgate 2", "http2", "/healthcheck")
             self.wait_for("envoy", "admin", "/ready")
         except BaseException:
             self.__exit__()
@@ -86,6 +95,10 @@ class Gateway:
     def rewrite(self, name):
         """A copy of a file beside this one, on this gateway's ports and on loopback."""
         text = (HERE / name).read_text()
+        if self.store:
+            # Envoy asks both in turn.
+            for written in (8080, 8081):
+                text = re.sub(rf"( *- endpoint: .*port_value: ){written}(.*\n)", rf"\g<0>\g<1>{written + 100}\g<2>", text)
         for port, written in self.PORTS.items():
             text = re.sub(rf"(port_value: |:){written}\b", rf"\g<1>{self.ports[port]}", text)
         text = re.sub(r"address: (0\.0\.0\.0|tollgate|upstream)\b", "address: 127.0.0.1", text)
@@ -96,6 +109,50 @@ class Gateway:
         path = self.directory / name
         path.write_text(text)
         return path
+
+    def share(self, rules):
+        """Starts a store, lets these rules count in it, and starts a second tollgate that does the same."""
+        url = {"redis": self.start_redis, "postgres": self.start_postgres}[self.store]()
+        text = rules.read_text()
+        text += f'\n[stores.main]\nengine = "{self.store}"\nurl = "{url}"\nrequired = true\n'
+        # A machine that is busy otherwise must not spoil the story.
+        text += 'timeout = "5s"\n'
+        rules.write_text(text)
+        for port in ("grpc", "http"):
+            text = text.replace(f":{self.ports[port]}\"", f":{self.ports[port + '2']}\"")
+        second = rules.with_name("second.toml")
+        second.write_text(text)
+        self.start("tollgate 2", [self.tollgate, "serve", "--config", second])
+
+    def start_redis(self):
+        redis = shutil.which("redis-server") or shutil.which("valkey-server")
+        if not redis:
+            raise Failure("there is no redis-server on PATH: `make servers` installs one")
+        port = self.ports["store"]
+        self.start("redis", [redis, "--bind", "127.0.0.1", "--port", port, "--save", "", "--dir", self.directory])
+        return f"redis://127.0.0.1:{port}/0"
+
+    def start_postgres(self):
+        programs = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        found = shutil.which("initdb")
+        directory = pathlib.Path(found).parent if found else programs[-1] if programs else None
+        if not directory:
+            raise Failure("there is no PostgreSQL: `make servers` installs one")
+        data, who = self.directory / "postgres", []
+        data.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            # PostgreSQL does not run as root.
+            who = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--"]
+            self.directory.chmod(0o711)
+            shutil.chown(data, "postgres", "postgres")
+        initdb = [directory / "initdb", "-D", data, "-U", "tollgate", "--auth=trust", "-E", "UTF8", "--no-locale"]
+        made = subprocess.run([*who, *initdb], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+        if made.returncode != 0:
+            raise Failure(f"initdb failed:\n{made.stdout}")
+        port = self.ports["store"]
+        settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories="]
+        self.start("postgres", [*who, directory / "postgres", "-D", data, *(f"--{setting}" for setting in settings)])
+        return f"postgres://tollgate@127.0.0.1:{port}/postgres"
 
     def start(self, name, command):
         log = open(self.directory / f"{name}.log", "wb")
@@ -464,6 +521,7 @@ def envoy():
 def main():
     parser = argparse.ArgumentParser(description="A real Envoy with tollgate behind it.")
     parser.add_argument("--up", action="store_true", help="leave it running instead of playing the story")
+    parser.add_argument("--store", choices=["redis", "postgres"], help="two tollgates that share such a store")
     parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
     options = parser.parse_args()
     for stop in STOPS:
@@ -473,7 +531,7 @@ def main():
     try:
         # Before the build, which takes longer.
         found = envoy()
-        with Gateway(options.tollgate or built(), found) as gateway:
+        with Gateway(options.tollgate or built(), found, options.store) as gateway:
             return leave_running(gateway) if options.up else play(gateway)
     except KeyboardInterrupt:
         print("\nstopped")
