@@ -290,6 +290,22 @@ fn a_named_path_that_is_missing_is_an_error_and_never_a_fall_through() {
     assert_eq!((err(&variable).as_str(), variable.status.code()), (expected, Some(1)));
 }
 
+/// The kernel would keep two megabytes for a byte, and more and more of them: `make soak` saw it as growth.
+#[test]
+fn serve_takes_no_huge_pages() {
+    let directory = written(&[("tollgate.toml", &format!("{ANY_PORT}{RULE}"))]);
+    let (child, _) = serve(tollgate(directory.path()).arg("serve"));
+    let told = |file| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("Linux tells it");
+    let (status, maps) = (told("status"), told("smaps"));
+    stop(child);
+    // A kernel without huge pages has no such line.
+    let enabled = status.lines().find(|line| line.starts_with("THP_enabled:"));
+    assert!(enabled.is_none_or(|line| line.ends_with('0')), "{enabled:?}");
+    // What the allocator took before `main` as well: it is asked for at once.
+    let advised = maps.lines().filter(|line| line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg"));
+    assert_eq!(advised.count(), 0);
+}
+
 #[test]
 fn serve_without_a_secret_warns_and_with_one_does_not() {
     let with = format!("{ANY_PORT}secret = 'a long enough secret'\n");

@@ -228,7 +228,9 @@ impl Memory {
     /// Writes what the store at `space` holds to a file: one moment for every plan (semantics 32).
     ///
     /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
-    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy.
+    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy. A
+    /// copy is let go once it is in the file: what is in memory twice is what plans have changed and the file does not
+    /// have yet.
     ///
     /// # Errors
     ///
@@ -241,10 +243,17 @@ impl Memory {
             let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
             locked.iter_mut().for_each(|slots| slots.cut = Some(cut.clone()));
         }
-        drop(cut);
-        shards.iter().for_each(|shard| shard.lock().copy_to_cut());
-        let copies: Vec<Vec<u8>> = copies.into_iter().collect();
-        snapshot::write(path, owner, &copies)
+        // A plan hands its copy over under the lock of the shard, so none is left when the last shard had its turn.
+        let each_in_turn = shards.iter().flat_map(|shard| {
+            shard.lock().copy_to_cut();
+            copies.try_iter()
+        });
+        let written = snapshot::write(path, owner, each_in_turn);
+        if written.is_err() {
+            // Nobody waits for the copies of those whose turn did not come.
+            shards.iter().for_each(|shard| shard.lock().cut = None);
+        }
+        written
     }
 
     /// Reads into the store at `space` what a file holds. Says how many counters still counted and found room; `None`

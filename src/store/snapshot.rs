@@ -131,8 +131,13 @@ impl Record {
     }
 }
 
-/// Writes a file whole: to a temporary one beside it, flushed to the disk, then renamed over it.
-pub(super) fn write(path: &Path, owner: &Owner, records: &[Vec<u8>]) -> Result<(), SnapshotError> {
+/// Writes a file whole: to a temporary one beside it, flushed to the disk, then renamed over it. Each of the records is
+/// asked for when the one before is in the file and let go, so that they are not all in memory.
+pub(super) fn write(
+    path: &Path,
+    owner: &Owner,
+    records: impl IntoIterator<Item = Vec<u8>>,
+) -> Result<(), SnapshotError> {
     let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
     let mut head = Vec::with_capacity(128);
     head.extend(MAGIC);
@@ -147,9 +152,9 @@ pub(super) fn write(path: &Path, owner: &Owner, records: &[Vec<u8>]) -> Result<(
         // What was used by whom is told by hashes only, and even that is nobody else's.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut seal = sealer();
-        for part in std::iter::once(&head).chain(records).chain(std::iter::once(&end)) {
-            seal.write(part);
-            file.write_all(part)?;
+        for part in std::iter::once(head).chain(records).chain(std::iter::once(end)) {
+            seal.write(&part);
+            file.write_all(&part)?;
         }
         file.write_all(&seal.finish128().as_bytes())?;
         file.sync_all()?;
@@ -309,4 +314,25 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{what}"));
     path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_asked_for_when_those_before_it_are_in_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("main");
+        let owner = Owner { fingerprint: [7; 16], store: "main".into() };
+        let mut asked = 0;
+        let parts = (0..4_u64).map(|before| {
+            let written = fs::metadata(beside(&path, "writing")).expect("it is being written").len();
+            assert!((before * 1000..(before + 1) * 1000).contains(&written), "{written} bytes before part {before}");
+            asked += 1;
+            vec![0; 1000]
+        });
+        write(&path, &owner, parts).expect("it is written");
+        assert_eq!(asked, 4);
+    }
 }
