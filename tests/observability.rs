@@ -17,6 +17,19 @@ use served::{DOORS, Served, both, exchange};
 
 /// Rules of every kind, so that every series is there.
 const RULES: &str = r#"
+[stores.main]
+engine = "memory"
+
+[stores.away]
+engine = "redis"
+url = "redis://127.0.0.1:1/0"
+
+[limiters.shared]
+algorithm = "token_bucket"
+limit = 100
+window = "1h"
+store = "away"
+
 [limiters.login]
 algorithm = "sliding_window"
 limit = 2
@@ -29,7 +42,11 @@ lease = "1h"
 [[rules]]
 domain = "edge"
 name = "login"
-apply = [{ limiter = "login", key = ["account"] }, { limiter = "slots", key = ["account"] }]
+apply = [
+  { limiter = "login", key = ["account"] },
+  { limiter = "slots", key = ["account"] },
+  { limiter = "shared", key = ["account"] },
+]
 
 [[rules]]
 domain = "edge"
@@ -85,7 +102,8 @@ fn passes(arguments: &[&str], directory: &Path) {
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let metrics = words.filter(|word| word.starts_with("tollgate_") || word.starts_with("process_"));
-    metrics.map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned()).collect()
+    let of_histograms = |word: &str| ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).map(str::to_owned);
+    metrics.map(|word| of_histograms(word).unwrap_or_else(|| word.to_owned())).collect()
 }
 
 /// The expressions of the alerts, each with the name of its alert.
