@@ -1,7 +1,7 @@
 # What there is to do here. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-up test servers bench fuzz deny flood soak
+.PHONY: help demo demo-up test contract servers bench fuzz deny flood soak
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
@@ -28,6 +28,10 @@ test: servers ## formatting, clippy, all tests, instructions a decision; STORE=r
 	@# Numbers that a change can be compared by: they are the same in every run of one build.
 	cargo bench --locked --profile test --bench engine -- instructions
 endif
+
+contract: servers ## the contract of every store at length: a million random plans each, compared with the reference
+	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test store_contract --test 'store_redis*' --test 'store_cluster*' contract
+	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test 'store_postgres*' contract
 
 servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy
 	@scripts/servers

@@ -4,6 +4,7 @@
 #   benches/run.sh engine    the engine in process
 #   benches/run.sh doors     the doors under load
 #   benches/run.sh gateway   a real Envoy in front of them
+#   benches/run.sh stores    the doors with a Redis behind them
 #   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
 cd "$(dirname "$0")/.."
@@ -38,6 +39,12 @@ gateway() {
     measure --gateway "$(scripts/envoy)"
 }
 
+stores() {
+    programs
+    measure --store "$(command -v redis-server)"
+    measure --gateway "$(scripts/envoy)" --store "$(command -v redis-server)"
+}
+
 flood() {
     cargo bench --locked --bench flood --no-run
     cargo build --locked --release --bin tollgate
@@ -46,10 +53,11 @@ flood() {
 }
 
 case "${1:-all}" in
-    all) engine; doors; measure --gateway "$(scripts/envoy)" ;;
+    all) engine; doors; measure --gateway "$(scripts/envoy)"; measure --store "$(command -v redis-server)" ;;
     engine) engine ;;
     doors) doors ;;
     gateway) gateway ;;
+    stores) stores ;;
     flood) flood ;;
-    *) echo "usage: benches/run.sh [engine|doors|gateway|flood]" >&2; exit 2 ;;
+    *) echo "usage: benches/run.sh [engine|doors|gateway|stores|flood]" >&2; exit 2 ;;
 esac

@@ -12,6 +12,7 @@ mod gateway;
 mod load;
 mod questions;
 mod server;
+mod stores;
 
 use std::time::Duration;
 
@@ -24,14 +25,24 @@ const ROUNDS: usize = 7;
 
 fn main() {
     let binaries: Vec<String> = std::env::args().skip(1).collect();
-    let (binaries, envoy) = match binaries.as_slice() {
-        [binaries @ .., flag, envoy] if flag == "--gateway" => (binaries, Some(envoy)),
-        binaries => (binaries, None),
+    let (binaries, envoy, redis) = match binaries.as_slice() {
+        [binaries @ .., gateway, envoy, store, redis] if gateway == "--gateway" && store == "--store" => {
+            (binaries, Some(envoy), Some(redis))
+        }
+        [binaries @ .., flag, envoy] if flag == "--gateway" => (binaries, Some(envoy), None),
+        [binaries @ .., flag, redis] if flag == "--store" => (binaries, None, Some(redis)),
+        binaries => (binaries, None, None),
     };
     let [idle_tonic, noop_hyper, tollgate] = binaries else {
-        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE [--gateway ENVOY]");
+        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE [--gateway ENVOY] [--store REDIS_SERVER]");
     };
     let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/doors/tollgate.toml");
+    if let (Some(envoy), Some(redis)) = (envoy, redis) {
+        return stores::through_envoy(envoy, noop_hyper, tollgate, configuration, redis);
+    }
+    if let Some(redis) = redis {
+        return stores::report(idle_tonic, tollgate, configuration, redis);
+    }
     let tollgate = [tollgate.as_str(), "serve", "--config", configuration];
     if let Some(envoy) = envoy {
         return gateway::report(envoy, noop_hyper, &tollgate);

@@ -8,6 +8,16 @@ use std::time::{Duration, Instant};
 /// The kernel counts CPU in hundredths of a second, on every architecture that Linux tells user space about.
 const TICK: Duration = Duration::from_millis(10);
 
+/// User and system time of a process so far.
+pub fn cpu_of(process: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process is running");
+    // The second field, the name, may hold anything up to its closing parenthesis.
+    let (_, fields) = text.rsplit_once(')').expect("the name is in parentheses");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = |number: usize| -> u32 { fields[number].parse().expect("a number of ticks") };
+    TICK * (ticks(11) + ticks(12))
+}
+
 /// A running server, pinned to core 0. It ends with this value.
 pub struct Server {
     process: Child,
@@ -50,13 +60,7 @@ impl Server {
 
     /// User and system time so far.
     pub fn cpu(&self) -> Duration {
-        let path = format!("/proc/{}/stat", self.process.id());
-        let text = std::fs::read_to_string(path).expect("the server is running");
-        // The second field, the name, may hold anything up to its closing parenthesis.
-        let (_, fields) = text.rsplit_once(')').expect("the name is in parentheses");
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks = |number: usize| -> u32 { fields[number].parse().expect("a number of ticks") };
-        TICK * (ticks(11) + ticks(12))
+        cpu_of(self.process.id())
     }
 
     /// Resident bytes.

@@ -17,11 +17,13 @@ use crate::numbers::Numbers;
 pub const SECOND: u64 = 1_000_000;
 pub const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
 
-/// Runs a test on `cases` values, the same ones every time.
+/// Runs a test on `cases` values, the same ones every time; `make contract` asks for so many times more.
 pub fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
     use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
     const SEED: [u8; 32] = *b"tollgate: the same steps, always";
+    let times = std::env::var("TOLLGATE_CONTRACT").map_or(1, |times| times.parse().expect("a number of times"));
+    let cases = cases * times;
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &SEED));
     let verdict = runner.run(&strategy, |value| {
