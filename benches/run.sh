@@ -4,6 +4,7 @@
 #   benches/run.sh engine    the engine in process
 #   benches/run.sh doors     the doors under load
 #   benches/run.sh gateway   a real Envoy in front of them
+#   benches/run.sh postgres  a PostgreSQL under load; not a part of all
 #   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
 cd "$(dirname "$0")/.."
@@ -45,11 +46,16 @@ flood() {
     taskset -c 1 cargo bench --locked --bench flood -- rls "$target/tollgate"
 }
 
+postgres() {
+    cargo bench --locked --bench postgres
+}
+
 case "${1:-all}" in
     all) engine; doors; measure --gateway "$(scripts/envoy)" ;;
     engine) engine ;;
     doors) doors ;;
     gateway) gateway ;;
+    postgres) postgres ;;
     flood) flood ;;
-    *) echo "usage: benches/run.sh [engine|doors|gateway|flood]" >&2; exit 2 ;;
+    *) echo "usage: benches/run.sh [engine|doors|gateway|postgres|flood]" >&2; exit 2 ;;
 esac
