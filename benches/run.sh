@@ -5,6 +5,7 @@
 #   benches/run.sh doors     the doors under load
 #   benches/run.sh gateway   a real Envoy in front of them
 #   benches/run.sh stores    the doors with a Redis behind them
+#   benches/run.sh postgres  a PostgreSQL under load; not a part of all
 #   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
 cd "$(dirname "$0")/.."
@@ -52,12 +53,17 @@ flood() {
     taskset -c 1 cargo bench --locked --bench flood -- rls "$target/tollgate"
 }
 
+postgres() {
+    cargo bench --locked --bench postgres
+}
+
 case "${1:-all}" in
     all) engine; doors; measure --gateway "$(scripts/envoy)"; measure --store "$(command -v redis-server)" ;;
     engine) engine ;;
     doors) doors ;;
     gateway) gateway ;;
     stores) stores ;;
+    postgres) postgres ;;
     flood) flood ;;
-    *) echo "usage: benches/run.sh [engine|doors|gateway|stores|flood]" >&2; exit 2 ;;
+    *) echo "usage: benches/run.sh [engine|doors|gateway|stores|postgres|flood]" >&2; exit 2 ;;
 esac

@@ -12,6 +12,7 @@ mod check;
 mod explain;
 mod serve;
 mod state;
+mod store;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ Examples:
   tollgate state edge account=bob
   tollgate lift edge account=bob --why \"ticket 4711\"
   tollgate top
+  tollgate store migrate --config tollgate.toml
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
@@ -159,6 +161,11 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         lines: usize,
     },
+    /// Prepare the stores outside this process.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
     /// Print the JSON Schema (draft 2020-12) of a configuration, for editors.
     Schema,
     /// Print a script that completes this command line.
@@ -166,6 +173,21 @@ enum Command {
     Completions {
         /// The shell to complete in.
         shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Make or upgrade the schema of every PostgreSQL store, and say what was done.
+    ///
+    /// Where a store has auto_create = false, or serves with a role that may not create anything, this has to run before
+    /// the first start, and again before a version of tollgate that says so. Counters stay. Where unlogged was changed,
+    /// the tables are rewritten, which decisions wait for.
+    #[command(after_help = "Examples:\n  tollgate store migrate --config /etc/tollgate/tollgate.toml")]
+    Migrate {
+        /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
     },
 }
 
@@ -189,6 +211,7 @@ pub fn run() -> ExitCode {
         Command::Top { place, minutes, lines } => {
             asked(place.server().and_then(|server| state::top(&server, minutes, lines)))
         }
+        Command::Store { command: StoreCommand::Migrate { config } } => store::migrate_all(config.as_deref()),
         Command::Schema => {
             print(&format!("{:#}\n", tollgate::config::json_schema()));
             ExitCode::SUCCESS

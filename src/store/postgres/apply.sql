@@ -80,6 +80,7 @@ DECLARE
     ds bigint[];
     expiries bigint[];
     wrote bigint[];
+    wrote_any boolean := false;
     -- Of an exact log, up to which number grants are rows; the others are of now. Of leases, how many have expired.
     edges bigint[];
     -- Of an exact log, up to which number grants are forgotten by a window. Of leases, the last expiry if it is known.
@@ -663,7 +664,9 @@ BEGIN
     END LOOP;
 
     FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
-        IF wrote[i] <> 0 AND kinds[i] = 2 THEN
+        CONTINUE WHEN wrote[i] = 0;
+        wrote_any := true;
+        IF kinds[i] = 2 THEN
             units := 0;
             IF bs[i] > edges[i] THEN
                 units := bs[i] - edges[i];
@@ -677,6 +680,12 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
+    IF NOT wrote_any THEN
+        -- Refusals and looks leave nothing that the disk would have to be waited for.
+        PERFORM set_config('synchronous_commit', 'off', true);
+        answer[1] := now;
+        RETURN answer;
+    END IF;
     UPDATE {counters} AS counters
     SET a = new.a, b = new.b, moment = new.moment, d = new.d, expires = new.expires, kind = new.kind
     FROM unnest(names, kinds, as_, bs, moments, ds, expiries, wrote)

@@ -18,7 +18,7 @@ const TABLES: &str = include_str!("schema.sql");
 const APPLY: &str = include_str!("apply.sql");
 
 /// How long making the schema may wait for who else makes it.
-const PATIENCE: &str = "SET LOCAL statement_timeout = '60s'";
+const PATIENCE: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
 
 /// What everything is called.
 #[derive(Clone, Debug)]
@@ -80,6 +80,11 @@ impl Names {
     /// Of a schema and prefix that are fit for names.
     pub(super) fn new(schema: &str, prefix: &str) -> Self {
         Self { schema: schema.to_owned(), prefix: prefix.to_owned() }
+    }
+
+    /// The name of the schema, as it was given.
+    pub(super) fn schema(&self) -> &str {
+        &self.schema
     }
 
     /// The quoted name of something in the schema.

@@ -21,7 +21,9 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::Error;
@@ -44,6 +46,12 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// How long the statement's own timeout may be late before the connection is given up.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// How long making or upgrading the schema may take.
+const MIGRATION: Duration = Duration::from_secs(120);
+
+/// What is said of a connection whose server stopped answering while it was made.
+const LATE: &str = "the server accepted a connection and does not answer";
 
 /// How often the same trouble is told.
 const TELL: Duration = Duration::from_secs(10);
@@ -68,7 +76,7 @@ struct Sql {
     apply: String,
     forget: String,
     sweep: String,
-    probe: &'static str,
+    probe: String,
 }
 
 impl Postgres {
@@ -83,7 +91,8 @@ impl Postgres {
             apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
-            probe: "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+            // Whatever cannot be written to refuses this, though there is nothing to write.
+            probe: format!("UPDATE {} SET swept = swept WHERE false", names.of("meta")),
         };
         let manager = Manager::from_config(config, tls.0, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
@@ -185,10 +194,7 @@ impl Link {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        match self.ask(async |client| client.query_one(self.sql.probe, &[]).await?.try_get(0)).await? {
-            true => Err(Fault::ReadOnly),
-            false => Ok(()),
-        }
+        self.ask(async |client| client.execute(&self.sql.probe, &[]).await.map(drop)).await
     }
 
     /// Asks over a connection of the pool. One that does not answer is given up, and one whose server has become
@@ -224,35 +230,47 @@ impl Link {
 
 /// What happens to a connection when it is made.
 fn made(settings: &PostgresSettings, names: Names, apply: String) -> Hook {
-    let milliseconds = settings.response_timeout.as_millis().max(1);
+    // Zero would be for ever.
+    let [statement, lock] = [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().max(1));
     let commit = if settings.synchronous_commit { "" } else { "SET synchronous_commit = off;" };
     // A row is read again after it was waited for; the stricter isolations would fail instead.
     let session = format!(
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-         SET statement_timeout = {milliseconds}; SET jit = off; {commit}"
+         SET statement_timeout = {statement}; SET lock_timeout = {lock}; SET jit = off; {commit}"
     );
     let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
+    let patience = settings.response_timeout + GRACE;
     let made = Arc::new((session, names, apply));
+    // The connections of a pool are made at once, and one of them makes the schema.
     let making = Arc::new(tokio::sync::Mutex::new(()));
     Hook::async_fn(move |client, _| {
         let (made, making) = (made.clone(), making.clone());
         Box::pin(async move {
             let (session, names, apply) = &*made;
-            client.batch_execute(session).await.map_err(HookError::Backend)?;
-            match migrate::check(&**client, names).await {
+            let checked = within(patience, async {
+                client.batch_execute(session).await?;
+                migrate::check(&**client, names).await
+            });
+            match checked.await? {
                 Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
-                    // The connections of a pool are made at once, and one of them makes the schema.
                     let _one = making.lock().await;
-                    let done = migrate::migrate(&mut **client, names, unlogged, false).await;
+                    let done = within(MIGRATION, migrate::migrate(&mut **client, names, unlogged, false)).await?;
                     for done in done.map_err(hook_error)? {
-                        tracing::info!(?done, "postgres schema");
+                        if !matches!(done, Migrated::Current(_)) {
+                            tracing::info!(schema = names.schema(), ?done, "postgres");
+                        }
                     }
                 }
                 checked => checked.map_err(hook_error)?,
             }
-            client.prepare_cached(apply).await.map(drop).map_err(HookError::Backend)
+            within(patience, client.prepare_cached(apply)).await?.map(drop).map_err(HookError::Backend)
         })
     })
+}
+
+/// Gives up what takes longer.
+async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
+    tokio::time::timeout(time, work).await.map_err(|_| HookError::message(LATE))
 }
 
 fn hook_error(error: MigrateError) -> HookError {
@@ -278,7 +296,8 @@ async fn sweep_now_and_then(link: Arc<Link>) {
 fn fault_of_pool(error: &PoolError) -> Fault {
     match error {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
-        PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => Fault::Timeout,
+        PoolError::Timeout(TimeoutType::Wait) => Fault::Timeout,
+        PoolError::PostCreateHook(HookError::Message(late)) if late == LATE => Fault::Timeout,
         PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
         PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
     }

@@ -40,7 +40,7 @@ CREATE {unlogged} TABLE IF NOT EXISTS {counters} (
     expires bigint NOT NULL,
     kind smallint NOT NULL
 -- An update stays on its page, and touches no index: none is on a column that changes.
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.2);
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.2);
 
 CREATE {unlogged} TABLE IF NOT EXISTS {grants} (
     counter uuid NOT NULL,

@@ -40,8 +40,11 @@ pub struct PostgresSettings {
     pub synchronous_commit: bool,
     /// How long a connection may take to be made. Default: 250 ms.
     pub connect_timeout: Duration,
-    /// How long a statement may take, waiting for a row that another session holds included. Default: 500 ms.
+    /// How long a statement may take. Default: 500 ms.
     pub response_timeout: Duration,
+    /// How long a batch waits for a row that another session holds; those who wait then are a batch that failed. It is
+    /// as long as the batches of all instances on one hot counter take, one after the other. Default: 100 ms.
+    pub lock_timeout: Duration,
     /// Whether this instance removes counters that are forgotten. Default: true; one that does is enough.
     pub sweep: bool,
 }
@@ -87,6 +90,7 @@ impl Default for PostgresSettings {
             synchronous_commit: true,
             connect_timeout: Duration::from_millis(250),
             response_timeout: Duration::from_millis(500),
+            lock_timeout: Duration::from_millis(100),
             sweep: true,
         }
     }
@@ -105,6 +109,7 @@ impl fmt::Debug for PostgresSettings {
             .field("synchronous_commit", &self.synchronous_commit)
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
+            .field("lock_timeout", &self.lock_timeout)
             .field("sweep", &self.sweep)
             .finish_non_exhaustive()
     }

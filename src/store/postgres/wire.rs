@@ -97,7 +97,12 @@ impl Writer {
         for undo in &plan.undos {
             let counter = self.counter(undo.counter);
             let shape = self.shape(numbers(&undo.limit));
-            self.put([counter, shape, undo.units.into(), int(undo.at.micros()), int(undo.reset.min(EXACT))]);
+            // More than there can be would be multiplied beyond what can be counted.
+            let longest = match &undo.limit {
+                Limit::TokenBucket(bucket) => EXACT / bucket.drain() + 1,
+                _ => EXACT,
+            };
+            self.put([counter, shape, undo.units.into(), int(undo.at.micros()), int(undo.reset.min(longest))]);
         }
         for group in plan.groups() {
             self.put([count(group.len())]);
@@ -159,7 +164,7 @@ fn shape(check: &Check) -> Shape {
         (room, _) => room,
     };
     shape[8] = never.into();
-    // No more than it can hold or owe, before anything is multiplied.
+    // No more than it can hold or owe, before anything is multiplied. A log may hold more than a limit that was lowered.
     let largest = match &check.limit {
         Limit::TokenBucket(_) => shape[2],
         Limit::SlidingWindow(_) => most,
@@ -169,7 +174,10 @@ fn shape(check: &Check) -> Shape {
     shape[9] = clamped(charges.admitted);
     shape[10] = clamped(charges.passed);
     shape[11] = clamped(charges.refused);
-    shape[12] = clamped(check.refund);
+    shape[12] = match check.limit {
+        Limit::TokenBucket(_) => clamped(check.refund),
+        _ => check.refund.into(),
+    };
     shape[13] = check.shadow.into();
     shape[14] = check.barred.into();
     shape

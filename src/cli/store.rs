@@ -1,0 +1,57 @@
+//! `tollgate store`: what a store outside this process needs before it can be used.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tollgate::config::{Config, Engine};
+use tollgate::store::{Migrated, migrate};
+
+/// Makes or upgrades the schema of every PostgreSQL that the configuration names.
+pub fn migrate_all(path: Option<&Path>) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(errors) => return super::refuse(&errors),
+    };
+    super::warn(&config.warnings);
+    let stores = config.stores.iter().filter_map(|store| match &store.engine {
+        Engine::Postgres(remote) => Some((store.name.as_str(), &remote.settings)),
+        Engine::Memory(_) | Engine::Redis(_) => None,
+    });
+    let stores: Vec<_> = stores.collect();
+    if stores.is_empty() {
+        super::print("no store keeps its counters in PostgreSQL: nothing to do\n");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("tollgate: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut code = ExitCode::SUCCESS;
+    for (name, settings) in stores {
+        match runtime.block_on(migrate(settings)) {
+            Ok(done) => {
+                let done: Vec<String> = done.into_iter().map(said).collect();
+                super::print(&format!("stores.{name}: schema \"{}\": {}\n", settings.schema_name, done.join(", ")));
+            }
+            // The others may be fine.
+            Err(error) => {
+                eprintln!("tollgate: stores.{name}: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
+fn said(done: Migrated) -> String {
+    match done {
+        Migrated::Created(version) => format!("created, version {version}"),
+        Migrated::Upgraded(from, to) => format!("upgraded from version {from} to {to}"),
+        Migrated::Current(version) => format!("version {version}, nothing to do"),
+        Migrated::Rewritten { unlogged: true } => "tables are no longer logged".to_owned(),
+        Migrated::Rewritten { unlogged: false } => "tables are logged now".to_owned(),
+    }
+}
