@@ -1,0 +1,92 @@
+//! What goes wrong, in the store's words and in ours.
+
+use redis::{ErrorKind, RedisError};
+
+use super::super::link::Unanswered;
+use crate::limiter::Fault;
+
+/// Why a plan has no answer: what it means to us, and what the store said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store::redis) struct Problem {
+    pub(in crate::store::redis) fault: Fault,
+    pub(in crate::store::redis) text: String,
+}
+
+impl Problem {
+    pub(super) fn garbled() -> Self {
+        Self { fault: Fault::Script, text: "the reply of the script is not what it should be".to_owned() }
+    }
+}
+
+impl From<&str> for Problem {
+    fn from(text: &str) -> Self {
+        Self { fault: fault(text), text: text.to_owned() }
+    }
+}
+
+impl From<RedisError> for Problem {
+    fn from(error: RedisError) -> Self {
+        let text = match (error.code(), error.detail()) {
+            (Some(code), Some(detail)) => format!("{code} {detail}"),
+            _ => error.to_string(),
+        };
+        let fault = match error.kind() {
+            _ if error.is_timeout() => Fault::Timeout,
+            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => Fault::Unreachable,
+            ErrorKind::AuthenticationFailed => Fault::Denied,
+            _ => fault(&text),
+        };
+        Self { fault, text }
+    }
+}
+
+impl From<Unanswered> for Problem {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Absent(fault) => Self { fault, text: String::new() },
+            Unanswered::Failed(error) => error.into(),
+        }
+    }
+}
+
+/// What an error of the store means, by the word that it begins with.
+fn fault(text: &str) -> Fault {
+    match text.split(' ').next().unwrap_or_default() {
+        "OOM" => Fault::OutOfMemory,
+        "READONLY" | "MISCONF" | "NOREPLICAS" => Fault::ReadOnly,
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => Fault::Denied,
+        "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "BUSY" => Fault::Unreachable,
+        _ if text.contains("can't run this command") || text.contains("can't access at least one of the keys") => {
+            Fault::Denied
+        }
+        _ => Fault::Script,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_says_has_a_meaning() {
+        let cases = [
+            ("OOM command not allowed when used memory > 'maxmemory'.", Fault::OutOfMemory),
+            ("READONLY You can't write against a read only replica.", Fault::ReadOnly),
+            ("MISCONF Errors writing to the AOF file", Fault::ReadOnly),
+            ("NOREPLICAS Not enough good replicas to write.", Fault::ReadOnly),
+            ("NOAUTH Authentication required.", Fault::Denied),
+            ("WRONGPASS invalid username-password pair", Fault::Denied),
+            ("NOPERM this user has no permissions", Fault::Denied),
+            ("ERR The user executing the script can't run this command or subcommand", Fault::Denied),
+            ("LOADING Redis is loading the dataset in memory", Fault::Unreachable),
+            ("CLUSTERDOWN Hash slot not served", Fault::Unreachable),
+            ("MASTERDOWN Link with MASTER is down", Fault::Unreachable),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Fault::Unreachable),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", Fault::Script),
+            ("", Fault::Script),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Problem::from(text).fault, expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The reply to a batch of plans as their answers.
+
+use redis::Value;
+
+use super::problem::Problem;
+use crate::clock::Timestamp;
+use crate::limiter::{Applied, BucketLevel, Check, CounterPair, FixedCount, LeaseFate, Limit, Outcome, Plan, State};
+
+/// The answers in a reply, one for each plan that was asked.
+pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Vec<Result<Applied, Problem>> {
+    let Value::Array(items) = reply else {
+        return plans.iter().map(|_| Err(Problem::garbled())).collect();
+    };
+    let mut items = Items { items: items.iter() };
+    let Some(now) = items.number().and_then(|now| u64::try_from(now).ok()) else {
+        return plans.iter().map(|_| Err(Problem::garbled())).collect();
+    };
+    let now = Timestamp::from_micros(now);
+    plans.iter().map(|plan| items.plan(plan, now)).collect()
+}
+
+struct Items<'a> {
+    items: std::slice::Iter<'a, Value>,
+}
+
+impl Items<'_> {
+    fn number(&mut self) -> Option<i64> {
+        match self.items.next() {
+            Some(Value::Int(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// A number that is never negative.
+    fn count(&mut self) -> Option<u64> {
+        self.number().and_then(|number| u64::try_from(number).ok())
+    }
+
+    fn plan(&mut self, plan: &Plan, now: Timestamp) -> Result<Applied, Problem> {
+        if let Some(Value::BulkString(text)) = self.items.as_slice().first() {
+            self.items.next();
+            return Err(Problem::from(&*String::from_utf8_lossy(text)));
+        }
+        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
+        for _ in &plan.changes {
+            applied.fates.push(match self.number() {
+                Some(0) => LeaseFate::Done,
+                Some(1) => LeaseFate::Expired,
+                Some(2) => LeaseFate::Unknown,
+                _ => return Err(Problem::garbled()),
+            });
+        }
+        for check in &plan.checks {
+            let outcome = self.outcome(check, now).ok_or_else(Problem::garbled)?;
+            applied.admitted &= outcome.passes || check.shadow;
+            applied.answers.push(Ok(outcome));
+        }
+        Ok(applied)
+    }
+
+    /// What a check came to. Of what is told whole, the arithmetic here tells the rest.
+    fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<Outcome> {
+        let first = self.number()?;
+        let passes = first >= 0;
+        let counted = u64::try_from(if passes { first } else { -1 - first }).ok()?;
+        let count = || u32::try_from(counted).ok();
+        let state = match &check.limit {
+            Limit::TokenBucket(bucket) => State::Bucket(BucketLevel { level: counted, at: now, unit: bucket.unit() }),
+            Limit::FixedWindow(_) => {
+                let end = Timestamp::from_micros(self.count()?);
+                State::Fixed(FixedCount { start: now, end, count: count()? })
+            }
+            Limit::SlidingCounter(window) => {
+                let start = Timestamp::from_micros(now.micros() - now.micros() % window.window);
+                let previous = u32::try_from(self.count()?).ok()?;
+                State::Pair(CounterPair { start, current: count()?, previous })
+            }
+            Limit::SlidingWindow(_) | Limit::Concurrency(_) => {
+                let (reset, wait) = (self.count()?, self.number()?);
+                return Some(told(check, passes, count()?, reset, wait));
+            }
+        };
+        Some(check.outcome(state, passes, now))
+    }
+}
+
+/// What a check of a log or of leases came to, which is told without its state.
+fn told(check: &Check, passes: bool, counted: u32, reset: u64, wait: i64) -> Outcome {
+    let limit = match &check.limit {
+        Limit::Concurrency(slots) => slots.max,
+        Limit::SlidingWindow(window) => window.limit,
+        Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
+    };
+    match check.barred {
+        true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None },
+        false => {
+            let retry_after = if passes { None } else { u64::try_from(wait).ok() };
+            Outcome { passes, limit, remaining: limit.saturating_sub(counted), reset, retry_after }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::{Fault, LeaseAction, LeaseChange};
+
+    fn release() -> Plan {
+        let change = LeaseChange {
+            counter: Default::default(),
+            store: 0,
+            lease: Default::default(),
+            action: LeaseAction::Release,
+        };
+        Plan { changes: [change].into_iter().collect(), ..Plan::default() }
+    }
+
+    #[test]
+    fn a_text_is_the_problem_of_its_plan_alone() {
+        let text = Value::BulkString(b"OOM no memory".to_vec());
+        let reply = Value::Array(vec![Value::Int(5), Value::Int(0), text, Value::Int(2)]);
+        let answers = decode(&[release(), release(), release()], &reply);
+        assert_eq!(answers[0].as_ref().expect("it is answered").fates[..], [LeaseFate::Done]);
+        assert_eq!(answers[0].as_ref().expect("it is answered").at, Timestamp::from_micros(5));
+        assert_eq!(answers[1].as_ref().expect_err("it failed").fault, Fault::OutOfMemory);
+        assert_eq!(answers[2].as_ref().expect("it is answered").fates[..], [LeaseFate::Unknown]);
+    }
+
+    #[test]
+    fn a_reply_that_is_cut_short_answers_nothing_more() {
+        for reply in [Value::Nil, Value::Array(vec![]), Value::Array(vec![Value::Int(5)])] {
+            let answers = decode(&[release()], &reply);
+            assert_eq!(answers[0].as_ref().expect_err("it is garbled").fault, Fault::Script, "{reply:?}");
+        }
+    }
+}
