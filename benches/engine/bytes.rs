@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{Algorithm, Limiter, Schedule};
-use tollgate::store::MemorySettings;
+use tollgate::store::{MemorySettings, StoreFact};
 
 use crate::books::{apply, bucket, decide, engine, limiter, rule, slots};
 use crate::timing::line;
@@ -52,7 +52,8 @@ pub fn measure(algorithm: &str) {
         for key in chunk * CHUNK..(chunk + 1) * CHUNK {
             (0..held).for_each(|_| ask(key));
         }
-        let known = std::mem::replace(&mut keys, engine.in_use().stores.usage()[0].keys);
+        let StoreFact::Memory(usage) = engine.in_use().stores.facts()[0] else { panic!("it is in memory") };
+        let known = std::mem::replace(&mut keys, usage.keys);
         // Full: what is new takes the place of what is old, or is turned away.
         if keys - known < CHUNK / 50 {
             break;

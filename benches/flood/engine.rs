@@ -12,7 +12,7 @@ use tollgate::config::{Config, Source};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
 use tollgate::rules::Rules;
-use tollgate::store::{MemorySettings, Stores, Usage};
+use tollgate::store::{MemorySettings, StoreFact, Stores, Usage};
 
 use crate::{LIMIT, ORDINARY, RULES, WINDOW, address, line, mixed};
 
@@ -119,7 +119,7 @@ impl Run {
             }
         }
         let grown = most.max(resident()).saturating_sub(idle);
-        let usage = bench.engine.in_use().stores.usage()[0];
+        let StoreFact::Memory(usage) = bench.engine.in_use().stores.facts()[0] else { panic!("it is in memory") };
         Self { before, ordinary, new, sweeps, admitted, slow, grown, usage, reading: bench.reading }
     }
 
