@@ -17,7 +17,7 @@ use support::{Certificates, PATIENCE, postgres};
 use tokio_postgres::NoTls;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseId, Limit, Needs,
+    Alignment, Applied, Bounds, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseId, Limit, Needs,
     OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket, Undo,
 };
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
@@ -100,7 +100,7 @@ fn the_contract(runs: u32, together: usize) {
             decided.set(decided.get() + steps.len());
         }
     });
-    assert_eq!(decided.get(), runs as usize * 250);
+    assert!(decided.get() >= runs as usize * 250);
 }
 
 fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers) {
@@ -116,7 +116,7 @@ fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers)
 
 #[test]
 fn postgres_keeps_the_contract_plan_by_plan() {
-    the_contract(10, 1);
+    the_contract(20, 1);
 }
 
 #[test]
@@ -177,6 +177,104 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Decides plans at moments, one call each, and compares with `advance`.
+fn follow(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    runtime().block_on(async {
+        let store = store(&server);
+        let mut reference = Reference::default();
+        for (number, (now, plans)) in plans.into_iter().enumerate() {
+            let expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
+            compare(number, &plans, &expected, &store.execute(&plans, Some(now)).await);
+        }
+    });
+}
+
+/// Numbers that are the same in every run.
+fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 20) % below
+    }
+}
+
+#[test]
+fn the_window_of_a_calendar_is_picked_by_the_stores_clock() {
+    let bounds = [1, 5, 6, 9].map(|day| START.plus(day * 86_400 * SECOND));
+    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(Bounds(bounds)) });
+    let mut moments = vec![START];
+    for bound in bounds {
+        moments.extend([bound.micros() - 1, bound.micros(), bound.micros() + 1].map(Timestamp::from_micros));
+    }
+    moments.extend([bounds[3].plus(SECOND), bounds[1], bounds[0], START]);
+    follow(moments.into_iter().map(|now| (now, vec![plan([check(1, limit)]), plan([check(1, limit)])])));
+}
+
+#[test]
+fn a_long_log_is_searched_for_what_is_forgotten() {
+    let mut next = numbers(1);
+    let mut now = START;
+    follow((0..700).map(|_| {
+        // Mostly close to each other; now and then many are forgotten at once, or a few.
+        let by = if next(40) == 0 { next(90 * SECOND) } else { next(SECOND / 2) };
+        now = now.plus(by);
+        let limit = [100, 300, 300, 40][next(4) as usize];
+        let log = Limit::SlidingWindow(SlidingWindow { limit, window: 60 * SECOND });
+        let cost = u32::try_from(1 + next(3) * next(8)).expect("it is small");
+        let mut asked = check(1, log);
+        match next(8) {
+            0 => (asked.needs, asked.charges) = (Needs { one_left: true, ..Needs::default() }, Charges::default()),
+            1 => (asked.needs, asked.charges, asked.refund) = (Needs::default(), Charges::default(), cost),
+            when => {
+                asked.needs.fits = cost;
+                asked.charges = Charges { admitted: cost, passed: 0, refused: if when == 2 { cost } else { 0 } };
+            }
+        }
+        (now, vec![plan([asked])])
+    }));
+}
+
+#[test]
+fn the_largest_numbers_are_counted_exactly() {
+    let mut next = numbers(2);
+    let mut wide = move |most: u64| 1 + next(most) >> next(most.ilog2().into());
+    let small = |wide: &mut dyn FnMut(u64) -> u64| u32::try_from(wide(u32::MAX.into()).max(1)).expect("it is below");
+    let ten_years = 315_360_000 * SECOND;
+    let limit = |kind: usize, wide: &mut dyn FnMut(u64) -> u64| {
+        let (limit, window) = (small(wide), wide(ten_years).max(1));
+        match kind {
+            0 => TokenBucket::new(small(wide).into(), window, limit, wide(1 << 40)).ok().map(Limit::TokenBucket),
+            1 => Some(Limit::SlidingWindow(SlidingWindow { limit: limit.min(10), window })),
+            2 => Some(Limit::SlidingCounter(SlidingCounter { limit, window })),
+            3 => Some(Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) })),
+            4 => Some(Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) })),
+            _ => Some(Limit::Concurrency(Concurrency { max: limit, lease: window })),
+        }
+    };
+    let mut calls = Vec::new();
+    let mut now = START;
+    for _ in 0..60 {
+        let mut plans = Vec::new();
+        for name in 0..48 {
+            let kind = (name % 6) as usize;
+            let Some(limit) = limit(kind, &mut wide) else { continue };
+            let cost = small(&mut wide);
+            let charges = Charges { admitted: cost, passed: cost, refused: cost };
+            let fits = if kind == 5 { 1 } else { cost };
+            let refund = if wide(4) == 1 { small(&mut wide) } else { 0 };
+            plans.push(plan([Check {
+                needs: Needs { fits, ..Needs::default() },
+                charges,
+                refund,
+                ..check(name, limit)
+            }]));
+        }
+        calls.push((now, plans));
+        now = now.plus(wide(ten_years / 4));
+    }
+    follow(calls);
 }
 
 #[test]

@@ -106,11 +106,10 @@ DECLARE
     reset bigint;
     fate bigint;
     -- Of the algorithms.
-    level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; whole bigint; part bigint; step bigint;
-    grid bigint; owed bigint; before bigint;
+    level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; owed bigint; before bigint;
     win bigint; low bigint; high bigint; probe bigint; bounded boolean; mark bigint; stamp bigint; cutoff bigint;
     gone bigint; granted bigint; edge bigint; seen bigint;
-    start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
+    step bigint; start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
     opens bigint; closes bigint; finish bigint; hits bigint;
 BEGIN
     -- Each row is made, or else locked, before the next one is looked at: all callers wait in one order, the order of
@@ -126,8 +125,10 @@ BEGIN
            array_agg(0::bigint), array_agg(0::bigint), array_agg(-1::bigint), array_agg(-1::bigint)
     INTO kinds, as_, bs, moments, ds, expiries, wrote, edges, seens, windows
     FROM (
+        -- A limit keeps the planner from joining the other way round, which it likes while it knows the table as empty.
         SELECT counters.* FROM unnest(names) WITH ORDINALITY AS asked (name, place)
-        JOIN {counters} AS counters ON counters.counter = asked.name ORDER BY asked.place
+        CROSS JOIN LATERAL (SELECT * FROM {counters} WHERE counter = asked.name LIMIT 1) AS counters
+        ORDER BY asked.place
     ) AS counters;
     waits := ARRAY[0, 0, 0, 0];
 
@@ -260,15 +261,16 @@ BEGIN
                     SELECT names[i], upto - units, at FROM moved WHERE upto - units > low ORDER BY upto;
                     edges[i] := edges[i] - units;
                     windows[i] := -1;
-                    IF bs[i] - units = edges[i] THEN
-                        SELECT at INTO mark FROM {grants}
-                        WHERE counter = names[i] AND upto > as_[i] ORDER BY upto DESC LIMIT 1;
-                        moments[i] := coalesce(mark, moments[i]);
-                    END IF;
                 END IF;
                 IF units > 0 THEN
                     bs[i] := bs[i] - units;
                     wrote[i] := 1;
+                    IF bs[i] = edges[i] THEN
+                        -- The newest is a row again.
+                        SELECT at INTO mark FROM {grants}
+                        WHERE counter = names[i] AND upto > as_[i] AND upto <= bs[i] ORDER BY upto DESC LIMIT 1;
+                        moments[i] := coalesce(mark, moments[i]);
+                    END IF;
                 END IF;
 
             ELSIF kind = 3 THEN
@@ -301,7 +303,8 @@ BEGIN
                         WHEN 0 THEN opens + shapes[s + 4]
                         WHEN 1 THEN now + shapes[s + 4]
                         ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 5]
-                                  WHEN now < shapes[s + 6] THEN shapes[s + 6] ELSE greatest(shapes[s + 7], now + 1) END
+                                  WHEN now < shapes[s + 6] THEN shapes[s + 6]
+                                  ELSE greatest(shapes[s + 7], now + 1) END
                     END;
                     moments[i] := opens;
                     wrote[i] := 1;
@@ -328,8 +331,8 @@ BEGIN
             checks := program[next];
             next := next + 1;
             admitted := NOT refused;
-            -- Each check is looked at twice. First: correct and refund, and how long is the wait? Then, when it is known
-            -- whether the group is admitted: charge, and report.
+            -- Each check is looked at twice. First: correct and refund, and how long is the wait? Then, when it is
+            -- known whether the group is admitted: charge, and report.
             FOR stage IN 1..2 LOOP
                 FOR n IN 1..checks LOOP
                     i := program[next + 2 * n - 2];
@@ -435,14 +438,17 @@ BEGIN
                             ELSIF moments[i] <= cutoff THEN
                                 seen := granted;
                             ELSE
-                                -- The last forgotten one is sought from the oldest on, by steps that double until one is
-                                -- too far.
+                                -- The last forgotten one is sought from the oldest on, by steps that double until one
+                                -- is too far.
                                 low := gone;
                                 high := edge;
                                 step := 1;
                                 bounded := false;
                                 LOOP
-                                    probe := CASE WHEN bounded THEN (low + high + 1) / 2 ELSE least(low + step, high) END;
+                                    probe := least(low + step, high);
+                                    IF bounded THEN
+                                        probe := (low + high + 1) / 2;
+                                    END IF;
                                     SELECT at, upto INTO stamp, mark FROM {grants}
                                     WHERE counter = names[i] AND upto >= probe ORDER BY upto LIMIT 1;
                                     IF stamp <= cutoff THEN
@@ -524,7 +530,8 @@ BEGIN
                             moments[i] := start;
                             wrote[i] := 1;
                         END IF;
-                        estimate := (previous * ((win - (now - start) + step - 1) / step) + steps - 1) / steps + current;
+                        mark := (win - (now - start) + step - 1) / step;
+                        estimate := (previous * mark + steps - 1) / steps + current;
                         wait := 0;
                         IF room >= 0 AND shapes[s + 9] = 0 AND estimate > most - room THEN
                             mark := 0;
@@ -535,8 +542,10 @@ BEGIN
                             IF mark = 0 THEN
                                 IF current > 0 THEN
                                     mark := least(most - room, current) * steps / current;
-                                    wait := start + win + CASE WHEN mark > 0 THEN greatest(win - mark * step, 0) ELSE win END
-                                        - now;
+                                    wait := start + 2 * win - now;
+                                    IF mark > 0 THEN
+                                        wait := wait - least(mark * step, win);
+                                    END IF;
                                 ELSE
                                     wait := start + win - now;
                                 END IF;
@@ -557,7 +566,8 @@ BEGIN
                             WHEN 0 THEN opens + shapes[s + 4]
                             WHEN 1 THEN now + shapes[s + 4]
                             ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 5]
-                                      WHEN now < shapes[s + 6] THEN shapes[s + 6] ELSE greatest(shapes[s + 7], now + 1) END
+                                      WHEN now < shapes[s + 6] THEN shapes[s + 6]
+                                      ELSE greatest(shapes[s + 7], now + 1) END
                         END;
                         hits := 0;
                         finish := closes;
@@ -686,11 +696,15 @@ BEGIN
         answer[1] := now;
         RETURN answer;
     END IF;
-    UPDATE {counters} AS counters
-    SET a = new.a, b = new.b, moment = new.moment, d = new.d, expires = new.expires, kind = new.kind
+    -- They are all there. Unlike an update, this leaves the planner no choice but to find each by its name.
+    INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
+    SELECT name, a, b, moment, d, expires, kind
     FROM unnest(names, kinds, as_, bs, moments, ds, expiries, wrote)
         AS new (name, kind, a, b, moment, d, expires, wrote)
-    WHERE new.wrote <> 0 AND counters.counter = new.name;
+    WHERE wrote <> 0
+    ON CONFLICT (counter) DO UPDATE
+    SET a = excluded.a, b = excluded.b, moment = excluded.moment, d = excluded.d, expires = excluded.expires,
+        kind = excluded.kind;
 
     answer[1] := now;
     RETURN answer;
