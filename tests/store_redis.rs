@@ -112,12 +112,13 @@ fn valkey_keeps_the_contract() {
     the_contract(&setup.start());
 }
 
-/// Groups of checks of one of these counters or two, each by one of its numbers, with how far the clock moves before.
+/// Groups of checks of some of these counters, each by one of its numbers, with how far the clock moves before.
 fn groups(counters: Vec<Vec<Numbers>>, furthest: u64) -> impl Strategy<Value = Vec<(i64, Plan)>> {
     let furthest = i64::try_from(furthest).expect("it is not ages");
     let moves = prop_oneof![4 => 0..furthest / 50, 2 => Just(0), 1 => 0..furthest, 1 => -furthest / 10..0];
     let numbered: Vec<(u64, Vec<Numbers>)> = (0..).zip(counters).collect();
-    let group = subsequence(numbered, 1..=2).prop_flat_map(|counters| {
+    let most = numbered.len();
+    let group = subsequence(numbered, 1..=most).prop_flat_map(|counters| {
         let check = |(number, numbers): (u64, Vec<Numbers>)| {
             sample::select(numbers).prop_flat_map(move |numbers| {
                 asks(ANYTHING, numbers.holds()).prop_map(move |(needs, charges, refund)| Check {
@@ -142,6 +143,15 @@ fn keeps_the_contract(counters: Vec<Vec<Numbers>>, furthest: u64) {
         let batches = steps.into_iter().map(|(by, plan)| (by, vec![plan])).collect();
         runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
     });
+}
+
+/// What most plans are: a few buckets that are asked by the numbers that they were written by.
+#[test]
+fn groups_of_everyday_buckets_keep_the_contract() {
+    let bucket = |tokens, window, burst, debt| vec![Numbers::Bucket { tokens, window, burst, debt }];
+    let counters =
+        vec![bucket(5, 10 * SECOND, 5, 0), bucket(3, SECOND, 4, 9), bucket(100, 3_600 * SECOND, 20, u64::MAX)];
+    keeps_the_contract(counters, 30 * SECOND);
 }
 
 /// Numbers that the states of a bucket hardly hold: fractions of a token that are no round numbers, and levels that

@@ -28,7 +28,8 @@
 -- and of writes only the first can be refused for want of memory.
 --
 -- Expiry is housekeeping. Time is cut into cells of 2^25 us; a state that was written in a cell and counts for up to
--- 2^class cells expires a minute after the cell's end and these cells. So most charges leave the expiry as it is.
+-- 2^class cells expires a minute after the cell's end and these cells. So most charges leave the expiry as it is. The
+-- everyday layout of a bucket has room for a level below 2^40, which drains within 2^15 cells.
 
 local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
 local CELL, SLACK, CODED = 33554432, 60000, 1099511627776
@@ -743,12 +744,12 @@ local high = (now - low) / 281474976710656
 
 -- Writes what it holds after a charge. Says whether that was possible.
 local function keep(number, shape, level, at, class)
+  if level >= CODED then return false end
   local lasts, stays = level / shape[11], at >= cell
   if not stays or lasts > CELL and lasts > CELL * 2 ^ (class / 16) then
     stays, class = false, 0
     while lasts > CELL * 2 ^ (class / 16) do class = class + 16 end
   end
-  if level >= CODED or class > 240 then return false end
   local key, value = KEYS[number], pack('<I6BI5H', low, high + class, level, shape[12])
   if try('SETRANGE', key, '0', value) ~= 14 then return false end
   held[number] = value
@@ -766,8 +767,7 @@ local function buckets(place, count, told)
     if shape[1] ~= 1 or shape[7] > 0 then return nil end
     local level, at, class = look(key, shape)
     if not level or not held[key] and try('STRLEN', KEYS[key]) ~= 0 then return nil end
-    local most = level + shape[4] + shape[5] + shape[6]
-    if most >= CODED or most / shape[11] > CELL * 32768 then return nil end
+    if level + shape[4] + shape[5] + shape[6] >= CODED then return nil end
     found[number], levels[number], ats[number], classes[number] = shape, level, at, class
     all = all and (level + shape[3] <= shape[8] or shape[2] == 1)
   end
