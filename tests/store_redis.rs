@@ -12,7 +12,11 @@ mod support;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use plans::{ANYTHING, Reference, SECOND, START, always, plans};
+use numbers::Numbers;
+use plans::{ANYTHING, Reference, SECOND, START, always, asks, plans};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{self, subsequence};
 use store::{apply, at, connected, counter, decide, one, plan, runtime};
 use support::redis::{Redis as Server, Setup};
 use tollgate::clock::Timestamp;
@@ -55,41 +59,123 @@ fn take_back(plan: &Plan, applied: &Applied) -> Plan {
     Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
 }
 
-/// 400 runs of 250 plans, and what every fourth of them was charged taken back. Every other run sends each plan by
-/// itself; the others send batches of up to sixteen, which are decided at one moment.
-#[test]
-fn redis_keeps_the_contract() {
-    let Some(server) = Server::start() else { return };
+/// Executes batches, each at one moment, and compares them with the reference plan by plan. What the first plan of one
+/// batch was charged is taken back at times at the end of the next.
+async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run: &str) {
+    let (mut reference, mut now) = (Reference::default(), START);
+    let mut last: Option<(Plan, Applied)> = None;
+    for (step, (by, mut batch)) in batches.into_iter().enumerate() {
+        now = Timestamp::from_micros(now.micros().saturating_add_signed(by));
+        if let Some((plan, applied)) = last.take_if(|_| step % 3 == 0) {
+            batch.push(take_back(&plan, &applied));
+        }
+        let expected: Vec<Applied> = batch.iter().map(|plan| reference.apply(plan, now)).collect();
+        let found = redis.execute(&batch, Some(now)).await;
+        for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            let place = format!("plan {number} of {}, step {step} of {run}", batch.len());
+            let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
+            assert_eq!(found.admitted, expected.admitted, "verdict of {place}: {:?}", batch[number]);
+            assert_eq!(found.answers, expected.answers, "answers of {place}: {:?}", batch[number]);
+            assert_eq!(found.fates, expected.fates, "fates of {place}");
+            assert_eq!(found.at, now, "moment of {place}");
+        }
+        last = expected.into_iter().next().map(|applied| (batch.swap_remove(0), applied));
+    }
+}
+
+/// 400 runs of 250 plans. Every other run sends each plan by itself; the others send batches of up to sixteen.
+fn the_contract(server: &Server) {
     let (runtime, runs) = (runtime(), AtomicU32::new(0));
     always(400, plans(ANYTHING, 250), |steps| {
         let run = runs.fetch_add(1, Ordering::Relaxed);
-        runtime.block_on(async {
-            let redis = connected(&RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) }).await;
-            let (mut reference, mut now, mut rest) = (Reference::default(), START, &steps[..]);
-            let mut last: Option<(Plan, Applied)> = None;
-            while !rest.is_empty() {
-                let size = if run % 2 == 0 { 1 } else { 1 + rest.len() * 7 % 16 };
-                let (batch, others) = rest.split_at(size.min(rest.len()));
-                now = Timestamp::from_micros(now.micros().saturating_add_signed(batch[0].0));
-                let mut batch: Vec<Plan> = batch.iter().map(|(_, plan)| plan.clone()).collect();
-                if let Some((plan, applied)) = last.take_if(|_| rest.len() % 4 == 0) {
-                    batch.push(take_back(&plan, &applied));
-                }
-                let expected: Vec<Applied> = batch.iter().map(|plan| reference.apply(plan, now)).collect();
-                let found = redis.execute(&batch, Some(now)).await;
-                for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
-                    let place = format!("plan {number} of {} with {} to go, run {run}", batch.len(), rest.len());
-                    let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
-                    assert_eq!(found.admitted, expected.admitted, "verdict of {place}: {:?}", batch[number]);
-                    assert_eq!(found.answers, expected.answers, "answers of {place}: {:?}", batch[number]);
-                    assert_eq!(found.fates, expected.fates, "fates of {place}");
-                    assert_eq!(found.at, now, "moment of {place}");
-                }
-                last = expected.into_iter().next().map(|applied| (batch.swap_remove(0), applied));
-                rest = others;
+        let mut batches: Vec<(i64, Vec<Plan>)> = Vec::new();
+        for (number, (by, plan)) in steps.into_iter().enumerate() {
+            match batches.last_mut() {
+                Some((_, batch)) if run % 2 == 1 && batch.len() <= number * 7 % 16 => batch.push(plan),
+                _ => batches.push((by, vec![plan])),
             }
-        });
+        }
+        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) };
+        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
     });
+}
+
+#[test]
+fn redis_keeps_the_contract() {
+    let Some(server) = Server::start() else { return };
+    the_contract(&server);
+}
+
+#[test]
+fn valkey_keeps_the_contract() {
+    let Some(setup) = Setup::valkey() else { return };
+    the_contract(&setup.start());
+}
+
+/// Groups of checks of some of these counters, each by one of its numbers, with how far the clock moves before.
+fn groups(counters: Vec<Vec<Numbers>>, furthest: u64) -> impl Strategy<Value = Vec<(i64, Plan)>> {
+    let furthest = i64::try_from(furthest).expect("it is not ages");
+    let moves = prop_oneof![4 => 0..furthest / 50, 2 => Just(0), 1 => 0..furthest, 1 => -furthest / 10..0];
+    let numbered: Vec<(u64, Vec<Numbers>)> = (0..).zip(counters).collect();
+    let most = numbered.len();
+    let group = subsequence(numbered, 1..=most).prop_flat_map(|counters| {
+        let check = |(number, numbers): (u64, Vec<Numbers>)| {
+            sample::select(numbers).prop_flat_map(move |numbers| {
+                asks(ANYTHING, numbers.holds()).prop_map(move |(needs, charges, refund)| Check {
+                    needs,
+                    charges,
+                    refund,
+                    ..one(counter(number), numbers.limit())
+                })
+            })
+        };
+        counters.into_iter().map(check).collect::<Vec<_>>()
+    });
+    vec((moves, group.prop_map(plan)), 150)
+}
+
+fn keeps_the_contract(counters: Vec<Vec<Numbers>>, furthest: u64) {
+    let Some(server) = Server::start() else { return };
+    let (runtime, runs) = (runtime(), AtomicU32::new(0));
+    always(60, groups(counters, furthest), |steps| {
+        let run = runs.fetch_add(1, Ordering::Relaxed);
+        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) };
+        let batches = steps.into_iter().map(|(by, plan)| (by, vec![plan])).collect();
+        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
+    });
+}
+
+/// What most plans are: a few buckets that are asked by the numbers that they were written by.
+#[test]
+fn groups_of_everyday_buckets_keep_the_contract() {
+    let bucket = |tokens, window, burst, debt| vec![Numbers::Bucket { tokens, window, burst, debt }];
+    let counters =
+        vec![bucket(5, 10 * SECOND, 5, 0), bucket(3, SECOND, 4, 9), bucket(100, 3_600 * SECOND, 20, u64::MAX)];
+    keeps_the_contract(counters, 30 * SECOND);
+}
+
+/// Numbers that the states of a bucket hardly hold: fractions of a token that are no round numbers, and levels that
+/// take weeks to drain.
+#[test]
+fn buckets_of_every_size_keep_the_contract() {
+    let bucket = |tokens, window, burst, debt| Numbers::Bucket { tokens, window, burst, debt };
+    let day = 86_400 * SECOND;
+    let all = vec![
+        bucket(1_000, 30 * day, 1_000, 0),
+        bucket(999_983, day, 999_983, 0),
+        bucket(999_983, day, 50, 1_000_000),
+        bucket(5, SECOND, 5, 0),
+        bucket(7, 60 * SECOND, 100, 50),
+        bucket(3, 365 * day, 100, 100),
+    ];
+    keeps_the_contract(vec![all.clone(), all], 20 * day);
+}
+
+/// Logs that grow, turn round in their places and are forgotten by the hundred.
+#[test]
+fn long_logs_keep_the_contract() {
+    let log = |limit| Numbers::Log { limit, window: 10 * SECOND };
+    keeps_the_contract(vec![vec![log(400)], vec![log(150), log(40), log(300)]], 15 * SECOND);
 }
 
 #[test]

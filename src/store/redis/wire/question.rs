@@ -7,7 +7,7 @@ use super::SCRIPT;
 use super::keys::{BESIDE, Keys};
 use super::shapes::Shapes;
 use crate::clock::Timestamp;
-use crate::limiter::{CounterName, LeaseAction, Limit, Plan};
+use crate::limiter::{Check, CounterName, LeaseAction, Limit, Plan};
 
 /// How many times the plans of one call may name a counter: what a script can hold at ease, and two bytes can number.
 const MOST_NAMED: usize = 8192;
@@ -78,15 +78,27 @@ pub(in crate::store::redis) fn encode(plans: &[Plan], now: Option<Timestamp>, ke
 }
 
 fn program_of(plan: &Plan, named: &mut Counters, shapes: &mut Shapes, program: &mut Vec<u8>) {
-    let alone = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused && plan.groups.len() == 1;
-    if let ([check], true) = (&plan.checks[..], alone)
-        && matches!(check.limit, Limit::TokenBucket(_))
-        && check.refund == 0
-    {
-        program.push(0);
-        short(program, shapes.of_check(check));
-        short(program, named.next());
-        return;
+    if let ([group], true) = (&plan.groups[..], plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused) {
+        let bucket = |check: &Check| matches!(check.limit, Limit::TokenBucket(_)) && check.refund == 0;
+        match &plan.checks[..] {
+            [check] if bucket(check) => {
+                program.push(0);
+                short(program, shapes.of_check(check));
+                short(program, named.next());
+                return;
+            }
+            checks if checks.iter().all(|check| place_of(&check.limit) == STRINGS) => {
+                program.push(2);
+                short(program, (*group).into());
+                short(program, 0);
+                for check in checks {
+                    short(program, shapes.of_check(check));
+                    short(program, named.next());
+                }
+                return;
+            }
+            _ => {}
+        }
     }
     program.push(1);
     let start = program.len();
@@ -204,7 +216,7 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Charges, Check, Needs, OnStoreError, SlidingWindow, TokenBucket};
+    use crate::limiter::{Charges, Needs, OnStoreError, SlidingWindow, TokenBucket};
 
     fn check(number: u64, limit: Limit) -> Check {
         Check {

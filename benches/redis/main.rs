@@ -1,0 +1,221 @@
+//! What a decision costs Redis: its own processor time, by its own count, beside scripts and commands of the plainest
+//! kind on the same server in the same run. `cargo run --release --example redis_cpu`
+
+mod server;
+
+use std::time::Duration;
+
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow, TokenBucket,
+};
+use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
+
+use crate::server::Server;
+
+/// GCRA as it is commonly written, for any number of buckets.
+const BARE: &str = include_str!("bare_gcra.lua");
+
+/// Decisions of each row in each round.
+const DECISIONS: usize = 64_000;
+
+/// Each row is measured so often, in turn with the others; the median counts.
+const ROUNDS: usize = 5;
+
+/// Counters that are asked in turn.
+const COUNTERS: usize = 4_096;
+
+const SECOND: u64 = 1_000_000;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.expect("a runtime starts").block_on(measure());
+}
+
+async fn measure() {
+    let server = Server::start().await;
+    let topology = Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), server.port));
+    let store = Redis::new(&RedisSettings::new(topology)).expect("no file is read");
+    while store.probe().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let windows = [10, 100, 10_000].map(|limit| SlidingWindow { limit, window: 3_600 * SECOND });
+    for window in windows {
+        fill(&store, window).await;
+    }
+    let mut rows: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut keep = |row: &str, micros: f64| match rows.iter_mut().find(|(name, _)| name == row) {
+        Some((_, all)) => all.push(micros),
+        None => rows.push((row.to_owned(), vec![micros])),
+    };
+    for round in 0..ROUNDS {
+        keep("bare GCRA, 64 buckets in one call", bare(&server, 64).await);
+        for batch in [64, 8, 1] {
+            keep(&format!("a bucket, {batch} plans in one call"), buckets(&server, &store, batch).await);
+        }
+        keep("one bucket, 64 plans in one call", one_bucket(&server, &store).await);
+        keep("bare GCRA, one call each", bare(&server, 1).await);
+        keep("INCRBY", incrby(&server).await);
+        for (place, window) in windows.into_iter().enumerate() {
+            let begin = START.plus((1 + round as u64) * 10 * 3_600 * SECOND + place as u64);
+            let row = format!("a full window of {}, one call each", window.limit);
+            keep(&row, full_window(&server, &store, window, begin).await);
+        }
+    }
+    println!("{:<44} {:>12} {:>10}", "", "us of Redis", "to bare 64");
+    let median = |all: &[f64]| {
+        let mut all = all.to_vec();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    let bare = median(&rows[0].1);
+    for (name, all) in &rows {
+        println!("{name:<44} {:>12.2} {:>10.2}", median(all), median(all) / bare);
+    }
+    println!();
+    for (what, counter) in [("a bucket", counter(0)), ("a full window of 1000", counter(WINDOWS + 1_000))] {
+        if what != "a bucket" {
+            fill(&store, SlidingWindow { limit: 1_000, window: 3_600 * SECOND }).await;
+        }
+        println!("{:<44} {:>12} bytes by MEMORY USAGE", what, server.memory_usage(&key(counter)).await);
+    }
+}
+
+const START: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// Where the counters of windows begin.
+const WINDOWS: usize = 1 << 20;
+
+fn counter(number: usize) -> CounterName {
+    let number = number as u64;
+    CounterName([number.wrapping_mul(0x9e37_79b9_7f4a_7c15), number.wrapping_mul(0xd1b5_4a32_d192_ed03)])
+}
+
+fn key(counter: CounterName) -> Vec<u8> {
+    let [first, second] = counter.0;
+    [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
+}
+
+/// One check that asks for units of a counter.
+fn plan(counter: CounterName, limit: Limit, units: u32) -> Plan {
+    let check = Check {
+        counter,
+        store: 0,
+        limit,
+        needs: Needs { fits: units, ..Needs::default() },
+        charges: Charges { admitted: units, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Local,
+    };
+    Plan {
+        checks: [check].into_iter().collect(),
+        groups: [1].into_iter().collect(),
+        lease: LeaseId(1),
+        ..Plan::default()
+    }
+}
+
+fn bucket() -> Limit {
+    Limit::TokenBucket(TokenBucket::new(100, SECOND, 100, 0).expect("it can be held"))
+}
+
+/// Microseconds of the server's processor for each of so many decisions.
+async fn cost<F: Future<Output = ()>>(server: &Server, decisions: usize, work: impl FnOnce() -> F) -> f64 {
+    let before = server.cpu().await;
+    work().await;
+    (server.cpu().await - before).as_secs_f64() * 1e6 / decisions as f64
+}
+
+async fn bare(server: &Server, batch: usize) -> f64 {
+    let decisions = if batch == 1 { DECISIONS / 8 } else { DECISIONS };
+    let mut connection = server.connection().await;
+    let script = redis::Script::new(BARE);
+    let calls: Vec<redis::Cmd> = (0..COUNTERS / batch)
+        .map(|call| {
+            let mut cmd = redis::cmd("EVALSHA");
+            cmd.arg(script.get_hash()).arg(batch);
+            for number in 0..batch {
+                cmd.arg([b"bare:", &key(counter(call * batch + number))[..]].concat());
+            }
+            // Microseconds of a token, and of all.
+            cmd.arg(SECOND / 100).arg(SECOND);
+            cmd
+        })
+        .collect();
+    let _: String = redis::cmd("SCRIPT").arg("LOAD").arg(BARE).query_async(&mut connection).await.expect("it loads");
+    cost(server, decisions, || async move {
+        for call in 0..decisions / batch {
+            let _: Vec<i64> = calls[call % calls.len()].query_async(&mut connection).await.expect("it answers");
+        }
+    })
+    .await
+}
+
+async fn incrby(server: &Server) -> f64 {
+    let mut connection = server.connection().await;
+    let calls: Vec<redis::Cmd> = (0..COUNTERS)
+        .map(|number| redis::cmd("INCRBY").arg([b"count:", &key(counter(number))[..]].concat()).arg(1).take())
+        .collect();
+    cost(server, DECISIONS / 8, || async move {
+        for call in 0..DECISIONS / 8 {
+            let _: i64 = calls[call % calls.len()].query_async(&mut connection).await.expect("it answers");
+        }
+    })
+    .await
+}
+
+async fn ask(store: &Redis, plans: &[Plan], now: Option<Timestamp>) -> Vec<bool> {
+    let answers = store.execute(plans, now).await;
+    answers.into_iter().map(|answer| answer.expect("it answers").admitted).collect()
+}
+
+async fn buckets(server: &Server, store: &Redis, batch: usize) -> f64 {
+    let decisions = if batch == 1 { DECISIONS / 8 } else { DECISIONS };
+    let plans: Vec<Plan> = (0..COUNTERS).map(|number| plan(counter(number), bucket(), 1)).collect();
+    cost(server, decisions, || async {
+        for batch in plans.chunks(batch).cycle().take(decisions / batch) {
+            ask(store, batch, None).await;
+        }
+    })
+    .await
+}
+
+async fn one_bucket(server: &Server, store: &Redis) -> f64 {
+    let plans = vec![plan(counter(COUNTERS), bucket(), 1); 64];
+    cost(server, DECISIONS, || async {
+        for _ in 0..DECISIONS / 64 {
+            ask(store, &plans, None).await;
+        }
+    })
+    .await
+}
+
+/// Fills a window with grants, one at a moment.
+async fn fill(store: &Redis, window: SlidingWindow) {
+    let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
+    for number in 0..window.limit {
+        ask(store, std::slice::from_ref(&plan), Some(START.plus(u64::from(number)))).await;
+    }
+}
+
+/// Charges of a full window, each of which forgets the oldest grant.
+async fn full_window(server: &Server, store: &Redis, window: SlidingWindow, begin: Timestamp) -> f64 {
+    let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
+    let step = window.window / u64::from(window.limit);
+    // Once around, so that the grants are a step apart.
+    let mut now = begin;
+    for _ in 0..window.limit {
+        now = now.plus(step);
+        ask(store, std::slice::from_ref(&plan), Some(now)).await;
+    }
+    cost(server, DECISIONS / 8, || async {
+        for _ in 0..DECISIONS / 8 {
+            now = now.plus(step);
+            let admitted = ask(store, std::slice::from_ref(&plan), Some(now)).await;
+            assert_eq!(admitted, [true], "one grant is forgotten for each");
+        }
+    })
+    .await
+}
