@@ -30,8 +30,8 @@ test: servers ## formatting, clippy, all tests, instructions a decision; STORE=r
 endif
 
 contract: servers ## the contract of every store at length: a million random plans each, compared with the reference
-	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test store_contract --test 'store_redis*' --test 'store_cluster*' contract
-	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test 'store_postgres*' contract
+	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test store_contract --test spread --test wrappers --test 'store_redis*' --test 'store_cluster*' -- contract decided_as_if
+	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test 'store_postgres*' -- contract
 
 servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy
 	@scripts/servers

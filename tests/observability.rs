@@ -102,7 +102,8 @@ fn passes(arguments: &[&str], directory: &Path) {
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let metrics = words.filter(|word| word.starts_with("tollgate_") || word.starts_with("process_"));
-    let of_histograms = |word: &str| ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).map(str::to_owned);
+    let of_histograms =
+        |word: &str| ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).map(str::to_owned);
     metrics.map(|word| of_histograms(word).unwrap_or_else(|| word.to_owned())).collect()
 }
 

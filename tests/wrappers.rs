@@ -8,34 +8,19 @@ mod kept;
 mod numbers;
 #[path = "model/plans.rs"]
 mod plans;
+#[path = "model/wrapped.rs"]
+mod wrapped;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use kept::{Kept, one};
-use plans::{ANYTHING, Reference, SECOND, START, Scope, always, plans};
+use plans::{SECOND, START};
 use proptest::prelude::*;
-use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, OnStoreError, SlidingWindow, TokenBucket,
 };
-use tollgate::store::{Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
-
-const WITH_CACHE: fn(SharedSettings) -> SharedSettings =
-    |settings| SharedSettings { refusal_cache: Some(Duration::from_secs(60)), ..settings };
-const WITH_LEASES: fn(SharedSettings) -> SharedSettings =
-    |settings| SharedSettings { quota_lease: Some(64), ..settings };
-
-/// One instance on a store.
-fn instance(kept: &Kept, wrapped: fn(SharedSettings) -> SharedSettings) -> Stores {
-    let remote = RemoteSettings { deadline: Duration::from_secs(5), ..RemoteSettings::default() };
-    let settings = wrapped(SharedSettings { remote, ..SharedSettings::new("main") });
-    Stores::of([Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock()
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
-}
+use tollgate::store::Store;
+use wrapped::{WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract};
 
 fn check(limit: Limit) -> Check {
     Check {
@@ -59,55 +44,21 @@ fn bucket(tokens: u64, burst: u32) -> Limit {
     Limit::TokenBucket(TokenBucket::new(tokens, SECOND, burst, 0).expect("it can be held"))
 }
 
-/// Random plans by one instance: every verdict as the reference has it, and `same` says what else.
-fn as_the_store(
-    wrapped: fn(SharedSettings) -> SharedSettings,
-    same: impl Fn(&tollgate::limiter::Plan, &tollgate::limiter::Applied, &tollgate::limiter::Applied),
-) {
-    let scope = Scope { every_verb: false, changing: false, backwards: false, ..ANYTHING };
-    let runtime = runtime();
-    let _entered = runtime.enter();
-    always(200, plans(scope, 250), |steps| {
-        let (stores, mut reference, mut now) = (instance(&Kept::new(), wrapped), Reference::default(), START);
-        for (number, (by, plan)) in steps.iter().enumerate() {
-            now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
-            let mut plan = plan.clone();
-            plan.checks.iter_mut().for_each(|check| check.store = 0);
-            plan.changes.iter_mut().for_each(|change| change.store = 0);
-            let expected = reference.apply(&plan, now);
-            let found = runtime.block_on(stores.apply(&plan, now));
-            assert_eq!(found.admitted, expected.admitted, "verdict of plan {number}: {plan:?}");
-            same(&plan, &found, &expected);
-        }
-    });
-}
-
 #[test]
 fn the_refusal_cache_keeps_the_contract_of_one_instance() {
-    as_the_store(WITH_CACHE, |plan, found, expected| {
-        // Checks that pass beside the refusing one show what they had left before.
-        for (check, (found, expected)) in plan.checks.iter().zip(found.answers.iter().zip(&expected.answers)) {
-            let refuses = expected.is_ok_and(|outcome| !outcome.passes);
-            assert!(!refuses || found == expected, "{found:?}, expected {expected:?}: {check:?}");
-        }
-    });
+    the_cache_keeps_the_contract(400, |_| instance(Kept::new(), WITH_CACHE));
 }
 
 #[test]
-fn quota_leases_keep_the_verdicts_of_one_instance() {
-    as_the_store(WITH_LEASES, |plan, found, expected| {
-        // What is leased is used up in the store, and shown as left here.
-        if plan.checks.len() > 1 {
-            assert_eq!(found.answers, expected.answers);
-        }
-    });
+fn quota_leases_keep_the_contract_of_one_instance() {
+    leases_keep_the_contract(400, |_| instance(Kept::new(), WITH_LEASES));
 }
 
 #[test]
 fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let stores = instance(&kept, WITH_CACHE);
+    let stores = instance(kept.clone(), WITH_CACHE);
     let plan = one(check(Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60 * SECOND })));
     let ask = |after: u64| runtime.block_on(stores.apply(&plan, START.plus(after)));
     assert!(ask(0).admitted && ask(0).admitted && !ask(0).admitted);
@@ -125,7 +76,7 @@ fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
 fn a_lift_ends_what_the_cache_knows() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let stores = instance(&kept, WITH_CACHE);
+    let stores = instance(kept.clone(), WITH_CACHE);
     let plan = one(check(window(1)));
     let ask = || runtime.block_on(stores.apply(&plan, START)).admitted;
     assert!(ask() && !ask() && !ask());
@@ -137,7 +88,7 @@ fn a_lift_ends_what_the_cache_knows() {
 fn a_hot_counter_is_asked_for_in_blocks() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let stores = instance(&kept, WITH_LEASES);
+    let stores = instance(kept.clone(), WITH_LEASES);
     let plan = one(check(window(10_000)));
     let admitted = (0..10_000).filter(|_| runtime.block_on(stores.apply(&plan, START)).admitted).count();
     assert_eq!(admitted, 10_000, "all of the limit, to the last unit");
@@ -150,7 +101,7 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
     for at_shutdown in [true, false] {
         let (kept, runtime) = (Kept::new(), runtime());
         let _entered = runtime.enter();
-        let stores = instance(&kept, WITH_LEASES);
+        let stores = instance(kept.clone(), WITH_LEASES);
         let plan = one(check(window(100)));
         runtime.block_on(async {
             for _ in 0..9 {
@@ -181,7 +132,7 @@ proptest! {
     ) {
         let (kept, runtime) = (Kept::new(), runtime());
         let _entered = runtime.enter();
-        let instances = [(); 3].map(|()| instance(&kept, |settings| WITH_LEASES(WITH_CACHE(settings))));
+        let instances = [(); 3].map(|()| instance(kept.clone(), |settings| WITH_LEASES(WITH_CACHE(settings))));
         let limit = if is_bucket { bucket(20, 30) } else { window(60) };
         let (mut now, mut admitted) = (START, Vec::new());
         for (instance, by, cost) in steps {

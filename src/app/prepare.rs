@@ -69,7 +69,8 @@ impl Prepared {
                 }
             };
             if let StoreKind::Redis(_, SharedSettings { parted: true, tag, .. }, _) = &kind {
-                let store = u16::try_from(place).map_err(|_| Unservable(vec!["there are too many stores".to_owned()]))?;
+                let store =
+                    u16::try_from(place).map_err(|_| Unservable(vec!["there are too many stores".to_owned()]))?;
                 book.parted.push(Parted { store, tag: tag.clone() });
             }
             plan.0.push((store.name, kind));

@@ -9,8 +9,8 @@ use super::problem::{Place, Problems};
 use super::schema;
 use super::values::Hidden;
 use crate::store::{
-    Address, Credentials, Identity, Password, PostgresSettings, RedisSettings, RemoteSettings, SharedSettings, TlsSettings,
-    Topology,
+    Address, Credentials, Identity, Password, PostgresSettings, RedisSettings, RemoteSettings, SharedSettings,
+    TlsSettings, Topology,
 };
 
 /// The port of Redis where none is said.
@@ -48,7 +48,12 @@ pub(super) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> Sh
 }
 
 /// What the keys of a PostgreSQL store come to.
-pub(super) fn postgres(store: &schema::Store, url: &Hidden, place: &Place, problems: &mut Problems) -> PostgresSettings {
+pub(super) fn postgres(
+    store: &schema::Store,
+    url: &Hidden,
+    place: &Place,
+    problems: &mut Problems,
+) -> PostgresSettings {
     let default = PostgresSettings::default();
     let text = |field: &Field<String>| field.get().map(|text| text.value.clone());
     let settings = PostgresSettings {
@@ -112,7 +117,10 @@ pub(super) fn redis(
         schema::RedisMode::Sentinel => Topology::Sentinel {
             sentinels: addresses,
             master: text(&store.sentinel_master).unwrap_or_else(|| "mymaster".to_owned()),
-            credentials: Credentials { user: text(&store.sentinel_username), password: secret(&store.sentinel_password) },
+            credentials: Credentials {
+                user: text(&store.sentinel_username),
+                password: secret(&store.sentinel_password),
+            },
         },
         schema::RedisMode::Cluster => {
             problems.refuse(place, "is of a cluster, which is not built yet");
@@ -225,7 +233,8 @@ fn address(host: &str) -> Result<Address, String> {
 }
 
 fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| "has a database that is no number, expected one such as \"redis://host:6379/0\"".to_owned())
+    text.parse()
+        .map_err(|_| "has a database that is no number, expected one such as \"redis://host:6379/0\"".to_owned())
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -258,7 +267,15 @@ mod tests {
 
     #[test]
     fn a_redis_url_that_cannot_be_read_shows_nothing_of_itself() {
-        for url in ["redis://", "redis://hush:hush@", "redis://h:hush", "redis://h/hush", "redis+unix://hush", "hush", "redis://h,,i"] {
+        for url in [
+            "redis://",
+            "redis://hush:hush@",
+            "redis://h:hush",
+            "redis://h/hush",
+            "redis+unix://hush",
+            "hush",
+            "redis://h,,i",
+        ] {
             let error = read(url).expect_err(url);
             assert!(!error.contains("hush"), "{url}: {error}");
         }

@@ -329,8 +329,19 @@ fn owners(key: &str) -> &'static [schema::Engine] {
     use schema::Engine::{Memory, Postgres, Redis};
     match key {
         "max_memory" | "max_keys" | "snapshot" | "snapshot_interval" => &[Memory],
-        "mode" | "sentinel_master" | "sentinel_username" | "sentinel_password" | "hash_tag" | "db" | "username"
-        | "password" | "key_prefix" | "tls_certificate" | "tls_key" | "tls_server_name" | "socket_timeout"
+        "mode"
+        | "sentinel_master"
+        | "sentinel_username"
+        | "sentinel_password"
+        | "hash_tag"
+        | "db"
+        | "username"
+        | "password"
+        | "key_prefix"
+        | "tls_certificate"
+        | "tls_key"
+        | "tls_server_name"
+        | "socket_timeout"
         | "socket_connect_timeout" => &[Redis],
         "table_name" | "schema_name" | "auto_create" | "unlogged" | "synchronous_commit" => &[Postgres],
         "url" | "instances" | "required" | "max_batch" | "max_calls" | "refusal_cache" | "quota_lease" | "tls_ca"

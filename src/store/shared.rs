@@ -39,7 +39,15 @@ impl SharedSettings {
     /// What holds where nothing else is said: alone, asked for every decision.
     pub fn new(name: &str) -> Self {
         let remote = RemoteSettings::default();
-        Self { name: name.to_owned(), remote, parted: false, tag: None, instances: 1, refusal_cache: None, quota_lease: None }
+        Self {
+            name: name.to_owned(),
+            remote,
+            parted: false,
+            tag: None,
+            instances: 1,
+            refusal_cache: None,
+            quota_lease: None,
+        }
     }
 }
 

@@ -1,0 +1,36 @@
+//! The wrappers keep their contract around a real Redis.
+
+#[path = "model/numbers.rs"]
+mod numbers;
+#[path = "model/plans.rs"]
+mod plans;
+#[path = "model/redis.rs"]
+#[expect(dead_code, reason = "each test uses some of it")]
+mod store;
+#[expect(dead_code, unused_imports, reason = "each test uses some of it")]
+mod support;
+#[path = "model/wrapped.rs"]
+mod wrapped;
+
+use store::at;
+use support::redis::Redis as Server;
+use tollgate::store::{Redis, RedisSettings, Stores};
+use wrapped::{WITH_CACHE, WITH_LEASES, Wrapped, instance, leases_keep_the_contract, the_cache_keeps_the_contract};
+
+/// An instance that finds nothing counted.
+fn empty(server: &Server, run: u32, name: &str, wrapped: Wrapped) -> Stores {
+    let settings = RedisSettings { key_prefix: format!("{name} {run}:"), ..at(server.port) };
+    instance(Redis::new(&settings).expect("there is no file to read"), wrapped)
+}
+
+#[test]
+fn the_refusal_cache_keeps_the_contract_around_redis() {
+    let Some(server) = Server::start() else { return };
+    the_cache_keeps_the_contract(100, |run| empty(&server, run, "cache", WITH_CACHE));
+}
+
+#[test]
+fn quota_leases_keep_the_contract_around_redis() {
+    let Some(server) = Server::start() else { return };
+    leases_keep_the_contract(100, |run| empty(&server, run, "leases", WITH_LEASES));
+}
