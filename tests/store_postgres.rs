@@ -239,7 +239,7 @@ fn a_long_log_is_searched_for_what_is_forgotten() {
 #[test]
 fn the_largest_numbers_are_counted_exactly() {
     let mut next = numbers(2);
-    let mut wide = move |most: u64| 1 + next(most) >> next(most.ilog2().into());
+    let mut wide = move |most: u64| (1 + next(most)) >> next(most.ilog2().into());
     let small = |wide: &mut dyn FnMut(u64) -> u64| u32::try_from(wide(u32::MAX.into()).max(1)).expect("it is below");
     let ten_years = 315_360_000 * SECOND;
     let limit = |kind: usize, wide: &mut dyn FnMut(u64) -> u64| {

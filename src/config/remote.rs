@@ -28,7 +28,7 @@ struct RedisUrl {
 
 /// How a store is asked, of the keys that all of them have.
 pub(super) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
-    let count = |field: &Field<super::values::Count>| field.copied().map(|count| usize::from(count));
+    let count = |field: &Field<super::values::Count>| field.copied().map(usize::from);
     let default = RemoteSettings::default();
     let remote = RemoteSettings {
         deadline: timeout,

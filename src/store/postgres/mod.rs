@@ -254,7 +254,7 @@ fn made(settings: &PostgresSettings, names: Names, apply: String) -> Hook {
             match checked.await? {
                 Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
                     let _one = making.lock().await;
-                    let done = within(MIGRATION, migrate::migrate(&mut **client, names, unlogged, false)).await?;
+                    let done = within(MIGRATION, migrate::migrate(client, names, unlogged, false)).await?;
                     for done in done.map_err(hook_error)? {
                         if !matches!(done, Migrated::Current(_)) {
                             tracing::info!(schema = names.schema(), ?done, "postgres");
