@@ -29,7 +29,7 @@ fn main() {
     let database = server.database();
     let url = server.url(&database);
     let ways = [("", true, false), (", synchronous_commit = off", false, false), (", unlogged", false, true)];
-    println!("{:<52} {:>12} {:>14} {:>14}", "", "decisions/s", "server us each", "client us each");
+    println!("{:<68} {:>12} {:>14} {:>14}", "", "decisions/s", "server us each", "client us each");
     for (way, synchronous_commit, unlogged) in ways {
         let settings = PostgresSettings {
             url: url.clone(),
@@ -53,7 +53,7 @@ fn main() {
             let (decisions, took) = load(&settings, limit, keys, Duration::from_secs(seconds));
             let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / decisions as f64;
             println!(
-                "{:<52} {:>12.0} {:>14.1} {:>14.1}",
+                "{:<68} {:>12.0} {:>14.1} {:>14.1}",
                 format!("{name}{way}"),
                 decisions as f64 / took.as_secs_f64(),
                 each(server.cpu().saturating_sub(before.0)),

@@ -30,9 +30,9 @@ pub struct PostgresSettings {
     pub pool_size: usize,
     /// A file of PEM certificates that the server's is to be signed by. Default: those the system trusts.
     pub ca: Option<PathBuf>,
-    /// Tables that are not logged: about half of the work of a decision is saved, replicas see nothing, and PostgreSQL
-    /// empties them when it crashes or fails over, so that every limit starts afresh. Applies when they are created; for
-    /// tables that are there, `tollgate store migrate` rewrites them. Default: false.
+    /// Tables that are not logged: no decision waits for the disk, replicas see nothing, and PostgreSQL empties them when
+    /// it crashes or fails over, so that every limit starts afresh. Applies when they are created; for tables that are
+    /// there, `tollgate store migrate` rewrites them. Default: false.
     pub unlogged: bool,
     /// Whether a decision waits until it is on disk, as the server is configured to. Without, what was decided in the
     /// last moments (three times `wal_writer_delay`, 600 ms as it comes) before a crash of the server is forgotten, and
