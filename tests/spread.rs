@@ -9,6 +9,8 @@ mod kept;
 mod numbers;
 #[path = "model/plans.rs"]
 mod plans;
+#[path = "model/undone.rs"]
+mod undone;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow};
 use tollgate::store::{Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, Stores};
+use undone::as_is_undone;
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
 fn stores(first: &Kept, second: &Kept, parted: bool) -> Stores {
@@ -55,19 +58,6 @@ fn group<const N: usize>(checks: [Check; N]) -> Plan {
         groups: [N as u16].into_iter().collect(),
         lease: LeaseId(1),
         ..Plan::default()
-    }
-}
-
-/// Leaves out what rules never make, plans of several groups that take slots, and overdrafts: what is charged past what a
-/// counter can hold is lost, and cannot be told from what is to stay when it is taken back.
-fn as_is_undone(plan: &mut Plan) {
-    let several = plan.groups.len() > 1;
-    for check in &mut plan.checks {
-        match check.limit {
-            Limit::Concurrency(_) if several => check.charges = Charges::default(),
-            Limit::Concurrency(_) => {}
-            _ => check.needs.fits = check.needs.fits.max(check.charges.admitted),
-        }
     }
 }
 

@@ -122,10 +122,7 @@ pub(super) fn redis(
                 password: secret(&store.sentinel_password),
             },
         },
-        schema::RedisMode::Cluster => {
-            problems.refuse(place, "is of a cluster, which is not built yet");
-            return None;
-        }
+        schema::RedisMode::Cluster => Topology::Cluster(addresses),
     };
     let mut settings = RedisSettings::new(topology);
     settings.credentials = Credentials {
@@ -138,6 +135,9 @@ pub(super) fn redis(
     }
     let db = store.db.copied().map(|db| u32::try_from(db.0).unwrap_or(u32::MAX));
     settings.db = db.or(read.db).unwrap_or(0);
+    if mode == schema::RedisMode::Cluster && settings.db > 0 {
+        problems.refuse(place, format!("is database {} of a cluster, which has only 0", settings.db));
+    }
     if let Some(timeout) = store.socket_connect_timeout.copied() {
         settings.connect_timeout = timeout.0;
     }

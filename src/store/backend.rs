@@ -34,4 +34,24 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// Why it cannot.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// How many parts it has that can be away by themselves: the nodes of a cluster. Each is asked by itself, and left
+    /// alone by itself.
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    /// The part that is to execute a plan, as far as it is known.
+    fn lane(&self, _plan: &Plan) -> usize {
+        0
+    }
+
+    /// Whether a part answers and can be written to.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot.
+    fn probe_lane(&self, _lane: usize) -> impl Future<Output = Result<(), Fault>> + Send {
+        self.probe()
+    }
 }

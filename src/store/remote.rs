@@ -6,6 +6,8 @@
 //!      |<- deadline: Fault::Timeout                        '- nobody waits any more: leases go back
 //!      |<- suspended: Fault::Suspended, at once; a probe looks for its return
 //! ```
+//!
+//! All of this is so for each part of a store that can be away by itself.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -82,7 +84,8 @@ impl Watch {
 /// A store outside this process.
 pub struct Remote {
     asking: Arc<Asking>,
-    queue: mpsc::UnboundedSender<Asked>,
+    /// One for each part of the store.
+    queues: Vec<mpsc::UnboundedSender<Asked>>,
 }
 
 /// What the callers of a store and its calls share.
@@ -90,7 +93,10 @@ struct Asking {
     name: String,
     backend: Box<dyn DynBackend>,
     settings: RemoteSettings,
-    breaker: Breaker,
+    /// One for each part of the store.
+    breakers: Vec<Breaker>,
+    /// How often nothing failed any more.
+    returns: AtomicU32,
     watch: ArcSwapOption<Watch>,
 }
 
@@ -107,16 +113,22 @@ impl Remote {
     /// A store that is asked through `backend`. To be called within a runtime, where its calls are made until it is
     /// dropped.
     pub fn new(name: &str, backend: impl Backend, settings: RemoteSettings) -> Self {
-        let (queue, asked) = mpsc::unbounded_channel();
+        let breakers = (0..backend.lanes()).map(|_| Breaker::default()).collect();
         let asking = Arc::new(Asking {
             name: name.to_owned(),
             backend: Box::new(backend),
             settings,
-            breaker: Breaker::default(),
+            breakers,
+            returns: AtomicU32::new(0),
             watch: ArcSwapOption::empty(),
         });
-        tokio::spawn(carry(asking.clone(), asked));
-        Self { asking, queue }
+        let queue = |lane| {
+            let (queue, asked) = mpsc::unbounded_channel();
+            tokio::spawn(carry(asking.clone(), lane, asked));
+            queue
+        };
+        let queues = (0..asking.breakers.len()).map(queue).collect();
+        Self { asking, queues }
     }
 
     /// Counts with these from now on.
@@ -136,9 +148,10 @@ impl Remote {
     ///
     /// It cannot say, or not in time. What was asked may still happen; a slot taken then is given back.
     pub async fn ask(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
-        let answer = match self.asking.breaker.suspended() {
+        let lane = self.asking.backend.lane(&plan);
+        let answer = match self.asking.breakers[lane].suspended() {
             true => Err(Fault::Suspended),
-            false => self.wait(plan, now, deadline).await,
+            false => self.wait(lane, plan, now, deadline).await,
         };
         if let Err(fault) = answer {
             self.asking.count(|watch| watch.faults[fault as usize].increment(1));
@@ -146,12 +159,12 @@ impl Remote {
         answer
     }
 
-    async fn wait(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
-        let answer = self.send(plan, now);
+    async fn wait(&self, lane: usize, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        let answer = self.send(lane, plan, now);
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
-                self.asking.failed(Fault::Timeout);
+                self.asking.failed(lane, Fault::Timeout);
                 Err(Fault::Timeout)
             }
         }
@@ -159,14 +172,14 @@ impl Remote {
 
     /// Asks the store for a plan that is to be executed whether or not anybody waits for its answer.
     pub fn post(&self, plan: Plan, now: Option<Timestamp>) {
-        drop(self.send(plan, now));
+        drop(self.send(self.asking.backend.lane(&plan), plan, now));
     }
 
-    fn send(&self, plan: Plan, now: Option<Timestamp>) -> oneshot::Receiver<Result<Applied, Fault>> {
+    fn send(&self, lane: usize, plan: Plan, now: Option<Timestamp>) -> oneshot::Receiver<Result<Applied, Fault>> {
         let (answer, answered) = oneshot::channel();
         let anyway = !plan.undos.is_empty() || !plan.changes.is_empty();
         // A queue without its end cannot answer; the dropped sender says so.
-        let _ = self.queue.send(Asked { plan, now, answer, anyway });
+        let _ = self.queues[lane].send(Asked { plan, now, answer, anyway });
         answered
     }
 
@@ -187,12 +200,12 @@ impl Remote {
     ///
     /// Why it cannot.
     pub async fn probe(&self) -> Result<(), Fault> {
-        self.asking.probe().await
+        self.asking.in_time(self.asking.backend.probe()).await
     }
 
-    /// Whether the store is left alone for now.
+    /// Whether the store is left alone for now, or a part of it.
     pub fn suspended(&self) -> bool {
-        self.asking.breaker.suspended()
+        self.asking.suspended()
     }
 
     /// What the store is counted with, for those who answer in its place.
@@ -203,7 +216,7 @@ impl Remote {
     /// How often the store came back after it had failed. Whoever answered in its place in between is to forget what
     /// they counted.
     pub(super) fn returns(&self) -> u32 {
-        self.asking.breaker.returns.load(Ordering::Acquire)
+        self.asking.returns.load(Ordering::Acquire)
     }
 }
 
@@ -214,51 +227,62 @@ impl Asking {
         }
     }
 
-    async fn probe(&self) -> Result<(), Fault> {
+    async fn in_time(&self, probe: Boxed<'_, Result<(), Fault>>) -> Result<(), Fault> {
         // Slower than a decision may wait is as good as away.
-        tokio::time::timeout(self.settings.deadline, self.backend.probe()).await.unwrap_or(Err(Fault::Timeout))
+        tokio::time::timeout(self.settings.deadline, probe).await.unwrap_or(Err(Fault::Timeout))
     }
 
-    fn failed(&self, fault: Fault) {
-        if self.breaker.failed(fault) {
-            tracing::warn!(store = self.name, %fault, "the store is left alone until it answers again");
+    fn suspended(&self) -> bool {
+        self.breakers.iter().any(Breaker::suspended)
+    }
+
+    fn failed(&self, lane: usize, fault: Fault) {
+        if self.breakers[lane].failed(fault) {
+            tracing::warn!(store = self.name, lane, %fault, "the store is left alone until it answers again");
             self.count(|watch| watch.suspended.set(1.0));
         }
     }
 
     /// Learns from a call how the store is.
-    fn learn(&self, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
+    fn learn(&self, lane: usize, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
         // What the store itself reports is an answer, of a store that is there.
         let away = |fault: &Fault| matches!(fault, Fault::Unreachable | Fault::Timeout);
         let faults = || answers.iter().filter_map(|answer| answer.as_ref().err().copied());
         if let Some(fault) = faults().find(away) {
-            return self.failed(fault);
+            return self.failed(lane, fault);
         }
         if faults().next().is_some() {
-            self.breaker.faulty.store(true, Ordering::Release);
+            self.breakers[lane].faulty.store(true, Ordering::Release);
         } else if plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
-            self.breaker.wrote();
+            self.wrote(lane);
         }
         // An answer that nobody could wait for is none.
         if took <= self.settings.deadline {
-            self.answered();
+            self.answered(lane);
         }
     }
 
-    fn answered(&self) {
-        if self.breaker.answered() {
-            tracing::info!(store = self.name, "the store answers again");
-            self.count(|watch| watch.suspended.set(0.0));
+    /// A part of the store counts again. Those who stand in are needed until all do.
+    fn wrote(&self, lane: usize) {
+        if self.breakers[lane].wrote() && !self.breakers.iter().any(Breaker::faulty) {
+            self.returns.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn answered(&self, lane: usize) {
+        if self.breakers[lane].answered() {
+            tracing::info!(store = self.name, lane, "the store answers again");
+            self.count(|watch| watch.suspended.set(f64::from(u8::from(self.suspended()))));
         }
     }
 }
 
 /// Carries what is asked to the store, until nobody can ask any more and everything is answered.
-async fn carry(asking: Arc<Asking>, mut asked: mpsc::UnboundedReceiver<Asked>) {
+async fn carry(asking: Arc<Asking>, lane: usize, mut asked: mpsc::UnboundedReceiver<Asked>) {
     let mut calls = FuturesUnordered::new();
     let mut batch = Vec::with_capacity(asking.settings.batch);
     let mut open = true;
-    let look = look_for_return(asking.clone());
+    let look = look_for_return(asking.clone(), lane);
     tokio::pin!(look);
     while open || !calls.is_empty() {
         tokio::select! {
@@ -270,7 +294,7 @@ async fn carry(asking: Arc<Asking>, mut asked: mpsc::UnboundedReceiver<Asked>) {
                 open = count > 0;
                 batch.retain(|asked: &Asked| asked.anyway || !asked.answer.is_closed());
                 if !batch.is_empty() {
-                    calls.push(call(asking.clone(), std::mem::take(&mut batch)));
+                    calls.push(call(asking.clone(), lane, std::mem::take(&mut batch)));
                 }
             }
             () = &mut look => {}
@@ -279,7 +303,7 @@ async fn carry(asking: Arc<Asking>, mut asked: mpsc::UnboundedReceiver<Asked>) {
 }
 
 /// One call with many plans.
-async fn call(asking: Arc<Asking>, mut batch: Vec<Asked>) {
+async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
     while let Some(first) = batch.first() {
         // Times that tests give differ; the store's own clock is one for all.
         let now = first.now;
@@ -292,7 +316,7 @@ async fn call(asking: Arc<Asking>, mut batch: Vec<Asked>) {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
         });
-        asking.learn(&plans, &answers, begun.elapsed());
+        asking.learn(lane, &plans, &answers, begun.elapsed());
         let mut late = Vec::new();
         for ((plan, waiting), answer) in plans.iter().zip(waiting).zip(answers) {
             if let Err(Ok(applied)) = waiting.send(answer) {
@@ -330,15 +354,22 @@ fn release(store: u16, counter: CounterName, lease: LeaseId) -> LeaseChange {
 }
 
 /// Probes a store that is left alone until it answers.
-async fn look_for_return(asking: Arc<Asking>) {
+async fn look_for_return(asking: Arc<Asking>, lane: usize) {
+    let breaker = &asking.breakers[lane];
     loop {
-        asking.breaker.opened.notified().await;
-        while asking.breaker.suspended() {
-            match asking.probe().await {
-                Ok(()) => asking.answered(),
-                Err(fault) => tracing::debug!(store = asking.name, %fault, "the store is still away"),
+        breaker.opened.notified().await;
+        while breaker.suspended() {
+            match asking.in_time(asking.backend.probe_lane(lane)).await {
+                Ok(()) => {
+                    // A node that has lost its slots to another is never written to again.
+                    if asking.breakers.len() > 1 {
+                        asking.wrote(lane);
+                    }
+                    asking.answered(lane);
+                }
+                Err(fault) => tracing::debug!(store = asking.name, lane, %fault, "the store is still away"),
             }
-            if asking.breaker.suspended() {
+            if breaker.suspended() {
                 tokio::time::sleep(PROBE).await;
             }
         }
@@ -353,13 +384,16 @@ struct Breaker {
     suspended: AtomicBool,
     /// Whether anything failed since the store last came back.
     faulty: AtomicBool,
-    returns: AtomicU32,
     opened: Notify,
 }
 
 impl Breaker {
     fn suspended(&self) -> bool {
         self.suspended.load(Ordering::Relaxed)
+    }
+
+    fn faulty(&self) -> bool {
+        self.faulty.load(Ordering::Acquire)
     }
 
     /// Says whether the store is left alone from now on.
@@ -375,11 +409,9 @@ impl Breaker {
         opens
     }
 
-    /// The store counts again.
-    fn wrote(&self) {
-        if self.faulty.load(Ordering::Relaxed) && self.faulty.swap(false, Ordering::AcqRel) {
-            self.returns.fetch_add(1, Ordering::AcqRel);
-        }
+    /// The store counts. Says whether it did not before.
+    fn wrote(&self) -> bool {
+        self.faulty.load(Ordering::Relaxed) && self.faulty.swap(false, Ordering::AcqRel)
     }
 
     /// Says whether the store is asked again from now on.
@@ -396,6 +428,8 @@ trait DynBackend: Send + Sync {
     fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> Boxed<'a, Vec<Result<Applied, Fault>>>;
     fn forget(&self, counter: CounterName) -> Boxed<'_, Result<bool, Fault>>;
     fn probe(&self) -> Boxed<'_, Result<(), Fault>>;
+    fn lane(&self, plan: &Plan) -> usize;
+    fn probe_lane(&self, lane: usize) -> Boxed<'_, Result<(), Fault>>;
 }
 
 impl<B: Backend> DynBackend for B {
@@ -410,10 +444,18 @@ impl<B: Backend> DynBackend for B {
     fn probe(&self) -> Boxed<'_, Result<(), Fault>> {
         Box::pin(Backend::probe(self))
     }
+
+    fn lane(&self, plan: &Plan) -> usize {
+        Backend::lane(self, plan)
+    }
+
+    fn probe_lane(&self, lane: usize) -> Boxed<'_, Result<(), Fault>> {
+        Box::pin(Backend::probe_lane(self, lane))
+    }
 }
 
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remote").field("name", &self.asking.name).field("breaker", &self.asking.breaker).finish()
+        f.debug_struct("Remote").field("name", &self.asking.name).field("breakers", &self.asking.breakers).finish()
     }
 }

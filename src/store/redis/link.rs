@@ -74,6 +74,8 @@ struct Shared {
     /// Connections up to this one are useless.
     useless: AtomicU64,
     told: Notify,
+    /// Told when there is a connection.
+    came: Notify,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,10 @@ impl Dial {
         }
         let &RedisSettings { connect_timeout, response_timeout, .. } = settings;
         Self { info, tls, connect_timeout, response_timeout }
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
     }
 
     /// A connection that was let in, and what drives it.
@@ -215,16 +221,52 @@ impl Link {
 
     /// Asks the server once.
     pub(super) async fn ask(&self, cmd: &Cmd) -> Result<Value, Unanswered> {
-        let Some(in_use) = self.shared.in_use.load_full() else {
-            let absent = self.shared.absent.load_full();
-            return Err(Unanswered::Absent(absent.map_or(Fault::Unreachable, |fault| *fault)));
-        };
-        asked(&mut in_use.connection.clone(), cmd).await.map_err(|error| {
-            if error.is_io_error() {
-                self.shared.give_up(in_use.number);
+        let in_use = self.in_use()?;
+        asked(&mut in_use.connection.clone(), cmd).await.map_err(|error| self.failed(&in_use, error))
+    }
+
+    /// Asks a node of a cluster once, about a slot that is on its way to it.
+    pub(super) async fn ask_asking(&self, cmd: &Cmd) -> Result<Value, Unanswered> {
+        let in_use = self.in_use()?;
+        let mut both = redis::pipe();
+        both.cmd("ASKING").add_command(cmd.clone());
+        match in_use.connection.clone().send_packed_commands(&both, 0, 2).await.map(|mut answers| answers.pop()) {
+            Ok(Some(Value::ServerError(error))) => Err(Unanswered::Failed(error.into())),
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => Ok(Value::Nil),
+            Err(error) => Err(self.failed(&in_use, error)),
+        }
+    }
+
+    /// Waits until there is a connection.
+    pub(super) async fn connected(&self) {
+        loop {
+            let mut came = std::pin::pin!(self.shared.came.notified());
+            came.as_mut().enable();
+            if self.is_connected() {
+                return;
             }
-            Unanswered::Failed(error)
+            came.await;
+        }
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.shared.in_use.load().is_some()
+    }
+
+    fn in_use(&self) -> Result<Arc<InUse>, Unanswered> {
+        self.shared.in_use.load_full().ok_or_else(|| {
+            let absent = self.shared.absent.load_full();
+            Unanswered::Absent(absent.map_or(Fault::Unreachable, |fault| *fault))
         })
+    }
+
+    fn failed(&self, in_use: &InUse, error: RedisError) -> Unanswered {
+        if error.is_io_error() {
+            self.shared.give_up(in_use.number);
+        }
+        Unanswered::Failed(error)
     }
 
     /// The server cannot be written to. Behind the same name, or named by the sentinels, there may be one that can.
@@ -264,6 +306,7 @@ async fn supervise(mut target: Target, dial: Dial, shared: Arc<Shared>, warnings
             Ok((address, connection, driver)) => {
                 shared.in_use.store(Some(Arc::new(InUse { connection, number, since })));
                 shared.absent.store(None);
+                shared.came.notify_waiters();
                 tracing::info!(redis = %address, "connected");
                 let moved = tokio::select! {
                     () = driver => false,

@@ -37,6 +37,8 @@ pub enum Topology {
         /// Who we are to the sentinels.
         credentials: Credentials,
     },
+    /// A cluster, of which these are some nodes: one that answers is enough to find the others.
+    Cluster(Vec<Address>),
 }
 
 /// Where a server listens.

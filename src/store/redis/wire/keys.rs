@@ -1,5 +1,7 @@
 //! What counters are called in Redis.
 
+use smallvec::SmallVec;
+
 use crate::limiter::CounterName;
 
 /// The version of the layout of keys and of what is in them (semantics 2).
@@ -49,6 +51,13 @@ impl Keys {
         let mut beside = key.clone();
         beside.push(BESIDE);
         [key, beside]
+    }
+
+    /// What the keys of one home begin with in a cluster, which decides their slot.
+    pub(in crate::store::redis) fn at_home(&self, home: u16) -> SmallVec<[u8; 64]> {
+        let mut start = SmallVec::from_slice(&self.start);
+        start.extend_from_slice(&tag(home));
+        start
     }
 
     /// A key that holds no counter, to try whether keys can be written.
