@@ -234,13 +234,14 @@ impl Asking {
         if let Some(fault) = faults().find(away) {
             return self.failed(fault);
         }
+        let in_time = took <= self.settings.deadline;
         if faults().next().is_some() {
             self.breaker.faulty.store(true, Ordering::Release);
-        } else if plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
+        } else if in_time && plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
             self.breaker.wrote();
         }
         // An answer that nobody could wait for is none.
-        if took <= self.settings.deadline {
+        if in_time {
             self.answered();
         }
     }
