@@ -352,7 +352,8 @@ struct Breaker {
     /// In a row.
     failures: AtomicU32,
     suspended: AtomicBool,
-    /// Whether anything failed since the store last came back.
+    /// Whether the store was away, or could not do what it was asked, since it last came back. One late answer is
+    /// neither, or whoever stands in would start afresh after each.
     faulty: AtomicBool,
     returns: AtomicU32,
     opened: Notify,
@@ -365,10 +366,12 @@ impl Breaker {
 
     /// Says whether the store is left alone from now on.
     fn failed(&self, fault: Fault) -> bool {
-        self.faulty.store(true, Ordering::Release);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         // Without a connection there is nothing to wait for.
         let enough = failures >= FAILURES || fault == Fault::Unreachable;
+        if enough {
+            self.faulty.store(true, Ordering::Release);
+        }
         let opens = enough && !self.suspended.swap(true, Ordering::AcqRel);
         if opens {
             self.opened.notify_one();
