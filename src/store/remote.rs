@@ -215,8 +215,11 @@ impl Asking {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
+        // Waited for to its end, which is the store's own: a connection that does not answer is only given up then.
+        let begun = Instant::now();
+        let answer = self.backend.probe().await;
         // Slower than a decision may wait is as good as away.
-        tokio::time::timeout(self.settings.deadline, self.backend.probe()).await.unwrap_or(Err(Fault::Timeout))
+        if begun.elapsed() > self.settings.deadline { answer.and(Err(Fault::Timeout)) } else { answer }
     }
 
     fn failed(&self, fault: Fault) {
