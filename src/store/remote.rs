@@ -10,7 +10,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -91,6 +91,8 @@ struct Asking {
     backend: Box<dyn DynBackend>,
     settings: RemoteSettings,
     breaker: Breaker,
+    /// Calls that have not been answered yet.
+    under_way: AtomicUsize,
     watch: ArcSwapOption<Watch>,
 }
 
@@ -113,6 +115,7 @@ impl Remote {
             backend: Box::new(backend),
             settings,
             breaker: Breaker::default(),
+            under_way: AtomicUsize::new(0),
             watch: ArcSwapOption::empty(),
         });
         tokio::spawn(carry(asking.clone(), asked));
@@ -291,7 +294,9 @@ async fn call(asking: Arc<Asking>, mut batch: Vec<Asked>) {
         let rest = batch.split_off(same);
         let (plans, waiting): (Vec<Plan>, Vec<_>) = batch.into_iter().map(|asked| (asked.plan, asked.answer)).unzip();
         let begun = Instant::now();
+        asking.under_way.fetch_add(1, Ordering::Relaxed);
         let answers = asking.backend.execute(&plans, now).await;
+        asking.under_way.fetch_sub(1, Ordering::Relaxed);
         asking.count(|watch| {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
@@ -339,6 +344,8 @@ async fn look_for_return(asking: Arc<Asking>) {
         asking.breaker.opened.notified().await;
         while asking.breaker.suspended() {
             match asking.probe().await {
+                // A store that answers this and nothing else may be held up where the counters are.
+                Ok(()) if asking.under_way.load(Ordering::Relaxed) > 0 => {}
                 Ok(()) => asking.answered(),
                 Err(fault) => tracing::debug!(store = asking.name, %fault, "the store is still away"),
             }
