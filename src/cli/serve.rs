@@ -69,13 +69,13 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
         let reloader = app.reloader(origin, &settled, plan);
         app.follow(reloader, hangups);
         if development {
-            eprintln!(
-                "tollgate: warning: server.secret is not set: identities are hashed with a public constant; set it to \
+            tell(format_args!(
+                "warning: server.secret is not set: identities are hashed with a public constant; set it to \
                  \"${{file:/run/secrets/tollgate}}\" or the like before this faces the world"
-            );
+            ));
         }
         let admin = app.admin_address().map_or(String::new(), |admin| format!(", admin on {admin}"));
-        eprintln!("tollgate: gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address());
+        tell(format_args!("gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address()));
         anyhow::Ok(until_stopped(app, &mut signals).await)
     });
     // What still runs beside is abandoned: nobody waits for it any more.
@@ -96,7 +96,8 @@ fn log(json: bool) {
     };
     let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));
     let ours = Targets::new().with_default(Level::INFO).with_target("tollgate", Level::TRACE);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written is lost. To complain of it, where nothing can be written either, would end the request.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match json {
         true => log.json().flatten_event(true).finish().with(ours).init(),
         false => log.with_ansi(std::io::stderr().is_terminal()).finish().with(ours).init(),
@@ -116,13 +117,17 @@ async fn until_stopped(app: App, signals: &mut StopSignals) -> Ended {
         ended = &mut serving => return ended,
         () = signals.next() => told.cancel(),
     }
-    // Whoever read this may be gone by now, which is no reason to stop otherwise.
-    drop(writeln!(std::io::stderr(), "tollgate: stopping: requests under way may finish, again to stop at once"));
+    tell(format_args!("stopping: requests under way may finish, again to stop at once"));
     tokio::select! {
         ended = &mut serving => return ended,
         () = signals.next() => again.cancel(),
     }
     serving.await
+}
+
+/// Says something to whoever started this. They may be gone by now, or their disk full, which is no reason to stop.
+fn tell(text: std::fmt::Arguments<'_>) {
+    drop(writeln!(std::io::stderr(), "tollgate: {text}"));
 }
 
 fn welcome() {

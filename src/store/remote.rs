@@ -12,7 +12,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -227,9 +227,12 @@ impl Asking {
         }
     }
 
+    /// Waits for a probe to its end, which is the store's own: a connection that does not answer is only given up then.
     async fn in_time(&self, probe: Boxed<'_, Result<(), Fault>>) -> Result<(), Fault> {
+        let begun = Instant::now();
+        let answer = probe.await;
         // Slower than a decision may wait is as good as away.
-        tokio::time::timeout(self.settings.deadline, probe).await.unwrap_or(Err(Fault::Timeout))
+        if begun.elapsed() > self.settings.deadline { answer.and(Err(Fault::Timeout)) } else { answer }
     }
 
     fn suspended(&self) -> bool {
@@ -251,13 +254,14 @@ impl Asking {
         if let Some(fault) = faults().find(away) {
             return self.failed(lane, fault);
         }
+        let in_time = took <= self.settings.deadline;
         if faults().next().is_some() {
             self.breakers[lane].faulty.store(true, Ordering::Release);
-        } else if plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
+        } else if in_time && plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
             self.wrote(lane);
         }
         // An answer that nobody could wait for is none.
-        if took <= self.settings.deadline {
+        if in_time {
             self.answered(lane);
         }
     }
@@ -311,7 +315,9 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         let rest = batch.split_off(same);
         let (plans, waiting): (Vec<Plan>, Vec<_>) = batch.into_iter().map(|asked| (asked.plan, asked.answer)).unzip();
         let begun = Instant::now();
+        asking.breakers[lane].under_way.fetch_add(1, Ordering::Relaxed);
         let answers = asking.backend.execute(&plans, now).await;
+        asking.breakers[lane].under_way.fetch_sub(1, Ordering::Relaxed);
         asking.count(|watch| {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
@@ -360,6 +366,8 @@ async fn look_for_return(asking: Arc<Asking>, lane: usize) {
         breaker.opened.notified().await;
         while breaker.suspended() {
             match asking.in_time(asking.backend.probe_lane(lane)).await {
+                // A store that answers this and nothing else may be held up where the counters are.
+                Ok(()) if breaker.under_way.load(Ordering::Relaxed) > 0 => {}
                 Ok(()) => {
                     // A node that has lost its slots to another is never written to again.
                     if asking.breakers.len() > 1 {
@@ -382,7 +390,10 @@ struct Breaker {
     /// In a row.
     failures: AtomicU32,
     suspended: AtomicBool,
-    /// Whether anything failed since the store last came back.
+    /// Calls that have not been answered yet.
+    under_way: AtomicUsize,
+    /// Whether the store was away, or could not do what it was asked, since it last came back. One late answer is
+    /// neither, or whoever stands in would start afresh after each.
     faulty: AtomicBool,
     opened: Notify,
 }
@@ -398,10 +409,12 @@ impl Breaker {
 
     /// Says whether the store is left alone from now on.
     fn failed(&self, fault: Fault) -> bool {
-        self.faulty.store(true, Ordering::Release);
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         // Without a connection there is nothing to wait for.
         let enough = failures >= FAILURES || fault == Fault::Unreachable;
+        if enough {
+            self.faulty.store(true, Ordering::Release);
+        }
         let opens = enough && !self.suspended.swap(true, Ordering::AcqRel);
         if opens {
             self.opened.notify_one();

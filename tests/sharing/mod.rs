@@ -1,0 +1,67 @@
+//! Instances of tollgate in this process that count in one real store, each over connections of its own.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan};
+use tollgate::store::{
+    Address, Keeper, Postgres, PostgresSettings, Redis, RedisSettings, RemoteSettings, Shared, SharedSettings, Topology,
+};
+
+/// How a store is asked by a test that is about something else than time: on a busy machine too.
+pub const PATIENT: RemoteSettings = RemoteSettings { deadline: Duration::from_secs(10), batch: 64, calls: 2 };
+
+/// A store whose answers come in time on any machine.
+pub fn patient() -> SharedSettings {
+    SharedSettings { remote: PATIENT, ..SharedSettings::new("main") }
+}
+
+/// A Redis on this port.
+pub fn at(port: u16) -> RedisSettings {
+    RedisSettings::new(Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), port)))
+}
+
+/// Counters in a Redis, which may take as long as a decision waits.
+pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> Keeper {
+    let response_timeout = redis.response_timeout.max(settings.remote.deadline);
+    let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
+    Keeper::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
+}
+
+/// Counters in a PostgreSQL, which may take as long as a decision waits.
+pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> Keeper {
+    let timeouts = [postgres.response_timeout, postgres.connect_timeout, postgres.lock_timeout];
+    let [response_timeout, connect_timeout, lock_timeout] =
+        timeouts.map(|timeout| timeout.max(settings.remote.deadline));
+    let timeouts = PostgresSettings { response_timeout, connect_timeout, lock_timeout, ..postgres.clone() };
+    let postgres = Postgres::new(&timeouts);
+    Keeper::Shared(Arc::new(Shared::new(settings, postgres.expect("a URL"))))
+}
+
+/// A PostgreSQL at this URL.
+pub fn postgres(url: String) -> PostgresSettings {
+    PostgresSettings { url, ..PostgresSettings::default() }
+}
+
+/// Asks a counter of the first store for one unit.
+pub fn one(counter: u64, limit: Limit, on_store_error: OnStoreError) -> Check {
+    Check {
+        counter: CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(counter + 1), counter]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error,
+    }
+}
+
+/// A plan of one group, which takes slots under this lease.
+pub fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
+    let checks: Vec<Check> = checks.into_iter().collect();
+    let groups = [u16::try_from(checks.len()).expect("a plan is short")].into_iter().collect();
+    Plan { checks: checks.into(), groups, lease: LeaseId(lease), ..Plan::default() }
+}

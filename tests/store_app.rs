@@ -1,0 +1,148 @@
+//! The real program on a real Redis: reloading, finding and lifting, draining and metrics are what they are on memory.
+
+#[expect(dead_code, reason = "each test binary uses its own part")]
+mod served;
+#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
+mod support;
+
+use std::fs;
+
+use served::{DOORS, Served, complaint, exchange, tollgate};
+use support::redis::Redis;
+use support::{Ask, Proxy, until};
+
+/// A limit by account in a Redis, with more keys of the store.
+fn login(port: u16, more: &str, limit: u32) -> String {
+    format!(
+        "{DOORS}secret = 'of this test, and no other'\n\n[stores.main]\nengine = 'redis'\n\
+         url = 'redis://127.0.0.1:{port}'\ntimeout = '5s'\nrequired = true\n{more}\n\n\
+         [limiters.login]\nalgorithm = 'token_bucket'\nlimit = {limit}\nwindow = '24h'\n\n\
+         [[rules]]\ndomain = 'edge'\nname = 'login'\napply = [{{ limiter = 'login', key = ['account'] }}]\n\n\
+         [authz]\ndomain = 'edge'\n\n[authz.entries]\naccount = {{ header = 'x-account' }}\n"
+    )
+}
+
+/// Serves it, and waits until the store has answered.
+fn serve(toml: &str) -> Served {
+    let served = Served::start(toml, &[]);
+    let admin = served.admin.rsplit_once(':').expect("a port").1.parse().expect("a number");
+    until("it is ready", || Ask::get("/readyz").send(admin).is_ok_and(|answer| answer.status == 200));
+    served
+}
+
+fn sign_in(served: &Served, account: &str) -> u16 {
+    served.ask("GET /authz/envoy/", &format!("x-account: {account}\r\n"))
+}
+
+/// How many pass until one is refused.
+fn left(served: &Served, account: &str) -> usize {
+    (0..1000).take_while(|_| sign_in(served, account) == 200).count()
+}
+
+/// The cells of a table's rows below its head.
+fn cells(table: &str) -> Vec<Vec<&str>> {
+    let rows = table.lines().skip(1).take_while(|line| !line.is_empty() && !line.starts_with("tollgate: "));
+    rows.map(|row| row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
+}
+
+/// A series of the metrics, by its name and labels as they are written.
+fn metric(served: &Served, series: &str) -> f64 {
+    let answer = exchange(&served.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
+    let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {series} in {answer}")).parse().expect("a number")
+}
+
+#[test]
+fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
+    let (Some(first), Some(second)) = (Redis::start(), Redis::start()) else { return };
+    let served = serve(&login(first.port, "", 2));
+    let taken = || served.said().matches("another configuration is in use").count();
+    let reload = |toml: &str, times: usize| {
+        fs::write(served.directory.path().join("tollgate.toml"), toml).expect("a file in the test's directory");
+        until("it is taken", || taken() == times);
+    };
+    let connections = |server: &Redis| server.ask::<String>(&["CLIENT", "LIST", "TYPE", "normal"]);
+    let ours = |server: &Redis| connections(server).lines().filter(|line| line.contains("cmd=evalsha")).count();
+    assert_eq!(left(&served, "ada"), 2);
+    let before: Vec<String> = connections(&first).lines().map(str::to_owned).collect();
+    reload(&login(first.port, "", 3), 1);
+    assert_eq!(left(&served, "ada"), 1, "two of three were used before");
+    let id = |line: &String| line.split(' ').next().map(str::to_owned);
+    let kept = before.iter().find(|line| line.contains("cmd=evalsha")).and_then(id).expect("it is connected");
+    assert!(connections(&first).contains(&kept), "the store is the same, connection and all");
+    reload(&login(second.port, "", 3), 2);
+    // Until it is connected, what stands in for it decides.
+    let connected = |server: &Redis| {
+        until("it is asked", || {
+            sign_in(&served, "eve");
+            ours(server) == 1
+        });
+    };
+    connected(&second);
+    assert_eq!(left(&served, "ada"), 3, "the other store has not seen her");
+    until("the store before is let go", || ours(&first) == 0);
+    reload(&login(first.port, "", 3), 3);
+    connected(&first);
+    assert_eq!(left(&served, "ada"), 0, "the first store has not forgotten her");
+}
+
+#[test]
+fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
+    let Some(server) = Redis::start() else { return };
+    let toml = login(server.port, "", 2);
+    let (first, second) = (serve(&toml), serve(&toml));
+    assert_eq!(left(&first, "bob"), 2);
+    assert_eq!(sign_in(&second, "bob"), 429);
+    let state = second.run(&["state", "edge", "account=bob"]);
+    let rows = cells(&state);
+    assert_eq!(rows[0][..5], ["login", "login", "account", "2 of 2", "0"], "{state}");
+    assert!(rows[0][5].starts_with("refused for "), "{state}");
+    let lifted = second.run(&["lift", "edge", "account=bob", "--why", "ticket 4711"]);
+    assert_eq!(cells(&lifted)[0][..2], ["login", "yes"], "{lifted}");
+    assert_eq!(left(&first, "bob"), 2);
+    let again = second.run(&["lift", "edge", "account=eve", "--why", "ticket 4712"]);
+    assert_eq!(cells(&again)[0][1], "held nothing", "{again}");
+}
+
+#[test]
+fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
+    let Some(server) = Redis::start() else { return };
+    let mut leasing = serve(&login(server.port, "quota_lease = 64", 200));
+    let plain = serve(&login(server.port, "", 200));
+    // More and more is leased at once, and a part of the last block is used.
+    let used = (0..50).filter(|_| sign_in(&leasing, "ada") == 200).count();
+    assert_eq!(used, 50);
+    assert!(metric(&leasing, "tollgate_store_near_answers_total{store=\"main\",wrapper=\"quota_lease\"}") > 0.0);
+    leasing.stop();
+    assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
+}
+
+#[test]
+fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
+    let Some(server) = Redis::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let served = serve(&login(proxy.port, "", 2));
+    assert_eq!(left(&served, "ada"), 2);
+    let calls = metric(&served, "tollgate_store_call_duration_seconds_count{store=\"main\"}");
+    assert_eq!(calls, metric(&served, "tollgate_store_call_plans_count{store=\"main\"}"));
+    assert_eq!(metric(&served, "tollgate_store_call_plans_sum{store=\"main\"}"), 3.0);
+    let suspended = || metric(&served, "tollgate_store_suspended{store=\"main\"}");
+    assert_eq!(suspended(), 0.0);
+    proxy.refuse();
+    assert_eq!(left(&served, "ada"), 2, "the stand-in's");
+    assert_eq!(suspended(), 1.0);
+    let errors = |kind| metric(&served, &format!("tollgate_store_errors_total{{store=\"main\",kind=\"{kind}\"}}"));
+    assert_eq!(errors("unreachable") + errors("suspended"), 3.0);
+    assert_eq!(metric(&served, "tollgate_store_policy_answers_total{store=\"main\",policy=\"local\"}"), 3.0);
+    proxy.heal();
+    until("it is asked again", || suspended() == 0.0);
+    assert_eq!(sign_in(&served, "ada"), 429, "by the store");
+}
+
+#[test]
+fn a_store_that_others_share_has_no_snapshot() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("tollgate.toml"), login(6379, "snapshot = 'counters'", 2)).expect("a file");
+    let said = complaint(tollgate(directory.path()).args(["check", "tollgate.toml"]));
+    assert!(said.contains("a redis store has no snapshot"), "{said}");
+}
