@@ -56,6 +56,11 @@ struct Contender<'a> {
     micros: Vec<(f64, f64)>,
 }
 
+fn of<'a>(name: &str, servers: &[&'a Server], redis: Option<&'a Redis>, domain: &str) -> Contender<'a> {
+    let load = Load::grpc(questions::RLS, &questions::rls_frame(domain, "/login", "load"));
+    Contender { name: name.to_owned(), servers: servers.to_vec(), redis, load, micros: Vec::new() }
+}
+
 impl Contender<'_> {
     fn turn(&mut self) {
         let cpu = |contender: &Self| {
@@ -93,14 +98,6 @@ pub fn report(idle: &str, tollgate: &str, configuration: &str, redis: &str) {
     let instances = [(); 3].map(|()| start(&batched));
     let unbatched = start(&single);
 
-    let rls = |domain| Load::grpc(questions::RLS, &questions::rls_frame(domain, "/login", "load"));
-    let of = |name: &str, servers: &[&'_ Server], redis, domain| Contender {
-        name: name.to_owned(),
-        servers: servers.to_vec(),
-        redis,
-        load: rls(domain),
-        micros: Vec::new(),
-    };
     let [first, second, third] = &instances;
     let mut contenders = [
         of("idle tonic server", &[&idle], None, "one"),

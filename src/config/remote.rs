@@ -138,6 +138,10 @@ pub(super) fn redis(
     if mode == schema::RedisMode::Cluster && settings.db > 0 {
         problems.refuse(place, format!("is database {} of a cluster, which has only 0", settings.db));
     }
+    if mode == schema::RedisMode::Cluster && settings.key_prefix.contains('{') {
+        let place = store.key_prefix.place().unwrap_or(place);
+        problems.refuse(place, "has a {, which says in a cluster where a key lives");
+    }
     if let Some(timeout) = store.socket_connect_timeout.copied() {
         settings.connect_timeout = timeout.0;
     }
