@@ -556,7 +556,7 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
         assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
         cluster.nodes.iter_mut().for_each(support::Redis::restart);
         let back = Instant::now();
-        while redis.execute(&[asked.clone()], None).await[0].is_err() {
+        while redis.execute(std::slice::from_ref(&asked), None).await[0].is_err() {
             assert!(back.elapsed() < LONG, "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
