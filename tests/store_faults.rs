@@ -38,8 +38,8 @@ use tollgate::engine::Engine;
 use tollgate::limiter::{Check, Limit, Limiter, OnStoreError, SlidingWindow};
 use tollgate::rules::{Action, RuleBook, Rules};
 use tollgate::store::{
-    Address, Credentials, Keeper, MemorySettings, Password, PostgresSettings, RedisSettings, RemoteSettings,
-    SharedSettings, Store, Stores, Topology,
+    Address, Credentials, Keeper, MemorySettings, Password, RedisSettings, RemoteSettings, SharedSettings, Store,
+    Stores, Topology,
 };
 
 /// Requests in flight.
@@ -52,8 +52,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LIMIT: u32 = 50;
 const SHARE: u32 = LIMIT / 2;
 
-/// No decision may take longer, nor recovery, on a machine that does other things too. What they take is printed.
+/// No decision may take longer on a machine that does other things too, nor recovery. What they take is printed.
 const BOUND: Duration = Duration::from_secs(1);
+const RECOVERY: Duration = Duration::from_secs(3);
 
 /// What is asked: a limit for each policy, and something that never refuses, so that the store is always written to.
 const ALLOW: usize = 0;
@@ -278,7 +279,7 @@ async fn befall<S>(
         back.map(Seen::ended).min().expect("it answers")
     };
     let recovery = (0..4).map(returned).max().expect("four kinds").saturating_duration_since(mended);
-    assert!(recovery < BOUND, "it took {recovery:?} to recover");
+    assert!(recovery < RECOVERY, "it took {recovery:?} to recover");
 
     static HEAD: Once = Once::new();
     HEAD.call_once(|| {
@@ -461,8 +462,7 @@ fn counters() -> Option<(Postgres, String)> {
 
 /// A decision waits longer here: 200 callers share what the disk commits.
 fn in_a_postgres(server: &Postgres, database: &str) -> Keeper {
-    let settings = settings(Duration::from_millis(100));
-    in_postgres(settings, &PostgresSettings { synchronous_commit: false, ..sharing::postgres(server.url(database)) })
+    in_postgres(settings(Duration::from_millis(100)), &sharing::postgres(server.url(database)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
