@@ -343,8 +343,8 @@ async fn d11_a_limiter_with_a_rate_and_slots_is_decided_at_once() {
         let rules = [applies("all", [apply(&name, &["account"])])];
         let instances = instances(&common, settings, &[both], &rules).await;
         let mut leases = Vec::new();
-        for turn in 0..3 {
-            let decision = decide(&instances[turn], "a").await;
+        for instance in &instances {
+            let decision = decide(instance, "a").await;
             leases.push(decision.lease().expect("it passes, and holds a slot").to_owned());
         }
         assert!(!decide(&instances[0], "a").await.allowed(), "the slots are taken");
