@@ -23,13 +23,13 @@ use futures_util::future::join_all;
 use served::{DOORS, Served, tollgate};
 use sharing::{at, in_postgres, in_redis, patient};
 use support::redis::Redis;
-use support::{Answer, Ask, Postgres, Proxy, ports, until};
+use support::{Answer, Ask, Cluster, Postgres, Proxy, ports, until};
 use tollgate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Rule, RuleBook, Rules};
-use tollgate::store::{Keeper, SharedSettings, Stores};
+use tollgate::store::{Address, Keeper, RedisSettings, SharedSettings, Stores, Topology};
 
 const INSTANCES: usize = 3;
 const TRIES: usize = 500;
@@ -332,31 +332,53 @@ async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_postgres()
     skewed_clocks_change_nothing(&common, &patient()).await;
 }
 
+async fn a_rate_and_slots(common: Common<'_>, settings: &SharedSettings, name: &str) {
+    let both = Limiter { concurrency: slots(name, 3, WINDOW).concurrency, ..quota(name, 10, WINDOW, bucket(None)) };
+    let rules = [applies("all", [apply(name, &["account"])])];
+    let instances = instances(common, settings, &[both], &rules).await;
+    let mut leases = Vec::new();
+    for engine in &instances {
+        let decision = decide(engine, "a").await;
+        leases.push(decision.lease().expect("it passes, and holds a slot").to_owned());
+    }
+    assert!(!decide(&instances[0], "a").await.allowed(), "the slots are taken");
+    // Any instance takes any lease back; what was refused charged no rate.
+    for lease in leases {
+        instances[1].release(&lease).await.expect("it is a lease");
+    }
+    let decision = decide(&instances[2], "a").await;
+    let remaining: Vec<u32> = decision.counted().map(|counted| counted.remaining).collect();
+    assert_eq!(remaining, [6, 2]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_is_decided_at_once() {
     let Some(server) = Redis::start() else { return };
     let common = |settings| in_redis(settings, &at(server.port));
-    for (number, settings) in [patient(), SharedSettings { parted: true, ..patient() }].iter().enumerate() {
-        let name = format!("both{number}");
-        let both =
-            Limiter { concurrency: slots(&name, 3, WINDOW).concurrency, ..quota(&name, 10, WINDOW, bucket(None)) };
-        let rules = [applies("all", [apply(&name, &["account"])])];
-        let instances = instances(&common, settings, &[both], &rules).await;
-        let mut leases = Vec::new();
-        for instance in &instances {
-            let decision = decide(instance, "a").await;
-            leases.push(decision.lease().expect("it passes, and holds a slot").to_owned());
-        }
-        assert!(!decide(&instances[0], "a").await.allowed(), "the slots are taken");
-        // Any instance takes any lease back; what was refused charged no rate.
-        for lease in leases {
-            instances[1].release(&lease).await.expect("it is a lease");
-        }
-        let remaining = |decision: tollgate::decision::Decision| -> Vec<u32> {
-            decision.counted().map(|counted| counted.remaining).collect()
-        };
-        assert_eq!(remaining(decide(&instances[2], "a").await), [6, 2]);
+    a_rate_and_slots(&common, &patient(), "together").await;
+    a_rate_and_slots(&common, &SharedSettings { parted: true, ..patient() }, "apart").await;
+}
+
+/// The nodes of a cluster.
+fn nodes(cluster: &Cluster) -> RedisSettings {
+    let address = |port| Address::Tcp("127.0.0.1".to_owned(), port);
+    RedisSettings::new(Topology::Cluster(cluster.ports().into_iter().map(address).collect()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
+    let Some(cluster) = Cluster::start(3, 0) else { return };
+    let (settings, nodes) = (SharedSettings { parted: true, ..patient() }, nodes(&cluster));
+    for name in ["one", "two", "three"] {
+        a_rate_and_slots(&|settings| in_redis(settings, &nodes), &settings, name).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_a_composite_over_the_slots_of_a_cluster_admits_no_more_and_loses_nothing() {
+    let Some(cluster) = Cluster::start(3, 0) else { return };
+    let (settings, nodes) = (SharedSettings { parted: true, ..patient() }, nodes(&cluster));
+    composites_admit_their_smallest(&|settings| in_redis(settings, &nodes), &settings, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
