@@ -152,21 +152,32 @@ fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_c
     let _entered = runtime.enter();
     let stores = stores(&first, &second, false);
     let plan = one(check(0, OnStoreError::Local));
-    let passes = || runtime.block_on(stores.apply(&plan, START)).admitted;
-    assert!(passes(), "in the store, one of two");
+    let passes = |after: u64| runtime.block_on(stores.apply(&plan, START.plus(after))).admitted;
+    assert!(passes(0), "in the store, one of two");
     first.be(BROKEN);
-    assert_eq!([(); 3].map(|()| passes()), [true, true, false], "the stand-in starts empty, with the full limit");
-    first.be(WELL);
+    assert_eq!([(); 3].map(|()| passes(0)), [true, true, false], "the stand-in starts empty, with the full limit");
+    // Back, and away again at once, and another counter is charged in between: the same outage still.
+    counts_again(&runtime, &stores, &first);
+    first.be(BROKEN);
+    assert!(!passes(1_000), "a store that fails now and then gives nobody another limit");
+    counts_again(&runtime, &stores, &first);
+    assert!(passes(2_000), "the store goes on where it was");
+    assert!(!passes(2_000));
+    first.be(BROKEN);
+    assert!(passes(600_000), "another outage, half a second later, begins with an empty stand-in");
+}
+
+/// Lets a store be well until another counter of it is charged.
+fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept) {
+    kept.be(WELL);
+    let other = |number| one(Check { counter: CounterName([number, 8]), ..check(0, OnStoreError::Deny) });
     runtime.block_on(async {
-        while stores.apply(&plan, START).await.answers[0].is_ok_and(|outcome| !outcome.passes) {
-            tokio::task::yield_now().await;
+        let mut number = 0;
+        while !stores.apply(&other(number), START).await.admitted {
+            number += 1;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    assert_eq!(first.left(&plan.checks[0]), 0, "the store goes on where it was");
-    assert!(!passes());
-    first.be(BROKEN);
-    assert!(passes(), "another outage begins with an empty stand-in");
 }
 
 #[test]

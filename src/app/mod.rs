@@ -63,8 +63,8 @@ pub struct App {
     desk: Arc<Desk>,
     follow: Option<(Reloader, Hangups)>,
     snapshots: Snapshots,
-    /// The places of stores that have to answer once before anything is sent here.
-    required: Vec<usize>,
+    /// The stores that have to answer once before anything is sent here, by name.
+    required: Vec<String>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
     admin: Option<(Admin, Listener)>,
@@ -121,7 +121,7 @@ impl App {
 
     /// Lets nothing be sent here until the stores that the configuration requires have answered once.
     pub fn wait_for(&mut self, plan: &StorePlan) {
-        self.required = plan.required().collect();
+        self.required = plan.required().map(str::to_owned).collect();
         if !self.required.is_empty() {
             self.desk.health().wait();
         }
@@ -234,10 +234,16 @@ async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppErr
 }
 
 /// Waits until each of these stores has answered once.
-async fn serve_when_answered(desk: Arc<Desk>, grpc: Grpc, places: Vec<usize>) {
-    for place in places {
-        while !desk.engine().in_use().stores.answers(place).await {
-            tokio::time::sleep(LOOK).await;
+async fn serve_when_answered(desk: Arc<Desk>, grpc: Grpc, stores: Vec<String>) {
+    for store in stores {
+        loop {
+            let in_use = desk.engine().in_use();
+            // One that a reload took away is not waited for.
+            let place = in_use.rules.stores().iter().position(|name| *name == store);
+            match place {
+                Some(place) if !in_use.stores.answers(place).await => tokio::time::sleep(LOOK).await,
+                _ => break,
+            }
         }
     }
     grpc.serve_now().await;

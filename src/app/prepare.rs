@@ -113,13 +113,13 @@ impl Prepared {
 }
 
 impl StorePlan {
-    /// The stores that have to answer once before anything is sent here, by their places.
-    pub(super) fn required(&self) -> impl Iterator<Item = usize> {
+    /// The stores that have to answer once before anything is sent here.
+    pub(super) fn required(&self) -> impl Iterator<Item = &str> {
         let required = |kind: &StoreKind| match kind {
             StoreKind::Memory(_) => false,
             StoreKind::Redis(_, _, required) | StoreKind::Postgres(_, _, required) => *required,
         };
-        self.0.iter().enumerate().filter(move |(_, (_, kind))| required(kind)).map(|(place, _)| place)
+        self.0.iter().filter(move |(_, kind)| required(kind)).map(|(name, _)| name.as_str())
     }
 }
 

@@ -58,7 +58,7 @@ impl RefusalCache {
 
     /// Learns from an answer of the store to a plan that was asked at `since`.
     pub(super) fn learn(&self, plan: &Plan, applied: &Applied, since: Timestamp) {
-        if plan.checks.iter().any(|check| check.refund > 0) {
+        if !plan.undos.is_empty() || plan.checks.iter().any(|check| check.refund > 0) {
             return self.refusals.clear();
         }
         if applied.admitted || !is_remembered(plan) {

@@ -18,13 +18,15 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::backend::Backend;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan};
+use crate::limiter::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan, Undo};
 
-/// How many failures in a row it takes to leave a store alone. One late answer says nothing.
+/// How many failures in a row it takes to leave a store alone, for longer than a deadline. One late answer says nothing,
+/// however many waited for it.
 const FAILURES: u32 = 10;
 
 /// How often a store that is left alone is asked whether it is back.
@@ -107,6 +109,8 @@ struct Asked {
     answer: oneshot::Sender<Result<Applied, Fault>>,
     /// Executed even if nobody waits any more.
     anyway: bool,
+    /// Whether what it charges goes back when nobody waits any more.
+    borrowed: bool,
 }
 
 impl Remote {
@@ -148,10 +152,31 @@ impl Remote {
     ///
     /// It cannot say, or not in time. What was asked may still happen; a slot taken then is given back.
     pub async fn ask(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        self.ask_for(plan, now, deadline, false).await
+    }
+
+    /// The same for units that are borrowed: nobody has used them yet, so they go back if nobody waits for them.
+    pub(super) async fn borrow(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        self.ask_for(plan, now, deadline, true).await
+    }
+
+    async fn ask_for(
+        &self,
+        plan: Plan,
+        now: Option<Timestamp>,
+        deadline: Instant,
+        borrowed: bool,
+    ) -> Result<Applied, Fault> {
         let lane = self.asking.backend.lane(&plan);
         let answer = match self.asking.breakers[lane].suspended() {
-            true => Err(Fault::Suspended),
-            false => self.wait(lane, plan, now, deadline).await,
+            true => {
+                if plan.checks.is_empty() {
+                    // What is given back is worth a try: the store may be back, and not be asked yet.
+                    self.post(plan, now);
+                }
+                Err(Fault::Suspended)
+            }
+            false => self.wait(lane, plan, now, deadline, borrowed).await,
         };
         if let Err(fault) = answer {
             self.asking.count(|watch| watch.faults[fault as usize].increment(1));
@@ -159,12 +184,23 @@ impl Remote {
         answer
     }
 
-    async fn wait(&self, lane: usize, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
-        let answer = self.send(lane, plan, now);
+    async fn wait(
+        &self,
+        lane: usize,
+        plan: Plan,
+        now: Option<Timestamp>,
+        deadline: Instant,
+        borrowed: bool,
+    ) -> Result<Applied, Fault> {
+        let begun = Instant::now();
+        let answer = self.send(lane, plan, now, borrowed);
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
-                self.asking.failed(lane, Fault::Timeout);
+                // A decision that had spent its time elsewhere says nothing about this store.
+                if begun.elapsed() >= self.asking.settings.deadline {
+                    self.asking.failed(lane, Fault::Timeout);
+                }
                 Err(Fault::Timeout)
             }
         }
@@ -172,14 +208,20 @@ impl Remote {
 
     /// Asks the store for a plan that is to be executed whether or not anybody waits for its answer.
     pub fn post(&self, plan: Plan, now: Option<Timestamp>) {
-        drop(self.send(self.asking.backend.lane(&plan), plan, now));
+        drop(self.send(self.asking.backend.lane(&plan), plan, now, false));
     }
 
-    fn send(&self, lane: usize, plan: Plan, now: Option<Timestamp>) -> oneshot::Receiver<Result<Applied, Fault>> {
+    fn send(
+        &self,
+        lane: usize,
+        plan: Plan,
+        now: Option<Timestamp>,
+        borrowed: bool,
+    ) -> oneshot::Receiver<Result<Applied, Fault>> {
         let (answer, answered) = oneshot::channel();
         let anyway = !plan.undos.is_empty() || !plan.changes.is_empty();
         // A queue without its end cannot answer; the dropped sender says so.
-        let _ = self.queues[lane].send(Asked { plan, now, answer, anyway });
+        let _ = self.queues[lane].send(Asked { plan, now, answer, anyway, borrowed });
         answered
     }
 
@@ -240,7 +282,7 @@ impl Asking {
     }
 
     fn failed(&self, lane: usize, fault: Fault) {
-        if self.breakers[lane].failed(fault) {
+        if self.breakers[lane].failed(fault, self.settings.deadline) {
             tracing::warn!(store = self.name, lane, %fault, "the store is left alone until it answers again");
             self.count(|watch| watch.suspended.set(1.0));
         }
@@ -313,7 +355,8 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         let now = first.now;
         let same = batch.iter().position(|asked| asked.now != now).unwrap_or(batch.len());
         let rest = batch.split_off(same);
-        let (plans, waiting): (Vec<Plan>, Vec<_>) = batch.into_iter().map(|asked| (asked.plan, asked.answer)).unzip();
+        let asked = batch.into_iter().map(|asked| (asked.plan, (asked.answer, asked.borrowed)));
+        let (plans, waiting): (Vec<Plan>, Vec<_>) = asked.unzip();
         let begun = Instant::now();
         asking.breakers[lane].under_way.fetch_add(1, Ordering::Relaxed);
         let answers = asking.backend.execute(&plans, now).await;
@@ -324,9 +367,9 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         });
         asking.learn(lane, &plans, &answers, begun.elapsed());
         let mut late = Vec::new();
-        for ((plan, waiting), answer) in plans.iter().zip(waiting).zip(answers) {
+        for ((plan, (waiting, borrowed)), answer) in plans.iter().zip(waiting).zip(answers) {
             if let Err(Ok(applied)) = waiting.send(answer) {
-                late.extend(give_back(plan, &applied));
+                late.extend(give_back(plan, &applied, borrowed));
             }
         }
         if !late.is_empty() {
@@ -344,7 +387,15 @@ fn writes(plan: &Plan, answer: &Result<Applied, Fault>) -> bool {
 }
 
 /// What gives back the slots of a plan that nobody waits for any more.
-fn give_back(plan: &Plan, applied: &Applied) -> Option<Plan> {
+fn give_back(plan: &Plan, applied: &Applied, borrowed: bool) -> Option<Plan> {
+    if borrowed {
+        let charged = plan.checks.iter().zip(&applied.answers).filter_map(|(check, answer)| {
+            let reset = answer.as_ref().ok()?.reset;
+            let &Check { counter, store, limit, charges, .. } = check;
+            Some(Undo { counter, store, limit, units: charges.admitted, at: applied.at, reset })
+        });
+        return applied.admitted.then(|| Plan { undos: charged.collect(), ..Plan::default() });
+    }
     let taken = plan.checks.iter().zip(&applied.answers).filter(|(check, answer)| {
         matches!(check.limit, Limit::Concurrency(_))
             && check.charges.admitted > 0
@@ -387,8 +438,8 @@ async fn look_for_return(asking: Arc<Asking>, lane: usize) {
 /// Knows whether a store is worth asking.
 #[derive(Debug, Default)]
 struct Breaker {
-    /// In a row.
-    failures: AtomicU32,
+    /// Those in a row.
+    failures: Mutex<Failures>,
     suspended: AtomicBool,
     /// Calls that have not been answered yet.
     under_way: AtomicUsize,
@@ -396,6 +447,13 @@ struct Breaker {
     /// neither, or whoever stands in would start afresh after each.
     faulty: AtomicBool,
     opened: Notify,
+}
+
+/// Failures in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    since: Option<Instant>,
 }
 
 impl Breaker {
@@ -407,11 +465,16 @@ impl Breaker {
         self.faulty.load(Ordering::Acquire)
     }
 
-    /// Says whether the store is left alone from now on.
-    fn failed(&self, fault: Fault) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Says whether the store is left alone from now on: not for one pause of it that many waited for.
+    fn failed(&self, fault: Fault, patience: Duration) -> bool {
+        let persistent = {
+            let mut failures = self.failures.lock();
+            failures.count += 1;
+            let since = *failures.since.get_or_insert_with(Instant::now);
+            failures.count >= FAILURES && since.elapsed() >= patience
+        };
         // Without a connection there is nothing to wait for.
-        let enough = failures >= FAILURES || fault == Fault::Unreachable;
+        let enough = persistent || fault == Fault::Unreachable;
         if enough {
             self.faulty.store(true, Ordering::Release);
         }
@@ -429,7 +492,7 @@ impl Breaker {
 
     /// Says whether the store is asked again from now on.
     fn answered(&self) -> bool {
-        self.failures.store(0, Ordering::Relaxed);
+        *self.failures.lock() = Failures::default();
         self.suspended.load(Ordering::Relaxed) && self.suspended.swap(false, Ordering::AcqRel)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use super::backend::Backend;
@@ -15,6 +16,9 @@ use crate::limiter::{Applied, Check, CounterName, Fault, LeaseFate, OnStoreError
 
 /// Bytes that a stand-in's counters may take.
 const STAND_IN: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
+
+/// How long nothing may fail, in microseconds, until a store that is back is believed.
+const QUIET: u64 = 500_000;
 
 /// How a shared store is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +70,18 @@ pub struct Shared {
 #[derive(Debug)]
 struct StandIn {
     memory: Arc<Memory>,
-    /// How often the store had come back when this began. It is thrown away when that has changed.
+    /// How often the store had come back when this began. It is thrown away when that has changed, and nothing failed
+    /// for a while: a store that fails now and then would give everybody another limit each time.
     since: u32,
+    /// When it last answered.
+    used: Timestamp,
+}
+
+impl StandIn {
+    /// Whether it goes on, or the time that it stood for is over.
+    fn stands(&self, returns: u32, now: Timestamp) -> bool {
+        self.since == returns || now - self.used < QUIET
+    }
 }
 
 impl Shared {
@@ -129,7 +143,7 @@ impl Shared {
             Leased::Plain(plan) => return self.remote.ask(plan, told, deadline).await,
             Leased::Larger(larger) => larger,
         };
-        let answer = self.remote.ask(larger.clone(), told, deadline).await;
+        let answer = self.remote.borrow(larger.clone(), told, deadline).await;
         match leases.take(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
             Some(applied) => Ok(applied),
             None => {
@@ -153,15 +167,17 @@ impl Shared {
 
     /// Has the store execute a plan whether or not anybody waits for it.
     pub(super) fn post(&self, plan: Plan, told: Option<Timestamp>) {
+        if let (Some(refusals), false) = (&self.refusals, plan.undos.is_empty()) {
+            refusals.clear();
+        }
         self.remote.post(plan, told);
     }
 
     /// Returns all quota that is leased and unused. Waits until the store has it, or until the deadline.
     pub(super) async fn give_back(&self, now: Timestamp, told: Option<Timestamp>, deadline: Instant) {
-        for plan in self.leases.iter().flat_map(|leases| leases.end(now, true)) {
-            // What cannot be returned drains or expires.
-            drop(self.remote.ask(plan, told, deadline).await);
-        }
+        let plans = self.leases.iter().flat_map(|leases| leases.end(now, true));
+        // All at once, so that they share calls. What cannot be returned drains or expires.
+        join_all(plans.map(|plan| self.remote.ask(plan, told, deadline))).await;
     }
 
     /// The place in this store where a counter is decided. Counters of one place are decided together.
@@ -173,7 +189,7 @@ impl Shared {
     pub(super) fn stand_in(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
         let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.barred;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
-        let memory = needed.then(|| self.memory());
+        let memory = needed.then(|| self.memory(now));
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         if let Some(memory) = &memory {
             applied.fates = self.stand_in_for_leases(plan, memory, now);
@@ -221,15 +237,17 @@ impl Shared {
     }
 
     /// The stand-in's counters, of this time that the store is away.
-    fn memory(&self) -> Arc<Memory> {
+    fn memory(&self, now: Timestamp) -> Arc<Memory> {
         let since = self.remote.returns();
         let mut stand_in = self.stand_in.lock();
-        let standing = stand_in.as_ref().filter(|standing| standing.since == since).map(|standing| &standing.memory);
-        match standing {
-            Some(memory) => memory.clone(),
+        match stand_in.as_mut().filter(|standing| standing.stands(since, now)) {
+            Some(standing) => {
+                standing.used = standing.used.max(now);
+                standing.memory.clone()
+            }
             None => {
                 let memory = Arc::new(Memory::new(&[STAND_IN]));
-                *stand_in = Some(StandIn { memory: memory.clone(), since });
+                *stand_in = Some(StandIn { memory: memory.clone(), since, used: now });
                 memory
             }
         }
@@ -238,12 +256,12 @@ impl Shared {
     /// Forgets what no longer counts, and the stand-in of a store that is back.
     pub(super) fn sweep(&self, now: Timestamp, told: Option<Timestamp>) {
         for plan in self.leases.iter().flat_map(|leases| leases.end(now, false)) {
-            self.remote.post(plan, told);
+            self.post(plan, told);
         }
         let since = self.remote.returns();
         let memory = {
             let mut stand_in = self.stand_in.lock();
-            stand_in.take_if(|standing| standing.since != since);
+            stand_in.take_if(|standing| !standing.stands(since, now));
             stand_in.as_ref().map(|standing| standing.memory.clone())
         };
         if let Some(memory) = memory {

@@ -136,6 +136,8 @@ impl Stores {
     /// Asks one place for its part.
     async fn ask(&self, place: Place, plan: &Plan, now: Timestamp, deadline: Instant) -> (Applied, By) {
         let Some(shared) = self.shared(place.0) else { return (self.memory.apply(plan, now), By::Store) };
+        // Each store by its own patience, and all of them together by the longest.
+        let deadline = deadline.min(shared.remote().deadline());
         match shared.ask(plan, now, self.told(now), deadline).await {
             Ok(applied) => (applied, By::Store),
             Err(fault) => (shared.stand_in(plan, fault, now), By::StandIn),
@@ -149,6 +151,11 @@ impl Stores {
             (None, _) => Some(self.memory.apply(plan, now)),
             (Some(shared), By::StandIn) => Some(shared.stand_in(plan, Fault::Suspended, now)),
             (Some(shared), By::Store) => {
+                if Instant::now() >= deadline {
+                    // Others took the time that was: it is done all the same, and nobody waits for it.
+                    shared.post(plan.clone(), self.told(now));
+                    return None;
+                }
                 let answer = shared.ask(plan, now, self.told(now), deadline).await;
                 shared.remote().count(|watch| watch.undone[usize::from(answer.is_err())].increment(1));
                 answer.ok()
