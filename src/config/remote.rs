@@ -222,16 +222,21 @@ fn read(url: &str) -> Result<RedisUrl, String> {
 }
 
 fn address(host: &str) -> Result<Address, String> {
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((name, port)) => (name, port.strip_prefix(':')),
-        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    // An IPv6 address is in brackets, and nothing but a port comes after them.
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').unwrap_or_default(),
+        None => host.find(':').map_or((host, ""), |colon| host.split_at(colon)),
     };
-    if name.is_empty() || name.contains(['[', ']', ':']) && !host.starts_with('[') {
+    let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
+    let (false, Some(port)) = (name.is_empty() || name.contains(['[', ']']), port) else {
         return Err("names no host, expected one such as \"redis://host:6379/0\"".to_owned());
-    }
+    };
     let port = match port {
-        None | Some("") => REDIS_PORT,
-        Some(port) => port.parse().map_err(|_| "has a port that is none, expected 1 to 65535")?,
+        "" => REDIS_PORT,
+        port => match port.parse() {
+            Ok(0) | Err(_) => return Err("has a port that is none, expected 1 to 65535".to_owned()),
+            Ok(port) => port,
+        },
     };
     Ok(Address::Tcp(name.to_owned(), port))
 }
@@ -274,6 +279,9 @@ mod tests {
         for url in [
             "redis://",
             "redis://hush:hush@",
+            "redis://[hush",
+            "redis://[::1]hush",
+            "redis://hush:0",
             "redis://h:hush",
             "redis://h/hush",
             "redis+unix://hush",
