@@ -19,12 +19,13 @@ use proptest::prelude::*;
 use proptest::sample::{self, subsequence};
 use store::{apply, at, connected, counter, decide, one, plan, runtime};
 use support::redis::{Redis as Server, Setup};
+use support::sentinel::{NAME, Sentinel};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, Limit, Needs, Plan, SlidingCounter,
     SlidingWindow, TokenBucket, Undo,
 };
-use tollgate::store::{Backend, RedisSettings};
+use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
 
 fn bucket(limit: u32, window: u64) -> Limit {
     Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
@@ -84,7 +85,7 @@ async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run:
 }
 
 /// 400 runs of 250 plans. Every other run sends each plan by itself; the others send batches of up to sixteen.
-fn the_contract(server: &Server) {
+fn the_contract(to: &RedisSettings) {
     let (runtime, runs) = (runtime(), AtomicU32::new(0));
     always(400, plans(ANYTHING, 250), |steps| {
         let run = runs.fetch_add(1, Ordering::Relaxed);
@@ -95,7 +96,7 @@ fn the_contract(server: &Server) {
                 _ => batches.push((by, vec![plan])),
             }
         }
-        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) };
+        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..to.clone() };
         runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
     });
 }
@@ -103,13 +104,22 @@ fn the_contract(server: &Server) {
 #[test]
 fn redis_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
-    the_contract(&server);
+    the_contract(&at(server.port));
 }
 
 #[test]
 fn valkey_keeps_the_contract() {
     let Some(setup) = Setup::valkey() else { return };
-    the_contract(&setup.start());
+    let server = setup.start();
+    the_contract(&at(server.port));
+}
+
+#[test]
+fn a_primary_that_sentinels_watch_keeps_the_contract() {
+    let Some(watched) = Sentinel::start() else { return };
+    let sentinels = watched.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
+    let topology = Topology::Sentinel { sentinels, master: NAME.to_owned(), credentials: Credentials::default() };
+    the_contract(&RedisSettings::new(topology));
 }
 
 /// Groups of checks of some of these counters, each by one of its numbers, with how far the clock moves before.

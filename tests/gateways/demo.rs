@@ -10,8 +10,26 @@ use crate::support::{project, servers};
 
 #[test]
 fn the_demo_tells_its_story_as_it_happens() {
+    tells_its_story(&[]);
+}
+
+#[test]
+fn the_demo_tells_the_same_story_of_two_instances_that_share_a_redis() {
+    if servers::redis().is_some() {
+        tells_its_story(&["--store", "redis"]);
+    }
+}
+
+#[test]
+fn the_demo_tells_the_same_story_of_two_instances_that_share_a_postgresql() {
+    if servers::postgres().is_some() {
+        tells_its_story(&["--store", "postgres"]);
+    }
+}
+
+fn tells_its_story(arguments: &[&str]) {
     let (Some(envoy), Some(python)) = (servers::envoy(), servers::python()) else { return };
-    let story = demo(&python, &envoy).output().expect("python runs");
+    let story = demo(&python, &envoy).args(arguments).output().expect("python runs");
     let told = String::from_utf8_lossy(&story.stdout);
     assert!(story.status.success(), "{told}{}", String::from_utf8_lossy(&story.stderr));
     for chapter in ["(a)", "(b)", "(c)", "(d)", "(e) gRPC", "(e) HTTP", "Everything was as told"] {
