@@ -19,13 +19,18 @@ use kept::{BROKEN, HANGING, Kept, WELL, one};
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow};
-use tollgate::store::{Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, Stores};
+use tollgate::store::{Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores};
 use undone::as_is_undone;
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
 fn stores(first: &Kept, second: &Kept, parted: bool) -> Stores {
+    stores_within(Duration::from_secs(5), first, second, parted)
+}
+
+/// The same with another deadline.
+fn stores_within(deadline: Duration, first: &Kept, second: &Kept, parted: bool) -> Stores {
     let shared = |name: &str, kept: &Kept| {
-        let remote = RemoteSettings { deadline: Duration::from_secs(5), ..RemoteSettings::default() };
+        let remote = RemoteSettings { deadline, ..RemoteSettings::default() };
         let settings = SharedSettings { remote, parted, ..SharedSettings::new(name) };
         Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))
     };
@@ -177,6 +182,30 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
             number += 1;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    });
+}
+
+#[test]
+fn a_store_is_not_blamed_for_the_time_that_another_took() {
+    let (first, second) = (Kept::new(), Kept::new());
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let stores = stores_within(Duration::from_millis(50), &first, &second, false);
+    second.be(HANGING);
+    let wide = |check| Check { limit: Limit::SlidingWindow(SlidingWindow { limit: 100, window: 60_000_000 }), ..check };
+    let plan = group([wide(check(0, OnStoreError::Deny)), wide(check(1, OnStoreError::Deny))]);
+    runtime.block_on(async {
+        // As many as it would take to leave a store alone, had it failed them.
+        let asked = (0..20).map(|_| stores.apply(&plan, START));
+        let answers = futures_util::future::join_all(asked).await;
+        assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
+        assert_eq!(stores.facts()[0], StoreFact::Shared { suspended: false });
+        let given_back = async {
+            while first.left(&plan.checks[0]) < 100 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), given_back).await.expect("the charges are taken back");
     });
 }
 

@@ -67,22 +67,6 @@ pub struct Watch {
     pub near: [Counter; 2],
 }
 
-impl Watch {
-    /// Counts nothing.
-    pub fn nobody() -> Self {
-        let none = Counter::noop;
-        Self {
-            latency: Histogram::noop(),
-            batch: Histogram::noop(),
-            faults: Fault::ALL.map(|_| none()),
-            policy: [none(), none(), none()],
-            suspended: Gauge::noop(),
-            undone: [none(), none()],
-            near: [none(), none()],
-        }
-    }
-}
-
 /// A store outside this process.
 pub struct Remote {
     asking: Arc<Asking>,

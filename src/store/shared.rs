@@ -98,11 +98,6 @@ impl Shared {
         &self.remote
     }
 
-    /// How it was made.
-    pub fn settings(&self) -> &SharedSettings {
-        &self.settings
-    }
-
     /// Asks the store for a plan, or answers from what is known of it here.
     ///
     /// `now` is this process's clock; `told` is the moment to decide by, where the store's own clock is not to.
