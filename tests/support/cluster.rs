@@ -117,9 +117,18 @@ impl Cluster {
 
     /// Promotes a replica while its primary lives, and waits until it is one.
     pub fn promote(&self, replica: usize) {
+        // Who votes refuses one that it still holds for a primary, and the replica asks no second time by itself.
+        for node in &self.nodes {
+            until("all see a replica in it", || self.sees_replica(node, replica));
+        }
         let node = &self.nodes[replica];
         node.ask::<()>(&["CLUSTER", "FAILOVER"]);
         self.promoted(replica);
+    }
+
+    fn sees_replica(&self, node: &Redis, replica: usize) -> bool {
+        let port = self.nodes[replica].port;
+        seen(node).is_ok_and(|seen| seen.iter().any(|seen| seen.port == port && seen.flags.contains("slave")))
     }
 
     /// Waits until a replica has become a primary.
