@@ -409,3 +409,33 @@ fn spaces_have_bounds_of_their_own() {
     let keys: Vec<usize> = memory.usage().iter().map(|usage| usage.keys).collect();
     assert_eq!(keys, [20, 1_000]);
 }
+
+#[test]
+fn leases_that_nobody_gives_back_are_counted_once_when_they_are_forgotten() {
+    let mut store = Small::bytes(1 << 20);
+    let limit = Limit::Concurrency(Concurrency { max: 4, lease: 10 * SECOND });
+    let expired = |store: &Small| store.memory.usage()[0].expired_leases;
+    let release = |store: &Small, lease, now| {
+        let change = LeaseChange { store: 0, counter: name(1), lease: LeaseId(lease), action: LeaseAction::Release };
+        store.memory.apply(&Plan { changes: [change].into_iter().collect(), ..Plan::default() }, now).fates[0]
+    };
+    // Of one counter the leases 1 to 4, of the next 5 to 8, and so on.
+    for counter in 1..=3 {
+        assert_eq!((0..4).filter(|_| store.apply([check(name(counter), limit, 1)], NOW).admitted).count(), 4);
+    }
+    assert_eq!(release(&store, 1, NOW), LeaseFate::Done);
+    let late = NOW.plus(11 * SECOND);
+    // One that comes late is told so, and a look forgets none.
+    assert_eq!(release(&store, 2, late), LeaseFate::Expired);
+    store.apply([peek(name(1), limit)], late);
+    assert_eq!(expired(&store), 0);
+    // Whoever takes the next slot clears the two that are left.
+    assert!(store.apply([check(name(1), limit, 1)], late).admitted);
+    assert_eq!(expired(&store), 2);
+    // An operator who lifts a counter ends its leases.
+    assert!(store.memory.forget(0, &name(2)));
+    assert_eq!(expired(&store), 2);
+    // The sweep clears what nobody asks for.
+    store.memory.sweep(late);
+    assert_eq!(expired(&store), 6);
+}

@@ -111,8 +111,8 @@ impl Leases {
         self.leases.insert(place, lease);
     }
 
-    /// Where the leases that are still held begin.
-    fn expired(&self, now: Timestamp) -> usize {
+    /// How many have expired; those that are still held come after them.
+    pub fn expired(&self, now: Timestamp) -> usize {
         self.leases.partition_point(|lease| lease.expires <= now)
     }
 }

@@ -60,6 +60,8 @@ pub struct Usage {
     pub evictions: u64,
     /// Slots held under leases, expired ones among them until they are swept.
     pub leases: usize,
+    /// Leases that nobody gave back before they expired, and that were forgotten since.
+    pub expired_leases: u64,
     /// The most bytes it may take.
     pub max_bytes: usize,
 }
@@ -302,6 +304,7 @@ impl Memory {
                     bytes: usage.bytes + slots.bytes(),
                     evictions: usage.evictions + slots.evictions,
                     leases: usage.leases + slots.held_leases(),
+                    expired_leases: usage.expired_leases + slots.expired_leases,
                     ..usage
                 }
             })
@@ -350,7 +353,7 @@ impl Space {
         let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
         let shards = by_bytes.min(by_keys).min(1 << 16);
         let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));
-        let pool = Arc::new(Pool::new(settings.max_memory));
+        let pool = Arc::new(Pool::new(settings.max_memory, shards));
         let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
         let shard = |number: usize| Mutex::new(Slots::new(pool.clone(), keys, seed(number)));
         let rank = MADE.fetch_add(1, Ordering::Relaxed);
@@ -374,12 +377,19 @@ fn decide(
     now: Timestamp,
     mut tell: impl FnMut(Outcome),
 ) -> bool {
-    let take = |seat: &Seat| Held::from(locked[seat.guard].take(seat.place));
+    let mut take = |seat: &Seat| {
+        let slots = &mut locked[seat.guard];
+        let state = slots.take(seat.place);
+        // A charge forgets those that have expired. What is still there afterwards was not forgotten.
+        slots.expired_leases += expired(&state, now);
+        Held::from(state)
+    };
     let mut held: SmallVec<[Held; 3]> = SmallVec::new();
-    held.extend(seats.iter().map(take));
+    held.extend(seats.iter().map(&mut take));
     advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
         let (slots, place) = (&mut locked[seats[number].guard], seats[number].place);
         let state = std::mem::take(&mut held.state);
+        slots.expired_leases -= expired(&state, now);
         match held.wrote {
             true => slots.put(&checks[number].counter, place, state, &outcome, now),
             false => slots.put_back(place, state),
@@ -433,6 +443,14 @@ fn make_room(checks: &[Check], seats: &[Seat], locked: &mut [Locked<'_>], now: T
         !room
     });
     full.collect()
+}
+
+/// How many leases of a state have expired.
+fn expired(state: &State, now: Timestamp) -> u64 {
+    match state {
+        State::Leases(leases) => leases.expired(now) as u64,
+        _ => 0,
+    }
 }
 
 /// Until when leases have to be remembered.

@@ -41,10 +41,19 @@ const PATIENCE: usize = 16 * SAMPLE;
 /// The share of a counter that has nothing left. Such a counter goes last: forgetting it lets its client in again.
 const EXHAUSTED: u8 = u8::MAX;
 
+/// A table is given up, and copied to a new one, when it has shrunk by more than this part of what it was: memory once
+/// written to goes back to the system in no other way.
+const SPARE: usize = 8;
+
 /// The counters of one shard.
 #[derive(Debug)]
 pub(super) struct Slots {
-    slots: Box<[Slot]>,
+    /// Grown and shrunk where it is: what it may come to is reserved when the first counter comes, as addresses that
+    /// take no memory until they are written to. A table that moves is freed by the allocator in one piece, which takes
+    /// the system milliseconds while the lock is held, and is resident twice until then.
+    slots: Vec<Slot>,
+    /// The most slots since it was made: so many may be resident.
+    touched: usize,
     /// How many of them are taken.
     taken: usize,
     grants: Slab<Grants>,
@@ -59,6 +68,8 @@ pub(super) struct Slots {
     max_keys: usize,
     draws: u64,
     pub(super) evictions: u64,
+    /// Leases that nobody gave back before they expired, and that were forgotten since.
+    pub(super) expired_leases: u64,
     /// Where this shard's counters go before they next change: a snapshot was cut and has not copied them yet.
     pub(super) cut: Option<Sender<Vec<u8>>>,
 }
@@ -68,13 +79,15 @@ pub(super) struct Slots {
 #[derive(Debug)]
 pub(super) struct Pool {
     whole: usize,
+    /// What each shard has when all have the same.
+    share: usize,
     free: AtomicUsize,
 }
 
 impl Pool {
-    /// A pool with nothing taken.
-    pub(super) fn new(bytes: usize) -> Self {
-        Self { whole: bytes, free: AtomicUsize::new(bytes) }
+    /// A pool with nothing taken, for so many shards.
+    pub(super) fn new(bytes: usize, shards: usize) -> Self {
+        Self { whole: bytes, share: bytes / shards, free: AtomicUsize::new(bytes) }
     }
 
     /// Takes so many bytes, or as many as there are.
@@ -170,7 +183,8 @@ enum Kind {
 impl Slots {
     pub(super) fn new(pool: Arc<Pool>, max_keys: usize, seed: u64) -> Self {
         Self {
-            slots: Box::default(),
+            slots: Vec::new(),
+            touched: 0,
             taken: 0,
             grants: Slab::new(),
             leases: Slab::new(),
@@ -180,6 +194,7 @@ impl Slots {
             max_keys,
             draws: seed | 1,
             evictions: 0,
+            expired_leases: 0,
             cut: None,
         }
     }
@@ -277,7 +292,8 @@ impl Slots {
     /// Forgets a counter. Says whether it was held.
     pub(super) fn forget(&mut self, name: &CounterName) -> bool {
         let Some(place) = self.find(name) else { return false };
-        self.remove(place);
+        // Whoever has it forgotten ends its leases: they did not expire.
+        self.remove(place, Timestamp::default());
         true
     }
 
@@ -392,7 +408,7 @@ impl Slots {
                 return true;
             }
             let Some(place) = self.victim(keep, now) else { return keys_fit && self.bytes_fit(growth, Widen::FromAny) };
-            self.remove(place);
+            self.remove(place, now);
             self.evictions += 1;
             self.trade(growth);
         }
@@ -432,7 +448,7 @@ impl Slots {
         if more_places > 0 {
             let half_more = self.slots.len() + self.slots.len() / 2;
             let least = self.slots.len() + more_places;
-            self.resize(half_more.clamp(least, least + left / size_of::<Slot>()));
+            self.grow(half_more.clamp(least, least + left / size_of::<Slot>()));
         }
         true
     }
@@ -445,36 +461,36 @@ impl Slots {
         let wanted = places(self.taken + growth.counters);
         let free = self.slots.len().saturating_sub(wanted);
         if short > 0 && free * size_of::<Slot>() >= short && free >= self.slots.len() / STEPS {
-            self.resize(wanted);
+            self.shrink(wanted);
         }
     }
 
     /// Forgets what no longer counts. Says how many went.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.taken;
-        let now = seconds(now);
-        let forgotten = |slot: &Slot| slot.kind != Kind::Vacant && slot.until <= now;
-        // Every removal closes its gap. Where many are due it is sooner done to copy what stays.
+        let due = seconds(now);
+        let forgotten = |slot: &Slot| slot.kind != Kind::Vacant && slot.until <= due;
+        // Every removal closes its gap. Where many are due it is sooner done to close all at once.
         let many = self.slots.len() / 16;
         if self.slots.iter().filter(|slot| forgotten(slot)).take(many).count() == many {
             for place in 0..self.slots.len() {
                 if forgotten(&self.slots[place]) {
-                    self.drop_heap(place);
+                    self.drop_heap(place, now);
                     self.slots[place] = VACANT;
                     self.taken -= 1;
                 }
             }
-            self.resize(self.slots.len());
+            self.shrink(self.slots.len());
         }
         // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
         let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
         for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
             if forgotten(&self.slots[place]) {
-                self.remove(place);
+                self.remove(place, now);
             }
         }
         if self.taken < self.slots.len() / 4 {
-            self.resize(places(self.taken * 2));
+            self.shrink(places(self.taken * 2));
             self.grants.shrink_to_fit();
             self.leases.shrink_to_fit();
         }
@@ -486,10 +502,10 @@ impl Slots {
     pub(super) fn surrender(&mut self, now: Timestamp) {
         for _ in 0..self.taken / 4 {
             let Some(place) = self.victim(&[], now) else { break };
-            self.remove(place);
+            self.remove(place, now);
             self.evictions += 1;
         }
-        self.resize(places(self.taken));
+        self.shrink(places(self.taken));
         self.give_back();
     }
 
@@ -500,9 +516,9 @@ impl Slots {
         self.pool.give(spare);
     }
 
-    /// Where a counter's run begins. Homes rise with the hash, so that a table is copied in order when it grows.
+    /// Where a counter's run begins.
     fn home(&self, name: &CounterName) -> Place {
-        ((u128::from(name.0[0]) * self.slots.len() as u128) >> 64) as usize
+        home(name, self.slots.len())
     }
 
     fn after(&self, place: Place) -> Place {
@@ -520,12 +536,68 @@ impl Slots {
         place
     }
 
-    fn resize(&mut self, places: usize) {
-        let old = std::mem::replace(&mut self.slots, vec![VACANT; places].into());
-        for slot in old.into_iter().filter(|slot| slot.kind != Kind::Vacant) {
+    /// Adds free places. Homes lie further on then, in the same order.
+    fn grow(&mut self, places: usize) {
+        let before = self.slots.len();
+        let reserved = (2 * self.pool.share / size_of::<Slot>()).max(places);
+        self.slots.reserve_exact(reserved.saturating_sub(before));
+        self.slots.resize(places, VACANT);
+        self.touched = self.touched.max(places);
+        // Run by run, the last one first: none has its homes before where it begins, so that what is from there on has
+        // found its place already. What would go around the end waits until there is nobody else at the beginning.
+        let (mut run, mut around, mut end) = (Vec::new(), Vec::new(), before);
+        while let Some(last) = self.slots[..end].iter().rposition(|slot| slot.kind != Kind::Vacant) {
+            let vacant = self.slots[..last].iter().rposition(|slot| slot.kind == Kind::Vacant);
+            end = vacant.map_or(0, |vacant| vacant + 1);
+            run.extend_from_slice(&self.slots[end..=last]);
+            self.slots[end..=last].fill(VACANT);
+            for slot in run.drain(..) {
+                match self.free_until(self.home(&slot.name), places) {
+                    Some(place) => self.slots[place] = slot,
+                    None => around.push(slot),
+                }
+            }
+        }
+        self.settle(around);
+    }
+
+    /// Takes places away, or none, and closes every gap that was left between a counter and its home.
+    fn shrink(&mut self, places: usize) {
+        // The first one first: each goes back as far as it can, and never further on. What went around the end, or
+        // would, waits until all others have found their places.
+        let mut around = Vec::new();
+        for place in 0..self.slots.len() {
+            let slot = std::mem::replace(&mut self.slots[place], VACANT);
+            if slot.kind == Kind::Vacant {
+                continue;
+            }
+            let went_around = place < self.home(&slot.name);
+            let home = home(&slot.name, places);
+            match self.free_until(home, places.min(place + 1)).filter(|_| !went_around) {
+                Some(place) => self.slots[place] = slot,
+                None => around.push(slot),
+            }
+        }
+        self.slots.truncate(places);
+        self.settle(around);
+        if self.touched - places > self.touched / SPARE {
+            let mut anew = Vec::with_capacity(self.slots.capacity());
+            anew.extend_from_slice(&self.slots);
+            (self.slots, self.touched) = (anew, places);
+        }
+    }
+
+    /// Puts what has no place at the first free one from its home on.
+    fn settle(&mut self, slots: Vec<Slot>) {
+        for slot in slots {
             let place = self.free(self.home(&slot.name));
             self.slots[place] = slot;
         }
+    }
+
+    /// The first free place from `place` on, before `end`.
+    fn free_until(&self, place: Place, end: Place) -> Option<Place> {
+        (place..end).find(|place| self.slots[*place].kind == Kind::Vacant)
     }
 
     /// The words of a state; a state on the heap goes to the place it was taken from.
@@ -551,8 +623,8 @@ impl Slots {
         }
     }
 
-    fn remove(&mut self, place: Place) {
-        self.drop_heap(place);
+    fn remove(&mut self, place: Place, now: Timestamp) {
+        self.drop_heap(place, now);
         self.taken -= 1;
         // What follows in the run moves into the gap, unless it would come to stand before its home.
         let (mut gap, mut next) = (place, self.after(place));
@@ -568,12 +640,16 @@ impl Slots {
     }
 
     /// Gives back what a counter holds in a slab.
-    fn drop_heap(&mut self, place: Place) {
+    fn drop_heap(&mut self, place: Place, now: Timestamp) {
         let Slot { words: [first, ..], kind, .. } = self.slots[place];
         match kind {
             Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
             Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
-            Kind::Leases => self.heap -= self.leases.remove(first as usize).heap_bytes(),
+            Kind::Leases => {
+                let leases = self.leases.remove(first as usize);
+                self.expired_leases += leases.expired(now) as u64;
+                self.heap -= leases.heap_bytes();
+            }
         }
     }
 
@@ -623,6 +699,12 @@ impl Slots {
         }
         Some(place)
     }
+}
+
+/// Where a counter's run begins in a table of so many places. Homes rise with the hash, so that counters keep their order
+/// when a table grows or shrinks.
+fn home(name: &CounterName, places: usize) -> Place {
+    ((u128::from(name.0[0]) * places as u128) >> 64) as usize
 }
 
 fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
@@ -684,21 +766,71 @@ fn share(outcome: &Outcome) -> u8 {
 mod tests {
     use super::*;
 
+    fn bucket(level: u64, at: Timestamp) -> State {
+        State::Bucket(BucketLevel { level, at, unit: 1 })
+    }
+
+    /// Tables of a few to a few thousand places, whose counters lie around the end as often as anywhere else: whatever is
+    /// added, swept or shrunk, each counter is found with what it holds.
+    #[test]
+    fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
+        let start = Timestamp::from_secs(1_800_000_000);
+        let outcome = |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None };
+        let mut random = 1_u64;
+        let mut next = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        for round in 0..200 {
+            // Some tables come to more than was reserved for them.
+            let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 8)), usize::MAX, 1);
+            let mut held: Vec<(CounterName, u64, u64)> = Vec::new();
+            let mut now = start;
+            for step in 1..=6_u64 {
+                for _ in 0..next() % (4 << (round % 9)) {
+                    // Many near both ends of the table, where runs are long.
+                    let first = match next() % 4 {
+                        0 => next() % (u64::MAX >> 8),
+                        1 => u64::MAX - next() % (u64::MAX >> 8),
+                        _ => next(),
+                    };
+                    let (name, seconds) = (CounterName([first, next()]), next() % 60);
+                    assert!(slots.make_room(Growth { counters: 1, ..Growth::default() }, &[], now));
+                    slots.put(&name, None, bucket(step, now), &outcome(seconds * 1_000_000), now);
+                    held.push((name, step, now.micros() / 1_000_000 + seconds));
+                }
+                if next() % 2 == 0 {
+                    now = now.plus(next() % 60 * 1_000_000);
+                    slots.sweep(now);
+                    held.retain(|(.., until)| *until > now.micros() / 1_000_000);
+                }
+                if next() % 4 == 0 {
+                    slots.shrink(places(slots.taken));
+                }
+                assert_eq!(slots.evictions, 0, "there is room for all");
+                assert_eq!(slots.len(), held.len(), "round {round}");
+                for (name, level, _) in &held {
+                    let place = slots.find(name).unwrap_or_else(|| panic!("{name:?} is lost in round {round}"));
+                    assert_eq!(slots.slots[place].words[0], *level);
+                }
+            }
+        }
+    }
+
     /// A full table of counters of two sizes, where each new one takes the place of whichever is used least.
     #[test]
     fn a_table_at_its_bound_is_seldom_copied() {
         let now = Timestamp::from_secs(1_800_000_000);
-        let mut slots = Slots::new(Arc::new(Pool::new(1 << 20)), usize::MAX, 1);
+        let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 1)), usize::MAX, 1);
         let mut name = 0_u64;
         let mut copied = 0;
         for number in 0..40_000 {
             name = name.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let grants = Grants::restore(vec![now]).expect("one is in order");
             let (growth, state, remaining) = match number % 10 {
-                0 => {
-                    let level = BucketLevel { level: 1, at: now, unit: 1 };
-                    (Growth { counters: 1, ..Growth::default() }, State::Bucket(level), 999)
-                }
+                0 => (Growth { counters: 1, ..Growth::default() }, bucket(1, now), 999),
                 _ => {
                     let growth = Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() };
                     (growth, State::Grants(grants), 800)

@@ -24,6 +24,7 @@ const DURATION: &str = "tollgate_decision_duration_seconds";
 const REQUESTS: &str = "tollgate_requests_total";
 const RELEASED: &str = "tollgate_leases_released_total";
 const ACQUIRED: &str = "tollgate_leases_acquired_total";
+const EXPIRED: &str = "tollgate_leases_expired_total";
 const HELD: &str = "tollgate_leases_held";
 const KEYS: &str = "tollgate_store_keys";
 const BYTES: &str = "tollgate_store_bytes";
@@ -58,7 +59,7 @@ const MOST_RULES: usize = 2_000;
 const OTHERS: &str = "(others)";
 
 /// Every metric, what it counts, and whether it is a counter, a gauge or a histogram.
-const DESCRIPTIONS: [(&str, Kind, &str); 27] = [
+const DESCRIPTIONS: [(&str, Kind, &str); 28] = [
     (DECISIONS, Kind::Counter, "Requests decided. A refusal names the rule and limiter that decided it, and why."),
     (
         CHECKS,
@@ -72,6 +73,7 @@ const DESCRIPTIONS: [(&str, Kind, &str); 27] = [
     (REQUESTS, Kind::Counter, "Requests by door and result."),
     (RELEASED, Kind::Counter, "Leases given back: in time, late (expired before), or unknown."),
     (ACQUIRED, Kind::Counter, "Leases handed out."),
+    (EXPIRED, Kind::Counter, "Leases that nobody gave back before they expired, counted when their slots are cleared."),
     (HELD, Kind::Gauge, "Slots held under leases, expired ones among them until they are swept."),
     (KEYS, Kind::Gauge, "Counters that a store holds."),
     (BYTES, Kind::Gauge, "Bytes that a store's counters take."),
@@ -331,6 +333,7 @@ impl Metrics {
             registry.gauge(BYTES, &labels).set(usage.bytes as f64);
             registry.gauge(MOST_BYTES, &labels).set(usage.max_bytes as f64);
             registry.gauge(HELD, &labels).set(usage.leases as f64);
+            registry.counter(EXPIRED, &labels).absolute(usage.expired_leases);
             registry.counter(EVICTIONS, &labels).absolute(usage.evictions);
         }
         for fact in &facts.doors {

@@ -164,6 +164,7 @@ impl Admin {
                     "max_bytes": usage.max_bytes,
                     "evictions": usage.evictions,
                     "leases": usage.leases,
+                    "expired_leases": usage.expired_leases,
                 }),
                 StoreFact::Shared { suspended } => json!({ "suspended": suspended }),
             };
