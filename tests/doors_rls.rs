@@ -162,7 +162,7 @@ async fn a_rule_chooses_the_body_of_its_refusal() {
 }
 
 #[tokio::test]
-async fn semantics_5_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds() {
+async fn semantics_05_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds() {
     let service = Service::start(book([window("w", 5, 60)], [rule("r", &[], &[("w", &[])])])).await;
     let rls = service.rls().await;
     let ask = async |hits, negative, of_request| {
