@@ -265,6 +265,21 @@ async fn the_deciding_rule_the_limiter_and_the_tier_are_told_in_metadata() {
 }
 
 #[tokio::test]
+async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
+    let rules = [rule("two", &[("path", "/")], &[("two", &["path"])])];
+    let service = Service::start(book([window("two", 2, 60)], rules)).await;
+    let client = connect(service.grpc).await;
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        // As an Envoy says it that has it in `initial_metadata`.
+        let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[("x-request-id", "7")], asked()).await;
+        stream.send_data(Bytes::new(), true).expect("it is sent");
+        refused.push(says_no(SHOULD_RATE_LIMIT, response).await);
+    }
+    assert_eq!(refused, [false, false, true]);
+}
+
+#[tokio::test]
 async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
     let service =
         Service::start(book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])]))
