@@ -318,7 +318,7 @@ fn semantics_23_a_calendar_has_a_unit_and_a_zone() {
 }
 
 #[test]
-fn semantics_1_tiers_that_cannot_share_a_counter_are_warned_of() {
+fn semantics_01_tiers_that_cannot_share_a_counter_are_warned_of() {
     let config = read(
         "[limiters.api_free]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '1m'\n\
          [limiters.api_pro]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '2m'\n\

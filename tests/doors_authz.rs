@@ -3,6 +3,7 @@
 mod doors;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use doors::*;
@@ -15,8 +16,11 @@ use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse};
 use envoy_types::pb::google::protobuf::value::Kind as Value;
 use envoy_types::pb::google::protobuf::{self, Struct};
-use tollgate::rules::{Action, RefusalText, Rule, RuleBook};
+use tollgate::app::App;
+use tollgate::clock::{ManualClock, Timestamp};
+use tollgate::rules::{Action, RefusalText, Rule, RuleBook, Rules};
 use tollgate::server::{Authz, EntrySource, Settings, Source};
+use tollgate::store::{MemorySettings, Stores};
 
 /// What Envoy tells about a request.
 fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
@@ -340,4 +344,34 @@ async fn semantics_35_ext_authz_and_rls_share_counters() {
     let rls = service.rls().await;
     assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
     assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, 2);
+}
+
+#[tokio::test]
+async fn semantics_36_a_request_id_that_comes_again_is_charged_again_by_both_doors_of_ext_authz() {
+    let four = book([window("four", 4, 60)], [rule("four", &[], &[("four", &["host"])])]);
+    let service = Service::start_with(settings_with(&[], 0), four).await;
+    let rls = service.rls().await;
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let mut again = asked("GET", "/", &[("x-request-id", "7")]);
+        http(&mut again).id = "7".into();
+        told.push(status(&check(&rls, again).await));
+        let head = "GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example\r\nx-request-id: 7";
+        told.push(service.ask(head).await.status);
+    }
+    assert_eq!(told, [200, 200, 200, 200, 429, 429]);
+}
+
+#[tokio::test]
+async fn semantics_31_a_refusal_for_the_stores_sake_is_503_where_the_door_can_say_so() {
+    let settings = settings_with(&[], 0);
+    let rules = Rules::compile(once_by("host")).expect("the rules compile");
+    let full = Stores::memory(&[MemorySettings { max_memory: 0, max_keys: None }]);
+    let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
+    let app = App::open_at(&settings, rules, full, Arc::new(clock.clone())).await.expect("the doors open");
+    let service = Service::serve(app, clock);
+    let rls = service.rls().await;
+    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 503);
+    assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example").await.status, 503);
+    assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, OVER_LIMIT);
 }

@@ -162,7 +162,7 @@ async fn a_rule_chooses_the_body_of_its_refusal() {
 }
 
 #[tokio::test]
-async fn semantics_5_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds() {
+async fn semantics_05_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds() {
     let service = Service::start(book([window("w", 5, 60)], [rule("r", &[], &[("w", &[])])])).await;
     let rls = service.rls().await;
     let ask = async |hits, negative, of_request| {
@@ -262,6 +262,21 @@ async fn the_deciding_rule_the_limiter_and_the_tier_are_told_in_metadata() {
         assert_eq!(metadata(&answer), [pair("limiter", "api_free"), pair("rule", "quota"), pair("tier", "free")]);
     }
     assert_eq!(metadata(&rls.one(&[("path", "/")]).await), []);
+}
+
+#[tokio::test]
+async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
+    let rules = [rule("two", &[("path", "/")], &[("two", &["path"])])];
+    let service = Service::start(book([window("two", 2, 60)], rules)).await;
+    let client = connect(service.grpc).await;
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        // As an Envoy says it that has it in `initial_metadata`.
+        let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[("x-request-id", "7")], asked()).await;
+        stream.send_data(Bytes::new(), true).expect("it is sent");
+        refused.push(says_no(SHOULD_RATE_LIMIT, response).await);
+    }
+    assert_eq!(refused, [false, false, true]);
 }
 
 #[tokio::test]

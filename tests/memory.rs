@@ -116,7 +116,7 @@ impl Small {
 }
 
 #[test]
-fn a_flood_of_keys_erases_neither_the_attacked_account_nor_one_that_is_used_more() {
+fn semantics_30_a_flood_of_keys_erases_neither_the_attacked_account_nor_one_that_is_used_more() {
     for limit in [window(5), log(5), bucket(5), pair(5)] {
         for mut store in [Small::bytes(64 << 10), Small::bytes(600 << 10), Small::keys(500), Small::keys(5_000)] {
             for _ in 0..6 {
@@ -136,7 +136,7 @@ fn a_flood_of_keys_erases_neither_the_attacked_account_nor_one_that_is_used_more
 }
 
 #[test]
-fn a_flood_through_an_attacked_account_does_not_free_it() {
+fn semantics_30_a_flood_through_an_attacked_account_does_not_free_it() {
     // Each request charges an address of its own and the account under attack, which refuses.
     let mut store = Small::bytes(64 << 10);
     for number in 0..20_000 {
@@ -146,7 +146,7 @@ fn a_flood_through_an_attacked_account_does_not_free_it() {
 }
 
 #[test]
-fn an_account_under_attack_has_its_limit_in_each_window_of_a_flood_and_no_more() {
+fn semantics_30_an_account_under_attack_has_its_limit_in_each_window_of_a_flood_and_no_more() {
     let five = Limit::SlidingWindow(SlidingWindow { limit: 5, window: 300 * SECOND });
     let mut store = Small::bytes(64 << 10);
     let mut admitted = Vec::new();
@@ -168,7 +168,7 @@ fn an_account_under_attack_has_its_limit_in_each_window_of_a_flood_and_no_more()
 }
 
 #[test]
-fn debts_rank_as_exhausted() {
+fn semantics_30_debts_rank_as_exhausted() {
     let owing = Limit::TokenBucket(TokenBucket::new(5, 3_600 * SECOND, 5, 100).expect("it can be held"));
     let mut store = Small::keys(100);
     let whole = Check { needs: Needs { one_left: true, ..Needs::default() }, ..check(VICTIM, owing, 50) };
@@ -180,7 +180,7 @@ fn debts_rank_as_exhausted() {
 }
 
 #[test]
-fn every_kind_of_counter_stays_within_the_bytes() {
+fn semantics_30_every_kind_of_counter_stays_within_the_bytes() {
     let kinds = [window(5), log(3), log(200), bucket(9), pair(7), slots(4)];
     for max_memory in [0, 1_000, 20_000, 64 << 10, 300 << 10, 1 << 20] {
         let mut store = Small::bytes(max_memory);
@@ -241,7 +241,7 @@ fn a_store_full_of_busy_keys_still_uses_most_of_its_bytes() {
 }
 
 #[test]
-fn leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
+fn semantics_30_leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
     // Where the bytes are what is short, there may still be room for a count, but not for a lease.
     let short_of_keys = [slots(2), window(5), log(5), bucket(5), pair(5)];
     for (mut store, limits) in [(Small::keys(50), &short_of_keys[..]), (Small::bytes(20_000), &short_of_keys[..1])] {
@@ -275,7 +275,7 @@ fn leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
 }
 
 #[test]
-fn counters_with_nothing_left_go_last() {
+fn semantics_30_counters_with_nothing_left_go_last() {
     let mut store = Small::keys(100);
     for number in 0..50 {
         assert!(store.apply([check(name(number), window(1), 1)], NOW).admitted);
@@ -345,7 +345,7 @@ fn a_store_that_is_full_of_small_counters_still_takes_a_large_one() {
 }
 
 #[test]
-fn where_one_check_finds_no_room_the_others_still_decide() {
+fn semantics_31_where_one_check_finds_no_room_the_others_still_decide() {
     let mut store = Small::keys(50);
     for number in 0..50 {
         store.apply([check(name(number), slots(2), 1)], NOW);
@@ -364,7 +364,7 @@ fn where_one_check_finds_no_room_the_others_still_decide() {
 }
 
 #[test]
-fn forgotten_counters_go_before_any_that_count() {
+fn semantics_30_forgotten_counters_go_before_any_that_count() {
     let mut store = Small::keys(100);
     let brief = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::FirstHit(SECOND) });
     for number in 0..50 {

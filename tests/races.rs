@@ -168,7 +168,7 @@ fn a_sweep_beside_the_requests_forgets_nothing_that_counts() {
 }
 
 #[test]
-fn the_machines_clock_never_goes_backwards_in_any_thread() {
+fn semantics_03_the_machines_clock_never_goes_backwards_in_any_thread() {
     let clock = SystemClock::new();
     thread::scope(|scope| {
         for _ in 0..4 {

@@ -257,7 +257,7 @@ async fn what_does_not_change_is_no_reload_and_what_does_is_counted() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_restart_is_told_by_its_key_and_the_rest_is_taken() {
+async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_is_taken() {
     let store = |keys: &str| format!("[stores.main]\nengine = 'memory'\n{keys}\n");
     let mut served = Served::of(&format!("{}{}", store("max_memory = '2MiB'"), limited(FIVE))).await;
     let six = limited(&FIVE.replace('5', "6"));
@@ -290,7 +290,7 @@ async fn what_waits_for_a_restart_is_told_by_its_key_and_the_rest_is_taken() {
 }
 
 #[tokio::test]
-async fn another_secret_is_another_name_for_every_counter() {
+async fn semantics_02_another_secret_is_another_name_for_every_counter() {
     let secret = |text: &str| limited(FIVE) + &format!("[authz]\ndomain = 'edge'\n# {text}\n");
     let mut served = Served::of(&secret("")).await;
     assert_eq!(served.passes("ada").await, 5);
@@ -301,7 +301,7 @@ async fn another_secret_is_another_name_for_every_counter() {
 }
 
 #[tokio::test]
-async fn the_kill_switch_is_a_reload() {
+async fn semantics_13_the_kill_switch_is_a_reload() {
     let mut served = Served::of(&limited(FIVE)).await;
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}mode = 'shadow'\n{}", limited(FIVE));

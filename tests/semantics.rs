@@ -1,18 +1,25 @@
-//! The decided meanings, one test or more for each numbered line that the core keeps.
+//! The decided meanings of `docs/semantics.md`, one test or more for each number that the core keeps.
 //!
-//! | line | where else |
+//! | number | where else |
 //! | --- | --- |
 //! | 1, 2, 24, 27 | also beside the code: `rules/naming.rs`, `rules/matcher.rs`, `rules/normalise.rs` |
+//! | 3 | also `limiter/tests.rs`, and `tests/races.rs` for the machine's clock |
 //! | 4 | also `tests/properties.rs`, which goes to the ends of all numbers |
-//! | 17 (units), 19, 28 (the answer on the wire), 33 to 35 | the doors' tests |
+//! | 17 (units), 19, 28 (the answer on the wire), 33 to 36 | the doors' tests |
 //! | 29 (files), 32 | what reloads, and what survives a restart |
-//! | 30 | also `tests/memory.rs` |
+//! | 30 | `tests/memory.rs` |
+//! | 31 | also what befalls shared stores: `tests/spread.rs`, `tests/store_faults.rs`, `tests/store_races.rs` |
+//!
+//! The last tests here hold the page to the tests, wherever those are.
 
 #[path = "model/book.rs"]
 mod book;
 #[path = "model/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -1430,5 +1437,100 @@ fn matchers_of_every_kind_choose_rules() {
     {
         let decision = world.ask(&[("path", path)]);
         assert_eq!(decision.rule(), by, "{path}");
+    }
+}
+
+// The page
+
+/// The numbers of `docs/semantics.md`, in its order.
+fn page() -> Vec<usize> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/semantics.md")).expect("the page");
+    let number = |heading: &str| {
+        let number = heading.split_once(". ").and_then(|(number, _)| number.parse::<usize>().ok());
+        number.unwrap_or_else(|| panic!("docs/semantics.md: the heading {heading:?} has no number"))
+    };
+    page.lines().filter_map(|line| line.strip_prefix("### ")).map(number).collect()
+}
+
+/// The files in a folder of the project and in the folders in it: the name and the text of each.
+fn texts(folder: &str) -> Vec<(String, String)> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![project.join(folder)];
+    let mut texts = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the project") {
+            let path = entry.expect("something in it").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(project).expect("it is in the project").display().to_string();
+            let bytes = fs::read(&path).expect("a file of the project");
+            texts.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+        }
+    }
+    texts
+}
+
+/// The digits that a text begins with.
+fn digits(text: &str) -> &str {
+    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    &text[..end]
+}
+
+/// The numbers that a text cites, of a row its ends: 5, 9 and 12 of "semantics 5 and 9 to 12".
+fn cited(text: &str) -> BTreeSet<usize> {
+    let mut cited = BTreeSet::new();
+    for citation in text.split("semantics ").skip(1) {
+        for word in citation.split_whitespace() {
+            let number = digits(word);
+            cited.extend(number.parse::<usize>());
+            let goes_on = match number {
+                "" => matches!(word, "and" | "to"),
+                number => matches!(&word[number.len()..], "" | ","),
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+    cited
+}
+
+#[test]
+fn every_number_of_the_page_has_a_test_and_no_test_has_another() {
+    let page = page();
+    for (number, expected) in page.iter().zip(1..) {
+        assert_eq!(*number, expected, "docs/semantics.md: numbers follow one another and never change");
+    }
+    let mut tested = BTreeSet::new();
+    for (file, text) in ["src", "tests"].into_iter().flat_map(texts) {
+        for line in text.lines() {
+            let Some(name) = line.trim_start().trim_start_matches("async ").strip_prefix("fn semantics_") else {
+                continue;
+            };
+            let number = digits(name);
+            assert_eq!(number.len(), 2, "{file}: a number has two digits: {line}");
+            let number: usize = number.parse().expect("two digits");
+            assert!(page.contains(&number), "{file}: docs/semantics.md has no number {number}: {line}");
+            tested.insert(number);
+        }
+    }
+    for number in page {
+        assert!(tested.contains(&number), "docs/semantics.md: {number} has no test, semantics_{number:02}_...");
+    }
+}
+
+#[test]
+fn every_number_that_is_cited_is_one_of_the_page() {
+    assert_eq!(
+        cited("(semantics 5 and 9 to 12). A 7, semantics 1, 36 and 3 more"),
+        BTreeSet::from([1, 3, 5, 9, 12, 36])
+    );
+    let page = page();
+    for (file, text) in ["src", "tests", "docs"].into_iter().flat_map(texts) {
+        for number in cited(&text) {
+            assert!(page.contains(&number), "{file} cites {number}, which docs/semantics.md does not have");
+        }
     }
 }

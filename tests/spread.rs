@@ -172,6 +172,22 @@ fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_c
     assert!(passes(600_000), "another outage, half a second later, begins with an empty stand-in");
 }
 
+#[test]
+fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit_at_least() {
+    let kept = Kept::new();
+    kept.be(BROKEN);
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let plan = one(check(0, OnStoreError::Local));
+    for (instances, passes) in [(1, [true, true, false]), (2, [true, false, false]), (3, [true, false, false])] {
+        let settings = SharedSettings { instances, ..SharedSettings::new("first") };
+        let shared = Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())));
+        let stores = Stores::of([shared]).by_callers_clock();
+        let passed = [(); 3].map(|()| runtime.block_on(stores.apply(&plan, START)).admitted);
+        assert_eq!(passed, passes, "{instances} instances share a limit of two");
+    }
+}
+
 /// Lets a store be well until another counter of it is charged.
 fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept) {
     kept.be(WELL);

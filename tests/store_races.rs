@@ -513,7 +513,7 @@ fn statuses(served: &Served, policy: &str) -> [u16; 4] {
 }
 
 #[test]
-fn d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
+fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     proxy.refuse();

@@ -266,7 +266,7 @@ table! {
         max_concurrent: Units,
         /// How long a slot is held when nobody releases it: `1m` by default.
         lease: Span,
-        /// Tokens that a token_bucket may owe. By default none; as many as it holds where a rule charges `always`; unbounded where a rule overdraws.
+        /// Tokens that a token_bucket may owe. By default none; as many as its `limit` where a rule charges `always`; unbounded where a rule overdraws.
         max_debt: Amount,
         /// What to answer when the store cannot: `local` by default. A memory store cannot when it is full and nothing can go.
         on_store_error: OnStoreError,

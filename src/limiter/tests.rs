@@ -56,7 +56,7 @@ fn what_takes_nothing_writes_nothing() {
 }
 
 #[test]
-fn semantics_3_the_correction_is_written_whatever_the_verdict() {
+fn semantics_03_the_correction_is_written_whatever_the_verdict() {
     for limit in of_each_algorithm(1) {
         let mut held = Held::default();
         assert!(decide(check(limit, 1), &mut held, 1, NOW.plus(100 * SECOND)).passes);

@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn semantics_1_key_parts_cannot_collide() {
+    fn semantics_01_key_parts_cannot_collide() {
         let secret = Secret::new("s");
         let name = |entries: &[(&str, &str)]| {
             let mut prefix = secret.counters("edge", "login", "token_bucket");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn semantics_2_another_secret_gives_other_names_and_the_development_default_is_constant() {
+    fn semantics_02_another_secret_gives_other_names_and_the_development_default_is_constant() {
         let name = |secret: &Secret| secret.counters("edge", "login", "token_bucket").name();
         assert_ne!(name(&Secret::new("a")), name(&Secret::new("b")));
         assert_eq!(name(&Secret::development()), name(&Secret::development()));

@@ -9,8 +9,17 @@ use tollgate::config::{Config, Source};
 
 use crate::support::{Ask, Ports, Tollgate, project, read, servers};
 
-/// The documents with commands or configuration in them.
-const DOCUMENTS: [&str; 5] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/stores.md", "examples/README.md"];
+/// The documents: their commands, configuration and links.
+const DOCUMENTS: [&str; 8] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "docs/limits.md",
+    "docs/semantics.md",
+    "docs/stores.md",
+    "examples/README.md",
+    "benches/README.md",
+];
 
 /// A fenced block: its language and its text.
 struct Block {
@@ -99,6 +108,14 @@ fn every_command_is_one_that_works() {
             }
             // These build what runs here, and the curl line has the next test to itself.
             ["cargo", "build", "--release"] => {}
+            // A bench takes longer than a test may, and a profiler need not be here: what they run is there.
+            ["CARGO_PROFILE_BENCH_STRIP=none", "cargo", "bench", "--bench", bench, ..] => {
+                assert!(is_bench(bench), "{line}")
+            }
+            ["perf", "record", "-e", _, binary, ..] => {
+                let bench = binary.strip_prefix("target/release/deps/").and_then(|name| name.strip_suffix("-*"));
+                assert!(bench.is_some_and(is_bench), "{line}");
+            }
             // The request of login.yaml, which its own tests send.
             ["curl", "-i", "-H", ..] => assert!(read("examples/envoy/login.yaml").contains(command), "{line}"),
             ["curl", "-i", "-X", "POST", ..] => assert!(line.contains(FIRST_REQUEST), "{line}"),
@@ -168,6 +185,11 @@ fn served(file: &str) -> bool {
         path => read(path),
     };
     Tollgate::start(&text, &Ports::free()).ask(&Ask::get("/healthcheck")).status == 200
+}
+
+/// Whether the project has a bench of this name.
+fn is_bench(name: &str) -> bool {
+    read("Cargo.toml").contains(&format!("[[bench]]\nname = \"{name}\"\n"))
 }
 
 const AROUND_A_FILTER: &str = r#"

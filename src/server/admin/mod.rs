@@ -10,8 +10,8 @@
 //! | `POST /lift` | forgets them, with who and why in the audit log |
 //! | `POST /explain` | what the rules in use make of a request, in words |
 //!
-//! Bodies are JSON and say so in `content-type`, and what a browser says to come from a web page is not answered. With a token configured, all but
-//! metrics and health want `authorization: Bearer <token>`.
+//! Bodies are JSON and say so in `content-type`, and what a browser says to come from a web page is not answered. With a
+//! token configured, all but metrics and health want `authorization: Bearer <token>`.
 
 pub mod answers;
 
