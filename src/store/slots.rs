@@ -28,21 +28,22 @@ use crate::limiter::{
 const PARTS: usize = 16;
 const FULL: usize = 13;
 
-/// A table grows and shrinks by so large a part of it at least: it is copied each time, and a table at its bound that
-/// holds counters of several sizes would be copied for nearly every new one.
+/// A table grows and shrinks by so large a part of it at least: all of it is gone through each time, and that would be
+/// for nearly every new counter of a table at its bound that holds counters of several sizes.
 const STEPS: usize = 128;
 
-/// How many slots are drawn when one has to go.
+/// How many counters are looked at when one has to go: neighbours, from a random place on. Where a counter is says nothing
+/// of how it is used, since its name is a keyed hash, and neighbours are on the way from memory together.
 const SAMPLE: usize = 16;
 
-/// How many more are drawn when none of those may go lightly.
+/// How many more are looked at when none of those may go lightly.
 const PATIENCE: usize = 16 * SAMPLE;
 
 /// The share of a counter that has nothing left. Such a counter goes last: forgetting it lets its client in again.
 const EXHAUSTED: u8 = u8::MAX;
 
-/// A table is given up, and copied to a new one, when it has shrunk by more than this part of what it was: memory once
-/// written to goes back to the system in no other way.
+/// What grows takes so large a part more than it needs. A table that has shrunk by more than that is copied to a new one:
+/// memory once written to goes back to the system in no other way.
 const SPARE: usize = 8;
 
 /// The counters of one shard.
@@ -56,8 +57,8 @@ pub(super) struct Slots {
     touched: usize,
     /// How many of them are taken.
     taken: usize,
-    grants: Slab<Grants>,
-    leases: Slab<Leases>,
+    grants: Side<Grants>,
+    leases: Side<Leases>,
     /// Bytes that logs and leases hold on the heap.
     heap: usize,
     /// Bytes that were taken from the pool, used or not yet.
@@ -113,6 +114,62 @@ enum Widen {
     FromPool,
     /// Its own as well, where no counter can go.
     FromAny,
+}
+
+/// What the slots of a kind keep beside the table.
+#[derive(Debug)]
+struct Side<T> {
+    slab: Slab<T>,
+    /// The entries that bytes were taken for. More are reserved, as places of the table are.
+    room: usize,
+}
+
+impl<T> Default for Side<T> {
+    fn default() -> Self {
+        Self { slab: Slab::new(), room: 0 }
+    }
+}
+
+impl<T> Side<T> {
+    fn bytes(&self) -> usize {
+        self.room * size_of::<T>()
+    }
+
+    /// By how many entries it has to grow for so many more.
+    fn missing(&self, more: usize) -> usize {
+        match (self.slab.len() + more).saturating_sub(self.room) {
+            0 => 0,
+            entries => entries.max(self.room / STEPS),
+        }
+    }
+
+    /// Grows by what is missing and, as far as `left` bytes allow, by some more.
+    fn grow(&mut self, missing: usize, left: &mut usize, reserved: usize) {
+        if missing == 0 {
+            return;
+        }
+        let spare = (self.room / SPARE).max(4).min(*left / size_of::<T>());
+        *left -= spare * size_of::<T>();
+        self.room += missing + spare;
+        self.slab.reserve_exact(reserved.max(self.room) - self.slab.len());
+    }
+
+    /// Gives back what is free at the end.
+    fn shrink(&mut self) {
+        self.slab.shrink_to_fit();
+        self.room = self.room.min(self.slab.capacity());
+    }
+
+    /// Puts a value where one was taken from, or at a place of its own.
+    fn keep(&mut self, taken_from: Option<u64>, value: T) -> u64 {
+        match taken_from {
+            Some(place) => {
+                self.slab[place as usize] = value;
+                place
+            }
+            None => self.slab.insert(value) as u64,
+        }
+    }
 }
 
 /// What checks may add to a shard.
@@ -186,8 +243,8 @@ impl Slots {
             slots: Vec::new(),
             touched: 0,
             taken: 0,
-            grants: Slab::new(),
-            leases: Slab::new(),
+            grants: Side::default(),
+            leases: Side::default(),
             heap: 0,
             allowance: 0,
             pool,
@@ -205,15 +262,17 @@ impl Slots {
 
     /// Bytes held, without the allocator's own.
     pub(super) fn bytes(&self) -> usize {
-        self.slots.len() * size_of::<Slot>()
-            + self.grants.capacity() * size_of::<Grants>()
-            + self.leases.capacity() * size_of::<Leases>()
-            + self.heap
+        self.slots.len() * size_of::<Slot>() + self.grants.bytes() + self.leases.bytes() + self.heap
+    }
+
+    /// How many places are reserved for the table, and for what it keeps beside: twice what it has of an even share.
+    fn reserved(&self) -> usize {
+        2 * self.pool.share / size_of::<Slot>()
     }
 
     /// Slots held under leases, expired ones among them until they are swept.
     pub(super) fn held_leases(&self) -> usize {
-        self.leases.iter().map(|(_, leases)| leases.iter().count()).sum()
+        self.leases.slab.iter().map(|(_, leases)| leases.iter().count()).sum()
     }
 
     /// Copies the counters to a snapshot that was cut, if one waits for them.
@@ -233,8 +292,8 @@ impl Slots {
                 Kind::Bucket => Kept::Words(0, slot.words),
                 Kind::Pair => Kept::Words(1, slot.words),
                 Kind::Fixed => Kept::Words(2, slot.words),
-                Kind::Grants => Kept::Grants(self.grants[slot.words[0] as usize].clone()),
-                Kind::Leases => Kept::Leases(self.leases[slot.words[0] as usize].clone()),
+                Kind::Grants => Kept::Grants(self.grants.slab[slot.words[0] as usize].clone()),
+                Kind::Leases => Kept::Leases(self.leases.slab[slot.words[0] as usize].clone()),
             };
             Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
         }
@@ -313,12 +372,12 @@ impl Slots {
                 count: low(c),
             }),
             Kind::Grants => {
-                let grants = std::mem::take(&mut self.grants[a as usize]);
+                let grants = std::mem::take(&mut self.grants.slab[a as usize]);
                 self.heap -= grants.heap_bytes();
                 State::Grants(grants)
             }
             Kind::Leases => {
-                let leases = std::mem::take(&mut self.leases[a as usize]);
+                let leases = std::mem::take(&mut self.leases.slab[a as usize]);
                 self.heap -= leases.heap_bytes();
                 State::Leases(leases)
             }
@@ -378,14 +437,14 @@ impl Slots {
             }
             Limit::SlidingWindow(SlidingWindow { limit, .. }) => {
                 let heap = match held {
-                    Some((Kind::Grants, log)) => self.grants[log].growth(units, limit),
+                    Some((Kind::Grants, log)) => self.grants.slab[log].growth(units, limit),
                     _ => Grants::default().growth(units, limit),
                 };
                 Growth { counters: new, logs: new, heap, ..Growth::default() }
             }
             Limit::Concurrency(_) => {
                 let heap = match held {
-                    Some((Kind::Leases, set)) => self.leases[set].growth(),
+                    Some((Kind::Leases, set)) => self.leases.slab[set].growth(),
                     _ => Leases::default().growth(),
                 };
                 Growth { counters: new, leases: new, heap, ..Growth::default() }
@@ -416,8 +475,8 @@ impl Slots {
 
     /// Whether so much more fits into the bytes; grows the table and the slabs when that is what it takes.
     ///
-    /// A table or a slab grows by a step or not at all, since either is copied when it does. A table that could only grow
-    /// by what it has just given up for logs does not: one counter that goes makes the place for another.
+    /// A table or a slab grows by a step or not at all, since a table is gone through when it does. One that could only
+    /// grow by what it has just given up for logs does not: one counter that goes makes the place for another.
     fn bytes_fit(&mut self, growth: Growth, widen: Widen) -> bool {
         let wanted = places(self.taken + growth.counters);
         let more_places = match wanted.saturating_sub(self.slots.len()) {
@@ -427,8 +486,8 @@ impl Slots {
         if widen == Widen::FromPool && self.pool.free() < more_places * size_of::<Slot>() {
             return false;
         }
-        let more_logs = missing(&self.grants, growth.logs);
-        let more_sets = missing(&self.leases, growth.leases);
+        let more_logs = self.grants.missing(growth.logs);
+        let more_sets = self.leases.missing(growth.leases);
         let needed = growth.heap
             + more_places * size_of::<Slot>()
             + more_logs * size_of::<Grants>()
@@ -436,27 +495,28 @@ impl Slots {
         if needed == 0 {
             return true;
         }
-        let half = if more_places > 0 { self.slots.len() / 2 * size_of::<Slot>() } else { 0 };
-        let short = (self.bytes() + needed + half).saturating_sub(self.allowance);
+        let spare = if more_places > 0 { self.slots.len() / SPARE } else { 0 };
+        let short = (self.bytes() + needed + spare * size_of::<Slot>()).saturating_sub(self.allowance);
         if short > 0 {
             self.allowance += self.pool.take(short);
         }
         let Some(mut left) = self.allowance.checked_sub(self.bytes() + needed) else { return false };
-        // What grows takes some more than it needs now, as far as that is affordable.
-        reserve(&mut self.grants, more_logs, &mut left);
-        reserve(&mut self.leases, more_sets, &mut left);
+        // What grows takes some more than it needs now, as far as that is affordable. It is not much: a store fills up, and
+        // what its tables have too much of then, its logs lack.
+        let reserved = self.reserved();
+        self.grants.grow(more_logs, &mut left, reserved);
+        self.leases.grow(more_sets, &mut left, reserved);
         if more_places > 0 {
-            let half_more = self.slots.len() + self.slots.len() / 2;
             let least = self.slots.len() + more_places;
-            self.grow(half_more.clamp(least, least + left / size_of::<Slot>()));
+            self.grow((self.slots.len() + spare).clamp(least, least + left / size_of::<Slot>()));
         }
         true
     }
 
     /// Gives the memory of free slots back once they cover what the bytes are short of, and not before they make a step.
     fn trade(&mut self, growth: Growth) {
-        let slabs = missing(&self.grants, growth.logs) * size_of::<Grants>()
-            + missing(&self.leases, growth.leases) * size_of::<Leases>();
+        let slabs = self.grants.missing(growth.logs) * size_of::<Grants>()
+            + self.leases.missing(growth.leases) * size_of::<Leases>();
         let short = (self.bytes() + growth.heap + slabs).saturating_sub(self.allowance);
         let wanted = places(self.taken + growth.counters);
         let free = self.slots.len().saturating_sub(wanted);
@@ -491,8 +551,8 @@ impl Slots {
         }
         if self.taken < self.slots.len() / 4 {
             self.shrink(places(self.taken * 2));
-            self.grants.shrink_to_fit();
-            self.leases.shrink_to_fit();
+            self.grants.shrink();
+            self.leases.shrink();
         }
         self.give_back();
         before - self.taken
@@ -539,8 +599,7 @@ impl Slots {
     /// Adds free places. Homes lie further on then, in the same order.
     fn grow(&mut self, places: usize) {
         let before = self.slots.len();
-        let reserved = (2 * self.pool.share / size_of::<Slot>()).max(places);
-        self.slots.reserve_exact(reserved.saturating_sub(before));
+        self.slots.reserve_exact(self.reserved().max(places) - before);
         self.slots.resize(places, VACANT);
         self.touched = self.touched.max(places);
         // Run by run, the last one first: none has its homes before where it begins, so that what is from there on has
@@ -612,11 +671,11 @@ impl Slots {
             }
             State::Grants(grants) => {
                 self.heap += grants.heap_bytes();
-                (Kind::Grants, [keep(&mut self.grants, taken_from, grants), 0, 0])
+                (Kind::Grants, [self.grants.keep(taken_from, grants), 0, 0])
             }
             State::Leases(leases) => {
                 self.heap += leases.heap_bytes();
-                (Kind::Leases, [keep(&mut self.leases, taken_from, leases), 0, 0])
+                (Kind::Leases, [self.leases.keep(taken_from, leases), 0, 0])
             }
             // advance() makes a state of the limit's kind before it changes anything.
             State::Empty => (Kind::Bucket, [0; 3]),
@@ -644,9 +703,9 @@ impl Slots {
         let Slot { words: [first, ..], kind, .. } = self.slots[place];
         match kind {
             Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => {}
-            Kind::Grants => self.heap -= self.grants.remove(first as usize).heap_bytes(),
+            Kind::Grants => self.heap -= self.grants.slab.remove(first as usize).heap_bytes(),
             Kind::Leases => {
-                let leases = self.leases.remove(first as usize);
+                let leases = self.leases.slab.remove(first as usize);
                 self.expired_leases += leases.expired(now) as u64;
                 self.heap -= leases.heap_bytes();
             }
@@ -662,42 +721,42 @@ impl Slots {
     }
 
     fn victim(&mut self, keep: &[CounterName], now: Timestamp) -> Option<Place> {
+        if self.taken == 0 {
+            return None;
+        }
         let mut least: Option<((u8, u32), Place)> = None;
-        for drawn in 0..SAMPLE + PATIENCE {
+        let mut place = self.random();
+        for looked_at in 0..SAMPLE + PATIENCE {
             // Longer only while nothing was found that goes lightly.
-            if drawn >= SAMPLE && least.is_some_and(|((share, _), _)| share != EXHAUSTED) {
+            if looked_at >= SAMPLE && least.is_some_and(|((share, _), _)| share != EXHAUSTED) {
                 break;
             }
-            let place = self.draw()?;
-            let slot = &self.slots[place];
+            while self.slots[place].kind == Kind::Vacant {
+                place = self.after(place);
+            }
+            let (slot, found) = (&self.slots[place], place);
+            place = self.after(place);
             if keep.contains(&slot.name) {
                 continue;
             }
             if slot.until <= seconds(now) {
-                return Some(place);
+                return Some(found);
             }
             // Of equally used ones the first to be forgotten anyway.
             let rank = (slot.share_at(now), slot.until);
             if slot.kind != Kind::Leases && least.is_none_or(|(known, _)| rank < known) {
-                least = Some((rank, place));
+                least = Some((rank, found));
             }
         }
         least.map(|(_, place)| place)
     }
 
-    /// A taken place at random (xorshift64): the first one from a random place on.
-    fn draw(&mut self) -> Option<Place> {
-        if self.taken == 0 {
-            return None;
-        }
+    /// A place at random (xorshift64).
+    fn random(&mut self) -> Place {
         self.draws ^= self.draws << 13;
         self.draws ^= self.draws >> 7;
         self.draws ^= self.draws << 17;
-        let mut place = self.draws as usize % self.slots.len();
-        while self.slots[place].kind == Kind::Vacant {
-            place = self.after(place);
-        }
-        Some(place)
+        self.draws as usize % self.slots.len()
     }
 }
 
@@ -705,34 +764,6 @@ impl Slots {
 /// when a table grows or shrinks.
 fn home(name: &CounterName, places: usize) -> Place {
     ((u128::from(name.0[0]) * places as u128) >> 64) as usize
-}
-
-fn keep<T>(slab: &mut Slab<T>, taken_from: Option<u64>, value: T) -> u64 {
-    match taken_from {
-        Some(place) => {
-            slab[place as usize] = value;
-            place
-        }
-        None => slab.insert(value) as u64,
-    }
-}
-
-/// How many entries a slab has to grow by for so many more.
-fn missing<T>(slab: &Slab<T>, more: usize) -> usize {
-    match (slab.len() + more).saturating_sub(slab.capacity()) {
-        0 => 0,
-        entries => entries.max(slab.capacity() / STEPS),
-    }
-}
-
-/// Lets a slab grow by what is missing and, as far as `left` bytes allow, by an eighth.
-fn reserve<T>(slab: &mut Slab<T>, missing: usize, left: &mut usize) {
-    if missing == 0 {
-        return;
-    }
-    let spare = (slab.capacity() / 8).max(4).min(*left / size_of::<T>());
-    *left -= spare * size_of::<T>();
-    slab.reserve_exact(slab.capacity() - slab.len() + missing + spare);
 }
 
 /// The places that a table needs to hold so many counters with enough of it free.
