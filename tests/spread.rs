@@ -209,6 +209,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
     });
 }
 
+/// Weakness R14: a unit is gone although nobody waits for it any more.
 #[test]
 fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
     let (first, second) = (Kept::new(), Kept::new());

@@ -86,6 +86,7 @@ fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
     assert_eq!(left(&served, "ada"), 0, "the first store has not forgotten her");
 }
 
+/// Weakness R24: of a shared store the state is made up.
 #[test]
 fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
     let Some(server) = Redis::start() else { return };
@@ -117,6 +118,7 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
 }
 
+/// Weakness R25: limits in a shared store have no metrics.
 #[test]
 fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     let Some(server) = Redis::start() else { return };

@@ -328,6 +328,7 @@ async fn a_redis_is_killed_and_starts_again_empty() {
     .await;
 }
 
+/// Weaknesses R18, A9: a store that hangs is waited for by every caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_frozen_and_goes_on() {
     let _alone = ALONE.lock().await;

@@ -154,6 +154,8 @@ async fn composites_admit_their_smallest(common: Common<'_>, settings: &SharedSe
     }
 }
 
+/// Weakness D3: callers without a connection pass.
+/// Weakness R27: grants of one moment count as one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_redis() {
     let Some(server) = Redis::start() else { return };
@@ -228,6 +230,7 @@ async fn d4_two_instances_at_one_a_second_admit_a_second_apart() {
     assert!(moments.windows(2).all(|pair| pair[1] - pair[0] >= 1_000_000), "{moments:?}");
 }
 
+/// Weakness R1: rates above 100 a second are no limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has() {
     let Some(server) = Redis::start() else { return };
@@ -259,6 +262,8 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
     assert!(decided.len() as u64 > most, "too few asked to tell");
 }
 
+/// Weakness R2: callers without a connection pass.
+/// Weakness R19: callers that meet at a row fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_a_pool_of_two_admit_one() {
     let Some(server) = Postgres::shared() else { return };
@@ -273,6 +278,7 @@ async fn d6_two_hundred_in_flight_over_a_pool_of_two_admit_one() {
     assert_eq!((passed, failed), (1, 0));
 }
 
+/// Weaknesses R2, D3: callers without a connection pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_the_one_connection_to_redis_admit_one() {
     let Some(server) = Redis::start() else { return };
@@ -318,12 +324,14 @@ async fn skewed_clocks_change_nothing(common: Common<'_>, settings: &SharedSetti
     }
 }
 
+/// Weaknesses R12, A6: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_redis() {
     let Some(server) = Redis::start() else { return };
     skewed_clocks_change_nothing(&|settings| in_redis(settings, &at(server.port)), &patient()).await;
 }
 
+/// Weakness R12: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_postgres() {
     let Some(server) = Postgres::shared() else { return };
@@ -365,6 +373,8 @@ fn nodes(cluster: &Cluster) -> RedisSettings {
     RedisSettings::new(Topology::Cluster(cluster.ports().into_iter().map(address).collect()))
 }
 
+/// Weakness R16: keys of one call are in different slots, and the error that the cluster makes of that lets everything
+/// pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
@@ -449,6 +459,7 @@ fn tries(served: &[Served], each: usize) -> usize {
     })
 }
 
+/// Weakness R5: at the HTTP door a token bucket never refuses.
 #[test]
 fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty_a_minute() {
     let Some(server) = Redis::start() else { return };
@@ -460,6 +471,7 @@ fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty_a_minute() {
     }
 }
 
+/// Weakness R13: a sliding window in PostgreSQL can be configured and not be used.
 #[test]
 fn d3_three_processes_of_five_tries_each_admit_exactly_ten_in_postgres() {
     let Some(server) = Postgres::shared() else { return };
@@ -475,6 +487,7 @@ fn c2_ten_at_once_on_three_slots_hold_exactly_three_over_two_processes() {
     assert_eq!(tries(&served, 5), 3);
 }
 
+/// Weakness D8: a refusal has no headers, and the wait told is none.
 #[test]
 fn h2_three_a_minute_through_redis_are_told_as_two_one_none_and_then_refused() {
     let Some(server) = Redis::start() else { return };
@@ -512,6 +525,9 @@ fn statuses(served: &Served, policy: &str) -> [u16; 4] {
     [(); 4].map(|()| under(served, policy).status)
 }
 
+/// Weakness R8: errors of the store are neither policy, at the start or later.
+/// Weakness D7: without a store there is no start.
+/// Weakness A3: an outage refuses everybody where it should let pass.
 #[test]
 fn d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
     let Some(server) = Redis::start() else { return };
@@ -537,6 +553,7 @@ fn d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_c
     assert_eq!(statuses(&served, "allow"), [200, 200, 429, 429]);
 }
 
+/// Weaknesses R18, A9: a store that hangs holds up every caller for seconds, or for ever.
 #[test]
 fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_goes_on() {
     let Some(server) = Redis::start() else { return };
@@ -556,6 +573,7 @@ fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_g
     until("the store counts again", || under(&served, "deny").status == 429);
 }
 
+/// Weakness D2: what fails beside a decision turns a refusal into a pass.
 #[test]
 fn d12_a_log_that_cannot_be_written_changes_no_decision() {
     let Some(server) = Redis::start() else { return };

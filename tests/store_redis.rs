@@ -101,6 +101,7 @@ fn the_contract(to: &RedisSettings) {
     });
 }
 
+/// Weakness A7: an algorithm means one thing in memory and another in Redis.
 #[test]
 fn redis_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
@@ -215,6 +216,7 @@ fn a_plan_that_fails_leaves_the_others_and_writes_nothing() {
     });
 }
 
+/// Weakness D11: refusals write.
 #[test]
 fn a_server_without_memory_refuses_only_what_writes() {
     let Some(server) = Server::start() else { return };
@@ -305,6 +307,9 @@ fn what_is_forgotten_counts_no_more() {
 }
 
 /// Whatever is done, every key expires, a minute or more after it counts for nothing and not hours later.
+/// Weakness R3: slots expire while they are held.
+/// Weakness R16: some keys never expire.
+/// Weakness D4: a bucket with a large burst expires, and is full again.
 #[test]
 fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
     let Some(server) = Server::start() else { return };
