@@ -338,6 +338,23 @@ fn case_c12_the_slot_of_a_killed_holder_is_free_when_its_lease_ends_and_not_befo
     assert_eq!(world.admits(3, A), 2);
 }
 
+/// Weakness R4: under traffic the slot of a killed holder never comes back.
+#[test]
+fn a_slot_that_nobody_gives_back_is_free_in_time_while_others_come_and_go() {
+    let world = two_slots();
+    assert!(acquire(&world).is_some(), "nobody gives this one back");
+    let mut others = Vec::new();
+    for second in 1..300 {
+        world.wait(secs(1));
+        others.drain(..).for_each(|lease: String| release(&world, &lease));
+        others.extend(acquire(&world));
+        assert_eq!(others.len(), 1, "the other slot goes round");
+        assert!(!world.passes(A), "both are held {second} s later");
+    }
+    world.wait(secs(1));
+    assert!(world.passes(A), "the lease has ended");
+}
+
 /// Weakness R3: a release that comes late takes the slot of another.
 #[test]
 fn case_c13_a_late_release_frees_nobody_elses_slot() {

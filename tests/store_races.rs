@@ -27,7 +27,7 @@ use support::{Answer, Ask, Cluster, Postgres, Proxy, ports, until};
 use tollgate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
-use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
+use tollgate::limiter::{Algorithm, LeaseFate, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Rule, RuleBook, Rules};
 use tollgate::store::{Address, Keeper, RedisSettings, SharedSettings, Stores, Topology};
 
@@ -288,7 +288,94 @@ async fn d6_two_hundred_in_flight_over_the_one_connection_to_redis_admit_one() {
     let rules = [applies("all", [apply("one", &["account"])])];
     let instances = instances(&|settings| in_redis(settings, &at(server.port)), &settings, &limiters, &rules).await;
     let decided = join_all((0..200).map(|_| decide(&instances[0], "a"))).await;
-    assert_eq!(decided.iter().filter(|decision| decision.allowed()).count(), 1);
+    let failed = decided.iter().filter(|decision| decision.applied().answers[0].is_err()).count();
+    let passed = decided.iter().filter(|decision| decision.allowed()).count();
+    assert_eq!((passed, failed), (1, 0));
+}
+
+/// What every request is planted with: nothing of it may be seen in a store.
+const PLANTED: &str = "planted";
+
+/// Lets 300 identities ask, each as often as it may and once more, and gives how many connections there were before and
+/// after.
+async fn three_hundred_identities(common: Common<'_>, connections: impl Fn() -> usize) -> (usize, usize) {
+    let both = Limiter {
+        concurrency: slots("both", 3, WINDOW).concurrency,
+        ..quota("both", 1, WINDOW, Algorithm::SlidingWindow)
+    };
+    let instances = instances(common, &patient(), &[both], &[applies("all", [apply("both", &["account"])])]).await;
+    let verdicts = async |account: &str| {
+        let asked = instances.iter().map(|engine| decide(engine, account));
+        let decided = join_all(asked).await;
+        let answered = |decision: &tollgate::decision::Decision| decision.applied().answers.iter().all(Result::is_ok);
+        assert!(decided.iter().all(answered), "{account}");
+        decided.iter().filter(|decision| decision.allowed()).count()
+    };
+    assert_eq!(verdicts("nobody").await, 1);
+    let before = connections();
+    // Longer than a column or a key of those who keep identities as they are.
+    let accounts = (0..300).map(|number| format!("{PLANTED}-{number}@example.com/{}", "x".repeat(300)));
+    for account in accounts {
+        assert_eq!(verdicts(&account).await, 1, "{account}");
+    }
+    (before, connections())
+}
+
+/// Weakness R15: each identity has a connection of its own.
+/// Weakness A11: identities are kept as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_bring_neither_connections_nor_their_names_to_redis() {
+    let Some(server) = Redis::start() else { return };
+    let connections = || server.ask::<String>(&["CLIENT", "LIST", "TYPE", "normal"]).lines().count();
+    let common = |settings| in_redis(settings, &at(server.port));
+    let (before, after) = three_hundred_identities(&common, connections).await;
+    assert_eq!(after, before);
+    let keys: Vec<Vec<u8>> = server.ask(&["KEYS", "*"]);
+    assert!(keys.len() >= 600, "two counters of each");
+    let planted = |bytes: &[u8]| bytes.windows(PLANTED.len()).any(|part| part == PLANTED.as_bytes());
+    for key in keys {
+        let kept: Vec<u8> = server.ask(&[b"DUMP".to_vec(), key.clone()]);
+        assert!(!planted(&key) && !planted(&kept), "{key:?}: {kept:?}");
+    }
+}
+
+/// Weakness R15: each identity has connections of its own.
+/// Weakness R21: identities that are too long fail.
+/// Weakness A11: identities are kept as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
+    let Some(server) = Postgres::shared() else { return };
+    let database = server.database();
+    let connections = || {
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'");
+        server.value("postgres", &sql).expect("a number").parse().expect("a number")
+    };
+    let pool = tollgate::store::PostgresSettings { pool_size: 2, ..sharing::postgres(server.url(&database)) };
+    let (_, after) = three_hundred_identities(&|settings| in_postgres(settings, &pool), connections).await;
+    assert!(after <= 2 * INSTANCES, "{after} connections");
+    for table in ["counters_v1", "grants_v1", "leases_v1"] {
+        let all = server.value(&database, &format!("SELECT string_agg(t::text, ' ') FROM tollgate.{table} t"));
+        let all = all.expect("rows");
+        let hex: String = PLANTED.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!all.contains(PLANTED) && !all.contains(&hex), "{table}");
+    }
+}
+
+/// Weakness R20: who is refused holds a connection until there is room, and nobody can give anything back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_a_pool_of_two() {
+    let Some(server) = Postgres::shared() else { return };
+    let pool = tollgate::store::PostgresSettings { pool_size: 2, ..sharing::postgres(server.url(&server.database())) };
+    let both = Limiter { concurrency: slots("both", 3, WINDOW).concurrency, ..quota("both", 1, WINDOW, bucket(None)) };
+    let rules = [applies("all", [apply("both", &["account"])])];
+    let instances = instances(&|settings| in_postgres(settings, &pool), &patient(), &[both], &rules).await;
+    let first = decide(&instances[0], "a").await;
+    let lease = first.lease().expect("it passes, and holds a slot").to_owned();
+    let refused = join_all((0..200).map(|_| decide(&instances[0], "a")));
+    let (refused, fate) = tokio::join!(refused, instances[0].release(&lease));
+    assert_eq!(fate, Some(LeaseFate::Done));
+    let answered = refused.iter().all(|decision| !decision.allowed() && decision.applied().answers[0].is_ok());
+    assert!(answered, "by the store, though there is room tomorrow only");
 }
 
 /// Three instances, of which one is 30 s ahead and one 700 s behind, take turns.
