@@ -389,7 +389,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
     let keeper = on(primary.port);
     let demote = async |(primary, replica): &mut (Redis, Redis)| {
         // It has what was counted, so nothing is forgotten.
-        replica.synced();
+        primary.followed_by(replica);
         replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
         primary.ask::<()>(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]);
     };
@@ -449,7 +449,11 @@ async fn sentinels_replace_a_primary_that_is_killed() {
     let (master, credentials) = (sentinel::NAME.to_owned(), Credentials::default());
     let topology = Topology::Sentinel { sentinels, master, credentials };
     let keeper = in_redis(in_time(), &RedisSettings::new(topology));
-    let kill = async |all: &mut Sentinel| all.servers[0].kill();
+    let kill = async |all: &mut Sentinel| {
+        // Whoever is promoted has what was counted.
+        all.servers[1..].iter().for_each(|replica| all.servers[0].followed_by(replica));
+        all.servers[0].kill();
+    };
     let promoted = async |all: &mut Sentinel| assert_ne!(all.promoted(0), 0);
     befall("Sentinel failover", &mut servers, keeper, AWAY, kill, promoted).await;
 }
