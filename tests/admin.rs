@@ -81,6 +81,7 @@ fn watched() -> RuleBook {
     )
 }
 
+/// Weakness R25: half of the metrics are never counted.
 #[tokio::test]
 async fn metrics_say_exactly_what_was_decided() {
     let service = Service::start(watched()).await;
@@ -133,6 +134,7 @@ async fn metrics_say_exactly_what_was_decided() {
     assert!(all["process_resident_memory_bytes"] > 0.0);
 }
 
+/// Weakness R25: identities are labels.
 #[tokio::test]
 async fn a_request_brings_no_series_whatever_is_in_it() {
     let service = Service::start(watched()).await;
@@ -260,6 +262,7 @@ fn expected(rows: &[(&str, &str, u64, u64, bool, u64)]) -> Vec<(String, String, 
     rows.iter().map(owned).collect()
 }
 
+/// Weakness R24: the state told is made up, and not what decides.
 #[tokio::test]
 async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     let service = configured(STATES).await;
@@ -304,6 +307,7 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     assert_eq!(states(&told(&service, "/state", &ada).await)[3].2, 2);
 }
 
+/// Weakness A11: nobody outside can reset a counter.
 #[tokio::test]
 async fn a_lifted_identity_is_let_in_again_and_no_other_is() {
     let service = configured(STATES).await;

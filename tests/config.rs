@@ -52,6 +52,7 @@ fn limiter<'a>(config: &'a Config, name: &str) -> &'a Limiter {
     config.book.limiters.iter().find(|limiter| limiter.name == name).expect(name)
 }
 
+/// Weakness R29: what the documentation shows does not work.
 #[test]
 fn every_sample_is_read_without_a_word_and_compiles() {
     let samples = samples();
@@ -156,6 +157,7 @@ fn the_tiers_sample_gives_each_tier_its_numbers() {
     assert!(decide(&engine, "edge", ONE, &[("account", "ann")]).is_some(), "an account without a tier is refused");
 }
 
+/// Weakness R13: a sliding window drops the slots that are configured with it.
 #[test]
 fn the_concurrency_sample_holds_two_slots_and_takes_nothing_from_the_hour_without_one() {
     let (engine, clock) = engine("concurrency.toml");
@@ -442,6 +444,7 @@ fn environment(name: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
+/// Weakness R7: `fail_closed` is read and dropped.
 #[test]
 fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
     let text = "[stores.main]\nengine = 'redis'\nurl = '${REDIS_URL:-redis://${HOST_IS_NOT_NESTED}'\n";
@@ -461,6 +464,7 @@ fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
     assert_eq!(limiter(&config, "c").on_store_error, OnStoreError::Deny);
 }
 
+/// Weakness R23: a variable that is not set stays as it is written, and any text of digits becomes a number.
 #[test]
 fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_password_is_a_text() {
     let text =

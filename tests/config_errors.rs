@@ -58,6 +58,8 @@ fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
     }
 }
 
+/// Weakness R23: types and words are not checked.
+/// Weakness R28: a rule may name a limiter that is not there.
 #[test]
 fn each_broken_file_is_told_everything_that_is_wrong_with_it_at_once() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");

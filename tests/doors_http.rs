@@ -116,6 +116,7 @@ async fn same_by(settings: Settings, path: &str, first: &str, second: &str) -> b
     service.ask(&head(second)).await.status != 200
 }
 
+/// Weaknesses R11, D6: the leftmost address is believed, which is whatever the client says.
 #[tokio::test]
 async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_else() {
     let envoy = "/authz/envoy/";

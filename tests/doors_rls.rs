@@ -70,6 +70,8 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
     assert_eq!(told("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, None)));
 }
 
+/// Weakness R24: the moment told is cut to whole seconds, and may be over.
+/// Weakness D8: the wait told is none.
 #[tokio::test]
 async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
     let service = Service::start(login()).await;

@@ -4,12 +4,16 @@
 //! at another one, `TOLLGATE_FUZZ_ROUNDS` makes more, and `TOLLGATE_FUZZ_INPUT` runs the files that it names and nothing
 //! else. `make fuzz` runs the targets for longer, led by coverage.
 
+#[path = "model/dice.rs"]
+mod dice;
 #[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+
+use dice::Dice;
 
 #[test]
 fn a_configuration_is_refused_with_a_place_or_prints_what_means_the_same() {
@@ -96,26 +100,7 @@ fn read(file: &Path) -> Vec<u8> {
     fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// SplitMix64: the same inputs for the same seed.
-struct Dice(u64);
-
 impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.roll() % bound.max(1) as u64) as usize
-    }
-
-    fn pick<'a>(&mut self, corpus: &'a [Vec<u8>]) -> &'a [u8] {
-        &corpus[self.below(corpus.len())]
-    }
-
     /// A part of some bytes: short ones are likelier, for they are words.
     fn part<'a>(&mut self, of: &'a [u8]) -> &'a [u8] {
         let longest = [4, 16, 64, 1024][self.below(4)];

@@ -179,6 +179,7 @@ fn semantics_30_debts_rank_as_exhausted() {
     assert_eq!(store.left(VICTIM, owing), 0);
 }
 
+/// Weaknesses R15, A8: every identity is kept for ever.
 #[test]
 fn semantics_30_every_kind_of_counter_stays_within_the_bytes() {
     let kinds = [window(5), log(3), log(200), bucket(9), pair(7), slots(4)];
@@ -381,6 +382,7 @@ fn semantics_30_forgotten_counters_go_before_any_that_count() {
     assert_eq!(store.left(name(1_007), window(50)), 49);
 }
 
+/// Weaknesses R15, A8: every identity is kept for ever.
 #[test]
 fn a_sweep_forgets_what_expired_and_gives_memory_back() {
     let mut store = Small::bytes(8 << 20);

@@ -66,6 +66,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+/// Weakness D2: what fails inside of a decision lets it pass.
 #[tokio::test]
 async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_without_its_values() {
     let log = Log::default();

@@ -167,6 +167,7 @@ fn a_sweep_beside_the_requests_forgets_nothing_that_counts() {
     assert_eq!(admitted, 10);
 }
 
+/// Weakness R12: the clock is not monotonic.
 #[test]
 fn semantics_03_the_machines_clock_never_goes_backwards_in_any_thread() {
     let clock = SystemClock::new();

@@ -206,6 +206,7 @@ async fn a_slot_that_was_taken_before_a_reload_is_given_back_after_it() {
 
 const FIVE: &str = "algorithm = 'sliding_window'\nlimit = 5\nwindow = '1h'";
 
+/// Weakness R23: a bad file ends the program that reads it.
 #[tokio::test]
 async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configuration_stays() {
     let mut served = Served::of(&limited(FIVE)).await;

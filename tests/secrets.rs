@@ -297,6 +297,8 @@ async fn nothing_is_told(format: &str) {
     nothing_in("the snapshot", &String::from_utf8_lossy(&kept));
 }
 
+/// Weakness R26: passwords are logged.
+/// Weakness A11: identities are.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_identity_and_no_secret_is_told_in_a_log_for_people() {
     nothing_is_told("text").await;
@@ -307,6 +309,7 @@ async fn no_identity_and_no_secret_is_told_in_a_log_for_machines() {
     nothing_is_told("json").await;
 }
 
+/// Weakness R26: whoever lists the stores sees their passwords.
 #[test]
 fn no_secret_is_printed_of_a_configuration() {
     let directory = tempfile::tempdir().expect("a directory");

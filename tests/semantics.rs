@@ -169,6 +169,7 @@ fn semantics_02_another_secret_starts_all_counters_afresh() {
     assert_eq!(world.admits(2, A), 1);
 }
 
+/// Weakness R12: a clock that is set back opens a window, or locks out.
 #[test]
 fn semantics_03_time_that_steps_back_opens_no_window_and_locks_nobody_out_for_longer() {
     for algorithm in [LOG, PAIR, EPOCH, FIRST_HIT, bucket(None)] {
@@ -326,6 +327,7 @@ fn semantics_06_an_outcome_describes_the_state_after_its_group() {
     assert_eq!(remaining(&refused), 0, "the refused cost has been charged already");
 }
 
+/// Weakness A5: who brings no key is not limited.
 #[test]
 fn semantics_07_leaving_out_the_account_does_not_switch_off_the_limit_on_the_address() {
     let limiters = vec![quota("login_ip", 2, secs(60), LOG), quota("login_account", 1, secs(60), LOG)];
@@ -921,6 +923,7 @@ fn semantics_20_a_bucket_admits_at_most_its_burst_and_its_rate() {
     assert_eq!(first_hour, 100 + 99, "about twice the limit in the first hour");
 }
 
+/// Weakness D9: the limit told is the rate, and more than that remains.
 #[test]
 fn semantics_20_the_limit_told_is_the_burst_and_reset_is_until_full() {
     let world = one(quota("limiter", 60, secs(60), bucket(Some(5))));
@@ -1090,6 +1093,7 @@ fn semantics_24_retry_after_is_the_expiry_that_frees_a_slot() {
     assert_eq!(retry_after(&world.ask(&of_tier("free", "a"))), Some(secs(50)), "held - max + 1 = 3: the third");
 }
 
+/// Weakness R10: slots that were taken together are never given back.
 #[test]
 fn semantics_24_one_lease_holds_all_slots_of_a_request() {
     let limiters = vec![slots("per_account", 1, secs(60)), slots("all", 1, secs(60))];
@@ -1260,6 +1264,7 @@ fn semantics_25_rules_apply_in_the_order_they_are_written() {
     assert!(!World::new(vec![], rules.into_iter().rev().collect()).passes(A));
 }
 
+/// Weakness R28: a limiter that is not there limits nobody.
 #[test]
 fn semantics_26_a_template_that_finds_no_limiter_takes_its_otherwise_or_refuses() {
     let limiters = vec![quota("api_free", 1, secs(60), LOG), quota("api_pro", 5, secs(60), LOG)];

@@ -13,13 +13,17 @@ mod plans;
 mod undone;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kept::{BROKEN, HANGING, Kept, WELL, one};
+use metrics::{Counter, Gauge, Histogram};
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow};
-use tollgate::store::{Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores};
+use tollgate::store::{
+    Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores, Watch,
+};
 use undone::as_is_undone;
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
@@ -201,12 +205,29 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
     });
 }
 
+/// Counts the plans that the first store could not answer, whatever the reason.
+fn faults_of_the_first(stores: &Stores) -> Arc<AtomicU64> {
+    let faults = Arc::new(AtomicU64::new(0));
+    let of_the_first = Counter::from_arc(faults.clone());
+    stores.watch(|place| Watch {
+        latency: Histogram::noop(),
+        batch: Histogram::noop(),
+        faults: std::array::from_fn(|_| if place == 0 { of_the_first.clone() } else { Counter::noop() }),
+        policy: [Counter::noop(), Counter::noop(), Counter::noop()],
+        suspended: Gauge::noop(),
+        undone: [Counter::noop(), Counter::noop()],
+        near: [Counter::noop(), Counter::noop()],
+    });
+    faults
+}
+
 #[test]
 fn a_store_is_not_blamed_for_the_time_that_another_took() {
     let (first, second) = (Kept::new(), Kept::new());
     let runtime = runtime();
     let _entered = runtime.enter();
-    let stores = stores_within(Duration::from_millis(50), &first, &second, false);
+    let stores = stores_within(Duration::from_millis(500), &first, &second, false);
+    let faults = faults_of_the_first(&stores);
     second.be(HANGING);
     let wide = |check| Check { limit: Limit::SlidingWindow(SlidingWindow { limit: 100, window: 60_000_000 }), ..check };
     let plan = group([wide(check(0, OnStoreError::Deny)), wide(check(1, OnStoreError::Deny))]);
@@ -222,9 +243,29 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), given_back).await.expect("the charges are taken back");
+        assert_eq!(faults.load(Ordering::Relaxed), 0, "nor is it counted as late");
     });
 }
 
+#[test]
+fn a_store_is_not_blamed_for_having_been_asked_when_another_had_taken_all_the_time() {
+    let (first, second) = (Kept::new(), Kept::new());
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let stores = stores_within(Duration::from_millis(200), &first, &second, false);
+    first.be(HANGING);
+    let plan = group([check(0, OnStoreError::Allow), check(1, OnStoreError::Deny)]);
+    runtime.block_on(async {
+        let left_alone = |place: usize| stores.facts()[place] == StoreFact::Shared { suspended: true };
+        // Once more after the first have waited in vain: failures have to last.
+        while !left_alone(0) {
+            futures_util::future::join_all((0..20).map(|_| stores.apply(&plan, START))).await;
+        }
+        assert!(!left_alone(1), "the second never had any time");
+    });
+}
+
+/// Weakness R14: a unit is gone although nobody waits for it any more.
 #[test]
 fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
     let (first, second) = (Kept::new(), Kept::new());

@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 
 use served::{DOORS, Served, complaint, exchange, tollgate};
-use support::redis::Redis;
+use support::redis::{Redis, Setup};
 use support::{Ask, Proxy, until};
 
 /// A limit by account in a Redis, with more keys of the store.
@@ -24,7 +24,10 @@ fn login(port: u16, more: &str, limit: u32) -> String {
 
 /// Serves it, and waits until the store has answered.
 fn serve(toml: &str) -> Served {
-    let served = Served::start(toml, &[]);
+    ready(Served::start(toml, &[]))
+}
+
+fn ready(served: Served) -> Served {
     let admin = served.admin.rsplit_once(':').expect("a port").1.parse().expect("a number");
     until("it is ready", || Ask::get("/readyz").send(admin).is_ok_and(|answer| answer.status == 200));
     served
@@ -86,6 +89,7 @@ fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
     assert_eq!(left(&served, "ada"), 0, "the first store has not forgotten her");
 }
 
+/// Weakness R24: of a shared store the state is made up.
 #[test]
 fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
     let Some(server) = Redis::start() else { return };
@@ -117,12 +121,18 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
 }
 
+/// Weakness R25: limits in a shared store have no metrics.
 #[test]
 fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     let served = serve(&login(proxy.port, "", 2));
     assert_eq!(left(&served, "ada"), 2);
+    let checks = |verdict| {
+        let labels = format!("rule=\"login\",limiter=\"login\",verdict=\"{verdict}\",mode=\"enforced\"");
+        metric(&served, &format!("tollgate_checks_total{{domain=\"edge\",{labels}}}"))
+    };
+    assert_eq!((checks("passed"), checks("refused")), (2.0, 1.0));
     let calls = metric(&served, "tollgate_store_call_duration_seconds_count{store=\"main\"}");
     assert_eq!(calls, metric(&served, "tollgate_store_call_plans_count{store=\"main\"}"));
     assert_eq!(metric(&served, "tollgate_store_call_plans_sum{store=\"main\"}"), 3.0);
@@ -137,6 +147,34 @@ fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     proxy.heal();
     until("it is asked again", || suspended() == 0.0);
     assert_eq!(sign_in(&served, "ada"), 429, "by the store");
+}
+
+/// Weakness R26: the password of a store is logged, and told to whoever lists the stores or has a mistake in their file.
+#[test]
+fn the_password_of_a_store_is_told_nowhere() {
+    const PASSWORD: &str = "planted-password";
+    let in_its_url: fn(&str) -> String = |toml| toml.replace("redis://", &format!("redis://:{PASSWORD}@"));
+    let beside: fn(&str) -> String = |toml| toml.replace("required", &format!("password = '{PASSWORD}'\nrequired"));
+    for written in [in_its_url, beside] {
+        let Some(server) = Setup::redis().map(|setup| setup.password(PASSWORD).start()) else { return };
+        let toml = written(&login(server.port, "", 2)).replace("secret =", "drain_delay = '0s'\nsecret =");
+        let mut served = ready(Served::start(&toml, &[("RUST_LOG", "trace")]));
+        assert_eq!(left(&served, "ada"), 2, "it is let in");
+        let status = exchange(&served.admin, b"GET /status HTTP/1.0\r\n\r\n");
+        assert!(status.contains("main"), "{status}");
+        let printed = served.run(&["check", "--print", "tollgate.toml"]);
+        assert!(printed.contains("stores:\n  main:"), "{printed}");
+        fs::write(served.directory.path().join("wrong.toml"), toml.replace("'redis'", "'rediss'")).expect("a file");
+        let wrong = served.complaint(&["check", "wrong.toml"]);
+        assert!(wrong.contains("stores.main"), "{wrong}");
+        // And what is said of a store that does not let us in.
+        server.ask::<()>(&["CONFIG", "SET", "requirepass", "another"]);
+        let mut stranger = Served::start(&toml.replace("required = true", ""), &[("RUST_LOG", "trace")]);
+        stranger.until("authentication failed");
+        for told in [status, printed, wrong, served.stop(), stranger.stop()] {
+            assert!(!told.contains(PASSWORD), "{told}");
+        }
+    }
 }
 
 #[test]

@@ -72,15 +72,9 @@ fn at_home(home: u16, number: u64) -> CounterName {
     CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number << 16 | u64::from(home)])
 }
 
-/// The slot of a home, by the tag that the layout of keys has.
-fn slot(cluster: &Cluster, home: u16) -> u16 {
-    let part = |shift: u16| char::from(b'0' + ((home >> shift) & 0x3f) as u8);
-    cluster.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
-}
-
 /// The first homes that the nodes have, one each.
 fn homes<const N: usize>(cluster: &Cluster) -> [u16; N] {
-    let of_node = |node| (0..=u16::MAX).find(|&home| cluster.owner(slot(cluster, home), 0) == Some(node));
+    let of_node = |node| (0..=u16::MAX).find(|&home| cluster.owner(cluster.slot_of_home(home), 0) == Some(node));
     std::array::from_fn(|node| of_node(node).expect("every primary has slots"))
 }
 
@@ -392,7 +386,7 @@ fn slots_move_while_decisions_are_made_and_no_limit_is_exceeded() {
     for (home, number, from, to) in
         [(first, 0, 0, 1), (second, 5, 1, 2), (first, 1, 1, 2), (second, 6, 2, 0), (first, 2, 2, 0)]
     {
-        let slot = slot(&cluster, home);
+        let slot = cluster.slot_of_home(home);
         cluster.begin_move(slot, from, to);
         load.decides(number);
         cluster.move_keys(slot, from, to);
@@ -410,14 +404,15 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
         let [home, ..]: [u16; 3] = homes(&cluster);
-        let other =
-            (home + 1..).find(|&other| slot(&cluster, other) < 5_000 && slot(&cluster, other) != slot(&cluster, home));
+        let other = (home + 1..).find(|&other| {
+            cluster.slot_of_home(other) < 5_000 && cluster.slot_of_home(other) != cluster.slot_of_home(home)
+        });
         let other = one(at_home(other.expect("a node has many slots"), 3), bucket(1_000));
         let beside = Check { on_store_error: OnStoreError::Deny, ..other };
         let fails = |number| Check { on_store_error: OnStoreError::Deny, ..one(at_home(home, number), bucket(10)) };
         let both = plan([1, 2].map(fails));
         assert!(stores.apply(&both, START).await.admitted);
-        let moved = slot(&cluster, home);
+        let moved = cluster.slot_of_home(home);
         cluster.begin_move(moved, 0, 1);
         let keys: Vec<Vec<u8>> = cluster.nodes[0].ask(&["CLUSTER", "GETKEYSINSLOT", &moved.to_string(), "100"]);
         let mut migrate = redis::cmd("MIGRATE");

@@ -19,19 +19,20 @@ mod sharing;
 #[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use book::{DOMAIN, apply, bucket, quota, rule, secs};
 use served::{DOORS, Served};
 use sharing::{at, in_postgres, in_redis, one, plan};
 use support::redis::{Redis, Setup};
-use support::{Ask, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
+use support::{Ask, Cluster, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
-use tollgate::clock::{Clock, SystemClock};
+use tollgate::clock::{Clock, SystemClock, Timestamp};
 use tollgate::decision::Reason;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
@@ -97,11 +98,30 @@ struct Seen {
     took: Duration,
     by: By,
     admitted: bool,
+    /// In how many microseconds nothing will be counted, as it was told.
+    reset: u64,
 }
 
 impl Seen {
     fn ended(&self) -> Instant {
         self.began + self.took
+    }
+
+    /// When nothing will be counted any more, as it was told.
+    fn forgotten(&self) -> Instant {
+        self.ended() + Duration::from_micros(self.reset)
+    }
+}
+
+/// One of those that share a store.
+struct Instance {
+    stores: Stores,
+    clock: Box<dyn Clock>,
+}
+
+impl Instance {
+    fn with(keeper: Keeper) -> Arc<Self> {
+        Arc::new(Self { stores: Stores::of([keeper]), clock: Box::new(SystemClock::new()) })
     }
 }
 
@@ -124,10 +144,11 @@ struct Told {
 }
 
 impl Crowd {
-    fn gather(stores: &Arc<Stores>) -> Self {
+    fn gather(instances: &[Arc<Instance>]) -> Self {
         let (mut callers, told) = (JoinSet::new(), Arc::<Told>::default());
         for number in 0..CALLERS {
-            callers.spawn(ask(number % 4, stores.clone(), told.clone()));
+            let instance = instances[number / 4 % instances.len()].clone();
+            callers.spawn(ask(number % 4, instance, told.clone()));
         }
         Self { callers, told }
     }
@@ -160,8 +181,7 @@ impl Crowd {
     }
 }
 
-async fn ask(kind: usize, stores: Arc<Stores>, told: Arc<Told>) -> Vec<Seen> {
-    let clock = SystemClock::new();
+async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen> {
     let plans = [false, true].map(|fresh| plan([asked(kind, fresh)], 0));
     let (whole, part) = (asked(kind, false).limit, asked(kind, false).limit.share(2));
     let units = |limit| match limit {
@@ -173,7 +193,7 @@ async fn ask(kind: usize, stores: Arc<Stores>, told: Arc<Told>) -> Vec<Seen> {
     while !told.enough.load(Ordering::SeqCst) {
         let fresh = told.fresh.load(Ordering::SeqCst);
         let began = Instant::now();
-        let applied = stores.apply(&plans[usize::from(fresh)], clock.now()).await;
+        let applied = instance.stores.apply(&plans[usize::from(fresh)], instance.clock.now()).await;
         let took = began.elapsed();
         let by = match applied.answers[0] {
             Ok(outcome) if outcome.limit == units(whole) => By::Store,
@@ -187,7 +207,8 @@ async fn ask(kind: usize, stores: Arc<Stores>, told: Arc<Told>) -> Vec<Seen> {
         if by == By::Store && !applied.admitted {
             told.refusals[kind].fetch_add(1, Ordering::SeqCst);
         }
-        seen.push(Seen { kind, fresh, began, took, by, admitted: applied.admitted });
+        let reset = applied.answers[0].map_or(0, |outcome| outcome.reset);
+        seen.push(Seen { kind, fresh, began, took, by, admitted: applied.admitted, reset });
         tokio::time::sleep(PAUSE).await;
     }
     seen
@@ -219,8 +240,22 @@ async fn befall<S>(
     strike: impl AsyncFnOnce(&mut S),
     mend: impl AsyncFnOnce(&mut S),
 ) {
-    let stores = Arc::new(Stores::of([keeper]));
-    let crowd = Crowd::gather(&stores);
+    befall_all(fault, store, &[Instance::with(keeper)], expect, strike, mend).await;
+}
+
+/// The same with several instances, among which the callers are shared out. Gives what they saw.
+async fn befall_all<S>(
+    fault: &str,
+    store: &mut S,
+    instances: &[Arc<Instance>],
+    expect: Expect,
+    strike: impl AsyncFnOnce(&mut S),
+    mend: impl AsyncFnOnce(&mut S),
+) -> Vec<Seen> {
+    for instance in instances {
+        until_connected(&instance.stores).await;
+    }
+    let crowd = Crowd::gather(instances);
     crowd.refused();
 
     let striking = Instant::now();
@@ -231,6 +266,8 @@ async fn befall<S>(
         crowd.answered("policies answer", &[By::StandIn, By::Policy], 200);
         // As long as a fault takes to be noticed in every way: connections, timeouts, probes.
         tokio::time::sleep(Duration::from_millis(700).saturating_sub(struck.elapsed())).await;
+    } else {
+        crowd.answered("the store goes on", &[By::Store], 250);
     }
     let mending = Instant::now();
     mend(store).await;
@@ -242,7 +279,9 @@ async fn befall<S>(
     let seen = crowd.dissolve().await;
 
     let of = |kind: usize| seen.iter().filter(move |seen| seen.kind == kind);
-    let meanwhile = |kind| of(kind).filter(|seen| seen.began >= struck && seen.ended() <= mending);
+    // What takes nothing away is measured while it happens.
+    let (from, to) = if expect.away { (struck, mending) } else { (striking, mended) };
+    let meanwhile = |kind| of(kind).filter(|seen| seen.began >= from && seen.ended() <= to);
     let passes = |seen: &&Seen| seen.admitted;
     for (kind, fresh) in [ALLOW, DENY, LOCAL].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let passed = || of(kind).filter(passes).filter(move |seen| seen.by == By::Store && seen.fresh == fresh);
@@ -256,6 +295,9 @@ async fn befall<S>(
             false => passed().count(),
         };
         assert!(most <= LIMIT as usize, "the store admitted {most} of {LIMIT}");
+        let unknown = of(kind).filter(|seen| seen.fresh == fresh && seen.by != By::Store).count();
+        let asked = of(kind).any(|seen| seen.fresh == fresh);
+        assert!(!asked || passed().count() + unknown >= LIMIT as usize, "the store refuses what nobody has used");
     }
     assert!(of(ALLOW).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || seen.admitted)), "allow");
     assert!(of(DENY).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || !seen.admitted)), "deny");
@@ -295,6 +337,15 @@ async fn befall<S>(
     println!(
         "| {fault} | {all} | {without} | {allowed} | {denied} | {local} of {SHARE} | {half} | {longest} | {recovery} |"
     );
+    seen
+}
+
+async fn until_connected(stores: &Stores) {
+    let began = Instant::now();
+    while !stores.answers(0).await {
+        assert!(began.elapsed() < support::PATIENCE, "the store never answers");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// How a store is asked here: within `deadline`, and beside one other instance.
@@ -328,6 +379,7 @@ async fn a_redis_is_killed_and_starts_again_empty() {
     .await;
 }
 
+/// Weaknesses R18, A9: a store that hangs is waited for by every caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_frozen_and_goes_on() {
     let _alone = ALONE.lock().await;
@@ -388,7 +440,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
     let keeper = on(primary.port);
     let demote = async |(primary, replica): &mut (Redis, Redis)| {
         // It has what was counted, so nothing is forgotten.
-        replica.synced();
+        primary.followed_by(replica);
         replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
         primary.ask::<()>(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]);
     };
@@ -448,9 +500,91 @@ async fn sentinels_replace_a_primary_that_is_killed() {
     let (master, credentials) = (sentinel::NAME.to_owned(), Credentials::default());
     let topology = Topology::Sentinel { sentinels, master, credentials };
     let keeper = in_redis(in_time(), &RedisSettings::new(topology));
-    let kill = async |all: &mut Sentinel| all.servers[0].kill();
+    let kill = async |all: &mut Sentinel| {
+        // Whoever is promoted has what was counted.
+        all.servers[1..].iter().for_each(|replica| all.servers[0].followed_by(replica));
+        all.servers[0].kill();
+    };
     let promoted = async |all: &mut Sentinel| assert_ne!(all.promoted(0), 0);
     befall("Sentinel failover", &mut servers, keeper, AWAY, kill, promoted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_of_a_cluster_move_to_other_nodes() {
+    let _alone = ALONE.lock().await;
+    let Some(mut cluster) = Cluster::start(3, 0) else { return };
+    let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
+    let settings = SharedSettings { parted: true, ..in_time() };
+    let keeper = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
+    // Everything that is asked, before and after.
+    let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
+    let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.home()));
+    let slots: BTreeSet<u16> = homes.map(|home| cluster.slot_of_home(home)).collect();
+    let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("somebody has it")));
+    let owners: Vec<(u16, usize)> = owners.collect();
+    let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
+        owners.iter().for_each(|(slot, owner)| step(cluster, *slot, (owner + round) % 3, (owner + round + 1) % 3));
+    };
+    // Once as a whole. Then a move stays open for a while: who is asked for what it does not have sends us on.
+    let open = async |cluster: &mut Cluster| {
+        each(cluster, 0, Cluster::move_slot);
+        each(cluster, 1, Cluster::begin_move);
+    };
+    let close = async |cluster: &mut Cluster| {
+        each(cluster, 1, Cluster::move_keys);
+        each(cluster, 1, Cluster::end_move);
+    };
+    befall("Cluster resharding", &mut cluster, keeper, STAYS, open, close).await;
+}
+
+/// A clock that goes wrong by so many seconds.
+#[derive(Clone)]
+struct Skewed {
+    right: SystemClock,
+    by: Arc<AtomicI64>,
+}
+
+impl Clock for Skewed {
+    fn now(&self) -> Timestamp {
+        let by = self.by.load(Ordering::SeqCst) * 1_000_000;
+        Timestamp::from_micros(self.right.now().micros().saturating_add_signed(by))
+    }
+}
+
+/// Three instances on one store, the clock of one of which goes wrong.
+async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Keeper) {
+    let mut clock = Skewed { right: SystemClock::new(), by: Arc::default() };
+    let wrong = Arc::new(Instance { stores: Stores::of([keeper()]), clock: Box::new(clock.clone()) });
+    let instances = [Instance::with(keeper()), wrong, Instance::with(keeper())];
+    let by = async |clock: &mut Skewed| clock.by.store(seconds, Ordering::SeqCst);
+    let right = async |clock: &mut Skewed| clock.by.store(0, Ordering::SeqCst);
+    let seen = befall_all(fault, &mut clock, &instances, STAYS, by, right).await;
+    // Everybody is told the same: the moment at which a counter is forgotten, which the last that passed has set.
+    for (kind, fresh) in (0..4).flat_map(|kind| [(kind, false), (kind, true)]) {
+        let told = || seen.iter().filter(|seen| seen.by == By::Store && (seen.kind, seen.fresh) == (kind, fresh));
+        let moments = || told().map(Seen::forgotten);
+        let (first, last) = (moments().min().expect("answers"), moments().max().expect("answers"));
+        assert!(last - first < Duration::from_secs(20), "told {:?} apart", last - first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_one_instance_is_ahead_and_then_behind() {
+    let _alone = ALONE.lock().await;
+    let Some(server) = Redis::start() else { return };
+    a_clock_goes_wrong("one of three clocks 30 s ahead", 30, || on(server.port)).await;
+    server.ask::<()>(&["FLUSHALL"]);
+    a_clock_goes_wrong("one of three clocks 700 s behind", -700, || on(server.port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_one_instance_is_ahead_and_then_behind_on_a_postgres() {
+    let _alone = ALONE.lock().await;
+    let Some((server, database)) = counters() else { return };
+    a_clock_goes_wrong("one of three clocks 30 s ahead, PostgreSQL", 30, || in_a_postgres(&server, &database)).await;
+    let database = server.database();
+    let keeper = || in_a_postgres(&server, &database);
+    a_clock_goes_wrong("one of three clocks 700 s behind, PostgreSQL", -700, keeper).await;
 }
 
 /// A PostgreSQL with a database, and counters in it.

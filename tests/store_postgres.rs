@@ -114,6 +114,7 @@ fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers)
     }
 }
 
+/// Weakness R21: the slot of a killed holder is never free again.
 #[test]
 fn postgres_keeps_the_contract_plan_by_plan() {
     the_contract(20, 1);
@@ -236,6 +237,7 @@ fn a_long_log_is_searched_for_what_is_forgotten() {
     }));
 }
 
+/// Weakness D11: moments are seconds in floating point.
 #[test]
 fn the_largest_numbers_are_counted_exactly() {
     let mut next = numbers(2);
@@ -277,6 +279,8 @@ fn the_largest_numbers_are_counted_exactly() {
     follow(calls);
 }
 
+/// Weakness R19: callers that meet at a row fail.
+/// Weakness R21: rows are locked outside of the transaction that writes them.
 #[test]
 fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -304,6 +308,7 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     });
 }
 
+/// Weakness R19: callers that meet at a row fail.
 #[test]
 fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -405,6 +410,7 @@ async fn ask_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
     store.execute(std::slice::from_ref(plan), Some(now)).await.pop().expect("one answer for each").expect("an answer")
 }
 
+/// Weakness R21: rows stay for ever.
 #[test]
 fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -441,6 +447,7 @@ fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
     });
 }
 
+/// Weakness R21: names are spliced into SQL.
 #[test]
 fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -508,6 +515,7 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
     });
 }
 
+/// Weakness R22: who follows the documentation has a schema that does not work.
 #[test]
 fn who_is_not_known_or_not_let_is_denied() {
     let Some(server) = postgres::Postgres::shared() else { return };

@@ -27,7 +27,7 @@ use support::{Answer, Ask, Cluster, Postgres, Proxy, ports, until};
 use tollgate::clock::{Clock, ManualClock, SystemClock, Timestamp};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
-use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
+use tollgate::limiter::{Algorithm, LeaseFate, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Rule, RuleBook, Rules};
 use tollgate::store::{Address, Keeper, RedisSettings, SharedSettings, Stores, Topology};
 
@@ -154,6 +154,8 @@ async fn composites_admit_their_smallest(common: Common<'_>, settings: &SharedSe
     }
 }
 
+/// Weakness D3: callers without a connection pass.
+/// Weakness R27: grants of one moment count as one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_redis() {
     let Some(server) = Redis::start() else { return };
@@ -228,6 +230,7 @@ async fn d4_two_instances_at_one_a_second_admit_a_second_apart() {
     assert!(moments.windows(2).all(|pair| pair[1] - pair[0] >= 1_000_000), "{moments:?}");
 }
 
+/// Weakness R1: rates above 100 a second are no limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has() {
     let Some(server) = Redis::start() else { return };
@@ -259,6 +262,8 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
     assert!(decided.len() as u64 > most, "too few asked to tell");
 }
 
+/// Weakness R2: callers without a connection pass.
+/// Weakness R19: callers that meet at a row fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_a_pool_of_two_admit_one() {
     let Some(server) = Postgres::shared() else { return };
@@ -273,6 +278,7 @@ async fn d6_two_hundred_in_flight_over_a_pool_of_two_admit_one() {
     assert_eq!((passed, failed), (1, 0));
 }
 
+/// Weaknesses R2, D3: callers without a connection pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_the_one_connection_to_redis_admit_one() {
     let Some(server) = Redis::start() else { return };
@@ -282,7 +288,94 @@ async fn d6_two_hundred_in_flight_over_the_one_connection_to_redis_admit_one() {
     let rules = [applies("all", [apply("one", &["account"])])];
     let instances = instances(&|settings| in_redis(settings, &at(server.port)), &settings, &limiters, &rules).await;
     let decided = join_all((0..200).map(|_| decide(&instances[0], "a"))).await;
-    assert_eq!(decided.iter().filter(|decision| decision.allowed()).count(), 1);
+    let failed = decided.iter().filter(|decision| decision.applied().answers[0].is_err()).count();
+    let passed = decided.iter().filter(|decision| decision.allowed()).count();
+    assert_eq!((passed, failed), (1, 0));
+}
+
+/// What every request is planted with: nothing of it may be seen in a store.
+const PLANTED: &str = "planted";
+
+/// Lets 300 identities ask, each as often as it may and once more, and gives how many connections there were before and
+/// after.
+async fn three_hundred_identities(common: Common<'_>, connections: impl Fn() -> usize) -> (usize, usize) {
+    let both = Limiter {
+        concurrency: slots("both", 3, WINDOW).concurrency,
+        ..quota("both", 1, WINDOW, Algorithm::SlidingWindow)
+    };
+    let instances = instances(common, &patient(), &[both], &[applies("all", [apply("both", &["account"])])]).await;
+    let verdicts = async |account: &str| {
+        let asked = instances.iter().map(|engine| decide(engine, account));
+        let decided = join_all(asked).await;
+        let answered = |decision: &tollgate::decision::Decision| decision.applied().answers.iter().all(Result::is_ok);
+        assert!(decided.iter().all(answered), "{account}");
+        decided.iter().filter(|decision| decision.allowed()).count()
+    };
+    assert_eq!(verdicts("nobody").await, 1);
+    let before = connections();
+    // Longer than a column or a key of those who keep identities as they are.
+    let accounts = (0..300).map(|number| format!("{PLANTED}-{number}@example.com/{}", "x".repeat(300)));
+    for account in accounts {
+        assert_eq!(verdicts(&account).await, 1, "{account}");
+    }
+    (before, connections())
+}
+
+/// Weakness R15: each identity has a connection of its own.
+/// Weakness A11: identities are kept as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_bring_neither_connections_nor_their_names_to_redis() {
+    let Some(server) = Redis::start() else { return };
+    let connections = || server.ask::<String>(&["CLIENT", "LIST", "TYPE", "normal"]).lines().count();
+    let common = |settings| in_redis(settings, &at(server.port));
+    let (before, after) = three_hundred_identities(&common, connections).await;
+    assert_eq!(after, before);
+    let keys: Vec<Vec<u8>> = server.ask(&["KEYS", "*"]);
+    assert!(keys.len() >= 600, "two counters of each");
+    let planted = |bytes: &[u8]| bytes.windows(PLANTED.len()).any(|part| part == PLANTED.as_bytes());
+    for key in keys {
+        let kept: Vec<u8> = server.ask(&[b"DUMP".to_vec(), key.clone()]);
+        assert!(!planted(&key) && !planted(&kept), "{key:?}: {kept:?}");
+    }
+}
+
+/// Weakness R15: each identity has connections of its own.
+/// Weakness R21: identities that are too long fail.
+/// Weakness A11: identities are kept as they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
+    let Some(server) = Postgres::shared() else { return };
+    let database = server.database();
+    let connections = || {
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'");
+        server.value("postgres", &sql).expect("a number").parse().expect("a number")
+    };
+    let pool = tollgate::store::PostgresSettings { pool_size: 2, ..sharing::postgres(server.url(&database)) };
+    let (_, after) = three_hundred_identities(&|settings| in_postgres(settings, &pool), connections).await;
+    assert!(after <= 2 * INSTANCES, "{after} connections");
+    for table in ["counters_v1", "grants_v1", "leases_v1"] {
+        let all = server.value(&database, &format!("SELECT string_agg(t::text, ' ') FROM tollgate.{table} t"));
+        let all = all.expect("rows");
+        let hex: String = PLANTED.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!all.contains(PLANTED) && !all.contains(&hex), "{table}");
+    }
+}
+
+/// Weakness R20: who is refused holds a connection until there is room, and nobody can give anything back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_a_pool_of_two() {
+    let Some(server) = Postgres::shared() else { return };
+    let pool = tollgate::store::PostgresSettings { pool_size: 2, ..sharing::postgres(server.url(&server.database())) };
+    let both = Limiter { concurrency: slots("both", 3, WINDOW).concurrency, ..quota("both", 1, WINDOW, bucket(None)) };
+    let rules = [applies("all", [apply("both", &["account"])])];
+    let instances = instances(&|settings| in_postgres(settings, &pool), &patient(), &[both], &rules).await;
+    let first = decide(&instances[0], "a").await;
+    let lease = first.lease().expect("it passes, and holds a slot").to_owned();
+    let refused = join_all((0..200).map(|_| decide(&instances[0], "a")));
+    let (refused, fate) = tokio::join!(refused, instances[0].release(&lease));
+    assert_eq!(fate, Some(LeaseFate::Done));
+    let answered = refused.iter().all(|decision| !decision.allowed() && decision.applied().answers[0].is_ok());
+    assert!(answered, "by the store, though there is room tomorrow only");
 }
 
 /// Three instances, of which one is 30 s ahead and one 700 s behind, take turns.
@@ -318,12 +411,14 @@ async fn skewed_clocks_change_nothing(common: Common<'_>, settings: &SharedSetti
     }
 }
 
+/// Weaknesses R12, A6: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_redis() {
     let Some(server) = Redis::start() else { return };
     skewed_clocks_change_nothing(&|settings| in_redis(settings, &at(server.port)), &patient()).await;
 }
 
+/// Weakness R12: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_postgres() {
     let Some(server) = Postgres::shared() else { return };
@@ -365,6 +460,8 @@ fn nodes(cluster: &Cluster) -> RedisSettings {
     RedisSettings::new(Topology::Cluster(cluster.ports().into_iter().map(address).collect()))
 }
 
+/// Weakness R16: keys of one call are in different slots, and the error that the cluster makes of that lets everything
+/// pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
@@ -449,6 +546,7 @@ fn tries(served: &[Served], each: usize) -> usize {
     })
 }
 
+/// Weakness R5: at the HTTP door a token bucket never refuses.
 #[test]
 fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty_a_minute() {
     let Some(server) = Redis::start() else { return };
@@ -460,6 +558,7 @@ fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty_a_minute() {
     }
 }
 
+/// Weakness R13: a sliding window in PostgreSQL can be configured and not be used.
 #[test]
 fn d3_three_processes_of_five_tries_each_admit_exactly_ten_in_postgres() {
     let Some(server) = Postgres::shared() else { return };
@@ -475,6 +574,7 @@ fn c2_ten_at_once_on_three_slots_hold_exactly_three_over_two_processes() {
     assert_eq!(tries(&served, 5), 3);
 }
 
+/// Weakness D8: a refusal has no headers, and the wait told is none.
 #[test]
 fn h2_three_a_minute_through_redis_are_told_as_two_one_none_and_then_refused() {
     let Some(server) = Redis::start() else { return };
@@ -512,6 +612,9 @@ fn statuses(served: &Served, policy: &str) -> [u16; 4] {
     [(); 4].map(|()| under(served, policy).status)
 }
 
+/// Weakness R8: errors of the store are neither policy, at the start or later.
+/// Weakness D7: without a store there is no start.
+/// Weakness A3: an outage refuses everybody where it should let pass.
 #[test]
 fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
     let Some(server) = Redis::start() else { return };
@@ -537,6 +640,7 @@ fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_po
     assert_eq!(statuses(&served, "allow"), [200, 200, 429, 429]);
 }
 
+/// Weaknesses R18, A9: a store that hangs holds up every caller for seconds, or for ever.
 #[test]
 fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_goes_on() {
     let Some(server) = Redis::start() else { return };
@@ -556,6 +660,7 @@ fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_g
     until("the store counts again", || under(&served, "deny").status == 429);
 }
 
+/// Weakness D2: what fails beside a decision turns a refusal into a pass.
 #[test]
 fn d12_a_log_that_cannot_be_written_changes_no_decision() {
     let Some(server) = Redis::start() else { return };

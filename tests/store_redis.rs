@@ -22,7 +22,7 @@ use support::redis::{Redis as Server, Setup};
 use support::sentinel::{NAME, Sentinel};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, Limit, Needs, Plan, SlidingCounter,
+    Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, LeaseId, Limit, Needs, Plan, SlidingCounter,
     SlidingWindow, TokenBucket, Undo,
 };
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
@@ -101,6 +101,7 @@ fn the_contract(to: &RedisSettings) {
     });
 }
 
+/// Weakness A7: an algorithm means one thing in memory and another in Redis.
 #[test]
 fn redis_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
@@ -215,6 +216,7 @@ fn a_plan_that_fails_leaves_the_others_and_writes_nothing() {
     });
 }
 
+/// Weakness D11: refusals write.
 #[test]
 fn a_server_without_memory_refuses_only_what_writes() {
     let Some(server) = Server::start() else { return };
@@ -305,13 +307,17 @@ fn what_is_forgotten_counts_no_more() {
 }
 
 /// Whatever is done, every key expires, a minute or more after it counts for nothing and not hours later.
+/// Weakness R3: slots expire while they are held.
+/// Weakness R16: some keys never expire.
+/// Weakness D4: a bucket with a large burst expires, and is full again.
 #[test]
 fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
     let Some(server) = Server::start() else { return };
     runtime().block_on(async {
         let redis = connected(&at(server.port)).await;
         let windows = [SECOND, 90 * SECOND, 3_600 * SECOND, 86_400 * SECOND, 30 * 86_400 * SECOND];
-        let cases = windows.into_iter().flat_map(|window| of_each_algorithm(40, window));
+        let bursts = Limit::TokenBucket(TokenBucket::new(1, 10 * SECOND, 4_000, 0).expect("it can be held"));
+        let cases = windows.into_iter().flat_map(|window| of_each_algorithm(40, window)).chain([bursts]);
         for (number, limit) in (0..).zip(cases) {
             for units in [1, 1, 7, 30] {
                 let charge =
@@ -326,6 +332,28 @@ fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
         let keys: Vec<Vec<u8>> = server.ask(&["KEYS", "*"]);
         for key in keys {
             assert!(server.ask::<i64>(&[b"PTTL".to_vec(), key.clone()]) > 0, "{key:?} expires");
+        }
+    });
+}
+
+/// Weakness A10: a key without an expiry blocks for ever.
+#[test]
+fn a_key_that_lost_its_expiry_blocks_nobody() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let at = async |now, lease, check| {
+            let plan = Plan { lease: LeaseId(lease), ..plan([check]) };
+            let applied = redis.execute(&[plan], Some(now)).await.pop().expect("one answer");
+            applied.expect("it answers").admitted
+        };
+        for (number, limit) in (0..).zip(of_each_algorithm(1, 60 * SECOND)) {
+            let check = one(counter(number), limit);
+            assert!(at(START, 1, check).await && !at(START, 2, check).await, "{limit:?}");
+            assert_eq!(server.ask::<u32>(&[b"PERSIST".to_vec(), key(number)]), 1, "{limit:?}");
+            let reset = START.plus(120 * SECOND);
+            assert!(at(reset, 3, check).await && !at(reset, 4, check).await, "{limit:?}");
+            assert!(server.ask::<i64>(&[b"PTTL".to_vec(), key(number)]) > 0, "{limit:?} expires again");
         }
     });
 }

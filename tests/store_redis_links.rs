@@ -51,6 +51,7 @@ fn a_unix_socket_leads_to_the_same_counters() {
     });
 }
 
+/// Weakness A4: whoever uses the same server shares its counters.
 #[test]
 fn a_database_and_a_prefix_keep_counters_apart() {
     let Some(server) = Server::start() else { return };

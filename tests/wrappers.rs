@@ -11,15 +11,16 @@ mod plans;
 #[path = "model/wrapped.rs"]
 mod wrapped;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use kept::{Kept, one};
+use kept::{HANGING, Kept, WELL, one};
 use plans::{SECOND, START};
 use proptest::prelude::*;
 use tollgate::limiter::{
     Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, OnStoreError, SlidingWindow, TokenBucket,
 };
-use tollgate::store::Store;
+use tollgate::store::{Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
 use wrapped::{WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract};
 
 fn check(limit: Limit) -> Check {
@@ -120,6 +121,31 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
         });
         assert_eq!(kept.left(&plan.checks[0]), 91);
     }
+}
+
+#[test]
+fn a_block_that_comes_when_its_caller_has_given_up_is_returned() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    // One call at a time: what is answered after a late one was asked after what that one took was returned.
+    let remote = RemoteSettings { deadline: Duration::from_millis(50), calls: 1, ..RemoteSettings::default() };
+    let settings = WITH_LEASES(SharedSettings { remote, ..SharedSettings::new("main") });
+    let stores = Stores::of([Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let plan = one(check(window(100)));
+    runtime.block_on(async {
+        for _ in 0..3 {
+            assert!(stores.apply(&plan, START).await.admitted);
+        }
+        let calls = kept.calls();
+        assert_eq!(calls, 2, "one unit, then two");
+        kept.be(HANGING);
+        assert!(!stores.apply(&plan, START).await.admitted, "the policy is to deny");
+        assert_eq!(kept.calls(), calls + 1, "four were asked for");
+        kept.be(WELL);
+        let other = one(Check { counter: CounterName([2, 7]), ..plan.checks[0] });
+        while !stores.apply(&other, START).await.admitted {}
+    });
+    assert_eq!(kept.left(&plan.checks[0]), 97, "three were used");
 }
 
 proptest! {

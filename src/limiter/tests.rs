@@ -34,6 +34,7 @@ fn decide(check: Check, held: &mut Held, lease: u128, now: Timestamp) -> Outcome
     advance(&[check], std::slice::from_mut(held), LeaseId(lease), now, false).1[0]
 }
 
+/// Weakness D11: refusals write.
 #[test]
 fn what_takes_nothing_writes_nothing() {
     for limit in of_each_algorithm(2) {

@@ -176,6 +176,7 @@ impl Verdict {
 mod tests {
     use super::*;
 
+    /// Weaknesses R11, D6: the leftmost address is believed, which is whatever the client says.
     #[test]
     fn semantics_34_the_client_is_counted_from_the_right_and_never_the_leftmost() {
         let header = "6.6.6.6, 192.0.2.7 ,10.0.0.1";

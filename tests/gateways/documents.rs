@@ -88,6 +88,7 @@ fn every_filter_is_accepted_by_a_real_envoy() {
     }
 }
 
+/// Weakness R29: what the documentation shows does not work.
 #[test]
 fn every_command_is_one_that_works() {
     let targets = read("Makefile");

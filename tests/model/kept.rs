@@ -21,21 +21,43 @@ pub struct Inside {
     mood: AtomicU8,
     /// Told when a call comes while it hangs.
     called: Notify,
+    /// Told when it is in another mood.
+    changed: Notify,
     calls: AtomicUsize,
 }
 
 pub const WELL: u8 = 0;
+/// There is no connection to it.
 pub const BROKEN: u8 = 1;
+/// Nothing is answered until it is in another mood.
 pub const HANGING: u8 = 2;
+/// Answers come too late.
+pub const LATE: u8 = 3;
+/// It is well again, and whoever probes it does not see that yet.
+pub const UNSEEN: u8 = 4;
 
 impl Kept {
     pub fn new() -> Self {
         let memory = Memory::new(&[MemorySettings::default(); 3]);
-        Self(Arc::new(Inside { memory, mood: AtomicU8::new(WELL), called: Notify::new(), calls: AtomicUsize::new(0) }))
+        let (mood, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
+        Self(Arc::new(Inside { memory, mood, called: Notify::new(), changed: Notify::new(), calls }))
     }
 
     pub fn be(&self, mood: u8) {
         self.0.mood.store(mood, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Its mood, once it does not hang.
+    async fn mood(&self) -> u8 {
+        loop {
+            let changed = self.0.changed.notified();
+            match self.0.mood.load(Ordering::SeqCst) {
+                HANGING => self.0.called.notify_one(),
+                mood => return mood,
+            }
+            changed.await;
+        }
     }
 
     /// How often it was asked.
@@ -58,12 +80,9 @@ impl Kept {
 impl Backend for Kept {
     async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
-        match self.0.mood.load(Ordering::SeqCst) {
+        match self.mood().await {
             BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
-            HANGING => {
-                self.0.called.notify_one();
-                std::future::pending::<()>().await;
-            }
+            LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
             _ => {}
         }
         plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now.unwrap_or(START)))).collect()

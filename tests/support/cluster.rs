@@ -26,8 +26,15 @@ pub struct Cluster {
 struct Seen {
     port: u16,
     flags: String,
+    epoch: u64,
     linked: bool,
     slots: Vec<RangeInclusive<u16>>,
+}
+
+impl Seen {
+    fn is_primary(&self) -> bool {
+        self.flags.contains("master")
+    }
 }
 
 impl Cluster {
@@ -71,6 +78,12 @@ impl Cluster {
         self.nodes[0].ask(&["CLUSTER", "KEYSLOT", key])
     }
 
+    /// The slot of a home, by the tag that the layout of keys has.
+    pub fn slot_of_home(&self, home: u16) -> u16 {
+        let part = |shift: u16| char::from(b'0' + ((home >> shift) & 0x3f) as u8);
+        self.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
+    }
+
     /// Which of the nodes has a slot, as this one has it.
     pub fn owner(&self, slot: u16, asked: usize) -> Option<usize> {
         let seen = seen(&self.nodes[asked]).expect("the node is there");
@@ -109,10 +122,33 @@ impl Cluster {
     /// Closes a slot's move: from now on, the node that had it answers MOVED.
     pub fn end_move(&self, slot: u16, from: usize, to: usize) {
         let id = self.id(to);
-        // Who receives it is told first: otherwise there is a moment in which nobody has it.
-        for node in [to, from] {
+        // Who receives it is told first: otherwise there is a moment in which nobody has it. The others are told too, or
+        // one that hears of an earlier move only now would take the slot from who has it.
+        let others = (0..self.nodes.len()).filter(|node| ![to, from].contains(node) && self.is_primary(*node));
+        for node in [to, from].into_iter().chain(others) {
             self.nodes[node].ask::<()>(&["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]);
         }
+        until("all know who is the latest", || self.agree_on_epochs());
+    }
+
+    /// Whether all nodes have the same epoch for each, and no two have the same one: the later one has what both claim.
+    fn agree_on_epochs(&self) -> bool {
+        let epochs = |node| {
+            let seen = seen(node).unwrap_or_default().into_iter();
+            let mut epochs: Vec<(u64, u16)> =
+                seen.filter(Seen::is_primary).map(|seen| (seen.epoch, seen.port)).collect();
+            epochs.sort_unstable();
+            epochs
+        };
+        let first = epochs(&self.nodes[0]);
+        let apart = first.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        apart && self.nodes.iter().all(|node| epochs(node) == first)
+    }
+
+    fn is_primary(&self, node: usize) -> bool {
+        let port = self.nodes[node].port;
+        let seen = seen(&self.nodes[node]).expect("the node is there");
+        seen.iter().any(|seen| seen.port == port && seen.is_primary())
     }
 
     /// Promotes a replica while its primary lives, and waits until it is one.
@@ -170,7 +206,7 @@ fn seen(node: &Redis) -> RedisResult<Vec<Seen>> {
 
 fn read(line: &str) -> Option<Seen> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [_, address, flags, _, _, _, _, link, slots @ ..] = words.as_slice() else { return None };
+    let [_, address, flags, _, _, _, epoch, link, slots @ ..] = words.as_slice() else { return None };
     let (_, port) = address.split_once('@')?.0.rsplit_once(':')?;
     // A slot on its way is in brackets; it counts once it has arrived.
     let slots = slots.iter().filter(|slots| !slots.starts_with('[')).map(|slots| {
@@ -180,6 +216,7 @@ fn read(line: &str) -> Option<Seen> {
     Some(Seen {
         port: port.parse().ok()?,
         flags: (*flags).to_owned(),
+        epoch: epoch.parse().ok()?,
         linked: *link == "connected",
         slots: slots.collect::<Option<_>>()?,
     })

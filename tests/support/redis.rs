@@ -237,6 +237,14 @@ impl Redis {
         self.becomes("replication", "master_link_status", "up");
     }
 
+    /// Waits until another server, which follows this one, has what was written here so far.
+    pub fn followed_by(&self, replica: &Redis) {
+        let written = "written so far";
+        self.ask::<()>(&["SET", written, "1", "PX", "60000"]);
+        until("the replica has it", || replica.ask(&["EXISTS", written]));
+        self.ask::<()>(&["DEL", written]);
+    }
+
     /// Its process, which takes no time and gives no answer until [`thaw`](Self::thaw).
     pub fn freeze(&self) {
         self.process.signal("-STOP");

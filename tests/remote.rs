@@ -1,0 +1,144 @@
+//! When a store outside this process is left alone, and what becomes of what is asked of it then.
+
+#[path = "model/kept.rs"]
+mod kept;
+#[path = "model/numbers.rs"]
+mod numbers;
+#[path = "model/plans.rs"]
+#[expect(dead_code, reason = "nothing is drawn at random here")]
+mod plans;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, one};
+use plans::START;
+use tollgate::limiter::{
+    Charges, Check, Concurrency, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Needs, OnStoreError,
+    Plan, SlidingWindow, Undo,
+};
+use tollgate::store::{Remote, RemoteSettings};
+
+/// No test lasts as long.
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
+}
+
+fn check(limit: Limit) -> Check {
+    Check {
+        counter: CounterName([1, 7]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Deny,
+    }
+}
+
+fn log(limit: u32) -> Check {
+    check(Limit::SlidingWindow(SlidingWindow { limit, window: 60_000_000 }))
+}
+
+/// A store that calls have so long for, each plan a call of its own.
+fn remote(kept: &Kept, deadline: Duration) -> Remote {
+    Remote::new("main", kept.clone(), RemoteSettings { deadline, batch: 1, calls: 64 })
+}
+
+/// Asks it, and waits for as long as it takes.
+async fn ask(remote: &Remote, plan: &Plan) -> Result<bool, Fault> {
+    let answer = remote.ask(plan.clone(), None, std::time::Instant::now() + HOUR).await;
+    answer.map(|applied| applied.admitted)
+}
+
+#[test]
+fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    runtime.block_on(async {
+        kept.be(HANGING);
+        let pause = async {
+            while kept.calls() < 64 {
+                tokio::task::yield_now().await;
+            }
+            kept.be(LATE);
+        };
+        let (answers, ()) = tokio::join!(join_all((0..64).map(|_| ask(&remote, &plan))), pause);
+        assert_eq!(answers, [Err(Fault::Timeout); 64]);
+        assert!(!remote.suspended(), "it was one pause");
+        kept.be(WELL);
+        assert_eq!(ask(&remote, &plan).await, Ok(true));
+    });
+}
+
+#[test]
+fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    // Any two failures lie further apart than that.
+    let (remote, plan) = (remote(&kept, Duration::ZERO), one(log(100)));
+    runtime.block_on(async {
+        kept.be(LATE);
+        for failures in 1..=10 {
+            assert!(!remote.suspended(), "after {} failures", failures - 1);
+            assert_eq!(ask(&remote, &plan).await, Err(Fault::Timeout));
+        }
+        assert!(remote.suspended());
+        assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+    });
+}
+
+#[test]
+fn a_store_without_a_connection_is_left_alone_at_once() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    kept.be(BROKEN);
+    assert_eq!(runtime.block_on(ask(&remote, &plan)), Err(Fault::Unreachable));
+    assert!(remote.suspended());
+}
+
+/// Uses a counter up, and gives all of it back with a plan while the store is left alone.
+fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(check));
+    runtime.block_on(async {
+        assert_eq!(ask(&remote, &plan).await, Ok(true));
+        assert_eq!(kept.left(&check), 0);
+        kept.be(BROKEN);
+        assert_eq!(ask(&remote, &plan).await, Err(Fault::Unreachable));
+        kept.be(UNSEEN);
+        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::Suspended), "it is left alone still");
+        let given_back = async {
+            while kept.left(&check) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), given_back).await.expect("it is given back");
+    });
+}
+
+#[test]
+fn a_slot_that_is_released_while_a_store_is_left_alone_is_released_when_it_can_be() {
+    let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 60_000_000 }));
+    given_back_while_left_alone(slot, |lease| {
+        let change = LeaseChange { counter: slot.counter, store: 0, lease, action: LeaseAction::Release };
+        Plan { changes: [change].into_iter().collect(), ..Plan::default() }
+    });
+}
+
+#[test]
+fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it_can_be() {
+    let log = log(1);
+    given_back_while_left_alone(log, |_| {
+        let Check { counter, limit, .. } = log;
+        let undo = Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 };
+        Plan { undos: vec![undo], ..Plan::default() }
+    });
+}
