@@ -1114,8 +1114,19 @@ fn semantics_24_at_most_eight_slots() {
         World::new(limiters, vec![applies("all", all)])
     };
     assert!(world_of(8).passes(A));
-    let refused = world_of(9).ask(A);
-    assert_eq!(refused.refusal().map(|refusal| refusal.reason), Some(Reason::TooLarge));
+    let too_many = |refused: &Decision| {
+        assert_eq!(refused.refusal().map(|refusal| refusal.reason), Some(Reason::TooLarge));
+    };
+    too_many(&world_of(9).ask(A));
+    // Whoever looks before it takes takes no fewer, and whoever asks twice for eight takes no more.
+    let twice = |count, first| world_of(count).decide([hits(first, A), hits(Hits::Charge(1), A)]);
+    too_many(&twice(9, Hits::Peek));
+    assert!(twice(8, Hits::Peek).allowed());
+    assert!(twice(8, Hits::Charge(1)).allowed());
+    // One that was in shadow first is enforced by the rule after it.
+    let limiters = names.iter().map(|name| slots(name, 1, secs(60))).collect();
+    let all = |rule| applies(rule, names.iter().map(|name| apply(name, &["account"])).collect::<Vec<_>>());
+    too_many(&with_shadow(all("trial"), vec![all("all")], limiters).ask(A));
 }
 
 #[test]

@@ -205,20 +205,20 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
     });
 }
 
-/// Counts the plans that the first store could not answer, whatever the reason.
-fn faults_of_the_first(stores: &Stores) -> Arc<AtomicU64> {
-    let faults = Arc::new(AtomicU64::new(0));
-    let of_the_first = Counter::from_arc(faults.clone());
+/// Counts the plans that the first store could not answer, whatever the reason, and those by which it took charges back.
+fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
+    let counted = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
+    let [faults, undone] = counted.each_ref().map(|count| Counter::from_arc(count.clone()));
     stores.watch(|place| Watch {
         latency: Histogram::noop(),
         batch: Histogram::noop(),
-        faults: std::array::from_fn(|_| if place == 0 { of_the_first.clone() } else { Counter::noop() }),
+        faults: std::array::from_fn(|_| if place == 0 { faults.clone() } else { Counter::noop() }),
         policy: [Counter::noop(), Counter::noop(), Counter::noop()],
         suspended: Gauge::noop(),
-        undone: [Counter::noop(), Counter::noop()],
+        undone: [if place == 0 { undone.clone() } else { Counter::noop() }, Counter::noop()],
         near: [Counter::noop(), Counter::noop()],
     });
-    faults
+    counted
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores_within(Duration::from_millis(500), &first, &second, false);
-    let faults = faults_of_the_first(&stores);
+    let [faults, undone] = counted_of_the_first(&stores);
     second.be(HANGING);
     let wide = |check| Check { limit: Limit::SlidingWindow(SlidingWindow { limit: 100, window: 60_000_000 }), ..check };
     let plan = group([wide(check(0, OnStoreError::Deny)), wide(check(1, OnStoreError::Deny))]);
@@ -238,7 +238,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
         assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
         assert_eq!(stores.facts()[0], StoreFact::Shared { suspended: false });
         let given_back = async {
-            while first.left(&plan.checks[0]) < 100 {
+            while first.left(&plan.checks[0]) < 100 || undone.load(Ordering::Relaxed) < 20 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

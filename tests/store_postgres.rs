@@ -658,17 +658,13 @@ fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_f
     );
 
     server.freeze();
-    let began = Instant::now();
-    assert_eq!(runtime.block_on(ask(&store, &one(1))).err(), Some(Fault::Timeout));
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let given_up = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(&store, &one(1))).await });
+    assert_eq!(given_up.expect("it is given up").err(), Some(Fault::Timeout));
     server.thaw();
     runtime.block_on(until("it goes on", async || ask(&store, &one(1)).await.is_ok()));
     server.kill();
     runtime
         .block_on(until("its end is noticed", async || ask(&store, &one(1)).await.err() == Some(Fault::Unreachable)));
-    let began = Instant::now();
-    assert_eq!(runtime.block_on(ask(&store, &one(1))).err(), Some(Fault::Unreachable));
-    assert!(began.elapsed() < Duration::from_millis(250), "at once: {:?}", began.elapsed());
 }
 
 #[test]

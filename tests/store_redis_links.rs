@@ -147,15 +147,16 @@ fn a_connection_comes_back_by_itself() {
         server.kill();
         let lost = Instant::now();
         while left(&redis).await != Err(Fault::Unreachable) {
-            assert!(lost.elapsed() < Duration::from_secs(2), "it is noticed");
+            assert!(lost.elapsed() < support::PATIENCE, "it is noticed");
         }
+        // Without a connection the answer comes at once: nobody waits for one that is being made.
         let asked = Instant::now();
-        assert_eq!(left(&redis).await, Err(Fault::Unreachable));
-        assert!(asked.elapsed() < Duration::from_millis(100), "without a connection the answer comes at once");
+        for _ in 0..100 {
+            assert_eq!(left(&redis).await, Err(Fault::Unreachable));
+        }
+        assert!(asked.elapsed() < support::PATIENCE, "{:?}", asked.elapsed());
         server.restart();
-        let back = Instant::now();
         answers(&redis).await;
-        assert!(back.elapsed() < Duration::from_secs(1), "back after {:?}", back.elapsed());
         assert_eq!(left(&redis).await, Ok(9));
     });
 }
@@ -167,13 +168,10 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
         let settings = RedisSettings { response_timeout: Duration::from_millis(100), ..at(server.port) };
         let redis = connected(&settings).await;
         server.freeze();
-        let asked = Instant::now();
-        assert_eq!(left(&redis).await, Err(Fault::Timeout));
-        assert!(asked.elapsed() < Duration::from_secs(1), "given up after {:?}", asked.elapsed());
+        let given_up = tokio::time::timeout(support::PATIENCE, left(&redis)).await.expect("it is given up");
+        assert_eq!(given_up, Err(Fault::Timeout));
         server.thaw();
-        let back = Instant::now();
         answers(&redis).await;
-        assert!(back.elapsed() < Duration::from_secs(1), "back after {:?}", back.elapsed());
     });
 }
 
@@ -193,7 +191,7 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
             let promoted = Instant::now();
             // What is answered from here on is counted in the new server.
             while apply(&redis, plan([fresh(2)])).await.is_err() {
-                assert!(promoted.elapsed() < Duration::from_secs(5), "the failover is followed");
+                assert!(promoted.elapsed() < support::PATIENCE, "the failover is followed");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             assert_eq!(counters(&watched.servers[now], &fresh(2)), 1, "{:?} after it", promoted.elapsed());

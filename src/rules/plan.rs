@@ -109,7 +109,7 @@ pub struct Notes {
 impl Rules {
     /// Turns a request into checks. `lease` is the id under which any slots will be held.
     pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
-        let mut walk = Walk { rules: self, now, planned: Box::default(), slots: 0 };
+        let mut walk = Walk { rules: self, now, planned: Box::default(), slots_asked: 0 };
         walk.planned.plan.lease = lease;
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
@@ -130,7 +130,7 @@ impl Rules {
                 }
             };
             walk.planned.ends.push(end);
-            if walk.planned.plan.checks.len() > self.bounds.checks || walk.slots > MOST_SLOTS_A_LEASE {
+            if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_slots() {
                 return walk.refuse_outright(Refused::TooLarge, request);
             }
         }
@@ -251,7 +251,8 @@ struct Walk<'r> {
     now: Timestamp,
     /// Several hundred bytes that pass through many hands: written once, where they stay.
     planned: Box<Planned>,
-    slots: usize,
+    /// How often a slot was asked for, of whichever counters.
+    slots_asked: usize,
 }
 
 impl Walk<'_> {
@@ -463,12 +464,8 @@ impl Walk<'_> {
                 barred: false,
                 on_store_error: target.on_store_error(self.rules),
             };
-            let before = self.planned.plan.checks.len();
             let place = self.add(check);
-            // Slots held in shadow that a lease has no room for expire by themselves.
-            if self.planned.plan.checks.len() > before && charges.admitted > 0 && !check.shadow {
-                self.slots += 1;
-            }
+            self.slots_asked += usize::from(charges.admitted > 0);
             self.planned.links.push(link(place, true, check.shadow, None));
         }
         Some(())
@@ -486,6 +483,15 @@ impl Walk<'_> {
         let homed = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_homed());
         let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, homed);
         Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
+    }
+
+    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire by themselves.
+    fn takes_too_many_slots(&self) -> bool {
+        let takes = |check: &&Check| {
+            matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
+        };
+        self.slots_asked > MOST_SLOTS_A_LEASE
+            && self.planned.plan.checks.iter().filter(takes).count() > MOST_SLOTS_A_LEASE
     }
 
     /// Adds a check, or merges it with the one that the group has on the same counter (semantics 6).

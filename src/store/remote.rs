@@ -61,7 +61,7 @@ pub struct Watch {
     pub policy: [Counter; 3],
     /// Whether the store is left alone.
     pub suspended: Gauge,
-    /// Charges taken back because another store or slot refused: in time, and failed.
+    /// Plans that took charges back, whether or not anybody waited for it: done, and failed.
     pub undone: [Counter; 2],
     /// Plans answered without a call: by the cache of refusals, and from a lease of quota.
     pub near: [Counter; 2],
@@ -154,7 +154,7 @@ impl Remote {
         let lane = self.asking.backend.lane(&plan);
         let answer = match self.asking.breakers[lane].suspended() {
             true => {
-                if plan.checks.is_empty() {
+                if plan.checks.is_empty() || !plan.undos.is_empty() {
                     // What is given back is worth a try: the store may be back, and not be asked yet.
                     self.post(plan, now);
                 }
@@ -348,6 +348,9 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         asking.count(|watch| {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
+            for (_, answer) in plans.iter().zip(&answers).filter(|(plan, _)| !plan.undos.is_empty()) {
+                watch.undone[usize::from(answer.is_err())].increment(1);
+            }
         });
         asking.learn(lane, &plans, &answers, begun.elapsed());
         let mut late = Vec::new();

@@ -92,7 +92,11 @@ const DESCRIPTIONS: [(&str, Kind, &str); 28] = [
         "Checks answered without their store, as on_store_error says: allow, deny, or decided locally.",
     ),
     (SUSPENDED, Kind::Gauge, "Whether a shared store is left alone until it answers again."),
-    (UNDONE, Kind::Counter, "Charges taken back because another store or slot refused, by result."),
+    (
+        UNDONE,
+        Kind::Counter,
+        "Plans that took charges back, by result: another store or slot refused, or leased quota was left over.",
+    ),
     (NEAR, Kind::Counter, "Requests answered without a call: from the cache of refusals, or from a lease of quota."),
     (RELOADS, Kind::Counter, "Configurations read after the first, by result."),
     (RELOADED, Kind::Gauge, "Whether the last configuration read was taken."),

@@ -195,7 +195,7 @@ pub(super) fn health(health: &Health, path: &str) -> Response<Full<Bytes>> {
     };
     match (path, health.ready()) {
         ("/livez", _) | ("/healthcheck" | "/readyz", true) => told(true, "OK"),
-        ("/healthcheck" | "/readyz", false) => told(false, "stopping\n"),
+        ("/healthcheck" | "/readyz", false) => told(false, "not ready: stopping, or waiting for a store\n"),
         _ => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path here\n"),
     }
 }
