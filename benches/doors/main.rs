@@ -17,7 +17,7 @@ mod stores;
 use std::time::Duration;
 
 use load::Load;
-use questions::{authz_frame, authz_headers, rls_frame};
+use questions::{ADDRESS, authz_frame, authz_headers, rls_frame};
 use server::Server;
 
 /// Turns of each contender.
@@ -54,7 +54,7 @@ fn main() {
     println!("answers: right on every door");
 
     let of = |name, server, load| Contender { name, server, load, micros: Vec::new() };
-    let rls = |domain| Load::grpc(questions::RLS, &rls_frame(domain, "/login", "load"));
+    let rls = |domain| Load::grpc(questions::RLS, &rls_frame(domain, "/login", "load", ADDRESS));
     let mut contenders = [
         of("idle tonic server", &idle, rls("two")),
         of("no-op service on hyper", &noop, rls("two")),

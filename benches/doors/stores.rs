@@ -57,7 +57,7 @@ struct Contender<'a> {
 }
 
 fn of<'a>(name: &str, servers: &[&'a Server], redis: Option<&'a Redis>, domain: &str) -> Contender<'a> {
-    let load = Load::grpc(questions::RLS, &questions::rls_frame(domain, "/login", "load"));
+    let load = Load::grpc(questions::RLS, &questions::rls_frame(domain, "/login", "load", questions::ADDRESS));
     Contender { name: name.to_owned(), servers: servers.to_vec(), redis, load, micros: Vec::new() }
 }
 
