@@ -10,6 +10,7 @@
 mod check;
 mod gateway;
 mod load;
+mod paced;
 mod questions;
 mod server;
 mod stores;
@@ -45,7 +46,8 @@ fn main() {
     }
     let tollgate = [tollgate.as_str(), "serve", "--config", configuration];
     if let Some(envoy) = envoy {
-        return gateway::report(envoy, noop_hyper, &tollgate);
+        let (noop, real) = (Server::start(&[noop_hyper]), Server::start(&tollgate));
+        return gateway::report(envoy, &[(gateway::NOTHING, &noop), (gateway::MEMORY, &real)]);
     }
 
     footprint(&tollgate);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::load::{self, Load};
 use crate::server::{self, Server};
-use crate::{ROUNDS, median, questions};
+use crate::{ROUNDS, gateway, median, questions};
 
 /// A Redis that keeps nothing on disk.
 struct Redis {
@@ -134,14 +134,17 @@ pub fn report(idle: &str, tollgate: &str, configuration: &str, redis: &str) {
     drop(std::fs::remove_dir_all(directory));
 }
 
-/// Latency through a real Envoy with a Redis behind tollgate, beside a service that does nothing.
+/// Latency through a real Envoy with a Redis behind tollgate, beside the memory store and a service that does nothing.
 pub fn through_envoy(envoy: &str, noop: &str, tollgate: &str, configuration: &str, redis: &str) {
     let directory = std::env::temp_dir().join(format!("tollgate-stores-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("there is a temporary directory");
     let redis = Redis::start(redis);
     let path = write(&directory, "gateway.toml", configuration, &settings(&redis, ""));
-    println!("with a Redis behind tollgate:");
-    crate::gateway::report(envoy, noop, &[tollgate, "serve", "--config", path.to_str().expect("a path in UTF-8")]);
+    let start = |path: &Path| Server::start(&[tollgate, "serve", "--config", path.to_str().expect("a path in UTF-8")]);
+    let (noop, memory, shared) = (Server::start(&[noop]), start(Path::new(configuration)), start(&path));
+    let services =
+        [(gateway::NOTHING, &noop), (gateway::MEMORY, &memory), ("tollgate, two limiters in Redis", &shared)];
+    gateway::report(envoy, &services);
     drop(std::fs::remove_dir_all(directory));
 }
 
