@@ -2,9 +2,11 @@
 //! nothing.
 //!
 //! ```text
-//!   client -> Envoy :a -> RLS that does nothing    one Envoy, one worker; the answer is its own ("direct_response"),
-//!          -> Envoy :b -> RLS of tollgate          so that nothing but the question is in between
+//!   client -> Envoy :a -> RLS that does nothing    one Envoy, one worker; the answer is its own (that of its filter for
+//!          -> Envoy :b -> RLS of tollgate          health checks), so that nothing but the question is in between
 //! ```
+//!
+//! A `direct_response` would not do: Envoy's filter asks nobody about a route that leads nowhere.
 //!
 //! Requests come at a fixed rate: hardly any, or a share of what the gateway can do when it asks the service that does
 //! nothing. The services take turns, each of which comes to a median and a 99th of a hundred.
@@ -47,6 +49,7 @@ enum Pace {
 pub fn report(envoy: &str, services: &[(&str, &Server)]) {
     let servers: Vec<&Server> = services.iter().map(|(_, server)| *server).collect();
     let gateway = Gateway::start(envoy, &servers);
+    gateway.ports[1..].iter().for_each(|port| verdicts(*port));
     let capacity = gateway.capacity();
     println!("\nLatency through a real Envoy, microseconds; it can do {capacity:.0} requests/s with {NOTHING}");
     for pace in [Pace::Idle, Pace::Half, Pace::Bursts] {
@@ -74,6 +77,17 @@ pub fn report(envoy: &str, services: &[(&str, &Server)]) {
             println!("  {name:<36} {p50:>8.0} {p99:>8.0} {half:>15.2} {most:>15.2}{goal}");
         }
     }
+}
+
+/// Envoy asks, and does as it is told: a limit of three admits three.
+fn verdicts(port: u16) {
+    let mut stream = TcpStream::connect(local(port)).expect("Envoy listens");
+    let statuses = [(); 4].map(|()| paced::ask(&mut stream, &request("/check")));
+    assert_eq!(statuses, [200, 200, 200, 429], "Envoy does not ask");
+}
+
+fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nx-account: load\r\n\r\n")
 }
 
 /// What a turn came to, in microseconds.
@@ -123,10 +137,10 @@ impl Gateway {
     }
 
     fn turn(&self, port: u16, pace: Pace, rate: f64) -> Turn {
-        let request = "GET /login HTTP/1.1\r\nhost: gateway\r\nx-account: load\r\n\r\n";
+        let request = request("/login");
         let mut micros = match pace {
-            Pace::Idle => paced::latencies(local(port), request, rate, IDLE_TURN),
-            Pace::Half => paced::latencies(local(port), request, rate, TURN),
+            Pace::Idle => paced::latencies(local(port), &request, rate, IDLE_TURN),
+            Pace::Half => paced::latencies(local(port), &request, rate, TURN),
             Pace::Bursts => self.bursts(port, rate),
         };
         micros.sort_by(f64::total_cmp);
@@ -204,7 +218,7 @@ fn configuration(services: impl Iterator<Item = (u16, SocketAddr)>) -> String {
               domains: ["*"]
               routes:
               - match: {{prefix: /}}
-                direct_response: {{status: 200}}
+                route: {{cluster: service_{port}}}
                 typed_per_filter_config:
                   envoy.filters.http.ratelimit:
                     "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute
@@ -218,11 +232,16 @@ fn configuration(services: impl Iterator<Item = (u16, SocketAddr)>) -> String {
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
               domain: two
-              timeout: 1s
+              timeout: 10s
               failure_mode_deny: true
               rate_limit_service:
                 transport_api_version: V3
                 grpc_service: {{envoy_grpc: {{cluster_name: service_{port}}}}}
+          - name: envoy.filters.http.health_check
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck
+              pass_through_mode: false
+              headers: [{{name: ":path", string_match: {{prefix: /}}}}]
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#
         );
