@@ -3,8 +3,8 @@
 #   benches/run.sh           all of them
 #   benches/run.sh engine    the engine in process
 #   benches/run.sh doors     the doors under load
-#   benches/run.sh gateway   a real Envoy in front of them
-#   benches/run.sh stores    the doors with a Redis behind them
+#   benches/run.sh stores    the doors with a Redis behind them, a Redis Cluster, and a real Envoy in front with both stores
+#   benches/run.sh gateway   a real Envoy in front of the doors, without a Redis; all has it in stores
 #   benches/run.sh postgres  a PostgreSQL under load; not a part of all
 #   benches/run.sh flood     a flood of new keys, in process and through RLS; not a part of all
 set -eu
@@ -42,8 +42,8 @@ gateway() {
 
 stores() {
     programs
-    measure --store "$(command -v redis-server)"
-    measure --gateway "$(scripts/envoy)" --store "$(command -v redis-server)"
+    measure --store
+    measure --gateway "$(scripts/envoy)" --store
 }
 
 flood() {
@@ -58,7 +58,7 @@ postgres() {
 }
 
 case "${1:-all}" in
-    all) engine; doors; measure --gateway "$(scripts/envoy)"; measure --store "$(command -v redis-server)" ;;
+    all) engine; doors; stores ;;
     engine) engine ;;
     doors) doors ;;
     gateway) gateway ;;

@@ -9,7 +9,7 @@ use tonic::client::Grpc;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
-use crate::questions::{AUTHZ, RLS, authz, authz_headers, rls};
+use crate::questions::{ADDRESS, AUTHZ, RLS, authz, authz_headers, rls};
 use crate::server::Server;
 
 /// Asks each door four times.
@@ -22,7 +22,7 @@ pub fn verdicts(server: &Server) {
         let mut client = Grpc::new(channel);
         for expected in EXPECTED {
             let answer: RateLimitResponse =
-                ask::<RateLimitRequest, _>(&mut client, RLS, rls("two", "/check", "rls")).await;
+                ask::<RateLimitRequest, _>(&mut client, RLS, rls("two", "/check", "rls", ADDRESS)).await;
             assert_eq!(answer.overall_code() == Code::Ok, expected, "RLS: {answer:?}");
             assert_eq!(answer.statuses.len(), 1, "RLS: {answer:?}");
         }

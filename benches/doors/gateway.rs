@@ -2,54 +2,92 @@
 //! nothing.
 //!
 //! ```text
-//!   h2load -> Envoy :a -> RLS of tollgate        one Envoy, one worker; the answer is its own ("direct_response"),
-//!          -> Envoy :b -> RLS that does nothing  so that nothing but the question is in between
+//!   client -> Envoy :a -> RLS that does nothing    one Envoy, one worker; the answer is its own (that of its filter for
+//!          -> Envoy :b -> RLS of tollgate          health checks), so that nothing but the question is in between
 //! ```
 //!
-//! Requests come at a fixed rate, a quarter of what the gateway can do when it asks the service that does nothing. The
-//! two take turns; a turn's latencies are h2load's own, one for each request.
+//! A `direct_response` would not do: Envoy's filter asks nobody about a route that leads nowhere.
+//!
+//! Requests come at a fixed rate: hardly any, or a share of what the gateway can do when it asks the service that does
+//! nothing. The services take turns, each of which comes to a median and a 99th of a hundred.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::median;
 use crate::server::Server;
+use crate::{ROUNDS, median, paced};
 
-/// Turns of each, in pairs.
-const PAIRS: usize = 7;
+/// What the services are called that there always are.
+pub const NOTHING: &str = "RLS that does nothing";
+pub const MEMORY: &str = "tollgate, two limiters in memory";
+
+/// Requests a second when nothing else goes on: each has long been answered when the next one comes.
+const IDLE: f64 = 100.0;
 
 /// How long a turn takes.
 const TURN: Duration = Duration::from_secs(4);
 
-/// Connections to the gateway.
+/// The same at the idle rate, so that ten requests of a turn are slower than its 99th of a hundred.
+const IDLE_TURN: Duration = Duration::from_secs(10);
+
+/// Connections of h2load.
 const CLIENTS: usize = 8;
 
-/// Measures and prints the table.
-pub fn report(envoy: &str, noop: &str, tollgate: &[&str]) {
-    let (noop, tollgate) = (Server::start(&[noop]), Server::start(tollgate));
-    let gateway = Gateway::start(envoy, &tollgate, &noop);
+/// How requests come.
+#[derive(Clone, Copy)]
+enum Pace {
+    Idle,
+    /// At half of the capacity, evenly.
+    Half,
+    /// At a quarter of the capacity, as h2load sends them: what is due in ten milliseconds comes at once.
+    Bursts,
+}
+
+/// Measures and prints the tables. The first service is what the others are compared with.
+pub fn report(envoy: &str, services: &[(&str, &Server)]) {
+    let servers: Vec<&Server> = services.iter().map(|(_, server)| *server).collect();
+    let gateway = Gateway::start(envoy, &servers);
+    gateway.ports[1..].iter().for_each(|port| verdicts(*port));
     let capacity = gateway.capacity();
-    let rate = capacity / 4.0;
-    let mut turns = [Vec::new(), Vec::new()];
-    for _ in 0..PAIRS {
-        for (port, turns) in [gateway.noop, gateway.tollgate].into_iter().zip(&mut turns) {
-            turns.push(gateway.turn(port, rate));
+    println!("\nLatency through a real Envoy, microseconds; it can do {capacity:.0} requests/s with {NOTHING}");
+    for pace in [Pace::Idle, Pace::Half, Pace::Bursts] {
+        let (rate, what, goal) = match pace {
+            Pace::Idle => (IDLE, "idle, evenly spaced", ""),
+            Pace::Half => (capacity / 2.0, "half of what it can do, evenly spaced", ""),
+            Pace::Bursts => {
+                (capacity / 4.0, "a quarter of what it can do, in bursts of 10 ms", "   goals: 1.1 and 1.25")
+            }
+        };
+        let mut turns: Vec<Vec<Turn>> = services.iter().map(|_| Vec::new()).collect();
+        for _ in 0..ROUNDS {
+            for (port, turns) in gateway.ports.iter().zip(&mut turns) {
+                turns.push(gateway.turn(*port, pace, rate));
+            }
+        }
+        println!("\n  {rate:.0} requests/s: {what}");
+        println!("  {:<36} {:>8} {:>8} {:>15} {:>15}", "", "p50 us", "p99 us", "p50 x nothing", "p99 x nothing");
+        let of = |turns: &[Turn], quantile: fn(&Turn) -> f64| median(turns.iter().map(quantile).collect());
+        let medians: Vec<_> =
+            turns.iter().map(|turns| (of(turns, |turn| turn.p50), of(turns, |turn| turn.p99))).collect();
+        for ((name, _), (p50, p99)) in services.iter().zip(&medians) {
+            let goal = if *name == MEMORY { goal } else { "" };
+            let (half, most) = (p50 / medians[0].0, p99 / medians[0].1);
+            println!("  {name:<36} {p50:>8.0} {p99:>8.0} {half:>15.2} {most:>15.2}{goal}");
         }
     }
-    let quantile = |turns: &[Turn], of: fn(&Turn) -> f64| median(turns.iter().map(of).collect());
-    println!("\nThrough a real Envoy at {rate:.0} requests/s, a quarter of the {capacity:.0} it can do");
-    println!("  {:<42} {:>10} {:>10}", "", "p50 us", "p99 us");
-    let [nothing, real] = turns.map(|turns| [quantile(&turns, |turn| turn.p50), quantile(&turns, |turn| turn.p99)]);
-    println!("  {:<42} {:>10.0} {:>10.0}", "RLS that does nothing", nothing[0], nothing[1]);
-    println!("  {:<42} {:>10.0} {:>10.0}", "tollgate, two limiters", real[0], real[1]);
-    println!(
-        "  {:<42} {:>8.2} x {:>8.2} x   goals 1.1 and 1.25",
-        "tollgate over nothing",
-        real[0] / nothing[0],
-        real[1] / nothing[1]
-    );
+}
+
+/// Envoy asks, and does as it is told: a limit of three admits three.
+fn verdicts(port: u16) {
+    let mut stream = TcpStream::connect(local(port)).expect("Envoy listens");
+    let statuses = [(); 4].map(|()| paced::ask(&mut stream, &request("/check")));
+    assert_eq!(statuses, [200, 200, 200, 429], "Envoy does not ask");
+}
+
+fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nx-account: load\r\n\r\n")
 }
 
 /// What a turn came to, in microseconds.
@@ -61,18 +99,19 @@ struct Turn {
 /// The Envoy. It ends with this value.
 struct Gateway {
     process: Child,
-    tollgate: u16,
-    noop: u16,
+    /// Where it asks which service, in their order.
+    ports: Vec<u16>,
     log: PathBuf,
 }
 
 impl Gateway {
-    fn start(envoy: &str, tollgate: &Server, noop: &Server) -> Self {
-        let (a, b) = (free_port(), free_port());
+    fn start(envoy: &str, services: &[&Server]) -> Self {
+        let ports: Vec<u16> = services.iter().map(|_| free_port()).collect();
         let directory = std::env::temp_dir().join(format!("tollgate-bench-gateway-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("there is a temporary directory");
         let file = directory.join("envoy.yaml");
-        std::fs::write(&file, configuration([(a, tollgate.grpc), (b, noop.grpc)])).expect("it can be written");
+        let addresses = services.iter().map(|service| service.grpc);
+        std::fs::write(&file, configuration(ports.iter().copied().zip(addresses))).expect("it can be written");
         let process = Command::new("taskset")
             .args(["-c", "1", envoy, "-c"])
             .arg(&file)
@@ -82,31 +121,40 @@ impl Gateway {
             .spawn()
             .expect("taskset starts it");
         let began = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", b)).is_err() {
+        while ports.iter().any(|port| TcpStream::connect(local(*port)).is_err()) {
             assert!(began.elapsed() < Duration::from_secs(20), "Envoy does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { process, tollgate: a, noop: b, log: directory.join("latencies") }
+        Self { process, ports, log: directory.join("latencies") }
     }
 
     /// Requests a second when nobody waits between them, asking the service that does nothing.
     fn capacity(&self) -> f64 {
-        let said = self.load(self.noop, &["-n", "40000"]);
+        let said = self.load(self.ports[0], &["-n", "40000"]);
         let rate = said.lines().find_map(|line| line.strip_prefix("finished in "));
         let rate = rate.and_then(|line| line.split(", ").nth(1)).and_then(|rate| rate.strip_suffix(" req/s"));
         rate.and_then(|rate| rate.parse().ok()).expect("h2load tells the rate")
     }
 
-    fn turn(&self, port: u16, rate: f64) -> Turn {
+    fn turn(&self, port: u16, pace: Pace, rate: f64) -> Turn {
+        let request = request("/login");
+        let mut micros = match pace {
+            Pace::Idle => paced::latencies(local(port), &request, rate, IDLE_TURN),
+            Pace::Half => paced::latencies(local(port), &request, rate, TURN),
+            Pace::Bursts => self.bursts(port, rate),
+        };
+        micros.sort_by(f64::total_cmp);
+        let at = |share: f64| micros[(micros.len() as f64 * share) as usize];
+        Turn { p50: at(0.5), p99: at(0.99) }
+    }
+
+    fn bursts(&self, port: u16, rate: f64) -> Vec<f64> {
         drop(std::fs::remove_file(&self.log));
         let requests = format!("{:.0}", rate * TURN.as_secs_f64());
         let per_client = format!("{:.0}", (rate / CLIENTS as f64).max(1.0));
         let log = self.log.to_str().expect("a path in ASCII");
         self.load(port, &["-n", &requests, "--rps", &per_client, "--log-file", log]);
-        let mut micros = latencies(&self.log);
-        micros.sort_by(f64::total_cmp);
-        let at = |share: f64| micros[(micros.len() as f64 * share) as usize];
-        Turn { p50: at(0.5), p99: at(0.99) }
+        latencies(&self.log)
     }
 
     fn load(&self, port: u16, arguments: &[&str]) -> String {
@@ -140,13 +188,17 @@ fn latencies(log: &Path) -> Vec<f64> {
     text.lines().map(|line| line.split('\t').nth(2).and_then(|micros| micros.parse().ok()).expect("a time")).collect()
 }
 
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").port()
 }
 
 /// A listener for each service, which is asked before Envoy answers by itself.
-fn configuration(services: [(u16, SocketAddr); 2]) -> String {
+fn configuration(services: impl Iterator<Item = (u16, SocketAddr)>) -> String {
     let mut listeners = String::new();
     let mut clusters = String::new();
     for (port, service) in services {
@@ -166,7 +218,7 @@ fn configuration(services: [(u16, SocketAddr); 2]) -> String {
               domains: ["*"]
               routes:
               - match: {{prefix: /}}
-                direct_response: {{status: 200}}
+                route: {{cluster: service_{port}}}
                 typed_per_filter_config:
                   envoy.filters.http.ratelimit:
                     "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute
@@ -180,11 +232,16 @@ fn configuration(services: [(u16, SocketAddr); 2]) -> String {
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
               domain: two
-              timeout: 1s
+              timeout: 10s
               failure_mode_deny: true
               rate_limit_service:
                 transport_api_version: V3
                 grpc_service: {{envoy_grpc: {{cluster_name: service_{port}}}}}
+          - name: envoy.filters.http.health_check
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck
+              pass_through_mode: false
+              headers: [{{name: ":path", string_match: {{prefix: /}}}}]
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#
         );

@@ -8,16 +8,21 @@
 //! `benches/run.sh` builds what this starts and says where it is.
 
 mod check;
+mod client;
 mod gateway;
 mod load;
+mod paced;
 mod questions;
 mod server;
 mod stores;
+#[path = "../../tests/support/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "tests start the other servers")]
+mod support;
 
 use std::time::Duration;
 
 use load::Load;
-use questions::{authz_frame, authz_headers, rls_frame};
+use questions::{ADDRESS, authz_frame, authz_headers, rls_frame};
 use server::Server;
 
 /// Turns of each contender.
@@ -25,36 +30,39 @@ const ROUNDS: usize = 7;
 
 fn main() {
     let binaries: Vec<String> = std::env::args().skip(1).collect();
-    let (binaries, envoy, redis) = match binaries.as_slice() {
-        [binaries @ .., gateway, envoy, store, redis] if gateway == "--gateway" && store == "--store" => {
-            (binaries, Some(envoy), Some(redis))
+    let (binaries, envoy, stores) = match binaries.as_slice() {
+        [binaries @ .., gateway, envoy, store] if gateway == "--gateway" && store == "--store" => {
+            (binaries, Some(envoy), true)
         }
-        [binaries @ .., flag, envoy] if flag == "--gateway" => (binaries, Some(envoy), None),
-        [binaries @ .., flag, redis] if flag == "--store" => (binaries, None, Some(redis)),
-        binaries => (binaries, None, None),
+        [binaries @ .., flag, envoy] if flag == "--gateway" => (binaries, Some(envoy), false),
+        [binaries @ .., flag] if flag == "--store" => (binaries, None, true),
+        binaries => (binaries, None, false),
     };
     let [idle_tonic, noop_hyper, tollgate] = binaries else {
-        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE [--gateway ENVOY] [--store REDIS_SERVER]");
+        panic!("usage: doors IDLE_TONIC NOOP_HYPER TOLLGATE [--gateway ENVOY] [--store]");
     };
     let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/doors/tollgate.toml");
-    if let (Some(envoy), Some(redis)) = (envoy, redis) {
-        return stores::through_envoy(envoy, noop_hyper, tollgate, configuration, redis);
+    let command = [tollgate.as_str(), "serve", "--config", configuration];
+    match (envoy, stores) {
+        (Some(envoy), true) => stores::through_envoy(envoy, noop_hyper, tollgate, configuration),
+        (None, true) => stores::report(idle_tonic, tollgate, configuration),
+        (Some(envoy), false) => {
+            let (noop, tollgate) = (Server::start(&[noop_hyper]), Server::start(&command));
+            gateway::report(envoy, &[(gateway::NOTHING, &noop), (gateway::MEMORY, &tollgate)]);
+        }
+        (None, false) => doors(idle_tonic, noop_hyper, &command),
     }
-    if let Some(redis) = redis {
-        return stores::report(idle_tonic, tollgate, configuration, redis);
-    }
-    let tollgate = [tollgate.as_str(), "serve", "--config", configuration];
-    if let Some(envoy) = envoy {
-        return gateway::report(envoy, noop_hyper, &tollgate);
-    }
+}
 
-    footprint(&tollgate);
-    let [idle, noop, real] = [&[idle_tonic.as_str()][..], &[noop_hyper.as_str()], &tollgate].map(Server::start);
+/// CPU per request at each door.
+fn doors(idle_tonic: &str, noop_hyper: &str, tollgate: &[&str]) {
+    footprint(tollgate);
+    let [idle, noop, real] = [&[idle_tonic][..], &[noop_hyper], tollgate].map(Server::start);
     check::verdicts(&real);
     println!("answers: right on every door");
 
     let of = |name, server, load| Contender { name, server, load, micros: Vec::new() };
-    let rls = |domain| Load::grpc(questions::RLS, &rls_frame(domain, "/login", "load"));
+    let rls = |domain| Load::grpc(questions::RLS, &rls_frame(domain, "/login", "load", ADDRESS));
     let mut contenders = [
         of("idle tonic server", &idle, rls("two")),
         of("no-op service on hyper", &noop, rls("two")),

@@ -10,13 +10,16 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitRequest;
 pub const RLS: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 pub const AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 
+/// The address that asks where it does not matter.
+pub const ADDRESS: &str = "192.0.2.7";
+
 /// One descriptor of three entries.
-pub fn rls(domain: &str, path: &str, account: &str) -> RateLimitRequest {
+pub fn rls(domain: &str, path: &str, account: &str, address: &str) -> RateLimitRequest {
     let entry = |(key, value): (&str, &str)| Entry {
         key: key.to_owned().into_bytes().into(),
         value: value.to_owned().into_bytes().into(),
     };
-    let entries = [("path", path), ("account", account), ("remote_address", "192.0.2.7")].map(entry);
+    let entries = [("path", path), ("account", account), ("remote_address", address)].map(entry);
     let descriptor = RateLimitDescriptor { entries: entries.into(), ..RateLimitDescriptor::default() };
     RateLimitRequest {
         domain: domain.to_owned().into_bytes().into(),
@@ -52,8 +55,8 @@ pub fn authz_headers(account: &str) -> Vec<(String, String)> {
     let agent = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
     let headers = [
         ("x-account", account),
-        ("x-envoy-external-address", "192.0.2.7"),
-        ("x-forwarded-for", "192.0.2.7"),
+        ("x-envoy-external-address", ADDRESS),
+        ("x-forwarded-for", ADDRESS),
         ("x-forwarded-proto", "https"),
         ("x-request-id", "0f9cbe7a-6c5e-4a8e-9f0e-3f1f7d0c2b11"),
         ("user-agent", agent),
@@ -75,8 +78,8 @@ pub fn authz_headers(account: &str) -> Vec<(String, String)> {
     headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
-pub fn rls_frame(domain: &str, path: &str, account: &str) -> Vec<u8> {
-    frame(&rls(domain, path, account))
+pub fn rls_frame(domain: &str, path: &str, account: &str, address: &str) -> Vec<u8> {
+    frame(&rls(domain, path, account, address))
 }
 
 pub fn authz_frame(path: &str, account: &str) -> Vec<u8> {

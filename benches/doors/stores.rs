@@ -1,102 +1,169 @@
 //! What a shared store costs: CPU of tollgate and of Redis per request, beside the memory store and a tonic server that
-//! does nothing, in one run; and how that grows with limiters and with instances.
+//! does nothing, in one run; and how that grows with limiters, with instances, and with the primaries of a cluster.
 //!
-//! Everything has core 0 but h2load, which has core 1. CPU is user and system time of the processes.
+//! Everything has core 0 but who asks, which has core 1. CPU is user and system time of the processes.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use tempfile::TempDir;
+
 use crate::load::{self, Load};
-use crate::server::{self, Server};
-use crate::{ROUNDS, median, questions};
+use crate::server::Server;
+use crate::support::redis::Setup;
+use crate::support::{Cluster, Redis, until};
+use crate::{ROUNDS, client, gateway, median, questions};
 
-/// A Redis that keeps nothing on disk.
-struct Redis {
-    process: Child,
-    port: u16,
-}
+/// Accounts that are asked about in turn, where there are many.
+const ACCOUNTS: usize = 10_000;
 
-impl Redis {
-    fn start(program: &str) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a port is free")
-            .port();
-        let process = Command::new("taskset")
-            .args(["-c", "0", program, "--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()])
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("taskset starts it");
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(std::time::Instant::now() < deadline, "{program} does not listen");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Self { process, port }
-    }
+/// Questions under way on each connection, as many as h2load has.
+const STREAMS: usize = 50;
 
-    fn cpu(&self) -> Duration {
-        server::cpu_of(self.process.id())
-    }
-}
+/// How many primaries the clusters have.
+const PRIMARIES: [usize; 3] = [1, 3, 6];
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        drop(self.process.kill().and_then(|()| self.process.wait()));
-    }
+/// Settings by which each request is a call of its own.
+const UNBATCHED: &str = "max_batch = 1\nmax_calls = 64\n";
+
+/// How long a cluster is watched that nobody asks.
+const REST: Duration = Duration::from_secs(5);
+
+/// What is asked about.
+enum Asking {
+    /// One account.
+    One(Load),
+    /// Many in turn, framed.
+    Many(Arc<[Bytes]>),
 }
 
 /// Servers that share the load of one line of the table.
 struct Contender<'a> {
     name: String,
     servers: Vec<&'a Server>,
-    redis: Option<&'a Redis>,
-    load: Load,
-    micros: Vec<(f64, f64)>,
+    nodes: Vec<&'a Redis>,
+    asking: Asking,
+    turns: Vec<Spent>,
 }
 
+/// Microseconds of CPU for each request: of all servers together, and of each node of the store.
+struct Spent {
+    service: f64,
+    nodes: Vec<f64>,
+}
+
+impl Spent {
+    fn store(&self) -> f64 {
+        // The sum of no floats is -0.
+        self.nodes.iter().fold(0.0, |sum, node| sum + node)
+    }
+}
+
+/// A contender that is asked about one account.
 fn of<'a>(name: &str, servers: &[&'a Server], redis: Option<&'a Redis>, domain: &str) -> Contender<'a> {
-    let load = Load::grpc(questions::RLS, &questions::rls_frame(domain, "/login", "load"));
-    Contender { name: name.to_owned(), servers: servers.to_vec(), redis, load, micros: Vec::new() }
+    let frame = questions::rls_frame(domain, "/login", "load", questions::ADDRESS);
+    let asking = Asking::One(Load::grpc(questions::RLS, &frame));
+    let (servers, nodes) = (servers.to_vec(), redis.into_iter().collect());
+    Contender { name: name.to_owned(), servers, nodes, asking, turns: Vec::new() }
 }
 
 impl Contender<'_> {
     fn turn(&mut self) {
-        let cpu = |contender: &Self| {
-            let servers: Duration = contender.servers.iter().map(|server| server.cpu()).sum();
-            (servers, contender.redis.map_or(Duration::ZERO, Redis::cpu))
-        };
-        let before = cpu(self);
+        let before = self.cpu();
         std::thread::scope(|scope| {
             for server in &self.servers {
-                scope.spawn(|| self.load.run(server));
+                scope.spawn(|| self.asking.run(server));
             }
         });
-        let after = cpu(self);
+        let after = self.cpu();
         let requests = f64::from(load::REQUESTS) * self.servers.len() as f64;
-        let micros = |spent: Duration| spent.as_secs_f64() * 1e6 / requests;
-        self.micros.push((micros(after.0 - before.0), micros(after.1 - before.1)));
+        let micros = |after: Duration, before: Duration| (after - before).as_secs_f64() * 1e6 / requests;
+        let nodes = after.1.into_iter().zip(before.1).map(|(after, before)| micros(after, before)).collect();
+        self.turns.push(Spent { service: micros(after.0, before.0), nodes });
     }
 
+    /// Of the servers together, and of each node, so far.
+    fn cpu(&self) -> (Duration, Vec<Duration>) {
+        (self.servers.iter().map(|server| server.cpu()).sum(), self.nodes.iter().map(|node| node.cpu()).collect())
+    }
+
+    fn median(&self, part: impl Fn(&Spent) -> f64) -> f64 {
+        median(self.turns.iter().map(part).collect())
+    }
+
+    /// The service, and all nodes together.
     fn medians(&self) -> (f64, f64) {
-        let of = |part: fn(&(f64, f64)) -> f64| median(self.micros.iter().map(part).collect());
-        (of(|micros| micros.0), of(|micros| micros.1))
+        (self.median(|spent| spent.service), self.median(Spent::store))
     }
 }
 
-/// Prints the table.
-pub fn report(idle: &str, tollgate: &str, configuration: &str, redis: &str) {
-    let directory = std::env::temp_dir().join(format!("tollgate-stores-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("there is a temporary directory");
-    let redis = Redis::start(redis);
-    let written = |name: &str, more: &str| write(&directory, name, configuration, &settings(&redis, more));
-    let (batched, single) = (written("batched.toml", ""), written("single.toml", "max_batch = 1\nmax_calls = 64\n"));
-    let start = |path: &Path| Server::start(&[tollgate, "serve", "--config", path.to_str().expect("a path in UTF-8")]);
+impl Asking {
+    fn run(&self, server: &Server) {
+        match self {
+            Self::One(load) => load.run(server),
+            Self::Many(frames) => {
+                let frames = frames.clone();
+                let frame = move |number| frames[number as usize % frames.len()].clone();
+                let answered = |number: u64, admitted: bool| assert!(admitted, "request {number} is refused");
+                client::ask(server.grpc, STREAMS, load::REQUESTS.into(), frame, answered);
+            }
+        }
+    }
+}
+
+/// How tollgate is started with a store.
+struct Starter<'a> {
+    program: &'a str,
+    configuration: String,
+    directory: TempDir,
+}
+
+impl<'a> Starter<'a> {
+    fn new(program: &'a str, configuration: &str) -> Self {
+        let configuration = std::fs::read_to_string(configuration).expect("the bench's configuration");
+        Self { program, configuration, directory: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    fn memory(&self) -> Server {
+        self.start("")
+    }
+
+    /// Counts in the Redis on these ports, with more settings of the store.
+    fn redis(&self, ports: &[u16], more: &str) -> Server {
+        let nodes = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        // A bench is no gateway: what takes longer than its core has time for is to be counted too.
+        let store = format!("engine = \"redis\"\nurl = \"redis://{nodes}\"\nrequired = true\ntimeout = \"5s\"\n{more}");
+        let server = self.start(&format!("\n[stores.main]\n{store}"));
+        until("the store answers", || server.get("/healthcheck", &[]) == 200);
+        server
+    }
+
+    fn start(&self, stores: &str) -> Server {
+        let files = std::fs::read_dir(&self.directory).expect("the bench's directory").count();
+        let path = self.directory.path().join(format!("{files}.toml"));
+        std::fs::write(&path, self.configuration.clone() + stores).expect("a file in a directory of our own");
+        Server::start(&[self.program, "serve", "--config", path.to_str().expect("a path in UTF-8")])
+    }
+}
+
+fn redis() -> Setup {
+    Setup::redis().expect("redis-server is installed").on_core(0)
+}
+
+/// Prints the tables.
+pub fn report(idle: &str, tollgate: &str, configuration: &str) {
+    let starter = Starter::new(tollgate, configuration);
+    limiters_and_instances(idle, &starter);
+    primaries(&starter);
+}
+
+fn limiters_and_instances(idle: &str, starter: &Starter) {
+    let redis = redis().start();
     let idle = Server::start(&[idle]);
-    let memory = start(Path::new(configuration));
-    let instances = [(); 3].map(|()| start(&batched));
-    let unbatched = start(&single);
+    let memory = starter.memory();
+    let instances = [(); 3].map(|()| starter.redis(&[redis.port], ""));
+    let unbatched = starter.redis(&[redis.port], UNBATCHED);
 
     let [first, second, third] = &instances;
     let mut contenders = [
@@ -115,7 +182,7 @@ pub fn report(idle: &str, tollgate: &str, configuration: &str, redis: &str) {
     }
     let (idle, _) = contenders[0].medians();
     let (memory, _) = contenders[1].medians();
-    println!("CPU per request, microseconds");
+    println!("CPU per request, microseconds: RLS about one account, asked by h2load");
     println!("  {:<38} {:>8} {:>8} {:>8} {:>10} {:>14}", "", "service", "Redis", "sum", "x memory", "sum x idle");
     for contender in &contenders {
         let (service, store) = contender.medians();
@@ -131,29 +198,76 @@ pub fn report(idle: &str, tollgate: &str, configuration: &str, redis: &str) {
             sum / idle
         );
     }
-    drop(std::fs::remove_dir_all(directory));
 }
 
-/// Latency through a real Envoy with a Redis behind tollgate, beside a service that does nothing.
-pub fn through_envoy(envoy: &str, noop: &str, tollgate: &str, configuration: &str, redis: &str) {
-    let directory = std::env::temp_dir().join(format!("tollgate-stores-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).expect("there is a temporary directory");
-    let redis = Redis::start(redis);
-    let path = write(&directory, "gateway.toml", configuration, &settings(&redis, ""));
-    println!("with a Redis behind tollgate:");
-    crate::gateway::report(envoy, noop, &[tollgate, "serve", "--config", path.to_str().expect("a path in UTF-8")]);
-    drop(std::fs::remove_dir_all(directory));
+fn primaries(starter: &Starter) {
+    let redis = redis();
+    let single = redis.clone().start();
+    let clusters = PRIMARIES.map(|primaries| Cluster::of(&redis, primaries, 0));
+    let memory = starter.memory();
+    let [batched, unbatched] = ["", UNBATCHED].map(|more| starter.redis(&[single.port], more));
+    let clustered = clusters.each_ref().map(|cluster| starter.redis(&cluster.ports(), "mode = \"cluster\"\n"));
+
+    let frame = |number| questions::rls_frame("one", "/login", &format!("account-{number}"), questions::ADDRESS).into();
+    let frames: Arc<[Bytes]> = (0..ACCOUNTS).map(frame).collect();
+    let of = |name: &str, server, nodes| {
+        let asking = Asking::Many(frames.clone());
+        Contender { name: name.to_owned(), servers: vec![server], nodes, asking, turns: Vec::new() }
+    };
+    let mut contenders = vec![
+        of("memory", &memory, Vec::new()),
+        of("one Redis", &batched, vec![&single]),
+        of("one Redis, each by itself", &unbatched, vec![&single]),
+    ];
+    for ((primaries, cluster), server) in PRIMARIES.iter().zip(&clusters).zip(&clustered) {
+        let plural = if *primaries == 1 { "y" } else { "ies" };
+        contenders.push(of(&format!("cluster, {primaries} primar{plural}"), server, cluster.nodes.iter().collect()));
+    }
+    for _ in 0..ROUNDS {
+        contenders.iter_mut().for_each(Contender::turn);
+    }
+    for node in contenders.iter().flat_map(|contender| &contender.nodes) {
+        assert!(node.ask::<usize>(&["DBSIZE"]) > 0, "a primary was asked about no account");
+    }
+    let rest = at_rest(&contenders);
+
+    println!("\nHow it grows with the primaries of a Redis Cluster, all nodes on one core");
+    println!("CPU per decision, microseconds: RLS with one limiter about {ACCOUNTS} accounts in turn");
+    println!("(at rest: CPU of all nodes, microseconds for each second in which nobody asks)");
+    println!(
+        "  {:<26} {:>8} {:>10} {:>8} {:>13} {:>9}   each node",
+        "", "service", "all nodes", "sum", "x 1 primary", "at rest"
+    );
+    let total = |contender: &Contender| contender.median(|spent| spent.service + spent.store());
+    let one = total(&contenders[contenders.len() - PRIMARIES.len()]);
+    for (contender, rest) in contenders.iter().zip(rest) {
+        let (service, nodes) = contender.medians();
+        let sum = total(contender);
+        let each = |node| format!("{:.2}", contender.median(|spent: &Spent| spent.nodes[node]));
+        let each = (0..contender.nodes.len()).map(each).collect::<Vec<_>>().join(" ");
+        println!(
+            "  {:<26} {service:>8.2} {nodes:>10.2} {sum:>8.2} {:>13.2} {rest:>9.0}   {each}",
+            contender.name,
+            sum / one
+        );
+    }
 }
 
-fn settings(redis: &Redis, more: &str) -> String {
-    // A bench is no gateway: what takes longer than its core has time for is to be counted too.
-    let port = redis.port;
-    format!("\n[stores.main]\nengine = \"redis\"\nurl = \"redis://127.0.0.1:{port}/0\"\ntimeout = \"5s\"\n{more}")
+/// What the nodes of each take while nobody asks, in microseconds a second.
+fn at_rest(contenders: &[Contender]) -> Vec<f64> {
+    let nodes = |contender: &Contender| contender.cpu().1.into_iter().sum::<Duration>();
+    let before: Vec<Duration> = contenders.iter().map(nodes).collect();
+    std::thread::sleep(REST);
+    let spent = contenders.iter().zip(before).map(|(contender, before)| nodes(contender) - before);
+    spent.map(|spent| spent.as_secs_f64() * 1e6 / REST.as_secs_f64()).collect()
 }
 
-fn write(directory: &Path, name: &str, configuration: &str, more: &str) -> PathBuf {
-    let path = directory.join(name);
-    let text = std::fs::read_to_string(configuration).expect("the bench's configuration");
-    std::fs::write(&path, text + more).expect("a file in a directory of our own");
-    path
+/// Latency through a real Envoy with a Redis behind tollgate, beside the memory store and a service that does nothing.
+pub fn through_envoy(envoy: &str, noop: &str, tollgate: &str, configuration: &str) {
+    let starter = Starter::new(tollgate, configuration);
+    let redis = redis().start();
+    let (noop, memory, shared) = (Server::start(&[noop]), starter.memory(), starter.redis(&[redis.port], ""));
+    let services =
+        [(gateway::NOTHING, &noop), (gateway::MEMORY, &memory), ("tollgate, two limiters in Redis", &shared)];
+    gateway::report(envoy, &services);
 }

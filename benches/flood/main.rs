@@ -8,7 +8,12 @@
 //!
 //! Each request of the flood brings an address and an account of its own, so two new counters.
 
+#[path = "../doors/client.rs"]
+mod client;
 mod engine;
+#[path = "../doors/questions.rs"]
+#[expect(dead_code, reason = "the flood asks RLS alone")]
+mod questions;
 mod rls;
 #[path = "../doors/server.rs"]
 #[expect(dead_code, reason = "the doors ask it more")]

@@ -291,11 +291,14 @@ fn restrict(path: &Path) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("the test's file");
 }
 
+/// Where tests keep what takes long to make. None in examples, which use these rooms for other servers.
+const KEPT: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
+
 /// What `initdb` makes, which takes a second or more: made once for each version.
 fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
     let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres runs").stdout;
     let version = String::from_utf8_lossy(&version).trim().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let kept = Path::new(KEPT.expect("cargo tells tests and benches where it is"));
     let template = kept.join(version);
     if !template.exists() {
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -4,7 +4,7 @@
 
 use std::fmt::{Debug, Write};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redis::{
@@ -22,6 +22,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Setup {
     program: PathBuf,
+    core: Option<usize>,
     lines: Vec<String>,
     password: Option<String>,
     socket: bool,
@@ -41,13 +42,20 @@ impl Setup {
     }
 
     fn of(program: PathBuf) -> Self {
-        Self { program, lines: Vec::new(), password: None, socket: false, tls: false, sentinel: false }
+        Self { program, core: None, lines: Vec::new(), password: None, socket: false, tls: false, sentinel: false }
     }
 
     /// A line of its configuration, such as `maxmemory 2mb` or `user ada on >secret ~* +@all`.
     #[must_use]
     pub fn line(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
+        self
+    }
+
+    /// Has this core of the machine and no other.
+    #[must_use]
+    pub fn on_core(mut self, core: usize) -> Self {
+        self.core = Some(core);
         self
     }
 
@@ -123,7 +131,15 @@ impl Setup {
 
     /// Starts the process, and waits until it has read what it kept, and answers.
     fn launch(&self, directory: &TempDir, port: u16) -> Process {
-        let mut command = bound(&self.program, "KILL");
+        let mut command = match self.core {
+            // taskset becomes the server, so the process is the server's.
+            Some(core) => {
+                let mut command = bound(Path::new("taskset"), "KILL");
+                command.args(["-c", &core.to_string()]).arg(&self.program);
+                command
+            }
+            None => bound(&self.program, "KILL"),
+        };
         command.arg(directory.path().join(CONFIGURATION));
         if self.sentinel {
             command.arg("--sentinel");

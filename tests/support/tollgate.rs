@@ -16,13 +16,16 @@ pub struct Tollgate {
     _directory: TempDir,
 }
 
+/// Where it is. None in examples, which use these rooms for other servers.
+const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_tollgate");
+
 impl Tollgate {
     /// Serves this configuration, which listens on 8081 (gRPC) and 8080 (HTTP), on these ports.
     pub fn start(toml: &str, ports: &Ports) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("tollgate.toml");
         fs::write(&file, ports.rewrite(toml)).expect("a file in the test's directory");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let mut command = Command::new(BINARY.expect("cargo tells tests and benches where it is"));
         command.arg("serve").arg("--config").arg(&file).current_dir(directory.path());
         let http = ports.of(8_080);
         let process = Process::start("tollgate", &mut command, directory.path())
