@@ -17,7 +17,7 @@ WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOL
 
 ifdef STORE
 test: servers
-	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*')
+	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*' --test store_races --test store_faults --test store_app)
 else
 test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store alone
 	cargo fmt --check

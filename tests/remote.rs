@@ -136,9 +136,11 @@ fn a_slot_that_is_released_while_a_store_is_left_alone_is_released_when_it_can_b
 #[test]
 fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it_can_be() {
     let log = log(1);
-    given_back_while_left_alone(log, |_| {
+    let undo = || {
         let Check { counter, limit, .. } = log;
-        let undo = Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 };
-        Plan { undos: vec![undo], ..Plan::default() }
-    });
+        vec![Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 }]
+    };
+    given_back_while_left_alone(log, |_| Plan { undos: undo(), ..Plan::default() });
+    // Who asks for something in the same breath is told that it cannot be, and is not charged for it afterwards.
+    given_back_while_left_alone(log, |lease| Plan { undos: undo(), lease, ..one(log) });
 }

@@ -20,7 +20,9 @@ use kept::{BROKEN, HANGING, Kept, WELL, one};
 use metrics::{Counter, Gauge, Histogram};
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow};
+use tollgate::limiter::{
+    Alignment, Charges, Check, CounterName, FixedWindow, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow,
+};
 use tollgate::store::{
     Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores, Watch,
 };
@@ -262,6 +264,40 @@ fn a_store_is_not_blamed_for_having_been_asked_when_another_had_taken_all_the_ti
             futures_util::future::join_all((0..20).map(|_| stores.apply(&plan, START))).await;
         }
         assert!(!left_alone(1), "the second never had any time");
+    });
+}
+
+#[test]
+fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_once() {
+    let (first, second) = (Kept::new(), Kept::new());
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let stores = Arc::new(stores(&first, &second, false));
+    // Of a window's count nobody can tell whose hit was taken back. The second store's limit is used up.
+    let window = FixedWindow { limit: 10, alignment: Alignment::Epoch(3_600_000_000) };
+    let counted = Check { limit: Limit::FixedWindow(window), ..check(0, OnStoreError::Deny) };
+    let used_up = check(1, OnStoreError::Deny);
+    runtime.block_on(async {
+        while stores.apply(&group([used_up]), START).await.admitted {}
+        for _ in 0..5 {
+            assert!(stores.apply(&group([counted]), START).await.admitted);
+        }
+        second.be(HANGING);
+        let asked = {
+            let (stores, plan) = (stores.clone(), group([counted, used_up]));
+            tokio::spawn(async move { stores.apply(&plan, START).await })
+        };
+        second.called().await;
+        assert_eq!(first.left(&counted), 4, "the first store is charged by now");
+        first.be(HANGING);
+        second.be(WELL);
+        first.called().await;
+        asked.abort();
+        assert!(asked.await.is_err_and(|error| error.is_cancelled()));
+        first.be(WELL);
+        // Whatever else was left in the queue is done before this.
+        assert!(stores.apply(&group([counted]), START).await.admitted);
+        assert_eq!(first.left(&counted), 4, "five were charged, and one more");
     });
 }
 

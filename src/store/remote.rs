@@ -19,6 +19,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::backend::Backend;
@@ -154,9 +155,11 @@ impl Remote {
         let lane = self.asking.backend.lane(&plan);
         let answer = match self.asking.breakers[lane].suspended() {
             true => {
-                if plan.checks.is_empty() || !plan.undos.is_empty() {
-                    // What is given back is worth a try: the store may be back, and not be asked yet.
-                    self.post(plan, now);
+                // What is given back is worth a try: the store may be back, and not be asked yet. Its checks are answered
+                // without it, so nothing is charged for them there.
+                let given_back = Plan { checks: SmallVec::new(), groups: SmallVec::new(), ..plan };
+                if !given_back.is_empty() {
+                    self.post(given_back, now);
                 }
                 Err(Fault::Suspended)
             }
@@ -272,6 +275,15 @@ impl Asking {
         }
     }
 
+    /// Counts what took charges back.
+    fn count_undone(&self, plans: &[Plan], answers: &[Result<Applied, Fault>]) {
+        let undoes =
+            |(plan, answer): (&Plan, &Result<Applied, Fault>)| (!plan.undos.is_empty()).then_some(answer.is_err());
+        for failed in plans.iter().zip(answers).filter_map(undoes) {
+            self.count(|watch| watch.undone[usize::from(failed)].increment(1));
+        }
+    }
+
     /// Learns from a call how the store is.
     fn learn(&self, lane: usize, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
         // What the store itself reports is an answer, of a store that is there.
@@ -348,10 +360,8 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         asking.count(|watch| {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
-            for (_, answer) in plans.iter().zip(&answers).filter(|(plan, _)| !plan.undos.is_empty()) {
-                watch.undone[usize::from(answer.is_err())].increment(1);
-            }
         });
+        asking.count_undone(&plans, &answers);
         asking.learn(lane, &plans, &answers, begun.elapsed());
         let mut late = Vec::new();
         for ((plan, (waiting, borrowed)), answer) in plans.iter().zip(waiting).zip(answers) {
@@ -361,7 +371,8 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         }
         if !late.is_empty() {
             // Should this fail as well, the slots are free when their leases expire.
-            asking.backend.execute(&late, now).await;
+            let answers = asking.backend.execute(&late, now).await;
+            asking.count_undone(&late, &answers);
         }
         batch = rest;
     }

@@ -123,9 +123,9 @@ impl Stores {
         if !refused {
             charged.parts.clear();
         }
-        while let Some(again) = charged.parts.last() {
-            let answer = self.take_back(again, now, deadline).await;
-            let again = charged.parts.pop().expect("it is the one that was taken back");
+        // Whoever is dropped while it is taken back leaves that to the store's queue, which has it by then: once is enough.
+        while let Some(again) = charged.parts.pop() {
+            let answer = self.take_back(&again, now, deadline).await;
             if let Some(answer) = answer {
                 again.checks.iter().zip(answer.answers).for_each(|(&number, answer)| answers[number] = answer);
             }

@@ -77,7 +77,11 @@ const DESCRIPTIONS: [(&str, Kind, &str); 28] = [
         "Leases given back: in time, late (expired, but not cleared yet), or unknown (expired and cleared, or given back before).",
     ),
     (ACQUIRED, Kind::Counter, "Leases handed out."),
-    (EXPIRED, Kind::Counter, "Leases that nobody gave back before they expired, counted when their slots are cleared."),
+    (
+        EXPIRED,
+        Kind::Counter,
+        "Leases that expired and were not given back until their slots were cleared, late or never.",
+    ),
     (HELD, Kind::Gauge, "Slots held under leases, expired ones among them until they are swept."),
     (KEYS, Kind::Gauge, "Counters that a store holds."),
     (BYTES, Kind::Gauge, "Bytes that a store's counters take."),
