@@ -603,21 +603,15 @@ impl Slots {
         self.slots.resize(places, VACANT);
         self.touched = self.touched.max(places);
         // Run by run, the last one first: none has its homes before where it begins, so that what is from there on has
-        // found its place already. What would go around the end waits until there is nobody else at the beginning.
-        let (mut run, mut around, mut end) = (Vec::new(), Vec::new(), before);
+        // found its place already. What goes around the end joins a run at the beginning, whose turn is still to come.
+        let (mut run, mut end) = (Vec::new(), before);
         while let Some(last) = self.slots[..end].iter().rposition(|slot| slot.kind != Kind::Vacant) {
             let vacant = self.slots[..last].iter().rposition(|slot| slot.kind == Kind::Vacant);
             end = vacant.map_or(0, |vacant| vacant + 1);
             run.extend_from_slice(&self.slots[end..=last]);
             self.slots[end..=last].fill(VACANT);
-            for slot in run.drain(..) {
-                match self.free_until(self.home(&slot.name), places) {
-                    Some(place) => self.slots[place] = slot,
-                    None => around.push(slot),
-                }
-            }
+            run.drain(..).for_each(|slot| self.settle(slot));
         }
-        self.settle(around);
     }
 
     /// Takes places away, or none, and closes every gap that was left between a counter and its home.
@@ -630,15 +624,13 @@ impl Slots {
             if slot.kind == Kind::Vacant {
                 continue;
             }
-            let went_around = place < self.home(&slot.name);
-            let home = home(&slot.name, places);
-            match self.free_until(home, places.min(place + 1)).filter(|_| !went_around) {
+            match self.free_until(home(&slot.name, places), places.min(place + 1)) {
                 Some(place) => self.slots[place] = slot,
                 None => around.push(slot),
             }
         }
         self.slots.truncate(places);
-        self.settle(around);
+        around.into_iter().for_each(|slot| self.settle(slot));
         if self.touched - places > self.touched / SPARE {
             let mut anew = Vec::with_capacity(self.slots.capacity());
             anew.extend_from_slice(&self.slots);
@@ -646,12 +638,10 @@ impl Slots {
         }
     }
 
-    /// Puts what has no place at the first free one from its home on.
-    fn settle(&mut self, slots: Vec<Slot>) {
-        for slot in slots {
-            let place = self.free(self.home(&slot.name));
-            self.slots[place] = slot;
-        }
+    /// Puts a slot at the first free place from its home on.
+    fn settle(&mut self, slot: Slot) {
+        let place = self.free(self.home(&slot.name));
+        self.slots[place] = slot;
     }
 
     /// The first free place from `place` on, before `end`.
