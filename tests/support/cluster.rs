@@ -10,6 +10,9 @@ use super::{Redis, ports, until};
 /// How many slots there are.
 const SLOTS: usize = 16_384;
 
+/// Milliseconds after which a node that says nothing is away.
+const NODE_TIMEOUT: u32 = 2_000;
+
 /// A cluster's nodes: first the primaries, with the slots in equal shares and in order, then the replicas of each.
 #[derive(Debug)]
 pub struct Cluster {
@@ -40,12 +43,18 @@ impl Seen {
 impl Cluster {
     /// Starts one of Redis, and waits until all nodes agree that all is well. None when it is not installed.
     pub fn start(primaries: usize, replicas: usize) -> Option<Self> {
-        Setup::redis().map(|setup| Self::of(&setup, primaries, replicas))
+        // Where nobody is to take over, a node that the machine holds up for a while is not away.
+        let timeout = if replicas == 0 { 15_000 } else { NODE_TIMEOUT };
+        Setup::redis().map(|setup| Self::with(&setup, primaries, replicas, timeout))
     }
 
     /// Starts one as this setup has it, and waits until all nodes agree that all is well.
     pub fn of(setup: &Setup, primaries: usize, replicas: usize) -> Self {
-        let nodes: Vec<Redis> = (0..primaries * (1 + replicas)).map(|_| node(setup)).collect();
+        Self::with(setup, primaries, replicas, NODE_TIMEOUT)
+    }
+
+    fn with(setup: &Setup, primaries: usize, replicas: usize, timeout: u32) -> Self {
+        let nodes: Vec<Redis> = (0..primaries * (1 + replicas)).map(|_| node(setup, timeout)).collect();
         for (number, node) in nodes.iter().enumerate() {
             node.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
             for other in &nodes[..number] {
@@ -193,8 +202,8 @@ impl Cluster {
     }
 }
 
-fn node(setup: &Setup) -> Redis {
-    let setup = setup.clone().line("cluster-enabled yes").line("cluster-node-timeout 2000");
+fn node(setup: &Setup, timeout: u32) -> Redis {
+    let setup = setup.clone().line("cluster-enabled yes").line(format!("cluster-node-timeout {timeout}"));
     // By itself, the bus would listen where outgoing connections have their ports.
     setup.line(format!("cluster-port {}", ports::free())).start()
 }
