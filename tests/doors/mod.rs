@@ -164,7 +164,8 @@ pub async fn begin(
     }
     let mut client = client.clone().ready().await.expect("the connection stands");
     let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
-    stream.send_data(part, false).expect("it is sent");
+    // What is refused by its head may have been answered already, and its stream is closed then.
+    let _ = stream.send_data(part, false);
     (response, stream)
 }
 
