@@ -11,11 +11,10 @@ mod plans;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, one};
+use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use plans::START;
 use tollgate::limiter::{
-    Charges, Check, Concurrency, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Needs, OnStoreError,
-    Plan, SlidingWindow, Undo,
+    Check, Concurrency, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan, SlidingWindow, Undo,
 };
 use tollgate::store::{Remote, RemoteSettings};
 
@@ -24,20 +23,6 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
-}
-
-fn check(limit: Limit) -> Check {
-    Check {
-        counter: CounterName([1, 7]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        barred: false,
-        on_store_error: OnStoreError::Deny,
-    }
 }
 
 fn log(limit: u32) -> Check {

@@ -14,28 +14,14 @@ mod wrapped;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kept::{HANGING, Kept, WELL, one};
+use kept::{HANGING, Kept, WELL, check, one};
 use plans::{SECOND, START};
 use proptest::prelude::*;
 use tollgate::limiter::{
-    Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, OnStoreError, SlidingWindow, TokenBucket,
+    Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, SlidingWindow, TokenBucket,
 };
 use tollgate::store::{Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
 use wrapped::{WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract};
-
-fn check(limit: Limit) -> Check {
-    Check {
-        counter: CounterName([1, 7]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        barred: false,
-        on_store_error: OnStoreError::Deny,
-    }
-}
 
 fn window(limit: u32) -> Limit {
     Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(60 * SECOND) })

@@ -7,10 +7,25 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Applied, Charges, Check, CounterName, Fault, LeaseId, Plan};
+use tollgate::limiter::{Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Plan};
 use tollgate::store::{Backend, Memory, MemorySettings};
 
 use crate::plans::START;
+
+/// One unit of a counter of the first store; without the store it is denied.
+pub fn check(limit: Limit) -> Check {
+    Check {
+        counter: CounterName([1, 7]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        barred: false,
+        on_store_error: OnStoreError::Deny,
+    }
+}
 
 /// A shared store that keeps its counters here.
 #[derive(Clone)]
