@@ -436,7 +436,7 @@ fn make_room(checks: &[Check], seats: &[Seat], locked: &mut [Locked<'_>], now: T
             return false;
         }
         let all = promised[guard].and(growth);
-        let room = slots.make_room(all, &keep, now);
+        let room = slots.make_room(all, &check.counter, &keep, now);
         if room {
             promised[guard] = all;
         }

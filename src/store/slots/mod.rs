@@ -29,8 +29,9 @@ mod tests;
 /// for nearly every new counter of a table at its bound that holds counters of several sizes.
 const STEPS: usize = 128;
 
-/// How many counters are looked at when one has to go: neighbours, from a random place on. Where a counter is says nothing
-/// of how it is used, since its name is a keyed hash, and neighbours are on the way from memory together.
+/// How many counters are looked at when one has to go: neighbours, from where the new one belongs, or a random place, on.
+/// Where a counter is says nothing of how it is used, since its name is a keyed hash, and neighbours are on the way from
+/// memory together.
 const SAMPLE: usize = 16;
 
 /// How many more are looked at when none of those may go lightly.
@@ -157,7 +158,7 @@ impl Slots {
             Kept::Grants(grants) => Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() },
             Kept::Leases(leases) => Growth { counters: 1, leases: 1, heap: leases.heap_bytes(), ..Growth::default() },
         };
-        if !self.make_room(growth, &[], now) {
+        if !self.make_room(growth, &record.name, &[], now) {
             return false;
         }
         let (kind, words) = match record.kept {
@@ -268,17 +269,26 @@ impl Slots {
     ///
     /// Forgotten counters go first, then those with the smallest share of their limit used, of a few neighbours; counters
     /// that have nothing left go last, and leases that are held never (semantics 30). What `keep` names stays.
-    pub(super) fn make_room(&mut self, growth: Growth, keep: &[CounterName], now: Timestamp) -> bool {
+    pub(super) fn make_room(
+        &mut self,
+        growth: Growth,
+        counter: &CounterName,
+        keep: &[CounterName],
+        now: Timestamp,
+    ) -> bool {
         if growth.heap > self.pool.whole() {
             // Nobody has to go for what would not fit into an empty table.
             return false;
         }
+        // The first one to go is looked for where the new one belongs: those lines are in the cache, and are written to
+        // anyway. Others are from anywhere, lest a large log clears all around it.
+        let mut near = Some(counter);
         loop {
             let keys_fit = self.table.taken() + growth.counters <= self.max_keys;
             if keys_fit && self.bytes_fit(growth, Widen::FromPool) {
                 return true;
             }
-            let Some(place) = self.victim(keep, now) else {
+            let Some(place) = self.victim(near.take(), keep, now) else {
                 return keys_fit && self.bytes_fit(growth, Widen::FromAny);
             };
             self.remove(place, now);
@@ -353,7 +363,7 @@ impl Slots {
     /// Lets a quarter of the counters go, for a shard that has nothing left to let go itself.
     pub(super) fn surrender(&mut self, now: Timestamp) {
         for _ in 0..self.table.taken() / 4 {
-            let Some(place) = self.victim(&[], now) else { break };
+            let Some(place) = self.victim(None, &[], now) else { break };
             self.remove(place, now);
             self.evictions += 1;
         }
@@ -373,12 +383,16 @@ impl Slots {
         self.expired_leases += self.beside.forget(&removed, now);
     }
 
-    fn victim(&mut self, keep: &[CounterName], now: Timestamp) -> Option<Place> {
+    /// Which counter goes: of those from a counter's home on, or from a random place.
+    fn victim(&mut self, near: Option<&CounterName>, keep: &[CounterName], now: Timestamp) -> Option<Place> {
         if self.table.taken() == 0 {
             return None;
         }
         let mut least: Option<((u8, u32), Place)> = None;
-        let mut place = self.random();
+        let mut place = match near {
+            Some(counter) => self.table.home(counter),
+            None => self.random(),
+        };
         for looked_at in 0..SAMPLE + PATIENCE {
             // Longer only while nothing was found that goes lightly.
             if looked_at >= SAMPLE && least.is_some_and(|((share, _), _)| share != EXHAUSTED) {

@@ -38,7 +38,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
                     0 => (Growth::default(), bucket(step, now)),
                     _ => (Growth { logs: 1, heap: grants.heap_bytes(), ..Growth::default() }, State::Grants(grants)),
                 };
-                assert!(slots.make_room(Growth { counters: 1, ..growth }, &[], now));
+                assert!(slots.make_room(Growth { counters: 1, ..growth }, &name, &[], now));
                 assert!(slots.bytes() + growth.heap <= slots.allowance);
                 slots.put(&name, None, state, &outcome(seconds * 1_000_000), now);
                 held.push((name, step, now.micros() / 1_000_000 + seconds));
@@ -88,7 +88,7 @@ fn a_table_at_its_bound_seldom_grows_or_shrinks() {
         let outcome = Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None };
         let before = slots.table.places();
         let counter = CounterName([name, name]);
-        assert!(slots.make_room(growth, &[], now));
+        assert!(slots.make_room(growth, &counter, &[], now));
         resized += u32::from(number >= 20_000 && slots.table.places() != before);
         slots.put(&counter, None, state, &outcome, now);
     }
