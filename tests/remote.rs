@@ -8,11 +8,13 @@ mod numbers;
 #[expect(dead_code, reason = "nothing is drawn at random here")]
 mod plans;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use plans::START;
+use tokio::time::Instant;
 use tollgate::limiter::{
     Check, Concurrency, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan, SlidingWindow, Undo,
 };
@@ -23,6 +25,12 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
+}
+
+/// A runtime whose clock stands still, and goes on to the next moment that anybody waits for once nobody can do anything
+/// before.
+fn held() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime starts")
 }
 
 fn log(limit: u32) -> Check {
@@ -36,7 +44,7 @@ fn remote(kept: &Kept, deadline: Duration) -> Remote {
 
 /// Asks it, and waits for as long as it takes.
 async fn ask(remote: &Remote, plan: &Plan) -> Result<bool, Fault> {
-    let answer = remote.ask(plan.clone(), None, std::time::Instant::now() + HOUR).await;
+    let answer = remote.ask(plan.clone(), None, Instant::now() + HOUR).await;
     answer.map(|applied| applied.admitted)
 }
 
@@ -86,6 +94,87 @@ fn a_store_without_a_connection_is_left_alone_at_once() {
     kept.be(BROKEN);
     assert_eq!(runtime.block_on(ask(&remote, &plan)), Err(Fault::Unreachable));
     assert!(remote.suspended());
+}
+
+#[test]
+fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_return() {
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    // It returns at any moment between two probes.
+    for (away, away_for) in [BROKEN, HANGING].into_iter().flat_map(|away| (1_000..1_100).map(move |time| (away, time)))
+    {
+        let (kept, runtime) = (Kept::new(), held());
+        let _entered = runtime.enter();
+        let (remote, plan) = (remote(&kept, Duration::from_millis(10)), one(log(100)));
+        runtime.block_on(async {
+            kept.be(away);
+            while !remote.suspended() {
+                let answer = remote.ask(plan.clone(), None, remote.deadline()).await;
+                assert!(answer.is_err(), "it is away");
+            }
+            // It is left alone all the time, and costs nobody a deadline.
+            for _ in 0..away_for {
+                let begun = Instant::now();
+                assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+                assert_eq!(begun.elapsed(), Duration::ZERO);
+                tokio::time::sleep(MILLISECOND).await;
+            }
+            kept.be(WELL);
+            let back = Instant::now();
+            while ask(&remote, &plan).await != Ok(true) {
+                tokio::time::sleep(MILLISECOND).await;
+            }
+            assert!(back.elapsed() <= Duration::from_millis(101), "it took {:?}", back.elapsed());
+        });
+    }
+}
+
+/// A store of whose calls many plans can share one.
+fn shared_calls(kept: &Kept) -> Remote {
+    Remote::new("main", kept.clone(), RemoteSettings { deadline: HOUR, batch: 64, calls: 2 })
+}
+
+#[test]
+fn an_idle_store_is_asked_at_once_for_each() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let (remote, plan) = (shared_calls(&kept), one(log(100)));
+    runtime.block_on(async {
+        let begun = Instant::now();
+        for asked in 1..=100 {
+            assert_eq!(ask(&remote, &plan).await, Ok(true));
+            assert_eq!(kept.calls(), asked, "nobody was waited for to share it");
+        }
+        // Had anything waited for anything but its answer, the clock had gone on.
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    });
+}
+
+#[test]
+fn what_comes_while_calls_are_under_way_shares_the_next_one() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let (remote, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
+    let asked = || {
+        let (remote, plan) = (remote.clone(), plan.clone());
+        tokio::spawn(async move { ask(&remote, &plan).await })
+    };
+    runtime.block_on(async {
+        kept.be(HANGING);
+        let mut answers = Vec::new();
+        // As many calls as there may be at once.
+        for calls in 1..=2 {
+            answers.push(asked());
+            kept.called().await;
+            assert_eq!(kept.calls(), calls);
+        }
+        answers.extend((0..130).map(|_| asked()));
+        // The clock goes on when all of them wait.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(kept.calls(), 2);
+        kept.be(WELL);
+        assert!(join_all(answers).await.into_iter().all(|answer| answer.expect("nothing panics") == Ok(true)));
+        assert_eq!(kept.calls(), 2 + 3, "64, 64 and 2");
+    });
 }
 
 /// Uses a counter up, and gives all of it back with a plan while the store is left alone.

@@ -17,7 +17,9 @@ mod spread;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 pub use self::backend::Backend;
 pub use self::memory::{Memory, MemorySettings, Usage};

@@ -7,13 +7,14 @@
 //!      |<- suspended: Fault::Suspended, at once; a probe looks for its return
 //! ```
 //!
-//! All of this is so for each part of a store that can be away by itself.
+//! All of this is so for each part of a store that can be away by itself. How long things take is told by tokio's clock,
+//! which tests can hold.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -21,6 +22,7 @@ use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::backend::Backend;
 use crate::clock::Timestamp;
@@ -181,7 +183,7 @@ impl Remote {
     ) -> Result<Applied, Fault> {
         let begun = Instant::now();
         let answer = self.send(lane, plan, now, borrowed);
-        match tokio::time::timeout_at(deadline.into(), answer).await {
+        match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
                 // A decision that had spent its time elsewhere says nothing about this store.

@@ -1,10 +1,11 @@
 //! A shared store with what answers in its place: the policies of its limiters, and a stand-in in this process's memory.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::backend::Backend;
 use super::memory::{Memory, MemorySettings};

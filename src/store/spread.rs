@@ -12,9 +12,8 @@
 //! fails in between answers by policy. Where an undo fails, the charge stays until it drains or expires: that errs on
 //! the side of the limit.
 
-use std::time::Instant;
-
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::Stores;
 use crate::clock::Timestamp;
