@@ -124,6 +124,20 @@ fn explain_says_which_rules_match_which_just_miss_and_what_is_charged() {
     assert!(err(&usage).contains("expected ENTRY=VALUE, such as account=bob"), "{}", err(&usage));
 }
 
+#[test]
+fn rules_are_not_explained_where_there_is_no_configuration() {
+    let directory = written(&[]);
+    for command in ["explain", "key"] {
+        let output = run(directory.path(), &[command, "edge", "account=bob"]);
+        assert_eq!((output.status.code(), out(&output).as_str()), (Some(1), ""), "{command}");
+        let said = err(&output);
+        assert!(
+            said.contains("no configuration found; looked at TOLLGATE_CONFIG (not set), ./tollgate.toml"),
+            "{said}"
+        );
+    }
+}
+
 /// What `explain` says of a descriptor `a=b`, its last line apart.
 fn explained(text: &str) -> (String, String) {
     let directory = written(&[("tollgate.toml", text)]);

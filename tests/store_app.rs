@@ -121,6 +121,20 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
 }
 
+#[test]
+fn who_tries_again_what_is_refused_is_answered_near_and_not_by_the_store() {
+    let Some(server) = Redis::start() else { return };
+    let served = serve(&login(server.port, "refusal_cache = '1h'", 2));
+    assert_eq!(left(&served, "ada"), 2);
+    let (calls, near) = ("tollgate_store_call_plans_sum{store=\"main\"}", "tollgate_store_near_answers_total");
+    assert_eq!(metric(&served, calls), 3.0, "two passed and one was refused");
+    for _ in 0..20 {
+        assert_eq!(sign_in(&served, "ada"), 429);
+    }
+    assert_eq!(metric(&served, calls), 3.0);
+    assert_eq!(metric(&served, &format!("{near}{{store=\"main\",wrapper=\"refusal_cache\"}}")), 20.0);
+}
+
 /// Weakness R25: limits in a shared store have no metrics.
 #[test]
 fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
@@ -147,6 +161,25 @@ fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     proxy.heal();
     until("it is asked again", || suspended() == 0.0);
     assert_eq!(sign_in(&served, "ada"), 429, "by the store");
+}
+
+#[test]
+fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_request() {
+    let Some(server) = Redis::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let mut served = serve(&login(proxy.port, "", 2));
+    assert_eq!(left(&served, "ada"), 2);
+    proxy.refuse();
+    assert_eq!(left(&served, "ada"), 2, "the stand-in's");
+    let state = served.run(&["state", "edge", "account=ada"]);
+    assert!(state.contains("unknown"), "{state}");
+    let policy =
+        |policy| metric(&served, &format!("tollgate_store_policy_answers_total{{store=\"main\",policy=\"{policy}\"}}"));
+    assert_eq!((policy("deny"), policy("local")), (0.0, 3.0));
+    let lift = ["lift", "edge", "account=ada", "--why", "ticket 4713"];
+    assert!(served.complaint(&lift).contains("cannot be reached"));
+    let log = served.stop();
+    assert!(log.contains("a limit could not be lifted") && !log.contains("a limit was lifted"), "{log}");
 }
 
 /// Weakness R26: the password of a store is logged, and told to whoever lists the stores or has a mistake in their file.

@@ -34,6 +34,10 @@ pub fn explain_there(server: &Server, domain: &str, entries: &[(String, String)]
 /// The rules of a file.
 pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
     let config = Config::load(path).map_err(|errors| super::refuse(&errors))?;
+    if config.files.is_empty() {
+        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", super::looked_at());
+        return Err(ExitCode::FAILURE);
+    }
     Rules::compile(config.book).map_err(|errors| {
         errors.iter().for_each(|error| eprintln!("tollgate: {error}"));
         ExitCode::FAILURE

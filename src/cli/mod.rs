@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tollgate::config::{Errors, Problem};
+use tollgate::config::{Errors, Problem, VARIABLE, places};
 use tollgate::server::admin::answers::Lift;
 
 use self::ask::Place;
@@ -247,6 +247,12 @@ fn entry(text: &str) -> Result<(String, String), String> {
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Where a configuration that nobody named was looked for.
+fn looked_at() -> String {
+    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
+    format!("{VARIABLE} (not set), {}", places.join(", "))
 }
 
 /// Tells everything that is wrong with a configuration.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
 use tollgate::app::{App, Ended, Hangups, Prepared, Settled, StopSignals};
-use tollgate::config::{Config, Origin, VARIABLE, places};
+use tollgate::config::{Config, Origin};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Targets;
@@ -131,11 +131,10 @@ fn tell(text: std::fmt::Arguments<'_>) {
 }
 
 fn welcome() {
-    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
     eprintln!(
         "tollgate: no configuration found, so there are no rules and every request passes; only this machine is listened to"
     );
-    eprintln!("tollgate: looked at {VARIABLE} (not set), {}", places.join(", "));
+    eprintln!("tollgate: looked at {}", super::looked_at());
     eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{FIRST}");
     eprintln!("tollgate: then ask eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");
 }

@@ -192,7 +192,8 @@ fn listed(words: Vec<String>) -> String {
     }
 }
 
-/// A check that charges nothing, and passes when a charge of one would.
+/// A check that charges nothing, and passes when a charge of one would. It is in shadow, as no request is decided by it:
+/// a store that is away is not said to have refused one.
 fn look(counter: CounterName, store: u16, limit: Limit) -> Check {
     Check {
         counter,
@@ -201,7 +202,7 @@ fn look(counter: CounterName, store: u16, limit: Limit) -> Check {
         needs: Needs { fits: 1, ..Needs::default() },
         charges: Charges::default(),
         refund: 0,
-        shadow: false,
+        shadow: true,
         barred: false,
         on_store_error: OnStoreError::Deny,
     }

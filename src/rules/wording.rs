@@ -51,7 +51,8 @@ impl Text<'_> {
             };
         }
         if !explanation.domain_known {
-            text += &format!("\nno rule stands in this domain; domains with rules: {}\n", self.domains.join(", "));
+            let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
+            text += &format!("\nno rule stands in this domain; domains with rules: {domains}\n");
         }
         let (matching, others): (Vec<_>, Vec<_>) = explanation.rules.iter().partition(|rule| rule.misses.is_empty());
         for rule in &matching {

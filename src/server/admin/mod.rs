@@ -281,18 +281,16 @@ impl Admin {
                 Ok(held) => (held, None),
                 Err(fault) => (false, Some(fault.to_string())),
             };
-            tracing::info!(
-                target: "tollgate::audit",
-                action = "lift",
-                who = lift.who,
-                why = lift.why,
-                domain = lift.domain,
-                limiter,
-                key,
-                held,
-                error,
-                "a limit was lifted"
-            );
+            let (who, why, domain) = (&lift.who, &lift.why, &lift.domain);
+            match &error {
+                None => tracing::info!(
+                    target: "tollgate::audit", action = "lift", who, why, domain, limiter, key, held, "a limit was lifted"
+                ),
+                Some(error) => tracing::warn!(
+                    target: "tollgate::audit", action = "lift", who, why, domain, limiter, key, error,
+                    "a limit could not be lifted"
+                ),
+            }
             lifted.push(Lifted { limiter, key, held, error });
         }
         Ok(tell(&lifted))
