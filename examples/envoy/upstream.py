@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 
 class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are written one after the other: the body would wait 40 ms for the head to be acknowledged.
+    disable_nagle_algorithm = True
 
     def answer(self):
         url = urlsplit(self.path)
