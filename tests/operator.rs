@@ -310,7 +310,7 @@ fn lifts_are_logged_whatever_the_log_is_told() {
 }
 
 #[test]
-fn refusals_are_logged_so_many_a_second_and_none_when_nobody_wants_them() {
+fn no_refusal_is_logged_when_nobody_wants_them() {
     let quiet = login().replace("refusals_per_second = 100", "refusals_per_second = 0");
     let served = Served::start(&quiet, &[]);
     for _ in 0..5 {

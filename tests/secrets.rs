@@ -91,7 +91,7 @@ subject = {{ metadata = "jwt:sub" }}
     )
 }
 
-/// Everything but letters, digits and the signs of addresses, left out: what is quoted or escaped is found as well.
+/// Which of the words that were planted a text holds, in capitals or not.
 fn found_in(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     let words = std::iter::once(PLANTED).chain(ADDRESSES).chain(SECRETS);

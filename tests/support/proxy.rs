@@ -1,6 +1,8 @@
 //! A bad network: stands before a server, and delays, holds, cuts or refuses.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -28,6 +30,7 @@ pub struct Proxy {
     pub port: u16,
     weather: watch::Sender<Weather>,
     listening: watch::Receiver<bool>,
+    ended: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
 
@@ -39,8 +42,9 @@ impl Proxy {
         let port = ports::free();
         let (weather, seen) = watch::channel(Weather::default());
         let (open, listening) = watch::channel(false);
-        runtime.spawn(listen(port, (Ipv4Addr::LOCALHOST, target).into(), seen, open));
-        let proxy = Self { port, weather, listening, runtime: Some(runtime) };
+        let ended = Arc::new(AtomicUsize::new(0));
+        runtime.spawn(listen(port, (Ipv4Addr::LOCALHOST, target).into(), seen, open, ended.clone()));
+        let proxy = Self { port, weather, listening, ended, runtime: Some(runtime) };
         proxy.awaited(true);
         proxy
     }
@@ -73,6 +77,11 @@ impl Proxy {
         self.awaited(true);
     }
 
+    /// How many connections there were that have ended.
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
+    }
+
     fn awaited(&self, open: bool) {
         until("the proxy does as told", || *self.listening.borrow() == open);
     }
@@ -86,7 +95,13 @@ impl Drop for Proxy {
 }
 
 /// Listens, except while connections are to be refused: the system does that where nobody listens.
-async fn listen(port: u16, target: SocketAddr, mut weather: watch::Receiver<Weather>, open: watch::Sender<bool>) {
+async fn listen(
+    port: u16,
+    target: SocketAddr,
+    mut weather: watch::Receiver<Weather>,
+    open: watch::Sender<bool>,
+    ended: Arc<AtomicUsize>,
+) {
     let seen = weather.clone();
     while weather.wait_for(|weather| !weather.refused).await.is_ok() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("the port is the proxy's");
@@ -95,7 +110,13 @@ async fn listen(port: u16, target: SocketAddr, mut weather: watch::Receiver<Weat
             tokio::select! {
                 biased;
                 _ = weather.wait_for(|weather| weather.refused) => break,
-                Ok((client, _)) = listener.accept() => drop(tokio::spawn(serve(client, target, seen.clone()))),
+                Ok((client, _)) = listener.accept() => {
+                    let (seen, ended) = (seen.clone(), ended.clone());
+                    tokio::spawn(async move {
+                        serve(client, target, seen).await;
+                        ended.fetch_add(1, Ordering::SeqCst);
+                    });
+                }
             }
         }
         drop(listener);
