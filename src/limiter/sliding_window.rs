@@ -41,6 +41,17 @@ impl Grants {
         moments.iter().is_sorted().then_some(Self { moments })
     }
 
+    /// How many grants are remembered: those that no longer count are forgotten by the next charge.
+    pub fn count(&self) -> usize {
+        self.moments.len()
+    }
+
+    /// Remembers these moments, oldest first, instead of what was. What is allocated stays.
+    pub fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
+        self.moments.clear();
+        self.moments.extend(moments.into_iter().map(Timestamp::micros));
+    }
+
     /// Bytes held on the heap.
     pub fn heap_bytes(&self) -> usize {
         self.moments.capacity() * size_of::<u64>()

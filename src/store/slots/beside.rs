@@ -5,15 +5,26 @@
 //!                         '---------------------------------^   '-------------------------^
 //! ```
 //!
-//! A state that fits into a slot's words is packed into them; another goes to a slab, and the first word is its place
-//! there.
+//! A state that fits into a slot's words is packed into them, and so is a log of a few grants, which is what most clients
+//! of an exact window have. Another goes to a slab, and the first word is its place there.
 
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::table::{Kind, SPARE, Slot};
 use super::{Growth, STEPS, low};
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, State};
+use crate::store::snapshot::Kept;
+
+/// So many grants fit into the words of a slot.
+const FEW: usize = 3;
+
+/// No grant, in the words of a slot. Moments end before 2^53.
+const NONE: u64 = u64::MAX;
+
+/// The bytes of a log that is worth keeping for the next one that is taken out of a slot's words.
+const SMALL: usize = 64;
 
 /// The logs and leases of a shard.
 #[derive(Debug, Default)]
@@ -22,6 +33,8 @@ pub(super) struct Beside {
     leases: Side<Leases>,
     /// Bytes that they hold on the heap.
     heap: usize,
+    /// Empty logs, one for each check of a usual group: what is decided out of a slot's words is no allocation.
+    spare: SmallVec<[Grants; 2]>,
 }
 
 impl Beside {
@@ -30,14 +43,20 @@ impl Beside {
         self.grants.bytes() + self.leases.bytes() + self.heap
     }
 
-    /// The log of a slot that keeps one.
-    pub(super) fn grants(&self, slot: &Slot) -> &Grants {
-        &self.grants.slab[slot.words[0] as usize]
-    }
-
-    /// The leases of a slot that keeps some.
-    pub(super) fn leases(&self, slot: &Slot) -> &Leases {
-        &self.leases.slab[slot.words[0] as usize]
+    /// What a slot's counter holds, copied.
+    pub(super) fn kept(&self, slot: &Slot) -> Kept {
+        match slot.kind {
+            Kind::Vacant | Kind::Bucket => Kept::Words(0, slot.words),
+            Kind::Pair => Kept::Words(1, slot.words),
+            Kind::Fixed => Kept::Words(2, slot.words),
+            Kind::Few => {
+                let mut grants = Grants::default();
+                grants.refill(few(slot));
+                Kept::Grants(grants)
+            }
+            Kind::Grants => Kept::Grants(self.grants.slab[slot.words[0] as usize].clone()),
+            Kind::Leases => Kept::Leases(self.leases.slab[slot.words[0] as usize].clone()),
+        }
     }
 
     /// Slots held under leases, expired ones among them until they are swept.
@@ -59,6 +78,11 @@ impl Beside {
                 end: Timestamp::from_micros(b),
                 count: low(c),
             }),
+            Kind::Few => {
+                let mut grants = self.spare.pop().unwrap_or_default();
+                grants.refill(few(slot));
+                State::Grants(grants)
+            }
             Kind::Grants => {
                 let grants = std::mem::take(&mut self.grants.slab[a as usize]);
                 self.heap -= grants.heap_bytes();
@@ -72,8 +96,9 @@ impl Beside {
         }
     }
 
-    /// The words of a state; a state on the heap goes to the place it was taken from.
-    pub(super) fn pack(&mut self, state: State, taken_from: Option<u64>) -> (Kind, [u64; 3]) {
+    /// The words of a state. One that was taken out of a slab goes back to its place there.
+    pub(super) fn pack(&mut self, state: State, from: Option<&Slot>) -> (Kind, [u64; 3]) {
+        let place = |kind| from.filter(|slot| slot.kind == kind).map(|slot| slot.words[0]);
         match state {
             State::Bucket(BucketLevel { level, at, unit }) => (Kind::Bucket, [level, at.micros(), unit]),
             State::Pair(CounterPair { start, current, previous }) => {
@@ -82,16 +107,41 @@ impl Beside {
             State::Fixed(FixedCount { start, end, count }) => {
                 (Kind::Fixed, [start.micros(), end.micros(), u64::from(count)])
             }
+            State::Grants(grants) if grants.count() <= FEW => {
+                if let Some(place) = place(Kind::Grants) {
+                    self.grants.slab.remove(place as usize);
+                }
+                let mut words = [NONE; FEW];
+                words.iter_mut().zip(grants.moments()).for_each(|(word, moment)| *word = moment.micros());
+                self.spare(grants);
+                (Kind::Few, words)
+            }
             State::Grants(grants) => {
                 self.heap += grants.heap_bytes();
-                (Kind::Grants, [self.grants.keep(taken_from, grants), 0, 0])
+                (Kind::Grants, [self.grants.keep(place(Kind::Grants), grants), 0, 0])
             }
             State::Leases(leases) => {
                 self.heap += leases.heap_bytes();
-                (Kind::Leases, [self.leases.keep(taken_from, leases), 0, 0])
+                (Kind::Leases, [self.leases.keep(place(Kind::Leases), leases), 0, 0])
             }
             // advance() makes a state of the limit's kind before it changes anything.
             State::Empty => (Kind::Bucket, [0; 3]),
+        }
+    }
+
+    /// Puts a state that did not change back where it was taken from.
+    pub(super) fn put_back(&mut self, state: State, slot: &Slot) {
+        match (slot.kind, state) {
+            (Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed, _) => {}
+            (Kind::Few, State::Grants(grants)) => self.spare(grants),
+            (Kind::Few | Kind::Grants | Kind::Leases, state) => drop(self.pack(state, Some(slot))),
+        }
+    }
+
+    /// Keeps the room of a log whose grants are in a slot.
+    fn spare(&mut self, grants: Grants) {
+        if self.spare.len() < self.spare.inline_size() && grants.heap_bytes() <= SMALL {
+            self.spare.push(grants);
         }
     }
 
@@ -99,7 +149,7 @@ impl Beside {
     pub(super) fn forget(&mut self, slot: &Slot, now: Timestamp) -> u64 {
         let first = slot.words[0] as usize;
         match slot.kind {
-            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed => 0,
+            Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed | Kind::Few => 0,
             Kind::Grants => {
                 self.heap -= self.grants.slab.remove(first).heap_bytes();
                 0
@@ -109,6 +159,42 @@ impl Beside {
                 self.heap -= leases.heap_bytes();
                 leases.expired(now) as u64
             }
+        }
+    }
+
+    /// What a charge of so many units under this limit may add to the log of a slot, or as a new one.
+    pub(super) fn log_growth(&self, slot: Option<&Slot>, units: u32, limit: u32) -> Growth {
+        let held = match slot.map(|slot| (slot.kind, slot)) {
+            Some((Kind::Grants, slot)) => {
+                let heap = self.grants.slab[slot.words[0] as usize].growth(units, limit);
+                return Growth { heap, ..Growth::default() };
+            }
+            Some((Kind::Few, slot)) => few(slot).count() as u32,
+            _ => 0,
+        };
+        let full = limit.max(held);
+        match (held + units.min(limit)).min(full) {
+            all if all as usize <= FEW => Growth::default(),
+            all => Growth { logs: 1, heap: Grants::default().growth(all, full), ..Growth::default() },
+        }
+    }
+
+    /// What a lease may add to the set of a slot, or as a new one.
+    pub(super) fn lease_growth(&self, slot: Option<&Slot>) -> Growth {
+        match slot.filter(|slot| slot.kind == Kind::Leases) {
+            Some(slot) => Growth { heap: self.leases.slab[slot.words[0] as usize].growth(), ..Growth::default() },
+            None => Growth { leases: 1, heap: Leases::default().growth(), ..Growth::default() },
+        }
+    }
+
+    /// What a state that is copied from a snapshot takes.
+    pub(super) fn kept_growth(kept: &Kept) -> Growth {
+        match kept {
+            Kept::Grants(grants) if grants.count() > FEW => {
+                Growth { logs: 1, heap: grants.heap_bytes(), ..Growth::default() }
+            }
+            Kept::Leases(leases) => Growth { leases: 1, heap: leases.heap_bytes(), ..Growth::default() },
+            Kept::Words(..) | Kept::Grants(_) => Growth::default(),
         }
     }
 
@@ -131,6 +217,11 @@ impl Beside {
         self.grants.shrink();
         self.leases.shrink();
     }
+}
+
+/// The grants that are in the words of a slot.
+fn few(slot: &Slot) -> impl Iterator<Item = Timestamp> {
+    slot.words.into_iter().take_while(|word| *word != NONE).map(Timestamp::from_micros)
 }
 
 /// Values of one kind.
@@ -193,5 +284,10 @@ impl Beside {
     /// The entries of logs that bytes were taken for.
     pub(super) fn room_for_logs(&self) -> usize {
         self.grants.room
+    }
+
+    /// The logs beside the table.
+    pub(super) fn logs(&self) -> usize {
+        self.grants.slab.len()
     }
 }

@@ -13,7 +13,7 @@ use std::sync::mpsc::Sender;
 
 use super::snapshot::{Kept, Record};
 use crate::clock::Timestamp;
-use crate::limiter::{Check, CounterName, Grants, Leases, Limit, Outcome, SlidingWindow, State};
+use crate::limiter::{Check, CounterName, Limit, Outcome, SlidingWindow, State};
 use beside::Beside;
 pub(super) use pool::Pool;
 pub(super) use table::Place;
@@ -134,14 +134,7 @@ impl Slots {
     fn copy_to(&self, cut: &Sender<Vec<u8>>) {
         let mut bytes = Vec::with_capacity(self.table.taken() * 46 + self.beside.bytes());
         for slot in self.table.iter() {
-            let kept = match slot.kind {
-                Kind::Vacant => continue,
-                Kind::Bucket => Kept::Words(0, slot.words),
-                Kind::Pair => Kept::Words(1, slot.words),
-                Kind::Fixed => Kept::Words(2, slot.words),
-                Kind::Grants => Kept::Grants(self.beside.grants(slot).clone()),
-                Kind::Leases => Kept::Leases(self.beside.leases(slot).clone()),
-            };
+            let kept = self.beside.kept(slot);
             Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);
         }
         // The receiver is gone when the snapshot was given up.
@@ -153,11 +146,7 @@ impl Slots {
         if record.until <= seconds(now) || self.find(&record.name).is_some() {
             return false;
         }
-        let growth = match &record.kept {
-            Kept::Words(..) => Growth { counters: 1, ..Growth::default() },
-            Kept::Grants(grants) => Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() },
-            Kept::Leases(leases) => Growth { counters: 1, leases: 1, heap: leases.heap_bytes(), ..Growth::default() },
-        };
+        let growth = Growth { counters: 1, ..Beside::kept_growth(&record.kept) };
         if !self.make_room(growth, &record.name, &[], now) {
             return false;
         }
@@ -209,7 +198,7 @@ impl Slots {
         now: Timestamp,
     ) {
         let (until, share) = (until(now, outcome.reset), share(outcome));
-        let (kind, words) = self.beside.pack(state, place.map(|place| self.table[place].words[0]));
+        let (kind, words) = self.beside.pack(state, place.map(|place| &self.table[place]));
         let slot = Slot { name: *name, words, until, share, kind };
         match place {
             Some(place) => self.table[place] = slot,
@@ -219,10 +208,8 @@ impl Slots {
 
     /// Returns a state that did not change.
     pub(super) fn put_back(&mut self, place: Option<Place>, state: State) {
-        let on_heap = matches!(state, State::Grants(_) | State::Leases(_));
-        if let (true, Some(place)) = (on_heap, place) {
-            let first = self.table[place].words[0];
-            self.beside.pack(state, Some(first));
+        if let Some(place) = place {
+            self.beside.put_back(state, &self.table[place]);
         }
     }
 
@@ -249,19 +236,9 @@ impl Slots {
                 Growth { counters: new, ..Growth::default() }
             }
             Limit::SlidingWindow(SlidingWindow { limit, .. }) => {
-                let heap = match held {
-                    Some(slot) if slot.kind == Kind::Grants => self.beside.grants(slot).growth(units, limit),
-                    _ => Grants::default().growth(units, limit),
-                };
-                Growth { counters: new, logs: new, heap, ..Growth::default() }
+                Growth { counters: new, ..self.beside.log_growth(held, units, limit) }
             }
-            Limit::Concurrency(_) => {
-                let heap = match held {
-                    Some(slot) if slot.kind == Kind::Leases => self.beside.leases(slot).growth(),
-                    _ => Leases::default().growth(),
-                };
-                Growth { counters: new, leases: new, heap, ..Growth::default() }
-            }
+            Limit::Concurrency(_) => Growth { counters: new, ..self.beside.lease_growth(held) },
         }
     }
 

@@ -45,6 +45,9 @@ pub(super) enum Kind {
     Bucket,
     Pair,
     Fixed,
+    /// A log of a few grants.
+    Few,
+    /// A log of more, beside the table.
     Grants,
     Leases,
 }

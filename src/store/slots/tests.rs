@@ -1,5 +1,5 @@
 use super::*;
-use crate::limiter::BucketLevel;
+use crate::limiter::{BucketLevel, Grants};
 
 fn bucket(level: u64, at: Timestamp) -> State {
     State::Bucket(BucketLevel { level, at, unit: 1 })
@@ -24,7 +24,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
         let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 32)), usize::MAX, 1);
         let mut held: Vec<(CounterName, u64, u64)> = Vec::new();
         let mut now = start;
-        for step in 1..=6_u64 {
+        for step in 1..=9_u64 {
             for _ in 0..next() % (4 << (round % 9)) {
                 // Many near both ends of the table, where runs are long.
                 let first = match next() % 4 {
@@ -36,7 +36,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
                 let grants = Grants::restore(vec![now; step as usize]).expect("they are in order");
                 let (growth, state) = match next() % 2 {
                     0 => (Growth::default(), bucket(step, now)),
-                    _ => (Growth { logs: 1, heap: grants.heap_bytes(), ..Growth::default() }, State::Grants(grants)),
+                    _ => (slots.beside.log_growth(None, step as u32, 1000), State::Grants(grants)),
                 };
                 assert!(slots.make_room(Growth { counters: 1, ..growth }, &name, &[], now));
                 assert!(slots.bytes() + growth.heap <= slots.allowance);
@@ -56,8 +56,8 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
             for (name, level, _) in &held {
                 let place = slots.find(name).unwrap_or_else(|| panic!("{name:?} is lost in round {round}"));
                 let slot = &slots.table[place];
-                let kept = match slot.kind {
-                    Kind::Grants => slots.beside.grants(slot).moments().count() as u64,
+                let kept = match slots.beside.kept(slot) {
+                    Kept::Grants(grants) => grants.count() as u64,
                     _ => slot.words[0],
                 };
                 assert_eq!(kept, *level);
@@ -66,6 +66,49 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
         }
     }
     assert!(past_reserve);
+}
+
+/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into a slot in
+/// both directions. What was promised is enough, and nothing is left behind.
+#[test]
+fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
+    let start = Timestamp::from_secs(1_800_000_000);
+    let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None };
+    let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 1)), usize::MAX, 1);
+    let name = CounterName([7, 7]);
+    let mut expected: Vec<Timestamp> = Vec::new();
+    let steps =
+        [(1, 0), (2, 0), (0, 1), (1, 0), (1, 0), (5, 0), (0, 6), (0, 0), (1, 3), (9, 0), (0, 8), (4, 0), (0, 5)];
+    for (number, (more, fewer)) in steps.into_iter().enumerate() {
+        let now = start.plus(number as u64);
+        let place = slots.find(&name);
+        let held = place.map(|place| &slots.table[place]);
+        let growth = Growth { counters: usize::from(place.is_none()), ..slots.beside.log_growth(held, more, 1000) };
+        assert!(slots.make_room(growth, &name, &[name], now));
+        let allowed = slots.bytes() + growth.heap;
+        let place = slots.find(&name);
+        let mut grants = match slots.take(place) {
+            State::Grants(grants) => grants,
+            _ => Grants::default(),
+        };
+        assert_eq!(grants.moments().collect::<Vec<_>>(), expected, "before step {number}");
+        expected.drain(..fewer);
+        expected.extend((0..more).map(|_| now));
+        let same = (more, fewer) == (0, 0);
+        grants.refill(expected.iter().copied());
+        match same {
+            true => slots.put_back(place, State::Grants(grants)),
+            false => slots.put(&name, place, State::Grants(grants), &outcome, now),
+        }
+        assert!(slots.bytes() <= allowed, "step {number}: {} of {allowed}", slots.bytes());
+        let (copies, copied) = std::sync::mpsc::channel();
+        slots.cut = Some(copies);
+        slots.copy_to_cut();
+        assert!(!copied.recv().expect("it is copied").is_empty());
+    }
+    assert_eq!(expected.len(), 1);
+    assert!(slots.forget(&name));
+    assert_eq!((slots.len(), slots.beside.logs()), (0, 0), "nothing is left beside the table");
 }
 
 /// A full table of counters of two sizes, where each new one takes the place of whichever is used least.
@@ -77,11 +120,11 @@ fn a_table_at_its_bound_seldom_grows_or_shrinks() {
     let mut resized = 0;
     for number in 0..40_000 {
         name = name.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let grants = Grants::restore(vec![now]).expect("one is in order");
+        let grants = Grants::restore(vec![now; 4]).expect("they are in order");
         let (growth, state, remaining) = match number % 10 {
             0 => (Growth { counters: 1, ..Growth::default() }, bucket(1, now), 999),
             _ => {
-                let growth = Growth { counters: 1, logs: 1, heap: grants.heap_bytes(), ..Growth::default() };
+                let growth = Growth { counters: 1, ..slots.beside.log_growth(None, 4, 1000) };
                 (growth, State::Grants(grants), 800)
             }
         };
