@@ -33,7 +33,7 @@ contract: servers ## the contract of every store at length: a million random pla
 	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test store_contract --test spread --test wrappers --test 'store_redis*' --test 'store_cluster*' -- contract decided_as_if
 	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test 'store_postgres*' -- contract
 
-servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy
+servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy, libfaketime
 	@scripts/servers
 
 bench: ## CPU per request and decisions per second, beside what they are compared with

@@ -22,7 +22,6 @@ use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseFate;
 use tollgate::server::Desk;
 use tollgate::store::StoreFact;
-use tonic::transport::Channel;
 
 /// Served from a file, which becomes another when a test says so.
 struct Served {
@@ -325,8 +324,7 @@ fn version(who: &str) -> String {
 async fn a_request_sees_one_version_of_settings_and_rules() {
     let mut served = Served::of(&version("a")).await;
     let done = Arc::new(AtomicBool::new(false));
-    let channel = Channel::from_shared(format!("http://{}", served.grpc)).expect("an address");
-    let rls = Rls(channel.connect().await.expect("the door is open"));
+    let rls = Rls::at(served.grpc).await;
     let asking: Vec<_> = (0..16)
         .map(|_| {
             let (rls, done) = (rls.clone(), done.clone());

@@ -17,7 +17,6 @@ use doors::Rls;
 use support::{Ask, PATIENCE, Process, ports, until};
 use tempfile::TempDir;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::Code;
-use tonic::transport::Channel;
 
 const TAKEN: &str = "another configuration is in use";
 const REFUSED: &str = "the configuration is refused";
@@ -163,8 +162,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
         write(&conf.join("app.toml"), &format!("{listens}{}", login(LIMIT as u32)));
         write(&turning, &turn(0));
     });
-    let channel = Channel::from_shared(format!("http://127.0.0.1:{}", live.grpc)).expect("an address");
-    let rls = Rls(channel.connect().await.expect("the door is open"));
+    let rls = Rls::at(format_args!("127.0.0.1:{}", live.grpc)).await;
     let done = Arc::new(AtomicBool::new(false));
     let asking: Vec<_> = (0..4)
         .map(|first| {

@@ -17,7 +17,6 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use served::{DOORS, PATIENCE, Served, both, exchange};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
-use tonic::transport::Channel;
 
 /// Every planted identity holds this word, in this case or another.
 const PLANTED: &str = "planted";
@@ -197,8 +196,7 @@ fn check() -> CheckRequest {
 
 /// Asks the gRPC door by both of its services, past limits, past bounds, and with what makes no sense. Gives a lease.
 async fn ask_over_grpc(served: &Served) -> String {
-    let channel = Channel::from_shared(format!("http://{}", served.grpc)).expect("an address");
-    let rls = Rls(channel.connect().await.expect("the door is open"));
+    let rls = Rls::at(&served.grpc).await;
     let held = lease(&rls.one(&[("account", "planted-rls")]).await).expect("a slot");
     for _ in 0..2 {
         assert_eq!(rls.one(&[("account", "planted-rls"), ("remote_address", "203.0.113.77")]).await.overall_code, 2);

@@ -9,7 +9,7 @@ use std::fs;
 
 use served::{DOORS, Served, complaint, exchange, tollgate};
 use support::redis::{Redis, Setup};
-use support::{Ask, Proxy, until};
+use support::{Proxy, until};
 
 /// A limit by account in a Redis, with more keys of the store.
 fn login(port: u16, more: &str, limit: u32) -> String {
@@ -24,13 +24,7 @@ fn login(port: u16, more: &str, limit: u32) -> String {
 
 /// Serves it, and waits until the store has answered.
 fn serve(toml: &str) -> Served {
-    ready(Served::start(toml, &[]))
-}
-
-fn ready(served: Served) -> Served {
-    let admin = served.admin.rsplit_once(':').expect("a port").1.parse().expect("a number");
-    until("it is ready", || Ask::get("/readyz").send(admin).is_ok_and(|answer| answer.status == 200));
-    served
+    Served::start(toml, &[]).ready()
 }
 
 fn sign_in(served: &Served, account: &str) -> u16 {
@@ -46,13 +40,6 @@ fn left(served: &Served, account: &str) -> usize {
 fn cells(table: &str) -> Vec<Vec<&str>> {
     let rows = table.lines().skip(1).take_while(|line| !line.is_empty() && !line.starts_with("tollgate: "));
     rows.map(|row| row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
-}
-
-/// A series of the metrics, by its name and labels as they are written.
-fn metric(served: &Served, series: &str) -> f64 {
-    let answer = exchange(&served.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
-    let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    value.unwrap_or_else(|| panic!("no {series} in {answer}")).parse().expect("a number")
 }
 
 #[test]
@@ -116,7 +103,7 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     // More and more is leased at once, and a part of the last block is used.
     let used = (0..50).filter(|_| sign_in(&leasing, "ada") == 200).count();
     assert_eq!(used, 50);
-    assert!(metric(&leasing, "tollgate_store_near_answers_total{store=\"main\",wrapper=\"quota_lease\"}") > 0.0);
+    assert!(leasing.metric("tollgate_store_near_answers_total{store=\"main\",wrapper=\"quota_lease\"}") > 0.0);
     leasing.stop();
     assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
 }
@@ -144,20 +131,20 @@ fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     assert_eq!(left(&served, "ada"), 2);
     let checks = |verdict| {
         let labels = format!("rule=\"login\",limiter=\"login\",verdict=\"{verdict}\",mode=\"enforced\"");
-        metric(&served, &format!("tollgate_checks_total{{domain=\"edge\",{labels}}}"))
+        served.metric(&format!("tollgate_checks_total{{domain=\"edge\",{labels}}}"))
     };
     assert_eq!((checks("passed"), checks("refused")), (2.0, 1.0));
-    let calls = metric(&served, "tollgate_store_call_duration_seconds_count{store=\"main\"}");
-    assert_eq!(calls, metric(&served, "tollgate_store_call_plans_count{store=\"main\"}"));
-    assert_eq!(metric(&served, "tollgate_store_call_plans_sum{store=\"main\"}"), 3.0);
-    let suspended = || metric(&served, "tollgate_store_suspended{store=\"main\"}");
+    let calls = served.metric("tollgate_store_call_duration_seconds_count{store=\"main\"}");
+    assert_eq!(calls, served.metric("tollgate_store_call_plans_count{store=\"main\"}"));
+    assert_eq!(served.metric("tollgate_store_call_plans_sum{store=\"main\"}"), 3.0);
+    let suspended = || served.metric("tollgate_store_suspended{store=\"main\"}");
     assert_eq!(suspended(), 0.0);
     proxy.refuse();
     assert_eq!(left(&served, "ada"), 2, "the stand-in's");
     assert_eq!(suspended(), 1.0);
-    let errors = |kind| metric(&served, &format!("tollgate_store_errors_total{{store=\"main\",kind=\"{kind}\"}}"));
+    let errors = |kind| served.metric(&format!("tollgate_store_errors_total{{store=\"main\",kind=\"{kind}\"}}"));
     assert_eq!(errors("unreachable") + errors("suspended"), 3.0);
-    assert_eq!(metric(&served, "tollgate_store_policy_answers_total{store=\"main\",policy=\"local\"}"), 3.0);
+    assert_eq!(served.metric("tollgate_store_policy_answers_total{store=\"main\",policy=\"local\"}"), 3.0);
     proxy.heal();
     until("it is asked again", || suspended() == 0.0);
     assert_eq!(sign_in(&served, "ada"), 429, "by the store");
@@ -191,7 +178,7 @@ fn the_password_of_a_store_is_told_nowhere() {
     for written in [in_its_url, beside] {
         let Some(server) = Setup::redis().map(|setup| setup.password(PASSWORD).start()) else { return };
         let toml = written(&login(server.port, "", 2)).replace("secret =", "drain_delay = '0s'\nsecret =");
-        let mut served = ready(Served::start(&toml, &[("RUST_LOG", "trace")]));
+        let mut served = Served::start(&toml, &[("RUST_LOG", "trace")]).ready();
         assert_eq!(left(&served, "ada"), 2, "it is let in");
         let status = exchange(&served.admin, b"GET /status HTTP/1.0\r\n\r\n");
         assert!(status.contains("main"), "{status}");

@@ -2,6 +2,7 @@
 
 #![expect(dead_code, reason = "each test binary uses its own part")]
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -97,8 +98,7 @@ impl Service {
     }
 
     pub async fn rls(&self) -> Rls {
-        let channel = Channel::from_shared(format!("http://{}", self.grpc)).expect("an address");
-        Rls(channel.connect().await.expect("the door is open"))
+        Rls::at(self.grpc).await
     }
 
     /// Asks over plain HTTP/1.1, on a connection of its own.
@@ -226,6 +226,12 @@ pub async fn closed(stream: &mut TcpStream) -> Vec<u8> {
 pub struct Rls(pub Channel);
 
 impl Rls {
+    /// Connected to the door at this address.
+    pub async fn at(address: impl Display) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).expect("an address");
+        Self(channel.connect().await.expect("the door is open"))
+    }
+
     pub async fn ask(&self, request: RateLimitRequest) -> RateLimitResponse {
         self.call(SHOULD_RATE_LIMIT, request).await.expect("never an error of gRPC")
     }

@@ -77,6 +77,23 @@ impl Served {
         }
     }
 
+    /// Waits until it says that it is ready: its stores have answered.
+    pub fn ready(self) -> Self {
+        let began = Instant::now();
+        while !exchange(&self.admin, b"GET /readyz HTTP/1.0\r\n\r\n").contains(" 200 OK\r\n") {
+            assert!(began.elapsed() < PATIENCE, "it is never ready:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    /// A series of its metrics, by its name and labels as they are written.
+    pub fn metric(&self, series: &str) -> f64 {
+        let answer = exchange(&self.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
+        let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in {answer}")).parse().expect("a number")
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");

@@ -1,21 +1,11 @@
 //! Instances of tollgate in this process that count in one real store, each over connections of its own.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan};
 use tollgate::store::{
-    Address, Keeper, Postgres, PostgresSettings, Redis, RedisSettings, RemoteSettings, Shared, SharedSettings, Topology,
+    Address, Keeper, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Topology,
 };
-
-/// How a store is asked by a test that is about something else than time: on a busy machine too.
-pub const PATIENT: RemoteSettings = RemoteSettings { deadline: Duration::from_secs(10), batch: 64, calls: 2 };
-
-/// A store whose answers come in time on any machine.
-pub fn patient() -> SharedSettings {
-    SharedSettings { remote: PATIENT, ..SharedSettings::new("main") }
-}
 
 /// A Redis on this port.
 pub fn at(port: u16) -> RedisSettings {

@@ -50,6 +50,12 @@ pub fn postgres() -> Option<PathBuf> {
     found("postgres", directory.or_else(|| Some(on_path("initdb")?.parent()?.to_owned())))
 }
 
+/// The library that gives a process a wall clock of its own, in the directory of any architecture.
+pub fn faketime() -> Option<PathBuf> {
+    let libraries = fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
+    found("libfaketime", libraries.map(|path| path.join("faketime/libfaketime.so.1")).find(|path| path.is_file()))
+}
+
 /// A program from `PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
     found(name, on_path(name))
