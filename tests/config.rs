@@ -735,6 +735,23 @@ fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
 }
 
 #[test]
+fn a_connection_is_not_given_up_before_the_decision_that_waits_for_it() {
+    for (timeout, patience, locks) in [("", 500, 100), ("timeout = '50ms'", 500, 100), ("timeout = '2s'", 2_000, 2_000)]
+    {
+        let config = read(&format!(
+            "[stores.a]\nengine = 'redis'\nurl = 'redis://a'\n{timeout}\n[stores.b]\nengine = 'postgres'\nurl = 'postgres://b/c'\n{timeout}\n"
+        ));
+        let [Engine::Redis(redis), Engine::Postgres(postgres)] = [&config.stores[0].engine, &config.stores[1].engine]
+        else {
+            panic!("one of each");
+        };
+        let millis =
+            [redis.settings.response_timeout, postgres.settings.response_timeout, postgres.settings.lock_timeout];
+        assert_eq!(millis.map(|time| time.as_millis()), [patience, patience, locks], "{timeout}");
+    }
+}
+
+#[test]
 fn two_stores_cannot_keep_their_counters_in_one_file() {
     let store = |name: &str| format!("[stores.{name}]\nengine = 'memory'\nsnapshot = 'kept'\n");
     let refused = read_with("a.toml", &(store("a") + &store("b")), &|_| None).expect_err("refused").to_string();

@@ -47,10 +47,11 @@ pub(super) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> Sh
     }
 }
 
-/// What the keys of a PostgreSQL store come to.
+/// What the keys of a PostgreSQL store come to, whose answers decisions wait for so long.
 pub(super) fn postgres(
     store: &schema::Store,
     url: &Hidden,
+    timeout: Duration,
     place: &Place,
     problems: &mut Problems,
 ) -> PostgresSettings {
@@ -65,6 +66,9 @@ pub(super) fn postgres(
         ca: text(&store.tls_ca).map(Into::into),
         unlogged: store.unlogged.copied().map_or(default.unlogged, |switch| switch.0),
         synchronous_commit: store.synchronous_commit.copied().map_or(default.synchronous_commit, |switch| switch.0),
+        // Nothing is given up before the decision that waits for it.
+        response_timeout: default.response_timeout.max(timeout),
+        lock_timeout: default.lock_timeout.max(timeout),
         ..default
     };
     if let Err(error) = settings.check() {
@@ -73,10 +77,11 @@ pub(super) fn postgres(
     settings
 }
 
-/// What the keys of a Redis store come to.
+/// What the keys of a Redis store come to, whose answers decisions wait for so long.
 pub(super) fn redis(
     store: &schema::Store,
     url: &Hidden,
+    timeout: Duration,
     place: &Place,
     problems: &mut Problems,
 ) -> Option<RedisSettings> {
@@ -145,6 +150,8 @@ pub(super) fn redis(
     if let Some(timeout) = store.socket_connect_timeout.copied() {
         settings.connect_timeout = timeout.0;
     }
+    // A connection is not given up before the decision that waits for its answer.
+    settings.response_timeout = settings.response_timeout.max(timeout);
     Some(settings)
 }
 

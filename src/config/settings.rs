@@ -391,11 +391,11 @@ fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Prob
     let (place, url) = (&url.place, url.value.clone());
     Some(match engine {
         schema::Engine::Postgres => {
-            let settings = remote::postgres(store, &url, place, problems);
+            let settings = remote::postgres(store, &url, timeout, place, problems);
             Engine::Postgres(Remote { url, options, settings, shared, required })
         }
         schema::Engine::Redis | schema::Engine::Memory => {
-            let settings = remote::redis(store, &url, place, problems)?;
+            let settings = remote::redis(store, &url, timeout, place, problems)?;
             Engine::Redis(Remote { url, options, settings, shared, required })
         }
     })
