@@ -2,8 +2,8 @@
 //!
 //! Envoy keeps it as dynamic metadata of the request, where later filters and the access log find it.
 
-use envoy_types::pb::google::protobuf::value::Kind;
-use envoy_types::pb::google::protobuf::{Struct, Value};
+#[cfg(test)]
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 
 use super::wire::Writer;
 use crate::decision::Decision;
@@ -18,7 +18,8 @@ fn facts(decision: &Decision) -> impl Iterator<Item = (&'static str, &str)> {
     facts.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
-/// As a message of ext_authz has it.
+/// As a message of ext_authz has it: what the bytes are held to.
+#[cfg(test)]
 pub(super) fn message(decision: &Decision) -> Option<Struct> {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
     let fields: std::collections::HashMap<_, _> =

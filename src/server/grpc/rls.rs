@@ -18,7 +18,7 @@ use super::generated::envoy::service::ratelimit::v3::rate_limit_response::rate_l
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::generated::envoy::r#type::v3::RateLimitUnit;
 use super::undo::Acquired;
-use super::wire::Writer;
+use super::wire::{Writer, byte, part, text};
 use super::{Refused, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
@@ -164,20 +164,6 @@ const ENTRIES: u8 = 1 << 3 | 2;
 const ENTRY_KEY: u8 = 1 << 3 | 2;
 const ENTRY_VALUE: u8 = 2 << 3 | 2;
 
-fn byte(rest: &mut &[u8]) -> Option<u8> {
-    rest.split_off_first().copied()
-}
-
-/// What has its length before it.
-fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
-    rest.split_off(..length)
-}
-
-fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
-    str::from_utf8(part(rest)?).ok()
-}
-
 /// The question that a message asks. Fails when a text of it is no UTF-8.
 fn asked(message: &RateLimitRequest) -> Result<descriptor::Request<'_>, Utf8Error> {
     // Filled in place: a descriptor is several hundred bytes, and every adaptor it is collected through copies it.
@@ -313,7 +299,7 @@ fn unit(window: Duration) -> (Unit, u32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use envoy_types::pb::google::protobuf::Struct;
@@ -391,7 +377,7 @@ mod tests {
 
     /// An engine with a window of 90 s, a bucket of half a second, and slots under a name of 200 bytes that asks to be
     /// told in a body.
-    fn engine() -> Engine {
+    pub(in crate::server::grpc) fn engine() -> Engine {
         let limiter = |name: &str, quota: Option<Quota>, concurrency| Limiter {
             name: name.into(),
             store: 0,

@@ -1,4 +1,4 @@
-//! Writes a message straight into its frame, field by field.
+//! Reads what a message is made of where it lies, and writes a message straight into its frame, field by field.
 //!
 //! What an answer says is in the decision already. Making the generated message of it first takes an allocation for
 //! every text and list, and a walk to weigh them before they are written. The generated types are the meaning: a test
@@ -7,7 +7,23 @@
 use std::cell::Cell;
 
 use bytes::Bytes;
-use prost::encoding::WireType;
+use prost::encoding::{WireType, decode_varint};
+
+/// The key of a field of a low number, which is one byte; or whatever else is next.
+pub(super) fn byte(rest: &mut &[u8]) -> Option<u8> {
+    rest.split_off_first().copied()
+}
+
+/// What has its length before it.
+pub(super) fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    rest.split_off(..length)
+}
+
+/// The same, as a text.
+pub(super) fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(part(rest)?).ok()
+}
 
 /// The most bytes that a thread keeps to write in. Only a refusal with a body of its own takes more.
 const KEPT: usize = 4 << 10;

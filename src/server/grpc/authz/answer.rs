@@ -1,0 +1,131 @@
+//! The answer to a question: a [`CheckResponse`](envoy_types::pb::envoy::service::auth::v3::CheckResponse), written by the
+//! numbers of its fields.
+
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use tonic::Code;
+
+use super::super::metadata;
+use super::super::wire::Writer;
+use crate::decision::Decision;
+use crate::server::authz::Verdict;
+use crate::server::headers::Header;
+use crate::server::settings::HeaderFamilies;
+
+// The fields of a `CheckResponse`.
+const STATUS: u32 = 1;
+const DENIED_RESPONSE: u32 = 2;
+const OK_RESPONSE: u32 = 3;
+const DYNAMIC_METADATA: u32 = 4;
+
+/// Writes what a decision means.
+pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
+    let Verdict { refused, headers, body } = Verdict::of(decision, families);
+    match refused {
+        None => passed(&headers, writer),
+        Some(status) => denied(status, &headers, &body, writer),
+    }
+    metadata::write(decision, DYNAMIC_METADATA, writer);
+}
+
+fn passed(headers: &[Header], writer: &mut Writer) {
+    // OK is zero, which is said by saying nothing.
+    writer.message(STATUS, |_| {});
+    writer.message(OK_RESPONSE, |response| {
+        headers.iter().for_each(|told| response.message(6, |option| header(told, option)));
+    });
+}
+
+/// Writes a refusal of this status.
+pub(super) fn denied(status: u16, headers: &[Header], body: &str, writer: &mut Writer) {
+    writer.message(STATUS, |told| told.number(1, code(status) as u64));
+    writer.message(DENIED_RESPONSE, |response| {
+        response.message(1, |told| told.number(1, status.into()));
+        headers.iter().for_each(|told| response.message(2, |option| header(told, option)));
+        response.text(3, body.as_bytes());
+    });
+}
+
+/// Envoy reads no more of the code than that it is not zero; others may.
+fn code(status: u16) -> Code {
+    match status {
+        429 => Code::ResourceExhausted,
+        500..=599 => Code::Unavailable,
+        _ => Code::PermissionDenied,
+    }
+}
+
+/// One value of a header, in the place of any that is there. Envoy drops headers of a refusal whose `append` is true,
+/// so that is never said.
+fn header((name, value): &Header, option: &mut Writer) {
+    option.message(1, |header| {
+        header.text(1, name.as_bytes());
+        header.text(2, value.as_bytes());
+    });
+    option.number(3, HeaderAppendAction::OverwriteIfExistsOrAdd as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+    use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+    use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
+    use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+    use envoy_types::pb::google::rpc;
+    use prost::Message;
+
+    use super::super::super::{frame, rls};
+    use super::*;
+    use crate::descriptor::{Descriptor, Request};
+
+    /// The message that an answer means, made of the generated types.
+    fn meant(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
+        let Verdict { refused, headers, body } = Verdict::of(decision, families);
+        let headers = headers.into_iter().map(|(name, value)| HeaderValueOption {
+            header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
+            append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+            ..HeaderValueOption::default()
+        });
+        let headers = headers.collect();
+        let (code, response) = match refused {
+            None => {
+                let ok = OkHttpResponse { response_headers_to_add: headers, ..OkHttpResponse::default() };
+                (Code::Ok, HttpResponse::OkResponse(ok))
+            }
+            Some(status) => {
+                let http = Some(HttpStatus { code: status.into() });
+                (code(status), HttpResponse::DeniedResponse(DeniedHttpResponse { status: http, headers, body }))
+            }
+        };
+        CheckResponse {
+            status: Some(rpc::Status { code: code.into(), ..rpc::Status::default() }),
+            http_response: Some(response),
+            dynamic_metadata: metadata::message(decision),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_written_as_the_generated_types_would_write_it() {
+        let engine = rls::tests::engine();
+        let long = format!("/{}", "l".repeat(200));
+        let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
+        let none = HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: false, problem_json: false };
+        let mut refused = 0;
+        for path in ["/window", "/bucket", "/other", &long] {
+            for _ in 0..4 {
+                let descriptors = [Descriptor::of([("path", path), ("account", "a")])].into_iter().collect();
+                let decision = engine.decide(&Request { domain: "edge", descriptors }).await;
+                refused += usize::from(!decision.allowed());
+                for families in [all, none] {
+                    let written = Writer::frame(|writer| write(&decision, families, writer));
+                    let told = CheckResponse::decode(&written[5..]).expect("it can be read");
+                    assert_eq!(told, meant(&decision, families), "{path}");
+                    // The facts have no order.
+                    assert_eq!(frame(&told).len(), written.len());
+                }
+            }
+        }
+        assert_eq!(refused, 2 + 1 + 3, "answers of both kinds were compared");
+        let unread = Writer::frame(|writer| denied(429, &[], "", writer));
+        assert_eq!(frame(&CheckResponse::decode(&unread[5..]).expect("it can be read")), unread);
+    }
+}

@@ -1,0 +1,430 @@
+//! A question read where it lies.
+//!
+//! With the generated types a map is made of its headers, two texts each, of which a handful are looked at. What Envoy
+//! sends as a rule is read here; the rest is for the generated types, which are the meaning: a test holds both to the same
+//! answers, whatever the bytes.
+//!
+//! ```text
+//!   CheckRequest  1 attributes
+//!                   1 source, 2 destination   Peer { 1 address { 1 socket { 2 address } }, 4 principal, .. }
+//!                   4 request                 1 time, 2 http { 2 method, 3 headers, 4 path, 5 host, .. }
+//!                   10 context extensions     { 1 key, 2 value } each
+//!                   11, 13 metadata           only where there is none
+//! ```
+
+use std::borrow::Cow;
+
+use prost::Message;
+use prost::encoding::decode_varint;
+use smallvec::SmallVec;
+
+use super::super::wire::{byte, part, text};
+use super::{client, present};
+use crate::server::authz::Asked;
+use crate::server::settings;
+
+/// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
+type Pair<'a> = (&'a str, &'a str);
+
+/// What Envoy told about a request.
+#[derive(Default)]
+pub(super) struct Plain<'a> {
+    method: &'a str,
+    target: &'a str,
+    host: &'a str,
+    headers: SmallVec<[Pair<'a>; 24]>,
+    /// The address that the connection came from, and who its certificate says it is.
+    source: Peer<'a>,
+    extensions: SmallVec<[Pair<'a>; 2]>,
+}
+
+#[derive(Default)]
+struct Peer<'a> {
+    address: Option<&'a str>,
+    principal: &'a str,
+}
+
+/// The key of a field that is a text or a message, as it is written.
+const fn length_delimited(field: u8) -> u8 {
+    field << 3 | 2
+}
+
+/// The key of a field that is a number.
+const fn varint(field: u8) -> u8 {
+    field << 3
+}
+
+impl<'a> Plain<'a> {
+    /// The question of a `CheckRequest`. `None` for one that has more to say, or that is not right in all.
+    pub(super) fn read(mut message: &'a [u8]) -> Option<Self> {
+        const ATTRIBUTES: u8 = length_delimited(1);
+        let mut plain = Self::default();
+        let mut attributes = None;
+        while let Some(key) = byte(&mut message) {
+            match key {
+                ATTRIBUTES => once(&mut attributes, part(&mut message)?)?,
+                _ => return None,
+            }
+        }
+        plain.attributes(attributes.unwrap_or_default())?;
+        Some(plain)
+    }
+
+    fn attributes(&mut self, mut told: &'a [u8]) -> Option<()> {
+        const SOURCE: u8 = length_delimited(1);
+        const DESTINATION: u8 = length_delimited(2);
+        const REQUEST: u8 = length_delimited(4);
+        const EXTENSIONS: u8 = length_delimited(10);
+        const METADATA: u8 = length_delimited(11);
+        const ROUTE_METADATA: u8 = length_delimited(13);
+        let [mut source, mut destination, mut request] = [None; 3];
+        while let Some(key) = byte(&mut told) {
+            let part = part(&mut told)?;
+            match key {
+                SOURCE => once(&mut source, part)?,
+                DESTINATION => once(&mut destination, part)?,
+                REQUEST => once(&mut request, part)?,
+                EXTENSIONS => self.extensions.push(pair(part)?),
+                METADATA | ROUTE_METADATA if part.is_empty() => {}
+                _ => return None,
+            }
+        }
+        self.source = peer(source.unwrap_or_default())?;
+        peer(destination.unwrap_or_default())?;
+        self.request(request.unwrap_or_default())
+    }
+
+    fn request(&mut self, mut told: &'a [u8]) -> Option<()> {
+        const TIME: u8 = length_delimited(1);
+        const HTTP: u8 = length_delimited(2);
+        let mut http = None;
+        while let Some(key) = byte(&mut told) {
+            let part = part(&mut told)?;
+            match key {
+                TIME => drop(prost_types::Timestamp::decode(part).ok()?),
+                HTTP => once(&mut http, part)?,
+                _ => return None,
+            }
+        }
+        self.http(http.unwrap_or_default())
+    }
+
+    fn http(&mut self, mut told: &'a [u8]) -> Option<()> {
+        const ID: u8 = length_delimited(1);
+        const METHOD: u8 = length_delimited(2);
+        const HEADERS: u8 = length_delimited(3);
+        const PATH: u8 = length_delimited(4);
+        const HOST: u8 = length_delimited(5);
+        const SCHEME: u8 = length_delimited(6);
+        const QUERY: u8 = length_delimited(7);
+        const FRAGMENT: u8 = length_delimited(8);
+        const SIZE: u8 = varint(9);
+        const PROTOCOL: u8 = length_delimited(10);
+        const BODY: u8 = length_delimited(11);
+        const RAW_BODY: u8 = length_delimited(12);
+        while let Some(key) = byte(&mut told) {
+            match key {
+                METHOD => self.method = text(&mut told)?,
+                HEADERS => self.headers.push(pair(part(&mut told)?)?),
+                PATH => self.target = text(&mut told)?,
+                HOST => self.host = text(&mut told)?,
+                // A text has to be one, whether anybody reads it or not.
+                ID | SCHEME | QUERY | FRAGMENT | PROTOCOL | BODY => drop(text(&mut told)?),
+                SIZE => drop(decode_varint(&mut told).ok()?),
+                RAW_BODY => drop(part(&mut told)?),
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+}
+
+/// Takes a message that may come once: parts of one that comes again are put together.
+fn once<'a>(place: &mut Option<&'a [u8]>, part: &'a [u8]) -> Option<()> {
+    place.replace(part).is_none().then_some(())
+}
+
+/// One entry of a map of texts.
+fn pair(mut told: &[u8]) -> Option<Pair<'_>> {
+    const KEY: u8 = length_delimited(1);
+    const VALUE: u8 = length_delimited(2);
+    let mut pair = ("", "");
+    while let Some(key) = byte(&mut told) {
+        match key {
+            KEY => pair.0 = text(&mut told)?,
+            VALUE => pair.1 = text(&mut told)?,
+            _ => return None,
+        }
+    }
+    Some(pair)
+}
+
+fn peer(mut told: &[u8]) -> Option<Peer<'_>> {
+    const ADDRESS: u8 = length_delimited(1);
+    const SERVICE: u8 = length_delimited(2);
+    const LABELS: u8 = length_delimited(3);
+    const PRINCIPAL: u8 = length_delimited(4);
+    const CERTIFICATE: u8 = length_delimited(5);
+    let (mut peer, mut address) = (Peer::default(), None);
+    while let Some(key) = byte(&mut told) {
+        match key {
+            ADDRESS => once(&mut address, part(&mut told)?)?,
+            LABELS => drop(pair(part(&mut told)?)?),
+            PRINCIPAL => peer.principal = text(&mut told)?,
+            SERVICE | CERTIFICATE => drop(text(&mut told)?),
+            _ => return None,
+        }
+    }
+    peer.address = match address {
+        Some(address) => Some(socket_address(address)?),
+        None => None,
+    };
+    Some(peer)
+}
+
+/// The address of a socket. Other kinds, and names in the place of numbers, are for the generated types.
+fn socket_address(mut told: &[u8]) -> Option<&str> {
+    const SOCKET: u8 = length_delimited(1);
+    const PROTOCOL: u8 = varint(1);
+    const ADDRESS: u8 = length_delimited(2);
+    const PORT: u8 = varint(3);
+    let mut socket = None;
+    while let Some(key) = byte(&mut told) {
+        match key {
+            SOCKET => once(&mut socket, part(&mut told)?)?,
+            _ => return None,
+        }
+    }
+    let (mut told, mut address) = (socket?, "");
+    while let Some(key) = byte(&mut told) {
+        match key {
+            ADDRESS => address = text(&mut told)?,
+            PROTOCOL | PORT => drop(decode_varint(&mut told).ok()?),
+            _ => return None,
+        }
+    }
+    Some(address)
+}
+
+/// The value of a name.
+fn last<'a>(pairs: &[Pair<'a>], name: &str) -> Option<&'a str> {
+    pairs.iter().rfind(|(key, _)| *key == name).map(|(_, value)| *value)
+}
+
+impl Asked for Plain<'_> {
+    fn method(&self) -> Option<Cow<'_, str>> {
+        present(self.method)
+    }
+
+    fn target(&self) -> Option<Cow<'_, str>> {
+        present(self.target)
+    }
+
+    fn host(&self) -> Option<Cow<'_, str>> {
+        present(self.host)
+    }
+
+    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+        last(&self.headers, name).map(Cow::Borrowed).into_iter()
+    }
+
+    fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
+        client(self, self.source.address, settings)
+    }
+
+    fn context(&self, key: &str) -> Option<&str> {
+        last(&self.extensions, key)
+    }
+
+    fn metadata(&self, _: &str, _: &[String]) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    fn principal(&self) -> Option<&str> {
+        Some(self.source.principal).filter(|principal| !principal.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
+    use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+    use envoy_types::pb::envoy::config::core::v3::{Address, HeaderMap, Metadata, Pipe, SocketAddress};
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
+    use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+    use envoy_types::pb::google::protobuf::Timestamp;
+    use proptest::prelude::*;
+
+    use super::super::told::Told;
+    use super::*;
+
+    /// All that a door asks of a request.
+    fn answers(asked: &impl Asked) -> String {
+        let settings = |trust_external_address, trusted_hops| settings::Authz {
+            trust_external_address,
+            trusted_hops,
+            ..settings::Authz::default()
+        };
+        let names = ["a", "x-forwarded-for", "x-envoy-external-address", "", "missing"];
+        let headers: Vec<Vec<_>> = names.map(|name| asked.headers(name).collect()).into();
+        let addresses = [(false, 0), (false, 1), (true, 2)]
+            .map(|(trusted, hops)| asked.remote_address(&settings(trusted, hops)).map(Cow::into_owned));
+        format!(
+            "{:?} {:?} {:?} {headers:?} {addresses:?} {:?} {:?} {:?}",
+            asked.method(),
+            asked.target(),
+            asked.host(),
+            ["a", "domain", ""].map(|key| asked.context(key)),
+            asked.metadata("a", &["a".to_owned()]),
+            asked.principal(),
+        )
+    }
+
+    fn address(kind: Kind) -> Option<Address> {
+        Some(Address { address: Some(kind) })
+    }
+
+    fn socket(address: &str) -> SocketAddress {
+        SocketAddress {
+            address: address.to_owned(),
+            port_specifier: Some(PortSpecifier::PortValue(4711)),
+            ..SocketAddress::default()
+        }
+    }
+
+    /// A request as Envoy tells it, whose texts are all told apart.
+    fn message() -> CheckRequest {
+        let peer = |address: &str, principal: &str| Peer {
+            address: self::address(Kind::SocketAddress(socket(address))),
+            principal: principal.to_owned(),
+            service: "a service".to_owned(),
+            certificate: "a certificate".to_owned(),
+            labels: [("a".to_owned(), "label".to_owned())].into(),
+        };
+        let headers = [("a", "header"), ("x-forwarded-for", "192.0.2.7, 10.0.0.1"), (":authority", "shop.example.com")];
+        let http = HttpRequest {
+            id: "an id".to_owned(),
+            method: "POST".to_owned(),
+            headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            path: "/login?a=b".to_owned(),
+            host: "shop.example.com".to_owned(),
+            scheme: "https".to_owned(),
+            query: "a=b".to_owned(),
+            fragment: "c".to_owned(),
+            size: -1,
+            protocol: "HTTP/2".to_owned(),
+            body: "a body".to_owned(),
+            raw_body: vec![0xff],
+            header_map: None,
+        };
+        CheckRequest {
+            attributes: Some(AttributeContext {
+                source: Some(peer("192.0.2.9", "spiffe://a/b")),
+                destination: Some(peer("192.0.2.10", "spiffe://c/d")),
+                request: Some(Request { time: Some(Timestamp { seconds: 7, nanos: 8 }), http: Some(http) }),
+                context_extensions: [("domain".to_owned(), "edge".to_owned())].into(),
+                metadata_context: Some(Metadata::default()),
+                route_metadata_context: Some(Metadata::default()),
+                tls_session: None,
+            }),
+        }
+    }
+
+    /// Holds what is read where it lies to the generated types. Says whether it was read.
+    fn agrees(bytes: &[u8]) -> bool {
+        let Some(plain) = Plain::read(bytes) else { return false };
+        let meant = CheckRequest::decode(bytes).expect("what is plain is right").attributes.unwrap_or_default();
+        assert_eq!(answers(&plain), answers(&Told::new(&meant)), "{bytes:?}");
+        true
+    }
+
+    #[test]
+    fn what_envoy_tells_is_read_where_it_lies_and_what_is_rare_is_left_to_the_generated_types() {
+        assert!(agrees(&message().encode_to_vec()));
+        assert!(agrees(&[]));
+        let rare: [fn(&mut AttributeContext); 5] = [
+            |attributes| {
+                let pipe = Pipe { path: "/run/envoy.sock".to_owned(), mode: 0 };
+                attributes.source.as_mut().expect("it has one").address = address(Kind::Pipe(pipe));
+            },
+            |attributes| {
+                let named = PortSpecifier::NamedPort("https".to_owned());
+                let socket = SocketAddress { port_specifier: Some(named), ..socket("192.0.2.9") };
+                attributes.source.as_mut().expect("it has one").address = address(Kind::SocketAddress(socket));
+            },
+            |attributes| {
+                let http = attributes.request.as_mut().and_then(|request| request.http.as_mut());
+                http.expect("it has one").header_map = Some(HeaderMap::default());
+            },
+            |attributes| {
+                let told = [("a".to_owned(), Default::default())].into();
+                let told = Metadata { filter_metadata: told, ..Metadata::default() };
+                attributes.metadata_context = Some(told);
+            },
+            |attributes| attributes.tls_session = Some(Default::default()),
+        ];
+        for make in rare {
+            let mut message = message();
+            make(message.attributes.as_mut().expect("it has some"));
+            assert!(!agrees(&message.encode_to_vec()), "{message:?}");
+        }
+    }
+
+    /// A whole message put behind another is merged with it: every field comes twice.
+    #[test]
+    fn what_comes_twice_is_merged_by_the_generated_types() {
+        let bytes = message().encode_to_vec();
+        assert!(!agrees(&[&bytes[..], &bytes].concat()));
+        let attributes = message().attributes.expect("it has some").encode_to_vec();
+        let mut whole = Vec::new();
+        prost::encoding::bytes::encode(1, &[&attributes[..], &attributes].concat(), &mut whole);
+        assert!(!agrees(&whole));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Texts that are none, fields of other kinds and numbers, lengths that lead elsewhere.
+        #[test]
+        fn whatever_is_read_where_it_lies_is_what_the_generated_types_read(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 0..4),
+        ) {
+            let mut bytes = message().encode_to_vec();
+            for (place, byte, kind) in changes {
+                let place = place.index(bytes.len());
+                match kind {
+                    0 => bytes.insert(place, byte),
+                    1 => drop(bytes.remove(place)),
+                    _ => bytes[place] = byte,
+                }
+            }
+            agrees(&bytes);
+        }
+
+        /// Headers and extensions of any texts, some of them twice.
+        #[test]
+        fn of_two_of_one_name_the_last_counts(
+            headers in prop::collection::vec(("a|x-forwarded-for|x-envoy-external-address|[a-c]{0,2}", "\\PC{0,3}|192.0.2.[1-3]"), 0..30),
+            extensions in prop::collection::vec(("a|domain|", "[a-c]{0,2}|z{130}"), 0..4),
+        ) {
+            let map = |field: u32, pairs: &[(String, String)]| {
+                let mut bytes = Vec::new();
+                for (name, value) in pairs {
+                    let mut entry = Vec::new();
+                    prost::encoding::string::encode(1, name, &mut entry);
+                    prost::encoding::string::encode(2, value, &mut entry);
+                    prost::encoding::bytes::encode(field, &entry, &mut bytes);
+                }
+                bytes
+            };
+            let nested = |field: u32, inner: &Vec<u8>| {
+                let mut bytes = Vec::new();
+                prost::encoding::bytes::encode(field, inner, &mut bytes);
+                bytes
+            };
+            let request = nested(4, &nested(2, &map(3, &headers)));
+            let attributes = nested(1, &[request, map(10, &extensions)].concat());
+            prop_assert!(agrees(&attributes));
+        }
+    }
+}

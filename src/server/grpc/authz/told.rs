@@ -1,0 +1,99 @@
+//! A question as the generated types have it.
+
+use std::borrow::Cow;
+
+use envoy_types::pb::envoy::config::core::v3::Metadata;
+use envoy_types::pb::envoy::config::core::v3::address::Address;
+use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer};
+use envoy_types::pb::google::protobuf::Value;
+use envoy_types::pb::google::protobuf::value::Kind;
+
+use super::{client, present};
+use crate::server::authz::Asked;
+use crate::server::settings;
+
+/// What Envoy told about a request.
+pub(super) struct Told<'a> {
+    attributes: &'a AttributeContext,
+    http: Option<&'a HttpRequest>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn new(attributes: &'a AttributeContext) -> Self {
+        let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
+        Self { attributes, http }
+    }
+
+    fn source(&self) -> Option<&'a Peer> {
+        self.attributes.source.as_ref()
+    }
+}
+
+impl Asked for Told<'_> {
+    fn method(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.method)
+    }
+
+    fn target(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.path)
+    }
+
+    fn host(&self) -> Option<Cow<'_, str>> {
+        present(&self.http?.host)
+    }
+
+    /// From the map, or, with `encode_raw_headers`, from the list that stands in its place.
+    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+        let joined = self.http.and_then(|http| http.headers.get(name));
+        let raw = self.http.filter(|_| joined.is_none()).and_then(|http| http.header_map.as_ref());
+        let raw = raw.into_iter().flat_map(|map| &map.headers).filter(|header| header.key.eq_ignore_ascii_case(name));
+        let raw = raw.map(|header| match header.raw_value.is_empty() {
+            true => Cow::Borrowed(header.value.as_str()),
+            false => String::from_utf8_lossy(&header.raw_value),
+        });
+        joined.map(|value| Cow::Borrowed(value.as_str())).into_iter().chain(raw)
+    }
+
+    fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
+        let peer = self.source().and_then(|source| match source.address.as_ref()?.address.as_ref()? {
+            Address::SocketAddress(socket) => Some(socket.address.as_str()),
+            Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,
+        });
+        client(self, peer, settings)
+    }
+
+    fn context(&self, key: &str) -> Option<&str> {
+        self.attributes.context_extensions.get(key).map(String::as_str)
+    }
+
+    /// Of the request, or else of its route.
+    fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>> {
+        let AttributeContext { metadata_context, route_metadata_context, .. } = self.attributes;
+        let found = |metadata: &'_ Option<Metadata>| value(metadata.as_ref()?, namespace, path).and_then(text);
+        found(metadata_context).or_else(|| found(route_metadata_context)).map(Cow::Owned)
+    }
+
+    fn principal(&self) -> Option<&str> {
+        self.source().map(|source| source.principal.as_str()).filter(|principal| !principal.is_empty())
+    }
+}
+
+fn value<'a>(metadata: &'a Metadata, namespace: &str, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let outermost = metadata.filter_metadata.get(namespace)?.fields.get(first)?;
+    rest.iter().try_fold(outermost, |value, key| match &value.kind {
+        Some(Kind::StructValue(inner)) => inner.fields.get(key),
+        _ => None,
+    })
+}
+
+/// A value as a rule would write it. Numbers arrive as doubles: 42 is `42`.
+fn text(value: &Value) -> Option<String> {
+    match value.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text.clone()),
+        Kind::NumberValue(number) => Some(number.to_string()),
+        Kind::BoolValue(truth) => Some(truth.to_string()),
+        Kind::NullValue(_) | Kind::StructValue(_) | Kind::ListValue(_) => None,
+    }
+}
