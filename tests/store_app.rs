@@ -114,12 +114,12 @@ fn who_tries_again_what_is_refused_is_answered_near_and_not_by_the_store() {
     let served = serve(&login(server.port, "refusal_cache = '1h'", 2));
     assert_eq!(left(&served, "ada"), 2);
     let (calls, near) = ("tollgate_store_call_plans_sum{store=\"main\"}", "tollgate_store_near_answers_total");
-    assert_eq!(metric(&served, calls), 3.0, "two passed and one was refused");
+    assert_eq!(served.metric(calls), 3.0, "two passed and one was refused");
     for _ in 0..20 {
         assert_eq!(sign_in(&served, "ada"), 429);
     }
-    assert_eq!(metric(&served, calls), 3.0);
-    assert_eq!(metric(&served, &format!("{near}{{store=\"main\",wrapper=\"refusal_cache\"}}")), 20.0);
+    assert_eq!(served.metric(calls), 3.0);
+    assert_eq!(served.metric(&format!("{near}{{store=\"main\",wrapper=\"refusal_cache\"}}")), 20.0);
 }
 
 /// Weakness R25: limits in a shared store have no metrics.
@@ -161,7 +161,7 @@ fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_reque
     let state = served.run(&["state", "edge", "account=ada"]);
     assert!(state.contains("unknown"), "{state}");
     let policy =
-        |policy| metric(&served, &format!("tollgate_store_policy_answers_total{{store=\"main\",policy=\"{policy}\"}}"));
+        |policy| served.metric(&format!("tollgate_store_policy_answers_total{{store=\"main\",policy=\"{policy}\"}}"));
     assert_eq!((policy("deny"), policy("local")), (0.0, 3.0));
     let lift = ["lift", "edge", "account=ada", "--why", "ticket 4713"];
     assert!(served.complaint(&lift).contains("cannot be reached"));
