@@ -19,7 +19,7 @@ ifdef STORE
 test: servers
 	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*' --test store_races --test store_faults --test store_app)
 else
-test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store alone
+test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet

@@ -294,6 +294,23 @@ fn semantics_30_counters_with_nothing_left_go_last() {
     assert!(left <= 1, "{left} went for one");
 }
 
+/// Logs of every size come and go, are charged several at a time, forgotten and begun anew.
+#[test]
+fn semantics_30_logs_that_grow_and_shrink_in_a_full_store_stay_within_its_bytes() {
+    let mut store = Small::bytes(1 << 20);
+    let mut now = NOW;
+    for number in 0..120_000_u64 {
+        let CounterName([draw, another]) = name(number);
+        let key = draw % 30_000;
+        let (limit, units) = (1 + (key % 13) as u32, 1 + (another % 5) as u32);
+        let limit = Limit::SlidingWindow(SlidingWindow { limit, window: SECOND });
+        store.apply([check(name(1 << 40 | key), limit, units)], now);
+        now = now.plus(another % 60);
+    }
+    let usage = store.memory.usage()[0];
+    assert!(usage.evictions > 10_000, "it was full: {} went", usage.evictions);
+}
+
 #[test]
 fn a_bucket_that_has_drained_goes_before_one_that_has_not() {
     let mut store = Small::keys(64);

@@ -97,6 +97,23 @@ fn a_store_without_a_connection_is_left_alone_at_once() {
 }
 
 #[test]
+fn a_decision_waits_for_its_deadline_and_no_longer() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let deadline = Duration::from_millis(10);
+    let (remote, plan) = (remote(&kept, deadline), one(log(1_000)));
+    runtime.block_on(async {
+        kept.be(HANGING);
+        // Whoever waits, and however many wait before them.
+        let (begun, until) = (Instant::now(), remote.deadline());
+        let answers = join_all((0..200).map(|_| remote.ask(plan.clone(), None, until))).await;
+        assert!(answers.iter().all(|answer| matches!(answer, Err(Fault::Timeout))));
+        let waited = begun.elapsed();
+        assert!((deadline..=deadline + Duration::from_millis(1)).contains(&waited), "they waited {waited:?}");
+    });
+}
+
+#[test]
 fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_return() {
     const MILLISECOND: Duration = Duration::from_millis(1);
     // It returns at any moment between two probes.

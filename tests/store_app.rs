@@ -6,6 +6,7 @@ mod served;
 mod support;
 
 use std::fs;
+use std::net::TcpStream;
 
 use served::{DOORS, Served, complaint, exchange, tollgate};
 use support::redis::{Redis, Setup};
@@ -120,6 +121,27 @@ fn who_tries_again_what_is_refused_is_answered_near_and_not_by_the_store() {
     }
     assert_eq!(served.metric(calls), 3.0);
     assert_eq!(served.metric(&format!("{near}{{store=\"main\",wrapper=\"refusal_cache\"}}")), 20.0);
+}
+
+#[test]
+fn who_is_told_to_stop_answers_those_who_wait_for_the_store_first() {
+    let Some(server) = Redis::start() else { return };
+    let proxy = Proxy::to(server.port);
+    let toml = login(proxy.port, "", 2).replace("secret =", "drain_delay = '0s'\nsecret =");
+    let mut served = serve(&toml);
+    assert_eq!(sign_in(&served, "ada"), 200);
+    proxy.blackhole();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| sign_in(&served, "ada"));
+        until("it waits for the store", || served.metric("tollgate_requests_under_way") == 1.0);
+        served.signal("-TERM");
+        until("its doors are closed", || TcpStream::connect(&served.http).is_err());
+        proxy.heal();
+        assert_eq!(waiting.join().expect("it is answered"), 200, "by the store");
+    });
+    served.wait();
+    let another = serve(&login(server.port, "", 2));
+    assert_eq!(sign_in(&another, "ada"), 429, "both are counted");
 }
 
 /// Weakness R25: limits in a shared store have no metrics.

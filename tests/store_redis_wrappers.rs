@@ -26,11 +26,11 @@ fn empty(server: &Server, run: u32, name: &str, wrapped: Wrapped) -> Stores {
 #[test]
 fn the_refusal_cache_keeps_the_contract_around_redis() {
     let Some(server) = Server::start() else { return };
-    the_cache_keeps_the_contract(100, |run| empty(&server, run, "cache", WITH_CACHE));
+    the_cache_keeps_the_contract(400, |run| empty(&server, run, "cache", WITH_CACHE));
 }
 
 #[test]
 fn quota_leases_keep_the_contract_around_redis() {
     let Some(server) = Server::start() else { return };
-    leases_keep_the_contract(100, |run| empty(&server, run, "leases", WITH_LEASES));
+    leases_keep_the_contract(400, |run| empty(&server, run, "leases", WITH_LEASES));
 }

@@ -1,7 +1,11 @@
 //! What is asked: one login with three entries through RLS, the same with twenty headers through ext_authz.
 
+use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
+use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
+use envoy_types::pb::envoy::config::core::v3::{Address, HeaderMap, HeaderValue, SocketAddress};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use envoy_types::pb::google::protobuf::Timestamp;
 use prost::Message;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
@@ -28,22 +32,30 @@ pub fn rls(domain: &str, path: &str, account: &str, address: &str) -> RateLimitR
     }
 }
 
-/// A request as Envoy tells it.
+/// A request as Envoy tells it with `encode_raw_headers`, which the README advises.
 pub fn authz(path: &str, account: &str) -> CheckRequest {
+    let peer = |address: &str, port| {
+        let port_specifier = Some(PortSpecifier::PortValue(port));
+        let socket = SocketAddress { address: address.into(), port_specifier, ..SocketAddress::default() };
+        Peer { address: Some(Address { address: Some(Kind::SocketAddress(socket)) }), ..Peer::default() }
+    };
+    let header =
+        |(key, value): (String, String)| HeaderValue { key, raw_value: value.into(), ..HeaderValue::default() };
+    let headers = authz_headers(account).into_iter().map(header).collect();
     let http = HttpRequest {
         id: "1234567890123456789".into(),
         method: "POST".into(),
-        headers: authz_headers(account).into_iter().collect(),
+        header_map: Some(HeaderMap { headers }),
         path: path.into(),
         host: "shop.example.com".into(),
         scheme: "https".into(),
         protocol: "HTTP/2".into(),
         ..HttpRequest::default()
     };
-    let request = Request { http: Some(http), ..Request::default() };
+    let request = Request { time: Some(Timestamp { seconds: 1_800_000_000, nanos: 123_456_000 }), http: Some(http) };
     let attributes = AttributeContext {
-        source: Some(Peer::default()),
-        destination: Some(Peer::default()),
+        source: Some(peer(ADDRESS, 49_152)),
+        destination: Some(peer("192.0.2.1", 443)),
         request: Some(request),
         ..AttributeContext::default()
     };

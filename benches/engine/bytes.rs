@@ -16,10 +16,11 @@ const MEMORY: usize = 256 << 20;
 const CHUNK: usize = 8_192;
 
 /// An algorithm, the units each of its counters holds, and its goal in bytes.
-const ALGORITHMS: [(&str, u32, &str); 6] = [
+const ALGORITHMS: [(&str, u32, &str); 7] = [
     ("token_bucket", 1, "goal 64"),
     ("fixed_window", 1, ""),
     ("sliding_counter", 1, ""),
+    ("sliding_window of 10, 3 granted", 3, ""),
     ("sliding_window of 10", 10, ""),
     ("sliding_window of 1000", 1_000, "goal 9 KB"),
     ("concurrency of 2", 2, ""),
@@ -77,7 +78,7 @@ fn of(algorithm: &str) -> Limiter {
         "token_bucket" => bucket("one"),
         "fixed_window" => limiter("one", Algorithm::FixedWindow(Schedule::Epoch), 1_000),
         "sliding_counter" => limiter("one", Algorithm::SlidingCounter, 1_000),
-        "sliding_window of 10" => limiter("one", Algorithm::SlidingWindow, 10),
+        "sliding_window of 10" | "sliding_window of 10, 3 granted" => limiter("one", Algorithm::SlidingWindow, 10),
         "sliding_window of 1000" => limiter("one", Algorithm::SlidingWindow, 1_000),
         "concurrency of 2" => slots("one", 2),
         other => panic!("{other:?} is no algorithm"),

@@ -66,9 +66,9 @@ pub(super) fn postgres(
         ca: text(&store.tls_ca).map(Into::into),
         unlogged: store.unlogged.copied().map_or(default.unlogged, |switch| switch.0),
         synchronous_commit: store.synchronous_commit.copied().map_or(default.synchronous_commit, |switch| switch.0),
-        // Nothing is given up before the decision that waits for it.
+        // A connection is not given up before the decision that waits for its answer. A row that somebody holds is given
+        // up sooner, since others wait behind it.
         response_timeout: default.response_timeout.max(timeout),
-        lock_timeout: default.lock_timeout.max(timeout),
         ..default
     };
     if let Err(error) = settings.check() {

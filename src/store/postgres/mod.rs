@@ -231,7 +231,8 @@ impl Link {
 /// What happens to a connection when it is made.
 fn made(settings: &PostgresSettings, names: Names, apply: String) -> Hook {
     // Zero would be for ever.
-    let [statement, lock] = [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().max(1));
+    let [statement, lock] =
+        [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().clamp(1, i32::MAX as u128));
     let commit = if settings.synchronous_commit { "" } else { "SET synchronous_commit = off;" };
     // A row is read again after it was waited for; the stricter isolations would fail instead.
     let session = format!(

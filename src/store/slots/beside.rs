@@ -23,8 +23,9 @@ const FEW: usize = 3;
 /// No grant, in the words of a slot. Moments end before 2^53.
 const NONE: u64 = u64::MAX;
 
-/// The bytes of a log that is worth keeping for the next one that is taken out of a slot's words.
-const SMALL: usize = 64;
+/// The bytes of a log that is kept for the next one that is taken out of a slot's words: what a new log takes first. One of
+/// another size would grow by other steps than were promised.
+const SMALL: usize = 4 * size_of::<u64>();
 
 /// The logs and leases of a shard.
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Bytes held, without the allocator's own.
+    /// Bytes held, without the allocator's own and the two empty logs.
     pub(super) fn bytes(&self) -> usize {
         self.grants.bytes() + self.leases.bytes() + self.heap
     }
@@ -132,15 +133,22 @@ impl Beside {
     /// Puts a state that did not change back where it was taken from.
     pub(super) fn put_back(&mut self, state: State, slot: &Slot) {
         match (slot.kind, state) {
-            (Kind::Vacant | Kind::Bucket | Kind::Pair | Kind::Fixed, _) => {}
             (Kind::Few, State::Grants(grants)) => self.spare(grants),
-            (Kind::Few | Kind::Grants | Kind::Leases, state) => drop(self.pack(state, Some(slot))),
+            (Kind::Grants, State::Grants(grants)) => {
+                self.heap += grants.heap_bytes();
+                self.grants.keep(Some(slot.words[0]), grants);
+            }
+            (Kind::Leases, State::Leases(leases)) => {
+                self.heap += leases.heap_bytes();
+                self.leases.keep(Some(slot.words[0]), leases);
+            }
+            (_, _) => {}
         }
     }
 
     /// Keeps the room of a log whose grants are in a slot.
     fn spare(&mut self, grants: Grants) {
-        if self.spare.len() < self.spare.inline_size() && grants.heap_bytes() <= SMALL {
+        if self.spare.len() < self.spare.inline_size() && grants.heap_bytes() == SMALL {
             self.spare.push(grants);
         }
     }

@@ -73,9 +73,9 @@ enum Widen {
 pub(super) struct Growth {
     /// Counters.
     counters: usize,
-    /// Of these, how many keep a log.
+    /// Logs beside the table: of a new counter, or of one whose slot has no room for another grant.
     logs: usize,
-    /// Of these, how many keep leases.
+    /// Sets of leases beside the table.
     leases: usize,
     /// Bytes that logs and sets of leases grow by.
     heap: usize,
@@ -132,7 +132,7 @@ impl Slots {
 
     #[cold]
     fn copy_to(&self, cut: &Sender<Vec<u8>>) {
-        let mut bytes = Vec::with_capacity(self.table.taken() * 46 + self.beside.bytes());
+        let mut bytes = Vec::with_capacity(self.table.taken() * 50 + self.beside.bytes());
         for slot in self.table.iter() {
             let kept = self.beside.kept(slot);
             Record { name: slot.name, until: slot.until, share: slot.share, kept }.write(&mut bytes);

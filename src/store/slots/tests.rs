@@ -111,6 +111,21 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
     assert_eq!((slots.len(), slots.beside.logs()), (0, 0), "nothing is left beside the table");
 }
 
+/// What is promised for a log counts from nothing on, so one that is taken out of a slot begins like a new one.
+#[test]
+fn a_log_that_leaves_its_slot_has_the_room_of_a_new_one() {
+    let now = Timestamp::from_secs(1_800_000_000);
+    let mut beside = Beside::default();
+    for places in [1, 3, 4, 5, 8, 100] {
+        let mut grants = Grants::restore(vec![now; places]).expect("they are in order");
+        grants.refill([now]);
+        let (kind, words) = beside.pack(State::Grants(grants), None);
+        let slot = Slot { name: CounterName([7, 7]), words, until: 0, share: 0, kind };
+        let State::Grants(taken) = beside.take(&slot) else { panic!("it is a log") };
+        assert_eq!(taken.heap_bytes(), Grants::default().growth(1, 1000), "after a log of {places} places");
+    }
+}
+
 /// A full table of counters of two sizes, where each new one takes the place of whichever is used least.
 #[test]
 fn a_table_at_its_bound_seldom_grows_or_shrinks() {
