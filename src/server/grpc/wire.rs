@@ -10,17 +10,20 @@ use bytes::Bytes;
 use prost::encoding::{WireType, decode_varint};
 
 /// The key of a field of a low number, which is one byte; or whatever else is next.
+#[inline]
 pub(super) fn byte(rest: &mut &[u8]) -> Option<u8> {
     rest.split_off_first().copied()
 }
 
 /// What has its length before it.
+#[inline]
 pub(super) fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
     rest.split_off(..length)
 }
 
 /// The same, as a text.
+#[inline]
 pub(super) fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     std::str::from_utf8(part(rest)?).ok()
 }
