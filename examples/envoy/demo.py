@@ -51,7 +51,7 @@ class Gateway:
     With a store there are two tollgates that share it."""
 
     # The ports of the files, and what they are called here.
-    PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901, "grpc2": 8181, "http2": 8180, "store": 0}
+    PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901, "grpc2": 8181, "http2": 8180, "tollgate": 9090, "tollgate2": 9190, "store": 0}
 
     def __init__(self, tollgate, envoy, store=None):
         self.tollgate, self.envoy, self.store = tollgate, envoy, store
@@ -105,7 +105,7 @@ class Gateway:
         # A machine that is busy otherwise must not spoil the story.
         text = text.replace("timeout: 0.25s", "timeout: 5s")
         # Nobody has to notice that it stops.
-        text = text.replace("[server]\n", "[server]\ndrain_delay = \"0s\"\n")
+        text = text.replace("[server]\n", f"[server]\ndrain_delay = \"0s\"\nadmin = \"127.0.0.1:{self.ports['tollgate']}\"\n")
         path = self.directory / name
         path.write_text(text)
         return path
@@ -118,7 +118,7 @@ class Gateway:
         # A machine that is busy otherwise must not spoil the story.
         text += 'timeout = "5s"\n'
         rules.write_text(text)
-        for port in ("grpc", "http"):
+        for port in ("grpc", "http", "tollgate"):
             text = text.replace(f":{self.ports[port]}\"", f":{self.ports[port + '2']}\"")
         second = rules.with_name("second.toml")
         second.write_text(text)
@@ -468,6 +468,9 @@ def play(gateway):
 
 def leave_running(gateway):
     rls, grpc, plain = (gateway.ports[door] for door in ("rls", "authz_grpc", "authz_http"))
+    admins = [gateway.ports[name] for name in ("tollgate", "tollgate2")[: 2 if gateway.store else 1]]
+    tops = "\n".join(f"    {gateway.tollgate} top --server 127.0.0.1:{admin}" for admin in admins)
+    metrics = " and ".join(f"http://localhost:{admin}/metrics" for admin in admins)
     print(f"""
 The gateway is up. Its rules are in examples/envoy/gateway.toml. Some requests to try, over and over:
 
@@ -483,6 +486,10 @@ The gateway is up. Its rules are in examples/envoy/gateway.toml. Some requests t
     curl -i -X POST -H 'x-account: lea' localhost:{grpc}/login
     curl -i -X POST -H 'x-account: mia' localhost:{plain}/login
 
+  who was refused most, as each tollgate saw it
+{tops}
+
+The metrics are at {metrics}.
 Envoy's admin page is at http://localhost:{gateway.ports['admin']}. Ctrl-C stops everything.""", flush=True)
     while True:
         for name, process in gateway.processes:

@@ -74,7 +74,11 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
                  \"${{file:/run/secrets/tollgate}}\" or the like before this faces the world"
             ));
         }
-        let admin = app.admin_address().map_or(String::new(), |admin| format!(", admin on {admin}"));
+        let admin = match app.admin_address() {
+            Some(admin) => format!(", admin on {admin}"),
+            None if prepared.settings.admin.listen.is_some() => ", no admin port".to_owned(),
+            None => String::new(),
+        };
         tell(format_args!("gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address()));
         anyhow::Ok(until_stopped(app, &mut signals).await)
     });

@@ -142,6 +142,18 @@ fn the_sixth_call_of_the_first_rule_is_refused_as_the_readme_says() {
     assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
 }
 
+/// The filter that the README shows for RLS sends the path with its query.
+#[test]
+fn the_first_rule_holds_whatever_stands_behind_the_path() {
+    for path in ["/login", "/login?x", "//login", "/login;x"] {
+        let entries = [&*format!("path={path}"), "method=POST", "remote_address=192.0.2.7", "account=bob"];
+        let output = in_a_new_project(&[&["explain", "--config", "tollgate.toml", "edge"][..], &entries].concat());
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("login_account"), "{path}: {said}");
+        assert!(!said.contains("no rule matches"), "{path}: {said}");
+    }
+}
+
 #[test]
 fn every_command_of_the_table_has_help() {
     let readme = read("README.md");
