@@ -16,9 +16,10 @@ use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use plans::START;
 use tokio::time::Instant;
 use tollgate::limiter::{
-    Check, Concurrency, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan, SlidingWindow, Undo,
+    Check, Concurrency, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, OnStoreError, Plan,
+    SlidingWindow, Undo,
 };
-use tollgate::store::{Remote, RemoteSettings};
+use tollgate::store::{Keeper, Remote, RemoteSettings, Shared, SharedSettings, Store, Stores};
 
 /// No test lasts as long.
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -143,6 +144,34 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
             assert!(back.elapsed() <= Duration::from_millis(101), "it took {:?}", back.elapsed());
         });
     }
+}
+
+/// Beside one other instance, so that an answer tells who gave it: what stands in has half of every limit.
+#[test]
+fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let remote = RemoteSettings { deadline: Duration::from_millis(10), ..RemoteSettings::default() };
+    let settings = SharedSettings { remote, instances: 2, ..SharedSettings::new("main") };
+    let stores = Stores::of([Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let local = |counter, limit| {
+        let on_store_error = OnStoreError::Local;
+        one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })
+    };
+    let (used_up, flow) = (local(1, 50), local(2, 1_000));
+    runtime.block_on(async {
+        let mut admitted = 0;
+        for _ in 0..50 {
+            let decided = stores.apply(&flow, START).await.answers[0].expect("it is decided");
+            assert_eq!(decided.limit, 1_000, "by the store");
+            kept.be(HANGING);
+            let decided = stores.apply(&used_up, START).await;
+            assert_eq!(decided.answers[0].expect("it is decided").limit, 25, "by what stands in");
+            admitted += u32::from(decided.admitted);
+            kept.be(WELL);
+        }
+        assert_eq!(admitted, 25);
+    });
 }
 
 /// A store of whose calls many plans can share one.

@@ -651,30 +651,6 @@ async fn a_postgres_has_no_connection_left() {
     befall("no connection left", &mut { server }, keeper, AWAY, full, room).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
-    let Some(server) = Redis::start() else { return };
-    let proxy = Proxy::to(server.port);
-    let stores = Stores::of([in_redis(settings(Duration::from_millis(50)), &at(proxy.port))]);
-    let clock = SystemClock::new();
-    let (used_up, flow) = (plan([asked(LOCAL, false)], 0), plan([asked(FLOW, false)], 0));
-    let flows = async || {
-        let began = Instant::now();
-        while stores.apply(&flow, clock.now()).await.answers[0].is_ok_and(|outcome| outcome.limit != 1_000_000) {
-            assert!(began.elapsed() < support::PATIENCE, "the store never answers");
-            tokio::time::sleep(PAUSE).await;
-        }
-    };
-    let mut admitted = 0;
-    for _ in 0..2 * SHARE {
-        flows().await;
-        proxy.blackhole();
-        admitted += u32::from(stores.apply(&used_up, clock.now()).await.admitted);
-        proxy.heal();
-    }
-    assert_eq!(admitted, SHARE);
-}
-
 #[tokio::test]
 async fn semantics_15_a_definite_refusal_beats_a_store_error() {
     let nobody = in_redis(in_time(), &at(ports::free()));
