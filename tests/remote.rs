@@ -161,11 +161,13 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
     let (used_up, flow) = (local(1, 50), local(2, 1_000));
     runtime.block_on(async {
         let mut admitted = 0;
-        for _ in 0..50 {
-            let decided = stores.apply(&flow, START).await.answers[0].expect("it is decided");
+        for second in 0..50 {
+            // So long that what stands in would be thrown away, had the store been away.
+            let now = START.plus(second * 1_000_000);
+            let decided = stores.apply(&flow, now).await.answers[0].expect("it is decided");
             assert_eq!(decided.limit, 1_000, "by the store");
             kept.be(HANGING);
-            let decided = stores.apply(&used_up, START).await;
+            let decided = stores.apply(&used_up, now).await;
             assert_eq!(decided.answers[0].expect("it is decided").limit, 25, "by what stands in");
             admitted += u32::from(decided.admitted);
             kept.be(WELL);
