@@ -304,6 +304,7 @@ pub(super) mod tests {
 
     use envoy_types::pb::google::protobuf::Struct;
     use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
 
     use super::super::generated::envoy::config::core::v3::HeaderValue;
     use super::super::generated::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry as RlsEntry;
@@ -441,6 +442,8 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() })]
+
         /// Among these are texts that are none, repeated fields, and bytes put anywhere.
         #[test]
         fn a_plain_question_is_read_as_the_generated_types_read_it(
