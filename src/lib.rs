@@ -54,5 +54,6 @@ pub mod engine;
 pub mod limiter;
 pub mod rules;
 pub mod server;
+pub mod settings;
 pub mod store;
 pub mod telemetry;

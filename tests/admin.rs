@@ -11,8 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tollgate::config::{Config, Source};
 use tollgate::rules::{Rule, RuleBook};
-use tollgate::server::settings::Token;
-use tollgate::server::{AdminSettings, Settings};
+use tollgate::settings::{AdminSettings, Settings, Token};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

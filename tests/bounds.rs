@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate::rules::{RequestBounds, RuleBook};
-use tollgate::server::Settings;
-use tollgate::server::bounds::{Bound, Bounds};
+use tollgate::server::bounds::Bound;
+use tollgate::settings::{Bounds, Settings};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 

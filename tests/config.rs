@@ -7,11 +7,11 @@ use std::time::Duration;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Engine, Errors, Source, json_schema};
 use tollgate::descriptor::{Descriptor, Hits, Request};
-use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
-use tollgate::server::{self, Listen};
+use tollgate::settings::Listen;
 use tollgate::store::{MemorySettings, Stores};
+use tollgate::{engine, server};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
@@ -727,7 +727,10 @@ fn e1_what_rate_sync_refuses_is_refused() {
 fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
     let read = |keys: &str| read_with("a.toml", &format!("[server]\n{keys}"), &|_| None);
     let drain = |keys: &str| read(keys).expect("nothing is wrong").server.drain;
-    assert_eq!(drain(""), tollgate::server::Drain { delay: Duration::from_secs(3), timeout: Duration::from_secs(10) });
+    assert_eq!(
+        drain(""),
+        tollgate::settings::Drain { delay: Duration::from_secs(3), timeout: Duration::from_secs(10) }
+    );
     assert_eq!(drain("drain_delay = '0s'").delay, Duration::ZERO);
     assert_eq!(drain("drain_timeout = '1m'").timeout, Duration::from_secs(60));
     let refused = read("drain_delay = 3").expect_err("without a unit").to_string();

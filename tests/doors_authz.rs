@@ -19,7 +19,7 @@ use envoy_types::pb::google::protobuf::{self, Struct};
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook, Rules};
-use tollgate::server::{Authz, EntrySource, Settings, Source};
+use tollgate::settings::{Authz, EntrySource, Settings, Source};
 use tollgate::store::{MemorySettings, Stores};
 
 /// What Envoy tells about a request.

@@ -4,7 +4,7 @@ mod doors;
 
 use doors::*;
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook};
-use tollgate::server::{Authz, EntrySource, Settings, Source};
+use tollgate::settings::{Authz, EntrySource, Settings, Source};
 
 fn settings_with(trusted_hops: usize) -> Settings {
     let account = EntrySource { from: Source::Header("x-account".into()), default: None };

@@ -15,7 +15,7 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_respons
     Code, DescriptorStatus, RateLimit,
 };
 use tollgate::server::grpc::messages::r#type::v3::RateLimitUnit;
-use tollgate::server::{HeaderFamilies, Settings};
+use tollgate::settings::{HeaderFamilies, Settings};
 
 const OK: i32 = Code::Ok as i32;
 const OVER_LIMIT: i32 = Code::OverLimit as i32;

@@ -18,8 +18,7 @@ use support::{Ask, Process, ports, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate::rules::RuleBook;
-use tollgate::server::bounds::Bounds;
-use tollgate::server::{Drain, Settings};
+use tollgate::settings::{Bounds, Drain, Settings};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 

@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tollgate::rules::RuleBook;
-use tollgate::server::Settings;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
+use tollgate::settings::Settings;
 
 /// Panics of tasks, which hyper or tokio would swallow.
 static PANICS: AtomicUsize = AtomicUsize::new(0);

@@ -13,7 +13,8 @@ use tollgate::descriptor::Request;
 use tollgate::engine::{Engine, Version};
 use tollgate::rules::Rules;
 use tollgate::server::grpc::Grpc;
-use tollgate::server::{Desk, Http, Settings};
+use tollgate::server::{Desk, Http};
+use tollgate::settings::Settings;
 use tollgate::store::{MemorySettings, Stores};
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);

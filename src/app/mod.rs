@@ -28,7 +28,8 @@ use crate::config::Origin;
 use crate::engine::Engine;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Admin, AdminSettings, Bound, Desk, Drain, Http, ListenError, Listener, Settings};
+use crate::server::{Admin, Bound, Desk, Http, ListenError, Listener};
+use crate::settings::{AdminSettings, Drain, Settings};
 use crate::store::Stores;
 
 /// How often the stores forget what no longer counts.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Snapshot;
 use crate::config::{Config, Engine, Remote};
 use crate::rules::{Parted, Rules};
-use crate::server::Settings;
+use crate::settings::Settings;
 use crate::store::{
     Keeper, MemorySettings, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Stores,
 };

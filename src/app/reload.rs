@@ -22,8 +22,8 @@ use super::{Prepared, StorePlan, Unservable};
 use crate::config::{Config, Engine, Origin, Problem, Watch};
 use crate::engine::Version;
 use crate::rules::Rules;
-use crate::server::bounds::Bounds;
-use crate::server::{Desk, Settings};
+use crate::server::Desk;
+use crate::settings::{Bounds, Settings};
 use crate::telemetry::Reload;
 
 /// How long requests that began by the rules before may hold on to them, at most.
@@ -308,7 +308,7 @@ fn retire(version: Arc<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{AdminSettings, Listen, Token};
+    use crate::settings::{AdminSettings, Listen, Token};
 
     #[test]
     fn an_admin_port_that_stays_open_to_others_keeps_its_token() {

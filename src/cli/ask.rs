@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tollgate::config::Config;
 use tollgate::server::admin::answers::{Complaint, Identity};
-use tollgate::server::{Listen, Settings};
+use tollgate::settings::{Listen, Settings};
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

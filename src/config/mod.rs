@@ -39,7 +39,7 @@ pub use self::problem::{Errors, Problem};
 pub use self::values::Hidden;
 pub use self::watch::Watch;
 use crate::rules::RuleBook;
-use crate::server::{Listen, Settings};
+use crate::settings::{Listen, Settings};
 use crate::store::{MemorySettings, PostgresSettings, RedisSettings, SharedSettings};
 
 /// A whole configuration, checked.

@@ -12,8 +12,7 @@ use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
 };
-use crate::server::bounds::Bounds;
-use crate::server::{EntrySource, HeaderFamilies, Source};
+use crate::settings::{Bounds, EntrySource, HeaderFamilies, Source};
 
 /// The whole configuration as YAML.
 pub(super) fn yaml(config: &Config) -> String {

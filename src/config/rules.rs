@@ -14,7 +14,7 @@ use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
-use crate::server::{Authz, Settings};
+use crate::settings::{Authz, Settings};
 
 /// The entry whose value is always an address.
 const REMOTE_ADDRESS: &str = "remote_address";

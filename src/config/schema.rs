@@ -628,7 +628,7 @@ table! {
 
 /// An address to listen on.
 #[derive(Clone, Debug)]
-pub struct Listen(pub crate::server::Listen);
+pub struct Listen(pub crate::settings::Listen);
 
 impl Decode for Listen {
     fn expected() -> String {
@@ -641,8 +641,8 @@ impl Decode for Listen {
 }
 
 /// Reads where to listen.
-fn address(node: &Node, place: &Place, problems: &mut Problems, expected: &str) -> Option<crate::server::Listen> {
-    use crate::server::Listen as Address;
+fn address(node: &Node, place: &Place, problems: &mut Problems, expected: &str) -> Option<crate::settings::Listen> {
+    use crate::settings::Listen as Address;
     let text = match &node.value {
         Value::Text(text) => &*text.text,
         _ => "",
@@ -681,7 +681,7 @@ impl JsonSchema for Listen {
 
 /// Where the admin port listens, if anywhere.
 #[derive(Clone, Debug)]
-pub struct AdminListen(pub Option<crate::server::Listen>);
+pub struct AdminListen(pub Option<crate::settings::Listen>);
 
 impl Decode for AdminListen {
     fn expected() -> String {

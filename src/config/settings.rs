@@ -8,8 +8,7 @@ use super::problem::{Place, Problems};
 use super::values::{Item, Switch, shown_size};
 use super::{Engine, Remote, Snapshot, Store, remote, schema};
 use crate::rules::{RequestBounds, RuleBook, Secret};
-use crate::server::bounds::Bounds;
-use crate::server::{Authz, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
+use crate::settings::{Authz, Bounds, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
 use crate::store::MemorySettings;
 
 /// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.

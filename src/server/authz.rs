@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use percent_encoding::percent_decode_str;
 
 use super::headers::{self, Header};
-use super::settings::{Authz, EntrySource, HeaderFamilies, Source};
 use crate::decision::Decision;
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules;
+use crate::settings::{Authz, EntrySource, HeaderFamilies, Source};
 
 /// A request that wants to pass, as a door was told of it.
 pub(super) trait Asked {

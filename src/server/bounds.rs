@@ -10,44 +10,9 @@
 //! Requests are bounded by [`RequestBounds`](crate::rules::RequestBounds) as well, which the rules keep.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
+use crate::settings::Bounds;
 use crate::telemetry::DoorFact;
-
-/// What clients may take from the doors at most.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// Bytes of a gRPC message. RLS questions are made of request headers, which Envoy bounds at 60 KiB unless told
-    /// otherwise; ext_authz may bring a body, which nothing here reads.
-    pub message_bytes: usize,
-    /// Headers of a request.
-    pub headers: usize,
-    /// Bytes of a request's path and headers. Those of a call may carry text of the client's (`initial_metadata`), so
-    /// there is much room.
-    pub header_bytes: usize,
-    /// Bytes of a body that the HTTP door passes over to keep the connection.
-    pub body_bytes: u64,
-    /// Bytes kept for the unfinished requests of a connection: room for a few requests of the largest size, or for as
-    /// many streams as a connection may have with a kilobyte each.
-    pub unfinished_bytes_per_connection: usize,
-    /// Bytes kept for the unfinished requests of all connections.
-    pub unfinished_bytes: usize,
-    /// Requests under way in the process. By default more than there can be unfinished ones, so that these alone are
-    /// in nobody's way.
-    pub requests: u64,
-    /// Connections of a door.
-    pub connections: u32,
-    /// Streams of a connection of HTTP/2. Envoy opens a connection for each worker and sends whole bursts on it before
-    /// it reads our settings.
-    pub streams: u32,
-    /// The time a client has for the head of a request, from its first byte; and for its first words.
-    pub head_timeout: Duration,
-    /// The time a client has for the rest of a request, from the end of its head.
-    pub request_timeout: Duration,
-    /// How long a connection may have no request under way. Envoy keeps connections, and a request on its way while
-    /// one is closed has to be repeated, so this is long. None lets them stay.
-    pub idle_timeout: Option<Duration>,
-}
 
 /// Past the bound a head of HTTP/2 is refused by us and counted. What is so many times larger does not get here: the
 /// protocol's own machinery answers 431, which is an error to Envoy, and then closes the connection. So there is much
@@ -69,25 +34,6 @@ impl Bounds {
     /// The size of a head that HTTP/2 does not even read.
     pub(super) fn unreadable_head(&self) -> u32 {
         u32::try_from(self.header_bytes.saturating_mul(UNREADABLE)).unwrap_or(u32::MAX)
-    }
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            message_bytes: 1 << 20,
-            headers: 512,
-            header_bytes: 256 << 10,
-            body_bytes: 64 << 10,
-            unfinished_bytes_per_connection: 8 << 20,
-            unfinished_bytes: 128 << 20,
-            requests: 200_000,
-            connections: 10_000,
-            streams: 4_096,
-            head_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(10),
-            idle_timeout: Some(Duration::from_secs(3600)),
-        }
     }
 }
 

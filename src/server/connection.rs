@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::pulse::{Ear, Watched};
 pub(super) use self::pulse::{Pulse, UnderWay};
-use super::bounds::{Bound, Bounds, Tally};
+use super::bounds::{Bound, Tally};
 use super::listen::{self, Listener, Stream};
+use crate::settings::Bounds;
 
 /// The wait after an accept that failed, most likely for want of file descriptors.
 const BREATHER: Duration = Duration::from_millis(50);

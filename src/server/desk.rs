@@ -15,11 +15,11 @@ use parking_lot::Mutex;
 
 use super::bounds::{Bound, Tally};
 use super::health::Health;
-use super::settings::Settings;
 use crate::decision::{Decision, Reason};
 use crate::descriptor::Request;
 use crate::engine::{Engine, Version};
 use crate::rules::RequestBounds;
+use crate::settings::Settings;
 use crate::telemetry::{Door, Handles, Reload, Telemetry};
 
 /// What doors decide by.

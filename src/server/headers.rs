@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::settings::HeaderFamilies;
 use crate::decision::{Counted, Decision, Reason, Refusal};
+use crate::settings::HeaderFamilies;
 
 /// A header: its name in lower case, and a value that [`clean`] accepts.
 pub(super) type Header = (&'static str, String);

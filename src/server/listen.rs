@@ -11,7 +11,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
-use super::settings::Listen;
+use crate::settings::Listen;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;

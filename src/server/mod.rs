@@ -29,7 +29,6 @@ mod health;
 mod http;
 mod listen;
 mod panics;
-pub mod settings;
 
 pub use self::admin::Admin;
 pub use self::desk::{Desk, InUse};
@@ -37,6 +36,3 @@ pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
 pub use self::panics::log_panics;
-pub use self::settings::{
-    AdminSettings, Authz, Drain, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token,
-};

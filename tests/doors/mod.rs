@@ -26,7 +26,8 @@ use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalT
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use tollgate::server::{AdminSettings, Bound, Desk, Drain, Listen, Settings, bounds};
+use tollgate::server::{Bound, Desk, bounds};
+use tollgate::settings::{AdminSettings, Drain, Listen, Settings};
 use tollgate::store::{MemorySettings, Stores};
 use tonic::transport::Channel;
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-use crate::server::bounds::{Bound, Bounds, Tally};
+use crate::server::bounds::{Bound, Tally};
+use crate::settings::Bounds;
 
 /// The time a client has to answer GOAWAY before its idle connection is closed all the same.
 const GRACE: Duration = Duration::from_secs(10);

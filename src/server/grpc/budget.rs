@@ -17,7 +17,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
-use crate::server::bounds::{Bound, Bounds, Tally};
+use crate::server::bounds::{Bound, Tally};
+use crate::settings::Bounds;
 
 /// What a request takes beside its bytes, about.
 const OF_REQUEST: usize = 1 << 10;

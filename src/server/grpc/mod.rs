@@ -37,11 +37,12 @@ use self::budget::{Budget, Metered, Total};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
 use self::unary::Unread;
 use self::undo::{Acquired, Undo, Undoable};
-use super::bounds::{Bound, Bounds};
+use super::bounds::Bound;
 use super::connection::{self, Pulse, Terms};
 use super::desk::Desk;
 use super::listen::Listener;
 use super::panics;
+use crate::settings::Bounds;
 use crate::telemetry::{Door, Reply};
 
 /// The messages of RLS as they are on our side of the wire.

@@ -25,7 +25,7 @@ use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::rules::RequestBounds;
 use crate::server::desk::Desk;
 use crate::server::headers;
-use crate::server::settings::HeaderFamilies;
+use crate::settings::HeaderFamilies;
 use crate::telemetry::Door;
 
 const SECOND: u64 = 1;

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use http::request::Parts;
 
 use crate::server::authz::{Asked, forwarded_for, joined, one_address};
-use crate::server::settings::Authz;
+use crate::settings::Authz;
 
 /// Who asks, and so how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,12 +29,13 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::flavour::Flavour;
-use super::bounds::{Bound, Bounds};
+use super::bounds::Bound;
 use super::connection::{self, Pulse, Terms, UnderWay};
 use super::desk::Desk;
 use super::health::Health;
 use super::listen::{self, Listener};
 use super::panics;
+use crate::settings::Bounds;
 use crate::telemetry::{Door, Reply};
 
 /// The longest path that hyper reads; what is longer is answered 414, which refuses.

@@ -9,7 +9,7 @@ use super::super::wire::Writer;
 use crate::decision::Decision;
 use crate::server::authz::Verdict;
 use crate::server::headers::Header;
-use crate::server::settings::HeaderFamilies;
+use crate::settings::HeaderFamilies;
 
 // The fields of a `CheckResponse`.
 const STATUS: u32 = 1;

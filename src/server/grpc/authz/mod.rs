@@ -19,7 +19,7 @@ use super::wire::Writer;
 use super::{Refused, unary};
 use crate::server::authz::{Asked, forwarded_for, joined, one_address, question};
 use crate::server::desk::Desk;
-use crate::server::settings;
+use crate::settings;
 use crate::telemetry::Door;
 
 mod answer;

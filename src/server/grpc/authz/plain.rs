@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use super::super::wire::{byte, part, text};
 use super::{client, present};
 use crate::server::authz::Asked;
-use crate::server::settings;
+use crate::settings;
 
 /// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
 type Pair<'a> = (&'a str, &'a str);

@@ -11,7 +11,7 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::{client, present};
 use crate::server::authz::Asked;
-use crate::server::settings;
+use crate::settings;
 
 /// What Envoy told about a request.
 pub(super) struct Told<'a> {

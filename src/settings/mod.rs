@@ -1,11 +1,13 @@
 //! What the operator chose for the doors: where they listen, what they believe, and which headers they send.
 
+mod bounds;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::bounds::Bounds;
+pub use self::bounds::Bounds;
 
 /// The settings of all doors.
 #[derive(Clone, Debug, PartialEq, Eq)]
