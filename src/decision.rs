@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limiter::{Applied, Concurrency, CounterName, Limit, OnStoreError, Outcome};
+use crate::limiter::{Concurrency, Limit, OnStoreError};
+use crate::plan::{Applied, CounterName, Outcome};
 use crate::rules::{End, LeaseToken, Link, MOST_SLOTS_A_LEASE, Planned, RefusalText, Refused, Rules};
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is

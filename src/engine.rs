@@ -9,7 +9,8 @@ use smallvec::SmallVec;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
-use crate::limiter::{Applied, Check, LeaseAction, LeaseChange, LeaseFate, Plan};
+use crate::limiter::LeaseStatus;
+use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
 use crate::rules::{LeaseIds, LeaseToken, Rules};
 use crate::store::{Store, Stores};
 
@@ -110,13 +111,13 @@ impl Engine {
 
     /// Gives back every slot of a lease; `None` when the text is no lease of this deployment. Giving back twice, or
     /// late, is no error.
-    pub async fn release(&self, lease: &str) -> Option<LeaseFate> {
+    pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
         self.change(lease, LeaseAction::Release).await
     }
 
     /// Lets every slot of a lease that is still held expire `length` microseconds from now; `None` when the text is no
     /// lease of this deployment.
-    pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseFate> {
+    pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseStatus> {
         self.change(lease, LeaseAction::Renew(length)).await
     }
 
@@ -139,7 +140,7 @@ impl Engine {
         &self.clock
     }
 
-    async fn change(&self, lease: &str, action: LeaseAction) -> Option<LeaseFate> {
+    async fn change(&self, lease: &str, action: LeaseAction) -> Option<LeaseStatus> {
         let version = self.in_use.load_full();
         let token = LeaseToken::open(lease, version.rules.secret(), version.rules.stores())?;
         let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
@@ -147,7 +148,7 @@ impl Engine {
         let applied = version.stores.apply(&plan, self.clock.now()).await;
         // Of several slots the one that fared worst is told.
         let fates = applied.fates.into_iter();
-        Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseFate::Unknown))
+        Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseStatus::Unknown))
     }
 }
 

@@ -52,6 +52,7 @@ pub mod decision;
 pub mod descriptor;
 pub mod engine;
 pub mod limiter;
+pub mod plan;
 pub mod rules;
 pub mod server;
 pub mod settings;

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use book::{applies, apply, bucket, quota, rule, secs, slots};
 use tollgate::descriptor::{Descriptor, Hits};
-use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
+use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, Schedule};
 use tollgate::rules::{Action, Apply, KeyPart, Normaliser};
 use tollgate::store::StoreFact;
 use world::{START, World, hits};
@@ -373,7 +373,7 @@ fn case_c13_a_late_release_frees_nobody_elses_slot() {
     world.wait(secs(301));
     assert_eq!(world.admits(3, A), 2, "both leases have expired");
     let fate = world.engine.release(&late).now_or_never().expect("the memory store never waits");
-    assert!(matches!(fate, Some(LeaseFate::Expired | LeaseFate::Unknown)), "{fate:?}");
+    assert!(matches!(fate, Some(LeaseStatus::Expired | LeaseStatus::Unknown)), "{fate:?}");
     assert!(!world.passes(A));
 }
 

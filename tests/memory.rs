@@ -3,9 +3,10 @@
 use smallvec::SmallVec;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseAction, LeaseChange,
-    LeaseFate, LeaseId, Limit, MOST_SLOTS, Needs, OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, MOST_SLOTS, OnStoreError, SlidingCounter,
+    SlidingWindow, TokenBucket,
 };
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
 use tollgate::store::{Memory, MemorySettings};
 
 const SECOND: u64 = 1_000_000;
@@ -55,7 +56,7 @@ fn check(counter: CounterName, limit: Limit, cost: u32) -> Check {
         charges: Charges { admitted: cost, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     }
 }
@@ -270,7 +271,7 @@ fn semantics_30_leases_are_never_evicted_and_the_policy_answers_when_nothing_can
             action: LeaseAction::Release,
         };
         let plan = Plan { changes: (0..2).map(release).collect(), ..Plan::default() };
-        assert_eq!(store.memory.apply(&plan, NOW).fates.as_slice(), [LeaseFate::Done; 2]);
+        assert_eq!(store.memory.apply(&plan, NOW).fates.as_slice(), [LeaseStatus::Done; 2]);
         assert!(store.apply([check(name(9_999), window(5), 1)], NOW).admitted, "what was given back is room");
     }
 }
@@ -442,10 +443,10 @@ fn leases_that_nobody_gives_back_are_counted_once_when_they_are_forgotten() {
     for counter in 1..=3 {
         assert_eq!((0..4).filter(|_| store.apply([check(name(counter), limit, 1)], NOW).admitted).count(), 4);
     }
-    assert_eq!(release(&store, 1, NOW), LeaseFate::Done);
+    assert_eq!(release(&store, 1, NOW), LeaseStatus::Done);
     let late = NOW.plus(11 * SECOND);
     // One that comes late is told so, and a look forgets none.
-    assert_eq!(release(&store, 2, late), LeaseFate::Expired);
+    assert_eq!(release(&store, 2, late), LeaseStatus::Expired);
     store.apply([peek(name(1), limit)], late);
     assert_eq!(expired(&store), 0);
     // Whoever takes the next slot clears the two that are left.

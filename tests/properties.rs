@@ -22,8 +22,11 @@ use std::time::Duration;
 use tollgate::clock::Timestamp;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{
-    Algorithm, Alignment, Bounds, Charges, Check, CounterName, Held, LONGEST_WINDOW, LeaseAction, LeaseChange,
-    LeaseFate, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan, Quota, Schedule, State, advance, change_lease,
+    Algorithm, Alignment, CalendarBounds, LONGEST_WINDOW, LeaseId, LeaseStatus, Limit, OnStoreError, Quota, Schedule,
+    State,
+};
+use tollgate::plan::{
+    Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Outcome, Plan, StateCell, advance, change_lease,
 };
 use tollgate::rules::{RuleBook, Rules};
 
@@ -50,7 +53,7 @@ struct Step {
     charges: Charges,
     refund: u32,
     shadow: bool,
-    barred: bool,
+    always_denied: bool,
     /// Whether another check of the group refuses.
     refused: bool,
     lease: u8,
@@ -83,14 +86,14 @@ fn steps(most: u32, slots: bool) -> impl Strategy<Value = Step> {
     ];
     let one_in = |n: u32| prop::bool::weighted(1.0 / f64::from(n));
     (moves(), any::<prop::sample::Index>(), asks, (one_in(6), one_in(40), one_in(5)), 0..12u8, change).prop_map(
-        move |(to, numbers, (needs, charges, refund), (shadow, barred, refused), lease, change)| Step {
+        move |(to, numbers, (needs, charges, refund), (shadow, always_denied, refused), lease, change)| Step {
             to,
             numbers,
             needs,
             charges,
             refund,
             shadow,
-            barred,
+            always_denied,
             refused,
             lease,
             change: change.filter(|_| slots),
@@ -110,7 +113,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
             Move::Reset(more) => moved(reset, more),
         };
         let lease = LeaseId(step.lease.into());
-        let mut held = Held::from(state.clone());
+        let mut held = StateCell::from(state.clone());
         if let Some(action) = step.change {
             let change = LeaseChange { counter: CounterName::default(), store: 0, lease, action };
             let fate = change_lease(&mut held, &change, now);
@@ -127,7 +130,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
                 charges: step.charges,
                 refund: step.refund,
                 shadow: step.shadow,
-                barred: step.barred,
+                always_denied: step.always_denied,
                 ..blank(numbers)
             };
             let (admitted, outcomes) = advance(&[check], std::slice::from_mut(&mut held), lease, now, step.refused);
@@ -152,7 +155,7 @@ fn blank(numbers: Numbers) -> Check {
         charges: Charges::default(),
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     }
 }
@@ -325,10 +328,10 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                 let held = leases.entry(change.counter).or_default();
                 match (change.action, fate) {
                     (LeaseAction::Release, _) => drop(held.remove(&change.lease)),
-                    (LeaseAction::Renew(length), LeaseFate::Done) => {
+                    (LeaseAction::Renew(length), LeaseStatus::Done) => {
                         held.insert(change.lease, now.micros() + length);
                     }
-                    (LeaseAction::Renew(_), LeaseFate::Expired | LeaseFate::Unknown) => {}
+                    (LeaseAction::Renew(_), LeaseStatus::Expired | LeaseStatus::Unknown) => {}
                 }
             }
             let mut answers = applied.answers.iter();
@@ -462,7 +465,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
     let case = (any_quota(), vec(step, 1..60), any::<bool>());
     always(20_000, case, |(quota, steps, owing)| {
         let debt = if owing { u64::MAX } else { 0 };
-        let (mut held, mut now) = (Held::default(), START);
+        let (mut held, mut now) = (StateCell::default(), START);
         let mut admitted: Admitted = Vec::new();
         for (number, (by, cost, how, exact)) in steps.into_iter().enumerate() {
             // Up to the year 2255; the largest moments are still counted exactly.
@@ -472,7 +475,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
                 cost = cost.min(1_000);
             }
             let charges = Charges { admitted: cost, passed: 0, refused: if how == 0 { cost } else { 0 } };
-            let needs = Needs { fits: if how == 1 { 0 } else { cost }, one_left: how == 1, not_over: false };
+            let needs = Needs { fits: if how == 1 { 0 } else { cost }, one_left: how == 1 };
             let check = Check {
                 limit: quota.limit(now, debt),
                 needs,
@@ -495,7 +498,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
             if let Some(wait) = outcome.retry_after {
                 let asked = Check { charges: Charges::default(), refund: 0, ..check };
                 let passes_after = |wait: u64| {
-                    let mut copy = Held::from(held.state.clone());
+                    let mut copy = StateCell::from(held.state.clone());
                     advance(&[asked], std::slice::from_mut(&mut copy), lease, now.plus(wait), false).1[0].passes
                 };
                 assert!(passes_after(wait), "still refused after {wait}");
@@ -523,7 +526,7 @@ fn a_configured_rate_is_met_within_a_percent_and_never_exceeded() {
     always(20_000, (buckets, any_u32()), |(quota, cost)| {
         let limit = quota.limit(START, 0);
         let Limit::TokenBucket(bucket) = limit else { unreachable!("it is a bucket") };
-        let mut held = Held::default();
+        let mut held = StateCell::default();
         let mut ask = |cost: u32, charge: bool| {
             let check = Check {
                 limit,

@@ -13,7 +13,7 @@ use tollgate::clock::{Clock, SystemClock};
 use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
-use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
+use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, Schedule};
 use tollgate::rules::{Apply, Charge, Rule, RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
 
@@ -145,7 +145,7 @@ fn leases_taken_and_given_back_by_many_threads_never_exceed_their_slots() {
         running.fetch_sub(1, Ordering::SeqCst);
         // Twice is once, also when both are under way.
         let fates = [0; 2].map(|_| engine.release(lease).now_or_never().expect("the memory store never waits"));
-        assert_eq!(fates, [Some(LeaseFate::Done), Some(LeaseFate::Unknown)]);
+        assert_eq!(fates, [Some(LeaseStatus::Done), Some(LeaseStatus::Unknown)]);
         true
     });
     assert!(most.into_inner() <= 10);

@@ -19,7 +19,7 @@ use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Origin};
 use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
-use tollgate::limiter::LeaseFate;
+use tollgate::limiter::LeaseStatus;
 use tollgate::server::Desk;
 use tollgate::store::StoreFact;
 
@@ -194,11 +194,11 @@ async fn a_slot_that_was_taken_before_a_reload_is_given_back_after_it() {
     // Its store has another place now, and its limiter another number.
     served.take(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 0);
-    assert_eq!(served.desk.engine().release(&first).await, Some(LeaseFate::Done));
+    assert_eq!(served.desk.engine().release(&first).await, Some(LeaseStatus::Done));
     assert_eq!(served.passes("ada").await, 0, "the other is still held");
     // Even without any rule that takes one.
     served.take("[stores.main]\nengine = 'memory'\n");
-    assert_eq!(served.desk.engine().release(&second).await, Some(LeaseFate::Done));
+    assert_eq!(served.desk.engine().release(&second).await, Some(LeaseStatus::Done));
     served.take(&exports("[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 1);
 }

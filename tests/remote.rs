@@ -15,10 +15,8 @@ use futures_util::future::join_all;
 use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use plans::START;
 use tokio::time::Instant;
-use tollgate::limiter::{
-    Check, Concurrency, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, OnStoreError, Plan,
-    SlidingWindow, Undo,
-};
+use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
+use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
 use tollgate::store::{Keeper, Remote, RemoteSettings, Shared, SharedSettings, Store, Stores};
 
 /// No test lasts as long.

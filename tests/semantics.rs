@@ -30,7 +30,7 @@ use tollgate::decision::{Decision, Reason};
 use tollgate::descriptor::{Descriptor, Hits, LimitOverride, Request};
 use tollgate::engine::{Engine, Version};
 use tollgate::limiter::{
-    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LeaseFate, Limiter, OnStoreError, Quota, Schedule, SpecError,
+    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LeaseStatus, Limiter, OnStoreError, Quota, Schedule, SpecError,
 };
 use tollgate::rules::{
     Action, Apply, Charge, CompileError, Domain, Matcher, Missing, RefusalText, RequestBounds, Rule, RuleBook, Rules,
@@ -1070,7 +1070,7 @@ fn lease(decision: &Decision) -> String {
     decision.lease().expect("a slot was taken").to_owned()
 }
 
-fn fate(world: &World, lease: &str) -> Option<LeaseFate> {
+fn fate(world: &World, lease: &str) -> Option<LeaseStatus> {
     world.engine.release(lease).now_or_never().expect("the memory store never waits")
 }
 
@@ -1101,7 +1101,7 @@ fn semantics_24_one_lease_holds_all_slots_of_a_request() {
     let world = World::new(limiters, vec![both]);
     let held = lease(&world.ask(A));
     assert!(!world.passes(B));
-    assert_eq!(fate(&world, &held), Some(LeaseFate::Done));
+    assert_eq!(fate(&world, &held), Some(LeaseStatus::Done));
     assert!(world.passes(B));
 }
 
@@ -1139,7 +1139,7 @@ fn semantics_24_a_descriptor_with_only_a_genuine_lease_gives_it_back_whatever_it
             let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
             let decision = world.engine.decide(&request).now_or_never().expect("the memory store never waits");
             assert!(decision.allowed());
-            assert_eq!(decision.applied().fates.as_slice(), [LeaseFate::Done]);
+            assert_eq!(decision.applied().fates.as_slice(), [LeaseStatus::Done]);
             assert!(world.passes(A), "{asked:?} in {domain}");
         }
     }
@@ -1149,12 +1149,12 @@ fn semantics_24_a_descriptor_with_only_a_genuine_lease_gives_it_back_whatever_it
 fn semantics_24_twice_is_once_and_expired_or_unknown_is_ok() {
     let world = one(slots("slots", 1, secs(60)));
     let first = lease(&world.ask(A));
-    assert_eq!(fate(&world, &first), Some(LeaseFate::Done));
+    assert_eq!(fate(&world, &first), Some(LeaseStatus::Done));
     let second = lease(&world.ask(A));
-    assert_eq!(fate(&world, &first), Some(LeaseFate::Unknown), "and the second holder keeps its slot");
+    assert_eq!(fate(&world, &first), Some(LeaseStatus::Unknown), "and the second holder keeps its slot");
     assert!(!world.passes(A));
     world.wait(secs(60));
-    assert_eq!(fate(&world, &second), Some(LeaseFate::Expired), "what came too late can be counted");
+    assert_eq!(fate(&world, &second), Some(LeaseStatus::Expired), "what came too late can be counted");
 }
 
 #[test]
@@ -1211,7 +1211,7 @@ fn semantics_24_a_renewed_lease_lives_on() {
     let held = lease(&world.ask(A));
     world.wait(secs(50));
     let renewed = world.engine.renew(&held, 60_000_000).now_or_never().expect("the memory store never waits");
-    assert_eq!(renewed, Some(LeaseFate::Done));
+    assert_eq!(renewed, Some(LeaseStatus::Done));
     assert_eq!(retry_after(&world.ask(A)), Some(secs(60)));
 }
 

@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Algorithm, Charges, Check, Concurrency, CounterName, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan, Quota,
-    Schedule,
-};
+use tollgate::limiter::{Algorithm, Concurrency, LeaseId, Limit, OnStoreError, Quota, Schedule};
+use tollgate::plan::{Charges, Check, CounterName, Needs, Outcome, Plan};
 use tollgate::store::{Memory, MemorySettings, Owner, SnapshotError};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -40,7 +38,7 @@ fn check(counter: u64, limit: Limit) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     }
 }

@@ -20,9 +20,8 @@ use kept::{BROKEN, HANGING, Kept, WELL, one};
 use metrics::{Counter, Gauge, Histogram};
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Alignment, Charges, Check, CounterName, FixedWindow, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow,
-};
+use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
+use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{
     Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores, Watch,
 };
@@ -58,7 +57,7 @@ fn check(store: u16, on_store_error: OnStoreError) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error,
     }
 }

@@ -24,9 +24,10 @@ use support::redis::Setup;
 use support::{Cluster, until};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseFate, LeaseId, Limit, Needs,
-    OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, OnStoreError, SlidingCounter, SlidingWindow,
+    TokenBucket,
 };
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
     Address, Backend, Credentials, Keeper, Password, Redis, RedisSettings, RemoteSettings, Shared, SharedSettings,
     Store, Stores, TlsSettings, Topology,
@@ -103,7 +104,7 @@ fn same(place: &str, expected: &Applied, found: &Applied) {
     assert_eq!(found.fates.len(), expected.fates.len(), "fates of {place}");
     for (found, expected) in found.fates.iter().zip(&expected.fates) {
         // A store may have forgotten a lease that expired.
-        let forgotten = (*found, *expected) == (LeaseFate::Unknown, LeaseFate::Expired);
+        let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
         assert!(found == expected || forgotten, "fate of {place}: {found:?}, expected {expected:?}");
     }
 }
@@ -225,14 +226,14 @@ fn d11_a_rule_with_a_rate_and_concurrency_works_on_a_cluster() {
             let answer = |number: usize| third.answers[number].expect("every slot answers");
             assert!(answer(0).passes && !answer(1).passes);
             assert_eq!(answer(0).remaining, 3, "the rate was not charged for a refusal");
-            let release = tollgate::limiter::LeaseChange {
+            let release = tollgate::plan::LeaseChange {
                 counter: held.counter,
                 store: 0,
                 lease: LeaseId(1),
-                action: tollgate::limiter::LeaseAction::Release,
+                action: tollgate::plan::LeaseAction::Release,
             };
             let release = Plan { changes: [release].into_iter().collect(), ..Plan::default() };
-            assert_eq!(stores.apply(&release, START).await.fates[0], LeaseFate::Done);
+            assert_eq!(stores.apply(&release, START).await.fates[0], LeaseStatus::Done);
             assert!(ask(4).await.admitted);
             assert_eq!((left(&stores, rate).await, left(&stores, held).await), (2, 0));
         }

@@ -12,7 +12,8 @@ use std::future::Future;
 
 use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Applied, LeaseFate, Plan};
+use tollgate::limiter::LeaseStatus;
+use tollgate::plan::{Applied, Plan};
 use tollgate::store::{MemorySettings, Store, Stores};
 
 /// 400 runs of 250 plans: 100 000 plans, decided by the store and by `advance`, answer by answer.
@@ -40,7 +41,7 @@ fn same(number: usize, expected: &Applied, found: &Applied) {
     assert_eq!(found.fates.len(), expected.fates.len(), "fates of plan {number}");
     for (found, expected) in found.fates.iter().zip(&expected.fates) {
         // A store may have forgotten a lease that expired.
-        let forgotten = (*found, *expected) == (LeaseFate::Unknown, LeaseFate::Expired);
+        let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
         assert!(found == expected || forgotten, "fate of plan {number}: {found:?}, expected {expected:?}");
     }
 }

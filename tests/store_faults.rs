@@ -36,7 +36,8 @@ use tollgate::clock::{Clock, SystemClock, Timestamp};
 use tollgate::decision::Reason;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
-use tollgate::limiter::{Check, Limit, Limiter, OnStoreError, SlidingWindow};
+use tollgate::limiter::{Limit, Limiter, OnStoreError, SlidingWindow};
+use tollgate::plan::Check;
 use tollgate::rules::{Action, RuleBook, Rules};
 use tollgate::store::{
     Address, Credentials, Keeper, MemorySettings, Password, RedisSettings, RemoteSettings, SharedSettings, Store,

@@ -17,9 +17,10 @@ use support::{Certificates, PATIENCE, postgres};
 use tokio_postgres::NoTls;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Bounds, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseId, Limit, Needs,
-    OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket, Undo,
+    Alignment, CalendarBounds, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow,
+    TokenBucket,
 };
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan, Undo};
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
 
 type Answers = Vec<Result<Applied, Fault>>;
@@ -147,7 +148,7 @@ fn check(name: u64, limit: Limit) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Deny,
     }
 }
@@ -204,7 +205,7 @@ fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
 #[test]
 fn the_window_of_a_calendar_is_picked_by_the_stores_clock() {
     let bounds = [1, 5, 6, 9].map(|day| START.plus(day * 86_400 * SECOND));
-    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(Bounds(bounds)) });
+    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(CalendarBounds(bounds)) });
     let mut moments = vec![START];
     for bound in bounds {
         moments.extend([bound.micros() - 1, bound.micros(), bound.micros() + 1].map(Timestamp::from_micros));

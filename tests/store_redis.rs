@@ -22,9 +22,9 @@ use support::redis::{Redis as Server, Setup};
 use support::sentinel::{NAME, Sentinel};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, LeaseId, Limit, Needs, Plan, SlidingCounter,
-    SlidingWindow, TokenBucket, Undo,
+    Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
+use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Plan, Undo};
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
 
 fn bucket(limit: u32, window: u64) -> Limit {

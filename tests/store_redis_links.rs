@@ -12,7 +12,8 @@ use store::{answers, apply, at, connected, counter, decide, one, plan, runtime};
 use support::proxy::Proxy;
 use support::redis::{Redis as Server, Setup};
 use support::sentinel::{NAME, Sentinel};
-use tollgate::limiter::{Fault, FixedWindow, Limit};
+use tollgate::limiter::{FixedWindow, Limit};
+use tollgate::plan::Fault;
 use tollgate::store::{Address, Backend, Credentials, Identity, Password, Redis, RedisSettings, TlsSettings, Topology};
 
 const HOUR: u64 = 3_600_000_000;
@@ -210,7 +211,7 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
 }
 
 /// How many keys a server has of a check's counter.
-fn counters(server: &Server, check: &tollgate::limiter::Check) -> u32 {
+fn counters(server: &Server, check: &tollgate::plan::Check) -> u32 {
     let [first, second] = check.counter.0;
     let key = [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat();
     server.ask(&[b"EXISTS".to_vec(), key])

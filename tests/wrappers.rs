@@ -18,9 +18,8 @@ use kept::{HANGING, Kept, WELL, check, one};
 use plans::{SECOND, START};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use tollgate::limiter::{
-    Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, SlidingWindow, TokenBucket,
-};
+use tollgate::limiter::{Alignment, FixedWindow, Limit, SlidingWindow, TokenBucket};
+use tollgate::plan::{Charges, Check, CounterName, Needs};
 use tollgate::store::{Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
 use wrapped::{WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract};
 

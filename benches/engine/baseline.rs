@@ -2,7 +2,7 @@
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
-use tollgate::limiter::CounterName;
+use tollgate::plan::CounterName;
 use tollgate::rules::{NamePrefix, Secret};
 
 /// 64 shards of 32-byte entries.

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
 use support::postgres::Setup;
-use tollgate::limiter::{
-    Charges, Check, Concurrency, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow, TokenBucket,
-};
+use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
+use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{Postgres, PostgresSettings, Remote, RemoteSettings};
 
 const CALLERS: u64 = 64;
@@ -117,7 +116,7 @@ fn plan(key: u64, limit: Limit, lease: u64) -> Plan {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Deny,
     };
     let mut plan = Plan { lease: LeaseId(lease.into()), ..Plan::default() };

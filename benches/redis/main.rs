@@ -6,9 +6,8 @@ mod server;
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow, TokenBucket,
-};
+use tollgate::limiter::{LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
+use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 use crate::server::Server;
@@ -106,7 +105,7 @@ fn plan(counter: CounterName, limit: Limit, units: u32) -> Plan {
         charges: Charges { admitted: units, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     };
     Plan {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Charges, Check, Concurrency, CounterName, FixedWindow, LeaseId, Limit, Needs, OnStoreError, Plan,
-    SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow, TokenBucket,
 };
+use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{Memory, MemorySettings, Owner};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -99,7 +99,7 @@ fn plan(counter: CounterName, limit: Limit) -> Plan {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     };
     let mut plan = Plan { checks: [check].into_iter().collect(), lease: LeaseId(1 << 100), ..Plan::default() };

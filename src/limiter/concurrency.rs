@@ -4,7 +4,7 @@
 //! and a repeated one takes no second slot. Expired leases free themselves one by one. Releasing is idempotent and
 //! touches nobody else's lease.
 
-use super::{Arithmetic, LeaseFate, LeaseId as Id, Need, Report, Undo, Wait};
+use super::{Arithmetic, Charged, LeaseId as Id, Need, Report, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a concurrency limit.
@@ -14,6 +14,17 @@ pub struct Concurrency {
     pub max: u32,
     /// Microseconds until a lease that nobody releases expires.
     pub lease: u64,
+}
+
+/// What became of a lease that was released or renewed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LeaseStatus {
+    /// It was held, and has been released or renewed.
+    Done,
+    /// It had expired before: its slot may have gone to somebody else already.
+    Expired,
+    /// It is not known here: never acquired, released before, or expired and forgotten.
+    Unknown,
 }
 
 /// The id of a lease: random, made anew for every request.
@@ -68,29 +79,29 @@ impl Leases {
     }
 
     /// Gives a lease back. Says what became of it and whether anything changed.
-    pub(super) fn release(&mut self, id: LeaseId, now: Timestamp) -> (LeaseFate, bool) {
+    pub(crate) fn release(&mut self, id: LeaseId, now: Timestamp) -> (LeaseStatus, bool) {
         let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
-            return (LeaseFate::Unknown, false);
+            return (LeaseStatus::Unknown, false);
         };
         let lease = self.leases.remove(place);
-        (if lease.expires > now { LeaseFate::Done } else { LeaseFate::Expired }, true)
+        (if lease.expires > now { LeaseStatus::Done } else { LeaseStatus::Expired }, true)
     }
 
     /// Lets a lease that is still held expire `length` from now.
-    pub(super) fn renew(&mut self, id: LeaseId, now: Timestamp, length: u64) -> (LeaseFate, bool) {
+    pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: u64) -> (LeaseStatus, bool) {
         let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
-            return (LeaseFate::Unknown, false);
+            return (LeaseStatus::Unknown, false);
         };
         if self.leases[place].expires <= now {
-            return (LeaseFate::Expired, false);
+            return (LeaseStatus::Expired, false);
         }
         let lease = self.leases.remove(place);
         self.insert(Lease { acquired: now, expires: now.plus(length), ..lease });
-        (LeaseFate::Done, true)
+        (LeaseStatus::Done, true)
     }
 
     /// Moves acquisitions that lie ahead of `now` to `now`, their expiry moving along.
-    pub(super) fn correct(&mut self, now: Timestamp) -> bool {
+    pub(crate) fn correct(&mut self, now: Timestamp) -> bool {
         let mut ahead = false;
         for lease in self.leases.iter_mut().filter(|lease| lease.acquired > now) {
             lease.expires = now.plus(lease.expires - lease.acquired);
@@ -145,14 +156,13 @@ impl Arithmetic for Concurrency {
         false
     }
 
-    fn undo(&self, leases: &mut Leases, now: Timestamp, _: &Undo, id: Id) -> bool {
+    fn undo(&self, leases: &mut Leases, now: Timestamp, _: &Charged, id: Id) -> bool {
         leases.release(id, now).1
     }
 
     fn wait(&self, leases: &Leases, now: Timestamp, need: Need) -> Wait {
         match need {
             Need::Fits(_) | Need::OneLeft => self.wait_for_slot(leases, now, 1),
-            Need::NotOver => self.wait_for_slot(leases, now, 0),
         }
     }
 

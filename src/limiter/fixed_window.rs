@@ -6,7 +6,7 @@
 //!
 //! The known property of every fixed window: `limit` units just before a boundary and `limit` just after it pass.
 
-use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
+use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a fixed window.
@@ -24,14 +24,14 @@ pub enum Alignment {
     /// At whole multiples of so many microseconds since the Unix epoch.
     Epoch(u64),
     /// At the boundaries of a calendar.
-    Calendar(Bounds),
+    Calendar(CalendarBounds),
     /// At the first hit, for so many microseconds.
     FirstHit(u64),
 }
 
 /// Four boundaries in order: the window before, the one that was current when they were computed, and the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct Bounds(pub [Timestamp; 4]);
+pub struct CalendarBounds(pub [Timestamp; 4]);
 
 /// The count of one window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,7 +44,7 @@ pub struct FixedCount {
     pub count: u32,
 }
 
-impl Bounds {
+impl CalendarBounds {
     /// The window around `now`. Before the first and after the last boundary, the nearest window stands.
     fn around(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         let [first, second, third, last] = self.0;
@@ -98,8 +98,8 @@ impl Arithmetic for FixedWindow {
     }
 
     /// A window that has ended since owes nothing.
-    fn undo(&self, fixed: &mut FixedCount, now: Timestamp, undo: &Undo, _: LeaseId) -> bool {
-        undo.at >= fixed.start && self.refund(fixed, now, undo.units)
+    fn undo(&self, fixed: &mut FixedCount, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+        charged.at >= fixed.start && self.refund(fixed, now, charged.units)
     }
 
     fn wait(&self, fixed: &FixedCount, now: Timestamp, need: Need) -> Wait {
@@ -107,7 +107,6 @@ impl Arithmetic for FixedWindow {
             Need::Fits(cost) if cost > self.limit => return Wait::Never,
             Need::Fits(cost) => cost,
             Need::OneLeft => 1,
-            Need::NotOver => 0,
         };
         let fixed = self.at(fixed, now);
         match u64::from(fixed.count) + u64::from(room) > u64::from(self.limit) {

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Arithmetic, LeaseId, Need, Report, Undo, Wait};
+use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an exact window.
@@ -113,8 +113,8 @@ impl Arithmetic for SlidingWindow {
     }
 
     /// Drops the grants of that moment, the newest first: grants of one moment cannot be told apart.
-    fn undo(&self, grants: &mut Grants, _: Timestamp, undo: &Undo, _: LeaseId) -> bool {
-        let &Undo { at, units, .. } = undo;
+    fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+        let &Charged { at, units, .. } = charged;
         let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
         let undone = made.take_while(|grant| **grant == at.micros()).take(units as usize).count();
         let end = grants.moments.partition_point(|grant| *grant <= at.micros());
@@ -127,7 +127,6 @@ impl Arithmetic for SlidingWindow {
             Need::Fits(cost) if cost > self.limit => return Wait::Never,
             Need::Fits(cost) => cost as usize,
             Need::OneLeft => 1,
-            Need::NotOver => 0,
         };
         let forgotten = self.forgotten(grants, now);
         let over = (grants.moments.len() - forgotten + room).saturating_sub(self.limit as usize);

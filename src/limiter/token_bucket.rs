@@ -15,7 +15,7 @@
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
-use super::{Arithmetic, EXACT, LeaseId, Need, Report, Undo, Wait};
+use super::{Arithmetic, Charged, EXACT, LeaseId, Need, Report, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
@@ -167,16 +167,16 @@ impl Arithmetic for TokenBucket {
     /// Where nothing was charged since, the level is what it was. Else what drained since would have drained without
     /// the charge too, as far as there was something to drain: the rest of it was the charge draining, and is not given
     /// back. So others keep what they paid for, and nobody gets more than there was.
-    fn undo(&self, state: &mut BucketLevel, now: Timestamp, undo: &Undo, _: LeaseId) -> bool {
-        let charged = u64::from(undo.units).min(self.capacity) * self.unit;
-        if (state.at, state.unit) == (undo.at, self.unit) {
-            state.level = state.level.saturating_sub(charged);
+    fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+        let units = u64::from(charged.units).min(self.capacity) * self.unit;
+        if (state.at, state.unit) == (charged.at, self.unit) {
+            state.level = state.level.saturating_sub(units);
             return true;
         }
         // The reset was rounded up to a microsecond.
-        let before = (undo.reset.saturating_sub(1)).saturating_mul(self.drain).saturating_sub(charged);
-        let drained = (now - undo.at).saturating_mul(self.drain);
-        let owed = charged.saturating_sub(drained.saturating_sub(before));
+        let before = (charged.reset.saturating_sub(1)).saturating_mul(self.drain).saturating_sub(units);
+        let drained = (now - charged.at).saturating_mul(self.drain);
+        let owed = units.saturating_sub(drained.saturating_sub(before));
         let level = self.level(state, now);
         self.set(state, level.saturating_sub(owed), now);
         true
@@ -187,7 +187,6 @@ impl Arithmetic for TokenBucket {
             Need::Fits(cost) if cost > self.burst => return Wait::Never,
             Need::Fits(cost) => u64::from(cost) * self.unit,
             Need::OneLeft => self.unit,
-            Need::NotOver => 0,
         };
         let wanted = self.level(state, now) + room;
         match wanted > self.full() {

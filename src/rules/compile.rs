@@ -10,7 +10,8 @@ use super::{
     RuleBook, Secret, Unmatched,
 };
 use crate::clock::Timestamp;
-use crate::limiter::{Algorithm, CounterName, Limit, Limiter, OnStoreError, Quota};
+use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
+use crate::plan::CounterName;
 
 /// The rules in use: immutable, and replaced whole.
 #[derive(Debug)]

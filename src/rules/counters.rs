@@ -4,7 +4,8 @@ use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule
 use super::plan::{Resolved, rewrite};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
-use crate::limiter::{Charges, Check, CounterName, Limit, Needs, OnStoreError};
+use crate::limiter::{Limit, OnStoreError};
+use crate::plan::{Charges, Check, CounterName, Needs};
 
 /// How many keys are named to whoever asks for another.
 const LISTED: usize = 20;
@@ -203,7 +204,7 @@ fn look(counter: CounterName, store: u16, limit: Limit) -> Check {
         charges: Charges::default(),
         refund: 0,
         shadow: true,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Deny,
     }
 }

@@ -9,7 +9,8 @@ use super::plan::{Resolved, rewrite};
 use super::{Charge, Missing};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
-use crate::limiter::{CounterName, Limit};
+use crate::limiter::Limit;
+use crate::plan::CounterName;
 
 /// What the rules of a domain make of one descriptor.
 #[derive(Debug)]

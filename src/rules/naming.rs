@@ -16,7 +16,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use siphasher::sip128::{Hash128, Hasher128, SipHasher24};
 use smallvec::SmallVec;
 
-use crate::limiter::{CounterName, LeaseId};
+use crate::limiter::LeaseId;
+use crate::plan::CounterName;
 
 /// The most slots that one lease holds.
 pub const MOST_SLOTS_A_LEASE: usize = 8;

@@ -12,10 +12,8 @@ use super::normalise::address;
 use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
-use crate::limiter::{
-    Applied, Charges, Check, Concurrency, CounterName, FixedWindow, LeaseAction, LeaseChange, LeaseId, Limit, Needs,
-    OnStoreError, Plan, SlidingCounter, SlidingWindow,
-};
+use crate::limiter::{LeaseId, Limit};
+use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
 
 /// A request turned into checks, and which rule asked for which.
 #[derive(Debug, Default)]
@@ -413,13 +411,13 @@ impl Walk<'_> {
         };
         if let Some(quota) = &target.quota {
             let mut heeded = None;
-            let mut barred = false;
+            let mut always_denied = false;
             let mut limit = self.rules.limit(target, quota, self.now);
             let asked_prefix;
             let mut prefix = &quota.prefix;
             if let (Some(asked), true) = (descriptor.limit, limiter.overridable) {
                 match self.heed(apply, target, asked) {
-                    Some(Heeded::Barred) => (heeded, barred) = (Some(asked), true),
+                    Some(Heeded::Barred) => (heeded, always_denied) = (Some(asked), true),
                     Some(Heeded::Limit(its_prefix, its_limit)) => {
                         asked_prefix = its_prefix;
                         (heeded, prefix, limit) = (Some(asked), &asked_prefix, its_limit);
@@ -437,7 +435,7 @@ impl Walk<'_> {
                 charges,
                 refund,
                 shadow: shadow(counter),
-                barred: barred && refund == 0,
+                always_denied: always_denied && refund == 0,
                 on_store_error: target.on_store_error(self.rules),
             };
             let place = self.add(check);
@@ -461,7 +459,7 @@ impl Walk<'_> {
                 charges,
                 refund: 0,
                 shadow: shadow(counter),
-                barred: false,
+                always_denied: false,
                 on_store_error: target.on_store_error(self.rules),
             };
             let place = self.add(check);
@@ -508,7 +506,7 @@ impl Walk<'_> {
                 match (known.shadow, check.shadow) {
                     (true, false) => *known = check,
                     (false, true) => {}
-                    (true, true) | (false, false) => *known = merge(known, &check),
+                    (true, true) | (false, false) => *known = known.merge(&check),
                 }
                 place
             }
@@ -539,51 +537,5 @@ fn ask(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
             };
             (needs, Charges { admitted: cost, passed, refused }, 0)
         }
-    }
-}
-
-/// Two checks of one counter in one group: every way of passing with its own highest cost, the highest charge of
-/// each kind, and the strictest numbers.
-fn merge(a: &Check, b: &Check) -> Check {
-    Check {
-        limit: strictest(a.limit, b.limit),
-        needs: Needs {
-            fits: a.needs.fits.max(b.needs.fits),
-            one_left: a.needs.one_left || b.needs.one_left,
-            not_over: a.needs.not_over || b.needs.not_over,
-        },
-        charges: Charges {
-            admitted: a.charges.admitted.max(b.charges.admitted),
-            passed: a.charges.passed.max(b.charges.passed),
-            refused: a.charges.refused.max(b.charges.refused),
-        },
-        refund: a.refund.max(b.refund),
-        barred: a.barred || b.barred,
-        on_store_error: match (a.on_store_error, b.on_store_error) {
-            (OnStoreError::Deny, _) | (_, OnStoreError::Deny) => OnStoreError::Deny,
-            (OnStoreError::Local, _) | (_, OnStoreError::Local) => OnStoreError::Local,
-            (OnStoreError::Allow, OnStoreError::Allow) => OnStoreError::Allow,
-        },
-        ..*a
-    }
-}
-
-fn strictest(a: Limit, b: Limit) -> Limit {
-    match (a, b) {
-        (Limit::TokenBucket(a), Limit::TokenBucket(b)) => Limit::TokenBucket(a.strictest(b)),
-        (Limit::SlidingWindow(a), Limit::SlidingWindow(b)) => {
-            Limit::SlidingWindow(SlidingWindow { limit: a.limit.min(b.limit), ..a })
-        }
-        (Limit::SlidingCounter(a), Limit::SlidingCounter(b)) => {
-            Limit::SlidingCounter(SlidingCounter { limit: a.limit.min(b.limit), ..a })
-        }
-        (Limit::FixedWindow(a), Limit::FixedWindow(b)) => {
-            Limit::FixedWindow(FixedWindow { limit: a.limit.min(b.limit), ..a })
-        }
-        (Limit::Concurrency(a), Limit::Concurrency(b)) => {
-            Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.max(b.lease) })
-        }
-        // The kind of state is part of a counter's name, so two kinds never meet.
-        (a, _) => a,
     }
 }

@@ -3,11 +3,11 @@
 use std::future::Future;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, CounterName, Fault, Plan};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// A store outside this process, as it is asked.
 ///
-/// What a plan means is [`crate::limiter::advance`]. A plan that comes here has checks, changes and undos of this store
+/// What a plan means is [`crate::plan::advance`]. A plan that comes here has checks, changes and undos of this store
 /// only.
 pub trait Backend: Send + Sync + 'static {
     /// Executes plans in order, each atomically and each by itself: one that fails leaves the others. One answer for

@@ -14,9 +14,9 @@ use smallvec::SmallVec;
 use super::slots::{Growth, Place, Pool, Slots};
 use super::snapshot::{self, Owner, Record, SnapshotError};
 use crate::clock::Timestamp;
-use crate::limiter::{
-    Applied, Check, CounterName, Fault, Held, LeaseId, OnStoreError, Outcome, Plan, State, Undo, advance, advance_each,
-    change_lease, undo,
+use crate::limiter::{LeaseId, OnStoreError, State};
+use crate::plan::{
+    Applied, Check, CounterName, Fault, Outcome, Plan, StateCell, Undo, advance, advance_each, change_lease, undo,
 };
 
 /// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
@@ -139,7 +139,7 @@ impl Memory {
         for change in &plan.changes {
             let mut slots = self.lock(self.shard(change.store, &change.counter));
             let place = slots.find(&change.counter);
-            let mut held = Held::from(slots.take(place));
+            let mut held = StateCell::from(slots.take(place));
             applied.fates.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
@@ -189,7 +189,7 @@ impl Memory {
     fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
         let mut slots = self.lock(self.shard(done.store, &done.counter));
         let place = slots.find(&done.counter);
-        let mut held = Held::from(slots.take(place));
+        let mut held = StateCell::from(slots.take(place));
         undo(&mut held, done, lease, now);
         if !held.wrote {
             return slots.put_back(place, held.state);
@@ -382,9 +382,9 @@ fn decide(
         let state = slots.take(seat.place);
         // A charge forgets those that have expired. What is still there afterwards was not forgotten.
         slots.expired_leases += expired(&state, now);
-        Held::from(state)
+        StateCell::from(state)
     };
-    let mut held: SmallVec<[Held; 3]> = SmallVec::new();
+    let mut held: SmallVec<[StateCell; 3]> = SmallVec::new();
     held.extend(seats.iter().map(&mut take));
     advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
         let (slots, place) = (&mut locked[seats[number].guard], seats[number].place);

@@ -1,6 +1,6 @@
 //! Where counters are kept. A store executes a plan atomically and returns what it came to.
 //!
-//! A store knows nothing of rules: it is given checks, and the meaning of a check is [`crate::limiter::advance`].
+//! A store knows nothing of rules: it is given checks, and the meaning of a check is [`crate::plan::advance`].
 
 mod backend;
 mod memory;
@@ -31,7 +31,7 @@ pub use self::remote::{Remote, RemoteSettings, Watch};
 pub use self::shared::{Shared, SharedSettings};
 pub use self::snapshot::{Owner, SnapshotError};
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, CounterName, Fault, Plan};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// What executes plans.
 pub trait Store: Send + Sync {

@@ -16,7 +16,8 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Check, CounterName, Limit, Needs, Outcome, Plan, Undo};
+use crate::limiter::Limit;
+use crate::plan::{Applied, Check, CounterName, Needs, Outcome, Plan, Undo};
 
 /// How long before the end of a window its block ends: clocks run at almost the same speed.
 const MARGIN: u64 = 1_000;
@@ -224,7 +225,7 @@ fn leasable(plan: &Plan) -> Option<&Check> {
     let alone = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused;
     let kind = matches!(check.limit, Limit::TokenBucket(_) | Limit::FixedWindow(_));
     let needs = check.needs == Needs { fits: check.charges.admitted, ..Needs::default() };
-    let plain = check.refund == 0 && !check.shadow && !check.barred && check.charges.admitted > 0;
+    let plain = check.refund == 0 && !check.shadow && !check.always_denied && check.charges.admitted > 0;
     let refusals = check.charges.passed == 0 && check.charges.refused == 0;
     (alone && kind && needs && plain && refusals).then_some(check)
 }

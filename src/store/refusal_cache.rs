@@ -11,7 +11,8 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Check, Limit, Outcome, Plan};
+use crate::limiter::Limit;
+use crate::plan::{Applied, Check, Outcome, Plan};
 
 /// Refusals that are remembered at most.
 const MOST: usize = 16_384;
@@ -92,7 +93,7 @@ fn wait(check: &Check, outcome: &Outcome) -> Option<u64> {
 fn is_remembered(plan: &Plan) -> bool {
     let plain = |check: &Check| {
         let charges_nothing = check.charges.passed == 0 && check.charges.refused == 0 && check.refund == 0;
-        charges_nothing && !check.shadow && !check.barred && !matches!(check.limit, Limit::Concurrency(_))
+        charges_nothing && !check.shadow && !check.always_denied && !matches!(check.limit, Limit::Concurrency(_))
     };
     let alone = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused && plan.groups.len() == 1;
     alone && plan.checks.iter().all(plain)

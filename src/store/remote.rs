@@ -26,7 +26,8 @@ use tokio::time::Instant;
 
 use super::backend::Backend;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, Plan, Undo};
+use crate::limiter::{LeaseId, Limit};
+use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
 
 /// How many failures in a row it takes to leave a store alone, for longer than a deadline. One late answer says nothing,
 /// however many waited for it.

@@ -13,7 +13,8 @@ use super::quota_leases::{Leased, QuotaLeases};
 use super::refusal_cache::RefusalCache;
 use super::remote::{Remote, RemoteSettings};
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Check, CounterName, Fault, LeaseFate, OnStoreError, Outcome, Plan};
+use crate::limiter::{LeaseStatus, OnStoreError};
+use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
 
 /// Bytes that a stand-in's counters may take.
 const STAND_IN: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
@@ -183,7 +184,7 @@ impl Shared {
 
     /// Answers a plan that the store could not, as the limiters' policies say (semantics 31).
     pub(super) fn stand_in(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
-        let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.barred;
+        let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
         let memory = needed.then(|| self.memory(now));
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
@@ -192,7 +193,8 @@ impl Shared {
         }
         let mut counted = [0; 3];
         for group in plan.groups() {
-            let denies = |check: &Check| !check.shadow && (check.barred || check.on_store_error == OnStoreError::Deny);
+            let denies =
+                |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
             let checks = group.iter().filter(|check| local(check)).map(|check| self.of_stand_in(check));
             let mut part = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
@@ -202,7 +204,7 @@ impl Shared {
             let mut answers = decided.into_iter().flat_map(|decided| decided.answers);
             applied.answers.extend(group.iter().map(|check| {
                 counted[check.on_store_error as usize] += u64::from(!check.shadow);
-                match (check.barred, local(check)) {
+                match (check.always_denied, local(check)) {
                     // A limit of zero needs no store.
                     (true, _) => Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None }),
                     (_, true) => answers.next().expect("one answer for each check that was asked"),
@@ -217,9 +219,14 @@ impl Shared {
     }
 
     /// Leases that were taken while the store is away are here; the store's own expire by themselves.
-    fn stand_in_for_leases(&self, plan: &Plan, memory: &Memory, now: Timestamp) -> smallvec::SmallVec<[LeaseFate; 1]> {
-        let changes = plan.changes.iter().map(|change| crate::limiter::LeaseChange { store: 0, ..*change });
-        let undos = plan.undos.iter().map(|undo| crate::limiter::Undo {
+    fn stand_in_for_leases(
+        &self,
+        plan: &Plan,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> smallvec::SmallVec<[LeaseStatus; 1]> {
+        let changes = plan.changes.iter().map(|change| crate::plan::LeaseChange { store: 0, ..*change });
+        let undos = plan.undos.iter().map(|undo| crate::plan::Undo {
             store: 0,
             limit: undo.limit.share(self.settings.instances),
             ..*undo

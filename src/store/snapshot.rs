@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::clock::Timestamp;
-use crate::limiter::{CounterName, Grants, Lease, LeaseId, Leases};
+use crate::limiter::{Grants, Lease, LeaseId, Leases};
+use crate::plan::CounterName;
 
 const MAGIC: &[u8] = b"tollgate snapshot\n";
 const VERSION: u32 = 1;

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 
 use super::Stores;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, Check, CounterName, Fault, LeaseChange, LeaseFate, Outcome, Plan, Undo};
+use crate::limiter::LeaseStatus;
+use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
 
 /// Where counters are decided together: a store, and a slot of it. Memory stores are one place, the last.
 type Place = (u16, u16);
@@ -78,10 +79,10 @@ impl Stores {
         applied
     }
 
-    async fn change(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseFate {
+    async fn change(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
         let (applied, _) = self.ask(self.place(change.store, &change.counter), &plan, now, deadline).await;
-        applied.fates.first().copied().unwrap_or(LeaseFate::Unknown)
+        applied.fates.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
     /// Splits a group by place: shared stores in their order, then memory.

@@ -11,7 +11,8 @@ use metrics_process::Collector;
 
 use super::refusals::reason;
 use crate::decision::{Decision, Reason};
-use crate::limiter::{Fault, LeaseFate, Outcome};
+use crate::limiter::LeaseStatus;
+use crate::plan::{Fault, Outcome};
 use crate::rules::{RuleLabel, Rules};
 use crate::store::{StoreFact, Watch};
 
@@ -326,11 +327,11 @@ impl Metrics {
     }
 
     /// Counts a lease that was given back.
-    pub fn released(&self, fate: LeaseFate) {
+    pub fn released(&self, fate: LeaseStatus) {
         let place = match fate {
-            LeaseFate::Done => 0,
-            LeaseFate::Expired => 1,
-            LeaseFate::Unknown => 2,
+            LeaseStatus::Done => 0,
+            LeaseStatus::Expired => 1,
+            LeaseStatus::Unknown => 2,
         };
         self.released[place].increment(1);
     }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Refusal};
-use crate::limiter::CounterName;
+use crate::plan::CounterName;
 
 /// How many minutes are remembered, the one under way among them.
 pub const MINUTES: usize = 10;

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Plan};
+use tollgate::limiter::{LeaseId, Limit, OnStoreError};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{Backend, Memory, MemorySettings};
 
 use crate::plans::START;
@@ -22,7 +23,7 @@ pub fn check(limit: Limit) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Deny,
     }
 }

@@ -11,7 +11,8 @@
 //! one of its own parts of a token. Then `left` is a range, and inside it the implementation is believed.
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Alignment, Bounds, Check, LeaseFate, LeaseId, Needs, Outcome};
+use tollgate::limiter::{Alignment, CalendarBounds, LeaseId, LeaseStatus};
+use tollgate::plan::{Check, Needs, Outcome};
 
 use crate::numbers::Numbers;
 
@@ -55,7 +56,7 @@ impl Model {
         self.correct(numbers, now);
         self.refund(numbers, now, check.refund);
         let (surely, possibly) = self.met(numbers, &check.needs, now);
-        let passes = match (check.barred, surely == possibly) {
+        let passes = match (check.always_denied, surely == possibly) {
             (true, _) => false,
             (false, true) => surely,
             (false, false) => outcome.passes,
@@ -76,8 +77,8 @@ impl Model {
 
     /// Compares what the implementation says of the state after the group.
     fn agree(&self, numbers: Numbers, check: &Check, now: u64, outcome: &Outcome) {
-        if check.barred {
-            assert_eq!((outcome.limit, outcome.remaining, outcome.retry_after), (0, 0, None), "barred");
+        if check.always_denied {
+            assert_eq!((outcome.limit, outcome.remaining, outcome.retry_after), (0, 0, None), "always_denied");
             return;
         }
         assert_eq!(outcome.limit, numbers.holds(), "limit");
@@ -107,7 +108,7 @@ impl Model {
         let (least, most) = self.left(numbers, now);
         let enough = |left: i128| {
             let fits = needs.fits == 0 || (needs.fits <= numbers.holds() && left >= i128::from(needs.fits) * UNIT);
-            fits && (!needs.one_left || left >= UNIT) && (!needs.not_over || left >= 0)
+            fits && (!needs.one_left || left >= UNIT)
         };
         (enough(least), enough(most))
     }
@@ -186,15 +187,15 @@ impl Model {
     }
 
     /// Gives a lease back, or lets it live longer.
-    pub fn change(&mut self, lease: LeaseId, renew: Option<u64>, now: Timestamp, fate: LeaseFate) {
+    pub fn change(&mut self, lease: LeaseId, renew: Option<u64>, now: Timestamp, fate: LeaseStatus) {
         let Model::Slots(slots) = self else { unreachable!("only slots are given back") };
         let now = now.micros();
         slots.correct(now);
         let held = slots.leases.iter_mut().find(|held| held.id == lease);
         let expected = match (&held, renew) {
-            (None, _) => LeaseFate::Unknown,
-            (Some(held), _) if held.expires > now => LeaseFate::Done,
-            (Some(_), _) => LeaseFate::Expired,
+            (None, _) => LeaseStatus::Unknown,
+            (Some(held), _) if held.expires > now => LeaseStatus::Done,
+            (Some(_), _) => LeaseStatus::Expired,
         };
         assert_eq!(fate, expected, "fate of {lease:?}");
         match (held, renew) {

@@ -7,9 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{
-    Alignment, Applied, Charges, Check, CounterName, Held, LeaseAction, LeaseChange, LeaseId, Needs, OnStoreError,
-    Plan, State, advance, change_lease, undo,
+use tollgate::limiter::{Alignment, LeaseId, OnStoreError, State};
+use tollgate::plan::{
+    Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan, StateCell, advance, change_lease, undo,
 };
 
 use crate::numbers::Numbers;
@@ -40,7 +40,7 @@ pub struct Scope {
     pub every_verb: bool,
     /// Charges that refusals make.
     pub charges_on_refusals: bool,
-    /// Checks in shadow, barred ones, and plans that are refused already.
+    /// Checks in shadow, always_denied ones, and plans that are refused already.
     pub every_verdict: bool,
     /// Numbers that change from plan to plan.
     pub changing: bool,
@@ -150,7 +150,7 @@ fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
 fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
     let most = counter.numbers[0].holds();
     let verdict = (any::<Index>(), rare(scope.every_verdict, 6), rare(scope.every_verdict, 40));
-    (asks(scope, most), verdict).prop_map(move |((mut needs, charges, refund), (numbers, shadow, barred))| {
+    (asks(scope, most), verdict).prop_map(move |((mut needs, charges, refund), (numbers, shadow, always_denied))| {
         let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
         if matches!(numbers, Numbers::Slots { .. }) {
             // A slot is one slot, whatever the hits.
@@ -164,7 +164,7 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
             charges,
             refund,
             shadow,
-            barred,
+            always_denied,
             on_store_error: OnStoreError::Local,
         }
     })
@@ -175,19 +175,18 @@ pub fn asks(scope: Scope, most: u32) -> BoxedStrategy<(Needs, Charges, u32)> {
     let cost = prop_oneof![8 => 1..=most.min(4), 3 => 1..=most + 1, 1 => Just(u32::MAX)];
     let when = if scope.charges_on_refusals { 0..3_u8 } else { 0..1 };
     let charge = (cost, rare(scope.every_verb, 3), when).prop_map(|(cost, overdraw, when)| {
-        let needs = Needs { fits: if overdraw { 0 } else { cost }, one_left: overdraw, not_over: false };
+        let needs = Needs { fits: if overdraw { 0 } else { cost }, one_left: overdraw };
         let on = |level: u8| if when >= level { cost } else { 0 };
         (needs, Charges { admitted: cost, passed: on(1), refused: on(2) }, 0)
     });
     if !scope.every_verb {
         return charge.boxed();
     }
-    let peek =
-        any::<bool>().prop_map(|above| (Needs { one_left: !above, not_over: above, fits: 0 }, Charges::default(), 0));
+    let peek = Just((Needs { one_left: true, fits: 0 }, Charges::default(), 0));
     let refund = (0..=most + 1).prop_map(|units| (Needs::default(), Charges::default(), units));
     let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(asked, fits, peek, refund)| {
         let (needs, charges, _) = asked;
-        (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek, ..needs }, charges, refund)
+        (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek }, charges, refund)
     });
     prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged].boxed()
 }
@@ -225,7 +224,7 @@ impl Reference {
             self.keep(done.store, done.counter, held);
         }
         for group in plan.groups() {
-            let mut held: Vec<Held> = group.iter().map(|check| self.held(check.store, check.counter)).collect();
+            let mut held: Vec<StateCell> = group.iter().map(|check| self.held(check.store, check.counter)).collect();
             let (admitted, outcomes) = advance(group, &mut held, plan.lease, now, plan.refused);
             group.iter().zip(held).for_each(|(check, held)| self.keep(check.store, check.counter, held));
             applied.admitted &= admitted;
@@ -234,11 +233,11 @@ impl Reference {
         applied
     }
 
-    fn held(&self, store: u16, counter: CounterName) -> Held {
-        Held::from(self.states.get(&(store, counter)).cloned().unwrap_or_default())
+    fn held(&self, store: u16, counter: CounterName) -> StateCell {
+        StateCell::from(self.states.get(&(store, counter)).cloned().unwrap_or_default())
     }
 
-    fn keep(&mut self, store: u16, counter: CounterName, held: Held) {
+    fn keep(&mut self, store: u16, counter: CounterName, held: StateCell) {
         if held.wrote {
             self.states.insert((store, counter), held.state);
         }

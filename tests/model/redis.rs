@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use tollgate::limiter::{
-    Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan,
-};
+use tollgate::limiter::{LeaseId, Limit, OnStoreError};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Outcome, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 /// A server at this port.
@@ -51,7 +50,7 @@ pub fn one(counter: CounterName, limit: Limit) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error: OnStoreError::Local,
     }
 }

@@ -1,6 +1,7 @@
 //! Plans as they can be spread over places that decide one after the other.
 
-use tollgate::limiter::{Charges, Limit, Plan};
+use tollgate::limiter::Limit;
+use tollgate::plan::{Charges, Plan};
 
 /// Leaves out what rules never make, plans of several groups that take slots, and overdrafts: what is charged past what a
 /// counter can hold is lost, and cannot be told from what is to stay when it is taken back.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Applied, Plan};
+use tollgate::plan::{Applied, Plan};
 use tollgate::store::{Backend, Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
 
 use crate::plans::{ANYTHING, Reference, START, Scope, always, plans};

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tollgate::limiter::{Charges, Check, CounterName, LeaseId, Limit, Needs, OnStoreError, Plan};
+use tollgate::limiter::{LeaseId, Limit, OnStoreError};
+use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{
     Address, Keeper, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Topology,
 };
@@ -44,7 +45,7 @@ pub fn one(counter: u64, limit: Limit, on_store_error: OnStoreError) -> Check {
         charges: Charges { admitted: 1, ..Charges::default() },
         refund: 0,
         shadow: false,
-        barred: false,
+        always_denied: false,
         on_store_error,
     }
 }

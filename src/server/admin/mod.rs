@@ -40,7 +40,7 @@ use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
 use crate::descriptor::Descriptor;
-use crate::limiter::{Fault, Outcome};
+use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::store::{Store, StoreFact};
 use crate::telemetry::{Facts, Ranked, Reload};

@@ -1,6 +1,6 @@
 //! Counters in a PostgreSQL, 14 or newer.
 //!
-//! A batch of plans is one call of one function (apply.sql), which is [`crate::limiter::advance`] in PL/pgSQL:
+//! A batch of plans is one call of one function (apply.sql), which is [`crate::plan::advance`] in PL/pgSQL:
 //!
 //! ```text
 //!   make or lock each row, in the order of names -> what time is it? -> load -> plan, plan, plan ... -> write each once
@@ -36,7 +36,7 @@ use self::tls::Tls;
 use self::wire::{Call, Id, int};
 use super::backend::Backend;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, CounterName, Fault, Plan};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// How long a counter stays after it is forgotten: as far as the server's clock may step back without harm.
 const SLACK: Duration = Duration::from_secs(600);

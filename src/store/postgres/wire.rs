@@ -14,9 +14,8 @@ use smallvec::SmallVec;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::clock::Timestamp;
-use crate::limiter::{
-    Alignment, Applied, Check, CounterName, EXACT, Fault, LeaseAction, LeaseFate, LeaseId, Limit, Outcome, Plan,
-};
+use crate::limiter::{Alignment, EXACT, LeaseId, LeaseStatus, Limit};
+use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, Outcome, Plan};
 
 /// Numbers in a shape.
 const SHAPE: usize = 15;
@@ -157,11 +156,10 @@ fn shape(check: &Check) -> Shape {
     // All needs together ask for the most that one of them does.
     let fits = if slots { i64::from(needs.fits > 0) } else { needs.fits.into() };
     let never = !slots && fits > most;
-    shape[7] = match (fits.max(needs.one_left.into()), needs.not_over) {
-        (0, false) => -1,
-        (0, true) => 0,
+    shape[7] = match fits.max(needs.one_left.into()) {
+        0 => -1,
         _ if never => 0,
-        (room, _) => room,
+        room => room,
     };
     shape[8] = never.into();
     // No more than it can hold or owe, before anything is multiplied. A log may hold more than a limit that was lowered.
@@ -179,7 +177,7 @@ fn shape(check: &Check) -> Shape {
         _ => check.refund.into(),
     };
     shape[13] = check.shadow.into();
-    shape[14] = check.barred.into();
+    shape[14] = check.always_denied.into();
     shape
 }
 
@@ -247,9 +245,9 @@ pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied,
         let mut applied = Applied { admitted: next(&mut rest)? == 1, at, ..Applied::default() };
         for _ in &plan.changes {
             applied.fates.push(match next(&mut rest)? {
-                0 => LeaseFate::Done,
-                1 => LeaseFate::Expired,
-                _ => LeaseFate::Unknown,
+                0 => LeaseStatus::Done,
+                1 => LeaseStatus::Expired,
+                _ => LeaseStatus::Unknown,
             });
         }
         let mut answers = SmallVec::new();
@@ -257,7 +255,7 @@ pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied,
             let (remaining, reset, wait) = (next(&mut rest)?, next(&mut rest)?, next(&mut rest)?);
             answers.push(Ok(Outcome {
                 passes: wait == -2,
-                limit: if check.barred { 0 } else { most(&check.limit) },
+                limit: if check.always_denied { 0 } else { most(&check.limit) },
                 remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
                 reset: u64::try_from(reset).ok()?,
                 retry_after: u64::try_from(wait).ok(),

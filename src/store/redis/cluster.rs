@@ -29,7 +29,7 @@ use super::link::{Dial, Link, Target, Unanswered};
 use super::settings::Address;
 use super::warnings::Warnings;
 use super::wire::{Keys, Problem};
-use crate::limiter::Fault;
+use crate::plan::Fault;
 
 /// How many slots a cluster has.
 const SLOTS: usize = 16_384;

@@ -26,7 +26,7 @@ use super::settings::{Address, Credentials, RedisSettings};
 use super::tls::Tls;
 use super::warnings::Warnings;
 use super::wire::Problem;
-use crate::limiter::Fault;
+use crate::plan::Fault;
 
 /// How long to wait before a connection that failed is made again, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(20);

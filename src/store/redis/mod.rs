@@ -6,7 +6,7 @@
 //!
 //! In a cluster, plans of one slot are a call, and the calls of several slots are under way at the same time.
 //!
-//! `script.lua` is [`crate::limiter::advance`] in Lua; it tells what is counted, and what follows from that is computed
+//! `script.lua` is [`crate::plan::advance`] in Lua; it tells what is counted, and what follows from that is computed
 //! here, by the same arithmetic as everywhere.
 
 mod cluster;
@@ -32,7 +32,7 @@ use self::warnings::Warnings;
 use self::wire::{Keys, Named, Problem};
 use super::backend::Backend;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, CounterName, Fault, Plan};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// What the server knows the script by.
 static DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wire::SCRIPT).get_hash().to_owned());

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::link::Dial;
 use super::settings::Address;
 use super::wire::Problem;
-use crate::limiter::Fault;
+use crate::plan::Fault;
 
 /// How long to wait before a sentinel is listened to again.
 const WAIT: Duration = Duration::from_millis(250);

@@ -13,7 +13,8 @@ use std::sync::mpsc::Sender;
 
 use super::snapshot::{Kept, Record};
 use crate::clock::Timestamp;
-use crate::limiter::{Check, CounterName, Limit, Outcome, SlidingWindow, State};
+use crate::limiter::{Limit, SlidingWindow, State};
+use crate::plan::{Check, CounterName, Outcome};
 use beside::Beside;
 pub(super) use pool::Pool;
 pub(super) use table::Place;

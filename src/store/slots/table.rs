@@ -14,7 +14,7 @@
 use std::ops::{Index, IndexMut};
 
 use crate::clock::Timestamp;
-use crate::limiter::CounterName;
+use crate::plan::CounterName;
 
 /// Of so many places as many as [`FULL`] are taken at most: runs stay short, and a counter weighs 59 bytes.
 const PARTS: usize = 16;

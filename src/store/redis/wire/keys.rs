@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::limiter::CounterName;
+use crate::plan::CounterName;
 
 /// The version of the layout of keys and of what is in them (semantics 2).
 const LAYOUT: &str = "1";

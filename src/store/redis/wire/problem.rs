@@ -3,7 +3,7 @@
 use redis::{ErrorKind, RedisError};
 
 use super::super::link::Unanswered;
-use crate::limiter::Fault;
+use crate::plan::Fault;
 
 /// Why a plan has no answer: what it means to us, and what the store said.
 #[derive(Clone, Debug, PartialEq, Eq)]

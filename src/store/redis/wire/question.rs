@@ -7,7 +7,8 @@ use super::SCRIPT;
 use super::keys::{BESIDE, Keys};
 use super::shapes::Shapes;
 use crate::clock::Timestamp;
-use crate::limiter::{Check, CounterName, LeaseAction, Limit, Plan};
+use crate::limiter::Limit;
+use crate::plan::{Check, CounterName, LeaseAction, Plan};
 
 /// How many times the plans of one call may name a counter: what a script can hold at ease, and two bytes can number.
 const MOST_NAMED: usize = 8192;
@@ -216,7 +217,8 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Charges, Needs, OnStoreError, SlidingWindow, TokenBucket};
+    use crate::limiter::{OnStoreError, SlidingWindow, TokenBucket};
+    use crate::plan::{Charges, Needs};
 
     fn check(number: u64, limit: Limit) -> Check {
         Check {
@@ -227,7 +229,7 @@ mod tests {
             charges: Charges { admitted: 1, ..Charges::default() },
             refund: 0,
             shadow: false,
-            barred: false,
+            always_denied: false,
             on_store_error: OnStoreError::Local,
         }
     }

@@ -4,7 +4,8 @@ use redis::Value;
 
 use super::problem::Problem;
 use crate::clock::Timestamp;
-use crate::limiter::{Applied, BucketLevel, Check, CounterPair, FixedCount, LeaseFate, Limit, Outcome, Plan, State};
+use crate::limiter::{BucketLevel, CounterPair, FixedCount, LeaseStatus, Limit, State};
+use crate::plan::{Applied, Check, Outcome, Plan};
 
 /// The answers in a reply, one for each plan that was asked.
 pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Vec<Result<Applied, Problem>> {
@@ -44,9 +45,9 @@ impl Items<'_> {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for _ in &plan.changes {
             applied.fates.push(match self.number() {
-                Some(0) => LeaseFate::Done,
-                Some(1) => LeaseFate::Expired,
-                Some(2) => LeaseFate::Unknown,
+                Some(0) => LeaseStatus::Done,
+                Some(1) => LeaseStatus::Expired,
+                Some(2) => LeaseStatus::Unknown,
                 _ => return Err(Problem::garbled()),
             });
         }
@@ -91,7 +92,7 @@ fn told(check: &Check, passes: bool, counted: u32, reset: u64, wait: i64) -> Out
         Limit::SlidingWindow(window) => window.limit,
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
     };
-    match check.barred {
+    match check.always_denied {
         true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None },
         false => {
             let retry_after = if passes { None } else { u64::try_from(wait).ok() };
@@ -103,7 +104,7 @@ fn told(check: &Check, passes: bool, counted: u32, reset: u64, wait: i64) -> Out
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Fault, LeaseAction, LeaseChange};
+    use crate::plan::{Fault, LeaseAction, LeaseChange};
 
     fn release() -> Plan {
         let change = LeaseChange {
@@ -120,10 +121,10 @@ mod tests {
         let text = Value::BulkString(b"OOM no memory".to_vec());
         let reply = Value::Array(vec![Value::Int(5), Value::Int(0), text, Value::Int(2)]);
         let answers = decode(&[release(), release(), release()], &reply);
-        assert_eq!(answers[0].as_ref().expect("it is answered").fates[..], [LeaseFate::Done]);
+        assert_eq!(answers[0].as_ref().expect("it is answered").fates[..], [LeaseStatus::Done]);
         assert_eq!(answers[0].as_ref().expect("it is answered").at, Timestamp::from_micros(5));
         assert_eq!(answers[1].as_ref().expect_err("it failed").fault, Fault::OutOfMemory);
-        assert_eq!(answers[2].as_ref().expect("it is answered").fates[..], [LeaseFate::Unknown]);
+        assert_eq!(answers[2].as_ref().expect("it is answered").fates[..], [LeaseStatus::Unknown]);
     }
 
     #[test]

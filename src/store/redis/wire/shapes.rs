@@ -4,7 +4,8 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, Bounds, Check, EXACT, Limit, Undo};
+use crate::limiter::{Alignment, CalendarBounds, EXACT, Limit};
+use crate::plan::{Check, Undo};
 
 /// A room that no counter has, and one that every counter has.
 const NEVER: u64 = EXACT;
@@ -72,7 +73,7 @@ fn shape_of(check: &Check, [admitted, passed, refused]: [u32; 3]) -> Shape {
             match window.alignment {
                 Alignment::Epoch(length) => push(&[0, length]),
                 Alignment::FirstHit(length) => push(&[1, length]),
-                Alignment::Calendar(Bounds(bounds)) => {
+                Alignment::Calendar(CalendarBounds(bounds)) => {
                     push(&[2]);
                     push(&bounds.map(Timestamp::micros));
                 }
@@ -92,11 +93,10 @@ fn room(check: &Check, holds: u32, units: impl Fn(u32) -> u64) -> f64 {
     let needs = check.needs;
     let slot = matches!(check.limit, Limit::Concurrency(_));
     let fits = if slot { needs.fits.min(1) } else { needs.fits };
-    let units = match (check.barred, needs.one_left) {
+    let units = match (check.always_denied, needs.one_left) {
         (true, _) => NEVER,
         (_, _) if fits > holds && !slot => NEVER,
         (_, one_left) if fits > 0 || one_left => units(fits.max(one_left.into())),
-        (_, _) if needs.not_over => 0,
         (_, _) => return ALWAYS,
     };
     units as f64

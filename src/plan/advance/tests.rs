@@ -1,20 +1,12 @@
 use super::*;
+use crate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
+use crate::plan::CounterName;
 
 const NOW: Timestamp = Timestamp::from_secs(1_000);
 const SECOND: u64 = 1_000_000;
 
 fn check(limit: Limit, cost: u32) -> Check {
-    Check {
-        counter: CounterName::default(),
-        store: 0,
-        limit,
-        needs: Needs { fits: cost, ..Needs::default() },
-        charges: Charges { admitted: cost, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        barred: false,
-        on_store_error: OnStoreError::Local,
-    }
+    Check::charge(CounterName::default(), limit, cost)
 }
 
 fn of_each_algorithm(limit: u32) -> [Limit; 6] {
@@ -29,7 +21,7 @@ fn of_each_algorithm(limit: u32) -> [Limit; 6] {
     ]
 }
 
-fn decide(check: Check, held: &mut Held, lease: u128, now: Timestamp) -> Outcome {
+fn decide(check: Check, held: &mut StateCell, lease: u128, now: Timestamp) -> Outcome {
     held.wrote = false;
     advance(&[check], std::slice::from_mut(held), LeaseId(lease), now, false).1[0]
 }
@@ -43,7 +35,7 @@ fn what_takes_nothing_writes_nothing() {
             charges: Charges::default(),
             ..check(limit, 0)
         };
-        let mut held = Held::default();
+        let mut held = StateCell::default();
         decide(peek, &mut held, 0, NOW);
         assert!(!held.wrote, "a peek at nothing: {limit:?}");
         assert!(decide(check(limit, 1), &mut held, 1, NOW).passes);
@@ -59,7 +51,7 @@ fn what_takes_nothing_writes_nothing() {
 #[test]
 fn semantics_03_the_correction_is_written_whatever_the_verdict() {
     for limit in of_each_algorithm(1) {
-        let mut held = Held::default();
+        let mut held = StateCell::default();
         assert!(decide(check(limit, 1), &mut held, 1, NOW.plus(100 * SECOND)).passes);
         assert!(!decide(check(limit, 1), &mut held, 2, NOW).passes, "{limit:?}");
         assert!(held.wrote, "{limit:?}");
@@ -71,7 +63,7 @@ fn semantics_03_the_correction_is_written_whatever_the_verdict() {
 #[test]
 fn a_refund_that_gives_nothing_back_leaves_an_exact_log_as_it_was() {
     let limit = Limit::SlidingWindow(SlidingWindow { limit: 3, window: 10 * SECOND });
-    let mut held = Held::default();
+    let mut held = StateCell::default();
     decide(check(limit, 2), &mut held, 1, NOW);
     let before = held.state.clone();
     let refund = Check { refund: 1, ..check(limit, 0) };
@@ -84,7 +76,7 @@ fn a_refund_that_gives_nothing_back_leaves_an_exact_log_as_it_was() {
 fn a_state_of_another_kind_counts_as_empty() {
     for limit in of_each_algorithm(1) {
         for other in of_each_algorithm(1) {
-            let mut held = Held::default();
+            let mut held = StateCell::default();
             decide(check(other, 1), &mut held, 1, NOW);
             let same = std::mem::discriminant(&limit) == std::mem::discriminant(&other);
             assert_eq!(decide(check(limit, 1), &mut held, 2, NOW).passes, !same, "{other:?} read as {limit:?}");
@@ -95,7 +87,7 @@ fn a_state_of_another_kind_counts_as_empty() {
 #[test]
 fn a_lease_that_is_asked_for_twice_takes_one_slot() {
     let limit = Limit::Concurrency(Concurrency { max: 2, lease: 10 * SECOND });
-    let mut held = Held::default();
+    let mut held = StateCell::default();
     assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
     assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
 }
@@ -116,7 +108,7 @@ fn groups_of_a_plan_end_where_it_says() {
 fn a_charge_that_is_taken_back_changes_no_later_answer() {
     for limit in of_each_algorithm(3) {
         for later in [0, 1, SECOND, 9 * SECOND, 10 * SECOND, 11 * SECOND, 25 * SECOND] {
-            let (mut undone, mut never) = (Held::default(), Held::default());
+            let (mut undone, mut never) = (StateCell::default(), StateCell::default());
             for held in [&mut undone, &mut never] {
                 assert!(decide(check(limit, 1), held, 1, NOW.plus(SECOND)).passes);
             }
@@ -131,7 +123,7 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             let charged = Undo { counter: CounterName::default(), store: 0, limit, units: 1, at, reset: made.reset };
             undo(&mut undone, &charged, LeaseId(2), now);
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
-                let asked = |held: &Held| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
+                let asked = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
                 let (undone, never) = (asked(&undone), asked(&never));
                 // What a bucket is given back is known to the microsecond.
                 let same = undone.reset - never.reset <= 1;
