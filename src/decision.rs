@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
 use crate::limiter::{Concurrency, Limit, OnStoreError};
 use crate::plan::{Applied, CounterName, Outcome};
-use crate::rules::{End, LeaseToken, Link, MOST_SLOTS_A_LEASE, Planned, RefusalText, Refused, Rules};
+use crate::rules::{End, Link, Planned, RefusalText, Refused, Rules};
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is
 /// answered by the same version.

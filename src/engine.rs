@@ -9,9 +9,10 @@ use smallvec::SmallVec;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
+use crate::lease::{LeaseIds, LeaseToken};
 use crate::limiter::LeaseStatus;
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
-use crate::rules::{LeaseIds, LeaseToken, Rules};
+use crate::rules::Rules;
 use crate::store::{Store, Stores};
 
 /// Decides requests by the rules in use.

@@ -224,7 +224,7 @@ fn a_fixed_window_agrees_with_a_list_of_hits() {
         fixed(7, Alignment::Epoch(7), &[2, 1]),
         fixed(10 * SECOND, Alignment::FirstHit(10 * SECOND), &[5, 3, 10]),
         fixed(60 * SECOND, Alignment::FirstHit(60 * SECOND), &[1]),
-        fixed(12 * HOUR, Alignment::Calendar(Bounds(bounds)), &[5, 8]),
+        fixed(12 * HOUR, Alignment::Calendar(CalendarBounds(bounds)), &[5, 8]),
     ]);
 }
 

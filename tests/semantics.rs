@@ -34,8 +34,9 @@ use tollgate::limiter::{
 };
 use tollgate::rules::{
     Action, Apply, Charge, CompileError, Domain, Matcher, Missing, RefusalText, RequestBounds, Rule, RuleBook, Rules,
-    Secret, Unmatched,
+    Unmatched,
 };
+use tollgate::secret::Secret;
 use tollgate::store::{MemorySettings, Stores};
 use world::{START, World, hits};
 

@@ -3,7 +3,7 @@
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tollgate::plan::CounterName;
-use tollgate::rules::{NamePrefix, Secret};
+use tollgate::secret::{NamePrefix, Secret};
 
 /// 64 shards of 32-byte entries.
 pub struct Bare {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use tollgate::descriptor::{Descriptor, Request};
-use tollgate::rules::LeaseToken;
+use tollgate::lease::LeaseToken;
 
 use super::doors::Doors;
 

@@ -7,7 +7,8 @@ use super::decode::{At, Choice, Field, Table};
 use super::problem::{Place, Problems};
 use super::values::{Item, Switch, shown_size};
 use super::{Engine, Remote, Snapshot, Store, remote, schema};
-use crate::rules::{RequestBounds, RuleBook, Secret};
+use crate::rules::{RequestBounds, RuleBook};
+use crate::secret::Secret;
 use crate::settings::{Authz, Bounds, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
 use crate::store::MemorySettings;
 

@@ -4,14 +4,14 @@ use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::index::Index;
-use super::naming::{Homes, NamePrefix};
 use super::{
     Action, Apply, Charge, DEFAULT_IPV6_PREFIX, Domain, Matcher, Missing, Normaliser, RefusalText, RequestBounds, Rule,
-    RuleBook, Secret, Unmatched,
+    RuleBook, Unmatched,
 };
 use crate::clock::Timestamp;
 use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
 use crate::plan::CounterName;
+use crate::secret::{Homes, NamePrefix, Secret};
 
 /// The rules in use: immutable, and replaced whole.
 #[derive(Debug)]

@@ -14,7 +14,6 @@ mod counters;
 mod explain;
 mod index;
 mod matcher;
-mod naming;
 mod normalise;
 mod plan;
 mod wording;
@@ -24,10 +23,10 @@ pub use self::compile::{CompileError, Rules};
 pub use self::counters::{KnownCounter, NotCounted};
 pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
 pub use self::matcher::{Matcher, Pattern};
-pub use self::naming::{LeaseIds, LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix, Secret};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
 pub use self::plan::{End, Link, Notes, Planned, Refused};
 use crate::limiter::Limiter;
+use crate::secret::Secret;
 
 /// Everything that decides which limiters apply, as the operator wrote it.
 #[derive(Clone, Debug)]

@@ -7,13 +7,14 @@ use smallvec::SmallVec;
 use super::compile::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template, name_prefix,
 };
-use super::naming::{LeaseToken, MOST_SLOTS_A_LEASE, NamePrefix};
 use super::normalise::address;
 use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
+use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
 use crate::limiter::{LeaseId, Limit};
 use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
+use crate::secret::NamePrefix;
 
 /// A request turned into checks, and which rule asked for which.
 #[derive(Debug, Default)]

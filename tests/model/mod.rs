@@ -372,7 +372,7 @@ fn around(alignment: Alignment, now: u64) -> (u64, u64) {
     match alignment {
         Alignment::Epoch(window) => (now / window * window, (now / window + 1) * window),
         Alignment::FirstHit(window) => (now, now + window),
-        Alignment::Calendar(Bounds(bounds)) => {
+        Alignment::Calendar(CalendarBounds(bounds)) => {
             let bounds = bounds.map(Timestamp::micros);
             let place = (1..3).rev().find(|place| bounds[*place] <= now).unwrap_or(0);
             (bounds[place], bounds[place + 1].max(now + 1))
