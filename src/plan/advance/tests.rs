@@ -1,6 +1,6 @@
 use super::*;
 use crate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
-use crate::plan::CounterName;
+use crate::plan::{Charges, CounterName, Plan};
 
 const NOW: Timestamp = Timestamp::from_secs(1_000);
 const SECOND: u64 = 1_000_000;
