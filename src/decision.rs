@@ -10,6 +10,7 @@ use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
 use crate::limiter::{Concurrency, Limit, OnStoreError};
 use crate::plan::{Applied, CounterName, Outcome};
 use crate::rules::{End, Link, Planned, RefusalText, Refused, Rules};
+use crate::settings::Bound;
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is
 /// answered by the same version.
@@ -199,7 +200,7 @@ impl Decision {
         Some(match (self.planned.refused, self.deciding) {
             (Some(Refused::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
             (Some(Refused::Unmatched), _) => (Reason::Unmatched, None, None),
-            (Some(Refused::TooLarge), _) => (Reason::TooLarge, None, None),
+            (Some(Refused::TooLarge(_)), _) => (Reason::TooLarge, None, None),
             (Some(Refused::MissingKey { rule }), _) => (Reason::MissingKey, Some(rule), None),
             (Some(Refused::NoLimiter { rule }), _) => (Reason::NoLimiter, Some(rule), None),
             (None, Some(deciding)) => {
@@ -211,6 +212,14 @@ impl Decision {
                 (Reason::StoreError, failed.map(|link| link.rule), failed.map(|link| link.target))
             }
         })
+    }
+
+    /// The bound that a request refused as too large exceeded.
+    pub fn exceeded_bound(&self) -> Option<Bound> {
+        match self.planned.refused {
+            Some(Refused::TooLarge(bound)) => Some(bound),
+            _ => None,
+        }
     }
 
     /// The plan that was decided, for those who count or log it.

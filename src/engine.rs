@@ -1,4 +1,4 @@
-//! The walk: plan, apply, judge. The one place that awaits.
+//! The walk of a request over one version of rules and stores: plan, apply, judge. The one place that awaits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,40 +10,73 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::lease::{LeaseIds, LeaseToken};
-use crate::limiter::LeaseStatus;
+use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
 use crate::rules::Rules;
 use crate::store::{Store, Stores};
 
-/// Decides requests by the rules in use.
-pub struct Engine {
-    in_use: ArcSwap<Version>,
-    clock: Arc<dyn Clock>,
-    leases: LeaseIds,
-}
-
-/// Rules, and the stores they count by their places. A request is decided by one version, whole.
+/// Rules, and the stores they refer to by index. A request is decided by one version.
 #[derive(Debug)]
 pub struct Version {
     /// The rules.
     pub rules: Arc<Rules>,
-    /// The stores, in the order that the rules count them.
+    /// The stores, in the order of [`crate::rules::RuleBook::stores`].
     pub stores: Stores,
+}
+
+impl Version {
+    /// Decides one request at `now`. Slots that it takes are held under `lease`.
+    pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
+        let planned = self.rules.plan(request, now, lease);
+        let applied = match planned.plan.is_empty() {
+            true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
+            false => self.stores.apply(&planned.plan, now).await,
+        };
+        Decision::judge(self.rules.clone(), planned, applied)
+    }
+
+    /// Releases or renews every slot of a lease. Returns `None` when the text is no lease of this deployment.
+    ///
+    /// Releasing twice, or late, is no error. Of several slots, the status furthest from done is returned.
+    pub async fn change_lease(&self, lease: &str, action: LeaseAction, now: Timestamp) -> Option<LeaseStatus> {
+        let token = LeaseToken::open(lease, self.rules.secret(), self.rules.stores())?;
+        let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
+        let plan = Plan { changes: token.slots.iter().map(change).collect(), ..Plan::default() };
+        let applied = self.stores.apply(&plan, now).await;
+        let statuses = applied.statuses.into_iter();
+        Some(statuses.max_by_key(|status| *status as u8).unwrap_or(LeaseStatus::Unknown))
+    }
+
+    /// Reads what counters hold, without charging them: one answer for each check.
+    pub async fn look(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
+        let checks: SmallVec<_> = checks.collect();
+        // Each in a group of its own: what one comes to says nothing about another.
+        let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));
+        let plan = Plan { groups: groups.collect(), checks, ..Plan::default() };
+        self.stores.apply(&plan, now).await
+    }
+}
+
+/// Decides requests in this process, without doors: one version in use, a clock, and ids for leases.
+pub struct Engine {
+    current: ArcSwap<Version>,
+    clock: Arc<dyn Clock>,
+    leases: LeaseIds,
 }
 
 impl Engine {
     /// An engine with these rules, keeping its counters in `stores`, in the order the rules count them.
     pub fn new(rules: Rules, stores: Stores, clock: Arc<dyn Clock>) -> Self {
         let version = Version { rules: Arc::new(rules), stores };
-        Self { in_use: ArcSwap::from_pointee(version), clock, leases: LeaseIds::new() }
+        Self { current: ArcSwap::from_pointee(version), clock, leases: LeaseIds::new() }
     }
 
-    /// Replaces rules and stores whole. Requests under way finish by the ones they began with.
+    /// Replaces rules and stores together. Requests in flight finish by the version they began with.
     ///
     /// What a counter holds carries over where its name does (semantics 1 and 29) and its store is the same
     /// ([`Stores::next`]).
     pub fn replace(&self, version: Arc<Version>) {
-        self.in_use.store(version);
+        self.current.store(version);
     }
 
     /// Decides one request. It sees one version of the rules.
@@ -97,64 +130,33 @@ impl Engine {
     /// # });
     /// ```
     pub async fn decide(&self, request: &Request<'_>) -> Decision {
-        self.decide_by(&self.in_use.load_full(), request, self.clock.now()).await
+        self.current.load_full().decide(request, self.clock.now(), self.leases.make()).await
     }
 
-    /// Decides one request by a version that the caller holds on to, as of `now`.
-    pub async fn decide_by(&self, version: &Version, request: &Request<'_>, now: Timestamp) -> Decision {
-        let planned = version.rules.plan(request, now, self.leases.make());
-        let applied = match planned.plan.is_empty() {
-            true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
-            false => version.stores.apply(&planned.plan, now).await,
-        };
-        Decision::judge(version.rules.clone(), planned, applied)
-    }
-
-    /// Gives back every slot of a lease; `None` when the text is no lease of this deployment. Giving back twice, or
-    /// late, is no error.
+    /// Releases every slot of a lease; see [`Version::change_lease`].
     pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
-        self.change(lease, LeaseAction::Release).await
+        self.current.load_full().change_lease(lease, LeaseAction::Release, self.clock.now()).await
     }
 
-    /// Lets every slot of a lease that is still held expire `length` microseconds from now; `None` when the text is no
-    /// lease of this deployment.
+    /// Lets every slot of a lease that is still held expire `length` microseconds from now; see
+    /// [`Version::change_lease`].
     pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseStatus> {
-        self.change(lease, LeaseAction::Renew(length)).await
+        self.current.load_full().change_lease(lease, LeaseAction::Renew(length), self.clock.now()).await
     }
 
-    /// What counters hold, without charging them: one answer for each check.
-    pub async fn look(&self, version: &Version, checks: impl Iterator<Item = Check>) -> Applied {
-        let checks: SmallVec<_> = checks.collect();
-        // Each in a group of its own: what one comes to says nothing about another.
-        let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));
-        let plan = Plan { groups: groups.collect(), checks, ..Plan::default() };
-        version.stores.apply(&plan, self.clock.now()).await
-    }
-
-    /// The rules and stores in use.
-    pub fn in_use(&self) -> Arc<Version> {
-        self.in_use.load_full()
+    /// The version in use.
+    pub fn current(&self) -> Arc<Version> {
+        self.current.load_full()
     }
 
     /// The clock that decides.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }
-
-    async fn change(&self, lease: &str, action: LeaseAction) -> Option<LeaseStatus> {
-        let version = self.in_use.load_full();
-        let token = LeaseToken::open(lease, version.rules.secret(), version.rules.stores())?;
-        let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
-        let plan = Plan { changes: token.slots.iter().map(change).collect(), ..Plan::default() };
-        let applied = version.stores.apply(&plan, self.clock.now()).await;
-        // Of several slots the one that fared worst is told.
-        let fates = applied.fates.into_iter();
-        Some(fates.max_by_key(|fate| *fate as u8).unwrap_or(LeaseStatus::Unknown))
-    }
 }
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("in_use", &self.in_use).finish_non_exhaustive()
+        f.debug_struct("Engine").field("current", &self.current).finish_non_exhaustive()
     }
 }

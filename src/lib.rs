@@ -57,6 +57,7 @@ pub mod plan;
 pub mod rules;
 pub mod secret;
 pub mod server;
+pub mod service;
 pub mod settings;
 pub mod store;
 pub mod telemetry;

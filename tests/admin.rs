@@ -15,31 +15,31 @@ use tollgate::settings::{AdminSettings, Settings, Token};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-async fn get(service: &Service, path: &str) -> Answer {
+async fn get(service: &Doors, path: &str) -> Answer {
     send(service, &format!("GET {path} HTTP/1.1"), "").await
 }
 
 /// Sends a request line with more headers, if any, and a body.
-async fn send(service: &Service, head: &str, body: &str) -> Answer {
+async fn send(service: &Doors, head: &str, body: &str) -> Answer {
     let length = body.len();
     let text = format!("{head}\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
     exchange(service.admin, text.as_bytes()).await
 }
 
 /// Asks a question of JSON.
-async fn post(service: &Service, path: &str, question: &Value) -> Answer {
+async fn post(service: &Doors, path: &str, question: &Value) -> Answer {
     send(service, &format!("POST {path} HTTP/1.1\r\ncontent-type: application/json"), &question.to_string()).await
 }
 
 /// The answer to a question of JSON that is answered.
-async fn told(service: &Service, path: &str, question: &Value) -> Value {
+async fn told(service: &Doors, path: &str, question: &Value) -> Value {
     let answer = post(service, path, question).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     serde_json::from_str(&answer.body).expect("JSON")
 }
 
 /// All series, and what they came to.
-async fn scrape(service: &Service) -> BTreeMap<String, f64> {
+async fn scrape(service: &Doors) -> BTreeMap<String, f64> {
     let answer = get(service, "/metrics").await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
     let lines = answer.body.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -48,7 +48,7 @@ async fn scrape(service: &Service) -> BTreeMap<String, f64> {
 }
 
 /// What was counted of our own, where it was.
-async fn counted(service: &Service) -> Vec<String> {
+async fn counted(service: &Doors) -> Vec<String> {
     let ours = |(series, value): &(String, f64)| {
         series.starts_with("tollgate_") && series.contains("_total") && !series.contains("_bounds_") && *value > 0.0
     };
@@ -60,12 +60,12 @@ fn shadow(rule: Rule) -> Rule {
 }
 
 /// A service with this configuration, on free ports.
-async fn configured(toml: &str) -> Service {
+async fn configured(toml: &str) -> Doors {
     let source = Source { name: "a.toml".to_owned(), text: toml.to_owned() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let doors = settings();
     let settings = Settings { grpc: doors.grpc, http: doors.http, admin: doors.admin, ..config.server };
-    Service::start_with(settings, config.book).await
+    Doors::start_with(settings, config.book).await
 }
 
 fn watched() -> RuleBook {
@@ -83,7 +83,7 @@ fn watched() -> RuleBook {
 /// Weakness R25: half of the metrics are never counted.
 #[tokio::test]
 async fn metrics_say_exactly_what_was_decided() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     assert_eq!(counted(&service).await, [""; 0]);
     let rls = service.rls().await;
     for _ in 0..3 {
@@ -136,7 +136,7 @@ async fn metrics_say_exactly_what_was_decided() {
 /// Weakness R25: identities are labels.
 #[tokio::test]
 async fn a_request_brings_no_series_whatever_is_in_it() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     let before: BTreeSet<String> = scrape(&service).await.into_keys().collect();
     let rls = service.rls().await;
     for number in 0..50 {
@@ -158,7 +158,7 @@ async fn three_thousand_rules_do_not_make_three_thousand_labels() {
     let names: Vec<String> = (0..3_000).map(|number| format!("n{number:04}")).collect();
     let limiters = names.iter().map(|name| window(name, 1, 60));
     let rules = names.iter().map(|name| rule(name, &[("use", name)], &[(name, &[])]));
-    let service = Service::start(book(limiters, rules)).await;
+    let service = Doors::start(book(limiters, rules)).await;
     let rls = service.rls().await;
     for name in ["n0000", "n0000", "n2500", "n2500", "n2999", "n2999"] {
         rls.one(&[("use", name)]).await;
@@ -336,7 +336,7 @@ async fn a_lifted_identity_is_let_in_again_and_no_other_is() {
 
 #[tokio::test]
 async fn a_slot_that_is_lifted_is_free() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     let rls = service.rls().await;
     let slow = [("path", "/slow"), ("account", "ada")];
     let held = lease(&rls.one(&slow).await).expect("a slot");
@@ -355,7 +355,7 @@ async fn a_slot_that_is_lifted_is_free() {
 
 #[tokio::test]
 async fn top_names_rules_and_hashed_keys_by_their_refusals() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     let rls = service.rls().await;
     for (account, times) in [("ada", 6), ("bob", 3)] {
         for _ in 0..times {
@@ -391,7 +391,7 @@ async fn top_names_rules_and_hashed_keys_by_their_refusals() {
 
 #[tokio::test]
 async fn status_tells_what_runs_and_what_its_stores_hold() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     service.rls().await.one(&[("path", "/login"), ("account", "ada")]).await;
     let answer = get(&service, "/status").await;
     let status: Value = serde_json::from_str(&answer.body).expect("JSON");
@@ -407,7 +407,7 @@ async fn status_tells_what_runs_and_what_its_stores_hold() {
 
 #[tokio::test]
 async fn explain_words_what_the_rules_in_use_make_of_a_request() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     let question = json!({ "domain": "edge", "entries": [["path", "/login"], ["account", "ada"]] });
     let answer = post(&service, "/explain", &question).await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; charset=utf-8")));
@@ -417,7 +417,7 @@ async fn explain_words_what_the_rules_in_use_make_of_a_request() {
 
 #[tokio::test]
 async fn a_question_that_makes_no_sense_is_told_why() {
-    let service = Service::start(watched()).await;
+    let service = Doors::start(watched()).await;
     let complaint = |answer: Answer| {
         let said: Value = serde_json::from_str(&answer.body).expect("JSON");
         (answer.status, said["error"].as_str().expect("a text").to_owned())
@@ -507,7 +507,7 @@ async fn a_question_that_makes_no_sense_is_told_why() {
 async fn a_token_is_wanted_for_all_but_metrics_and_health() {
     let settings = settings();
     let admin = AdminSettings { token: Some(Token("open sesame, please".to_owned())), ..settings.admin };
-    let service = Service::start_with(Settings { admin, ..settings }, watched()).await;
+    let service = Doors::start_with(Settings { admin, ..settings }, watched()).await;
     let ada = json!({ "domain": "edge", "entries": [["account", "ada"]], "who": "ann", "why": "ticket" }).to_string();
     for request in ["GET /status", "GET /top", "POST /state", "POST /lift", "POST /explain"] {
         for shown in [
@@ -533,7 +533,7 @@ async fn a_token_is_wanted_for_all_but_metrics_and_health() {
 
 #[tokio::test]
 async fn a_process_that_is_told_to_stop_is_alive_and_not_ready() {
-    let mut service = Service::start(watched()).await;
+    let mut service = Doors::start(watched()).await;
     for path in ["/livez", "/readyz", "/healthcheck"] {
         assert_eq!(get(&service, path).await.status, 200, "{path}");
     }

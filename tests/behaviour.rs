@@ -372,8 +372,8 @@ fn case_c13_a_late_release_frees_nobody_elses_slot() {
     acquire(&world).expect("another is free");
     world.wait(secs(301));
     assert_eq!(world.admits(3, A), 2, "both leases have expired");
-    let fate = world.engine.release(&late).now_or_never().expect("the memory store never waits");
-    assert!(matches!(fate, Some(LeaseStatus::Expired | LeaseStatus::Unknown)), "{fate:?}");
+    let status = world.engine.release(&late).now_or_never().expect("the memory store never waits");
+    assert!(matches!(status, Some(LeaseStatus::Expired | LeaseStatus::Unknown)), "{status:?}");
     assert!(!world.passes(A));
 }
 
@@ -533,8 +533,8 @@ fn case_s10_a_counter_is_forgotten_when_it_no_longer_counts() {
     world.ask(A);
     let keys = |after: u64| {
         world.clock.set(START + secs(after));
-        world.engine.in_use().stores.sweep(START + secs(after));
-        match world.engine.in_use().stores.facts()[0] {
+        world.engine.current().stores.sweep(START + secs(after));
+        match world.engine.current().stores.facts()[0] {
             StoreFact::Memory(usage) => usage.keys,
             StoreFact::Shared { .. } => panic!("it is in memory"),
         }

@@ -14,8 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tollgate::rules::{RequestBounds, RuleBook};
-use tollgate::server::bounds::Bound;
-use tollgate::settings::{Bounds, Settings};
+use tollgate::settings::{Bound, Bounds, Settings};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -28,10 +27,10 @@ fn two() -> RuleBook {
     book([window("two", 2, 60)], [rule("two", &[("account", "*")], &[("two", &["account"])])])
 }
 
-async fn start(bounds: Bounds) -> Service {
+async fn start(bounds: Bounds) -> Doors {
     let mut settings = Settings { bounds, ..settings() };
     settings.authz.domain = "edge".into();
-    Service::start_with(settings, two()).await
+    Doors::start_with(settings, two()).await
 }
 
 /// The head of a frame of a mebibyte, of which never that much is sent.
@@ -134,7 +133,7 @@ async fn semantics_28_too_many_descriptors_entries_or_checks_are_refused() {
     let rules = (0..4).map(|n| rule(&format!("r{n}"), &[("a", "*")], &[(["one", "two", "three", "four"][n], &["a"])]));
     let limiters = ["one", "two", "three", "four"].map(|name| window(name, 100, 60));
     let bounds = RequestBounds { descriptors: 3, entries: 2, checks: 6 };
-    let service = Service::start(RuleBook { bounds, ..book(limiters, rules) }).await;
+    let service = Doors::start(RuleBook { bounds, ..book(limiters, rules) }).await;
     let rls = service.rls().await;
     let ask = async |descriptors: Vec<_>| rls.ask(question("edge", descriptors)).await.overall_code;
     assert_eq!(ask(vec![descriptor(&[("a", "1"), ("b", "1")])]).await, OK);
@@ -181,7 +180,7 @@ async fn semantics_28_too_many_headers_are_refused() {
     until("the count", || service.met(Bound::Headers) == 4).await;
 }
 
-async fn status_by_http_2(service: &Service, headers: &[(&str, &str)]) -> u16 {
+async fn status_by_http_2(service: &Doors, headers: &[(&str, &str)]) -> u16 {
     let mut request = http::Request::get("http://tollgate/authz/envoy/");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -248,7 +247,7 @@ async fn semantics_28_unfinished_requests_are_refused_before_they_fill_the_memor
     for client in &clients[..2] {
         held.push(begin(client, CHECK, &[], part.clone()).await);
     }
-    let kept = || service.desk.tally().unfinished_bytes.load(Ordering::Relaxed);
+    let kept = || service.service.doors().unfinished_bytes.load(Ordering::Relaxed);
     until("both", || kept() > 80 << 10).await;
     // One more of the first connection, and then one of a third, for which the process has no room.
     let (response, _stream) = begin(&clients[0], CHECK, &[], part.clone()).await;
@@ -274,7 +273,7 @@ async fn semantics_28_a_request_beside_too_many_others_is_refused() {
         begin(&client, SHOULD_RATE_LIMIT, &[], Bytes::from_static(UNFINISHED)).await,
         begin(&client, SHOULD_RATE_LIMIT, &[], Bytes::from_static(UNFINISHED)).await,
     ];
-    let under_way = &service.desk.tally().under_way;
+    let under_way = &service.service.doors().under_way;
     until("both", || under_way.load(Ordering::Relaxed) == 2).await;
     assert!(refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: h").await.status, 429);
@@ -298,7 +297,7 @@ async fn a_connection_too_many_waits_until_one_ends() {
         assert_eq!(client.read_u8().await.expect("an answer"), b'H');
     }
     until("the count", || service.met(Bound::Connections) == 1).await;
-    let tally = service.desk.tally();
+    let tally = service.service.doors();
     let open = || [&tally.http_connections, &tally.grpc_connections].map(|open| open.load(Ordering::Relaxed));
     assert_eq!(open(), [2, 0]);
     assert_eq!(clients[2].try_read(&mut [0; 1]).expect_err("it waits").kind(), std::io::ErrorKind::WouldBlock);
@@ -317,7 +316,7 @@ async fn a_stream_too_many_waits_until_one_ends() {
     assert!(!refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     let (first, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     let _second = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
-    let under_way = || service.desk.tally().under_way.load(Ordering::Relaxed);
+    let under_way = || service.service.doors().under_way.load(Ordering::Relaxed);
     until("both", || under_way() == 2).await;
     assert_eq!(service.met(Bound::Streams), 1);
     let (third, mut waiting) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
@@ -376,7 +375,7 @@ async fn semantics_28_a_request_that_never_ends_is_refused() {
     let answer = Answer::read(&closed(&mut stream).await);
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert_eq!(service.met(Bound::RequestTimeout), 3);
-    assert_eq!(service.desk.tally().under_way.load(Ordering::Relaxed), 0);
+    assert_eq!(service.service.doors().under_way.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

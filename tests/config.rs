@@ -7,11 +7,11 @@ use std::time::Duration;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Engine, Errors, Source, json_schema};
 use tollgate::descriptor::{Descriptor, Hits, Request};
+use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
 use tollgate::settings::Listen;
 use tollgate::store::{MemorySettings, Stores};
-use tollgate::{engine, server};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
@@ -249,7 +249,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
 #[test]
 fn without_anything_there_is_a_memory_store_and_no_rule() {
     let config = Config::read(&[], &|_| None).expect("nothing is wrong");
-    assert_eq!(config.server, server::Settings::default());
+    assert_eq!(config.server, tollgate::settings::Settings::default());
     assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 256 << 20));
     assert_eq!(config.book.stores, ["memory"]);
     assert!(config.book.rules.is_empty() && config.book.secret.is_development());
@@ -423,7 +423,7 @@ fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
                 apply = [{ limiter = 'a', key = ['account', 'remote_address'] }]\n";
     let config = read(text);
     let [(name, source)] = &config.server.authz.entries[..] else { panic!("one entry") };
-    assert_eq!((name.as_str(), &source.from), ("account", &server::Source::Header("x-account".to_owned())));
+    assert_eq!((name.as_str(), &source.from), ("account", &tollgate::settings::Source::Header("x-account".to_owned())));
     let elsewhere = text.replace("domain = 'edge'\n[authz", "domain = 'other'\n[authz");
     assert!(refused(&elsewhere).contains("an entry that the domain never has"));
 }

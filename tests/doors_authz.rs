@@ -107,7 +107,7 @@ fn once_by(entry: &str) -> RuleBook {
 
 /// Asks twice whether two requests are counted as one.
 async fn same(settings: Settings, entry: &str, first: CheckRequest, second: CheckRequest) -> bool {
-    let service = Service::start_with(settings, once_by(entry)).await;
+    let service = Doors::start_with(settings, once_by(entry)).await;
     let rls = service.rls().await;
     assert_eq!(status(&check(&rls, first).await), 200);
     let answer = check(&rls, second).await;
@@ -118,7 +118,7 @@ async fn same(settings: Settings, entry: &str, first: CheckRequest, second: Chec
 async fn a_refusal_says_why_and_until_when() {
     let settings = settings_with(&[("account", Source::Header("x-account".into()))], 0);
     let rules = [rule("login", &[("path", "/login"), ("method", "POST")], &[("login_account", &["account"])])];
-    let service = Service::start_with(settings, book([window("login_account", 1, 300)], rules)).await;
+    let service = Doors::start_with(settings, book([window("login_account", 1, 300)], rules)).await;
     let rls = service.rls().await;
     let login = |path| asked("POST", path, &[("x-account", "al")]);
 
@@ -277,7 +277,7 @@ async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
     let rules =
         [rule("quota", &[("tier", "*")], &[("api_{tier}", &["account"]), ("per_address", &["remote_address"])])];
     let limits = [window("api_free", 5, 60), window("api_pro", 9, 60), window("per_address", 2, 60)];
-    let service = Service::start_with(settings, book(limits, rules)).await;
+    let service = Doors::start_with(settings, book(limits, rules)).await;
     let rls = service.rls().await;
     let answer = check(&rls, asked("GET", "/", &[("x-account", "a")])).await;
     assert_eq!(facts(&answer)["tier"], "free");
@@ -291,7 +291,7 @@ async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
 #[tokio::test]
 async fn a_route_can_name_another_domain() {
     let elsewhere = Rule { domain: "elsewhere".into(), action: Action::Deny, ..rule("ban", &[], &[]) };
-    let service = Service::start_with(settings_with(&[], 0), book([], [elsewhere])).await;
+    let service = Doors::start_with(settings_with(&[], 0), book([], [elsewhere])).await;
     let rls = service.rls().await;
     assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
     let mut asked = asked("GET", "/", &[]);
@@ -303,7 +303,7 @@ async fn a_route_can_name_another_domain() {
 async fn semantics_25_a_rule_chooses_status_body_and_media_type_of_its_refusal() {
     let refusal = RefusalText { status: Some(402), body: Some("<pay>".into()), content_type: Some("text/html".into()) };
     let pay = Rule { refusal, action: Action::Deny, ..rule("pay", &[("host", "shop.example")], &[]) };
-    let service = Service::start_with(settings_with(&[], 0), book([], [pay])).await;
+    let service = Doors::start_with(settings_with(&[], 0), book([], [pay])).await;
     let answer = check(&service.rls().await, asked("GET", "/", &[])).await;
     assert_eq!(status(&answer), 402);
     assert_eq!(denied(&answer).body, "<pay>");
@@ -314,7 +314,7 @@ async fn semantics_25_a_rule_chooses_status_body_and_media_type_of_its_refusal()
 #[tokio::test]
 async fn semantics_24_a_lease_of_ext_authz_is_given_back_through_rls() {
     let rules = [rule("exports", &[], &[("exports", &["host"])])];
-    let service = Service::start_with(settings_with(&[], 0), book([slots("exports", 1)], rules)).await;
+    let service = Doors::start_with(settings_with(&[], 0), book([slots("exports", 1)], rules)).await;
     let rls = service.rls().await;
     let answer = check(&rls, asked("GET", "/export", &[])).await;
     let lease = facts(&answer)["lease"].clone();
@@ -325,7 +325,7 @@ async fn semantics_24_a_lease_of_ext_authz_is_given_back_through_rls() {
 
 #[tokio::test]
 async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
-    let service = Service::start_with(settings_with(&[], 0), once_by("host")).await;
+    let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
     let rls = service.rls().await;
     let mut huge = asked("POST", "/", &[]);
     http(&mut huge).raw_body = vec![0; 2 << 20];
@@ -340,7 +340,7 @@ async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
 
 #[tokio::test]
 async fn semantics_35_ext_authz_and_rls_share_counters() {
-    let service = Service::start_with(settings_with(&[], 0), once_by("host")).await;
+    let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
     let rls = service.rls().await;
     assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
     assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, 2);
@@ -349,7 +349,7 @@ async fn semantics_35_ext_authz_and_rls_share_counters() {
 #[tokio::test]
 async fn semantics_36_a_request_id_that_comes_again_is_charged_again_by_both_doors_of_ext_authz() {
     let four = book([window("four", 4, 60)], [rule("four", &[], &[("four", &["host"])])]);
-    let service = Service::start_with(settings_with(&[], 0), four).await;
+    let service = Doors::start_with(settings_with(&[], 0), four).await;
     let rls = service.rls().await;
     let mut told = Vec::new();
     for _ in 0..3 {
@@ -369,7 +369,7 @@ async fn semantics_31_a_refusal_for_the_stores_sake_is_503_where_the_door_can_sa
     let full = Stores::memory(&[MemorySettings { max_memory: 0, max_keys: None }]);
     let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
     let app = App::open_at(&settings, rules, full, Arc::new(clock.clone())).await.expect("the doors open");
-    let service = Service::serve(app, clock);
+    let service = Doors::serve(app, clock);
     let rls = service.rls().await;
     assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 503);
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example").await.status, 503);

@@ -20,7 +20,7 @@ fn login() -> RuleBook {
 
 #[tokio::test]
 async fn semantics_33_envoy_asks_with_method_and_path_of_the_request() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     let head = "POST /authz/envoy//login?x=1 HTTP/1.1\r\nhost: shop\r\nx-account: al\r\ncontent-length: 0";
     let answer = service.ask(head).await;
     assert_eq!(answer.status, 200);
@@ -38,7 +38,7 @@ async fn semantics_33_envoy_asks_with_method_and_path_of_the_request() {
 
 #[tokio::test]
 async fn semantics_33_nginx_is_told_403_with_the_meant_status_beside() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     let head = "GET /authz/nginx HTTP/1.0\r\nx-original-uri: /login?x=1\r\nx-original-method: POST\r\nx-account: al";
     assert_eq!(service.ask(head).await.status, 200);
     let answer = service.ask(head).await;
@@ -51,7 +51,7 @@ async fn semantics_33_nginx_is_told_403_with_the_meant_status_beside() {
 async fn semantics_33_nginx_hears_401_as_it_is() {
     let refusal = RefusalText { status: Some(401), ..RefusalText::default() };
     let ban = Rule { refusal, action: Action::Deny, ..rule("ban", &[], &[]) };
-    let service = Service::start_with(settings_with(0), book([], [ban])).await;
+    let service = Doors::start_with(settings_with(0), book([], [ban])).await;
     let head = "GET /authz/nginx HTTP/1.1\r\nhost: h\r\nx-original-method: GET\r\nx-original-uri: /";
     let answer = service.ask(head).await;
     assert_eq!((answer.status, answer.header("x-tollgate-status")), (401, Some("401")));
@@ -59,7 +59,7 @@ async fn semantics_33_nginx_hears_401_as_it_is() {
 
 #[tokio::test]
 async fn a_gateway_that_does_not_say_what_is_asked_for_is_told_so_and_lets_nothing_pass() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     for (path, prefix) in [("nginx", "x-original"), ("forward", "x-forwarded")] {
         let ask =
             async |headers: &str| service.ask(&format!("GET /authz/{path} HTTP/1.1\r\nhost: h\r\n{headers}")).await;
@@ -73,7 +73,7 @@ async fn a_gateway_that_does_not_say_what_is_asked_for_is_told_so_and_lets_nothi
 
 #[tokio::test]
 async fn semantics_33_caddy_and_traefik_tell_the_request_in_forwarded_headers() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     let head = "GET /authz/forward?x=1 HTTP/1.1\r\nhost: tollgate\r\nx-forwarded-method: POST\r\n\
                 x-forwarded-uri: /login?x=1\r\nx-forwarded-host: shop\r\nx-forwarded-for: 192.0.2.7\r\nx-account: al";
     assert_eq!(service.ask(head).await.status, 200);
@@ -83,7 +83,7 @@ async fn semantics_33_caddy_and_traefik_tell_the_request_in_forwarded_headers() 
 
 #[tokio::test]
 async fn of_a_header_that_repeats_the_first_counts() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     let head = "POST /authz/envoy/login HTTP/1.1\r\nhost: h\r\nx-account: al\r\nx-account:";
     assert_eq!(service.ask(&format!("{head} 1")).await.status, 200);
     assert_eq!(service.ask(&format!("{head} 2")).await.status, 429);
@@ -93,7 +93,7 @@ async fn of_a_header_that_repeats_the_first_counts() {
 async fn only_exactly_200_passes_so_a_refusal_never_says_2xx() {
     let refusal = RefusalText { status: Some(204), body: Some("no".into()), content_type: None };
     let ban = Rule { refusal, action: Action::Deny, ..rule("ban", &[], &[]) };
-    let service = Service::start_with(settings_with(0), book([], [ban])).await;
+    let service = Doors::start_with(settings_with(0), book([], [ban])).await;
     let answer = service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: h").await;
     assert_eq!((answer.status, answer.header("content-type"), &*answer.body), (403, Some("text/plain"), "no"));
 }
@@ -105,7 +105,7 @@ async fn same(path: &str, trusted_hops: usize, first: &str, second: &str) -> boo
 
 async fn same_by(settings: Settings, path: &str, first: &str, second: &str) -> bool {
     let rules = [rule("once", &[], &[("once", &["remote_address"])])];
-    let service = Service::start_with(settings, book([window("once", 1, 60)], rules)).await;
+    let service = Doors::start_with(settings, book([window("once", 1, 60)], rules)).await;
     let request = match path {
         "/authz/nginx" => "\r\nx-original-method: GET\r\nx-original-uri: /",
         "/authz/forward" => "\r\nx-forwarded-method: GET\r\nx-forwarded-uri: /",
@@ -144,7 +144,7 @@ async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_
 #[tokio::test]
 async fn a_lease_is_told_in_a_header_and_not_on_a_refusal() {
     let rules = [rule("exports", &[], &[("exports", &["account"])])];
-    let service = Service::start_with(settings_with(0), book([slots("exports", 1)], rules)).await;
+    let service = Doors::start_with(settings_with(0), book([slots("exports", 1)], rules)).await;
     let head = "HEAD /authz/envoy/export HTTP/1.1\r\nhost: h\r\nx-account: al";
     let answer = service.ask(head).await;
     let lease = answer.header("x-tollgate-lease").expect("a lease").to_owned();
@@ -159,7 +159,7 @@ async fn what_the_client_says_cannot_break_a_line() {
     let mut book = book([window("api_a\"b\u{e9}", 1, 60)], rules);
     let Action::Apply(apply) = &mut book.rules[0].action else { panic!("it applies") };
     apply[0].otherwise = Some("api_a\"b\u{e9}".into());
-    let service = Service::start_with(settings_with(0), book).await;
+    let service = Doors::start_with(settings_with(0), book).await;
     let answer = service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: h\r\nx-account: a\"b\u{e9}").await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("ratelimit"), Some(r#""api_a\"b?";r=0;t=60"#));
@@ -168,7 +168,7 @@ async fn what_the_client_says_cannot_break_a_line() {
 
 #[tokio::test]
 async fn a_body_that_came_along_is_passed_over_or_the_connection_is_said_to_close() {
-    let service = Service::start_with(settings_with(0), login()).await;
+    let service = Doors::start_with(settings_with(0), login()).await;
     let post = |length: usize| format!("POST /authz/envoy/ HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n");
     let last = "GET /healthcheck HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
     let small = format!("{}{}{last}", post(50_000), "x".repeat(50_000));
@@ -181,7 +181,7 @@ async fn a_body_that_came_along_is_passed_over_or_the_connection_is_said_to_clos
 
 #[tokio::test]
 async fn other_paths_are_not_found_and_health_is() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     for path in ["/", "/authz", "/authz/envoyx", "/authz/nginx/", "/authz/forward/x"] {
         assert_eq!(service.ask(&format!("GET {path} HTTP/1.1\r\nhost: h")).await.status, 404, "{path}");
     }

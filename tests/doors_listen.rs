@@ -31,7 +31,7 @@ fn once() -> RuleBook {
 #[tokio::test]
 async fn a_door_listens_on_ipv6() {
     let both = Listen::Tcp(address("[::1]:0"));
-    let service = Service::start_with(Settings { grpc: both.clone(), http: both, ..settings() }, once()).await;
+    let service = Doors::start_with(Settings { grpc: both.clone(), http: both, ..settings() }, once()).await;
     assert!(service.grpc.is_ipv6());
     assert_eq!(service.rls().await.one(&[("a", "b")]).await.overall_code, 1);
     assert_eq!(service.ask("GET /healthcheck HTTP/1.1\r\nhost: h").await.status, 200);
@@ -55,7 +55,7 @@ async fn a_door_listens_on_a_unix_socket_and_removes_it_when_it_closes() {
     drop(std::os::unix::net::UnixListener::bind(&grpc).expect("a socket"));
     assert!(std::fs::metadata(&grpc).expect("it stays").file_type().is_socket());
     let listen = Settings { grpc: Listen::Unix(grpc.clone()), http: Listen::Unix(http.clone()), ..settings() };
-    let service = Service::start_with(listen, once()).await;
+    let service = Doors::start_with(listen, once()).await;
     let rls = over_socket(&grpc).await;
     assert_eq!(rls.one(&[("a", "b")]).await.overall_code, 1);
     let mut stream = UnixStream::connect(&http).await.expect("the door is open");
@@ -104,7 +104,7 @@ async fn health(rls: &Rls, service: &str) -> Result<i32, tonic::Code> {
 
 #[tokio::test]
 async fn health_tells_of_the_server_and_of_each_service() {
-    let service = Service::start(once()).await;
+    let service = Doors::start(once()).await;
     let rls = service.rls().await;
     for name in ["", "envoy.service.ratelimit.v3.RateLimitService", "envoy.service.auth.v3.Authorization"] {
         assert_eq!(health(&rls, name).await, Ok(SERVING), "{name:?}");
@@ -114,7 +114,7 @@ async fn health_tells_of_the_server_and_of_each_service() {
 
 #[tokio::test]
 async fn reflection_lists_what_is_served_and_tells_published_types() {
-    let service = Service::start(once()).await;
+    let service = Doors::start(once()).await;
     let mut client = ServerReflectionClient::new(service.rls().await.0);
     let mut ask = async |request| {
         let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };

@@ -17,7 +17,7 @@ fn exports() -> RuleBook {
 }
 
 /// A connection whose peer may send us no byte of any body: answers stay with it.
-async fn deaf(service: &Service) -> (SendRequest<Bytes>, JoinHandle<()>) {
+async fn deaf(service: &Doors) -> (SendRequest<Bytes>, JoinHandle<()>) {
     let stream = TcpStream::connect(service.grpc).await.expect("the door is open");
     let (client, connection) = client::Builder::new().initial_window_size(0).handshake(stream).await.expect("HTTP/2");
     (client, tokio::spawn(async move { drop(connection.await) }))
@@ -57,7 +57,7 @@ async fn until_free(rls: &Rls, slots: u32) {
 
 #[tokio::test]
 async fn a_lease_is_undone_when_its_stream_is_reset_before_the_reply() {
-    let service = Service::start(exports()).await;
+    let service = Doors::start(exports()).await;
     let rls = service.rls().await;
     let (mut client, _connection) = deaf(&service).await;
     let (response, mut stream) = acquire(&mut client).await;
@@ -72,7 +72,7 @@ async fn a_lease_is_undone_when_its_stream_is_reset_before_the_reply() {
 
 #[tokio::test]
 async fn a_lease_is_undone_when_its_connection_breaks_before_the_reply() {
-    let service = Service::start(exports()).await;
+    let service = Doors::start(exports()).await;
     let rls = service.rls().await;
     let (mut client, connection) = deaf(&service).await;
     let (first, _stream) = acquire(&mut client).await;
@@ -86,7 +86,7 @@ async fn a_lease_is_undone_when_its_connection_breaks_before_the_reply() {
 
 #[tokio::test]
 async fn a_lease_that_was_heard_of_stays() {
-    let service = Service::start(exports()).await;
+    let service = Doors::start(exports()).await;
     let rls = service.rls().await;
     assert!(lease(&rls.one(&[("slot", "al")]).await).is_some());
     drop(rls);

@@ -33,7 +33,7 @@ fn seconds(status: &DescriptorStatus) -> i64 {
 
 #[tokio::test]
 async fn semantics_16_statuses_come_in_order_and_a_passing_descriptor_of_a_refused_request_is_ok() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let of = |account| descriptor(&[("path", "/login"), ("account", account)]);
     for _ in 0..2 {
@@ -53,7 +53,7 @@ async fn semantics_16_statuses_come_in_order_and_a_passing_descriptor_of_a_refus
 async fn semantics_17_current_limit_tells_the_configured_numbers() {
     let limits = [bucket("five_minutes", 100, 300, 20), window("ninety", 3, 90), slots("slots", 2)];
     let rules = ["five_minutes", "ninety", "slots"].map(|name| rule(name, &[("use", name)], &[(name, &[])]));
-    let service = Service::start(book(limits, rules)).await;
+    let service = Doors::start(book(limits, rules)).await;
     let rls = service.rls().await;
     let told = async |name| rls.one(&[("use", name)]).await.statuses[0].clone();
     let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier: Option<u32>| RateLimit {
@@ -74,7 +74,7 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
 /// Weakness D8: the wait told is none.
 #[tokio::test]
 async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let ask = || rls.one(&[("path", "/login"), ("account", "a")]);
     ask().await;
@@ -93,7 +93,7 @@ async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
 
 #[tokio::test]
 async fn semantics_18_a_limit_that_comes_along_replaces_the_configured_one() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let asked = |requests_per_unit, unit: RateLimitUnit| RateLimitDescriptor {
         limit: Some(RateLimitOverride { requests_per_unit, unit: unit.into(), unit_multiplier: Some(2) }),
@@ -111,7 +111,7 @@ async fn semantics_18_a_limit_that_comes_along_replaces_the_configured_one() {
 
 #[tokio::test]
 async fn semantics_19_by_default_only_retry_after_and_only_on_refusals() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let ask = || rls.one(&[("path", "/login"), ("account", "a")]);
     assert_eq!(ask().await.response_headers_to_add, []);
@@ -126,7 +126,7 @@ async fn semantics_19_by_default_only_retry_after_and_only_on_refusals() {
 #[tokio::test]
 async fn semantics_19_every_family_of_headers_can_be_switched_on() {
     let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
-    let service = Service::start_with(Settings { rls_headers: all, ..settings() }, login()).await;
+    let service = Doors::start_with(Settings { rls_headers: all, ..settings() }, login()).await;
     let rls = service.rls().await;
     let ask = || rls.one(&[("path", "/login"), ("account", "a"), ("remote_address", "192.0.2.7")]);
     let answer = ask().await;
@@ -155,7 +155,7 @@ async fn a_rule_chooses_the_body_of_its_refusal() {
     let refusal =
         RefusalText { status: Some(451), body: Some("not\r\nnow".into()), content_type: Some("text/x\r\ny: z".into()) };
     let denied = Rule { refusal, action: Action::Deny, ..rule("ban", &[("path", "/login")], &[]) };
-    let service = Service::start(book([], [denied])).await;
+    let service = Doors::start(book([], [denied])).await;
     let answer = service.rls().await.one(&[("path", "/login")]).await;
     assert_eq!(answer.overall_code, OVER_LIMIT);
     assert_eq!(answer.raw_body, "not\r\nnow");
@@ -165,7 +165,7 @@ async fn a_rule_chooses_the_body_of_its_refusal() {
 
 #[tokio::test]
 async fn semantics_05_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds() {
-    let service = Service::start(book([window("w", 5, 60)], [rule("r", &[], &[("w", &[])])])).await;
+    let service = Doors::start(book([window("w", 5, 60)], [rule("r", &[], &[("w", &[])])])).await;
     let rls = service.rls().await;
     let ask = async |hits, negative, of_request| {
         let descriptor =
@@ -186,7 +186,7 @@ async fn semantics_05_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds
 
 #[tokio::test]
 async fn odd_questions_get_clear_answers() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     assert_eq!(rls.ask(RateLimitRequest::default()).await.overall_code, OK);
     let empty = rls.ask(question("edge", [RateLimitDescriptor::default()])).await;
@@ -200,7 +200,7 @@ async fn odd_questions_get_clear_answers() {
 #[tokio::test]
 async fn semantics_26_what_no_rule_matches_can_be_refused() {
     let domain = Domain { name: "edge".into(), unmatched: Unmatched::Deny, ..Domain::default() };
-    let service = Service::start(tollgate::rules::RuleBook { domains: vec![domain], ..login() }).await;
+    let service = Doors::start(tollgate::rules::RuleBook { domains: vec![domain], ..login() }).await;
     let answer = service.rls().await.one(&[("path", "/other")]).await;
     assert_eq!(answer.overall_code, OVER_LIMIT);
     assert_eq!(header(&answer, "retry-after"), None);
@@ -208,7 +208,7 @@ async fn semantics_26_what_no_rule_matches_can_be_refused() {
 
 #[tokio::test]
 async fn texts_that_are_no_utf8_are_counted_and_not_an_error() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let mut asked = question("edge", [descriptor(&[("path", "/login"), ("account", "?")])]);
     asked.descriptors[0].entries[1].value = Bytes::from_static(b"al\xff");
@@ -225,7 +225,7 @@ async fn texts_that_are_no_utf8_are_counted_and_not_an_error() {
 
 #[tokio::test]
 async fn semantics_28_past_a_size_the_answer_is_a_refusal() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     let many = rls.ask(question("edge", vec![descriptor(&[("path", "/other")]); 10_000])).await;
     assert_eq!(many.overall_code, OVER_LIMIT);
@@ -240,7 +240,7 @@ async fn semantics_28_past_a_size_the_answer_is_a_refusal() {
 
 #[tokio::test]
 async fn a_message_that_makes_no_sense_is_refused_in_words_of_rls() {
-    let service = Service::start(login()).await;
+    let service = Doors::start(login()).await;
     let rls = service.rls().await;
     // Field 2 is a list of messages; this says a message of 5 bytes and brings one.
     let garbage = prost_types::Any { type_url: "\u{7f}\u{7f}".into(), value: vec![0x12, 0x05, 0xff] };
@@ -255,7 +255,7 @@ async fn a_message_that_makes_no_sense_is_refused_in_words_of_rls() {
 #[tokio::test]
 async fn the_deciding_rule_the_limiter_and_the_tier_are_told_in_metadata() {
     let rules = [rule("quota", &[("tier", "*")], &[("api_{tier}", &["account"])])];
-    let service = Service::start(book([window("api_free", 1, 60), window("api_pro", 9, 60)], rules)).await;
+    let service = Doors::start(book([window("api_free", 1, 60), window("api_pro", 9, 60)], rules)).await;
     let rls = service.rls().await;
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     for code in [OK, OVER_LIMIT] {
@@ -269,7 +269,7 @@ async fn the_deciding_rule_the_limiter_and_the_tier_are_told_in_metadata() {
 #[tokio::test]
 async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
     let rules = [rule("two", &[("path", "/")], &[("two", &["path"])])];
-    let service = Service::start(book([window("two", 2, 60)], rules)).await;
+    let service = Doors::start(book([window("two", 2, 60)], rules)).await;
     let client = connect(service.grpc).await;
     let mut refused = Vec::new();
     for _ in 0..3 {
@@ -284,8 +284,7 @@ async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
 #[tokio::test]
 async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
     let service =
-        Service::start(book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])]))
-            .await;
+        Doors::start(book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])])).await;
     let rls = service.rls().await;
     let acquire = || rls.one(&[("slot", "al")]);
     // A release is known by its only entry, whatever its hits or domain.

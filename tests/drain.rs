@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
-use doors::{Rls, SHOULD_RATE_LIMIT, Service, book, descriptor, exchange, question, rule, settings, window};
+use doors::{Doors, Rls, SHOULD_RATE_LIMIT, book, descriptor, exchange, question, rule, settings, window};
 use prost::Message;
 use support::{Ask, Process, ports, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -53,7 +53,7 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 
 impl Wire {
-    async fn connect(service: &Service) -> Self {
+    async fn connect(service: &Doors) -> Self {
         let mut stream = TcpStream::connect(service.grpc).await.expect("the door is open");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("it is sent");
         Self { stream, read: BytesMut::new() }
@@ -146,7 +146,7 @@ impl Wire {
 
 #[tokio::test]
 async fn a_call_between_the_first_goaway_and_the_second_is_answered() {
-    let mut service = Service::start_with(draining(Duration::ZERO, LONG), logins()).await;
+    let mut service = Doors::start_with(draining(Duration::ZERO, LONG), logins()).await;
     let mut wire = Wire::connect(&service).await;
     wire.ask(1).await;
     wire.answered(1).await;
@@ -172,7 +172,7 @@ const SERVICES: [&str; 3] = ["", "envoy.service.ratelimit.v3.RateLimitService", 
 
 #[tokio::test]
 async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
-    let mut service = Service::start_with(draining(LONG, LONG), logins()).await;
+    let mut service = Doors::start_with(draining(LONG, LONG), logins()).await;
     let rls = service.rls().await;
     for name in SERVICES {
         assert_eq!(serving(&rls, name).await.expect("it is known"), ServingStatus::Serving);
@@ -201,11 +201,11 @@ async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
 async fn what_takes_longer_than_it_may_is_abandoned() {
     let bounds = Bounds { request_timeout: LONG, ..Bounds::default() };
     let settings = Settings { bounds, ..draining(Duration::ZERO, Duration::from_millis(50)) };
-    let service = Service::start_with(settings, logins()).await;
+    let service = Doors::start_with(settings, logins()).await;
     let mut wire = Wire::connect(&service).await;
     // One question that an hour is allowed for is never asked to its end.
     wire.begin(1).await;
-    let under_way = || service.desk.tally().under_way.load(Ordering::Relaxed);
+    let under_way = || service.service.doors().under_way.load(Ordering::Relaxed);
     while under_way() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -214,7 +214,7 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
 
 #[tokio::test]
 async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
-    let mut service = Service::start_with(draining(Duration::ZERO, LONG), logins()).await;
+    let mut service = Doors::start_with(draining(Duration::ZERO, LONG), logins()).await;
     // One says nothing at all, one begins and falls silent, and one watches.
     let _silent = TcpStream::connect(service.grpc).await.expect("the door is open");
     let _begun = Wire::connect(&service).await;
@@ -230,7 +230,7 @@ async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
     tokio::time::timeout(Duration::from_secs(60), service.stop()).await.expect("nobody holds it up");
 }
 
-async fn watch(service: &Service) -> tonic::Streaming<HealthCheckResponse> {
+async fn watch(service: &Doors) -> tonic::Streaming<HealthCheckResponse> {
     let address = format!("http://{}", service.grpc);
     let channel = tonic::transport::Channel::from_shared(address).expect("an address").connect().await;
     let mut client = tonic_health::pb::health_client::HealthClient::new(channel.expect("the door is open"));

@@ -29,7 +29,7 @@ static PANICS: AtomicUsize = AtomicUsize::new(0);
 const ROUNDS: u64 = 10_000;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-async fn start() -> Service {
+async fn start() -> Doors {
     static COUNT: Once = Once::new();
     COUNT.call_once(|| {
         let say = std::panic::take_hook();
@@ -38,7 +38,7 @@ async fn start() -> Service {
             say(panic);
         }));
     });
-    Service::start_with(all_headers(), edge()).await
+    Doors::start_with(all_headers(), edge()).await
 }
 
 fn edge() -> RuleBook {
@@ -76,7 +76,7 @@ impl Dice {
     }
 }
 
-async fn alive(service: &Service) {
+async fn alive(service: &Doors) {
     assert_eq!(PANICS.load(Ordering::SeqCst), 0, "something panicked");
     let rls = service.rls().await;
     assert_eq!(rls.one(&[("path", "/"), ("account", "somebody")]).await.overall_code, 1);

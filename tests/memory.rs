@@ -271,7 +271,7 @@ fn semantics_30_leases_are_never_evicted_and_the_policy_answers_when_nothing_can
             action: LeaseAction::Release,
         };
         let plan = Plan { changes: (0..2).map(release).collect(), ..Plan::default() };
-        assert_eq!(store.memory.apply(&plan, NOW).fates.as_slice(), [LeaseStatus::Done; 2]);
+        assert_eq!(store.memory.apply(&plan, NOW).statuses.as_slice(), [LeaseStatus::Done; 2]);
         assert!(store.apply([check(name(9_999), window(5), 1)], NOW).admitted, "what was given back is room");
     }
 }
@@ -437,7 +437,7 @@ fn leases_that_nobody_gives_back_are_counted_once_when_they_are_forgotten() {
     let expired = |store: &Small| store.memory.usage()[0].expired_leases;
     let release = |store: &Small, lease, now| {
         let change = LeaseChange { store: 0, counter: name(1), lease: LeaseId(lease), action: LeaseAction::Release };
-        store.memory.apply(&Plan { changes: [change].into_iter().collect(), ..Plan::default() }, now).fates[0]
+        store.memory.apply(&Plan { changes: [change].into_iter().collect(), ..Plan::default() }, now).statuses[0]
     };
     // Of one counter the leases 1 to 4, of the next 5 to 8, and so on.
     for counter in 1..=3 {

@@ -79,7 +79,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     let mut settings = settings();
     settings.authz.domain = "edge".into();
     let app = App::open_at(&settings, rules, stores, Arc::new(brittle.clone())).await.expect("the doors open");
-    let service = Service::serve(app, clock);
+    let service = Doors::serve(app, clock);
     let rls = service.rls().await;
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OK);
 
@@ -100,7 +100,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     let mut begun = [0; 12];
     plain.read_exact(&mut begun).await.expect("an answer");
     assert_eq!(&begun, b"HTTP/1.1 500");
-    assert_eq!(service.desk.tally().panics.load(Ordering::Relaxed), 3);
+    assert_eq!(service.service.doors().panics.load(Ordering::Relaxed), 3);
 
     brittle.breaks.store(false, Ordering::SeqCst);
     stream.send_data(Bytes::new(), true).expect("the connection stands");
@@ -110,7 +110,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     // Nothing was counted for those that panicked, and nothing is stuck.
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OK);
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OVER_LIMIT);
-    assert_eq!(service.desk.tally().under_way.load(Ordering::Relaxed), 0);
+    assert_eq!(service.service.doors().under_way.load(Ordering::Relaxed), 0);
 
     // What stands in the code as it is may be shown.
     assert!(std::panic::catch_unwind(|| panic!("as it stands in the code")).is_err());

@@ -116,12 +116,12 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
         let mut held = StateCell::from(state.clone());
         if let Some(action) = step.change {
             let change = LeaseChange { counter: CounterName::default(), store: 0, lease, action };
-            let fate = change_lease(&mut held, &change, now);
+            let status = change_lease(&mut held, &change, now);
             let renew = match action {
                 LeaseAction::Renew(length) => Some(length),
                 LeaseAction::Release => None,
             };
-            model.change(lease, renew, now, fate);
+            model.change(lease, renew, now, status);
         } else {
             let numbers = *step.numbers.get(numbers);
             let check = Check {
@@ -324,9 +324,9 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
         let mut leases: HashMap<CounterName, HashMap<LeaseId, u64>> = HashMap::new();
         walk(&steps, |reference, plan, now| {
             let applied = reference.apply(plan, now);
-            for (change, fate) in plan.changes.iter().zip(&applied.fates) {
+            for (change, status) in plan.changes.iter().zip(&applied.statuses) {
                 let held = leases.entry(change.counter).or_default();
-                match (change.action, fate) {
+                match (change.action, status) {
                     (LeaseAction::Release, _) => drop(held.remove(&change.lease)),
                     (LeaseAction::Renew(length), LeaseStatus::Done) => {
                         held.insert(change.lease, now.micros() + length);

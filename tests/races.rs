@@ -144,8 +144,8 @@ fn leases_taken_and_given_back_by_many_threads_never_exceed_their_slots() {
         most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         running.fetch_sub(1, Ordering::SeqCst);
         // Twice is once, also when both are under way.
-        let fates = [0; 2].map(|_| engine.release(lease).now_or_never().expect("the memory store never waits"));
-        assert_eq!(fates, [Some(LeaseStatus::Done), Some(LeaseStatus::Unknown)]);
+        let statuses = [0; 2].map(|_| engine.release(lease).now_or_never().expect("the memory store never waits"));
+        assert_eq!(statuses, [Some(LeaseStatus::Done), Some(LeaseStatus::Unknown)]);
         true
     });
     assert!(most.into_inner() <= 10);
@@ -160,7 +160,7 @@ fn a_sweep_beside_the_requests_forgets_nothing_that_counts() {
     );
     let admitted = stampede(&engine, |engine, number| {
         if number % 10 == 0 {
-            engine.in_use().stores.sweep(engine.clock().now());
+            engine.current().stores.sweep(engine.clock().now());
         }
         decide(engine, A).allowed()
     });

@@ -20,13 +20,14 @@ use tollgate::config::{Config, Origin};
 use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseStatus;
-use tollgate::server::Desk;
+use tollgate::service::Service;
 use tollgate::store::StoreFact;
+use tollgate::telemetry::Door;
 
 /// Served from a file, which becomes another when a test says so.
 struct Served {
     directory: TempDir,
-    desk: Arc<Desk>,
+    service: Arc<Service>,
     reloader: Reloader,
     grpc: SocketAddr,
     _stop: oneshot::Sender<()>,
@@ -48,11 +49,11 @@ impl Served {
         let plan = prepared.plan;
         let app = App::open_at(&prepared.settings, prepared.rules, stores, Arc::new(clock)).await;
         let app = app.expect("the doors open");
-        let (desk, reloader) = (app.desk().clone(), app.reloader(origin, &settled, plan));
+        let (service, reloader) = (app.service().clone(), app.reloader(origin, &settled, plan));
         let grpc = app.grpc_address().tcp().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(app.serve(async move { drop(stopped.await) }));
-        Self { directory, desk, reloader, grpc, _stop: stop, _serving: serving }
+        Self { directory, service, reloader, grpc, _stop: stop, _serving: serving }
     }
 
     fn file(&self) -> PathBuf {
@@ -73,7 +74,7 @@ impl Served {
     async fn ask(&self, entries: &[(&str, &str)]) -> Decision {
         let descriptor = Descriptor::of(entries.iter().copied());
         let request = Request { domain: "edge", descriptors: [descriptor].into_iter().collect() };
-        self.desk.engine().decide(&request).await
+        self.service.current().decide(Door::Rls, &request).await
     }
 
     /// How many requests of an account pass before one is refused.
@@ -194,11 +195,11 @@ async fn a_slot_that_was_taken_before_a_reload_is_given_back_after_it() {
     // Its store has another place now, and its limiter another number.
     served.take(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 0);
-    assert_eq!(served.desk.engine().release(&first).await, Some(LeaseStatus::Done));
+    assert_eq!(served.service.release(&first).await, Some(LeaseStatus::Done));
     assert_eq!(served.passes("ada").await, 0, "the other is still held");
     // Even without any rule that takes one.
     served.take("[stores.main]\nengine = 'memory'\n");
-    assert_eq!(served.desk.engine().release(&second).await, Some(LeaseStatus::Done));
+    assert_eq!(served.service.release(&second).await, Some(LeaseStatus::Done));
     served.take(&exports("[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 1);
 }
@@ -225,9 +226,9 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
             // What `check` accepts, and cannot be served here.
             Ok(_) => assert!(problems[0].starts_with("stores.main: no/such.pem: "), "{problems:?}"),
         }
-        assert_eq!((served.desk.reloads().version, served.desk.reloads().refused), (1, number as u64 + 1));
-        assert!(!served.desk.reloads().last_taken);
-        assert!(served.desk.health().ready(), "a bad file is no reason to send requests elsewhere");
+        assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
+        assert!(!served.service.reloads().last_taken);
+        assert!(served.service.health().ready(), "a bad file is no reason to send requests elsewhere");
         assert_eq!(served.reloader.look(false), Look::Same, "it is told once");
     }
     fs::remove_file(served.file()).expect("removed");
@@ -239,21 +240,27 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
     assert_eq!(served.passes("ada").await, 4, "nothing of it took effect");
 
     assert_eq!(served.become_(&limited(FIVE)), Look::Same, "what is in use is there again");
-    assert!(served.desk.reloads().last_taken);
-    assert_eq!(served.desk.reloads().version, 1);
+    assert!(served.service.reloads().last_taken);
+    assert_eq!(served.service.reloads().version, 1);
 }
 
 #[tokio::test]
 async fn what_does_not_change_is_no_reload_and_what_does_is_counted() {
     let mut served = Served::of(&limited(FIVE)).await;
-    assert_eq!((served.desk.reloads().version, served.desk.reloads().taken, served.desk.reloads().refused), (1, 0, 0));
-    let first = served.desk.reloads().loaded_at;
+    assert_eq!(
+        (served.service.reloads().version, served.service.reloads().taken, served.service.reloads().refused),
+        (1, 0, 0)
+    );
+    let first = served.service.reloads().loaded_at;
     assert_eq!(served.become_(&limited(FIVE)), Look::Same);
     assert_eq!(served.reloader.look(true), Look::Same);
-    assert_eq!(served.desk.reloads().loaded_at, first);
+    assert_eq!(served.service.reloads().loaded_at, first);
     served.take(&limited(&FIVE.replace('5', "6")));
-    assert_eq!((served.desk.reloads().version, served.desk.reloads().taken, served.desk.reloads().refused), (2, 1, 0));
-    assert!(served.desk.reloads().loaded_at > first);
+    assert_eq!(
+        (served.service.reloads().version, served.service.reloads().taken, served.service.reloads().refused),
+        (2, 1, 0)
+    );
+    assert!(served.service.reloads().loaded_at > first);
 }
 
 #[tokio::test]
@@ -276,12 +283,12 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
     ];
     assert_eq!(served.reloader.look(false), Look::Taken { waiting: all });
     assert_eq!(served.passes("ada").await, 6, "the rest is taken");
-    assert_eq!(served.desk.in_use().settings.grpc.to_string(), "127.0.0.1:0");
+    assert_eq!(served.service.current().settings.grpc.to_string(), "127.0.0.1:0");
     let bytes = |fact| match fact {
         StoreFact::Memory(usage) => usage.max_bytes,
         StoreFact::Shared { .. } => panic!("it is in memory"),
     };
-    let stores: Vec<usize> = served.desk.engine().in_use().stores.facts().into_iter().map(bytes).collect();
+    let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
     // It goes on waiting, and nothing waits any more once it is taken back.
     assert!(matches!(served.become_(&other), Look::Taken { waiting } if waiting.len() == 3));
@@ -361,7 +368,7 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
     for asking in asking {
         asked += asking.await.expect("every answer is one of one version");
     }
-    assert_eq!(served.desk.reloads().version, 1001);
+    assert_eq!(served.service.reloads().version, 1001);
     assert!(asked > 100, "only {asked} requests were asked meanwhile");
     served.take(&version("b"));
 }

@@ -213,7 +213,7 @@ async fn ask_over_grpc(served: &Served) -> String {
     let nonsense = || prost_types::Any { type_url: "planted".to_owned(), value: b"planted".to_vec() };
     let _ = rls.call::<_, RateLimitResponse>(SHOULD_RATE_LIMIT, nonsense()).await;
     let _ = rls.call::<_, CheckResponse>(CHECK, nonsense()).await;
-    let _ = rls.call::<_, RateLimitResponse>("/planted.Service/Planted", check()).await;
+    let _ = rls.call::<_, RateLimitResponse>("/planted.Doors/Planted", check()).await;
     held
 }
 

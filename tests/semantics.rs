@@ -59,7 +59,7 @@ fn one(limiter: Limiter) -> World {
 fn reloaded(world: World, book: RuleBook) -> World {
     let World { engine, clock } = world;
     let rules = Arc::new(Rules::compile(book).expect("the book compiles"));
-    let stores = engine.in_use().stores.next((0..rules.stores().len()).map(Ok));
+    let stores = engine.current().stores.next((0..rules.stores().len()).map(Ok));
     engine.replace(Arc::new(Version { rules, stores }));
     World { engine, clock }
 }
@@ -1071,7 +1071,7 @@ fn lease(decision: &Decision) -> String {
     decision.lease().expect("a slot was taken").to_owned()
 }
 
-fn fate(world: &World, lease: &str) -> Option<LeaseStatus> {
+fn status(world: &World, lease: &str) -> Option<LeaseStatus> {
     world.engine.release(lease).now_or_never().expect("the memory store never waits")
 }
 
@@ -1102,7 +1102,7 @@ fn semantics_24_one_lease_holds_all_slots_of_a_request() {
     let world = World::new(limiters, vec![both]);
     let held = lease(&world.ask(A));
     assert!(!world.passes(B));
-    assert_eq!(fate(&world, &held), Some(LeaseStatus::Done));
+    assert_eq!(status(&world, &held), Some(LeaseStatus::Done));
     assert!(world.passes(B));
 }
 
@@ -1140,7 +1140,7 @@ fn semantics_24_a_descriptor_with_only_a_genuine_lease_gives_it_back_whatever_it
             let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
             let decision = world.engine.decide(&request).now_or_never().expect("the memory store never waits");
             assert!(decision.allowed());
-            assert_eq!(decision.applied().fates.as_slice(), [LeaseStatus::Done]);
+            assert_eq!(decision.applied().statuses.as_slice(), [LeaseStatus::Done]);
             assert!(world.passes(A), "{asked:?} in {domain}");
         }
     }
@@ -1150,12 +1150,12 @@ fn semantics_24_a_descriptor_with_only_a_genuine_lease_gives_it_back_whatever_it
 fn semantics_24_twice_is_once_and_expired_or_unknown_is_ok() {
     let world = one(slots("slots", 1, secs(60)));
     let first = lease(&world.ask(A));
-    assert_eq!(fate(&world, &first), Some(LeaseStatus::Done));
+    assert_eq!(status(&world, &first), Some(LeaseStatus::Done));
     let second = lease(&world.ask(A));
-    assert_eq!(fate(&world, &first), Some(LeaseStatus::Unknown), "and the second holder keeps its slot");
+    assert_eq!(status(&world, &first), Some(LeaseStatus::Unknown), "and the second holder keeps its slot");
     assert!(!world.passes(A));
     world.wait(secs(60));
-    assert_eq!(fate(&world, &second), Some(LeaseStatus::Expired), "what came too late can be counted");
+    assert_eq!(status(&world, &second), Some(LeaseStatus::Expired), "what came too late can be counted");
 }
 
 #[test]

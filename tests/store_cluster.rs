@@ -101,11 +101,11 @@ fn of_each_algorithm(limit: u32) -> [Limit; 5] {
 fn same(place: &str, expected: &Applied, found: &Applied) {
     assert_eq!(found.admitted, expected.admitted, "verdict of {place}");
     assert_eq!(found.answers, expected.answers, "answers of {place}");
-    assert_eq!(found.fates.len(), expected.fates.len(), "fates of {place}");
-    for (found, expected) in found.fates.iter().zip(&expected.fates) {
+    assert_eq!(found.statuses.len(), expected.statuses.len(), "statuses of {place}");
+    for (found, expected) in found.statuses.iter().zip(&expected.statuses) {
         // A store may have forgotten a lease that expired.
         let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
-        assert!(found == expected || forgotten, "fate of {place}: {found:?}, expected {expected:?}");
+        assert!(found == expected || forgotten, "status of {place}: {found:?}, expected {expected:?}");
     }
 }
 
@@ -233,7 +233,7 @@ fn d11_a_rule_with_a_rate_and_concurrency_works_on_a_cluster() {
                 action: tollgate::plan::LeaseAction::Release,
             };
             let release = Plan { changes: [release].into_iter().collect(), ..Plan::default() };
-            assert_eq!(stores.apply(&release, START).await.fates[0], LeaseStatus::Done);
+            assert_eq!(stores.apply(&release, START).await.statuses[0], LeaseStatus::Done);
             assert!(ask(4).await.admitted);
             assert_eq!((left(&stores, rate).await, left(&stores, held).await), (2, 0));
         }

@@ -38,11 +38,11 @@ fn step_by_step<S: Store>(scope: Scope, empty: &impl Fn() -> S, between: impl Fn
 fn same(number: usize, expected: &Applied, found: &Applied) {
     assert_eq!(found.admitted, expected.admitted, "verdict of plan {number}");
     assert_eq!(found.answers, expected.answers, "answers of plan {number}");
-    assert_eq!(found.fates.len(), expected.fates.len(), "fates of plan {number}");
-    for (found, expected) in found.fates.iter().zip(&expected.fates) {
+    assert_eq!(found.statuses.len(), expected.statuses.len(), "statuses of plan {number}");
+    for (found, expected) in found.statuses.iter().zip(&expected.statuses) {
         // A store may have forgotten a lease that expired.
         let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
-        assert!(found == expected || forgotten, "fate of plan {number}: {found:?}, expected {expected:?}");
+        assert!(found == expected || forgotten, "status of plan {number}: {found:?}, expected {expected:?}");
     }
 }
 

@@ -110,7 +110,7 @@ fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers)
         let found = found.as_ref().unwrap_or_else(|fault| panic!("call {number}: {fault}: {plan:?}"));
         assert_eq!(found.admitted, expected.admitted, "verdict in call {number}");
         assert_eq!(found.answers, expected.answers, "answers in call {number}");
-        assert_eq!(found.fates, expected.fates, "fates in call {number}");
+        assert_eq!(found.statuses, expected.statuses, "statuses in call {number}");
         assert_eq!(found.at, expected.at, "moment of call {number}");
     }
 }

@@ -77,7 +77,7 @@ async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run:
             let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
             assert_eq!(found.admitted, expected.admitted, "verdict of {place}: {:?}", batch[number]);
             assert_eq!(found.answers, expected.answers, "answers of {place}: {:?}", batch[number]);
-            assert_eq!(found.fates, expected.fates, "fates of {place}");
+            assert_eq!(found.statuses, expected.statuses, "statuses of {place}");
             assert_eq!(found.at, now, "moment of {place}");
         }
         last = expected.into_iter().next().map(|applied| (batch.swap_remove(0), applied));

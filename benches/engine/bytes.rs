@@ -53,7 +53,7 @@ pub fn measure(algorithm: &str) {
         for key in chunk * CHUNK..(chunk + 1) * CHUNK {
             (0..held).for_each(|_| ask(key));
         }
-        let StoreFact::Memory(usage) = engine.in_use().stores.facts()[0] else { panic!("it is in memory") };
+        let StoreFact::Memory(usage) = engine.current().stores.facts()[0] else { panic!("it is in memory") };
         let known = std::mem::replace(&mut keys, usage.keys);
         // Full: what is new takes the place of what is old, or is turned away.
         if keys - known < CHUNK / 50 {

@@ -126,7 +126,7 @@ impl Run {
             }
         }
         let grown = most.max(resident()).saturating_sub(idle);
-        let StoreFact::Memory(usage) = bench.engine.in_use().stores.facts()[0] else { panic!("it is in memory") };
+        let StoreFact::Memory(usage) = bench.engine.current().stores.facts()[0] else { panic!("it is in memory") };
         Self { without, ordinary, new, sweeps, admitted, slow, grown, usage, reading: bench.reading }
     }
 
@@ -199,7 +199,7 @@ impl Bench {
     /// Lets the stores forget. Says what it cost.
     fn sweep(&self) -> Duration {
         let began = ThreadTime::now();
-        self.engine.in_use().stores.sweep(self.clock.now());
+        self.engine.current().stores.sweep(self.clock.now());
         began.elapsed()
     }
 }

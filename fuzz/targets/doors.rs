@@ -10,12 +10,14 @@ use tollgate::clock::{Clock, ManualClock, Timestamp};
 use tollgate::config::{Config, Source};
 use tollgate::decision::Decision;
 use tollgate::descriptor::Request;
-use tollgate::engine::{Engine, Version};
+use tollgate::engine::Version;
 use tollgate::rules::Rules;
+use tollgate::server::Http;
 use tollgate::server::grpc::Grpc;
-use tollgate::server::{Desk, Http};
+use tollgate::service::Service;
 use tollgate::settings::Settings;
 use tollgate::store::{MemorySettings, Stores};
+use tollgate::telemetry::Door;
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
@@ -23,7 +25,7 @@ const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 pub struct Doors {
     pub http: Http,
     grpc: Grpc,
-    desk: Arc<Desk>,
+    service: Arc<Service>,
     rules: Arc<Rules>,
     settings: Settings,
     clock: ManualClock,
@@ -38,18 +40,17 @@ impl Doors {
             Err(errors) => panic!("the target's own rules are refused: {errors}"),
         };
         let clock = ManualClock::at(START);
-        let rules = Rules::compile(config.book).expect("the target's own rules compile");
-        let engine = Arc::new(Engine::new(rules, stores(), Arc::new(clock.clone())));
-        let rules = engine.in_use().rules.clone();
-        let desk = Arc::new(Desk::new(engine, config.server.clone()));
-        let grpc = wait(Grpc::new(desk.clone()));
-        Self { http: Http::new(desk.clone()), grpc, desk, rules, settings: config.server, clock }
+        let rules = Arc::new(Rules::compile(config.book).expect("the target's own rules compile"));
+        let version = Version { rules: rules.clone(), stores: stores() };
+        let service = Arc::new(Service::new(version, config.server.clone(), Arc::new(clock.clone())));
+        let grpc = wait(Grpc::new(service.clone()));
+        Self { http: Http::new(service.clone()), grpc, service, rules, settings: config.server, clock }
     }
 
     /// Forgets all that was counted, and when.
     pub fn forget(&self) -> &Self {
         self.clock.set(START);
-        self.desk.replace(Version { rules: self.rules.clone(), stores: stores() }, self.settings.clone());
+        self.service.replace(Version { rules: self.rules.clone(), stores: stores() }, self.settings.clone());
         self
     }
 
@@ -64,9 +65,9 @@ impl Doors {
         answer.split_off(5)
     }
 
-    /// What the engine decides.
+    /// The decision, without a door.
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        wait(self.desk.engine().decide(request))
+        wait(self.service.current().decide(Door::Rls, request))
     }
 
     pub fn rules(&self) -> &Rules {

@@ -25,10 +25,11 @@ pub use self::snapshots::Snapshot;
 use self::snapshots::Snapshots;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Origin;
-use crate::engine::Engine;
+use crate::engine::Version;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Admin, Bound, Desk, Http, ListenError, Listener};
+use crate::server::{Admin, Bound, Http, ListenError, Listener};
+use crate::service::Service;
 use crate::settings::{AdminSettings, Drain, Settings};
 use crate::store::Stores;
 
@@ -61,7 +62,7 @@ pub enum AppError {
 /// Open doors, not served yet: the addresses are known, and clients wait.
 #[derive(Debug)]
 pub struct App {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
     follow: Option<(Reloader, Hangups)>,
     snapshots: Snapshots,
     /// The stores that have to answer once before anything is sent here, by name.
@@ -96,16 +97,16 @@ impl App {
         let grpc = Listener::bind(&settings.grpc).await.map_err(AppError::Grpc)?;
         let http = Listener::bind(&settings.http).await.map_err(AppError::Http)?;
         let admin = open_admin(&settings.admin).await?;
-        let engine = Arc::new(Engine::new(rules, stores, clock));
-        let desk = Arc::new(Desk::new(engine.clone(), settings.clone()));
+        let version = Version { rules: Arc::new(rules), stores };
+        let service = Arc::new(Service::new(version, settings.clone(), clock));
         Ok(Self {
-            grpc: (Grpc::new(desk.clone()).await, grpc),
-            http: (Http::new(desk.clone()), http),
-            admin: admin.map(|listener| (Admin::new(desk.clone()), listener)),
+            grpc: (Grpc::new(service.clone()).await, grpc),
+            http: (Http::new(service.clone()), http),
+            admin: admin.map(|listener| (Admin::new(service.clone()), listener)),
             follow: None,
-            snapshots: Snapshots::none(engine),
+            snapshots: Snapshots::none(service.clone()),
             required: Vec::new(),
-            desk,
+            service,
         })
     }
 
@@ -117,14 +118,14 @@ impl App {
 
     /// What takes the place of the configuration that this was opened with, once its files become another.
     pub fn reloader(&self, origin: Origin, settled: &Settled, plan: StorePlan) -> Reloader {
-        Reloader::new(self.desk.clone(), origin, settled, plan)
+        Reloader::new(self.service.clone(), origin, settled, plan)
     }
 
     /// Lets nothing be sent here until the stores that the configuration requires have answered once.
     pub fn wait_for(&mut self, plan: &StorePlan) {
         self.required = plan.required().map(str::to_owned).collect();
         if !self.required.is_empty() {
-            self.desk.health().wait();
+            self.service.health().wait();
         }
     }
 
@@ -134,8 +135,8 @@ impl App {
     }
 
     /// What its doors decide by.
-    pub fn desk(&self) -> &Arc<Desk> {
-        &self.desk
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
     }
 
     /// Where RLS, ext_authz, health and reflection are.
@@ -179,19 +180,19 @@ impl App {
             asked.spawn(admin.serve(listener, CancellationToken::new()));
         }
         let mut beside = JoinSet::new();
-        beside.spawn(sweep(self.desk.clone()));
+        beside.spawn(sweep(self.service.clone()));
         if let Some((reloader, hangups)) = self.follow {
             beside.spawn(reloader.follow(hangups));
         }
         if !self.required.is_empty() {
             grpc.wait().await;
-            beside.spawn(serve_when_answered(self.desk.clone(), grpc.clone(), self.required));
+            beside.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required));
         }
         let mut writing = self.snapshots.write_now_and_then();
 
         shutdown.await;
         beside.shutdown().await;
-        let Drain { delay, timeout } = self.desk.in_use().settings.drain;
+        let Drain { delay, timeout } = self.service.current().settings.drain;
         let drain = async {
             grpc.leave().await;
             tokio::time::sleep(delay).await;
@@ -207,8 +208,8 @@ impl App {
             () = at_once => Ended::AtOnce,
         };
         writing.shutdown().await;
-        let engine = self.desk.engine();
-        engine.in_use().stores.give_back(engine.clock().now(), RETURN).await;
+        let version = self.service.current().version.clone();
+        version.stores.give_back(self.service.now(), RETURN).await;
         match ended {
             Ended::Drained => self.snapshots.write().await,
             Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {
@@ -235,14 +236,14 @@ async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppErr
 }
 
 /// Waits until each of these stores has answered once.
-async fn serve_when_answered(desk: Arc<Desk>, grpc: Grpc, stores: Vec<String>) {
+async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<String>) {
     for store in stores {
         loop {
-            let in_use = desk.engine().in_use();
+            let version = service.current().version.clone();
             // One that a reload took away is not waited for.
-            let place = in_use.rules.stores().iter().position(|name| *name == store);
+            let place = version.rules.stores().iter().position(|name| *name == store);
             match place {
-                Some(place) if !in_use.stores.answers(place).await => tokio::time::sleep(LOOK).await,
+                Some(place) if !version.stores.answers(place).await => tokio::time::sleep(LOOK).await,
                 _ => break,
             }
         }
@@ -253,15 +254,16 @@ async fn serve_when_answered(desk: Arc<Desk>, grpc: Grpc, stores: Vec<String>) {
 
 /// Lets the stores forget now and then, and the metrics put in order what they were told, beside the threads that
 /// serve.
-async fn sweep(desk: Arc<Desk>) {
+async fn sweep(service: Arc<Service>) {
     let mut pause = tokio::time::interval(SWEEP);
     pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         pause.tick().await;
-        let desk = desk.clone();
+        let service = service.clone();
         let swept = tokio::task::spawn_blocking(move || {
-            desk.engine().in_use().stores.sweep(desk.engine().clock().now());
-            desk.telemetry().metrics.upkeep();
+            let version = service.current().version.clone();
+            version.stores.sweep(service.now());
+            service.telemetry().metrics.upkeep();
         });
         if swept.await.is_err() {
             // What it panicked with may hold values of a request; where it did is in the log.

@@ -3,7 +3,7 @@
 //! ```text
 //!   a change of what was read, SIGHUP -> Origin::read_again -> the same as before: nothing
 //!                                            |-> anything wrong: refused, and what is in use stays
-//!                                            '-> Prepared -> Desk::replace, once
+//!                                            '-> Prepared -> Service::replace, once
 //! ```
 //!
 //! Counters stay where their names and their stores do (semantics 1 and 29). What was settled when the process started
@@ -22,7 +22,7 @@ use super::{Prepared, StorePlan, Unservable};
 use crate::config::{Config, Engine, Origin, Problem, Watch};
 use crate::engine::Version;
 use crate::rules::Rules;
-use crate::server::Desk;
+use crate::service::Service;
 use crate::settings::{Bounds, Settings};
 use crate::telemetry::Reload;
 
@@ -72,7 +72,7 @@ impl Hangups {
 /// Takes what the files become.
 #[derive(Debug)]
 pub struct Reloader {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
     /// Where the configuration in use came from.
     taken: Origin,
     /// What was read last.
@@ -84,8 +84,8 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    pub(super) fn new(desk: Arc<Desk>, origin: Origin, settled: &Settled, plan: StorePlan) -> Self {
-        Self { desk, taken: origin.clone(), last: origin, plan, settled: settled.0.clone() }
+    pub(super) fn new(service: Arc<Service>, origin: Origin, settled: &Settled, plan: StorePlan) -> Self {
+        Self { service, taken: origin.clone(), last: origin, plan, settled: settled.0.clone() }
     }
 
     /// Looks again whenever something changes or somebody asks, for ever.
@@ -141,11 +141,11 @@ impl Reloader {
         let changed = origin != self.last;
         self.last = origin;
         if self.last == self.taken {
-            let Reload { version, last_taken, .. } = self.desk.reloads();
+            let Reload { version, last_taken, .. } = self.service.reloads();
             if asked || !last_taken {
                 tracing::info!(version, "the configuration is the one in use");
             }
-            self.desk.is_in_use();
+            self.service.record_unchanged_reload();
             return Look::Same;
         }
         if !changed && !asked {
@@ -163,8 +163,8 @@ impl Reloader {
     }
 
     fn refuse(&mut self, problems: Vec<String>) -> Look {
-        self.desk.keep();
-        let version = self.desk.reloads().version;
+        self.service.record_failed_reload();
+        let version = self.service.reloads().version;
         tracing::warn!(version, problems = problems.len(), "the configuration is refused; the one in use stays");
         problems.iter().for_each(|problem| tracing::warn!("{problem}"));
         Look::Refused(problems)
@@ -172,16 +172,16 @@ impl Reloader {
 
     fn take(&mut self, prepared: Prepared, settled: Settled, warnings: &[Problem]) -> Result<Look, Unservable> {
         let (old, settings) = {
-            let in_use = self.desk.in_use();
-            (in_use.version.clone(), as_settled(&in_use.settings, &prepared.settings))
+            let current = self.service.current();
+            (current.version.clone(), as_settled(&current.settings, &prepared.settings))
         };
         let stores = prepared.stores_after(&self.plan, &old.stores)?;
         let secret = prepared.rules.secret().fingerprint() != old.rules.secret().fingerprint();
         let waiting = self.waiting(settled, old.rules.stores());
-        self.desk.replace(Version { rules: Arc::new(prepared.rules), stores }, settings);
+        self.service.replace(Version { rules: Arc::new(prepared.rules), stores }, settings);
         self.taken = self.last.clone();
         self.plan = prepared.plan;
-        tracing::info!(version = self.desk.reloads().version, "another configuration is in use");
+        tracing::info!(version = self.service.reloads().version, "another configuration is in use");
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         if secret {
             tracing::warn!("server.secret is another: all counters start afresh, and leases end when they expire");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::engine::Engine;
+use crate::service::Service;
 use crate::store::Owner;
 
 /// A memory store's file, and the store it belongs to.
@@ -32,24 +32,24 @@ struct Kept {
 /// Every file that is kept.
 #[derive(Clone, Debug)]
 pub(super) struct Snapshots {
-    engine: Arc<Engine>,
+    service: Arc<Service>,
     kept: Vec<Kept>,
 }
 
 impl Snapshots {
     /// None yet.
-    pub(super) fn none(engine: Arc<Engine>) -> Self {
-        Self { engine, kept: Vec::new() }
+    pub(super) fn none(service: Arc<Service>) -> Self {
+        Self { service, kept: Vec::new() }
     }
 
     /// Reads what stores held when these were last written, and keeps them from now on.
     pub(super) fn read(&mut self, snapshots: Vec<Snapshot>) {
-        let in_use = self.engine.in_use();
-        let now = self.engine.clock().now();
+        let version = self.service.current().version.clone();
+        let now = self.service.now();
         for Snapshot { store: place, path, interval } in snapshots {
-            let Some(store) = in_use.rules.stores().get(place) else { continue };
-            let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: store.clone() };
-            match in_use.stores.load(place, &path, &owner, now) {
+            let Some(store) = version.rules.stores().get(place) else { continue };
+            let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: store.clone() };
+            match version.stores.load(place, &path, &owner, now) {
                 Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
                 Ok(None) => tracing::info!(store, path = %path.display(), "no snapshot to read yet"),
                 Err(error) => tracing::warn!(store, %error, "the store begins empty"),
@@ -62,7 +62,7 @@ impl Snapshots {
     pub(super) fn write_now_and_then(&self) -> JoinSet<()> {
         let mut writing = JoinSet::new();
         for kept in self.kept.clone() {
-            let engine = self.engine.clone();
+            let service = self.service.clone();
             writing.spawn(async move {
                 let mut pause = tokio::time::interval(kept.interval);
                 pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -70,7 +70,7 @@ impl Snapshots {
                 pause.tick().await;
                 loop {
                     pause.tick().await;
-                    write(engine.clone(), kept.clone()).await;
+                    write(service.clone(), kept.clone()).await;
                 }
             });
         }
@@ -80,18 +80,18 @@ impl Snapshots {
     /// Writes all of them.
     pub(super) async fn write(self) {
         for kept in self.kept {
-            write(self.engine.clone(), kept).await;
+            write(self.service.clone(), kept).await;
         }
     }
 }
 
 /// Writes a store's snapshot, beside the threads that serve. One that is no longer configured keeps its last.
-async fn write(engine: Arc<Engine>, kept: Kept) {
+async fn write(service: Arc<Service>, kept: Kept) {
     let written = tokio::task::spawn_blocking(move || {
-        let in_use = engine.in_use();
-        let Some(place) = in_use.rules.stores().iter().position(|store| *store == kept.store) else { return Ok(()) };
-        let owner = Owner { fingerprint: in_use.rules.secret().fingerprint(), store: kept.store };
-        in_use.stores.save(place, &kept.path, &owner)
+        let version = service.current().version.clone();
+        let Some(place) = version.rules.stores().iter().position(|store| *store == kept.store) else { return Ok(()) };
+        let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: kept.store };
+        version.stores.save(place, &kept.path, &owner)
     });
     match written.await {
         Ok(Ok(())) => {}

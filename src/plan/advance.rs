@@ -170,12 +170,12 @@ pub(crate) fn advance_each(
 pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) -> LeaseStatus {
     let State::Leases(leases) = &mut held.state else { return LeaseStatus::Unknown };
     held.wrote |= leases.correct(now);
-    let (fate, wrote) = match change.action {
+    let (status, wrote) = match change.action {
         LeaseAction::Release => leases.release(change.lease, now),
         LeaseAction::Renew(length) => leases.renew(change.lease, now, length),
     };
     held.wrote |= wrote;
-    fate
+    status
 }
 
 /// Takes a charge back. `lease` is the one it was made under.

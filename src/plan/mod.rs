@@ -233,8 +233,8 @@ pub struct Applied {
     pub admitted: bool,
     /// One answer for each check of the plan.
     pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
-    /// One fate for each lease change of the plan.
-    pub fates: SmallVec<[LeaseStatus; 1]>,
+    /// One status for each lease change of the plan.
+    pub statuses: SmallVec<[LeaseStatus; 1]>,
     /// The moment it was decided by, of the clock that decides.
     pub at: Timestamp,
 }

@@ -15,6 +15,7 @@ use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
 use crate::limiter::{LeaseId, Limit};
 use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
 use crate::secret::NamePrefix;
+use crate::settings::Bound;
 
 /// A request turned into checks, and which rule asked for which.
 #[derive(Debug, Default)]
@@ -80,8 +81,8 @@ pub enum Refused {
     },
     /// No rule matches a descriptor and the domain denies those; nothing is charged.
     Unmatched,
-    /// It brings more than the bounds; nothing is charged (semantics 28).
-    TooLarge,
+    /// It exceeds this bound; nothing is charged (semantics 28).
+    TooLarge(Bound),
     /// An entry of a key is not there; checks that charge on refusals still do.
     MissingKey {
         /// The rule.
@@ -113,11 +114,11 @@ impl Rules {
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
         if request.descriptors.len() > self.bounds.descriptors {
-            return walk.refuse_outright(Refused::TooLarge, request);
+            return walk.refuse_outright(Refused::TooLarge(Bound::Descriptors), request);
         }
         for (number, descriptor) in request.descriptors.iter().enumerate() {
             if descriptor.entries.len() > self.bounds.entries {
-                return walk.refuse_outright(Refused::TooLarge, request);
+                return walk.refuse_outright(Refused::TooLarge(Bound::Entries), request);
             }
             let end = match (walk.release(descriptor), domain) {
                 (true, _) => End::Released,
@@ -130,7 +131,7 @@ impl Rules {
             };
             walk.planned.ends.push(end);
             if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_slots() {
-                return walk.refuse_outright(Refused::TooLarge, request);
+                return walk.refuse_outright(Refused::TooLarge(Bound::Checks), request);
             }
         }
         walk.finish()
@@ -275,11 +276,11 @@ impl Walk<'_> {
     fn finish(self) -> Box<Planned> {
         let mut planned = self.planned;
         match planned.refused {
-            Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge) => {
+            Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge(_)) => {
                 // Nothing is charged; the other descriptors still say what they have left (semantics 16).
                 let ends = &planned.ends;
                 planned.links.retain(|link| ends.get(usize::from(link.descriptor)) != Some(&End::Refused));
-                if planned.links.is_empty() || matches!(planned.refused, Some(Refused::TooLarge)) {
+                if planned.links.is_empty() || matches!(planned.refused, Some(Refused::TooLarge(_))) {
                     planned.links.clear();
                     // Refunds take effect whatever the verdict (semantics 11): what gives back stays.
                     planned.plan.checks.retain(|check| check.refund > 0);

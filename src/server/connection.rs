@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::pulse::{Ear, Watched};
 pub(super) use self::pulse::{Pulse, UnderWay};
-use super::bounds::{Bound, Tally};
 use super::listen::{self, Listener, Stream};
-use crate::settings::Bounds;
+use crate::settings::{Bound, Bounds};
+use crate::telemetry::DoorMetrics;
 
 /// The wait after an accept that failed, most likely for want of file descriptors.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -44,9 +44,9 @@ pub(super) struct Terms {
     /// What clients may take.
     pub(super) bounds: Bounds,
     /// Where that is counted.
-    pub(super) tally: Arc<Tally>,
+    pub(super) tally: Arc<DoorMetrics>,
     /// The count of open connections among it.
-    pub(super) open: fn(&Tally) -> &AtomicU64,
+    pub(super) open: fn(&DoorMetrics) -> &AtomicU64,
 }
 
 /// Accepts connections and serves each by `serve` until `stop`, then lets them finish.
@@ -124,10 +124,10 @@ where
 }
 
 /// An open connection, as long as this is held.
-struct Counted(Arc<Tally>, fn(&Tally) -> &AtomicU64);
+struct Counted(Arc<DoorMetrics>, fn(&DoorMetrics) -> &AtomicU64);
 
 impl Counted {
-    fn new(tally: Arc<Tally>, open: fn(&Tally) -> &AtomicU64) -> Self {
+    fn new(tally: Arc<DoorMetrics>, open: fn(&DoorMetrics) -> &AtomicU64) -> Self {
         open(&tally).fetch_add(1, Ordering::Relaxed);
         Self(tally, open)
     }

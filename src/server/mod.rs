@@ -7,7 +7,7 @@
 //!   bounds.rs     what clients may take of all that, and how often they wanted more
 //!   grpc/         RLS, ext_authz, health, reflection
 //!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
-//!   desk.rs       what all doors decide by: one version of rules and settings, and who watches
+//!   service.rs       what all doors decide by: one version of rules and settings, and who watches
 //!   health.rs     whether requests should be sent here
 //!   admin/        metrics, health, and what operators ask
 //!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
@@ -20,19 +20,15 @@
 
 pub mod admin;
 mod authz;
-pub mod bounds;
 mod connection;
-mod desk;
 pub mod grpc;
+mod head;
 mod headers;
-mod health;
 mod http;
 mod listen;
 mod panics;
 
 pub use self::admin::Admin;
-pub use self::desk::{Desk, InUse};
-pub use self::health::Health;
 pub use self::http::Http;
 pub use self::listen::{Bound, ListenError, Listener};
 pub use self::panics::log_panics;

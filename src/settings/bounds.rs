@@ -1,4 +1,13 @@
 //! What clients may take from the doors at most.
+//!
+//! | what a client does | what it meets |
+//! |---|---|
+//! | asks too much at once, or takes too long to say it | a refusal in the door's own words (semantics 28) |
+//! | begins a head and does not finish it | a closed connection: there is nobody to answer |
+//! | asks nothing for long | a connection that is closed in order |
+//! | wants more connections or streams | a place in the queue |
+//!
+//! The bounds of a request's descriptors, entries and checks are the rules' (`RequestBounds`).
 
 use std::time::Duration;
 
@@ -54,4 +63,60 @@ impl Default for Bounds {
             idle_timeout: Some(Duration::from_secs(3600)),
         }
     }
+}
+
+/// Declares the bounds, each with the word that configuration and metrics have for it.
+macro_rules! bounds {
+    ($($(#[doc = $doc:literal])* $name:ident: $word:literal,)*) => {
+        /// A bound that a client can meet.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bound {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Bound {
+            /// All of them.
+            pub const ALL: [Bound; [$($word),*].len()] = [$(Bound::$name),*];
+
+            /// Its key in `server.bounds`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Bound::$name => $word,)*
+                }
+            }
+        }
+    };
+}
+
+bounds! {
+    /// A request with too many descriptors was refused.
+    Descriptors: "descriptors",
+    /// A request with a descriptor of too many entries was refused.
+    Entries: "entries",
+    /// A request that makes too many checks was refused.
+    Checks: "checks",
+    /// A message too large was refused.
+    MessageBytes: "message_bytes",
+    /// A request with too many headers was refused.
+    Headers: "headers",
+    /// A request with a head too large was refused.
+    HeaderBytes: "header_bytes",
+    /// A body was too large to be passed over: the question was answered and the connection closed.
+    BodyBytes: "body_bytes",
+    /// An unfinished request was refused for what its connection has begun.
+    UnfinishedBytesPerConnection: "unfinished_bytes_per_connection",
+    /// An unfinished request was refused for what all connections have begun.
+    UnfinishedBytes: "unfinished_bytes",
+    /// A request was refused because so many were under way.
+    Requests: "requests",
+    /// A connection had to wait for another one to end.
+    Connections: "connections",
+    /// A connection had as many requests under way as it may have streams.
+    Streams: "streams",
+    /// A connection was closed in the middle of a head.
+    HeadTimeout: "head_timeout",
+    /// A request did not become whole in time.
+    RequestTimeout: "request_timeout",
+    /// A connection was closed because it asked nothing.
+    IdleTimeout: "idle_timeout",
 }

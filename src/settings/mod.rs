@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::bounds::Bounds;
+pub use self::bounds::{Bound, Bounds};
 
 /// The settings of all doors.
 #[derive(Clone, Debug, PartialEq, Eq)]

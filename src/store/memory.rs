@@ -140,7 +140,7 @@ impl Memory {
             let mut slots = self.lock(self.shard(change.store, &change.counter));
             let place = slots.find(&change.counter);
             let mut held = StateCell::from(slots.take(place));
-            applied.fates.push(change_lease(&mut held, change, now));
+            applied.statuses.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
                     let outcome = leases_outcome(&held.state, now);

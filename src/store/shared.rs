@@ -189,7 +189,7 @@ impl Shared {
         let memory = needed.then(|| self.memory(now));
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         if let Some(memory) = &memory {
-            applied.fates = self.stand_in_for_leases(plan, memory, now);
+            applied.statuses = self.stand_in_for_leases(plan, memory, now);
         }
         let mut counted = [0; 3];
         for group in plan.groups() {
@@ -232,7 +232,7 @@ impl Shared {
             ..*undo
         });
         let (changes, undos) = (changes.collect(), undos.collect());
-        memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).fates
+        memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
     }
 
     fn of_stand_in(&self, check: &Check) -> Check {

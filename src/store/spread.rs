@@ -68,7 +68,7 @@ impl Stores {
         let deadline = self.deadline(plan);
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
-            applied.fates.push(self.change(*change, now, deadline).await);
+            applied.statuses.push(self.change(*change, now, deadline).await);
         }
         for group in plan.groups() {
             let parts = self.parts(group, plan);
@@ -82,7 +82,7 @@ impl Stores {
     async fn change(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
         let (applied, _) = self.ask(self.place(change.store, &change.counter), &plan, now, deadline).await;
-        applied.fates.first().copied().unwrap_or(LeaseStatus::Unknown)
+        applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
     /// Splits a group by place: shared stores in their order, then memory.

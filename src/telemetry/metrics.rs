@@ -315,8 +315,8 @@ impl Metrics {
         if decision.lease().is_some() {
             self.acquired.increment(1);
         }
-        for fate in &decision.applied().fates {
-            self.released(*fate);
+        for status in &decision.applied().statuses {
+            self.released(*status);
         }
         handles.count(decision);
     }
@@ -327,8 +327,8 @@ impl Metrics {
     }
 
     /// Counts a lease that was given back.
-    pub fn released(&self, fate: LeaseStatus) {
-        let place = match fate {
+    pub fn released(&self, status: LeaseStatus) {
+        let place = match status {
             LeaseStatus::Done => 0,
             LeaseStatus::Expired => 1,
             LeaseStatus::Unknown => 2,

@@ -9,6 +9,7 @@
 //! Everything here is made from a [`Decision`] after it was made; nothing here can change one. No identity reaches a
 //! label or a line: labels are names from the configuration, and counters are told by their hashed names.
 
+mod doors;
 mod metrics;
 mod refusals;
 mod top;
@@ -16,6 +17,7 @@ mod top;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::doors::{DoorMetrics, Exceeded};
 pub use self::metrics::{Door, DoorFact, Facts, Handles, Metrics, Reload, Reply};
 pub use self::refusals::Refusals;
 pub use self::top::{Ranked, Top, Tops};

@@ -23,10 +23,12 @@ use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
 use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use tollgate::server::Bound;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use tollgate::server::{Bound, Desk, bounds};
+use tollgate::service::Service;
+use tollgate::settings;
 use tollgate::settings::{AdminSettings, Drain, Listen, Settings};
 use tollgate::store::{MemorySettings, Stores};
 use tonic::transport::Channel;
@@ -41,12 +43,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// A service under test. It stops when this is dropped.
-pub struct Service {
+pub struct Doors {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub admin: SocketAddr,
     pub clock: ManualClock,
-    pub desk: Arc<Desk>,
+    pub service: Arc<Service>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<()>>,
 }
@@ -59,7 +61,7 @@ pub fn settings() -> Settings {
     Settings { grpc: free.clone(), http: free, admin, drain, ..Settings::default() }
 }
 
-impl Service {
+impl Doors {
     pub async fn start(book: RuleBook) -> Self {
         Self::start_with(settings(), book).await
     }
@@ -71,14 +73,14 @@ impl Service {
 
     /// Serves open doors.
     pub fn serve(app: App, clock: ManualClock) -> Self {
-        let desk = app.desk().clone();
+        let service = app.service().clone();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let (grpc, http) = (app.grpc_address().tcp(), app.http_address().tcp());
         let admin = app.admin_address().and_then(Bound::tcp);
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async move { drop(stopped.await) }));
         let (grpc, http, admin) = (grpc.unwrap_or(nowhere), http.unwrap_or(nowhere), admin.unwrap_or(nowhere));
-        Self { grpc, http, admin, clock, desk, stop: Some(stop), served: Some(served) }
+        Self { grpc, http, admin, clock, service, stop: Some(stop), served: Some(served) }
     }
 
     /// Tells it to stop and waits until it has.
@@ -93,8 +95,8 @@ impl Service {
     }
 
     /// How often a bound was met.
-    pub fn met(&self, bound: bounds::Bound) -> u64 {
-        let counts = self.desk.tally().exceeded.counts();
+    pub fn met(&self, bound: settings::Bound) -> u64 {
+        let counts = self.service.doors().exceeded.counts();
         counts.filter(|(met, _)| *met == bound).map(|(_, count)| count).sum()
     }
 

@@ -187,7 +187,7 @@ impl Model {
     }
 
     /// Gives a lease back, or lets it live longer.
-    pub fn change(&mut self, lease: LeaseId, renew: Option<u64>, now: Timestamp, fate: LeaseStatus) {
+    pub fn change(&mut self, lease: LeaseId, renew: Option<u64>, now: Timestamp, status: LeaseStatus) {
         let Model::Slots(slots) = self else { unreachable!("only slots are given back") };
         let now = now.micros();
         slots.correct(now);
@@ -197,7 +197,7 @@ impl Model {
             (Some(held), _) if held.expires > now => LeaseStatus::Done,
             (Some(_), _) => LeaseStatus::Expired,
         };
-        assert_eq!(fate, expected, "fate of {lease:?}");
+        assert_eq!(status, expected, "status of {lease:?}");
         match (held, renew) {
             (Some(held), Some(length)) if held.expires > now => (held.acquired, held.expires) = (now, now + length),
             (Some(_), None) => slots.leases.retain(|held| held.id != lease),

@@ -215,7 +215,7 @@ impl Reference {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
             let mut held = self.held(change.store, change.counter);
-            applied.fates.push(change_lease(&mut held, change, now));
+            applied.statuses.push(change_lease(&mut held, change, now));
             self.keep(change.store, change.counter, held);
         }
         for done in &plan.undos {

@@ -35,13 +35,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::answers::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
 use super::connection::{self, Terms};
-use super::desk::{Desk, InUse};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
 use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
+use crate::service::{Current, Service};
 use crate::store::{Store, StoreFact};
 use crate::telemetry::{Facts, Ranked, Reload};
 
@@ -61,12 +61,12 @@ struct Unanswered(StatusCode, String);
 
 /// The services of the admin port.
 #[derive(Clone, Debug)]
-pub struct Admin(Arc<Desk>);
+pub struct Admin(Arc<Service>);
 
 impl Admin {
-    /// The services over a desk.
-    pub fn new(desk: Arc<Desk>) -> Self {
-        Self(desk)
+    /// The services over a service.
+    pub fn new(service: Arc<Service>) -> Self {
+        Self(service)
     }
 
     /// Serves a listener until `stop`.
@@ -74,8 +74,8 @@ impl Admin {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None);
         let terms = Terms {
-            bounds: self.0.in_use().settings.bounds.clone(),
-            tally: self.0.tally().clone(),
+            bounds: self.0.current().settings.bounds.clone(),
+            tally: self.0.doors().clone(),
             open: |tally| &tally.admin_connections,
         };
         connection::accept(listener, stop, terms, |stream, _, pulse| {
@@ -85,7 +85,7 @@ impl Admin {
                 let admin = admin.clone();
                 let under_way = begin.begin();
                 async move {
-                    let answer = panics::apart(admin.0.tally(), admin.answer(request)).await;
+                    let answer = panics::apart(admin.0.doors(), admin.answer(request)).await;
                     drop(under_way);
                     let complaint = || Complaint { error: "this met an error of ours".to_owned() };
                     let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
@@ -105,55 +105,55 @@ impl Admin {
 
     async fn answer(&self, request: http::Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
-        let in_use = self.0.in_use();
+        let current = self.0.current();
         let private = matches!(head.uri.path(), "/status" | "/top" | "/state" | "/lift" | "/explain");
         if private && from_a_page(&head.headers) {
             let error = "expected no request of a web page".to_owned();
             return json(StatusCode::FORBIDDEN, &Complaint { error });
         }
-        if private && !authorised(&head.headers, &in_use) {
+        if private && !authorised(&head.headers, &current) {
             let error = "expected \"authorization: Bearer <server.admin_token>\"".to_owned();
             let mut answer = json(StatusCode::UNAUTHORIZED, &Complaint { error });
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
-        let answered = self.answer_authorised(&head, body, &in_use).await;
+        let answered = self.answer_authorised(&head, body, &current).await;
         answered.unwrap_or_else(|Unanswered(status, error)| json(status, &Complaint { error }))
     }
 
-    async fn answer_authorised(&self, head: &Parts, body: Incoming, in_use: &InUse) -> Result<Answer, Unanswered> {
+    async fn answer_authorised(&self, head: &Parts, body: Incoming, current: &Current) -> Result<Answer, Unanswered> {
         match (&head.method, head.uri.path()) {
-            (&Method::GET, "/metrics") => Ok(self.metrics(in_use)),
-            (&Method::GET, "/status") => Ok(self.status(in_use)),
+            (&Method::GET, "/metrics") => Ok(self.metrics(current)),
+            (&Method::GET, "/status") => Ok(self.status(current)),
             (&Method::GET, "/top") => self.top(head),
-            (&Method::POST, "/state") => self.state(in_use, &read(head, body).await?).await,
-            (&Method::POST, "/lift") => self.lift(in_use, &read(head, body).await?).await,
-            (&Method::POST, "/explain") => Ok(self.explain(in_use, &read(head, body).await?)),
+            (&Method::POST, "/state") => self.state(current, &read(head, body).await?).await,
+            (&Method::POST, "/lift") => self.lift(current, &read(head, body).await?).await,
+            (&Method::POST, "/explain") => Ok(self.explain(current, &read(head, body).await?)),
             (_, "/metrics" | "/status" | "/top") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected GET")),
             (_, "/state" | "/lift" | "/explain") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected POST")),
             (_, path) => Ok(health(self.0.health(), path)),
         }
     }
 
-    fn metrics(&self, in_use: &InUse) -> Answer {
-        let text = self.0.telemetry().metrics.render(&self.facts(in_use));
+    fn metrics(&self, current: &Current) -> Answer {
+        let text = self.0.telemetry().metrics.render(&self.facts(current));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
         respond(StatusCode::OK, headers, text)
     }
 
-    fn facts(&self, in_use: &InUse) -> Facts {
-        let names = in_use.version.rules.stores().iter().cloned();
+    fn facts(&self, current: &Current) -> Facts {
+        let names = current.version.rules.stores().iter().cloned();
         Facts {
-            stores: names.zip(in_use.version.stores.facts()).collect(),
+            stores: names.zip(current.version.stores.facts()).collect(),
             ready: self.0.health().ready(),
             config: self.0.reloads(),
-            doors: self.0.tally().facts(),
+            doors: self.0.doors().facts(),
         }
     }
 
-    fn status(&self, in_use: &InUse) -> Answer {
-        let Facts { stores, ready, config, .. } = self.facts(in_use);
+    fn status(&self, current: &Current) -> Answer {
+        let Facts { stores, ready, config, .. } = self.facts(current);
         let Reload { version, taken, refused, last_taken, loaded_at } = config;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let store = |(name, fact): (String, StoreFact)| {
@@ -200,7 +200,7 @@ impl Admin {
             refused: ranked.refused,
             over: ranked.over,
         };
-        let tops = self.0.telemetry().top.of_last(minutes - 1, self.0.engine().clock().now());
+        let tops = self.0.telemetry().top.of_last(minutes - 1, self.0.now());
         Ok(tell(&TopRefused {
             minutes,
             rules: tops.rules.into_iter().map(refused).collect(),
@@ -208,15 +208,15 @@ impl Admin {
         }))
     }
 
-    async fn state(&self, in_use: &InUse, identity: &Identity) -> Result<Answer, Unanswered> {
-        let known = self.counters(in_use, &identity.domain, &identity.entries)?;
-        Ok(tell(&self.states(in_use, &known).await))
+    async fn state(&self, current: &Current, identity: &Identity) -> Result<Answer, Unanswered> {
+        let known = self.counters(current, &identity.domain, &identity.entries)?;
+        Ok(tell(&self.states(current, &known).await))
     }
 
     /// What the counters hold now.
-    async fn states(&self, in_use: &InUse, known: &[KnownCounter]) -> Vec<CounterState> {
-        let version = &in_use.version;
-        let looked = self.0.engine().look(version, known.iter().map(|counter| counter.look)).await;
+    async fn states(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
+        let version = &current.version;
+        let looked = version.look(known.iter().map(|counter| counter.look), self.0.now()).await;
         let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
             rule: counter.rule.clone(),
             limiter: counter.limiter.clone(),
@@ -240,7 +240,7 @@ impl Admin {
         known.iter().zip(looked.answers).map(state).collect()
     }
 
-    async fn lift(&self, in_use: &InUse, lift: &Lift) -> Result<Answer, Unanswered> {
+    async fn lift(&self, current: &Current, lift: &Lift) -> Result<Answer, Unanswered> {
         for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
             if text.trim().is_empty() {
                 return Err(unanswered(
@@ -257,7 +257,7 @@ impl Admin {
             let error = format!("{name} holds the {entry}, which would stand in the audit log: say it without");
             return Err(unanswered(StatusCode::BAD_REQUEST, &error));
         }
-        let mut known = self.counters(in_use, &lift.domain, &lift.entries)?;
+        let mut known = self.counters(current, &lift.domain, &lift.entries)?;
         if let Some(limiter) = &lift.limiter {
             let mut others: Vec<String> = known.iter().map(|counter| counter.limiter.clone()).collect();
             known.retain(|counter| counter.limiter == *limiter);
@@ -276,7 +276,7 @@ impl Admin {
                 lifted.push(Lifted { limiter, ..same });
                 continue;
             }
-            let forgotten = in_use.version.stores.forget(look.store, look.counter).await;
+            let forgotten = current.version.stores.forget(look.store, look.counter).await;
             let (held, error) = match forgotten {
                 Ok(held) => (held, None),
                 Err(fault) => (false, Some(fault.to_string())),
@@ -296,8 +296,8 @@ impl Admin {
         Ok(tell(&lifted))
     }
 
-    fn explain(&self, in_use: &InUse, identity: &Identity) -> Answer {
-        let (rules, now) = (&in_use.version.rules, self.0.engine().clock().now());
+    fn explain(&self, current: &Current, identity: &Identity) -> Answer {
+        let (rules, now) = (&current.version.rules, self.0.now());
         let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -307,12 +307,12 @@ impl Admin {
     /// The counters that are identified by entries.
     fn counters(
         &self,
-        in_use: &InUse,
+        current: &Current,
         domain: &str,
         entries: &[(String, String)],
     ) -> Result<Vec<KnownCounter>, Unanswered> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-        let known = in_use.version.rules.counters(domain, &descriptor, self.0.engine().clock().now());
+        let known = current.version.rules.counters(domain, &descriptor, self.0.now());
         known.map_err(|error| unanswered(StatusCode::NOT_FOUND, &error.to_string()))
     }
 }
@@ -329,8 +329,8 @@ fn from_a_page(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the token was shown, if there is one. Each byte is compared, so that the time tells nothing.
-fn authorised(headers: &HeaderMap, in_use: &InUse) -> bool {
-    let Some(token) = &in_use.settings.admin.token else { return true };
+fn authorised(headers: &HeaderMap, current: &Current) -> bool {
+    let Some(token) = &current.settings.admin.token else { return true };
     let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let shown = match shown.split_at_checked(b"Bearer ".len()) {
         Some((scheme, shown)) if scheme.eq_ignore_ascii_case(b"Bearer ") => shown,

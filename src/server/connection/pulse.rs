@@ -16,8 +16,8 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-use crate::server::bounds::{Bound, Tally};
-use crate::settings::Bounds;
+use crate::settings::{Bound, Bounds};
+use crate::telemetry::DoorMetrics;
 
 /// The time a client has to answer GOAWAY before its idle connection is closed all the same.
 const GRACE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub(in crate::server) struct Pulse {
     waker: AtomicWaker,
     most_requests: u64,
     streams: u64,
-    tally: Arc<Tally>,
+    tally: Arc<DoorMetrics>,
 }
 
 /// What a connection is to do.
@@ -57,7 +57,7 @@ pub(super) enum Told {
 }
 
 impl Pulse {
-    pub(super) fn new(bounds: &Bounds, tally: &Arc<Tally>) -> Arc<Self> {
+    pub(super) fn new(bounds: &Bounds, tally: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self {
             began: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
@@ -200,7 +200,7 @@ impl Watched {
     }
 
     /// Looks after it. Whether it is still open.
-    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, tally: &Tally) -> bool {
+    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, tally: &DoorMetrics) -> bool {
         if !self.is_open() {
             return false;
         }
@@ -353,7 +353,7 @@ mod tests {
         ear: Ear,
         watched: Watched,
         start: Instant,
-        tally: Arc<Tally>,
+        tally: Arc<DoorMetrics>,
     }
 
     impl Client {

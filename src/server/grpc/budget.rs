@@ -17,8 +17,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
-use crate::server::bounds::{Bound, Tally};
-use crate::settings::Bounds;
+use crate::server::head;
+use crate::settings::{Bound, Bounds};
+use crate::telemetry::DoorMetrics;
 
 /// What a request takes beside its bytes, about.
 const OF_REQUEST: usize = 1 << 10;
@@ -27,12 +28,12 @@ const OF_REQUEST: usize = 1 << 10;
 #[derive(Debug)]
 pub(super) struct Total {
     bounds: Bounds,
-    tally: Arc<Tally>,
+    tally: Arc<DoorMetrics>,
 }
 
 impl Total {
     /// Within these bounds.
-    pub(super) fn new(bounds: &Bounds, tally: &Arc<Tally>) -> Arc<Self> {
+    pub(super) fn new(bounds: &Bounds, tally: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self { bounds: bounds.clone(), tally: tally.clone() })
     }
 
@@ -94,7 +95,7 @@ pub(super) struct Metered {
 impl Metered {
     /// Puts the body of a request within a budget, or tells which bound its head is past.
     pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> Result<http::Request<Self>, Bound> {
-        let head = OF_REQUEST + budget.total.bounds.head(request.uri(), request.headers())?;
+        let head = OF_REQUEST + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
         Ok(request.map(|body| Self { body, head, kept: 0, budget, deadline: None, refused: false }))
     }
 

@@ -30,19 +30,19 @@ use tonic::body::Body;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH};
 use tonic_health::server::{HealthReporter, HealthService};
-use tower::Service;
+use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use self::budget::{Budget, Metered, Total};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
 use self::unary::Unread;
 use self::undo::{Acquired, Undo, Undoable};
-use super::bounds::Bound;
 use super::connection::{self, Pulse, Terms};
-use super::desk::Desk;
 use super::listen::Listener;
 use super::panics;
-use crate::settings::Bounds;
+use crate::server::head;
+use crate::service::Service;
+use crate::settings::{Bound, Bounds};
 use crate::telemetry::{Door, Reply};
 
 /// The messages of RLS as they are on our side of the wire.
@@ -77,7 +77,7 @@ pub struct Grpc(Arc<Services>);
 
 #[derive(Debug)]
 struct Services {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
     rls: rls::Rls,
     authz: authz::Authz,
     health: HealthServer<HealthService>,
@@ -88,15 +88,15 @@ struct Services {
 }
 
 impl Grpc {
-    /// The services over a desk, with the bounds it has now. They report that they serve.
-    pub async fn new(desk: Arc<Desk>) -> Self {
-        let bounds = desk.in_use().settings.bounds.clone();
+    /// The gRPC door of a service, with the bounds it has now. They report that they serve.
+    pub async fn new(service: Arc<Service>) -> Self {
+        let bounds = service.current().settings.bounds.clone();
         let reporter = HealthReporter::new();
-        let rls = rls::Rls::new(desk.clone());
-        let authz = authz::Authz::new(desk.clone());
+        let rls = rls::Rls::new(service.clone());
+        let authz = authz::Authz::new(service.clone());
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
-            desk,
+            service,
             rls,
             authz,
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
@@ -105,14 +105,14 @@ impl Grpc {
             reporter,
             bounds,
         }));
-        let serving = services.0.desk.health().ready();
+        let serving = services.0.service.health().ready();
         services.report(if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
         services
     }
 
     /// Tells who asks for our health that requests can be sent here: what was waited for is there.
     pub async fn serve_now(&self) {
-        if self.0.desk.health().serve() {
+        if self.0.service.health().serve() {
             self.report(ServingStatus::Serving).await;
         }
     }
@@ -124,7 +124,7 @@ impl Grpc {
 
     /// Tells who asks for our health that we are about to stop. Calls are still answered.
     pub async fn leave(&self) {
-        self.0.desk.health().leave();
+        self.0.service.health().leave();
         self.report(ServingStatus::NotServing).await;
     }
 
@@ -137,13 +137,13 @@ impl Grpc {
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
-        let Services { bounds, desk, .. } = &*self.0;
-        let tally = desk.tally();
+        let Services { bounds, service, .. } = &*self.0;
+        let tally = service.doors();
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_header_list_size(bounds.unreadable_head())
+            .max_header_list_size(head::unreadable(bounds))
             .auto_date_header(false);
         let total = Total::new(bounds, tally);
         let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.grpc_connections };
@@ -245,13 +245,13 @@ impl Services {
             Ok(request) if under_way.is_some() => self.call(method, request),
             Ok(_) => past_a_bound(),
             Err(bound) => {
-                self.desk.tally().exceeded.count(bound);
+                self.service.doors().exceeded.count(bound);
                 past_a_bound()
             }
         };
         let services = self.clone();
         async move {
-            let called = panics::apart(services.desk.tally(), call).await;
+            let called = panics::apart(services.service.doors(), call).await;
             Ok(match (called, method.unread()) {
                 (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, under_way)),
                 (Some(Ok(response)), Some((door, unread))) => {
@@ -290,7 +290,7 @@ impl Services {
     /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.
     fn fail(&self, door: Option<Door>) -> http::Response<Undoable> {
         if let Some(door) = door {
-            self.desk.telemetry().metrics.replied(door, Reply::Failed);
+            self.service.telemetry().metrics.replied(door, Reply::Failed);
         }
         Status::internal("this request met an error of ours; the log has more").into_http::<Body>().map(Undoable::from)
     }
@@ -299,9 +299,9 @@ impl Services {
     fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: Refused) -> http::Response<Body> {
         let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
         if status == TOO_LARGE {
-            self.desk.tally().exceeded.count(Bound::MessageBytes);
+            self.service.doors().exceeded.count(Bound::MessageBytes);
         }
-        self.desk.telemetry().metrics.replied(door, Reply::Unreadable);
+        self.service.telemetry().metrics.replied(door, Reply::Unreadable);
         let mut trailers = http::HeaderMap::with_capacity(1);
         trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
         let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });
@@ -315,7 +315,7 @@ impl Services {
         let acquired = response.extensions_mut().remove::<Acquired>();
         response.map(|body| match acquired {
             None => Undoable::from(body),
-            Some(acquired) => Undoable::undoing(body, Undo::new(self.desk.engine().clone(), acquired)),
+            Some(acquired) => Undoable::undoing(body, Undo::new(self.service.clone(), acquired)),
         })
     }
 }

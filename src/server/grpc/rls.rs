@@ -23,8 +23,8 @@ use super::{Refused, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::rules::RequestBounds;
-use crate::server::desk::Desk;
 use crate::server::headers;
+use crate::service::Service;
 use crate::settings::HeaderFamilies;
 use crate::telemetry::Door;
 
@@ -43,18 +43,18 @@ pub(super) const UNREAD: Refused =
 /// The service.
 #[derive(Debug)]
 pub(super) struct Rls {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
 }
 
 impl Rls {
-    pub(super) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk }
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 
     /// Answers one question; `None` when it makes no sense.
     pub(super) async fn answer(&self, message: Bytes) -> Option<Response<Body>> {
-        let in_use = self.desk.in_use();
-        let bounds = in_use.version.rules.bounds();
+        let current = self.service.current();
+        let bounds = current.version.rules.bounds();
         let whole;
         let asked = match plain(&message, bounds).or_else(|| past_bounds(&message, bounds)) {
             Some(asked) => asked,
@@ -63,8 +63,8 @@ impl Rls {
                 asked(&whole).expect("what was no text has been mended")
             }
         };
-        let decision = self.desk.decide(&in_use, Door::Rls, &asked).await;
-        let frame = Writer::frame(|writer| write(&decision, in_use.settings.rls_headers, writer));
+        let decision = current.decide(Door::Rls, &asked).await;
+        let frame = Writer::frame(|writer| write(&decision, current.settings.rls_headers, writer));
         Some(unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into()))))
     }
 }

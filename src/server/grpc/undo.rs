@@ -13,8 +13,8 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::engine::Engine;
 use crate::server::connection::UnderWay;
+use crate::service::Service;
 
 /// Says, among the extensions of an answer, which lease it hands out.
 #[derive(Clone, Debug)]
@@ -22,11 +22,11 @@ pub(super) struct Acquired(pub(super) Arc<str>);
 
 /// Gives a lease back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Undo(Option<(Arc<Engine>, Arc<str>)>);
+pub(super) struct Undo(Option<(Arc<Service>, Arc<str>)>);
 
 impl Undo {
-    pub(super) fn new(engine: Arc<Engine>, acquired: Acquired) -> Self {
-        Self(Some((engine, acquired.0)))
+    pub(super) fn new(service: Arc<Service>, acquired: Acquired) -> Self {
+        Self(Some((service, acquired.0)))
     }
 
     fn disarm(&mut self) {
@@ -37,10 +37,10 @@ impl Undo {
 impl Drop for Undo {
     fn drop(&mut self) {
         // Without a runtime the process is ending; then the lease expires by itself.
-        if let Some((engine, lease)) = self.0.take()
+        if let Some((service, lease)) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(async move { engine.release(&lease).await });
+            runtime.spawn(async move { service.release(&lease).await });
         }
     }
 }

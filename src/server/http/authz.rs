@@ -22,35 +22,35 @@ use super::flavour::{Flavour, Told};
 use super::respond;
 use crate::decision::Decision;
 use crate::server::authz::{Verdict, question};
-use crate::server::desk::Desk;
 use crate::server::headers::clean;
+use crate::service::Service;
 use crate::telemetry::{Door, Reply};
 
-/// ext_authz over a desk.
+/// ext_authz over a service.
 #[derive(Debug)]
 pub(super) struct Authz {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
 }
 
 impl Authz {
-    pub(super) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk }
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 
-    pub(super) fn desk(&self) -> &Desk {
-        &self.desk
+    pub(super) fn service(&self) -> &Service {
+        &self.service
     }
 
     pub(super) async fn answer(&self, flavour: Flavour, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         let told = Told { flavour, head, peer };
         if let Some(missing) = told.missing() {
-            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected a header {missing}\n"));
         }
-        let in_use = self.desk.in_use();
-        let question = question(&told, &in_use.settings.authz);
-        let decision = self.desk.decide(&in_use, Door::AuthzHttp, &question).await;
-        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, in_use.settings.authz_headers);
+        let current = self.service.current();
+        let question = question(&told, &current.settings.authz);
+        let decision = current.decide(Door::AuthzHttp, &question).await;
+        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, current.settings.authz_headers);
         let mut headers = HeaderMap::with_capacity(12);
         for (name, value) in for_client {
             put(&mut headers, HeaderName::from_static(name), &value);

@@ -29,13 +29,12 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::flavour::Flavour;
-use super::bounds::Bound;
 use super::connection::{self, Pulse, Terms, UnderWay};
-use super::desk::Desk;
-use super::health::Health;
 use super::listen::{self, Listener};
 use super::panics;
-use crate::settings::Bounds;
+use crate::server::head;
+use crate::service::{Health, Service};
+use crate::settings::{Bound, Bounds};
 use crate::telemetry::{Door, Reply};
 
 /// The longest path that hyper reads; what is longer is answered 414, which refuses.
@@ -43,20 +42,20 @@ const LONGEST_PATH: u64 = u16::MAX as u64 - 1;
 
 /// The services of the HTTP door.
 #[derive(Clone, Debug)]
-pub struct Http(Arc<Service>);
+pub struct Http(Arc<Doorway>);
 
 #[derive(Debug)]
-struct Service {
+struct Doorway {
     authz: authz::Authz,
     bounds: Bounds,
-    desk: Arc<Desk>,
+    service: Arc<Service>,
 }
 
 impl Http {
-    /// The services over a desk, with the bounds it has now.
-    pub fn new(desk: Arc<Desk>) -> Self {
-        let bounds = desk.in_use().settings.bounds.clone();
-        Self(Arc::new(Service { authz: authz::Authz::new(desk.clone()), bounds, desk }))
+    /// The HTTP door of a service, with the bounds it has now.
+    pub fn new(service: Arc<Service>) -> Self {
+        let bounds = service.current().settings.bounds.clone();
+        Self(Arc::new(Doorway { authz: authz::Authz::new(service.clone()), bounds, service }))
     }
 
     /// The answer to one head, without a connection: for fuzzing, where a connection for each would be most of the time.
@@ -67,8 +66,8 @@ impl Http {
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
-        let Service { bounds, desk, .. } = &*self.0;
-        let tally = desk.tally();
+        let Doorway { bounds, service, .. } = &*self.0;
+        let tally = service.doors();
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -78,7 +77,7 @@ impl Http {
             .max_headers(bounds.headers)
             .http2()
             .max_concurrent_streams(bounds.streams)
-            .max_header_list_size(bounds.unreadable_head());
+            .max_header_list_size(head::unreadable(bounds));
         let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.http_connections };
         connection::accept(listener, stop, terms, |stream, peer, pulse| {
             let service = self.0.clone();
@@ -107,7 +106,7 @@ impl Http {
     }
 }
 
-impl Service {
+impl Doorway {
     async fn answer(
         &self,
         request: http::Request<Incoming>,
@@ -115,12 +114,12 @@ impl Service {
         under_way: Option<UnderWay>,
     ) -> Response<Full<Bytes>> {
         if under_way.is_none() {
-            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests are under way\n");
         }
-        let answered = panics::apart(self.desk.tally(), self.answer_whole(request, peer)).await;
+        let answered = panics::apart(self.service.doors(), self.answer_whole(request, peer)).await;
         answered.unwrap_or_else(|| {
-            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Failed);
+            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Failed);
             respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "this met an error of ours\n")
         })
     }
@@ -131,9 +130,9 @@ impl Service {
         let (head, body) = request.into_parts();
         // HTTP/2 ends a stream and keeps the connection.
         if head.version == Version::HTTP_2 {
-            if let Err(bound) = self.bounds.head(&head.uri, &head.headers) {
-                self.desk.tally().exceeded.count(bound);
-                self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+            if let Err(bound) = head::bytes(&self.bounds, &head.uri, &head.headers) {
+                self.service.doors().exceeded.count(bound);
+                self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
                 return respond(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), "too large a head\n");
             }
             return answer_head(&self.authz, &head, peer).await;
@@ -141,10 +140,10 @@ impl Service {
         let passed_over = pass_over(body, &self.bounds).await;
         let mut response = answer_head(&self.authz, &head, peer).await;
         if let Err(bound) = passed_over {
-            self.desk.tally().exceeded.count(bound);
+            self.service.doors().exceeded.count(bound);
         }
         // A client that keeps its connection until we close it may be asking just then. Told before, it goes by itself.
-        if passed_over.is_err() || !self.desk.health().ready() {
+        if passed_over.is_err() || !self.service.health().ready() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -154,9 +153,9 @@ impl Service {
     fn count_unread(&self, error: &(dyn Error + 'static), pulse: &Pulse) {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             // It does not say whether that was for its size or for the number of headers.
-            self.desk.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
+            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             let large = pulse.plain_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
-            self.desk.tally().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
+            self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
     }
 }
@@ -184,7 +183,7 @@ async fn pass_over(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
 async fn answer_head(authz: &authz::Authz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
     match Flavour::of(head.uri.path()) {
         Some(flavour) => authz.answer(flavour, head, peer).await,
-        None => health(authz.desk().health(), head.uri.path()),
+        None => health(authz.service().health(), head.uri.path()),
     }
 }
 

@@ -244,7 +244,7 @@ pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied,
     for plan in plans {
         let mut applied = Applied { admitted: next(&mut rest)? == 1, at, ..Applied::default() };
         for _ in &plan.changes {
-            applied.fates.push(match next(&mut rest)? {
+            applied.statuses.push(match next(&mut rest)? {
                 0 => LeaseStatus::Done,
                 1 => LeaseStatus::Expired,
                 _ => LeaseStatus::Unknown,

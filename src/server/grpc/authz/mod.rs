@@ -18,7 +18,7 @@ use super::undo::Acquired;
 use super::wire::Writer;
 use super::{Refused, unary};
 use crate::server::authz::{Asked, forwarded_for, joined, one_address, question};
-use crate::server::desk::Desk;
+use crate::service::Service;
 use crate::settings;
 use crate::telemetry::Door;
 
@@ -32,12 +32,12 @@ pub(super) const UNREAD: Refused = || Writer::frame(|writer| answer::denied(429,
 /// The service.
 #[derive(Debug)]
 pub(super) struct Authz {
-    desk: Arc<Desk>,
+    service: Arc<Service>,
 }
 
 impl Authz {
-    pub(super) fn new(desk: Arc<Desk>) -> Self {
-        Self { desk }
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self { service }
     }
 
     /// Answers one question; `None` when it makes no sense.
@@ -50,10 +50,10 @@ impl Authz {
     }
 
     async fn decide(&self, asked: &impl Asked) -> Response<Body> {
-        let in_use = self.desk.in_use();
-        let question = question(asked, &in_use.settings.authz);
-        let decision = self.desk.decide(&in_use, Door::AuthzGrpc, &question).await;
-        let frame = Writer::frame(|writer| answer::write(&decision, in_use.settings.authz_headers, writer));
+        let current = self.service.current();
+        let question = question(asked, &current.settings.authz);
+        let decision = current.decide(Door::AuthzGrpc, &question).await;
+        let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
         unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into())))
     }
 }

@@ -44,7 +44,7 @@ impl Items<'_> {
         }
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for _ in &plan.changes {
-            applied.fates.push(match self.number() {
+            applied.statuses.push(match self.number() {
                 Some(0) => LeaseStatus::Done,
                 Some(1) => LeaseStatus::Expired,
                 Some(2) => LeaseStatus::Unknown,
@@ -121,10 +121,10 @@ mod tests {
         let text = Value::BulkString(b"OOM no memory".to_vec());
         let reply = Value::Array(vec![Value::Int(5), Value::Int(0), text, Value::Int(2)]);
         let answers = decode(&[release(), release(), release()], &reply);
-        assert_eq!(answers[0].as_ref().expect("it is answered").fates[..], [LeaseStatus::Done]);
+        assert_eq!(answers[0].as_ref().expect("it is answered").statuses[..], [LeaseStatus::Done]);
         assert_eq!(answers[0].as_ref().expect("it is answered").at, Timestamp::from_micros(5));
         assert_eq!(answers[1].as_ref().expect_err("it failed").fault, Fault::OutOfMemory);
-        assert_eq!(answers[2].as_ref().expect("it is answered").fates[..], [LeaseStatus::Unknown]);
+        assert_eq!(answers[2].as_ref().expect("it is answered").statuses[..], [LeaseStatus::Unknown]);
     }
 
     #[test]

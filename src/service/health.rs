@@ -28,12 +28,12 @@ impl Health {
     }
 
     /// What it waited for is there. Says whether it serves now: it may be about to stop already.
-    pub(super) fn serve(&self) -> bool {
+    pub(crate) fn serve(&self) -> bool {
         self.0.compare_exchange(WAITING, SERVING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// It is about to stop.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.0.store(LEAVING, Ordering::Relaxed);
     }
 }
