@@ -15,9 +15,9 @@ mod paced;
 mod questions;
 mod server;
 mod stores;
-#[path = "../../tests/support/mod.rs"]
+#[path = "../../tests/support/processes/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "tests start the other servers")]
-mod support;
+mod processes;
 
 use std::time::Duration;
 

@@ -1,14 +1,11 @@
 //! Another configuration while it serves: taken whole or not at all, and what counters keep (semantics 29).
 
-mod doors;
-
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use doors::{CHECK, Rls};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request as Attributes};
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use tempfile::TempDir;
@@ -22,6 +19,8 @@ use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseFate;
 use tollgate::server::Desk;
 use tollgate::store::StoreFact;
+
+use crate::support::service::{CHECK, Rls};
 
 /// Served from a file, which becomes another when a test says so.
 struct Served {

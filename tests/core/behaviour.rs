@@ -20,19 +20,15 @@
 //! | R17 | each waiter asks the store every 5 ms: a request that does not pass is refused, and nobody waits here |
 //! | D10 | a Python package lacks what it needs, and its documented imports: this is one binary; for documents see R29 |
 
-#[path = "model/book.rs"]
-mod book;
-#[path = "model/world.rs"]
-mod world;
-
 use std::time::Duration;
 
-use book::{applies, apply, bucket, quota, rule, secs, slots};
 use tollgate::descriptor::{Descriptor, Hits};
 use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
 use tollgate::rules::{Action, Apply, KeyPart, Normaliser};
 use tollgate::store::StoreFact;
-use world::{START, World, hits};
+
+use super::world::{START, World, hits};
+use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
 const PAIR: Algorithm = Algorithm::SlidingCounter;
@@ -473,7 +469,7 @@ fn case_m10_descriptors_that_no_rule_knows_follow_the_domain() {
         let known = rule("known", &[("account", "*")], Action::Apply(vec![apply("limiter", &["account"])]));
         let world = World::of(RuleBook {
             limiters: vec![quota("limiter", 10, secs(60), LOG)],
-            domains: vec![Domain { name: book::DOMAIN.to_owned(), unmatched, ..Domain::default() }],
+            domains: vec![Domain { name: DOMAIN.to_owned(), unmatched, ..Domain::default() }],
             rules: vec![known],
             ..RuleBook::default()
         });

@@ -13,7 +13,7 @@
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, Bounds, Check, LeaseFate, LeaseId, Needs, Outcome};
 
-use crate::numbers::Numbers;
+use crate::support::reference::numbers::Numbers;
 
 /// Grains in a unit: every window that the tests use divides it.
 const UNIT: i128 = 7 * 3_600_000_000;

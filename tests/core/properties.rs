@@ -1,21 +1,9 @@
 //! What always holds, whatever is asked in whatever order. Seeds are fixed, so every run asks the same.
 
-#[path = "model/book.rs"]
-mod book;
-mod model;
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-use book::{DOMAIN, applies, apply, bucket, quota, secs, slots};
-use model::Model;
-use numbers::Numbers;
-use plans::{ANYTHING, Reference, SECOND, START, Scope, always, asks, counters, plans};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -26,6 +14,11 @@ use tollgate::limiter::{
     LeaseFate, LeaseId, Limit, Needs, OnStoreError, Outcome, Plan, Quota, Schedule, State, advance, change_lease,
 };
 use tollgate::rules::{RuleBook, Rules};
+
+use super::model::Model;
+use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, secs, slots};
+use crate::support::reference::numbers::Numbers;
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, Scope, always, asks, counters, plans};
 
 const HOUR: u64 = 3_600 * SECOND;
 

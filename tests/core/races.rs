@@ -1,13 +1,9 @@
 //! Many threads at once, on the machine's own clock: the configured number is the admitted number.
 
-#[path = "model/book.rs"]
-mod book;
-
 use std::collections::HashMap;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-use book::{DOMAIN, applies, apply, bucket, quota, secs, slots};
 use futures_util::FutureExt;
 use tollgate::clock::{Clock, SystemClock};
 use tollgate::decision::Decision;
@@ -16,6 +12,8 @@ use tollgate::engine::Engine;
 use tollgate::limiter::{Algorithm, LeaseFate, Limiter, Schedule};
 use tollgate::rules::{Apply, Charge, Rule, RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
+
+use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, secs, slots};
 
 const THREADS: usize = 20;
 const TRIES: usize = 500;

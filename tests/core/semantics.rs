@@ -3,19 +3,14 @@
 //! | number | where else |
 //! | --- | --- |
 //! | 1, 2, 24, 27 | also beside the code: `rules/naming.rs`, `rules/matcher.rs`, `rules/normalise.rs` |
-//! | 3 | also `limiter/tests.rs`, and `tests/races.rs` for the machine's clock |
-//! | 4 | also `tests/properties.rs`, which goes to the ends of all numbers |
+//! | 3 | also `limiter/tests.rs`, and `races.rs` for the machine's clock |
+//! | 4 | also `properties.rs`, which goes to the ends of all numbers |
 //! | 17 (units), 19, 28 (the answer on the wire), 33 to 36 | the doors' tests |
 //! | 29 (files), 32 | what reloads, and what survives a restart |
-//! | 30 | `tests/memory.rs` |
-//! | 31 | also what befalls shared stores: `tests/spread.rs`, `tests/store_faults.rs`, `tests/store_races.rs` |
+//! | 30 | `tests/stores/memory.rs` |
+//! | 31 | also what befalls shared stores: `tests/stores/compensation.rs`, `tests/shared_stores/` |
 //!
 //! The last tests here hold the page to the tests, wherever those are.
-
-#[path = "model/book.rs"]
-mod book;
-#[path = "model/world.rs"]
-mod world;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +18,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use book::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
 use futures_util::FutureExt;
 use tollgate::clock::Timestamp;
 use tollgate::decision::{Decision, Reason};
@@ -37,7 +31,9 @@ use tollgate::rules::{
     Secret, Unmatched,
 };
 use tollgate::store::{MemorySettings, Stores};
-use world::{START, World, hits};
+
+use super::world::{START, World, hits};
+use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
 const PAIR: Algorithm = Algorithm::SlidingCounter;

@@ -12,7 +12,7 @@ use tollgate::limiter::Limiter;
 use tollgate::rules::{Rule, RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
 
-use crate::book::DOMAIN;
+use crate::support::fixtures::DOMAIN;
 
 /// Where the clock stands at first: an aligned start of every window up to a day.
 pub const START: Timestamp = Timestamp::from_secs(19_676 * 86_400);

@@ -1,11 +1,8 @@
 //! The admin port: what it counts, what it tells an operator, and whom it tells nothing.
 
-mod doors;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use doors::*;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -13,6 +10,8 @@ use tollgate::config::{Config, Source};
 use tollgate::rules::{Rule, RuleBook};
 use tollgate::server::settings::Token;
 use tollgate::server::{AdminSettings, Settings};
+
+use crate::support::service::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -1,12 +1,9 @@
 //! ext_authz over gRPC, asked over a real socket in the words of Envoy.
 
-mod doors;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use doors::*;
 use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
 use envoy_types::pb::envoy::config::core::v3::{
     Address, HeaderMap, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
@@ -21,6 +18,8 @@ use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook, Rules};
 use tollgate::server::{Authz, EntrySource, Settings, Source};
 use tollgate::store::{MemorySettings, Stores};
+
+use crate::support::service::*;
 
 /// What Envoy tells about a request.
 fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {

@@ -2,13 +2,10 @@
 //!
 //! `docs/limits.md` is the table of these. What hostile clients do beside is in `hostile.rs`.
 
-mod doors;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doors::*;
 use h2::client::SendRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -18,6 +15,8 @@ use tollgate::server::Settings;
 use tollgate::server::bounds::{Bound, Bounds};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+
+use crate::support::service::*;
 
 /// Short, and longer than a busy machine keeps anybody waiting.
 const SOON: Duration = Duration::from_millis(500);
@@ -64,7 +63,7 @@ async fn until(what: &str, is: impl Fn() -> bool) {
 fn the_table_of_limits_has_every_bound_with_its_default_and_a_test_that_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = std::fs::read_to_string(root.join("docs/limits.md")).expect("the table");
-    let sources = [include_str!("bounds.rs"), include_str!("semantics.rs"), include_str!("hostile.rs")].concat();
+    let sources = [include_str!("bounds.rs"), include_str!("../core/semantics.rs"), include_str!("hostile.rs")].concat();
     let printed = tollgate::config::Config::read(&[], &|_| None).expect("nothing is wrong").effective();
     for bound in Bound::ALL {
         let row = table.lines().find(|line| line.starts_with(&format!("| `{}` |", bound.name())));

@@ -1,6 +1,6 @@
 //! The code and the descriptors that are generated from `proto/` are committed; this keeps them true.
 //!
-//! `REGENERATE=1 cargo test --test doors_generated` writes them anew.
+//! `REGENERATE=1 cargo test --test doors generated` writes them anew.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,16 +1,10 @@
 //! What the doors do with what no gateway would send: a clear answer, no panic, and alive afterwards.
 
-#[path = "model/dice.rs"]
-mod dice;
-mod doors;
-
 use std::net::SocketAddr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use dice::Dice;
-use doors::*;
 use envoy_types::pb::envoy::service::auth::v3::CheckResponse;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use h2::client::SendRequest;
@@ -22,6 +16,9 @@ use tokio::time::timeout;
 use tollgate::rules::RuleBook;
 use tollgate::server::Settings;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
+
+use crate::support::dice::Dice;
+use crate::support::service::*;
 
 /// Panics of tasks, which hyper or tokio would swallow.
 static PANICS: AtomicUsize = AtomicUsize::new(0);

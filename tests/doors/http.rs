@@ -1,10 +1,9 @@
 //! ext_authz over plain HTTP, in the words of Envoy, nginx and Caddy.
 
-mod doors;
-
-use doors::*;
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook};
 use tollgate::server::{Authz, EntrySource, Settings, Source};
+
+use crate::support::service::*;
 
 fn settings_with(trusted_hops: usize) -> Settings {
     let account = EntrySource { from: Source::Header("x-account".into()), default: None };

@@ -1,11 +1,8 @@
 //! Where the doors listen, what they say when they cannot, health, reflection, and how they close.
 
-mod doors;
-
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use doors::*;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -19,6 +16,8 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+use crate::support::service::*;
 
 const SERVING: i32 = 1;
 const NOT_SERVING: i32 = 2;

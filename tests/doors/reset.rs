@@ -1,9 +1,6 @@
 //! An acquired lease whose answer nobody hears is undone (semantics 24).
 
-mod doors;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use doors::*;
 use h2::client::{self, ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use prost::Message;
@@ -11,6 +8,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tollgate::rules::RuleBook;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
+
+use crate::support::service::*;
 
 fn exports() -> RuleBook {
     book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])])

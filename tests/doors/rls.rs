@@ -1,11 +1,8 @@
 //! Envoy's rate limit service, asked over a real socket.
 
-mod doors;
-
 use std::time::Duration;
 
 use bytes::Bytes;
-use doors::*;
 use tollgate::rules::{Action, Domain, RefusalText, Rule, Unmatched};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
@@ -16,6 +13,8 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_respons
 };
 use tollgate::server::grpc::messages::r#type::v3::RateLimitUnit;
 use tollgate::server::{HeaderFamilies, Settings};
+
+use crate::support::service::*;
 
 const OK: i32 = Code::Ok as i32;
 const OVER_LIMIT: i32 = Code::OverLimit as i32;

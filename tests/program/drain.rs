@@ -1,10 +1,5 @@
 //! Told to stop: who asks for its health is told, whoever is here is answered, and nothing that was counted is lost.
 
-mod doors;
-#[path = "support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "only the real program is needed here")]
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -12,9 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
-use doors::{Rls, SHOULD_RATE_LIMIT, Service, book, descriptor, exchange, question, rule, settings, window};
 use prost::Message;
-use support::{Ask, Process, ports, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate::rules::RuleBook;
@@ -22,6 +15,11 @@ use tollgate::server::bounds::Bounds;
 use tollgate::server::{Drain, Settings};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::support::processes::{Ask, PATIENCE, Process, ports, until};
+use crate::support::service::{
+    Rls, SHOULD_RATE_LIMIT, Service, book, descriptor, exchange, question, rule, settings, window,
+};
 
 fn logins() -> RuleBook {
     book([window("login", 3, 60)], [rule("login", &[], &[("login", &["account"])])])
@@ -210,7 +208,7 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
     while under_way() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    tokio::time::timeout(support::PATIENCE, service.stop()).await.expect("it does not wait for ever");
+    tokio::time::timeout(PATIENCE, service.stop()).await.expect("it does not wait for ever");
 }
 
 #[tokio::test]

@@ -1,11 +1,5 @@
 //! What `examples/observability` shows an operator is held to what the real program tells of itself.
 
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-#[path = "support/servers.rs"]
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod servers;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
@@ -13,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use served::{DOORS, Served, both, exchange};
+
+use crate::support::binary::{DOORS, Served, both, exchange};
+use crate::support::processes::installed;
 
 /// Rules of every kind, so that every series is there.
 const RULES: &str = r#"
@@ -85,7 +81,7 @@ fn example(name: &str) -> String {
 
 /// Runs promtool beside the examples. None where there is no promtool.
 fn promtool(arguments: &[&str], directory: &Path, input: &str) -> Option<Output> {
-    let mut command = Command::new(servers::program("promtool")?);
+    let mut command = Command::new(installed::program("promtool")?);
     command.args(arguments).current_dir(directory);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("promtool runs");

@@ -1,16 +1,11 @@
 //! The real program on a real Redis: reloading, finding and lifting, draining and metrics are what they are on memory.
 
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
-mod support;
-
 use std::fs;
 use std::net::TcpStream;
 
-use served::{DOORS, Served, complaint, exchange, tollgate};
-use support::redis::{Redis, Setup};
-use support::{Proxy, until};
+use crate::support::binary::{DOORS, Served, complaint, exchange, tollgate};
+use crate::support::processes::redis::{Redis, Setup};
+use crate::support::processes::{Proxy, until};
 
 /// A limit by account in a Redis, with more keys of the store.
 fn login(port: u16, more: &str, limit: u32) -> String {

@@ -1,9 +1,6 @@
 //! The command line of an operator at night, against the real program.
 
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-
-use served::{DOORS, Served, both, complaint, exchange, tollgate};
+use crate::support::binary::{DOORS, Served, both, complaint, exchange, tollgate};
 
 const LOGIN: &str = r#"
 [log]
@@ -262,7 +259,7 @@ fn timeless(text: &str) -> String {
 
 #[test]
 fn the_transcript_of_the_readme_is_what_happens() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let blocks = |language: &str| {
         let fence = format!("```{language}\n");
         let rest = readme.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap_or_default());

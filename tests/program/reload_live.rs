@@ -1,10 +1,5 @@
 //! The real program while its files change under it.
 
-mod doors;
-#[path = "support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "only the real program is needed here")]
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,10 +8,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use doors::Rls;
-use support::{Ask, PATIENCE, Process, ports, until};
 use tempfile::TempDir;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::Code;
+
+use crate::support::processes::{Ask, PATIENCE, Process, ports, until};
+use crate::support::service::{Rls, descriptor, question};
 
 const TAKEN: &str = "another configuration is in use";
 const REFUSED: &str = "the configuration is refused";
@@ -233,6 +229,6 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
 
 /// Whether this is the turn that is in use.
 async fn turns(rls: &Rls, number: usize) -> Code {
-    let descriptor = doors::descriptor(&[("turn", &number.to_string())]);
-    rls.ask(doors::question("turns", [descriptor])).await.overall_code()
+    let descriptor = descriptor(&[("turn", &number.to_string())]);
+    rls.ask(question("turns", [descriptor])).await.overall_code()
 }

@@ -1,22 +1,19 @@
 //! No identity and no secret leaves: the real program, told to log everything, is asked through every door with planted
 //! ones, and all that it says, writes and answers is searched for them.
 
-mod doors;
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use doors::{CHECK, Rls, SHOULD_RATE_LIMIT, descriptor, lease, question};
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, Metadata};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
-use served::{DOORS, PATIENCE, Served, both, exchange};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
+
+use crate::support::binary::{DOORS, PATIENCE, Served, both, exchange, tollgate};
+use crate::support::service::{CHECK, Rls, SHOULD_RATE_LIMIT, descriptor, lease, question};
 
 /// Every planted identity holds this word, in this case or another.
 const PLANTED: &str = "planted";
@@ -313,7 +310,7 @@ fn no_secret_is_printed_of_a_configuration() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join("a.toml"), configuration("text")).expect("written");
     let check = |command: &mut Command| both(&command.args(["check", "--print", "a.toml"]).output().expect("it runs"));
-    let printed = check(&mut served::tollgate(directory.path()));
+    let printed = check(&mut tollgate(directory.path()));
     assert!(printed.contains("admin_token"), "{printed}");
     nothing_in("check --print", &printed);
 }

@@ -1,7 +1,7 @@
 //! What can befall a shared store while 200 requests are in flight, and what becomes of them: each limiter does what its
 //! `on_store_error` says, nobody waits for long, and once the store is back it counts again.
 //!
-//! `cargo test --test store_faults -- --nocapture` prints what was measured:
+//! `cargo test --test shared_stores faults -- --nocapture` prints what was measured:
 //!
 //! ```text
 //!   used-up counters | strike | other counters    | mend | the store answers | used-up counters
@@ -10,26 +10,12 @@
 //!
 //! A stand-in has half of every limit here, as with two instances, so that an answer tells who gave it.
 
-#[expect(dead_code, reason = "each test uses a part of it")]
-#[path = "model/book.rs"]
-mod book;
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-mod sharing;
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
-mod support;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use book::{DOMAIN, apply, bucket, quota, rule, secs};
-use served::{DOORS, Served};
-use sharing::{at, in_postgres, in_redis, one, plan};
-use support::redis::{Redis, Setup};
-use support::{Ask, Cluster, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 use tollgate::clock::{Clock, SystemClock, Timestamp};
@@ -42,6 +28,12 @@ use tollgate::store::{
     Address, Credentials, Keeper, MemorySettings, Password, RedisSettings, RemoteSettings, SharedSettings, Store,
     Stores, Topology,
 };
+
+use super::in_process::{self, at, in_postgres, in_redis, one, plan};
+use crate::support::binary::{DOORS, Served};
+use crate::support::fixtures::{DOMAIN, apply, bucket, quota, rule, secs};
+use crate::support::processes::redis::{Redis, Setup};
+use crate::support::processes::{Ask, Cluster, PATIENCE, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
 
 /// Requests in flight.
 const CALLERS: usize = 200;
@@ -64,9 +56,6 @@ const ALLOW: usize = 0;
 const DENY: usize = 1;
 const LOCAL: usize = 2;
 const FLOW: usize = 3;
-
-/// Faults are measured one at a time.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn asked(kind: usize, fresh: bool) -> Check {
     let window = |limit| Limit::SlidingWindow(SlidingWindow { limit, window: 86_400_000_000 });
@@ -178,7 +167,7 @@ impl Crowd {
     /// Lets them end, and tells what all of them saw.
     async fn dissolve(self) -> Vec<Seen> {
         self.told.enough.store(true, Ordering::SeqCst);
-        let seen = tokio::time::timeout(support::PATIENCE, self.callers.join_all()).await;
+        let seen = tokio::time::timeout(PATIENCE, self.callers.join_all()).await;
         seen.expect("no decision hangs").concat()
     }
 }
@@ -348,7 +337,7 @@ async fn befall_all<S>(
 async fn until_connected(stores: &Stores) {
     let began = Instant::now();
     while !stores.answers(0).await {
-        assert!(began.elapsed() < support::PATIENCE, "the store never answers");
+        assert!(began.elapsed() < PATIENCE, "the store never answers");
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -370,7 +359,7 @@ fn on(port: u16) -> Keeper {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_killed_and_starts_again_empty() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
     let keeper = on(server.port);
     befall(
@@ -387,7 +376,7 @@ async fn a_redis_is_killed_and_starts_again_empty() {
 /// Weaknesses R18, A9: a store that hangs is waited for by every caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_frozen_and_goes_on() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
     let keeper = on(server.port);
     befall("SIGSTOP and CONT", &mut server, keeper, AWAY, async |server| server.freeze(), async |server| server.thaw())
@@ -396,7 +385,7 @@ async fn a_redis_is_frozen_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_refused() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
     let keeper = on(proxy.port);
@@ -406,7 +395,7 @@ async fn connections_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_loses_everything_that_is_sent() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
     let keeper = on(proxy.port);
@@ -415,7 +404,7 @@ async fn a_network_loses_everything_that_is_sent() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_is_slow() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
     let keeper = on(proxy.port);
@@ -425,7 +414,7 @@ async fn a_store_is_slow() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_out_of_memory() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Setup::redis().map(|setup| setup.line("maxmemory-policy noeviction").start()) else {
         return;
     };
@@ -437,7 +426,7 @@ async fn a_redis_is_out_of_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_becomes_a_replica_and_a_primary_again() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(setup) = Setup::redis() else { return };
     let primary = setup.clone().start();
     let replica = setup.replica_of(&primary).start();
@@ -458,7 +447,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_is_changed_and_changed_back() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(server) = Setup::redis().map(|setup| setup.password("secret").start()) else { return };
     let credentials = Credentials { user: None, password: Some(Password::new("secret")) };
     let keeper = in_redis(in_time(), &RedisSettings { credentials, ..at(server.port) });
@@ -477,7 +466,7 @@ async fn a_password_is_changed_and_changed_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_are_flushed() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
     let keeper = on(server.port);
     let flush = async |server: &mut Redis| {
@@ -490,7 +479,7 @@ async fn scripts_are_flushed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_flushed() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
     let keeper = on(server.port);
     befall("FLUSHALL", &mut server, keeper, FORGETS, async |server| server.ask::<()>(&["FLUSHALL"]), async |_| {})
@@ -499,7 +488,7 @@ async fn everything_is_flushed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_replace_a_primary_that_is_killed() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut servers) = Sentinel::start() else { return };
     let sentinels = servers.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
     let (master, credentials) = (sentinel::NAME.to_owned(), Credentials::default());
@@ -516,7 +505,7 @@ async fn sentinels_replace_a_primary_that_is_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_of_a_cluster_move_to_other_nodes() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(mut cluster) = Cluster::start(3, 0) else { return };
     let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
     let settings = SharedSettings { parted: true, ..in_time() };
@@ -575,7 +564,7 @@ async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Keep
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clock_of_one_instance_is_ahead_and_then_behind() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     a_clock_goes_wrong("one of three clocks 30 s ahead", 30, || on(server.port)).await;
     server.ask::<()>(&["FLUSHALL"]);
@@ -584,7 +573,7 @@ async fn the_clock_of_one_instance_is_ahead_and_then_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clock_of_one_instance_is_ahead_and_then_behind_on_a_postgres() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some((server, database)) = counters() else { return };
     a_clock_goes_wrong("one of three clocks 30 s ahead, PostgreSQL", 30, || in_a_postgres(&server, &database)).await;
     let database = server.database();
@@ -601,12 +590,12 @@ fn counters() -> Option<(Postgres, String)> {
 
 /// A decision waits longer here: 200 callers share what the disk commits.
 fn in_a_postgres(server: &Postgres, database: &str) -> Keeper {
-    in_postgres(settings(Duration::from_millis(100)), &sharing::postgres(server.url(database)))
+    in_postgres(settings(Duration::from_millis(100)), &in_process::postgres(server.url(database)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_is_killed_and_starts_again() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some((mut server, database)) = counters() else { return };
     let keeper = in_a_postgres(&server, &database);
     befall(
@@ -622,7 +611,7 @@ async fn a_postgres_is_killed_and_starts_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_session_holds_the_rows() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some((server, database)) = counters() else { return };
     let keeper = in_a_postgres(&server, &database);
     let (mut client, connection) = tokio_postgres::connect(&server.url(&database), NoTls).await.expect("it is let in");
@@ -637,7 +626,7 @@ async fn another_session_holds_the_rows() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_has_no_connection_left() {
-    let _alone = ALONE.lock().await;
+    let _alone = crate::MACHINE.write().await;
     let Some((server, database)) = counters() else { return };
     let keeper = in_a_postgres(&server, &database);
     let user = postgres::USER;

@@ -4,30 +4,24 @@
 //! and H (headers). Nothing here depends on how fast the machine is: windows that must not pass are a year long, and
 //! those who are to be paced are held to the time that they took.
 
-mod doors;
-mod instances;
-#[expect(dead_code, reason = "each test binary uses its own part")]
-mod served;
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
-mod support;
-
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use doors::{descriptor, lease, question};
 use futures_util::future::join_all;
-use instances::{
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use super::three_instances::{
     ALGORITHMS, INSTANCES, Instances, TRIES, YEAR, composite, decided, in_a_cluster, in_a_postgres, in_a_redis, of,
     of_each_algorithm, one, passes, port, processes, service, tries, try_at, try_once,
 };
-use parking_lot::Mutex;
-use served::{DOORS, PATIENCE, Served, tollgate};
-use support::redis::Redis;
-use support::{Answer, Ask, Cluster, Postgres, Proxy, ports, servers, until};
-use tempfile::TempDir;
+use crate::support::binary::{DOORS, PATIENCE, Served, tollgate};
+use crate::support::processes::redis::Redis;
+use crate::support::processes::{Answer, Ask, Cluster, Postgres, Proxy, installed, ports, until};
+use crate::support::service::{descriptor, lease, question};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -58,6 +52,7 @@ async fn five_hundred_admit_ten(store: &str, places: usize) -> Instances {
 /// Weakness R27: grants of one moment count as one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_redis() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     let instances = five_hundred_admit_ten(&in_a_redis(server.port), 1).await;
     assert_eq!(instances.by_policy(), 0.0);
@@ -65,12 +60,14 @@ async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_redis() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_postgres() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     five_hundred_admit_ten(&in_a_postgres(&server), 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_over_the_slots_of_a_cluster_admit_no_more_than_ten_and_lose_nothing() {
+    let _others = crate::MACHINE.read().await;
     let Some(cluster) = Cluster::start(3, 0) else { return };
     let instances = five_hundred_admit_ten(&in_a_cluster(&cluster), 3).await;
     assert_eq!(instances.by_policy(), 0.0);
@@ -78,6 +75,7 @@ async fn d1_five_hundred_at_once_over_the_slots_of_a_cluster_admit_no_more_than_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_leases_of_quota_and_a_cache_of_refusals_admit_no_more_and_return_what_is_unused() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     let plain = in_a_redis(server.port);
     let near = format!("{plain}\nquota_lease = 8\nrefusal_cache = '1s'");
@@ -98,6 +96,7 @@ async fn d1_leases_of_quota_and_a_cache_of_refusals_admit_no_more_and_return_wha
 
 #[test]
 fn c2_ten_at_once_on_three_slots_hold_exactly_three_over_two_processes() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let served = processes(2, &service(&in_a_redis(server.port), &format!("max_concurrent = 3\nlease = '{YEAR}'")));
     assert_eq!(tries(&served, 5), 3);
@@ -106,6 +105,7 @@ fn c2_ten_at_once_on_three_slots_hold_exactly_three_over_two_processes() {
 /// Weakness R5: at the HTTP door a token bucket never refuses.
 #[test]
 fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     for algorithm in ["sliding_window", "token_bucket", "fixed_window", "sliding_counter"] {
         server.ask::<()>(&["FLUSHALL"]);
@@ -118,6 +118,7 @@ fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty() {
 /// Weakness R13: a sliding window in PostgreSQL can be configured and not be used.
 #[test]
 fn d3_three_processes_of_five_tries_each_admit_exactly_ten_in_postgres() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Postgres::shared() else { return };
     let keys = format!("algorithm = 'sliding_window'\nlimit = 10\nwindow = '{YEAR}'");
     assert_eq!(tries(&processes(INSTANCES, &service(&in_a_postgres(&server), &keys)), 5), 10);
@@ -160,12 +161,14 @@ async fn one_a_second_is_a_second_apart(store: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d4_three_processes_at_one_a_second_admit_a_second_apart_by_redis() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     one_a_second_is_a_second_apart(&in_a_redis(server.port)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d4_three_processes_at_one_a_second_admit_a_second_apart_by_postgres() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     one_a_second_is_a_second_apart(&in_a_postgres(&server)).await;
 }
@@ -184,6 +187,7 @@ async fn two_hundred_a_second_are_what_the_bucket_has(store: &str) {
 /// Weakness R1: rates above 100 a second are no limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has_in_redis() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     two_hundred_a_second_are_what_the_bucket_has(&in_a_redis(server.port)).await;
 }
@@ -191,6 +195,7 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
 /// Weakness R1: rates above 100 a second are no limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has_in_postgres() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     two_hundred_a_second_are_what_the_bucket_has(&in_a_postgres(&server)).await;
 }
@@ -198,6 +203,7 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
 /// Weaknesses R2, D3: callers without a connection pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_one_connection_a_process_to_redis_admit_one() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     // All at once, each in a call of its own.
     let store = format!("{}\nmax_batch = 1\nmax_calls = 200", in_a_redis(server.port));
@@ -211,6 +217,7 @@ async fn d6_two_hundred_in_flight_over_one_connection_a_process_to_redis_admit_o
 /// Weakness R19: callers that meet at a row fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_a_pool_of_one_a_process_to_postgres_admit_one() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     // One call waits for the connection of the other.
     let store = format!("{}\npool_max_size = 1\nmax_batch = 1\nmax_calls = 2", in_a_postgres(&server));
@@ -223,6 +230,7 @@ async fn d6_two_hundred_in_flight_over_a_pool_of_one_a_process_to_postgres_admit
 /// Weakness R20: who is refused holds a connection until there is room, and nobody can give anything back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_pools_of_two() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     let store = format!("{}\npool_max_size = 2", in_a_postgres(&server));
     let keys =
@@ -271,6 +279,7 @@ async fn three_hundred_identities(store: &str, connections: impl Fn() -> usize) 
 /// Weakness A11: identities are kept as they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identities_bring_neither_connections_nor_their_names_to_redis() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     let connections = || server.ask::<String>(&["CLIENT", "LIST", "TYPE", "normal"]).lines().count();
     let (before, after) = three_hundred_identities(&in_a_redis(server.port), connections).await;
@@ -289,6 +298,7 @@ async fn identities_bring_neither_connections_nor_their_names_to_redis() {
 /// Weakness A11: identities are kept as they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     let database = server.database();
     let connections = || {
@@ -343,6 +353,7 @@ fn counts(served: &Served) {
 /// Weakness A3: an outage refuses everybody where it should let pass.
 #[test]
 fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     proxy.refuse();
@@ -373,6 +384,7 @@ fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_po
 /// Weaknesses R18, A9: a store that hangs holds up every caller for seconds, or for ever.
 #[test]
 fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_goes_on() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     let served: Vec<Served> = (0..INSTANCES).map(|_| Served::start(&with_policies(&proxy, "50ms"), &[])).collect();
@@ -403,7 +415,7 @@ fn skewed(toml: &str, library: &Path, seconds: i64) -> Served {
 
 /// Three processes, of which one is 30 s ahead and one 700 s behind, take turns.
 async fn skewed_clocks_change_nothing(store: &str) {
-    let Some(library) = servers::faketime() else { return };
+    let Some(library) = installed::faketime() else { return };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs();
     // Who is behind has another window than the others, which have theirs for two more minutes.
     let window = (600..700).find(|window| now % window < window - 150).expect("one does not end soon");
@@ -433,6 +445,7 @@ async fn skewed_clocks_change_nothing(store: &str) {
 /// Weaknesses R12, A6: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_redis() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     skewed_clocks_change_nothing(&in_a_redis(server.port)).await;
 }
@@ -440,6 +453,7 @@ async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_redis() {
 /// Weakness R12: the callers' clocks decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_postgres() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Postgres::shared() else { return };
     skewed_clocks_change_nothing(&in_a_postgres(&server)).await;
 }
@@ -475,6 +489,7 @@ async fn a_rate_and_slots(store: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_is_decided_at_once() {
+    let _others = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
     a_rate_and_slots(&in_a_redis(server.port)).await;
 }
@@ -483,6 +498,7 @@ async fn d11_a_limiter_with_a_rate_and_slots_is_decided_at_once() {
 /// pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
+    let _others = crate::MACHINE.read().await;
     let Some(cluster) = Cluster::start(3, 0) else { return };
     a_rate_and_slots(&in_a_cluster(&cluster)).await;
 }
@@ -490,6 +506,7 @@ async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
 /// Weakness D2: what fails beside a decision turns a refusal into a pass.
 #[test]
 fn d12_a_log_that_cannot_be_written_changes_no_decision() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let toml = service(&in_a_redis(server.port), "algorithm = 'sliding_window'\nlimit = 4\nwindow = '1h'");
     let served = [(); INSTANCES].map(|()| Mute::serve(&toml));
@@ -536,6 +553,7 @@ impl Drop for Mute {
 
 #[test]
 fn d13_scripts_that_are_flushed_all_the_time_change_no_answer() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let keys = format!("algorithm = 'sliding_window'\nlimit = 10\nwindow = '{YEAR}'");
     let served = processes(INSTANCES, &service(&in_a_redis(server.port), &keys));
@@ -551,6 +569,7 @@ fn d13_scripts_that_are_flushed_all_the_time_change_no_answer() {
 /// Weakness D8: a refusal has no headers, and the wait told is none.
 #[test]
 fn h2_three_a_minute_through_redis_are_told_as_two_one_none_and_then_refused() {
+    let _others = crate::MACHINE.blocking_read();
     let Some(server) = Redis::start() else { return };
     let limiter = "algorithm = 'sliding_window'\nlimit = 3\nwindow = '60s'";
     let served = processes(INSTANCES, &service(&in_a_redis(server.port), limiter));

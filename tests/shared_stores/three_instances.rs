@@ -10,9 +10,9 @@ use futures_util::future::join_all;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::DescriptorStatus;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 
-use crate::doors::{OK, OVER_LIMIT, Rls, descriptor, question};
-use crate::served::{DOORS, PATIENCE, Served};
-use crate::support::{Answer, Ask, Cluster, Postgres, until};
+use crate::support::binary::{DOORS, PATIENCE, Served};
+use crate::support::processes::{Answer, Ask, Cluster, Postgres, until};
+use crate::support::service::{OK, OVER_LIMIT, Rls, descriptor, question};
 
 pub const INSTANCES: usize = 3;
 pub const TRIES: usize = 500;

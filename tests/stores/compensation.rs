@@ -3,22 +3,11 @@
 //! The shared stores here keep their counters in a memory store of this process, behind everything that a shared store
 //! is asked through; they fail, hang and come back as a test says.
 
-#[path = "model/kept.rs"]
-mod kept;
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[path = "model/undone.rs"]
-mod undone;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kept::{BROKEN, HANGING, Kept, WELL, one};
 use metrics::{Counter, Gauge, Histogram};
-use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Charges, Check, CounterName, FixedWindow, LeaseId, Limit, Needs, OnStoreError, Plan, SlidingWindow,
@@ -26,7 +15,10 @@ use tollgate::limiter::{
 use tollgate::store::{
     Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores, Watch,
 };
-use undone::as_is_undone;
+
+use super::fake::{BROKEN, HANGING, Kept, WELL, one};
+use super::undone::as_is_undone;
+use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
 fn stores(first: &Kept, second: &Kept, parted: bool) -> Stores {

@@ -3,17 +3,13 @@
 //! A store joins by one test that hands [`the_contract`] a way to make an empty one. Time is injected, and steps back
 //! now and then; a store that decides by its own clock takes the injected one in these tests.
 
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-
 use std::future::Future;
 
-use plans::{ANYTHING, Reference, START, Scope, always, plans};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Applied, LeaseFate, Plan};
 use tollgate::store::{MemorySettings, Store, Stores};
+
+use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// 400 runs of 250 plans: 100 000 plans, decided by the store and by `advance`, answer by answer.
 fn the_contract<S: Store>(empty: impl Fn() -> S) {

@@ -1,6 +1,5 @@
 //! A shared store that keeps its counters in a memory store of this process, and fails or hangs as a test says: for what
 //! stands between requests and any shared store.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -10,7 +9,7 @@ use tollgate::clock::Timestamp;
 use tollgate::limiter::{Applied, Charges, Check, CounterName, Fault, LeaseId, Limit, Needs, OnStoreError, Plan};
 use tollgate::store::{Backend, Memory, MemorySettings};
 
-use crate::plans::START;
+use crate::support::reference::plans::START;
 
 /// One unit of a counter of the first store; without the store it is denied.
 pub fn check(limit: Limit) -> Check {

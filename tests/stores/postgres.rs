@@ -1,19 +1,10 @@
 //! Counters in a real PostgreSQL: the contract of every store, and what can happen to this one.
 
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[expect(dead_code, unused_imports, reason = "other tests start the other servers")]
-mod support;
-
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use plans::{ANYTHING, Reference, SECOND, START, always, plans};
-use support::{Certificates, PATIENCE, postgres};
 use tokio_postgres::NoTls;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
@@ -21,6 +12,9 @@ use tollgate::limiter::{
     OnStoreError, Plan, SlidingCounter, SlidingWindow, TokenBucket, Undo,
 };
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
+
+use crate::support::processes::{Certificates, PATIENCE, postgres};
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, plans};
 
 type Answers = Vec<Result<Applied, Fault>>;
 

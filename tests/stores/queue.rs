@@ -1,25 +1,18 @@
 //! When a store outside this process is left alone, and what becomes of what is asked of it then.
 
-#[path = "model/kept.rs"]
-mod kept;
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-#[expect(dead_code, reason = "nothing is drawn at random here")]
-mod plans;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kept::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
-use plans::START;
 use tokio::time::Instant;
 use tollgate::limiter::{
     Check, Concurrency, CounterName, Fault, LeaseAction, LeaseChange, LeaseId, Limit, OnStoreError, Plan,
     SlidingWindow, Undo,
 };
 use tollgate::store::{Keeper, Remote, RemoteSettings, Shared, SharedSettings, Store, Stores};
+
+use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
+use crate::support::reference::plans::START;
 
 /// No test lasts as long.
 const HOUR: Duration = Duration::from_secs(3_600);

@@ -1,31 +1,23 @@
 //! Redis keeps the contract: the same as `advance`, decision by decision, one plan a call and many.
 
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[path = "model/redis.rs"]
-mod store;
-#[expect(dead_code, unused_imports, reason = "each test uses some of it")]
-mod support;
-
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use numbers::Numbers;
-use plans::{ANYTHING, Reference, SECOND, START, always, asks, plans};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{self, subsequence};
-use store::{apply, at, connected, counter, decide, one, plan, runtime};
-use support::redis::{Redis as Server, Setup};
-use support::sentinel::{NAME, Sentinel};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Applied, Charges, Check, Concurrency, Fault, FixedWindow, LeaseId, Limit, Needs, Plan, SlidingCounter,
     SlidingWindow, TokenBucket, Undo,
 };
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
+
+use super::redis_client::{self, apply, at, connected, counter, decide, one, plan, runtime};
+use crate::support::processes::redis::{Redis as Server, Setup};
+use crate::support::processes::sentinel::{NAME, Sentinel};
+use crate::support::reference::numbers::Numbers;
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, asks, plans};
 
 fn bucket(limit: u32, window: u64) -> Limit {
     Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
@@ -45,7 +37,7 @@ fn of_each_algorithm(limit: u32, window: u64) -> [Limit; 6] {
 
 /// The key of a counter, as the layout has it.
 fn key(counter: u64) -> Vec<u8> {
-    let [first, second] = store::counter(counter).0;
+    let [first, second] = redis_client::counter(counter).0;
     [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
 }
 

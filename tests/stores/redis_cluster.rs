@@ -1,27 +1,11 @@
 //! Redis Cluster keeps the contract where counters share a home, and never admits too often where they do not; slots
 //! move, replicas are promoted and nodes crash while decisions are made.
 
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[path = "model/redis.rs"]
-#[expect(dead_code, reason = "each test uses some of it")]
-mod store;
-#[expect(dead_code, unused_imports, reason = "each test uses some of it")]
-mod support;
-#[path = "model/undone.rs"]
-mod undone;
-
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use plans::{ANYTHING, Reference, SECOND, START, Scope, always, plans};
-use store::{one, plan};
-use support::redis::Setup;
-use support::{Cluster, until};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Applied, Charges, Check, Concurrency, CounterName, Fault, FixedWindow, LeaseFate, LeaseId, Limit, Needs,
@@ -31,7 +15,12 @@ use tollgate::store::{
     Address, Backend, Credentials, Keeper, Password, Redis, RedisSettings, RemoteSettings, Shared, SharedSettings,
     Store, Stores, TlsSettings, Topology,
 };
-use undone::as_is_undone;
+
+use super::redis_client::{one, plan};
+use super::undone::as_is_undone;
+use crate::support::processes::redis::Setup;
+use crate::support::processes::{self, Cluster, until};
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, Scope, always, plans};
 
 const HOUR: u64 = 3_600 * SECOND;
 
@@ -532,7 +521,7 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
 #[test]
 fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
     let Some(mut cluster) = Cluster::start(2, 0) else { return };
-    cluster.nodes.iter_mut().for_each(support::Redis::kill);
+    cluster.nodes.iter_mut().for_each(processes::Redis::kill);
     runtime().block_on(async {
         let redis = Redis::new(&settings(&cluster)).expect("no file is read");
         let asked = plan([one(at_home(0, 1), bucket(5))]);
@@ -542,7 +531,7 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
         }
         assert_eq!(redis.probe().await, Err(Fault::Unreachable));
         assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
-        cluster.nodes.iter_mut().for_each(support::Redis::restart);
+        cluster.nodes.iter_mut().for_each(processes::Redis::restart);
         let back = Instant::now();
         while redis.execute(std::slice::from_ref(&asked), None).await[0].is_err() {
             assert!(back.elapsed() < LONG, "it is not found");

@@ -1,19 +1,16 @@
 //! How a Redis is reached: over what, as whom, and that a connection comes back by itself.
 
-#[path = "model/redis.rs"]
-mod store;
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
-mod support;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use store::{answers, apply, at, connected, counter, decide, one, plan, runtime};
-use support::proxy::Proxy;
-use support::redis::{Redis as Server, Setup};
-use support::sentinel::{NAME, Sentinel};
 use tollgate::limiter::{Fault, FixedWindow, Limit};
 use tollgate::store::{Address, Backend, Credentials, Identity, Password, Redis, RedisSettings, TlsSettings, Topology};
+
+use super::redis_client::{answers, apply, at, connected, counter, decide, one, plan, runtime};
+use crate::support::processes::PATIENCE;
+use crate::support::processes::proxy::Proxy;
+use crate::support::processes::redis::{Redis as Server, Setup};
+use crate::support::processes::sentinel::{NAME, Sentinel};
 
 const HOUR: u64 = 3_600_000_000;
 
@@ -73,7 +70,7 @@ fn a_database_and_a_prefix_keep_counters_apart() {
 fn a_user_with_a_password_is_let_in_to_its_keys_only() {
     let Some(server) = Setup::redis().map(|setup| setup.password("boss").start()) else { return };
     // The rights that docs/stores.md names are enough.
-    let page = include_str!("../docs/stores.md");
+    let page = include_str!("../../docs/stores.md");
     let (_, rights) = page.split_once("An ACL user needs `").expect("the page names them");
     let rights = rights.split_once('`').expect("to the end").0.split_whitespace();
     let user: Vec<&str> = ["ACL", "SETUSER", "limits", "on", ">secret"].into_iter().chain(rights).collect();
@@ -156,7 +153,7 @@ fn a_connection_comes_back_by_itself() {
         server.kill();
         let lost = Instant::now();
         while left(&redis).await != Err(Fault::Unreachable) {
-            assert!(lost.elapsed() < support::PATIENCE, "it is noticed");
+            assert!(lost.elapsed() < PATIENCE, "it is noticed");
         }
         // Without a connection the answer comes at once: nobody waits for one that is being made.
         let at_once = async {
@@ -164,7 +161,7 @@ fn a_connection_comes_back_by_itself() {
                 assert_eq!(left(&redis).await, Err(Fault::Unreachable));
             }
         };
-        tokio::time::timeout(support::PATIENCE, at_once).await.expect("a wait of 20 ms each would be seen");
+        tokio::time::timeout(PATIENCE, at_once).await.expect("a wait of 20 ms each would be seen");
         server.restart();
         answers(&redis).await;
         assert_eq!(left(&redis).await, Ok(9));
@@ -178,7 +175,7 @@ fn a_server_that_says_nothing_is_given_up_in_time() {
         let settings = RedisSettings { response_timeout: Duration::from_millis(100), ..at(server.port) };
         let redis = connected(&settings).await;
         server.freeze();
-        let given_up = tokio::time::timeout(support::PATIENCE, left(&redis)).await.expect("it is given up");
+        let given_up = tokio::time::timeout(PATIENCE, left(&redis)).await.expect("it is given up");
         assert_eq!(given_up, Err(Fault::Timeout));
         server.thaw();
         answers(&redis).await;
@@ -201,7 +198,7 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
             let promoted = Instant::now();
             // What is answered from here on is counted in the new server.
             while apply(&redis, plan([fresh(2)])).await.is_err() {
-                assert!(promoted.elapsed() < support::PATIENCE, "the failover is followed");
+                assert!(promoted.elapsed() < PATIENCE, "the failover is followed");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             assert_eq!(counters(&watched.servers[now], &fresh(2)), 1, "{:?} after it", promoted.elapsed());

@@ -1,21 +1,12 @@
 //! The wrappers keep their contract around a real Redis.
 
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[path = "model/redis.rs"]
-#[expect(dead_code, reason = "each test uses some of it")]
-mod store;
-#[expect(dead_code, unused_imports, reason = "each test uses some of it")]
-mod support;
-#[path = "model/wrapped.rs"]
-mod wrapped;
-
-use store::at;
-use support::redis::Redis as Server;
 use tollgate::store::{Redis, RedisSettings, Stores};
-use wrapped::{WITH_CACHE, WITH_LEASES, Wrapped, instance, leases_keep_the_contract, the_cache_keeps_the_contract};
+
+use super::redis_client::at;
+use super::wrapped::{
+    WITH_CACHE, WITH_LEASES, Wrapped, instance, leases_keep_the_contract, the_cache_keeps_the_contract,
+};
+use crate::support::processes::redis::Redis as Server;
 
 /// An instance that finds nothing counted.
 fn empty(server: &Server, run: u32, name: &str, wrapped: Wrapped) -> Stores {

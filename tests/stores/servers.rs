@@ -1,9 +1,5 @@
 //! The servers that the tests of stores talk to are what they say they are, and end with the test.
 
-#[path = "support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "only the servers of stores are started here")]
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +9,10 @@ use redis::ConnectionLike;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use support::{Cluster, Postgres, Proxy, Redis, Sentinel, postgres, redis as server, until};
 use tokio_postgres::NoTls;
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::support::processes::{Cluster, Postgres, Proxy, Redis, Sentinel, postgres, redis as server, until};
 
 fn pong(url: &str) -> bool {
     let client = redis::Client::open(url).expect("an address");

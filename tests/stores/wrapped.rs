@@ -1,5 +1,4 @@
 //! The contract of the wrappers of shared stores, with one instance and no refunds.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +8,7 @@ use tollgate::clock::Timestamp;
 use tollgate::limiter::{Applied, Plan};
 use tollgate::store::{Backend, Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
 
-use crate::plans::{ANYTHING, Reference, START, Scope, always, plans};
+use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// Settings with a wrapper.
 pub type Wrapped = fn(SharedSettings) -> SharedSettings;

@@ -2,27 +2,21 @@
 //!
 //! With one instance and no refunds they answer as the store would; with several they never let more pass than the limit.
 
-#[path = "model/kept.rs"]
-mod kept;
-#[path = "model/numbers.rs"]
-mod numbers;
-#[path = "model/plans.rs"]
-mod plans;
-#[path = "model/wrapped.rs"]
-mod wrapped;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use kept::{HANGING, Kept, WELL, check, one};
-use plans::{SECOND, START};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use tollgate::limiter::{
     Alignment, Charges, Check, CounterName, FixedWindow, Limit, Needs, SlidingWindow, TokenBucket,
 };
 use tollgate::store::{Keeper, RemoteSettings, Shared, SharedSettings, Store, Stores};
-use wrapped::{WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract};
+
+use super::fake::{HANGING, Kept, WELL, check, one};
+use super::wrapped::{
+    WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract,
+};
+use crate::support::reference::plans::{SECOND, START};
 
 fn window(limit: u32) -> Limit {
     Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(60 * SECOND) })

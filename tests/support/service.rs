@@ -1,7 +1,5 @@
 //! The whole service on free ports, by a clock that waits to be told, and clients for its doors.
 
-#![expect(dead_code, reason = "each test binary uses its own part")]
-
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::str::FromStr;

@@ -4,16 +4,13 @@
 //! at another one, `TOLLGATE_FUZZ_ROUNDS` makes more, and `TOLLGATE_FUZZ_INPUT` runs the files that it names and nothing
 //! else. `make fuzz` runs the targets for longer, led by coverage.
 
-#[path = "model/dice.rs"]
-mod dice;
-#[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use dice::Dice;
+use crate::support::dice::Dice;
 
 #[test]
 fn a_configuration_is_refused_with_a_place_or_prints_what_means_the_same() {

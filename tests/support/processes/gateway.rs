@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Answer, Ask, Ports, Process, Tollgate, Upstream, read, servers};
+use super::{Answer, Ask, Ports, Process, Tollgate, Upstream, installed, read};
 
 /// The three of them, running.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Gateway {
 
     /// A gateway of an Envoy configuration and rules. None when there is no Envoy.
     pub fn start(envoy: &str, rules: &str) -> Option<Self> {
-        let binary = servers::envoy()?;
+        let binary = installed::envoy()?;
         let ports = Ports::free();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let upstream = Upstream::start(ports.of(9_000));

@@ -8,13 +8,13 @@ pub mod certificates;
 pub mod cluster;
 pub mod gateway;
 pub mod http;
+pub mod installed;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod redis;
 pub mod sentinel;
-pub mod servers;
 pub mod tollgate;
 pub mod upstream;
 

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::process::bound;
-use super::{Certificates, Process, ports, servers, until};
+use super::{Certificates, Process, installed, ports, until};
 
 /// Who tests connect as.
 pub const USER: &str = "tollgate";
@@ -38,7 +38,7 @@ pub struct Setup {
 impl Setup {
     /// PostgreSQL as it is, asking for passwords. None when it is not installed.
     pub fn new() -> Option<Self> {
-        servers::postgres().map(|programs| Self { programs, lines: Vec::new(), tls: false })
+        installed::postgres().map(|programs| Self { programs, lines: Vec::new(), tls: false })
     }
 
     /// A line of its configuration, such as `max_connections = 5`.

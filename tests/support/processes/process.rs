@@ -7,11 +7,11 @@ use std::sync::LazyLock;
 use std::sync::mpsc::{self, Sender};
 use std::{io, mem, thread};
 
-use super::{servers, until};
+use super::{installed, until};
 
 /// A command whose process gets this signal when the tests end in a way that drops nothing.
 pub fn bound(program: &Path, signal: &str) -> Command {
-    match servers::on_path("setpriv") {
+    match installed::on_path("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
             command.args(["--pdeathsig", signal, "--"]).arg(program);

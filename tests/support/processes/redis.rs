@@ -13,7 +13,7 @@ use redis::{
 use tempfile::TempDir;
 
 use super::process::bound;
-use super::{Certificates, Process, ports, servers, until};
+use super::{Certificates, Process, installed, ports, until};
 
 /// How long it may take to answer a test.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -33,12 +33,12 @@ pub struct Setup {
 impl Setup {
     /// Redis. None when it is not installed.
     pub fn redis() -> Option<Self> {
-        servers::redis().map(Self::of)
+        installed::redis().map(Self::of)
     }
 
     /// Valkey. None when it is not installed.
     pub fn valkey() -> Option<Self> {
-        servers::valkey().map(Self::of)
+        installed::valkey().map(Self::of)
     }
 
     fn of(program: PathBuf) -> Self {

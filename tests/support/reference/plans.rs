@@ -12,7 +12,7 @@ use tollgate::limiter::{
     Plan, State, advance, change_lease, undo,
 };
 
-use crate::numbers::Numbers;
+use super::numbers::Numbers;
 
 pub const SECOND: u64 = 1_000_000;
 pub const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
