@@ -20,7 +20,8 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
 use crate::support::dice::Dice;
 use crate::support::service::*;
 
-/// Panics of tasks, which hyper or tokio would swallow.
+/// Panics of tasks, which hyper or tokio would swallow. A panic of another test in this process counts as well: that test
+/// has failed then.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 const ROUNDS: u64 = 10_000;
