@@ -63,7 +63,8 @@ async fn until(what: &str, is: impl Fn() -> bool) {
 fn the_table_of_limits_has_every_bound_with_its_default_and_a_test_that_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = std::fs::read_to_string(root.join("docs/limits.md")).expect("the table");
-    let sources = [include_str!("bounds.rs"), include_str!("../core/semantics.rs"), include_str!("hostile.rs")].concat();
+    let sources =
+        [include_str!("bounds.rs"), include_str!("../core/semantics.rs"), include_str!("hostile.rs")].concat();
     let printed = tollgate::config::Config::read(&[], &|_| None).expect("nothing is wrong").effective();
     for bound in Bound::ALL {
         let row = table.lines().find(|line| line.starts_with(&format!("| `{}` |", bound.name())));
