@@ -17,7 +17,7 @@ WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOL
 
 ifdef STORE
 test: servers
-	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*' --test store_races --test store_faults --test store_app)
+	$(WITH_SERVERS) cargo test --locked --test stores --test shared_stores --test program -- $(if $(filter memory,$(STORE)),stores::memory stores::contract,stores::$(STORE) shared_stores:: program::on_redis)
 else
 test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
 	cargo fmt --check
@@ -30,8 +30,8 @@ test: servers ## formatting, clippy, all tests, instructions a decision; STORE=r
 endif
 
 contract: servers ## the contract of every store at length: a million random plans each, compared with the reference
-	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test store_contract --test spread --test wrappers --test 'store_redis*' --test 'store_cluster*' -- contract decided_as_if
-	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test 'store_postgres*' -- contract
+	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test stores -- the_contract decided_as_if --skip stores::postgres
+	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test stores -- postgres_keeps_the_contract
 
 servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy, libfaketime
 	@scripts/servers

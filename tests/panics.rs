@@ -1,13 +1,12 @@
 //! A request that panics ends alone. In a binary of its own, because there is one hook for panics in a process.
 
-mod doors;
+mod support;
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use doors::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -16,6 +15,8 @@ use tollgate::clock::{Clock, ManualClock, Timestamp};
 use tollgate::rules::{RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::support::service::*;
 
 /// Two requests a minute of each account.
 fn two() -> RuleBook {

@@ -12,12 +12,12 @@ mod client;
 mod gateway;
 mod load;
 mod paced;
+#[path = "../../tests/support/processes/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "tests start the other servers")]
+mod processes;
 mod questions;
 mod server;
 mod stores;
-#[path = "../../tests/support/mod.rs"]
-#[expect(dead_code, unused_imports, reason = "tests start the other servers")]
-mod support;
 
 use std::time::Duration;
 

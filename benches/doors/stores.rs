@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use crate::load::{self, Load};
+use crate::processes::redis::Setup;
+use crate::processes::{Cluster, Redis, until};
 use crate::server::Server;
-use crate::support::redis::Setup;
-use crate::support::{Cluster, Redis, until};
 use crate::{ROUNDS, client, gateway, median, questions};
 
 /// Accounts that are asked about in turn, where there are many.

@@ -4,15 +4,15 @@
 //! key every batch writes one row and waits for the one before; on 10 000 keys it writes as many rows as it has plans.
 
 #[expect(dead_code, unused_imports, reason = "tests start the other servers")]
-#[path = "../../tests/support/mod.rs"]
-mod support;
+#[path = "../../tests/support/processes/mod.rs"]
+mod processes;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
-use support::postgres::Setup;
+use processes::postgres::Setup;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
 use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{Postgres, PostgresSettings, Remote, RemoteSettings};

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{project, servers};
+use crate::support::processes::{installed, project};
 
 #[test]
 fn the_demo_tells_its_story_as_it_happens() {
@@ -15,20 +15,20 @@ fn the_demo_tells_its_story_as_it_happens() {
 
 #[test]
 fn the_demo_tells_the_same_story_of_two_instances_that_share_a_redis() {
-    if servers::redis().is_some() {
+    if installed::redis().is_some() {
         tells_its_story(&["--store", "redis"]);
     }
 }
 
 #[test]
 fn the_demo_tells_the_same_story_of_two_instances_that_share_a_postgresql() {
-    if servers::postgres().is_some() {
+    if installed::postgres().is_some() {
         tells_its_story(&["--store", "postgres"]);
     }
 }
 
 fn tells_its_story(arguments: &[&str]) {
-    let (Some(envoy), Some(python)) = (servers::envoy(), servers::python()) else { return };
+    let (Some(envoy), Some(python)) = (installed::envoy(), installed::python()) else { return };
     let story = demo(&python, &envoy).args(arguments).output().expect("python runs");
     let told = String::from_utf8_lossy(&story.stdout);
     assert!(story.status.success(), "{told}{}", String::from_utf8_lossy(&story.stderr));
@@ -39,7 +39,7 @@ fn tells_its_story(arguments: &[&str]) {
 
 #[test]
 fn the_demo_leaves_nothing_behind_when_its_terminal_closes() {
-    let (Some(envoy), Some(python)) = (servers::envoy(), servers::python()) else { return };
+    let (Some(envoy), Some(python)) = (installed::envoy(), installed::python()) else { return };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut demo = demo(&python, &envoy)
         .arg("--up")
@@ -63,7 +63,7 @@ fn the_demo_leaves_nothing_behind_when_its_terminal_closes() {
 
 #[test]
 fn the_demo_says_in_one_line_what_it_lacks() {
-    let Some(python) = servers::python() else { return };
+    let Some(python) = installed::python() else { return };
     let ended = demo(&python, Path::new("/nowhere/envoy")).output().expect("python runs");
     assert_eq!(ended.status.code(), Some(1));
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use tollgate::config::{Config, Source};
 
-use crate::support::{Ask, Ports, Tollgate, project, read, servers};
+use crate::support::processes::{Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents: their commands, configuration and links.
 const DOCUMENTS: [&str; 8] = [
@@ -75,7 +75,7 @@ const A_RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\
 
 #[test]
 fn every_filter_is_accepted_by_a_real_envoy() {
-    let Some(envoy) = servers::envoy() else { return };
+    let Some(envoy) = installed::envoy() else { return };
     let filters = all("yaml");
     assert_eq!(filters.len(), 2, "the README shows ext_authz and RLS");
     for block in filters {

@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use crate::support::{Answer, Ask, Gateway, read, until};
+use crate::support::processes::{Answer, Ask, Gateway, read, until};
 
 fn example(name: &str) -> String {
     read(format!("examples/envoy/{name}"))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::{Answer, Ask, Gateway, project, until};
+use crate::support::processes::{Answer, Ask, Gateway, project, until};
 
 /// The examples that a test here runs: a new file without one is found out.
 const TESTED: [&str; 11] = [

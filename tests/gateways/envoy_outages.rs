@@ -1,6 +1,6 @@
 //! What Envoy does when there is nobody to ask: each door fails the way its example says.
 
-use crate::support::{Ask, Gateway};
+use crate::support::processes::{Ask, Gateway};
 
 #[test]
 fn without_tollgate_the_routes_example_lets_requests_pass() {

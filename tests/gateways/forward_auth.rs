@@ -1,7 +1,7 @@
 //! Requests as Caddy's `forward_auth` and Traefik's ForwardAuth send them: a GET that tells in `X-Forwarded-*` what
 //! the client asked for, with all of the client's other headers.
 
-use crate::support::{Ask, Ports, Tollgate, read};
+use crate::support::processes::{Ask, Ports, Tollgate, read};
 
 /// The question that Caddy asks for a `POST` of this URI by the client at this address.
 fn question(uri: &str, client: &str) -> Ask {

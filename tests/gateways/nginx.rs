@@ -3,11 +3,11 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::{Ask, Ports, Process, Tollgate, Upstream, read, servers};
+use crate::support::processes::{Ask, Ports, Process, Tollgate, Upstream, installed, read};
 
 #[test]
 fn nginx_asks_and_restores_the_refusal() {
-    let Some(binary) = servers::nginx() else { return };
+    let Some(binary) = installed::nginx() else { return };
     let ports = Ports::free();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let upstream = Upstream::start(ports.of(9_000));

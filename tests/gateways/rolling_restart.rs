@@ -5,14 +5,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::support::{Ask, Ports, Process, Upstream, read, servers, until};
+use crate::support::processes::{Ask, Ports, Process, Upstream, installed, read, until};
 
 /// The instances: their gRPC and HTTP doors, as the example has them.
 const INSTANCES: [(u16, u16); 2] = [(8_081, 8_080), (8_083, 8_082)];
 
 #[test]
 fn a_rolling_restart_of_two_instances_fails_no_request_and_lets_none_pass_unasked() {
-    let Some(binary) = servers::envoy() else { return };
+    let Some(binary) = installed::envoy() else { return };
     let ports = Ports::free();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let _upstream = Upstream::start(ports.of(9_000));

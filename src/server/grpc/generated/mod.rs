@@ -1,4 +1,4 @@
-//! Generated from `proto/` and committed, so that a build needs no generator; `tests/doors_generated.rs` keeps it
+//! Generated from `proto/` and committed, so that a build needs no generator; `tests/doors/generated.rs` keeps it
 //! true. The modules are the protobuf packages.
 
 #![expect(missing_docs, reason = "generated; proto/ documents the messages")]

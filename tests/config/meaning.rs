@@ -1,0 +1,760 @@
+//! What a configuration means: the samples, the schema, variables, directories, and files of rate-sync.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tollgate::clock::{ManualClock, Timestamp};
+use tollgate::config::{Config, Engine, Errors, Source, json_schema};
+use tollgate::descriptor::{Descriptor, Hits, Request};
+use tollgate::engine;
+use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
+use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
+use tollgate::settings::Listen;
+use tollgate::store::{MemorySettings, Stores};
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
+}
+
+/// Every sample: path and text.
+fn samples() -> Vec<Source> {
+    let mut samples: Vec<Source> = std::fs::read_dir(directory())
+        .expect("the samples are there")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "toml" || ending == "yaml"))
+        .map(|path| Source {
+            text: std::fs::read_to_string(&path).expect("readable"),
+            name: path.file_name().expect("a file").to_string_lossy().into_owned(),
+        })
+        .collect();
+    samples.sort_by(|a, b| a.name.cmp(&b.name));
+    samples
+}
+
+fn sample(name: &str) -> Config {
+    Config::load(Some(&directory().join(name))).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn read_with(name: &str, text: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Config, Errors> {
+    Config::read(&[Source { name: name.to_owned(), text: text.to_owned() }], variables)
+}
+
+fn read(text: &str) -> Config {
+    read_with("a.toml", text, &|_| None).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn refused(text: &str) -> String {
+    read_with("a.toml", text, &|_| None).expect_err("refused").to_string()
+}
+
+fn limiter<'a>(config: &'a Config, name: &str) -> &'a Limiter {
+    config.book.limiters.iter().find(|limiter| limiter.name == name).expect(name)
+}
+
+/// Weakness R29: what the documentation shows does not work.
+#[test]
+fn every_sample_is_read_without_a_word_and_compiles() {
+    let samples = samples();
+    assert!(samples.len() >= 6, "only {} samples", samples.len());
+    for source in samples {
+        let config = Config::read(std::slice::from_ref(&source), &|_| None);
+        let config = config.unwrap_or_else(|errors| panic!("{errors}"));
+        assert!(config.warnings.is_empty(), "{}: {:?}", source.name, config.warnings);
+        Rules::compile(config.book).unwrap_or_else(|errors| panic!("{}: {errors:?}", source.name));
+    }
+}
+
+#[test]
+fn toml_and_yaml_are_one_schema() {
+    assert_eq!(sample("login.toml").effective(), sample("login.yaml").effective());
+}
+
+#[test]
+fn what_print_shows_reads_as_the_same_configuration() {
+    for source in samples() {
+        let config = Config::read(std::slice::from_ref(&source), &|_| None);
+        let effective = config.unwrap_or_else(|errors| panic!("{errors}")).effective();
+        let again = read_with("effective.yaml", &effective, &|_| None);
+        assert_eq!(again.unwrap_or_else(|errors| panic!("{errors}")).effective(), effective, "{}", source.name);
+    }
+}
+
+#[test]
+fn the_entries_that_a_domain_declares_are_printed() {
+    let effective = |entries: &str| read(&format!("[domains.edge]\n{entries}\n")).effective();
+    assert!(effective("entries = ['account', 'tier']").contains("    entries:\n    - account\n    - tier\n"));
+    assert!(effective("entries = []").contains("    entries: []\n"), "declaring none is not the same as not declaring");
+    assert!(effective("").contains("    addresses: []\nrules: []\n"), "{}", effective(""));
+}
+
+#[test]
+fn the_login_sample_means_what_its_comments_say() {
+    let config = sample("login.toml");
+    let account = limiter(&config, "login_account");
+    let quota = account.quota.as_ref().expect("a window");
+    assert_eq!((quota.limit, quota.window), (5, Duration::from_secs(300)));
+    assert!(matches!(quota.algorithm, Algorithm::SlidingWindow));
+    assert_eq!(account.on_store_error, OnStoreError::Deny);
+    assert_eq!(limiter(&config, "login_ip").on_store_error, OnStoreError::Local, "semantics 31");
+    let [rule] = &config.book.rules[..] else { panic!("one rule") };
+    assert_eq!(rule.matches[0], ("path".to_owned(), Matcher::parse("/login")));
+    let Action::Apply(applies) = &rule.action else { panic!("limiters apply") };
+    assert_eq!((applies[0].charge, applies[1].charge), (Charge::Own, Charge::Admitted));
+    let domain = &config.book.domains[0];
+    assert_eq!(domain.normalise[1], ("account".to_owned(), vec![Normaliser::Lowercase, Normaliser::Trim]));
+    assert_eq!(config.server.authz.domain, "edge");
+}
+
+/// An engine by a sample, with a clock that waits to be told.
+fn engine(name: &str) -> (engine::Engine, ManualClock) {
+    let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
+    let config = sample(name);
+    let stores = Stores::memory(&vec![MemorySettings::default(); config.stores.len()]);
+    let rules = Rules::compile(config.book).unwrap_or_else(|errors| panic!("{errors:?}"));
+    (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
+}
+
+/// What a sample decides: the limiter that refuses, or none.
+fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
+    let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
+    let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let decision = runtime.block_on(engine.decide(&request));
+    let refusal = decision.refusal();
+    refusal.map(|refusal| refusal.limiter.unwrap_or("no limiter").to_owned())
+}
+
+const ONE: Hits = Hits::Charge(1);
+
+#[test]
+fn the_login_sample_stops_an_account_and_an_address() {
+    let (engine, _) = engine("login.toml");
+    let login = |address: &str, account: &str| {
+        let entries = [("path", "//login"), ("method", "POST"), ("remote_address", address), ("account", account)];
+        decide(&engine, "edge", ONE, &entries)
+    };
+    for host in 0..5 {
+        assert_eq!(login(&format!("192.0.2.{host}"), "bob"), None);
+    }
+    assert_eq!(login("192.0.2.9", " BOB"), Some("login_account".to_owned()));
+    let tries: Vec<_> = (0..31).map(|number| login("198.51.100.1", &format!("user{number}"))).collect();
+    assert_eq!(tries[29], None);
+    assert_eq!(tries[30], Some("login_ip".to_owned()));
+}
+
+#[test]
+fn the_tiers_sample_gives_each_tier_its_numbers() {
+    let (engine, _) = engine("tiers.toml");
+    let admitted = |account: &str, tier: &str| {
+        let ask = |_: &u32| decide(&engine, "edge", ONE, &[("account", account), ("tier", tier)]).is_none();
+        (0..200).take_while(ask).count()
+    };
+    assert_eq!(admitted("ann", "free"), 20);
+    assert_eq!(admitted("eve", "Pro"), 100);
+    assert_eq!(admitted("joe", "platinum"), 20, "an unknown tier is free");
+    assert_eq!(admitted("ann", "pro"), 80, "an upgrade keeps what was used");
+    assert!(decide(&engine, "edge", ONE, &[("account", "ann")]).is_some(), "an account without a tier is refused");
+}
+
+/// Weakness R13: a sliding window drops the slots that are configured with it.
+#[test]
+fn the_concurrency_sample_holds_two_slots_and_takes_nothing_from_the_hour_without_one() {
+    let (engine, clock) = engine("concurrency.toml");
+    let export = |account: &str| {
+        let entries = [("path", "/export/7"), ("account", account), ("remote_address", "192.0.2.1")];
+        decide(&engine, "edge", ONE, &entries)
+    };
+    assert_eq!((export("bob"), export("bob")), (None, None));
+    for _ in 0..30 {
+        assert_eq!(export("bob"), Some("exports".to_owned()));
+    }
+    assert_eq!(export("ann"), None);
+    clock.advance(Duration::from_secs(301));
+    assert_eq!(export("bob"), None, "the leases have expired, and the hour has room");
+}
+
+#[test]
+fn the_tokens_sample_looks_first_and_charges_what_was_used() {
+    let (engine, clock) = engine("tokens.toml");
+    let ask = |hits: Hits| decide(&engine, "llm", hits, &[("account", "bob")]);
+    assert_eq!(ask(Hits::Peek), None);
+    assert_eq!(ask(Hits::Charge(70_000)), None, "the whole cost is recorded");
+    assert_eq!(ask(Hits::Peek), Some("tokens".to_owned()), "50000 are owed");
+    clock.advance(Duration::from_secs(31 * 60));
+    assert_eq!(ask(Hits::Peek), None, "they have drained");
+}
+
+#[test]
+fn the_schema_in_config_is_the_one_that_the_program_prints() {
+    let path = directory().join("tollgate.schema.json");
+    let printed = format!("{:#}\n", json_schema());
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &printed).expect("writable");
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(committed == printed, "write it anew: tollgate schema > config/tollgate.schema.json");
+    assert!(committed.contains("https://json-schema.org/draft/2020-12/schema"));
+}
+
+fn as_json(source: &Source) -> serde_json::Value {
+    match source.name.ends_with(".toml") {
+        true => toml::from_str(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.name)),
+        false => serde_yaml::from_str(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.name)),
+    }
+}
+
+/// What the schema has against a file.
+fn objections(schema: &jsonschema::Validator, source: &Source) -> String {
+    schema.iter_errors(&as_json(source)).map(|error| format!("{}: {error}\n", error.instance_path())).collect()
+}
+
+#[test]
+fn the_schema_accepts_every_sample_and_what_print_shows_of_it() {
+    let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
+    for source in samples() {
+        assert_eq!(objections(&schema, &source), "", "{}", source.name);
+        let effective = read_with(&source.name, &source.text, &|_| None).expect("read").effective();
+        let printed = Source { name: "effective.yaml".to_owned(), text: effective };
+        assert_eq!(objections(&schema, &printed), "", "{} as printed", source.name);
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_is_wrong_by_its_shape() {
+    let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
+    let broken = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");
+    for name in [
+        "accepts_nothing_else.toml",
+        "bounds.toml",
+        "bounds_too_large.toml",
+        "choices.yaml",
+        "domains.yaml",
+        "durations.yaml",
+        "e1_zero_and_negative.toml",
+        "headers.yaml",
+        "key_parts.toml",
+        "listen_port.yaml",
+        "match_values.yaml",
+        "missing_everything.toml",
+        "not_a_table.yaml",
+        "unknown_keys.toml",
+        "unknown_keys.yaml",
+    ] {
+        let text = std::fs::read_to_string(broken.join(name)).expect(name);
+        assert!(!schema.is_valid(&as_json(&Source { name: name.to_owned(), text })), "{name} passes");
+    }
+}
+
+#[test]
+fn without_anything_there_is_a_memory_store_and_no_rule() {
+    let config = Config::read(&[], &|_| None).expect("nothing is wrong");
+    assert_eq!(config.server, tollgate::settings::Settings::default());
+    assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 256 << 20));
+    assert_eq!(config.book.stores, ["memory"]);
+    assert!(config.book.rules.is_empty() && config.book.secret.is_development());
+    for empty in ["", "# nothing\n"] {
+        assert!(read_with("a.toml", empty, &|_| None).is_ok());
+        assert!(read_with("a.yaml", empty, &|_| None).is_ok());
+    }
+}
+
+#[test]
+fn the_largest_bounds_are_taken() {
+    let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
+    assert_eq!(bounds, RequestBounds::MOST);
+}
+
+#[test]
+fn a_memory_store_has_a_mebibyte_at_least() {
+    for written in ["1048576", "'1MiB'", "'1024KiB'"] {
+        let config = read(&format!("[stores.a]\nengine = 'memory'\nmax_memory = {written}\n"));
+        assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 1 << 20));
+    }
+}
+
+#[test]
+fn a_limiter_without_a_store_uses_the_only_one_or_main_or_the_first() {
+    let store = |stores: &str| {
+        let text = format!("{stores}\n[limiters.a]\nmax_concurrent = 1\n");
+        let config = read(&text);
+        config.stores[usize::from(config.book.limiters[0].store)].name.clone()
+    };
+    assert_eq!(store(""), "memory");
+    assert_eq!(store("[stores.only]\nengine = 'memory'"), "only");
+    assert_eq!(store("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'"), "main");
+    assert_eq!(store("[stores.first]\nengine = 'memory'\n[stores.second]\nengine = 'memory'"), "first");
+}
+
+#[test]
+fn listeners_are_addresses_or_sockets() {
+    let config = read("[server]\ngrpc = '[::1]:0'\nhttp = 'unix:/run/tollgate.sock'\n");
+    assert_eq!(config.server.grpc, Listen::Tcp("[::1]:0".parse().expect("an address")));
+    assert_eq!(config.server.http, Listen::Unix("/run/tollgate.sock".into()));
+}
+
+#[test]
+fn semantics_20_a_rate_holds_one_second_of_it_unless_burst_says_more() {
+    let config = read(
+        "[limiters.a]\nrate_per_second = 10.5\n[limiters.b]\nrate_per_second = 0.1\n\
+         [limiters.c]\nrate_per_second = 10\nburst = 50\n[limiters.d]\nalgorithm = 'token_bucket'\nlimit = 100\nwindow = '1h'\n",
+    );
+    let bucket = |name: &str| {
+        let quota = limiter(&config, name).quota.clone().expect("a quota");
+        let Algorithm::TokenBucket { burst, .. } = quota.algorithm else { panic!("{name} is a bucket") };
+        (quota.limit, quota.window, burst)
+    };
+    assert_eq!(bucket("a"), (21, Duration::from_secs(2), Some(11)));
+    assert_eq!(bucket("b"), (1, Duration::from_secs(10), Some(1)));
+    assert_eq!(bucket("c"), (10, Duration::from_secs(1), Some(50)));
+    assert_eq!(bucket("d"), (100, Duration::from_secs(3600), None));
+}
+
+#[test]
+fn semantics_23_a_calendar_has_a_unit_and_a_zone() {
+    let config = sample("tokens.toml");
+    let quota = limiter(&config, "tokens_month").quota.clone().expect("a quota");
+    let Algorithm::FixedWindow(Schedule::Calendar(calendar)) = quota.algorithm else { panic!("a calendar") };
+    assert_eq!(calendar.zone.iana_name(), Some("Europe/Berlin"));
+    assert_eq!(quota.window, Duration::from_secs(30 * 86_400));
+}
+
+#[test]
+fn semantics_01_tiers_that_cannot_share_a_counter_are_warned_of() {
+    let config = read(
+        "[limiters.api_free]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '1m'\n\
+         [limiters.api_pro]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '2m'\n\
+         [[rules]]\ndomain = 'edge'\nname = 'quota'\napply = [{ limiter = 'api_{tier}' }]\n",
+    );
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        warnings,
+        [
+            "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", and has no otherwise: a request whose {tier} fits no \
+             limiter is refused",
+            "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", but \"api_free\" and \"api_pro\" differ in \
+             algorithm, window or store: who changes between them starts afresh",
+        ]
+    );
+}
+
+#[test]
+fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
+    let config = read(
+        "[limiters.a]\nmax_concurrent = 1\n\
+         [[rules]]\ndomain = 'edge'\nname = 'a'\nmode = 'shadow'\naction = 'allow'\n\
+         [[rules]]\ndomain = 'edge'\nname = 'b'\nmode = 'shadow'\nfinal = true\napply = [{ limiter = 'a' }]\n\
+         [[rules]]\ndomain = 'edge'\nname = 'c'\nmode = 'shadow'\nfinal = false\naction = 'deny'\n",
+    );
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let reason = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+    assert_eq!(
+        warnings,
+        [
+            format!("a.toml:7: rules[0].action is \"allow\", {reason}"),
+            format!("a.toml:12: rules[1].final is true, {reason}"),
+        ]
+    );
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    read(text).warnings.iter().map(ToString::to_string).collect()
+}
+
+const EDGE: &str = "[limiters.a]\nmax_concurrent = 1\n\
+                    [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { path = '/x' }\n\
+                    apply = [{ limiter = 'a', key = ['remote_address'] }]\n";
+
+#[test]
+fn a_configuration_without_rules_is_warned_of_unless_it_refuses_by_itself() {
+    assert_eq!(warnings("# nothing\n"), ["a.toml: there are no rules, so every request passes"]);
+    assert_eq!(warnings("[domains.edge]\nunmatched = 'deny'\n"), [""; 0]);
+    assert_eq!(Config::read(&[], &|_| None).expect("nothing is wrong").warnings, []);
+}
+
+#[test]
+fn a_domain_that_ext_authz_asks_and_that_has_no_rules_is_warned_of() {
+    let passes = "a domain without rules: what ext_authz asks passes, unless its route names another";
+    assert_eq!(warnings(&format!("{EDGE}[authz]\ndomain = 'edge'\n")), [""; 0]);
+    assert_eq!(
+        warnings(&format!("{EDGE}[authz]\ndomain = 'egde'\n")),
+        [format!("a.toml:9: authz.domain is \"egde\", {passes}; did you mean \"edge\"?")]
+    );
+    assert_eq!(
+        warnings(&format!("{EDGE}[authz]\ntrusted_hops = 1\n")),
+        [format!("a.toml:8: authz.domain is \"default\" by default, {passes}; domains with rules: edge")]
+    );
+    assert_eq!(warnings(EDGE), [""; 0], "RLS alone may be asked");
+    let printed = read_with("a.yaml", &read(EDGE).effective(), &|_| None).expect("nothing is wrong");
+    assert_eq!(printed.warnings, []);
+    let refusing = format!("{EDGE}[authz]\ndomain = 'shut'\n[domains.shut]\nunmatched = 'deny'\n");
+    assert_eq!(warnings(&refusing), [""; 0]);
+}
+
+#[test]
+fn an_entry_that_ext_authz_never_makes_is_warned_of_in_its_domain() {
+    let text = EDGE.replace("'remote_address'", "'remote_adress'");
+    let named = "a.toml:7: rules[0].apply[0].key[0] names \"remote_adress\", an entry that [authz] never makes";
+    let meant = format!(
+        "{named}; did you mean \"remote_address\"?; where clients of RLS send it, list all that they send in \
+         domains.edge.entries"
+    );
+    let asked = format!("{text}[authz]\ndomain = 'edge'\n");
+    assert_eq!(warnings(&asked), std::slice::from_ref(&meant));
+    let chosen = format!("{asked}[authz.entries]\naccount = {{ header = 'x-account' }}\n");
+    assert_eq!(warnings(&chosen), [meant]);
+    let far = |text: &str| text.replace("path = '/x'", "plan = 'pro'").replace("remote_adress", "account");
+    assert_eq!(warnings(&far(&asked)), [""; 0], "nothing is said of what ext_authz makes, so RLS may be meant");
+    let plan = warnings(&far(&chosen));
+    assert!(
+        plan.len() == 1 && plan[0].contains("match.plan names \"plan\"") && plan[0].contains("account"),
+        "{plan:?}"
+    );
+    let silenced = format!("{}[domains.edge]\nentries = ['plan']\n", far(&chosen));
+    assert_eq!(warnings(&silenced), [""; 0]);
+    assert_eq!(warnings(&text), [""; 0], "ext_authz asks another domain");
+}
+
+#[test]
+fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
+    let text = "[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'X-Account' }\n\
+                [domains.edge]\nentries = []\n[limiters.a]\nmax_concurrent = 1\n\
+                [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { path = '/x' }\n\
+                apply = [{ limiter = 'a', key = ['account', 'remote_address'] }]\n";
+    let config = read(text);
+    let [(name, source)] = &config.server.authz.entries[..] else { panic!("one entry") };
+    assert_eq!((name.as_str(), &source.from), ("account", &tollgate::settings::Source::Header("x-account".to_owned())));
+    let elsewhere = text.replace("domain = 'edge'\n[authz", "domain = 'other'\n[authz");
+    assert!(refused(&elsewhere).contains("an entry that the domain never has"));
+}
+
+// Variables.
+
+fn environment(name: &str) -> Option<String> {
+    let value = match name {
+        "HOST" => "cache.example",
+        "LIMIT" => "25",
+        "RATE" => "2.5",
+        "EMPTY" => "",
+        "PASSWORD" => "12345678",
+        "NAME" => "login",
+        "WINDOW" => "1m",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+/// Weakness R7: `fail_closed` is read and dropped.
+#[test]
+fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
+    let text = "[stores.main]\nengine = 'redis'\nurl = '${REDIS_URL:-redis://${HOST_IS_NOT_NESTED}'\n";
+    assert!(read_with("a.toml", text, &environment).is_ok(), "a default ends at the first brace and is not expanded");
+    let text = "[stores.main]\nengine = 'redis'\nurl = '${REDIS_URL:-redis://127.0.0.1:6379/0}'\nkey_prefix = '$HOST'\n\
+                [limiters.'${NAME}_${MISSING:-ip}']\nalgorithm = 'sliding_window'\nlimit = '${LIMIT}'\nwindow = '${WINDOW}'\n\
+                [limiters.b]\nrate_per_second = '${RATE}'\n\
+                [limiters.c]\nalgorithm = 'sliding_window'\nlimit = '${EMPTY:-7}'\nwindow_seconds = '${SECONDS:-60}'\n\
+                fail_closed = '${CLOSED:-true}'\n";
+    let config = read_with("a.toml", text, &environment).unwrap_or_else(|errors| panic!("{errors}"));
+    let Engine::Redis(remote) = &config.stores[0].engine else { panic!("redis") };
+    assert_eq!(remote.url.0, "redis://127.0.0.1:6379/0");
+    let quota = |name: &str| limiter(&config, name).quota.clone().expect(name);
+    assert_eq!((quota("login_ip").limit, quota("login_ip").window), (25, Duration::from_secs(60)));
+    assert_eq!((quota("b").limit, quota("b").window), (5, Duration::from_secs(2)));
+    assert_eq!((quota("c").limit, quota("c").window), (7, Duration::from_secs(60)));
+    assert_eq!(limiter(&config, "c").on_store_error, OnStoreError::Deny);
+}
+
+/// Weakness R23: a variable that is not set stays as it is written, and any text of digits becomes a number.
+#[test]
+fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_password_is_a_text() {
+    let text =
+        "[stores.main]\nengine = 'redis'\nurl = 'redis://h'\npassword = '${PASSWORD}'\nkey_prefix = '${UNSET:-}'\n";
+    let config = read_with("a.toml", text, &environment).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(!format!("{config:?}").contains("12345678"));
+    let errors = read_with("a.toml", &text.replace("${UNSET:-}", "${UNSET}"), &environment).expect_err("refused");
+    assert_eq!(
+        errors.to_string(),
+        "a.toml:5: stores.main.key_prefix needs the variable UNSET, which is not set; set it, or write ${UNSET:-default}"
+    );
+}
+
+#[test]
+fn a_dollar_sign_is_written_twice_or_where_no_variable_is_meant() {
+    let rule = "[[rules]]\ndomain = 'a'\nname = 'b'\naction = 'deny'\n";
+    let body = |written: &str| {
+        let config = read_with("a.toml", &format!("{rule}body = '{written}'\n"), &environment);
+        config.unwrap_or_else(|errors| panic!("{errors}")).book.rules[0].refusal.body.clone().expect("a body")
+    };
+    assert_eq!(body("pay $5, $$HOST, $HOST, $NOBODY, $"), "pay $5, $HOST, cache.example, $NOBODY, $");
+    assert_eq!(body("$${HOST}"), "${HOST}");
+}
+
+#[test]
+fn a_file_is_read_beside_the_configuration_without_its_last_line_break() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("secret"), "a long enough secret\n").expect("written");
+    let path = directory.path().join("tollgate.toml");
+    std::fs::write(&path, "[server]\nsecret = '${file:secret}'\n").expect("written");
+    let config = Config::load(Some(&path)).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(!config.warnings.iter().any(|warning| warning.text.contains("secret")));
+    assert!(!config.book.secret.is_development());
+    let same = read("[server]\nsecret = 'a long enough secret'\n").book.secret;
+    assert_eq!(same.counters("a", "b", "c").name(), config.book.secret.counters("a", "b", "c").name());
+}
+
+#[test]
+fn secrets_never_print() {
+    let text = "[server]\nsecret = 'hunter2 hunter2 hunter2'\n\
+                [stores.a]\nengine = 'redis'\nurl = 'redis://user:hunter2@host:6379/0'\npassword = 'hunter2'\n\
+                [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n\
+                [stores.c]\nengine = 'redis'\nurl = 'redis://:hunter2@host/0?x=hunter2'\n\
+                [stores.d]\nengine = 'postgres'\nurl = 'postgres://host/db?password=a@hunter2'\n";
+    let config = read(text);
+    let effective = config.effective();
+    for printed in [format!("{config:?}"), format!("{config:#?}"), effective.clone()] {
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+    for shown in ["secret: '***'", "url: redis://***@host:6379/0", "password: '***'", "url: postgres://host/db?***"] {
+        assert!(effective.contains(shown), "{shown} is not in\n{effective}");
+    }
+}
+
+#[test]
+fn a_url_shows_only_what_is_plainly_no_credential() {
+    let shown = |url: &str| {
+        let mode = if url.contains(',') { "cluster" } else { "standalone" };
+        let store = format!("[stores.a]\nengine = 'redis'\nmode = '{mode}'\nurl = '{url}'\n");
+        let effective = read(&store).effective();
+        let line = effective.lines().find_map(|line| line.strip_prefix("    url: ")).expect("a URL");
+        line.replace("$$", "$")
+    };
+    for plain in ["redis://h", "redis://h.example:6379/0", "redis://[::1]:6379/0", "redis+unix:///run/redis.sock"] {
+        assert_eq!(shown(plain), plain);
+    }
+    assert_eq!(shown("redis://a:hunter2@h-1:1,h-2:2"), "redis://***@h-1:1,h-2:2");
+    assert_eq!(shown("redis://:hun/ter@2@[::1]/0?x=y"), "redis://***@[::1]/0?***");
+    assert_eq!(shown("redis://h/0?a=b@c"), "redis://***");
+    for unclear in [":hunter2/0", ":hunter2h/0", "me:hunter2/0", "h/0 password hunter2", ":hunter2?a@h", "[hunter2/0"] {
+        let errors = refused(&format!("[stores.a]\nengine = 'redis'\nurl = 'redis://{unclear}'\n"));
+        assert!(errors.contains("stores.a.url is \"***\"") && !errors.contains("hunter2"), "{unclear}: {errors}");
+    }
+}
+
+// Directories.
+
+fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).expect("written");
+    }
+    directory
+}
+
+/// What is wrong with a directory, with its own path left out.
+fn directory_errors(files: &[(&str, &str)]) -> String {
+    let directory = written(files);
+    let errors = Config::load(Some(directory.path())).expect_err("refused").to_string();
+    errors.replace(&format!("{}/", directory.path().display()), "")
+}
+
+const RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'NAME'\napply = [{ limiter = 'a' }]\n";
+
+#[test]
+fn semantics_25_a_directory_is_read_in_name_order_and_then_by_place() {
+    let directory = written(&[
+        ("20-second.toml", &RULE.replace("NAME", "third")),
+        ("10-first.toml", &(RULE.replace("NAME", "first") + &RULE.replace("NAME", "second"))),
+        ("30-limiters.yaml", "limiters: { a: { max_concurrent: 1 } }\nserver: { mode: shadow }\n"),
+        ("40-server.yml", "server: { grpc: '127.0.0.1:0' }\n"),
+        (".hidden.toml", "not read"),
+        ("notes.txt", "not read"),
+    ]);
+    let config = Config::load(Some(directory.path())).unwrap_or_else(|errors| panic!("{errors}"));
+    let names: Vec<&str> = config.book.rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, ["first", "second", "third"]);
+    assert!(config.book.shadow);
+    assert_eq!(config.files.len(), 4);
+}
+
+#[test]
+fn what_two_files_define_names_both_places() {
+    let errors = directory_errors(&[
+        ("a.toml", "[limiters.a]\nmax_concurrent = 1\n\n[stores.main]\nengine = 'memory'\n[server]\nmode = 'shadow'\n"),
+        (
+            "b.yaml",
+            "limiters:\n  a: { max_concurrent: 2 }\nstores:\n  main: { engine: memory }\nserver: { mode: enforce }\n",
+        ),
+        ("c.toml", &RULE.replace("NAME", "login")),
+        ("d.toml", &RULE.replace("NAME", "login")),
+    ]);
+    assert_eq!(
+        errors,
+        "b.yaml:2: limiters.a is defined twice; the first is at a.toml:1\n\
+         b.yaml:4: stores.main is defined twice; the first is at a.toml:4\n\
+         b.yaml:5: server.mode is defined twice; the first is at a.toml:7\n\
+         d.toml:3: rules[0].name is \"login\", but the domain \"edge\" has a rule of that name; the first is at c.toml:3"
+    );
+}
+
+#[test]
+fn a_path_inside_counts_in_its_own_file() {
+    let errors = directory_errors(&[
+        ("a.toml", &(RULE.replace("NAME", "a") + "[limiters.a]\nmax_concurrent = 1\n")),
+        ("b.toml", &RULE.replace("NAME", "b").replace("'a'", "'b'")),
+    ]);
+    assert_eq!(errors, "b.toml:4: rules[0].apply[0].limiter is \"b\", which no limiter is named; did you mean \"a\"?");
+}
+
+#[test]
+fn paths_that_cannot_be_read_are_told() {
+    let missing = Config::load(Some(Path::new("no/such/tollgate.toml"))).expect_err("missing");
+    assert_eq!(missing.to_string(), "no/such/tollgate.toml: no such file or directory");
+    let empty = written(&[("notes.txt", "")]);
+    let errors = Config::load(Some(empty.path())).expect_err("empty").to_string();
+    assert!(errors.ends_with(": the directory holds no .toml, .yaml or .yml file"), "{errors}");
+    let ending = written(&[("tollgate.json", "{}")]);
+    let errors = Config::load(Some(&ending.path().join("tollgate.json"))).expect_err("ending").to_string();
+    assert!(errors.ends_with(": expected a name that ends in .toml, .yaml or .yml"), "{errors}");
+    let binary = tempfile::tempdir().expect("a directory");
+    std::fs::write(binary.path().join("a.toml"), b"# a\n# \xff\n").expect("written");
+    let errors = Config::load(Some(&binary.path().join("a.toml"))).expect_err("binary").to_string();
+    assert!(errors.ends_with("a.toml: not UTF-8 at line 2"), "{errors}");
+}
+
+// Files of rate-sync.
+
+#[test]
+fn a_rate_sync_file_is_read_as_it_is() {
+    let text = r#"
+[stores.local]
+engine = "memory"
+
+[stores.redis_main]
+engine = "redis"
+url = "${REDIS_URL:-redis://localhost:6379/0}"
+db = 1
+password = "12345678"
+key_prefix = "myapp"
+pool_min_size = 2
+pool_max_size = 10
+timing_margin_ms = 10.0
+socket_timeout = 5.0
+socket_connect_timeout = 5
+
+[stores.db]
+engine = "postgres"
+url = "postgresql://localhost/app"
+table_name = "rate_limiter_state"
+schema_name = "public"
+auto_create = true
+pool_min_size = 2
+pool_max_size = 10
+timing_margin_ms = 10
+
+[limiters.payments]
+store = "redis_main"
+rate_per_second = 90.0
+timeout = 30.0
+fail_closed = true
+
+[limiters.uploads]
+store = "local"
+max_concurrent = 5
+
+[limiters.api]
+store = "db"
+algorithm = "token_bucket"
+rate_per_second = 2.5
+max_concurrent = 10
+fail_closed = false
+
+[limiters.login]
+store = "redis_main"
+algorithm = "sliding_window"
+limit = 5
+window_seconds = 300
+
+[limiters.only_slots]
+store = "local"
+algorithm = "token_bucket"
+max_concurrent = 2
+
+[fastapi]
+trusted_proxy_networks = ["10.0.0.0/8", "::1"]
+"#;
+    let config = read(text);
+    let login = limiter(&config, "login");
+    assert_eq!(login.quota.as_ref().map(|quota| (quota.limit, quota.window)), Some((5, Duration::from_secs(300))));
+    assert_eq!(config.stores[usize::from(login.store)].name, "redis_main");
+    assert_eq!(limiter(&config, "payments").on_store_error, OnStoreError::Deny);
+    let api = limiter(&config, "api");
+    assert_eq!(api.on_store_error, OnStoreError::Allow);
+    assert!(api.quota.is_some() && api.concurrency.is_some_and(|slots| slots.max == 10), "joined: two checks");
+    assert!(limiter(&config, "only_slots").quota.is_none());
+    let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
+    assert_eq!(objections(&schema, &Source { name: "a.toml".to_owned(), text: text.to_owned() }), "");
+}
+
+#[test]
+fn e1_what_rate_sync_refuses_is_refused() {
+    let limiter = |keys: &str| refused(&format!("[limiters.a]\n{keys}\n"));
+    for (keys, reason) in [
+        ("rate_per_second = 0", "a.toml:2: limiters.a.rate_per_second is 0, expected more than zero"),
+        ("rate_per_second = -2.5", "a.toml:2: limiters.a.rate_per_second is -2.5, expected more than zero"),
+        ("max_concurrent = 0", "a.toml:2: limiters.a.max_concurrent is 0, expected more than zero"),
+        (
+            "algorithm = 'sliding_window'\nlimit = 0\nwindow_seconds = 60",
+            "a.toml:3: limiters.a.limit is 0, expected more than zero",
+        ),
+        (
+            "algorithm = 'sliding_window'\nlimit = 5\nwindow_seconds = -60",
+            "a.toml:4: limiters.a.window_seconds is -60, expected more than zero",
+        ),
+        (
+            "algorithm = 'sliding_window'\nwindow_seconds = 60",
+            "a.toml:1: limiters.a.limit is missing, expected a whole number more than zero",
+        ),
+        (
+            "rate_per_second = 5\nlimit = 5\nwindow_seconds = 60",
+            "a.toml:3: limiters.a.limit is 5, but rate_per_second is given too; expected a rate, or a limit and a window",
+        ),
+    ] {
+        assert_eq!(limiter(keys), reason);
+    }
+}
+
+#[test]
+fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
+    let read = |keys: &str| read_with("a.toml", &format!("[server]\n{keys}"), &|_| None);
+    let drain = |keys: &str| read(keys).expect("nothing is wrong").server.drain;
+    assert_eq!(
+        drain(""),
+        tollgate::settings::Drain { delay: Duration::from_secs(3), timeout: Duration::from_secs(10) }
+    );
+    assert_eq!(drain("drain_delay = '0s'").delay, Duration::ZERO);
+    assert_eq!(drain("drain_timeout = '1m'").timeout, Duration::from_secs(60));
+    let refused = read("drain_delay = 3").expect_err("without a unit").to_string();
+    assert_eq!(refused, "a.toml:2: server.drain_delay is 3, expected a duration with its unit, such as \"3s\"");
+}
+
+#[test]
+fn a_connection_is_not_given_up_before_the_decision_that_waits_for_it() {
+    for (timeout, patience) in [("", 500), ("timeout = '50ms'", 500), ("timeout = '2s'", 2_000)] {
+        let config = read(&format!(
+            "[stores.a]\nengine = 'redis'\nurl = 'redis://a'\n{timeout}\n[stores.b]\nengine = 'postgres'\nurl = 'postgres://b/c'\n{timeout}\n"
+        ));
+        let [Engine::Redis(redis), Engine::Postgres(postgres)] = [&config.stores[0].engine, &config.stores[1].engine]
+        else {
+            panic!("one of each");
+        };
+        let millis = [redis.settings.response_timeout, postgres.settings.response_timeout];
+        assert_eq!(millis.map(|time| time.as_millis()), [patience; 2], "{timeout}");
+    }
+}
+
+#[test]
+fn two_stores_cannot_keep_their_counters_in_one_file() {
+    let store = |name: &str| format!("[stores.{name}]\nengine = 'memory'\nsnapshot = 'kept'\n");
+    let refused = read_with("a.toml", &(store("a") + &store("b")), &|_| None).expect_err("refused").to_string();
+    assert_eq!(refused, "a.toml:6: stores.b.snapshot is \"kept\", which another store writes its snapshot to");
+}

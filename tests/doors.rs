@@ -1,0 +1,15 @@
+//! The whole service in this process, asked over real sockets at each of its doors.
+
+mod support;
+
+mod doors {
+    mod admin;
+    mod authz;
+    mod bounds;
+    mod generated;
+    mod hostile;
+    mod http;
+    mod listen;
+    mod reset;
+    mod rls;
+}

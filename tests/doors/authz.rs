@@ -1,0 +1,376 @@
+//! ext_authz over gRPC, asked over a real socket in the words of Envoy.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, HeaderMap, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
+};
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse};
+use envoy_types::pb::google::protobuf::value::Kind as Value;
+use envoy_types::pb::google::protobuf::{self, Struct};
+use tollgate::app::App;
+use tollgate::clock::{ManualClock, Timestamp};
+use tollgate::rules::{Action, RefusalText, Rule, RuleBook, Rules};
+use tollgate::settings::{Authz, EntrySource, Settings, Source};
+use tollgate::store::{MemorySettings, Stores};
+
+use crate::support::service::*;
+
+/// What Envoy tells about a request.
+fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
+    let http = HttpRequest {
+        method: method.into(),
+        path: path.into(),
+        host: "Shop.Example".into(),
+        headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        ..HttpRequest::default()
+    };
+    let socket = SocketAddress { address: "10.0.0.9".into(), ..SocketAddress::default() };
+    let source = Peer {
+        address: Some(Address { address: Some(Kind::SocketAddress(socket)) }),
+        principal: "spiffe://shop/web".into(),
+        ..Peer::default()
+    };
+    let attributes = AttributeContext {
+        source: Some(source),
+        request: Some(Request { http: Some(http), time: None }),
+        ..AttributeContext::default()
+    };
+    CheckRequest { attributes: Some(attributes) }
+}
+
+fn http(request: &mut CheckRequest) -> &mut HttpRequest {
+    let attributes = request.attributes.as_mut().expect("attributes");
+    attributes.request.as_mut().and_then(|request| request.http.as_mut()).expect("a request")
+}
+
+fn attributes(request: &mut CheckRequest) -> &mut AttributeContext {
+    request.attributes.as_mut().expect("attributes")
+}
+
+async fn check(rls: &Rls, request: CheckRequest) -> CheckResponse {
+    rls.call(CHECK, request).await.expect("never an error of gRPC")
+}
+
+fn denied(answer: &CheckResponse) -> &DeniedHttpResponse {
+    match &answer.http_response {
+        Some(HttpResponse::DeniedResponse(denied)) => denied,
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+fn status(answer: &CheckResponse) -> u16 {
+    match &answer.http_response {
+        Some(HttpResponse::OkResponse(_)) => {
+            assert_eq!(answer.status.as_ref().map(|status| status.code), Some(0));
+            200
+        }
+        _ => {
+            assert_ne!(answer.status.as_ref().map(|status| status.code), Some(0));
+            denied(answer).status.as_ref().expect("a status").code as u16
+        }
+    }
+}
+
+fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {
+    let headers = headers.iter().filter_map(|option| option.header.as_ref());
+    headers.filter(|header| header.key == name).map(|header| header.value.as_str()).next()
+}
+
+fn facts(answer: &CheckResponse) -> HashMap<String, String> {
+    let fields = answer.dynamic_metadata.clone().map(|facts| facts.fields).unwrap_or_default();
+    let text = |value: protobuf::Value| match value.kind {
+        Some(Value::StringValue(text)) => text,
+        other => panic!("{other:?} is no text"),
+    };
+    fields.into_iter().map(|(name, value)| (name, text(value))).collect()
+}
+
+fn settings_with(entries: &[(&str, Source)], trusted_hops: usize) -> Settings {
+    let entries =
+        entries.iter().map(|(key, from)| ((*key).to_owned(), EntrySource { from: from.clone(), default: None }));
+    let authz =
+        Authz { domain: "edge".into(), entries: entries.collect(), trusted_hops, trust_external_address: false };
+    Settings { authz, ..settings() }
+}
+
+/// Counts to one by an entry: what was asked before is refused.
+fn once_by(entry: &str) -> RuleBook {
+    book([window("once", 1, 60)], [rule("once", &[], &[("once", &[entry])])])
+}
+
+/// Asks twice whether two requests are counted as one.
+async fn same(settings: Settings, entry: &str, first: CheckRequest, second: CheckRequest) -> bool {
+    let service = Doors::start_with(settings, once_by(entry)).await;
+    let rls = service.rls().await;
+    assert_eq!(status(&check(&rls, first).await), 200);
+    let answer = check(&rls, second).await;
+    status(&answer) == 429
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_until_when() {
+    let settings = settings_with(&[("account", Source::Header("x-account".into()))], 0);
+    let rules = [rule("login", &[("path", "/login"), ("method", "POST")], &[("login_account", &["account"])])];
+    let service = Doors::start_with(settings, book([window("login_account", 1, 300)], rules)).await;
+    let rls = service.rls().await;
+    let login = |path| asked("POST", path, &[("x-account", "al")]);
+
+    let answer = check(&rls, login("//login?next=/")).await;
+    assert_eq!(status(&answer), 200);
+    let Some(HttpResponse::OkResponse(ok)) = &answer.http_response else { panic!("{answer:?}") };
+    assert_eq!(header(&ok.response_headers_to_add, "x-ratelimit-remaining"), Some("0"));
+    assert_eq!(header(&ok.response_headers_to_add, "ratelimit-policy"), Some(r#""login_account";q=1;w=300"#));
+    assert_eq!(ok.headers, [], "nothing is told to the upstream");
+
+    service.clock.advance(Duration::from_millis(500));
+    let answer = check(&rls, login("/x/../%6Cogin")).await;
+    assert_eq!(status(&answer), 429);
+    let refusal = denied(&answer);
+    assert_eq!(header(&refusal.headers, "retry-after"), Some("300"));
+    assert_eq!(header(&refusal.headers, "x-ratelimit-limit"), Some("1"));
+    assert_eq!(header(&refusal.headers, "ratelimit"), Some(r#""login_account";r=0;t=300"#));
+    assert_eq!(header(&refusal.headers, "content-type"), Some("application/problem+json"));
+    #[expect(deprecated, reason = "Envoy drops headers of refusals that set it")]
+    let appended = refusal.headers.iter().any(|option| option.append.is_some());
+    assert!(!appended);
+    let problem: serde_json::Value = serde_json::from_str(&refusal.body).expect("json");
+    assert_eq!(problem["limiter"], "login_account");
+    assert_eq!(facts(&answer)["rule"], "login");
+    assert_eq!(facts(&answer)["limiter"], "login_account");
+
+    // Other methods and paths are not the rule's.
+    assert_eq!(status(&check(&rls, asked("GET", "/login", &[("x-account", "al")])).await), 200);
+    assert_eq!(status(&check(&rls, login("/logout")).await), 200);
+}
+
+#[tokio::test]
+async fn semantics_34_the_address_is_what_envoy_vouches_for() {
+    let by_address = |headers: &[(&str, &str)]| asked("GET", "/", headers);
+    let same = async |trust_external_address, hops, first: &[(&str, &str)], second: &[(&str, &str)]| {
+        let mut settings = settings_with(&[], hops);
+        settings.authz.trust_external_address = trust_external_address;
+        same(settings, "remote_address", by_address(first), by_address(second)).await
+    };
+    let external = |address| ("x-envoy-external-address", address);
+    let forwarded = |list| ("x-forwarded-for", list);
+    // Unless Envoy is known to write its own header, that is the client's word like any other.
+    assert!(same(false, 0, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
+    // Where it is, it wins over everything.
+    let seen = |list| [external("192.0.2.7"), forwarded(list)];
+    assert!(same(true, 1, &seen("1.1.1.1"), &seen("2.2.2.2")).await);
+    assert!(!same(true, 1, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
+    // Envoy writes one address and nothing else.
+    assert!(same(true, 0, &[external("192.0.2.7,10.0.0.1")], &[external("192.0.2.8,10.0.0.1")]).await);
+    assert!(same(true, 0, &[external("anybody")], &[external("somebody")]).await);
+    // Without trusted hops no forwarded address is believed.
+    assert!(same(false, 0, &[forwarded("192.0.2.7")], &[forwarded("192.0.2.8")]).await);
+    // From the right, so that the client cannot choose.
+    assert!(same(false, 1, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
+    assert!(!same(false, 2, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
+    // Fewer addresses than trusted hops: the peer.
+    assert!(same(false, 2, &[forwarded("6.6.6.6")], &[forwarded("7.7.7.7")]).await);
+}
+
+#[tokio::test]
+async fn semantics_27_an_ipv6_client_is_its_prefix_and_a_mapped_address_is_ipv4() {
+    let same = async |first: &str, second: &str| {
+        let by = |address| asked("GET", "/", &[("x-forwarded-for", address)]);
+        same(settings_with(&[], 1), "remote_address", by(first), by(second)).await
+    };
+    assert!(same("2001:db8::1", "2001:db8::2").await);
+    assert!(!same("2001:db8::1", "2001:db8:0:1::1").await);
+    assert!(same("::ffff:192.0.2.7", "192.0.2.7").await);
+}
+
+#[tokio::test]
+async fn entries_come_from_wherever_the_operator_says() {
+    let one = |source| settings_with(&[("account", source)], 0);
+    let same = async |source, first, second| same(one(source), "account", first, second).await;
+    let plain = |path: &str| asked("GET", path, &[]);
+
+    let header = || Source::Header("x-account".into());
+    assert!(!same(header(), asked("GET", "/", &[("x-account", "a")]), asked("GET", "/", &[("x-account", "b")])).await);
+    // With encode_raw_headers the map is empty and every header stands by itself.
+    let raw = |name: &str, values: &[&str]| {
+        let header =
+            |value: &&str| HeaderValue { key: name.into(), raw_value: (*value).into(), ..HeaderValue::default() };
+        let mut asked = plain("/");
+        http(&mut asked).header_map = Some(HeaderMap { headers: values.iter().map(header).collect() });
+        asked
+    };
+    // The first counts, so that a second is no way to a counter of its own.
+    assert!(same(header(), raw("X-Account", &["a", "b"]), raw("x-account", &["a", "c"])).await);
+    assert!(same(header(), raw("X-Account", &["a", "b"]), asked("GET", "/", &[("x-account", "a")])).await);
+
+    let cookie = |text| asked("GET", "/", &[("cookie", text)]);
+    assert!(same(Source::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
+    assert!(!same(Source::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
+    // Only semicolons part cookies: a comma is text like any other.
+    assert!(same(Source::Cookie("sid".into()), cookie("a=1,sid=6; sid=7"), cookie("a=1,sid=5; sid=7")).await);
+    assert!(same(Source::Cookie("sid".into()), raw("cookie", &["a=1", "sid=7"]), cookie("a=1; sid=7")).await);
+
+    assert!(same(Source::Query("user".into()), plain("/p?x=1&user=a%20b"), plain("/q?user=a+b&user=c")).await);
+
+    let context = |value: &str| {
+        let mut asked = plain("/");
+        attributes(&mut asked).context_extensions.insert("tenant".into(), value.into());
+        asked
+    };
+    assert!(!same(Source::Context("tenant".into()), context("a"), context("b")).await);
+
+    let principal = |name: &str| {
+        let mut asked = plain("/");
+        attributes(&mut asked).source.as_mut().expect("a source").principal = name.into();
+        asked
+    };
+    assert!(!same(Source::Principal, principal("a"), principal("b")).await);
+
+    let metadata = |value: Value| {
+        let inner = Struct { fields: [("sub".to_owned(), protobuf::Value { kind: Some(value) })].into() };
+        let payload = protobuf::Value { kind: Some(Value::StructValue(inner)) };
+        let outer = Struct { fields: [("payload".to_owned(), payload)].into() };
+        Metadata { filter_metadata: [("jwt".to_owned(), outer)].into(), ..Metadata::default() }
+    };
+    let by_request = |value| {
+        let mut asked = plain("/");
+        attributes(&mut asked).metadata_context = Some(metadata(value));
+        asked
+    };
+    let by_route = |value| {
+        let mut asked = plain("/");
+        attributes(&mut asked).route_metadata_context = Some(metadata(value));
+        asked
+    };
+    let source = || Source::Metadata { namespace: "jwt".into(), path: vec!["payload".into(), "sub".into()] };
+    assert!(same(source(), by_request(Value::NumberValue(42.0)), by_route(Value::StringValue("42".into()))).await);
+    assert!(!same(source(), by_request(Value::BoolValue(true)), by_request(Value::BoolValue(false))).await);
+}
+
+#[tokio::test]
+async fn a_host_has_one_spelling() {
+    let to = |host: &str| {
+        let mut asked = asked("GET", "/", &[]);
+        http(&mut asked).host = host.into();
+        asked
+    };
+    let same = async |first, second| same(settings_with(&[], 0), "host", to(first), to(second)).await;
+    for other in ["SHOP.example", "shop.example:443", "shop.example.", "shop.example.:80"] {
+        assert!(same("shop.example", other).await, "{other}");
+    }
+    assert!(same("[2001:DB8::1]:443", "[2001:db8::1]").await);
+    assert!(!same("[2001:db8::1]", "[2001:db8::2]").await);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
+    let tier = EntrySource { from: Source::Header("x-tier".into()), default: Some("free".into()) };
+    let account = EntrySource { from: Source::Header("x-account".into()), default: None };
+    let mut settings = settings_with(&[], 0);
+    settings.authz.entries = vec![("tier".into(), tier), ("account".into(), account)];
+    let rules =
+        [rule("quota", &[("tier", "*")], &[("api_{tier}", &["account"]), ("per_address", &["remote_address"])])];
+    let limits = [window("api_free", 5, 60), window("api_pro", 9, 60), window("per_address", 2, 60)];
+    let service = Doors::start_with(settings, book(limits, rules)).await;
+    let rls = service.rls().await;
+    let answer = check(&rls, asked("GET", "/", &[("x-account", "a")])).await;
+    assert_eq!(facts(&answer)["tier"], "free");
+    // Leaving the account out does not open the limit on the address (semantics 7).
+    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
+    let answer = check(&rls, asked("GET", "/", &[])).await;
+    assert_eq!(status(&answer), 429);
+    assert_eq!(facts(&answer)["limiter"], "per_address");
+}
+
+#[tokio::test]
+async fn a_route_can_name_another_domain() {
+    let elsewhere = Rule { domain: "elsewhere".into(), action: Action::Deny, ..rule("ban", &[], &[]) };
+    let service = Doors::start_with(settings_with(&[], 0), book([], [elsewhere])).await;
+    let rls = service.rls().await;
+    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
+    let mut asked = asked("GET", "/", &[]);
+    attributes(&mut asked).context_extensions.insert("domain".into(), "elsewhere".into());
+    assert_eq!(status(&check(&rls, asked).await), 403);
+}
+
+#[tokio::test]
+async fn semantics_25_a_rule_chooses_status_body_and_media_type_of_its_refusal() {
+    let refusal = RefusalText { status: Some(402), body: Some("<pay>".into()), content_type: Some("text/html".into()) };
+    let pay = Rule { refusal, action: Action::Deny, ..rule("pay", &[("host", "shop.example")], &[]) };
+    let service = Doors::start_with(settings_with(&[], 0), book([], [pay])).await;
+    let answer = check(&service.rls().await, asked("GET", "/", &[])).await;
+    assert_eq!(status(&answer), 402);
+    assert_eq!(denied(&answer).body, "<pay>");
+    assert_eq!(header(&denied(&answer).headers, "content-type"), Some("text/html"));
+    assert_eq!(header(&denied(&answer).headers, "retry-after"), None);
+}
+
+#[tokio::test]
+async fn semantics_24_a_lease_of_ext_authz_is_given_back_through_rls() {
+    let rules = [rule("exports", &[], &[("exports", &["host"])])];
+    let service = Doors::start_with(settings_with(&[], 0), book([slots("exports", 1)], rules)).await;
+    let rls = service.rls().await;
+    let answer = check(&rls, asked("GET", "/export", &[])).await;
+    let lease = facts(&answer)["lease"].clone();
+    assert_eq!(status(&check(&rls, asked("GET", "/export", &[])).await), 429);
+    rls.ask(question("edge", [descriptor(&[("release", &lease)])])).await;
+    assert_eq!(status(&check(&rls, asked("GET", "/export", &[])).await), 200);
+}
+
+#[tokio::test]
+async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
+    let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
+    let rls = service.rls().await;
+    let mut huge = asked("POST", "/", &[]);
+    http(&mut huge).raw_body = vec![0; 2 << 20];
+    assert_eq!(status(&check(&rls, huge).await), 429);
+    // A string of the message that is no UTF-8: field 1 is a message, with 0xff for the one text in it.
+    let garbage = prost_types::Any { type_url: "\u{7f}".into(), value: vec![0xff] };
+    let answer: CheckResponse = rls.call(CHECK, garbage).await.expect("never an error of gRPC");
+    assert_eq!(status(&answer), 429);
+    // Of a connection, not of a request, only the peer is known.
+    assert_eq!(status(&check(&rls, CheckRequest::default()).await), 200);
+}
+
+#[tokio::test]
+async fn semantics_35_ext_authz_and_rls_share_counters() {
+    let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
+    let rls = service.rls().await;
+    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
+    assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, 2);
+}
+
+#[tokio::test]
+async fn semantics_36_a_request_id_that_comes_again_is_charged_again_by_both_doors_of_ext_authz() {
+    let four = book([window("four", 4, 60)], [rule("four", &[], &[("four", &["host"])])]);
+    let service = Doors::start_with(settings_with(&[], 0), four).await;
+    let rls = service.rls().await;
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let mut again = asked("GET", "/", &[("x-request-id", "7")]);
+        http(&mut again).id = "7".into();
+        told.push(status(&check(&rls, again).await));
+        let head = "GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example\r\nx-request-id: 7";
+        told.push(service.ask(head).await.status);
+    }
+    assert_eq!(told, [200, 200, 200, 200, 429, 429]);
+}
+
+#[tokio::test]
+async fn semantics_31_a_refusal_for_the_stores_sake_is_503_where_the_door_can_say_so() {
+    let settings = settings_with(&[], 0);
+    let rules = Rules::compile(once_by("host")).expect("the rules compile");
+    let full = Stores::memory(&[MemorySettings { max_memory: 0, max_keys: None }]);
+    let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
+    let app = App::open_at(&settings, rules, full, Arc::new(clock.clone())).await.expect("the doors open");
+    let service = Doors::serve(app, clock);
+    let rls = service.rls().await;
+    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 503);
+    assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example").await.status, 503);
+    assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, OVER_LIMIT);
+}

@@ -1,0 +1,14 @@
+//! The real program: its command line, and what it does while it serves.
+
+mod support;
+
+mod program {
+    mod cli;
+    mod drain;
+    mod observability;
+    mod on_redis;
+    mod operator;
+    mod reload_live;
+    mod restart;
+    mod secrets;
+}

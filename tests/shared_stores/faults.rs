@@ -1,0 +1,696 @@
+//! What can befall a shared store while 200 requests are in flight, and what becomes of them: each limiter does what its
+//! `on_store_error` says, nobody waits for long, and once the store is back it counts again.
+//!
+//! `cargo test --test shared_stores faults -- --nocapture` prints what was measured:
+//!
+//! ```text
+//!   used-up counters | strike | other counters    | mend | the store answers | used-up counters
+//!   the store's count         | policies                 | its count          | its count
+//! ```
+//!
+//! A stand-in has half of every limit here, as with two instances, so that an answer tells who gave it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_postgres::NoTls;
+use tollgate::clock::{Clock, SystemClock, Timestamp};
+use tollgate::decision::Reason;
+use tollgate::descriptor::{Descriptor, Request};
+use tollgate::engine::Engine;
+use tollgate::limiter::{Limit, Limiter, OnStoreError, SlidingWindow};
+use tollgate::plan::Check;
+use tollgate::rules::{Action, RuleBook, Rules};
+use tollgate::store::{
+    Address, Credentials, Keeper, MemorySettings, Password, RedisSettings, RemoteSettings, SharedSettings, Store,
+    Stores, Topology,
+};
+
+use super::in_process::{self, at, in_postgres, in_redis, one, plan};
+use crate::support::binary::{DOORS, Served};
+use crate::support::fixtures::{DOMAIN, apply, bucket, quota, rule, secs};
+use crate::support::processes::redis::{Redis, Setup};
+use crate::support::processes::{Ask, Cluster, PATIENCE, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
+
+/// Requests in flight.
+const CALLERS: usize = 200;
+
+/// Between an answer and the caller's next request.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What the store admits of each limit, and what its stand-in does.
+const LIMIT: u32 = 50;
+const SHARE: u32 = LIMIT / 2;
+
+/// No decision may take longer on a machine that does other things too, nor recovery. What they take is printed.
+const BOUND: Duration = Duration::from_secs(3);
+const RECOVERY: Duration = Duration::from_secs(10);
+/// Nor half of the decisions.
+const HALF: Duration = Duration::from_millis(50);
+
+/// What is asked: a limit for each policy, and something that never refuses, so that the store is always written to.
+const ALLOW: usize = 0;
+const DENY: usize = 1;
+const LOCAL: usize = 2;
+const FLOW: usize = 3;
+
+fn asked(kind: usize, fresh: bool) -> Check {
+    let window = |limit| Limit::SlidingWindow(SlidingWindow { limit, window: 86_400_000_000 });
+    let flow = Limit::FixedWindow(tollgate::limiter::FixedWindow {
+        limit: 1_000_000,
+        alignment: tollgate::limiter::Alignment::FirstHit(86_400_000_000),
+    });
+    match kind {
+        ALLOW => one(u64::from(fresh) * 10, window(LIMIT), OnStoreError::Allow),
+        DENY => one(u64::from(fresh) * 10 + 1, window(LIMIT), OnStoreError::Deny),
+        LOCAL => one(u64::from(fresh) * 10 + 2, window(LIMIT), OnStoreError::Local),
+        _ => one(3, flow, OnStoreError::Local),
+    }
+}
+
+/// Who gave an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Store,
+    StandIn,
+    Policy,
+}
+
+/// A decision, as its caller saw it.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    kind: usize,
+    /// On a counter that nobody asked for before the strike.
+    fresh: bool,
+    began: Instant,
+    took: Duration,
+    by: By,
+    admitted: bool,
+    /// In how many microseconds nothing will be counted, as it was told.
+    reset: u64,
+}
+
+impl Seen {
+    fn ended(&self) -> Instant {
+        self.began + self.took
+    }
+
+    /// When nothing will be counted any more, as it was told.
+    fn forgotten(&self) -> Instant {
+        self.ended() + Duration::from_micros(self.reset)
+    }
+}
+
+/// One of those that share a store.
+struct Instance {
+    stores: Stores,
+    clock: Box<dyn Clock>,
+}
+
+impl Instance {
+    fn with(keeper: Keeper) -> Arc<Self> {
+        Arc::new(Self { stores: Stores::of([keeper]), clock: Box::new(SystemClock::new()) })
+    }
+}
+
+/// Who ask all the time.
+struct Crowd {
+    callers: JoinSet<Vec<Seen>>,
+    told: Arc<Told>,
+}
+
+/// What the callers tell while they ask.
+#[derive(Default)]
+struct Told {
+    enough: AtomicBool,
+    /// Which counters to ask: those that were used up before the strike, or others.
+    fresh: AtomicBool,
+    /// Answers by kind and by who gave them.
+    answers: [[AtomicUsize; 3]; 4],
+    /// Refusals by the store, by kind.
+    refusals: [AtomicUsize; 4],
+}
+
+impl Crowd {
+    fn gather(instances: &[Arc<Instance>]) -> Self {
+        let (mut callers, told) = (JoinSet::new(), Arc::<Told>::default());
+        for number in 0..CALLERS {
+            let instance = instances[number / 4 % instances.len()].clone();
+            callers.spawn(ask(number % 4, instance, told.clone()));
+        }
+        Self { callers, told }
+    }
+
+    /// Answers so far, by kind.
+    fn answers(&self, by: By) -> [usize; 4] {
+        self.told.answers.each_ref().map(|kind| kind[by as usize].load(Ordering::SeqCst))
+    }
+
+    /// Waits until each kind was answered so often by one of these since `before` was told.
+    fn answered(&self, what: &str, by: &[By], times: usize) {
+        let count =
+            || by.iter().map(|by| self.answers(*by)).fold([0; 4], |all, one| [0, 1, 2, 3].map(|k| all[k] + one[k]));
+        let before = count();
+        until(what, || count().iter().zip(before).all(|(now, before)| now - before >= times));
+    }
+
+    /// Waits until the store refuses each limited kind, from now on.
+    fn refused(&self) {
+        let refusals = || [ALLOW, DENY, LOCAL].map(|kind| self.told.refusals[kind].load(Ordering::SeqCst));
+        let before = refusals();
+        until("the store refuses", || refusals().iter().zip(before).all(|(now, before)| *now > before));
+    }
+
+    /// Lets them end, and tells what all of them saw.
+    async fn dissolve(self) -> Vec<Seen> {
+        self.told.enough.store(true, Ordering::SeqCst);
+        let seen = tokio::time::timeout(PATIENCE, self.callers.join_all()).await;
+        seen.expect("no decision hangs").concat()
+    }
+}
+
+async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen> {
+    let plans = [false, true].map(|fresh| plan([asked(kind, fresh)], 0));
+    let (whole, part) = (asked(kind, false).limit, asked(kind, false).limit.share(2));
+    let units = |limit| match limit {
+        Limit::SlidingWindow(window) => window.limit,
+        Limit::FixedWindow(window) => window.limit,
+        other => unreachable!("{other:?} is not asked"),
+    };
+    let mut seen = Vec::new();
+    while !told.enough.load(Ordering::SeqCst) {
+        let fresh = told.fresh.load(Ordering::SeqCst);
+        let began = Instant::now();
+        let applied = instance.stores.apply(&plans[usize::from(fresh)], instance.clock.now()).await;
+        let took = began.elapsed();
+        let by = match applied.answers[0] {
+            Ok(outcome) if outcome.limit == units(whole) => By::Store,
+            Ok(outcome) => {
+                assert_eq!(outcome.limit, units(part), "the stand-in's limit");
+                By::StandIn
+            }
+            Err(_) => By::Policy,
+        };
+        told.answers[kind][by as usize].fetch_add(1, Ordering::SeqCst);
+        if by == By::Store && !applied.admitted {
+            told.refusals[kind].fetch_add(1, Ordering::SeqCst);
+        }
+        let reset = applied.answers[0].map_or(0, |outcome| outcome.reset);
+        seen.push(Seen { kind, fresh, began, took, by, admitted: applied.admitted, reset });
+        tokio::time::sleep(PAUSE).await;
+    }
+    seen
+}
+
+/// What a fault does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expect {
+    /// The store cannot answer until it is mended.
+    away: bool,
+    /// The store comes back without what it counted.
+    forgets: bool,
+    /// It concerns the counters that were asked before.
+    known: bool,
+}
+
+const AWAY: Expect = Expect { away: true, forgets: false, known: false };
+const FORGETS: Expect = Expect { away: false, forgets: true, known: false };
+const AWAY_AND_FORGETS: Expect = Expect { away: true, ..FORGETS };
+const STAYS: Expect = Expect { away: false, ..AWAY };
+const KNOWN_AWAY: Expect = Expect { known: true, ..AWAY };
+
+/// Lets something befall a store under load, mends it, and holds what the callers saw to what was promised.
+async fn befall<S>(
+    fault: &str,
+    store: &mut S,
+    keeper: Keeper,
+    expect: Expect,
+    strike: impl AsyncFnOnce(&mut S),
+    mend: impl AsyncFnOnce(&mut S),
+) {
+    befall_all(fault, store, &[Instance::with(keeper)], expect, strike, mend).await;
+}
+
+/// The same with several instances, among which the callers are shared out. Gives what they saw.
+async fn befall_all<S>(
+    fault: &str,
+    store: &mut S,
+    instances: &[Arc<Instance>],
+    expect: Expect,
+    strike: impl AsyncFnOnce(&mut S),
+    mend: impl AsyncFnOnce(&mut S),
+) -> Vec<Seen> {
+    for instance in instances {
+        until_connected(&instance.stores).await;
+    }
+    let crowd = Crowd::gather(instances);
+    crowd.refused();
+
+    let striking = Instant::now();
+    strike(store).await;
+    crowd.told.fresh.store(!expect.known, Ordering::SeqCst);
+    let struck = Instant::now();
+    if expect.away {
+        crowd.answered("policies answer", &[By::StandIn, By::Policy], 200);
+        // As long as a fault takes to be noticed in every way: connections, timeouts, probes.
+        tokio::time::sleep(Duration::from_millis(700).saturating_sub(struck.elapsed())).await;
+    } else {
+        crowd.answered("the store goes on", &[By::Store], 250);
+    }
+    let mending = Instant::now();
+    mend(store).await;
+    let mended = Instant::now();
+    crowd.answered("the store answers again", &[By::Store], 1);
+    crowd.refused();
+    crowd.told.fresh.store(false, Ordering::SeqCst);
+    crowd.refused();
+    let seen = crowd.dissolve().await;
+
+    let of = |kind: usize| seen.iter().filter(move |seen| seen.kind == kind);
+    // What takes nothing away is measured while it happens.
+    let (from, to) = if expect.away { (struck, mending) } else { (striking, mended) };
+    let meanwhile = |kind| of(kind).filter(|seen| seen.began >= from && seen.ended() <= to);
+    let passes = |seen: &&Seen| seen.admitted;
+    for (kind, fresh) in [ALLOW, DENY, LOCAL].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let passed = || of(kind).filter(passes).filter(move |seen| seen.by == By::Store && seen.fresh == fresh);
+        let most = match expect.forgets {
+            true => {
+                let before = passed().filter(|seen| seen.ended() < striking).count();
+                before
+                    .max(passed().filter(|seen| seen.began > struck).count())
+                    .max(passed().count().saturating_sub(LIMIT as usize))
+            }
+            false => passed().count(),
+        };
+        assert!(most <= LIMIT as usize, "the store admitted {most} of {LIMIT}");
+        let unknown = of(kind).filter(|seen| seen.fresh == fresh && seen.by != By::Store).count();
+        let asked = of(kind).any(|seen| seen.fresh == fresh);
+        assert!(!asked || passed().count() + unknown >= LIMIT as usize, "the store refuses what nobody has used");
+    }
+    assert!(of(ALLOW).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || seen.admitted)), "allow");
+    assert!(of(DENY).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || !seen.admitted)), "deny");
+    assert!(of(LOCAL).chain(of(FLOW)).all(|seen| seen.by != By::Policy), "local always decides");
+    let policy = |kind| meanwhile(kind).filter(|seen| seen.by != By::Store).count();
+    let stood_in = |fresh| of(LOCAL).filter(passes).filter(move |seen| seen.by == By::StandIn && seen.fresh == fresh);
+    let local = stood_in(!expect.known).filter(|seen| seen.began >= striking && seen.ended() <= mending).count();
+    if expect.away {
+        assert!(local <= SHARE as usize, "the stand-in admitted {local} of {SHARE}");
+        assert!(stood_in(!expect.known).count() > 0, "the stand-in keeps a limit of its own");
+        assert!(policy(LOCAL) > local, "the stand-in refuses the others");
+    }
+    let longest = seen.iter().filter(|seen| seen.ended() >= striking).map(|seen| seen.took).max().expect("decisions");
+    assert!(longest < BOUND, "a decision took {longest:?}");
+    let mut waits: Vec<Duration> = (0..4).flat_map(meanwhile).map(|seen| seen.took).collect();
+    waits.sort_unstable();
+    let half = waits.get(waits.len() / 2).copied().unwrap_or_default();
+    assert!(
+        !expect.away || half < HALF,
+        "half of all decisions took {half:?}: a store that is away is asked all the time"
+    );
+    let returned = |kind| {
+        let back = of(kind).filter(|seen| seen.by == By::Store && seen.began >= mending);
+        back.map(Seen::ended).min().expect("it answers")
+    };
+    let recovery = (0..4).map(returned).max().expect("four kinds").saturating_duration_since(mended);
+    assert!(recovery < RECOVERY, "it took {recovery:?} to recover");
+
+    static HEAD: Once = Once::new();
+    HEAD.call_once(|| {
+        println!("| fault | decided | by policy | allow passes | deny refuses | local admits | half within | longest | recovery |");
+        println!("|---|---|---|---|---|---|---|---|---|");
+    });
+    let all: usize = (0..4).map(|kind| meanwhile(kind).count()).sum();
+    let (allowed, denied) = (policy(ALLOW), policy(DENY));
+    let without: usize = (0..4).map(policy).sum();
+    let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+    let [half, longest, recovery] = [half, longest, recovery].map(milliseconds);
+    let recovery = if expect.away { recovery } else { "-".to_owned() };
+    println!(
+        "| {fault} | {all} | {without} | {allowed} | {denied} | {local} of {SHARE} | {half} | {longest} | {recovery} |"
+    );
+    seen
+}
+
+async fn until_connected(stores: &Stores) {
+    let began = Instant::now();
+    while !stores.answers(0).await {
+        assert!(began.elapsed() < PATIENCE, "the store never answers");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// How a store is asked here: within `deadline`, and beside one other instance.
+fn settings(deadline: Duration) -> SharedSettings {
+    let remote = RemoteSettings { deadline, ..RemoteSettings::default() };
+    SharedSettings { remote, instances: 2, ..SharedSettings::new("main") }
+}
+
+/// As it comes: 10 ms.
+fn in_time() -> SharedSettings {
+    settings(RemoteSettings::default().deadline)
+}
+
+fn on(port: u16) -> Keeper {
+    in_redis(in_time(), &at(port))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_is_killed_and_starts_again_empty() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut server) = Redis::start() else { return };
+    let keeper = on(server.port);
+    befall(
+        "kill -9",
+        &mut server,
+        keeper,
+        AWAY_AND_FORGETS,
+        async |server| server.kill(),
+        async |server| server.restart(),
+    )
+    .await;
+}
+
+/// Weaknesses R18, A9: a store that hangs is waited for by every caller.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_is_frozen_and_goes_on() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut server) = Redis::start() else { return };
+    let keeper = on(server.port);
+    befall("SIGSTOP and CONT", &mut server, keeper, AWAY, async |server| server.freeze(), async |server| server.thaw())
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_refused() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = Redis::start() else { return };
+    let mut proxy = Proxy::to(server.port);
+    let keeper = on(proxy.port);
+    befall("connection refused", &mut proxy, keeper, AWAY, async |proxy| proxy.refuse(), async |proxy| proxy.heal())
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_loses_everything_that_is_sent() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = Redis::start() else { return };
+    let mut proxy = Proxy::to(server.port);
+    let keeper = on(proxy.port);
+    befall("packets lost", &mut proxy, keeper, AWAY, async |proxy| proxy.blackhole(), async |proxy| proxy.heal()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_slow() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = Redis::start() else { return };
+    let mut proxy = Proxy::to(server.port);
+    let keeper = on(proxy.port);
+    let slow = async |proxy: &mut Proxy| proxy.delay(Duration::from_millis(50));
+    befall("slow store, 50 ms", &mut proxy, keeper, AWAY, slow, async |proxy| proxy.heal()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_is_out_of_memory() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut server) = Setup::redis().map(|setup| setup.line("maxmemory-policy noeviction").start()) else {
+        return;
+    };
+    let keeper = on(server.port);
+    let full = async |server: &mut Redis| server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let room = async |server: &mut Redis| server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    befall("out of memory", &mut server, keeper, AWAY, full, room).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_becomes_a_replica_and_a_primary_again() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(setup) = Setup::redis() else { return };
+    let primary = setup.clone().start();
+    let replica = setup.replica_of(&primary).start();
+    replica.synced();
+    let keeper = on(primary.port);
+    let demote = async |(primary, replica): &mut (Redis, Redis)| {
+        // It has what was counted, so nothing is forgotten.
+        primary.followed_by(replica);
+        replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+        primary.ask::<()>(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]);
+    };
+    let promote = async |(primary, _): &mut (Redis, Redis)| {
+        primary.synced();
+        primary.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+    };
+    befall("read-only replica", &mut (primary, replica), keeper, AWAY, demote, promote).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_is_changed_and_changed_back() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = Setup::redis().map(|setup| setup.password("secret").start()) else { return };
+    let credentials = Credentials { user: None, password: Some(Password::new("secret")) };
+    let keeper = in_redis(in_time(), &RedisSettings { credentials, ..at(server.port) });
+    // Whoever is let in stays in.
+    let mut inside = server.connection().expect("it is let in");
+    let tell = |inside: &mut redis::Connection, words: &[&str]| {
+        redis::cmd(words[0]).arg(&words[1..]).exec(inside).expect("it is done");
+    };
+    let change = async |inside: &mut redis::Connection| {
+        tell(inside, &["CONFIG", "SET", "requirepass", "another"]);
+        tell(inside, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    };
+    let back = async |inside: &mut redis::Connection| tell(inside, &["CONFIG", "SET", "requirepass", "secret"]);
+    befall("wrong password", &mut inside, keeper, AWAY, change, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_are_flushed() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut server) = Redis::start() else { return };
+    let keeper = on(server.port);
+    let flush = async |server: &mut Redis| {
+        for _ in 0..20 {
+            server.ask::<()>(&["SCRIPT", "FLUSH", "SYNC"]);
+        }
+    };
+    befall("SCRIPT FLUSH, 20 times", &mut server, keeper, STAYS, flush, async |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_flushed() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut server) = Redis::start() else { return };
+    let keeper = on(server.port);
+    befall("FLUSHALL", &mut server, keeper, FORGETS, async |server| server.ask::<()>(&["FLUSHALL"]), async |_| {})
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_replace_a_primary_that_is_killed() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut servers) = Sentinel::start() else { return };
+    let sentinels = servers.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
+    let (master, credentials) = (sentinel::NAME.to_owned(), Credentials::default());
+    let topology = Topology::Sentinel { sentinels, master, credentials };
+    let keeper = in_redis(in_time(), &RedisSettings::new(topology));
+    let kill = async |all: &mut Sentinel| {
+        // Whoever is promoted has what was counted.
+        all.servers[1..].iter().for_each(|replica| all.servers[0].followed_by(replica));
+        all.servers[0].kill();
+    };
+    let promoted = async |all: &mut Sentinel| assert_ne!(all.promoted(0), 0);
+    befall("Sentinel failover", &mut servers, keeper, AWAY, kill, promoted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_of_a_cluster_move_to_other_nodes() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(mut cluster) = Cluster::start(3, 0) else { return };
+    let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
+    let settings = SharedSettings { parted: true, ..in_time() };
+    let keeper = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
+    // Everything that is asked, before and after.
+    let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
+    let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.home()));
+    let slots: BTreeSet<u16> = homes.map(|home| cluster.slot_of_home(home)).collect();
+    let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("somebody has it")));
+    let owners: Vec<(u16, usize)> = owners.collect();
+    let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
+        owners.iter().for_each(|(slot, owner)| step(cluster, *slot, (owner + round) % 3, (owner + round + 1) % 3));
+    };
+    // Once as a whole. Then a move stays open for a while: who is asked for what it does not have sends us on.
+    let open = async |cluster: &mut Cluster| {
+        each(cluster, 0, Cluster::move_slot);
+        each(cluster, 1, Cluster::begin_move);
+    };
+    let close = async |cluster: &mut Cluster| {
+        each(cluster, 1, Cluster::move_keys);
+        each(cluster, 1, Cluster::end_move);
+    };
+    befall("Cluster resharding", &mut cluster, keeper, STAYS, open, close).await;
+}
+
+/// A clock that goes wrong by so many seconds.
+#[derive(Clone)]
+struct Skewed {
+    right: SystemClock,
+    by: Arc<AtomicI64>,
+}
+
+impl Clock for Skewed {
+    fn now(&self) -> Timestamp {
+        let by = self.by.load(Ordering::SeqCst) * 1_000_000;
+        Timestamp::from_micros(self.right.now().micros().saturating_add_signed(by))
+    }
+}
+
+/// Three instances on one store, the clock of one of which goes wrong.
+async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Keeper) {
+    let mut clock = Skewed { right: SystemClock::new(), by: Arc::default() };
+    let wrong = Arc::new(Instance { stores: Stores::of([keeper()]), clock: Box::new(clock.clone()) });
+    let instances = [Instance::with(keeper()), wrong, Instance::with(keeper())];
+    let by = async |clock: &mut Skewed| clock.by.store(seconds, Ordering::SeqCst);
+    let right = async |clock: &mut Skewed| clock.by.store(0, Ordering::SeqCst);
+    let seen = befall_all(fault, &mut clock, &instances, STAYS, by, right).await;
+    // Everybody is told the same: the moment at which a counter is forgotten, which the last that passed has set.
+    for (kind, fresh) in (0..4).flat_map(|kind| [(kind, false), (kind, true)]) {
+        let told = || seen.iter().filter(|seen| seen.by == By::Store && (seen.kind, seen.fresh) == (kind, fresh));
+        let moments = || told().map(Seen::forgotten);
+        let (first, last) = (moments().min().expect("answers"), moments().max().expect("answers"));
+        assert!(last - first < Duration::from_secs(20), "told {:?} apart", last - first);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_one_instance_is_ahead_and_then_behind() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = Redis::start() else { return };
+    a_clock_goes_wrong("one of three clocks 30 s ahead", 30, || on(server.port)).await;
+    server.ask::<()>(&["FLUSHALL"]);
+    a_clock_goes_wrong("one of three clocks 700 s behind", -700, || on(server.port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_of_one_instance_is_ahead_and_then_behind_on_a_postgres() {
+    let _alone = crate::MACHINE.write().await;
+    let Some((server, database)) = counters() else { return };
+    a_clock_goes_wrong("one of three clocks 30 s ahead, PostgreSQL", 30, || in_a_postgres(&server, &database)).await;
+    let database = server.database();
+    let keeper = || in_a_postgres(&server, &database);
+    a_clock_goes_wrong("one of three clocks 700 s behind, PostgreSQL", -700, keeper).await;
+}
+
+/// A PostgreSQL with a database, and counters in it.
+fn counters() -> Option<(Postgres, String)> {
+    let server = postgres::Setup::new()?.start();
+    let database = server.database();
+    Some((server, database))
+}
+
+/// A decision waits longer here: 200 callers share what the disk commits.
+fn in_a_postgres(server: &Postgres, database: &str) -> Keeper {
+    in_postgres(settings(Duration::from_millis(100)), &in_process::postgres(server.url(database)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_is_killed_and_starts_again() {
+    let _alone = crate::MACHINE.write().await;
+    let Some((mut server, database)) = counters() else { return };
+    let keeper = in_a_postgres(&server, &database);
+    befall(
+        "PostgreSQL restart",
+        &mut server,
+        keeper,
+        AWAY,
+        async |server| server.kill(),
+        async |server| server.restart(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_session_holds_the_rows() {
+    let _alone = crate::MACHINE.write().await;
+    let Some((server, database)) = counters() else { return };
+    let keeper = in_a_postgres(&server, &database);
+    let (mut client, connection) = tokio_postgres::connect(&server.url(&database), NoTls).await.expect("it is let in");
+    tokio::spawn(connection);
+    let lock = async |client: &mut tokio_postgres::Client| {
+        client.batch_execute("BEGIN; SELECT * FROM tollgate.counters_v1 FOR UPDATE").await.expect("the rows are there");
+    };
+    let unlock =
+        async |client: &mut tokio_postgres::Client| client.batch_execute("ROLLBACK").await.expect("they are free");
+    befall("rows locked by another session", &mut client, keeper, KNOWN_AWAY, lock, unlock).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_has_no_connection_left() {
+    let _alone = crate::MACHINE.write().await;
+    let Some((server, database)) = counters() else { return };
+    let keeper = in_a_postgres(&server, &database);
+    let user = postgres::USER;
+    let full = async |server: &mut Postgres| {
+        server.execute("postgres", &format!("ALTER ROLE {user} CONNECTION LIMIT 0"));
+        let all = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}'");
+        server.execute("postgres", &all);
+    };
+    let room =
+        async |server: &mut Postgres| server.execute("postgres", &format!("ALTER ROLE {user} CONNECTION LIMIT -1"));
+    befall("no connection left", &mut { server }, keeper, AWAY, full, room).await;
+}
+
+#[tokio::test]
+async fn semantics_15_a_definite_refusal_beats_a_store_error() {
+    let nobody = in_redis(in_time(), &at(ports::free()));
+    let stores = Stores::of([nobody, Keeper::Memory(MemorySettings::default())]);
+    let far = Limiter { on_store_error: OnStoreError::Deny, ..quota("far", 1, secs(3600), bucket(None)) };
+    let near = Limiter { store: 1, ..quota("near", 1, secs(3600), bucket(None)) };
+    let rules = vec![
+        rule("near", &[("path", "/near")], Action::Apply(vec![apply("near", &["account"])])),
+        rule(
+            "both",
+            &[("path", "/both")],
+            Action::Apply(vec![apply("far", &["account"]), apply("near", &["account"])]),
+        ),
+    ];
+    let (stores_named, limiters) = (vec!["shared".to_owned(), "here".to_owned()], vec![far, near]);
+    let rules = Rules::compile(RuleBook { stores: stores_named, limiters, rules, ..RuleBook::default() });
+    let rules = rules.expect("the book compiles");
+    let engine = Engine::new(rules, stores, Arc::new(SystemClock::new()));
+    let refused = async |path: &str| {
+        let descriptors = [Descriptor::of([("path", path), ("account", "a")])].into_iter().collect();
+        let decision = engine.decide(&Request { domain: DOMAIN, descriptors }).await;
+        decision.refusal().map(|refusal| (refusal.reason, refusal.limiter.map(str::to_owned)))
+    };
+    let by = |reason, limiter: &str| Some((reason, Some(limiter.to_owned())));
+    assert_eq!(refused("/both").await, by(Reason::StoreError, "far"));
+    assert_eq!(refused("/near").await, None, "what the store could not decide charged nothing");
+    assert_eq!(refused("/both").await, by(Reason::Limit, "near"));
+}
+
+#[test]
+fn a_store_that_is_required_keeps_the_service_unready_until_it_has_answered_once() {
+    let Some(server) = Redis::start() else { return };
+    let proxy = Proxy::to(server.port);
+    proxy.refuse();
+    let toml = format!(
+        "{DOORS}secret = 'of this test, and no other'\n\n[stores.main]\nengine = 'redis'\n\
+         url = 'redis://127.0.0.1:{}'\nrequired = true\n\n[limiters.limiter]\nalgorithm = 'sliding_window'\nlimit = 1\n\
+         window = '1h'\n\n[[rules]]\ndomain = 'edge'\nname = 'all'\napply = [{{ limiter = 'limiter' }}]\n\n\
+         [authz]\ndomain = 'edge'\n",
+        proxy.port
+    );
+    let served = Served::start(&toml, &[]);
+    let port = |address: &str| address.rsplit_once(':').expect("a port").1.parse().expect("a number");
+    let told = |path: &str| Ask::get(path).send(port(&served.admin)).expect("it answers").status;
+    assert_eq!((told("/livez"), told("/readyz")), (200, 503));
+    // Whoever asks all the same is answered by policy, which is to decide locally.
+    let asked = || served.ask("GET /authz/envoy/", "");
+    assert_eq!((asked(), asked(), told("/readyz")), (200, 429, 503));
+    proxy.heal();
+    until("it is ready", || told("/readyz") == 200);
+    proxy.refuse();
+    assert_eq!((asked(), told("/readyz")), (429, 200), "one outage of the store does not take all instances out");
+}

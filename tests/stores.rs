@@ -1,0 +1,22 @@
+//! Stores, one at a time: the contract that each of them keeps, and what is special about each.
+
+mod support;
+
+mod stores {
+    mod compensation;
+    mod contract;
+    mod fake;
+    mod memory;
+    mod postgres;
+    mod queue;
+    mod redis;
+    mod redis_client;
+    mod redis_cluster;
+    mod redis_links;
+    mod redis_wrappers;
+    mod servers;
+    mod snapshot;
+    mod undone;
+    mod wrapped;
+    mod wrappers;
+}

@@ -1,0 +1,65 @@
+//! What every store must do: the same as `advance`, decision by decision.
+//!
+//! A store joins by one test that hands [`the_contract`] a way to make an empty one. Time is injected, and steps back
+//! now and then; a store that decides by its own clock takes the injected one in these tests.
+
+use std::future::Future;
+
+use tollgate::clock::Timestamp;
+use tollgate::limiter::LeaseStatus;
+use tollgate::plan::{Applied, Plan};
+use tollgate::store::{MemorySettings, Store, Stores};
+
+use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
+
+/// 400 runs of 250 plans: 100 000 plans, decided by the store and by `advance`, answer by answer.
+fn the_contract<S: Store>(empty: impl Fn() -> S) {
+    step_by_step(ANYTHING, &empty, |_, _| {});
+}
+
+/// Compares a store with the reference; `between` runs before each plan.
+fn step_by_step<S: Store>(scope: Scope, empty: &impl Fn() -> S, between: impl Fn(&S, Timestamp)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    always(400, plans(scope, 250), |steps| {
+        let (store, mut reference, mut now) = (empty(), Reference::default(), START);
+        for (number, (by, plan)) in steps.iter().enumerate() {
+            now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
+            between(&store, now);
+            let expected = reference.apply(plan, now);
+            same(number, &expected, &runtime.block_on(store.apply(plan, now)));
+        }
+    });
+}
+
+fn same(number: usize, expected: &Applied, found: &Applied) {
+    assert_eq!(found.admitted, expected.admitted, "verdict of plan {number}");
+    assert_eq!(found.answers, expected.answers, "answers of plan {number}");
+    assert_eq!(found.statuses.len(), expected.statuses.len(), "statuses of plan {number}");
+    for (found, expected) in found.statuses.iter().zip(&expected.statuses) {
+        // A store may have forgotten a lease that expired.
+        let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
+        assert!(found == expected || forgotten, "status of plan {number}: {found:?}, expected {expected:?}");
+    }
+}
+
+fn two_spaces() -> Stores {
+    Stores::memory(&[MemorySettings::default(), MemorySettings::default()])
+}
+
+#[test]
+fn the_memory_store_keeps_the_contract() {
+    the_contract(two_spaces);
+}
+
+#[test]
+fn the_memory_store_keeps_it_while_it_is_swept() {
+    // A sweep forgets by the clock, so here the clock only moves on, and numbers stay.
+    let scope = Scope { backwards: false, changing: false, ..ANYTHING };
+    step_by_step(scope, &two_spaces, |store: &Stores, now| store.sweep(now));
+}
+
+#[test]
+fn plans_of_a_store_are_futures_that_can_be_sent() {
+    fn sendable<F: Future + Send>(_: F) {}
+    sendable(two_spaces().apply(&Plan::default(), START));
+}

@@ -1,0 +1,126 @@
+//! A shared store that keeps its counters in a memory store of this process, and fails or hangs as a test says: for what
+//! stands between requests and any shared store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{LeaseId, Limit, OnStoreError};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
+use tollgate::store::{Backend, Memory, MemorySettings};
+
+use crate::support::reference::plans::START;
+
+/// One unit of a counter of the first store; without the store it is denied.
+pub fn check(limit: Limit) -> Check {
+    Check {
+        counter: CounterName([1, 7]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        always_denied: false,
+        on_store_error: OnStoreError::Deny,
+    }
+}
+
+/// A shared store that keeps its counters here.
+#[derive(Clone)]
+pub struct Kept(Arc<Inside>);
+
+pub struct Inside {
+    memory: Memory,
+    mood: AtomicU8,
+    /// Told when a call comes while it hangs.
+    called: Notify,
+    /// Told when it is in another mood.
+    changed: Notify,
+    calls: AtomicUsize,
+}
+
+pub const WELL: u8 = 0;
+/// There is no connection to it.
+pub const BROKEN: u8 = 1;
+/// Nothing is answered until it is in another mood.
+pub const HANGING: u8 = 2;
+/// Answers come too late.
+pub const LATE: u8 = 3;
+/// It is well again, and whoever probes it does not see that yet.
+pub const UNSEEN: u8 = 4;
+
+impl Kept {
+    pub fn new() -> Self {
+        let memory = Memory::new(&[MemorySettings::default(); 3]);
+        let (mood, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
+        Self(Arc::new(Inside { memory, mood, called: Notify::new(), changed: Notify::new(), calls }))
+    }
+
+    pub fn be(&self, mood: u8) {
+        self.0.mood.store(mood, Ordering::SeqCst);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Its mood, once it does not hang.
+    async fn mood(&self) -> u8 {
+        loop {
+            let changed = self.0.changed.notified();
+            match self.0.mood.load(Ordering::SeqCst) {
+                HANGING => self.0.called.notify_one(),
+                mood => return mood,
+            }
+            changed.await;
+        }
+    }
+
+    /// How often it was asked.
+    pub fn calls(&self) -> usize {
+        self.0.calls.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a call while it hangs.
+    pub async fn called(&self) {
+        self.0.called.notified().await;
+    }
+
+    /// Units left on a check's counter at the start.
+    pub fn left(&self, check: &Check) -> u32 {
+        let look = Check { charges: Charges::default(), refund: 0, ..*check };
+        self.0.memory.apply(&one(look), START).answers[0].expect("it is in memory").remaining
+    }
+}
+
+impl Backend for Kept {
+    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        match self.mood().await {
+            BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
+            LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
+            _ => {}
+        }
+        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now.unwrap_or(START)))).collect()
+    }
+
+    async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
+        Ok(self.0.memory.forget(0, &counter))
+    }
+
+    async fn probe(&self) -> Result<(), Fault> {
+        match self.0.mood.load(Ordering::SeqCst) {
+            WELL => Ok(()),
+            _ => Err(Fault::Unreachable),
+        }
+    }
+}
+
+/// A plan of one check.
+pub fn one(check: Check) -> Plan {
+    Plan {
+        checks: [check].into_iter().collect(),
+        groups: [1].into_iter().collect(),
+        lease: LeaseId(1),
+        ..Plan::default()
+    }
+}

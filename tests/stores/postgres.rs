@@ -1,0 +1,714 @@
+//! Counters in a real PostgreSQL: the contract of every store, and what can happen to this one.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::NoTls;
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Alignment, CalendarBounds, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow,
+    TokenBucket,
+};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan, Undo};
+use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
+
+use crate::support::processes::{Certificates, PATIENCE, postgres};
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, plans};
+
+type Answers = Vec<Result<Applied, Fault>>;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
+}
+
+/// Settings for a database, with the patience for a busy machine. Moments that tests give are long past, so nothing is
+/// swept.
+fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
+    PostgresSettings {
+        url: server.url(database),
+        connect_timeout: PATIENCE,
+        response_timeout: PATIENCE,
+        lock_timeout: PATIENCE,
+        sweep: false,
+        ..PostgresSettings::default()
+    }
+}
+
+/// A store in a database of its own.
+fn store(server: &postgres::Postgres) -> Postgres {
+    Postgres::new(&settings(server, &server.database())).expect("the settings are fine")
+}
+
+/// The same plan about other counters, so that each run of a test begins with none.
+fn salted(plan: &Plan, salt: u64) -> Plan {
+    let mut plan = plan.clone();
+    let other = |CounterName([first, second]): CounterName| CounterName([first, second ^ (salt << 32)]);
+    plan.checks.iter_mut().for_each(|check| check.counter = other(check.counter));
+    plan.changes.iter_mut().for_each(|change| change.counter = other(change.counter));
+    plan
+}
+
+/// What takes the charges of a plan back.
+fn undoing(plan: &Plan, applied: &Applied) -> Plan {
+    let mut undos = Vec::new();
+    for (check, answer) in plan.checks.iter().zip(&applied.answers) {
+        let outcome = answer.expect("it was answered");
+        if outcome.passes && check.charges.admitted > 0 && !check.shadow {
+            let (counter, store, limit) = (check.counter, check.store, check.limit);
+            let units = check.charges.admitted;
+            undos.push(Undo { counter, store, limit, units, at: applied.at, reset: outcome.reset });
+        }
+    }
+    Plan { undos, lease: plan.lease, ..Plan::default() }
+}
+
+/// Runs of 250 random plans, some of them taken back afterwards, decided by PostgreSQL and by `advance`, `together` in a
+/// call.
+fn the_contract(runs: u32, together: usize) {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let runtime = runtime();
+    let store = runtime.block_on(async { store(&server) });
+    let (run, decided) = (Cell::new(0), Cell::new(0));
+    always(runs, plans(ANYTHING, 250), |steps| {
+        run.set(run.get() + 1);
+        let (mut reference, mut now) = (Reference::default(), START);
+        for (number, steps) in steps.chunks(together).enumerate() {
+            now = Timestamp::from_micros(now.micros().saturating_add_signed(steps[0].0));
+            let mut plans: Vec<Plan> = steps.iter().map(|(_, plan)| salted(plan, run.get())).collect();
+            let mut expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
+            if number % 3 == 0 && expected[0].admitted {
+                // At once, or by the next call at another moment.
+                let undo = undoing(&plans[0], &expected[0]);
+                if number % 2 == 0 {
+                    expected.push(reference.apply(&undo, now));
+                    plans.push(undo);
+                } else {
+                    compare(number, &plans, &expected, &runtime.block_on(store.execute(&plans, Some(now))));
+                    now = Timestamp::from_micros(now.micros().saturating_add_signed(steps[0].0 / 3));
+                    expected = vec![reference.apply(&undo, now)];
+                    plans = vec![undo];
+                }
+            }
+            compare(number, &plans, &expected, &runtime.block_on(store.execute(&plans, Some(now))));
+            decided.set(decided.get() + steps.len());
+        }
+    });
+    assert!(decided.get() >= runs as usize * 250);
+}
+
+fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers) {
+    assert_eq!(found.len(), plans.len(), "answers of call {number}");
+    for (plan, (expected, found)) in plans.iter().zip(expected.iter().zip(found)) {
+        let found = found.as_ref().unwrap_or_else(|fault| panic!("call {number}: {fault}: {plan:?}"));
+        assert_eq!(found.admitted, expected.admitted, "verdict in call {number}");
+        assert_eq!(found.answers, expected.answers, "answers in call {number}");
+        assert_eq!(found.statuses, expected.statuses, "statuses in call {number}");
+        assert_eq!(found.at, expected.at, "moment of call {number}");
+    }
+}
+
+/// Weakness R21: the slot of a killed holder is never free again.
+#[test]
+fn postgres_keeps_the_contract_plan_by_plan() {
+    the_contract(20, 1);
+}
+
+#[test]
+fn postgres_keeps_the_contract_in_batches() {
+    the_contract(80, 7);
+}
+
+/// One of each algorithm that admits `limit` units at once and none soon after.
+fn of_each_algorithm(limit: u32) -> [Limit; 6] {
+    let window = 3_600 * SECOND;
+    [
+        Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held")),
+        Limit::SlidingWindow(SlidingWindow { limit, window }),
+        Limit::SlidingCounter(SlidingCounter { limit, window }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(24 * window) }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) }),
+        Limit::Concurrency(Concurrency { max: limit, lease: window }),
+    ]
+}
+
+fn check(name: u64, limit: Limit) -> Check {
+    Check {
+        counter: CounterName([name, name]),
+        store: 0,
+        limit,
+        needs: Needs { fits: 1, ..Needs::default() },
+        charges: Charges { admitted: 1, ..Charges::default() },
+        refund: 0,
+        shadow: false,
+        always_denied: false,
+        on_store_error: OnStoreError::Deny,
+    }
+}
+
+/// A plan of one group, held under a lease of its own.
+fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
+    static LEASE: AtomicU64 = AtomicU64::new(1);
+    let lease = LeaseId(LEASE.fetch_add(1, Ordering::Relaxed).into());
+    let mut plan = Plan { lease, ..Plan::default() };
+    plan.checks.extend(checks);
+    plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
+    plan
+}
+
+/// A single check of a counter.
+fn one(name: u64) -> Plan {
+    plan([check(name, of_each_algorithm(1_000_000)[0])])
+}
+
+async fn ask(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
+    store.execute(std::slice::from_ref(plan), None).await.pop().expect("one answer for each")
+}
+
+/// Waits until a store answers as expected.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Decides plans at moments, one call each, and compares with `advance`.
+fn follow(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    runtime().block_on(async {
+        let store = store(&server);
+        let mut reference = Reference::default();
+        for (number, (now, plans)) in plans.into_iter().enumerate() {
+            let expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
+            compare(number, &plans, &expected, &store.execute(&plans, Some(now)).await);
+        }
+    });
+}
+
+/// Numbers that are the same in every run.
+fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 20) % below
+    }
+}
+
+#[test]
+fn the_window_of_a_calendar_is_picked_by_the_stores_clock() {
+    let bounds = [1, 5, 6, 9].map(|day| START.plus(day * 86_400 * SECOND));
+    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(CalendarBounds(bounds)) });
+    let mut moments = vec![START];
+    for bound in bounds {
+        moments.extend([bound.micros() - 1, bound.micros(), bound.micros() + 1].map(Timestamp::from_micros));
+    }
+    moments.extend([bounds[3].plus(SECOND), bounds[1], bounds[0], START]);
+    follow(moments.into_iter().map(|now| (now, vec![plan([check(1, limit)]), plan([check(1, limit)])])));
+}
+
+#[test]
+fn a_long_log_is_searched_for_what_is_forgotten() {
+    let mut next = numbers(1);
+    let mut now = START;
+    follow((0..700).map(|_| {
+        // Mostly close to each other; now and then many are forgotten at once, or a few.
+        let by = if next(40) == 0 { next(90 * SECOND) } else { next(SECOND / 2) };
+        now = now.plus(by);
+        let limit = [100, 300, 300, 40][next(4) as usize];
+        let log = Limit::SlidingWindow(SlidingWindow { limit, window: 60 * SECOND });
+        let cost = u32::try_from(1 + next(3) * next(8)).expect("it is small");
+        let mut asked = check(1, log);
+        match next(8) {
+            0 => (asked.needs, asked.charges) = (Needs { one_left: true, ..Needs::default() }, Charges::default()),
+            1 => (asked.needs, asked.charges, asked.refund) = (Needs::default(), Charges::default(), cost),
+            when => {
+                asked.needs.fits = cost;
+                asked.charges = Charges { admitted: cost, passed: 0, refused: if when == 2 { cost } else { 0 } };
+            }
+        }
+        (now, vec![plan([asked])])
+    }));
+}
+
+/// Weakness D11: moments are seconds in floating point.
+#[test]
+fn the_largest_numbers_are_counted_exactly() {
+    let mut next = numbers(2);
+    let mut wide = move |most: u64| (1 + next(most)) >> next(most.ilog2().into());
+    let small = |wide: &mut dyn FnMut(u64) -> u64| u32::try_from(wide(u32::MAX.into()).max(1)).expect("it is below");
+    let ten_years = 315_360_000 * SECOND;
+    let limit = |kind: usize, wide: &mut dyn FnMut(u64) -> u64| {
+        let (limit, window) = (small(wide), wide(ten_years).max(1));
+        match kind {
+            0 => TokenBucket::new(small(wide).into(), window, limit, wide(1 << 40)).ok().map(Limit::TokenBucket),
+            1 => Some(Limit::SlidingWindow(SlidingWindow { limit: limit.min(10), window })),
+            2 => Some(Limit::SlidingCounter(SlidingCounter { limit, window })),
+            3 => Some(Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) })),
+            4 => Some(Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) })),
+            _ => Some(Limit::Concurrency(Concurrency { max: limit, lease: window })),
+        }
+    };
+    let mut calls = Vec::new();
+    let mut now = START;
+    for _ in 0..60 {
+        let mut plans = Vec::new();
+        for name in 0..48 {
+            let kind = (name % 6) as usize;
+            let Some(limit) = limit(kind, &mut wide) else { continue };
+            let cost = small(&mut wide);
+            let charges = Charges { admitted: cost, passed: cost, refused: cost };
+            let fits = if kind == 5 { 1 } else { cost };
+            let refund = if wide(4) == 1 { small(&mut wide) } else { 0 };
+            plans.push(plan([Check {
+                needs: Needs { fits, ..Needs::default() },
+                charges,
+                refund,
+                ..check(name, limit)
+            }]));
+        }
+        calls.push((now, plans));
+        now = now.plus(wide(ten_years / 4));
+    }
+    follow(calls);
+}
+
+/// Weakness R19: callers that meet at a row fail.
+/// Weakness R21: rows are locked outside of the transaction that writes them.
+#[test]
+fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let settings = settings(&server, &server.database());
+    runtime().block_on(async {
+        let stores = [(); 3].map(|()| Arc::new(Postgres::new(&settings).expect("the settings are fine")));
+        let limits = of_each_algorithm(10);
+        // Each algorithm by itself, and all of them together.
+        for kind in 0..=limits.len() {
+            let asked = match kind {
+                6 => limits.iter().zip(60..).map(|(limit, name)| check(name, *limit)).collect(),
+                kind => vec![check(kind as u64, limits[kind])],
+            };
+            let mut callers = tokio::task::JoinSet::new();
+            for caller in 0..50 {
+                let store = stores[caller % 3].clone();
+                let plans: Vec<Plan> = (0..10).map(|_| plan(asked.iter().copied())).collect();
+                callers.spawn(async move { store.execute(&plans, None).await });
+            }
+            let answers: Answers = callers.join_all().await.into_iter().flatten().collect();
+            assert_eq!(answers.len(), 500);
+            let admitted = answers.iter().filter(|answer| answer.as_ref().expect("an answer").admitted).count();
+            assert_eq!(admitted, 10, "of kind {kind}");
+        }
+    });
+}
+
+/// Weakness R19: callers that meet at a row fail.
+#[test]
+fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    let settings = settings(&server, &database);
+    always(1, plans(ANYTHING, 1_600), |steps| {
+        runtime().block_on(async {
+            let store = Arc::new(Postgres::new(&settings).expect("the settings are fine"));
+            // Twenty counters: ten, and the same salted.
+            let plans: Vec<Plan> =
+                steps.iter().zip(0..).map(|((_, plan), number)| salted(plan, number / 7 % 2)).collect();
+            let counters: Vec<CounterName> =
+                plans.iter().flat_map(|plan| plan.checks.iter().map(|check| check.counter)).collect();
+            let mut callers = tokio::task::JoinSet::new();
+            for part in plans.chunks(plans.len() / 8) {
+                let (store, part) = (store.clone(), part.to_vec());
+                callers.spawn(async move {
+                    for batch in part.chunks(5) {
+                        let answers = store.execute(batch, None).await;
+                        assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|one| one.is_err()));
+                    }
+                });
+            }
+            // Rows that go while others wait for them.
+            for counter in counters.iter().step_by(97) {
+                store.forget(*counter).await.expect("it is forgotten");
+            }
+            callers.join_all().await;
+        });
+    });
+    let deadlocks = format!("SELECT deadlocks FROM pg_stat_database WHERE datname = '{database}'");
+    assert_eq!(server.value("postgres", &deadlocks).as_deref(), Some("0"));
+}
+
+#[test]
+fn a_forgotten_counter_starts_afresh() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    runtime().block_on(async {
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        for (limit, name) in of_each_algorithm(1).into_iter().zip(0..) {
+            let asked = || plan([check(name, limit)]);
+            assert!(ask(&store, &asked()).await.expect("an answer").admitted);
+            assert!(!ask(&store, &asked()).await.expect("an answer").admitted);
+            assert_eq!(store.forget(CounterName([name, name])).await, Ok(true));
+            assert_eq!(store.forget(CounterName([name, name])).await, Ok(false));
+            assert!(ask(&store, &asked()).await.expect("an answer").admitted, "{limit:?}");
+        }
+    });
+}
+
+#[test]
+fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
+    let Some(setup) = postgres::Setup::new() else { return };
+    // A page that is written for the first time after a checkpoint is written whole, which says nothing here.
+    let server = setup.line("full_page_writes = off").line("autovacuum = off").start();
+    let database = server.database();
+    runtime().block_on(async {
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        let window = 3_600 * SECOND;
+        let written = async |name: u64, limit: u32| {
+            let log = Limit::SlidingWindow(SlidingWindow { limit, window });
+            // Beyond the limit the oldest grant goes for the newest.
+            let always = Charges { admitted: 1, passed: 1, refused: 1 };
+            let asked = || plan([Check { charges: always, ..check(name, log) }]);
+            for (number, chunk) in (0..u64::from(limit)).collect::<Vec<_>>().chunks(100).enumerate() {
+                let plans: Vec<Plan> = chunk.iter().map(|_| asked()).collect();
+                let now = START.plus(number as u64);
+                store.execute(&plans, Some(now)).await.into_iter().for_each(|answer| drop(answer.expect("an answer")));
+            }
+            // One row for each grant, as if each had come at another moment.
+            let counter = format!("'00000000-0000-000{name}-0000-00000000000{name}'");
+            let first = START.micros();
+            server.execute(
+                &database,
+                &format!(
+                    "DELETE FROM tollgate.grants_v1 WHERE counter = {counter}; INSERT INTO tollgate.grants_v1 \
+                     SELECT {counter}, n, {first} + n FROM generate_series(1, {limit}) n"
+                ),
+            );
+            let position = || {
+                let bytes = server.value(&database, "SELECT pg_current_wal_insert_lsn() - '0/0'").expect("a number");
+                bytes.parse::<u64>().expect("a number")
+            };
+            let before = position();
+            for number in 0..100 {
+                let applied = ask_at(&store, &asked(), START.plus(20_000 + number)).await;
+                assert!(!applied.admitted, "it is full");
+            }
+            position() - before
+        };
+        let (small, large) = (written(1, 10).await, written(2, 10_000).await);
+        println!("WAL of 100 charges: {small} bytes with 10 grants, {large} with 10 000");
+        assert!(large <= 2 * small, "{large} bytes, against {small}");
+    });
+}
+
+async fn ask_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
+    store.execute(std::slice::from_ref(plan), Some(now)).await.pop().expect("one answer for each").expect("an answer")
+}
+
+/// Weakness R21: rows stay for ever.
+#[test]
+fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    let rows = || {
+        let sql = "SELECT (SELECT count(*) FROM tollgate.counters_v1) || ' ' || (SELECT count(*) FROM \
+                   tollgate.grants_v1) || ' ' || (SELECT count(*) FROM tollgate.leases_v1)";
+        server.value(&database, sql).expect("numbers")
+    };
+    runtime().block_on(async {
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        let limits = of_each_algorithm(5);
+        let all = |from: u64| plan(limits.iter().zip(from..).map(|(limit, name)| check(name, *limit)));
+        let now = server.value(&database, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+        let now = Timestamp::from_micros(now.expect("a number").parse().expect("a number"));
+        let ago = |hours: u64| Timestamp::from_micros(now.micros() - hours * 3_600 * SECOND);
+        // So many that one step is not enough; and some that count for a while.
+        for batch in 0..30 {
+            let plans: Vec<Plan> = (0..20).map(|plan| all(1_000 + 200 * batch + 10 * plan)).collect();
+            assert!(store.execute(&plans, Some(ago(100))).await.iter().all(Result::is_ok));
+        }
+        assert!(ask_at(&store, &all(0), now).await.admitted);
+        assert_eq!(rows(), "3606 601 601");
+        assert_eq!(store.sweep().await, Ok(true), "there is more to do at once");
+        until("the whole table was swept", async || {
+            store.sweep().await.expect("it is swept");
+            rows() == "6 1 1"
+        })
+        .await;
+        // An instance that was just swept by another does nothing.
+        server.execute(&database, "UPDATE tollgate.counters_v1 SET expires = 0");
+        assert_eq!(server.value(&database, "SELECT tollgate.sweep_v1(0, 60000000)").as_deref(), Some("f"));
+        assert_eq!(rows(), "6 1 1");
+    });
+}
+
+/// Weakness R21: names are spliced into SQL.
+#[test]
+fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    runtime().block_on(async {
+        let mut settings = settings(&server, &database);
+        settings.schema_name = "select".to_owned();
+        settings.table_prefix = "My-".to_owned();
+        let mut made = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let settings = settings.clone();
+            made.spawn(async move { migrate(&settings).await.expect("it is made") });
+        }
+        let done: Vec<Migrated> = made.join_all().await.into_iter().flatten().collect();
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Created(1)).count(), 1, "{done:?}");
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Current(1)).count(), 3, "{done:?}");
+
+        // What is in another schema, or has another prefix, counts apart.
+        let others = PostgresSettings { table_prefix: String::new(), ..settings.clone() };
+        for settings in [settings, others] {
+            let store = Postgres::new(&settings).expect("the settings are fine");
+            let asked = || plan([check(1, of_each_algorithm(1)[0])]);
+            assert!(ask(&store, &asked()).await.expect("an answer").admitted);
+            assert!(!ask(&store, &asked()).await.expect("an answer").admitted);
+        }
+    });
+}
+
+#[test]
+fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    let version = |version: i32, oldest: i32| {
+        server.execute(&database, &format!("UPDATE tollgate.meta SET version = {version}, oldest = {oldest}"));
+    };
+    runtime().block_on(async {
+        let settings = PostgresSettings { auto_create: false, ..settings(&server, &database) };
+        let fresh = || Postgres::new(&settings).expect("the settings are fine");
+        assert_eq!(fresh().probe().await, Err(Fault::Script), "nothing is there, and nobody may make it");
+        assert_eq!(migrate(&settings).await.expect("made"), [Migrated::Created(1)]);
+        assert_eq!(fresh().probe().await, Ok(()));
+        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(1)]);
+
+        version(0, 0);
+        assert_eq!(fresh().probe().await, Err(Fault::Script), "it is older");
+        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 1)]);
+        assert!(ask(&fresh(), &one(1)).await.expect("an answer").admitted);
+
+        // Of a newer one that serves this one too.
+        version(7, 1);
+        assert_eq!(fresh().probe().await, Ok(()));
+        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(7)]);
+        version(7, 2);
+        assert_eq!(fresh().probe().await, Err(Fault::Script), "it is newer");
+        let refused = migrate(&settings).await.expect_err("it is newer");
+        assert!(matches!(refused, MigrateError::Newer { found: 7, .. }), "{refused}");
+
+        version(1, 1);
+        let unlogged = PostgresSettings { unlogged: true, ..settings.clone() };
+        let rewritten = [Migrated::Current(1), Migrated::Rewritten { unlogged: true }];
+        assert_eq!(migrate(&unlogged).await.expect("rewritten"), rewritten);
+        let kind = "SELECT relpersistence FROM pg_class WHERE relname = 'counters_v1'";
+        assert_eq!(server.value(&database, kind).as_deref(), Some("u"));
+        assert!(ask(&fresh(), &one(1)).await.expect("an answer").admitted);
+    });
+}
+
+/// Weakness R22: who follows the documentation has a schema that does not work.
+#[test]
+fn who_is_not_known_or_not_let_is_denied() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    runtime().block_on(async {
+        let mut settings = settings(&server, &database);
+        let right = settings.url.clone();
+        settings.url = right.replace(postgres::PASSWORD, "guessed");
+        let store = Postgres::new(&settings).expect("the settings are fine");
+        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied));
+        let refused = migrate(&settings).await.expect_err("the password is wrong").to_string();
+        assert!(refused.contains("password authentication failed"), "{refused}");
+        assert!(!refused.contains("guessed"), "{refused}");
+
+        server.execute("postgres", "CREATE ROLE guest LOGIN PASSWORD 'welcome'");
+        settings.url = right.replace(&format!("{}:{}", postgres::USER, postgres::PASSWORD), "guest:welcome");
+        let store = Postgres::new(&settings).expect("the settings are fine");
+        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied), "a guest makes no schema");
+
+        // One that was made by somebody else is used with no more than this.
+        settings.auto_create = false;
+        migrate(&PostgresSettings { url: right, ..settings.clone() }).await.expect("it is made");
+        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied));
+        let rights = "GRANT USAGE ON SCHEMA tollgate TO guest; \
+                      GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tollgate TO guest";
+        server.execute(&database, rights);
+        let store = Postgres::new(&settings).expect("the settings are fine");
+        assert_eq!(store.probe().await, Ok(()));
+        assert!(ask(&store, &one(1)).await.expect("an answer").admitted);
+        assert!(store.sweep().await.is_ok());
+    });
+}
+
+#[test]
+fn tls_is_spoken_with_who_a_known_authority_vouches_for() {
+    let Some(setup) = postgres::Setup::new() else { return };
+    let server = setup.tls().start();
+    let database = server.database();
+    let files = server.certificates.clone().expect("it speaks TLS");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let strange = Certificates::make(elsewhere.path());
+    runtime().block_on(async {
+        let plain = settings(&server, &database);
+        let with = |ca: &std::path::Path| PostgresSettings { ca: Some(ca.to_owned()), ..plain.clone() };
+        let asked = async |settings: &PostgresSettings| {
+            let store = Postgres::new(settings).expect("the settings are fine");
+            ask(&store, &one(1)).await.map(|applied| applied.admitted)
+        };
+        assert_eq!(asked(&with(&files.authority)).await, Ok(true));
+        let in_url = format!("{}?sslmode=verify-full&sslrootcert={}", plain.url, files.authority.display());
+        assert_eq!(asked(&PostgresSettings { url: in_url, ..plain.clone() }).await, Ok(true));
+        assert_eq!(asked(&with(&strange.authority)).await, Err(Fault::Unreachable), "somebody else's word");
+        assert_eq!(asked(&plain).await, Err(Fault::Denied), "this server speaks TLS only");
+        let missing = with(&elsewhere.path().join("missing.pem"));
+        assert!(Postgres::new(&missing).is_err());
+    });
+}
+
+#[test]
+fn a_row_that_another_session_holds_costs_those_who_want_it_their_patience_and_nobody_else() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    runtime().block_on(async {
+        let mut settings = settings(&server, &database);
+        settings.pool_size = 2;
+        settings.lock_timeout = Duration::from_millis(300);
+        let store = Arc::new(Postgres::new(&settings).expect("the settings are fine"));
+        assert!(ask(&store, &one(1)).await.expect("an answer").admitted);
+        let (mut holder, connection) = tokio_postgres::connect(&settings.url, NoTls).await.expect("a session");
+        let connection = tokio::spawn(connection);
+        let held = holder.transaction().await.expect("a transaction");
+        held.execute("SELECT FROM tollgate.counters_v1 FOR UPDATE", &[]).await.expect("it is locked");
+
+        let began = Instant::now();
+        let waiting = tokio::spawn({
+            let store = store.clone();
+            async move { ask(&store, &one(1)).await.err() }
+        });
+        assert!(ask(&store, &one(2)).await.expect("an answer").admitted, "others are answered meanwhile");
+        assert_eq!(waiting.await.expect("no panic"), Some(Fault::Timeout));
+        assert!(began.elapsed() >= settings.lock_timeout);
+
+        // Both connections taken: the next one waits for one of them.
+        let (first, second, third) = (one(1), one(1), one(2));
+        let all = tokio::join!(ask(&store, &first), ask(&store, &second), ask(&store, &third));
+        assert_eq!((all.0.err(), all.1.err()), (Some(Fault::Timeout), Some(Fault::Timeout)));
+        drop(all.2);
+        held.rollback().await.expect("it is let go");
+        until("the row is free", async || ask(&store, &one(1)).await.is_ok()).await;
+        connection.abort();
+    });
+}
+
+#[test]
+fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_fault() {
+    let Some(setup) = postgres::Setup::new() else { return };
+    let mut server = setup.start();
+    let database = server.database();
+    let settings = PostgresSettings { sweep: false, url: server.url(&database), ..PostgresSettings::default() };
+    let runtime = runtime();
+    let store = runtime.block_on(async { Arc::new(Postgres::new(&settings).expect("the settings are fine")) });
+    let over = Arc::new(AtomicBool::new(false));
+    // What does not drain meanwhile.
+    let counted = |name| plan([check(name, of_each_algorithm(1_000_000)[4])]);
+    let load = || {
+        let (store, over) = (store.clone(), over.clone());
+        runtime.spawn(async move {
+            let (mut answered, mut faults) = (0_u64, Vec::new());
+            while !over.load(Ordering::Relaxed) {
+                match ask(&store, &counted(1)).await {
+                    Ok(applied) => answered += u64::from(applied.admitted),
+                    Err(fault) => {
+                        faults.push(fault);
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+            }
+            (answered, faults)
+        })
+    };
+    let loads: Vec<_> = (0..8).map(|_| load()).collect();
+    runtime.block_on(until("the first answer", async || ask(&store, &one(2)).await.is_ok()));
+    server.restart();
+    runtime.block_on(until("the first answer afterwards", async || ask(&store, &one(2)).await.is_ok()));
+    over.store(true, Ordering::Relaxed);
+    let (mut answered, mut faults) = (0, Vec::new());
+    for load in loads {
+        let (more, failed) = runtime.block_on(load).expect("no panic");
+        answered += more;
+        faults.extend(failed);
+    }
+    assert!(faults.iter().all(|fault| matches!(fault, Fault::Unreachable | Fault::Timeout)), "{faults:?}");
+    assert!(!faults.is_empty() && answered > 0);
+    // Whoever was told yes was counted; who was told nothing may have been.
+    let count = "SELECT a FROM tollgate.counters_v1 ORDER BY counter LIMIT 1";
+    let counted: u64 = server.value(&database, count).expect("it is there").parse().expect("a number");
+    assert!(
+        (answered.saturating_sub(1)..=answered + faults.len() as u64).contains(&counted),
+        "{counted} of {answered}"
+    );
+
+    server.freeze();
+    let given_up = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(&store, &one(1))).await });
+    assert_eq!(given_up.expect("it is given up").err(), Some(Fault::Timeout));
+    server.thaw();
+    runtime.block_on(until("it goes on", async || ask(&store, &one(1)).await.is_ok()));
+    server.kill();
+    runtime
+        .block_on(until("its end is noticed", async || ask(&store, &one(1)).await.err() == Some(Fault::Unreachable)));
+}
+
+#[test]
+fn a_database_that_cannot_be_written_to_says_so_until_it_can() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    let read_only = |on: &str| {
+        let others = format!(
+            "ALTER DATABASE {database} SET default_transaction_read_only = {on}; \
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+        );
+        server.execute("postgres", &others);
+    };
+    runtime().block_on(async {
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        assert_eq!(store.probe().await, Ok(()));
+        read_only("on");
+        until("it is read only", async || store.probe().await == Err(Fault::ReadOnly)).await;
+        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::ReadOnly));
+        // Nobody ends its connections this time: those that cannot write are let go.
+        server.execute("postgres", &format!("ALTER DATABASE {database} SET default_transaction_read_only = off"));
+        until("it can be written to", async || ask(&store, &one(1)).await.is_ok()).await;
+        assert_eq!(store.probe().await, Ok(()));
+    });
+}
+
+#[test]
+fn tollgate_store_migrate_makes_the_schema_and_says_so() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let run = |configuration: &str| {
+        std::fs::write(directory.path().join("tollgate.toml"), configuration).expect("written");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.args(["store", "migrate", "--config", "tollgate.toml"]).current_dir(directory.path());
+        let output = command.env_remove("RUST_LOG").output().expect("the program runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let stores = |url: &str| format!("[stores.limits]\nengine = \"postgres\"\nurl = \"{url}\"\n");
+    let url = server.url(&server.database());
+    let (code, said, _) = run(&stores(&url));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": created, version 1\n"));
+    let (code, said, _) = run(&stores(&url));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": version 1, nothing to do\n"));
+
+    let (code, said, error) = run(&stores(&url.replace(postgres::PASSWORD, "guessed")));
+    assert_eq!((code, said.as_str()), (Some(1), ""));
+    assert!(error.contains("stores.limits: ") && error.contains("password authentication failed"), "{error}");
+    assert!(!error.contains("guessed"), "{error}");
+    let (code, said, _) = run("");
+    assert_eq!((code, said.as_str()), (Some(0), "no store keeps its counters in PostgreSQL: nothing to do\n"));
+}

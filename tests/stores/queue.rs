@@ -1,0 +1,259 @@
+//! When a store outside this process is left alone, and what becomes of what is asked of it then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
+use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
+use tollgate::store::{Keeper, Remote, RemoteSettings, Shared, SharedSettings, Store, Stores};
+
+use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
+use crate::support::reference::plans::START;
+
+/// No test lasts as long.
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
+}
+
+/// A runtime whose clock stands still, and goes on to the next moment that anybody waits for once nobody can do anything
+/// before.
+fn held() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime starts")
+}
+
+fn log(limit: u32) -> Check {
+    check(Limit::SlidingWindow(SlidingWindow { limit, window: 60_000_000 }))
+}
+
+/// A store that calls have so long for, each plan a call of its own.
+fn remote(kept: &Kept, deadline: Duration) -> Remote {
+    Remote::new("main", kept.clone(), RemoteSettings { deadline, batch: 1, calls: 64 })
+}
+
+/// Asks it, and waits for as long as it takes.
+async fn ask(remote: &Remote, plan: &Plan) -> Result<bool, Fault> {
+    let answer = remote.ask(plan.clone(), None, Instant::now() + HOUR).await;
+    answer.map(|applied| applied.admitted)
+}
+
+#[test]
+fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    runtime.block_on(async {
+        kept.be(HANGING);
+        let pause = async {
+            while kept.calls() < 64 {
+                tokio::task::yield_now().await;
+            }
+            kept.be(LATE);
+        };
+        let (answers, ()) = tokio::join!(join_all((0..64).map(|_| ask(&remote, &plan))), pause);
+        assert_eq!(answers, [Err(Fault::Timeout); 64]);
+        assert!(!remote.suspended(), "it was one pause");
+        kept.be(WELL);
+        assert_eq!(ask(&remote, &plan).await, Ok(true));
+    });
+}
+
+#[test]
+fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    // Any two failures lie further apart than that.
+    let (remote, plan) = (remote(&kept, Duration::ZERO), one(log(100)));
+    runtime.block_on(async {
+        kept.be(LATE);
+        for failures in 1..=10 {
+            assert!(!remote.suspended(), "after {} failures", failures - 1);
+            assert_eq!(ask(&remote, &plan).await, Err(Fault::Timeout));
+        }
+        assert!(remote.suspended());
+        assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+    });
+}
+
+#[test]
+fn a_store_without_a_connection_is_left_alone_at_once() {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    kept.be(BROKEN);
+    assert_eq!(runtime.block_on(ask(&remote, &plan)), Err(Fault::Unreachable));
+    assert!(remote.suspended());
+}
+
+#[test]
+fn a_decision_waits_for_its_deadline_and_no_longer() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let deadline = Duration::from_millis(10);
+    let (remote, plan) = (remote(&kept, deadline), one(log(1_000)));
+    runtime.block_on(async {
+        kept.be(HANGING);
+        // Whoever waits, and however many wait before them.
+        let (begun, until) = (Instant::now(), remote.deadline());
+        let answers = join_all((0..200).map(|_| remote.ask(plan.clone(), None, until))).await;
+        assert!(answers.iter().all(|answer| matches!(answer, Err(Fault::Timeout))));
+        let waited = begun.elapsed();
+        assert!((deadline..=deadline + Duration::from_millis(1)).contains(&waited), "they waited {waited:?}");
+    });
+}
+
+#[test]
+fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_return() {
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    // It returns at any moment between two probes.
+    for (away, away_for) in [BROKEN, HANGING].into_iter().flat_map(|away| (1_000..1_100).map(move |time| (away, time)))
+    {
+        let (kept, runtime) = (Kept::new(), held());
+        let _entered = runtime.enter();
+        let (remote, plan) = (remote(&kept, Duration::from_millis(10)), one(log(100)));
+        runtime.block_on(async {
+            kept.be(away);
+            while !remote.suspended() {
+                let answer = remote.ask(plan.clone(), None, remote.deadline()).await;
+                assert!(answer.is_err(), "it is away");
+            }
+            // It is left alone all the time, and costs nobody a deadline.
+            for _ in 0..away_for {
+                let begun = Instant::now();
+                assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+                assert_eq!(begun.elapsed(), Duration::ZERO);
+                tokio::time::sleep(MILLISECOND).await;
+            }
+            kept.be(WELL);
+            let back = Instant::now();
+            while ask(&remote, &plan).await != Ok(true) {
+                tokio::time::sleep(MILLISECOND).await;
+            }
+            assert!(back.elapsed() <= Duration::from_millis(101), "it took {:?}", back.elapsed());
+        });
+    }
+}
+
+/// Beside one other instance, so that an answer tells who gave it: what stands in has half of every limit.
+#[test]
+fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let remote = RemoteSettings { deadline: Duration::from_millis(10), ..RemoteSettings::default() };
+    let settings = SharedSettings { remote, instances: 2, ..SharedSettings::new("main") };
+    let stores = Stores::of([Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let local = |counter, limit| {
+        let on_store_error = OnStoreError::Local;
+        one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })
+    };
+    let (used_up, flow) = (local(1, 50), local(2, 1_000));
+    runtime.block_on(async {
+        let mut admitted = 0;
+        for second in 0..50 {
+            // So long that what stands in would be thrown away, had the store been away.
+            let now = START.plus(second * 1_000_000);
+            let decided = stores.apply(&flow, now).await.answers[0].expect("it is decided");
+            assert_eq!(decided.limit, 1_000, "by the store");
+            kept.be(HANGING);
+            let decided = stores.apply(&used_up, now).await;
+            assert_eq!(decided.answers[0].expect("it is decided").limit, 25, "by what stands in");
+            admitted += u32::from(decided.admitted);
+            kept.be(WELL);
+        }
+        assert_eq!(admitted, 25);
+    });
+}
+
+/// A store of whose calls many plans can share one.
+fn shared_calls(kept: &Kept) -> Remote {
+    Remote::new("main", kept.clone(), RemoteSettings { deadline: HOUR, batch: 64, calls: 2 })
+}
+
+#[test]
+fn an_idle_store_is_asked_at_once_for_each() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let (remote, plan) = (shared_calls(&kept), one(log(100)));
+    runtime.block_on(async {
+        let begun = Instant::now();
+        for asked in 1..=100 {
+            assert_eq!(ask(&remote, &plan).await, Ok(true));
+            assert_eq!(kept.calls(), asked, "nobody was waited for to share it");
+        }
+        // Had anything waited for anything but its answer, the clock had gone on.
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    });
+}
+
+#[test]
+fn what_comes_while_calls_are_under_way_shares_the_next_one() {
+    let (kept, runtime) = (Kept::new(), held());
+    let _entered = runtime.enter();
+    let (remote, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
+    let asked = || {
+        let (remote, plan) = (remote.clone(), plan.clone());
+        tokio::spawn(async move { ask(&remote, &plan).await })
+    };
+    runtime.block_on(async {
+        kept.be(HANGING);
+        let mut answers = Vec::new();
+        // As many calls as there may be at once.
+        for calls in 1..=2 {
+            answers.push(asked());
+            kept.called().await;
+            assert_eq!(kept.calls(), calls);
+        }
+        answers.extend((0..130).map(|_| asked()));
+        // The clock goes on when all of them wait.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(kept.calls(), 2);
+        kept.be(WELL);
+        assert!(join_all(answers).await.into_iter().all(|answer| answer.expect("nothing panics") == Ok(true)));
+        assert_eq!(kept.calls(), 2 + 3, "64, 64 and 2");
+    });
+}
+
+/// Uses a counter up, and gives all of it back with a plan while the store is left alone.
+fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
+    let (kept, runtime) = (Kept::new(), runtime());
+    let _entered = runtime.enter();
+    let (remote, plan) = (remote(&kept, HOUR), one(check));
+    runtime.block_on(async {
+        assert_eq!(ask(&remote, &plan).await, Ok(true));
+        assert_eq!(kept.left(&check), 0);
+        kept.be(BROKEN);
+        assert_eq!(ask(&remote, &plan).await, Err(Fault::Unreachable));
+        kept.be(UNSEEN);
+        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::Suspended), "it is left alone still");
+        let given_back = async {
+            while kept.left(&check) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), given_back).await.expect("it is given back");
+    });
+}
+
+#[test]
+fn a_slot_that_is_released_while_a_store_is_left_alone_is_released_when_it_can_be() {
+    let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 60_000_000 }));
+    given_back_while_left_alone(slot, |lease| {
+        let change = LeaseChange { counter: slot.counter, store: 0, lease, action: LeaseAction::Release };
+        Plan { changes: [change].into_iter().collect(), ..Plan::default() }
+    });
+}
+
+#[test]
+fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it_can_be() {
+    let log = log(1);
+    let undo = || {
+        let Check { counter, limit, .. } = log;
+        vec![Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 }]
+    };
+    given_back_while_left_alone(log, |_| Plan { undos: undo(), ..Plan::default() });
+    // Who asks for something in the same breath is told that it cannot be, and is not charged for it afterwards.
+    given_back_while_left_alone(log, |lease| Plan { undos: undo(), lease, ..one(log) });
+}

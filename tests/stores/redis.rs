@@ -1,0 +1,375 @@
+//! Redis keeps the contract: the same as `advance`, decision by decision, one plan a call and many.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{self, subsequence};
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{
+    Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
+};
+use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Plan, Undo};
+use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
+
+use super::redis_client::{self, apply, at, connected, counter, decide, one, plan, runtime};
+use crate::support::processes::redis::{Redis as Server, Setup};
+use crate::support::processes::sentinel::{NAME, Sentinel};
+use crate::support::reference::numbers::Numbers;
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, asks, plans};
+
+fn bucket(limit: u32, window: u64) -> Limit {
+    Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
+}
+
+/// One limit of each algorithm, and of fixed windows both kinds that a store aligns.
+fn of_each_algorithm(limit: u32, window: u64) -> [Limit; 6] {
+    [
+        bucket(limit, window),
+        Limit::SlidingWindow(SlidingWindow { limit, window }),
+        Limit::SlidingCounter(SlidingCounter { limit, window }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) }),
+        Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) }),
+        Limit::Concurrency(Concurrency { max: limit, lease: window }),
+    ]
+}
+
+/// The key of a counter, as the layout has it.
+fn key(counter: u64) -> Vec<u8> {
+    let [first, second] = redis_client::counter(counter).0;
+    [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
+}
+
+/// A plan that takes back what one of the last plans was charged, by what was told of it then.
+fn take_back(plan: &Plan, applied: &Applied) -> Plan {
+    let charged = plan.checks.iter().zip(&applied.answers).filter(|(check, _)| check.charges.admitted > 0);
+    let undos = charged.map(|(check, answer)| {
+        let reset = answer.as_ref().expect("it was answered").reset;
+        let (counter, store, limit) = (check.counter, check.store, check.limit);
+        Undo { counter, store, limit, units: check.charges.admitted, at: applied.at, reset }
+    });
+    Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
+}
+
+/// Executes batches, each at one moment, and compares them with the reference plan by plan. What the first plan of one
+/// batch was charged is taken back at times at the end of the next.
+async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run: &str) {
+    let (mut reference, mut now) = (Reference::default(), START);
+    let mut last: Option<(Plan, Applied)> = None;
+    for (step, (by, mut batch)) in batches.into_iter().enumerate() {
+        now = Timestamp::from_micros(now.micros().saturating_add_signed(by));
+        if let Some((plan, applied)) = last.take_if(|_| step % 3 == 0) {
+            batch.push(take_back(&plan, &applied));
+        }
+        let expected: Vec<Applied> = batch.iter().map(|plan| reference.apply(plan, now)).collect();
+        let found = redis.execute(&batch, Some(now)).await;
+        for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            let place = format!("plan {number} of {}, step {step} of {run}", batch.len());
+            let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
+            assert_eq!(found.admitted, expected.admitted, "verdict of {place}: {:?}", batch[number]);
+            assert_eq!(found.answers, expected.answers, "answers of {place}: {:?}", batch[number]);
+            assert_eq!(found.statuses, expected.statuses, "statuses of {place}");
+            assert_eq!(found.at, now, "moment of {place}");
+        }
+        last = expected.into_iter().next().map(|applied| (batch.swap_remove(0), applied));
+    }
+}
+
+/// 400 runs of 250 plans. Every other run sends each plan by itself; the others send batches of up to sixteen.
+fn the_contract(to: &RedisSettings) {
+    let (runtime, runs) = (runtime(), AtomicU32::new(0));
+    always(400, plans(ANYTHING, 250), |steps| {
+        let run = runs.fetch_add(1, Ordering::Relaxed);
+        let mut batches: Vec<(i64, Vec<Plan>)> = Vec::new();
+        for (number, (by, plan)) in steps.into_iter().enumerate() {
+            match batches.last_mut() {
+                Some((_, batch)) if run % 2 == 1 && batch.len() <= number * 7 % 16 => batch.push(plan),
+                _ => batches.push((by, vec![plan])),
+            }
+        }
+        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..to.clone() };
+        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
+    });
+}
+
+/// Weakness A7: an algorithm means one thing in memory and another in Redis.
+#[test]
+fn redis_keeps_the_contract() {
+    let Some(server) = Server::start() else { return };
+    the_contract(&at(server.port));
+}
+
+#[test]
+fn valkey_keeps_the_contract() {
+    let Some(setup) = Setup::valkey() else { return };
+    let server = setup.start();
+    the_contract(&at(server.port));
+}
+
+#[test]
+fn a_primary_that_sentinels_watch_keeps_the_contract() {
+    let Some(watched) = Sentinel::start() else { return };
+    let sentinels = watched.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
+    let topology = Topology::Sentinel { sentinels, master: NAME.to_owned(), credentials: Credentials::default() };
+    the_contract(&RedisSettings::new(topology));
+}
+
+/// Groups of checks of some of these counters, each by one of its numbers, with how far the clock moves before.
+fn groups(counters: Vec<Vec<Numbers>>, furthest: u64) -> impl Strategy<Value = Vec<(i64, Plan)>> {
+    let furthest = i64::try_from(furthest).expect("it is not ages");
+    let moves = prop_oneof![4 => 0..furthest / 50, 2 => Just(0), 1 => 0..furthest, 1 => -furthest / 10..0];
+    let numbered: Vec<(u64, Vec<Numbers>)> = (0..).zip(counters).collect();
+    let most = numbered.len();
+    let group = subsequence(numbered, 1..=most).prop_flat_map(|counters| {
+        let check = |(number, numbers): (u64, Vec<Numbers>)| {
+            sample::select(numbers).prop_flat_map(move |numbers| {
+                asks(ANYTHING, numbers.holds()).prop_map(move |(needs, charges, refund)| Check {
+                    needs,
+                    charges,
+                    refund,
+                    ..one(counter(number), numbers.limit())
+                })
+            })
+        };
+        counters.into_iter().map(check).collect::<Vec<_>>()
+    });
+    vec((moves, group.prop_map(plan)), 150)
+}
+
+fn keeps_the_contract(counters: Vec<Vec<Numbers>>, furthest: u64) {
+    let Some(server) = Server::start() else { return };
+    let (runtime, runs) = (runtime(), AtomicU32::new(0));
+    always(60, groups(counters, furthest), |steps| {
+        let run = runs.fetch_add(1, Ordering::Relaxed);
+        let settings = RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) };
+        let batches = steps.into_iter().map(|(by, plan)| (by, vec![plan])).collect();
+        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
+    });
+}
+
+/// What most plans are: a few buckets that are asked by the numbers that they were written by.
+#[test]
+fn groups_of_everyday_buckets_keep_the_contract() {
+    let bucket = |tokens, window, burst, debt| vec![Numbers::Bucket { tokens, window, burst, debt }];
+    let counters =
+        vec![bucket(5, 10 * SECOND, 5, 0), bucket(3, SECOND, 4, 9), bucket(100, 3_600 * SECOND, 20, u64::MAX)];
+    keeps_the_contract(counters, 30 * SECOND);
+}
+
+/// Numbers that the states of a bucket hardly hold: fractions of a token that are no round numbers, and levels that
+/// take weeks to drain.
+#[test]
+fn buckets_of_every_size_keep_the_contract() {
+    let bucket = |tokens, window, burst, debt| Numbers::Bucket { tokens, window, burst, debt };
+    let day = 86_400 * SECOND;
+    let all = vec![
+        bucket(1_000, 30 * day, 1_000, 0),
+        bucket(999_983, day, 999_983, 0),
+        bucket(999_983, day, 50, 1_000_000),
+        bucket(5, SECOND, 5, 0),
+        bucket(7, 60 * SECOND, 100, 50),
+        bucket(3, 365 * day, 100, 100),
+    ];
+    keeps_the_contract(vec![all.clone(), all], 20 * day);
+}
+
+/// Logs that grow, turn round in their places and are forgotten by the hundred.
+#[test]
+fn long_logs_keep_the_contract() {
+    let log = |limit| Numbers::Log { limit, window: 10 * SECOND };
+    keeps_the_contract(vec![vec![log(400)], vec![log(150), log(40), log(300)]], 15 * SECOND);
+}
+
+#[test]
+fn a_plan_that_fails_leaves_the_others_and_writes_nothing() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let limits = of_each_algorithm(2, 60 * SECOND);
+        for (number, limit) in (0..).zip(limits) {
+            let (counter_of, others) = (|part: u64| counter(10 * number + part), bucket(2, 60 * SECOND));
+            server.ask::<()>(&[b"RPUSH".to_vec(), key(10 * number + 1), b"of another kind".to_vec()]);
+            let bad = plan([one(counter_of(0), others), one(counter_of(1), limit), one(counter_of(2), others)]);
+            let batch = [plan([one(counter_of(3), others)]), bad.clone(), plan([one(counter_of(4), limit)]), bad];
+            let answers = redis.execute(&batch, None).await;
+            let passes = |answer: &Result<Applied, Fault>| answer.as_ref().map(|applied| applied.admitted).ok();
+            assert_eq!(
+                answers.iter().map(passes).collect::<Vec<_>>(),
+                [Some(true), None, Some(true), None],
+                "{limit:?}"
+            );
+            assert_eq!(answers[1].as_ref().err(), Some(&Fault::Script));
+            assert_eq!(decide(&redis, one(counter_of(1), limit)).await, Err(Fault::Script), "{limit:?} alone");
+            for untouched in [0, 2] {
+                assert_eq!(server.ask::<u32>(&[b"EXISTS".to_vec(), key(10 * number + untouched)]), 0, "{limit:?}");
+            }
+        }
+    });
+}
+
+/// Weakness D11: refusals write.
+#[test]
+fn a_server_without_memory_refuses_only_what_writes() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let limits = of_each_algorithm(1, 3_600 * SECOND);
+        for (number, limit) in (0..).zip(limits) {
+            assert!(decide(&redis, one(counter(number), limit)).await.expect("there is memory").passes);
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+        assert_eq!(redis.probe().await, Err(Fault::OutOfMemory));
+        for (number, limit) in (0..).zip(limits) {
+            let other = |limit| plan([one(counter(100 + number), limit)]);
+            let refused =
+                plan([Check { charges: Charges { admitted: 1, ..Charges::default() }, ..one(counter(number), limit) }]);
+            let answers = redis.execute(&[other(limit), refused, other(limit)], None).await;
+            assert_eq!(answers[0].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
+            assert!(answers[1].as_ref().is_ok_and(|applied| !applied.admitted), "{limit:?}: {:?}", answers[1]);
+            assert_eq!(answers[2].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+        for (number, limit) in (0..).zip(limits) {
+            let left = decide(
+                &redis,
+                Check { needs: Needs::default(), charges: Charges::default(), ..one(counter(100 + number), limit) },
+            );
+            assert_eq!(left.await.expect("there is memory again").remaining, 1, "nothing was charged: {limit:?}");
+        }
+    });
+}
+
+#[test]
+fn a_replica_cannot_be_written_to() {
+    let Some(primary) = Server::start() else { return };
+    let replica = Setup::redis().expect("it is installed").replica_of(&primary).start();
+    replica.synced();
+    runtime().block_on(async {
+        let redis = tollgate::store::Redis::new(&at(replica.port)).expect("no file is read");
+        while redis.probe().await == Err(Fault::Unreachable) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(redis.probe().await, Err(Fault::ReadOnly));
+        for limit in of_each_algorithm(1, SECOND) {
+            assert_eq!(decide(&redis, one(counter(0), limit)).await, Err(Fault::ReadOnly), "{limit:?}");
+        }
+    });
+}
+
+#[test]
+fn d13_the_script_is_loaded_again_when_the_server_forgot_it() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        for left in [4, 3, 2] {
+            let outcome = decide(&redis, one(counter(0), bucket(5, 3_600 * SECOND))).await.expect("it answers");
+            assert_eq!(outcome.remaining, left, "executed once");
+            server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        }
+    });
+}
+
+#[test]
+fn the_clock_of_the_server_decides() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let micros = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_micros();
+        let before = micros();
+        let applied = apply(&redis, plan([one(counter(0), bucket(5, SECOND))])).await.expect("it answers");
+        assert!((before..=micros()).contains(&applied.at.micros().into()));
+    });
+}
+
+#[test]
+fn what_is_forgotten_counts_no_more() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        for (number, limit) in (0..).zip(of_each_algorithm(1, 3_600 * SECOND)) {
+            assert_eq!(redis.forget(counter(number)).await, Ok(false));
+            assert!(decide(&redis, one(counter(number), limit)).await.expect("it answers").passes);
+            let second = Plan { lease: tollgate::limiter::LeaseId(8), ..plan([one(counter(number), limit)]) };
+            assert!(!apply(&redis, second.clone()).await.expect("it answers").admitted, "{limit:?}");
+            assert_eq!(redis.forget(counter(number)).await, Ok(true), "{limit:?}");
+            assert!(apply(&redis, second).await.expect("it answers").admitted, "{limit:?}");
+        }
+    });
+}
+
+/// Whatever is done, every key expires, a minute or more after it counts for nothing and not hours later.
+/// Weakness R3: slots expire while they are held.
+/// Weakness R16: some keys never expire.
+/// Weakness D4: a bucket with a large burst expires, and is full again.
+#[test]
+fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let windows = [SECOND, 90 * SECOND, 3_600 * SECOND, 86_400 * SECOND, 30 * 86_400 * SECOND];
+        let bursts = Limit::TokenBucket(TokenBucket::new(1, 10 * SECOND, 4_000, 0).expect("it can be held"));
+        let cases = windows.into_iter().flat_map(|window| of_each_algorithm(40, window)).chain([bursts]);
+        for (number, limit) in (0..).zip(cases) {
+            for units in [1, 1, 7, 30] {
+                let charge =
+                    Check { charges: Charges { admitted: units, ..Charges::default() }, ..one(counter(number), limit) };
+                let outcome = decide(&redis, charge).await.expect("it answers");
+                let expires: u64 = server.ask(&[b"PTTL".to_vec(), key(number)]);
+                let reset = outcome.reset / 1_000;
+                assert!(expires > reset + 59_000, "{limit:?}: {expires} ms, reset {reset} ms");
+                assert!(expires < 2 * reset + 60_000 + 70_000, "{limit:?}: {expires} ms, reset {reset} ms");
+            }
+        }
+        let keys: Vec<Vec<u8>> = server.ask(&["KEYS", "*"]);
+        for key in keys {
+            assert!(server.ask::<i64>(&[b"PTTL".to_vec(), key.clone()]) > 0, "{key:?} expires");
+        }
+    });
+}
+
+/// Weakness A10: a key without an expiry blocks for ever.
+#[test]
+fn a_key_that_lost_its_expiry_blocks_nobody() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let at = async |now, lease, check| {
+            let plan = Plan { lease: LeaseId(lease), ..plan([check]) };
+            let applied = redis.execute(&[plan], Some(now)).await.pop().expect("one answer");
+            applied.expect("it answers").admitted
+        };
+        for (number, limit) in (0..).zip(of_each_algorithm(1, 60 * SECOND)) {
+            let check = one(counter(number), limit);
+            assert!(at(START, 1, check).await && !at(START, 2, check).await, "{limit:?}");
+            assert_eq!(server.ask::<u32>(&[b"PERSIST".to_vec(), key(number)]), 1, "{limit:?}");
+            let reset = START.plus(120 * SECOND);
+            assert!(at(reset, 3, check).await && !at(reset, 4, check).await, "{limit:?}");
+            assert!(server.ask::<i64>(&[b"PTTL".to_vec(), key(number)]) > 0, "{limit:?} expires again");
+        }
+    });
+}
+
+#[test]
+fn counters_are_small() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        let usage = |number| server.ask::<u32>(&[b"MEMORY".to_vec(), b"USAGE".to_vec(), key(number)]);
+        let buckets =
+            [bucket(5, SECOND), bucket(100, 60 * SECOND), bucket(1_000, 86_400 * SECOND), bucket(7, 60 * SECOND)];
+        for (number, limit) in (0..).zip(buckets) {
+            for _ in 0..3 {
+                decide(&redis, one(counter(number), limit)).await.expect("it answers");
+            }
+            assert!(usage(number) <= 96, "{limit:?} takes {} bytes", usage(number));
+        }
+        let window = Limit::SlidingWindow(SlidingWindow { limit: 1_000, window: 3_600 * SECOND });
+        for _ in 0..100 {
+            let ten = Charges { admitted: 10, ..Charges::default() };
+            decide(&redis, Check { charges: ten, ..one(counter(100), window) }).await.expect("it answers");
+        }
+        assert!(!decide(&redis, one(counter(100), window)).await.expect("it answers").passes, "it is full");
+        assert!(usage(100) <= 9_000, "a full window takes {} bytes", usage(100));
+    });
+}

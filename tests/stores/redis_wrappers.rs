@@ -1,0 +1,27 @@
+//! The wrappers keep their contract around a real Redis.
+
+use tollgate::store::{Redis, RedisSettings, Stores};
+
+use super::redis_client::at;
+use super::wrapped::{
+    WITH_CACHE, WITH_LEASES, Wrapped, instance, leases_keep_the_contract, the_cache_keeps_the_contract,
+};
+use crate::support::processes::redis::Redis as Server;
+
+/// An instance that finds nothing counted.
+fn empty(server: &Server, run: u32, name: &str, wrapped: Wrapped) -> Stores {
+    let settings = RedisSettings { key_prefix: format!("{name} {run}:"), ..at(server.port) };
+    instance(Redis::new(&settings).expect("there is no file to read"), wrapped)
+}
+
+#[test]
+fn the_refusal_cache_keeps_the_contract_around_redis() {
+    let Some(server) = Server::start() else { return };
+    the_cache_keeps_the_contract(400, |run| empty(&server, run, "cache", WITH_CACHE));
+}
+
+#[test]
+fn quota_leases_keep_the_contract_around_redis() {
+    let Some(server) = Server::start() else { return };
+    leases_keep_the_contract(400, |run| empty(&server, run, "leases", WITH_LEASES));
+}

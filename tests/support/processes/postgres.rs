@@ -1,0 +1,348 @@
+//! A real PostgreSQL.
+//!
+//! What `initdb` makes is kept beside the build and copied for each server, so that a server of its own costs a test
+//! less than a second. Tests that only need a database share a server, which ends with the last of them.
+
+use std::future::Future;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use std::{fmt::Write, fs, thread};
+
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use super::process::bound;
+use super::{Certificates, Process, installed, ports, until};
+
+/// Who tests connect as.
+pub const USER: &str = "tollgate";
+/// And with what.
+pub const PASSWORD: &str = "secret";
+
+/// The user that PostgreSQL runs as when the tests run as root, whom it refuses.
+const ACCOUNT: &str = "postgres";
+
+/// What a server is to be, before it starts.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    programs: PathBuf,
+    lines: Vec<String>,
+    tls: bool,
+}
+
+impl Setup {
+    /// PostgreSQL as it is, asking for passwords. None when it is not installed.
+    pub fn new() -> Option<Self> {
+        installed::postgres().map(|programs| Self { programs, lines: Vec::new(), tls: false })
+    }
+
+    /// A line of its configuration, such as `max_connections = 5`.
+    #[must_use]
+    pub fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    /// Speaks TLS on its port, and nothing else.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Postgres {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let data = directory.path().join(DATA);
+        let account = account();
+        give(directory.path(), account);
+        copy(&template(&self.programs, account), &data);
+        let port = ports::free();
+        let certificates = self.tls.then(|| Certificates::make(directory.path()));
+        let mut text = format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n",
+            directory.path().display()
+        );
+        if let Some(files) = &certificates {
+            for file in [&files.authority, &files.server, &files.server_key] {
+                give(file, account);
+            }
+            restrict(&files.server_key);
+            let (authority, server, key) = (&files.authority, &files.server, &files.server_key);
+            for (name, file) in [("ssl_ca_file", authority), ("ssl_cert_file", server), ("ssl_key_file", key)] {
+                writeln!(text, "{name} = '{}'", file.display()).expect("a string takes it");
+            }
+            text += "ssl = on\n";
+        }
+        for line in &self.lines {
+            writeln!(text, "{line}").expect("a string takes it");
+        }
+        let kind = if self.tls { "hostssl" } else { "host" };
+        // What exists keeps its owner.
+        fs::write(data.join("postgresql.conf"), text).expect("a file in the test's directory");
+        fs::write(
+            data.join("pg_hba.conf"),
+            format!("local all all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"),
+        )
+        .expect("a file in the test's directory");
+        let process = self.launch(&directory, port);
+        let server = Postgres { process, setup: self, port, certificates, databases: AtomicU32::new(0), directory };
+        server.execute("postgres", &format!("CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'"));
+        server
+    }
+
+    fn launch(&self, directory: &TempDir, port: u16) -> Process {
+        // SIGQUIT is an immediate shutdown: nothing is written, and the shared memory is given back.
+        let mut command = as_account(bound(&self.programs.join("postgres"), "QUIT"), account());
+        command.arg("-D").arg(directory.path().join(DATA)).current_dir(directory.path());
+        Process::start("postgres", &mut command, directory.path())
+            .ready(|| query(directory, port, "postgres", "SELECT 1").is_ok())
+    }
+}
+
+const DATA: &str = "data";
+
+/// A running server.
+#[derive(Debug)]
+pub struct Postgres {
+    // The process ends before its directory goes.
+    process: Process,
+    setup: Setup,
+    /// Where it listens.
+    pub port: u16,
+    /// The files for TLS, when it was set up with it.
+    pub certificates: Option<Certificates>,
+    databases: AtomicU32,
+    directory: TempDir,
+}
+
+impl Postgres {
+    /// A server that all tests share which are running now. None when it is not installed.
+    pub fn shared() -> Option<Arc<Self>> {
+        static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+        // A test that failed while it held this has left it as it was.
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = shared.upgrade() {
+            return Some(running);
+        }
+        let server = Arc::new(Setup::new()?.start());
+        *shared = Arc::downgrade(&server);
+        Some(server)
+    }
+
+    /// A new database that belongs to the tests' user. Says its name.
+    pub fn database(&self) -> String {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.execute("postgres", &format!("CREATE DATABASE {name} OWNER {USER}"));
+        name
+    }
+
+    /// Where a database is, for the tests' user.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgresql://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Runs statements as the superuser.
+    ///
+    /// # Panics
+    ///
+    /// When one fails.
+    pub fn execute(&self, database: &str, sql: &str) {
+        self.value(database, sql);
+    }
+
+    /// Runs statements as the superuser, and tells the first value of the last row.
+    ///
+    /// # Panics
+    ///
+    /// When one fails.
+    pub fn value(&self, database: &str, sql: &str) -> Option<String> {
+        let rows = query(&self.directory, self.port, database, sql);
+        rows.unwrap_or_else(|error| panic!("{sql}: {error:?}\n{}", self.process.log()))
+    }
+
+    /// The id of its first process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The processor time that it has used, all its processes together, in steps of 10 ms.
+    pub fn cpu(&self) -> Duration {
+        self.processes().into_iter().map(cpu).sum()
+    }
+
+    /// Stops all its processes: they take no time and give no answer until [`thaw`](Self::thaw).
+    pub fn freeze(&self) {
+        // The first one first, so that it starts no other.
+        for process in self.processes() {
+            signal(process, "-STOP");
+        }
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        for process in self.processes() {
+            signal(process, "-CONT");
+        }
+    }
+
+    /// Ends all its processes as a crash would.
+    pub fn kill(&mut self) {
+        let processes = self.processes();
+        self.process.kill();
+        for &process in &processes {
+            signal(process, "-KILL");
+        }
+        until("postgres is gone", || processes.iter().all(|&process| stat(process).is_none_or(|stat| stat.dead)));
+    }
+
+    /// Starts it again where it was, with all that it had.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.process = self.setup.launch(&self.directory, self.port);
+    }
+
+    /// The ids of its processes, the one that starts the others first.
+    fn processes(&self) -> Vec<u32> {
+        let first = self.process.id();
+        let all = fs::read_dir("/proc").expect("Linux has /proc").flatten();
+        let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let children = ids.filter(|&id| stat(id).is_some_and(|stat| stat.parent == first));
+        [first].into_iter().chain(children).collect()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // A stopped process would outlive its parent, and a killed parent leaves its shared memory behind.
+        self.thaw();
+        signal(self.process.id(), "-QUIT");
+        let began = Instant::now();
+        while stat(self.process.id()).is_some_and(|stat| !stat.dead) && began.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Runs statements as the superuser, who is let in through the socket.
+fn query(directory: &TempDir, port: u16, database: &str, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
+    let host = directory.path().display();
+    let address = format!("host={host} port={port} user={ACCOUNT} dbname={database} connect_timeout=5");
+    aside(async {
+        let (client, connection) = tokio_postgres::connect(&address, NoTls).await?;
+        let _connection = tokio::spawn(connection);
+        first(&client, sql).await
+    })
+}
+
+async fn first(client: &Client, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
+    let messages = client.simple_query(sql).await?;
+    let rows = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+        _ => None,
+    });
+    Ok(rows.last().flatten())
+}
+
+/// Waits for something on a thread of its own: the test's may belong to a runtime, which must not be waited on.
+fn aside<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(work)
+        });
+        waiting.join().expect("the work does not panic")
+    })
+}
+
+/// The user and group that PostgreSQL is to run as. None is whoever runs the tests.
+fn account() -> Option<(u32, u32)> {
+    let root = fs::metadata("/proc/self").expect("Linux has /proc").uid() == 0;
+    root.then(|| {
+        let id = |option| {
+            let output = Command::new("id").args([option, ACCOUNT]).output().expect("id runs");
+            let text = String::from_utf8(output.stdout).expect("a number is text");
+            text.trim().parse().unwrap_or_else(|_| panic!("root cannot run PostgreSQL, and there is no user {ACCOUNT}"))
+        };
+        (id("-u"), id("-g"))
+    })
+}
+
+fn as_account(mut command: Command, account: Option<(u32, u32)>) -> Command {
+    if let Some((user, group)) = account {
+        command.uid(user).gid(group);
+    }
+    command
+}
+
+fn give(path: &Path, account: Option<(u32, u32)>) {
+    if let Some((user, group)) = account {
+        chown(path, Some(user), Some(group)).expect("root gives files away");
+    }
+}
+
+/// Keeps a file from everybody but its owner.
+fn restrict(path: &Path) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("the test's file");
+}
+
+/// Where tests keep what takes long to make. None in examples, which use these rooms for other servers.
+const KEPT: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
+
+/// What `initdb` makes, which takes a second or more: made once for each version.
+fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
+    let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres runs").stdout;
+    let version = String::from_utf8_lossy(&version).trim().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+    let kept = Path::new(KEPT.expect("cargo tells tests and benches where it is"));
+    let template = kept.join(version);
+    if !template.exists() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        give(directory.path(), account);
+        let made = directory.path().join(DATA);
+        let mut initdb = as_account(Command::new(programs.join("initdb")), account);
+        let options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"];
+        initdb.args(["-U", ACCOUNT]).args(options).arg("-D").arg(&made).current_dir(directory.path());
+        let output = initdb.output().expect("initdb runs");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        // Whole or not at all. Another test may have been faster: then its template serves as well.
+        let moving = tempfile::tempdir_in(kept).expect("a directory beside the build");
+        copy(&made, &moving.path().join(DATA));
+        let _ = fs::rename(moving.path().join(DATA), &template);
+    }
+    template
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
+    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
+}
+
+fn signal(process: u32, name: &str) {
+    // It may have ended by itself.
+    let _ = Command::new("kill").args([name, &process.to_string()]).stderr(std::process::Stdio::null()).status();
+}
+
+/// A process as the system tells it.
+struct Stat {
+    parent: u32,
+    dead: bool,
+    ticks: u64,
+}
+
+/// Reads `/proc/[pid]/stat` (proc(5)): after the name in brackets come the state, the parent, and from the fourteenth
+/// field on the time of itself and of children that ended.
+fn stat(process: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let ticks = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Stat { parent: fields[1].parse().ok()?, dead: fields[0] == "Z", ticks })
+}
+
+fn cpu(process: u32) -> Duration {
+    Duration::from_millis(stat(process).map_or(0, |stat| stat.ticks * 10))
+}

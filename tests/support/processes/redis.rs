@@ -1,0 +1,295 @@
+//! A real Redis or Valkey.
+//!
+//! Where to reach it, asking it, and what can befall it: it freezes, crashes, comes back.
+
+use std::fmt::{Debug, Write};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use redis::{
+    Client, ClientTlsConfig, Connection, ConnectionLike, FromRedisValue, RedisResult, TlsCertificates, ToRedisArgs,
+};
+use tempfile::TempDir;
+
+use super::process::bound;
+use super::{Certificates, Process, installed, ports, until};
+
+/// How long it may take to answer a test.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What a server is to be, before it starts.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    program: PathBuf,
+    core: Option<usize>,
+    lines: Vec<String>,
+    password: Option<String>,
+    socket: bool,
+    tls: bool,
+    sentinel: bool,
+}
+
+impl Setup {
+    /// Redis. None when it is not installed.
+    pub fn redis() -> Option<Self> {
+        installed::redis().map(Self::of)
+    }
+
+    /// Valkey. None when it is not installed.
+    pub fn valkey() -> Option<Self> {
+        installed::valkey().map(Self::of)
+    }
+
+    fn of(program: PathBuf) -> Self {
+        Self { program, core: None, lines: Vec::new(), password: None, socket: false, tls: false, sentinel: false }
+    }
+
+    /// A line of its configuration, such as `maxmemory 2mb` or `user ada on >secret ~* +@all`.
+    #[must_use]
+    pub fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    /// Has this core of the machine and no other.
+    #[must_use]
+    pub fn on_core(mut self, core: usize) -> Self {
+        self.core = Some(core);
+        self
+    }
+
+    /// Asks everybody for this password.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.to_owned());
+        self.line(format!("requirepass {password}"))
+    }
+
+    /// Listens on a Unix socket as well.
+    #[must_use]
+    pub fn unix_socket(mut self) -> Self {
+        self.socket = true;
+        self
+    }
+
+    /// Listens on a port with TLS as well, which asks for the client's certificate unless a line says
+    /// `tls-auth-clients no`.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Follows another, with its password.
+    #[must_use]
+    pub fn replica_of(self, primary: &Redis) -> Self {
+        let setup = self.line(format!("replicaof 127.0.0.1 {}", primary.port));
+        match &primary.setup.password {
+            Some(password) => setup.line(format!("masterauth {password}")),
+            None => setup,
+        }
+    }
+
+    /// Is a sentinel, not a server.
+    #[must_use]
+    pub fn sentinel(mut self) -> Self {
+        self.sentinel = true;
+        self
+    }
+
+    /// Starts it. It keeps nothing over a restart unless a line says so.
+    pub fn start(self) -> Redis {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let port = ports::free();
+        let tls = self.tls.then(|| (ports::free(), Certificates::make(directory.path())));
+        let mut text = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.path().display());
+        if !self.sentinel {
+            // A replica is served without waiting for others to join it.
+            text += "save \"\"\nenable-debug-command yes\nrepl-diskless-sync-delay 0\n";
+        }
+        if self.socket {
+            writeln!(text, "unixsocket {}", directory.path().join(SOCKET).display()).expect("a string takes it");
+        }
+        if let Some((port, files)) = &tls {
+            writeln!(
+                text,
+                "tls-port {port}\ntls-ca-cert-file {}\ntls-cert-file {}\ntls-key-file {}",
+                files.authority.display(),
+                files.server.display(),
+                files.server_key.display()
+            )
+            .expect("a string takes it");
+        }
+        for line in &self.lines {
+            writeln!(text, "{line}").expect("a string takes it");
+        }
+        fs::write(directory.path().join(CONFIGURATION), text).expect("a file in the test's directory");
+        let process = self.launch(&directory, port);
+        Redis { process, setup: self, port, tls, directory }
+    }
+
+    /// Starts the process, and waits until it has read what it kept, and answers.
+    fn launch(&self, directory: &TempDir, port: u16) -> Process {
+        let mut command = match self.core {
+            // taskset becomes the server, so the process is the server's.
+            Some(core) => {
+                let mut command = bound(Path::new("taskset"), "KILL");
+                command.args(["-c", &core.to_string()]).arg(&self.program);
+                command
+            }
+            None => bound(&self.program, "KILL"),
+        };
+        command.arg(directory.path().join(CONFIGURATION));
+        if self.sentinel {
+            command.arg("--sentinel");
+        }
+        let client = Client::open(self.url(port)).expect("an address");
+        Process::start("redis", &mut command, directory.path())
+            .ready(|| patient(&client).is_ok_and(|mut connection| connection.check_connection()))
+    }
+
+    fn url(&self, port: u16) -> String {
+        match &self.password {
+            Some(password) => format!("redis://:{password}@127.0.0.1:{port}"),
+            None => format!("redis://127.0.0.1:{port}"),
+        }
+    }
+}
+
+const CONFIGURATION: &str = "redis.conf";
+const SOCKET: &str = "redis.sock";
+
+/// A running server.
+#[derive(Debug)]
+pub struct Redis {
+    // The process ends before its directory goes.
+    process: Process,
+    setup: Setup,
+    /// Where it listens without TLS.
+    pub port: u16,
+    tls: Option<(u16, Certificates)>,
+    directory: TempDir,
+}
+
+impl Redis {
+    /// A Redis as it is. None when it is not installed.
+    pub fn start() -> Option<Self> {
+        Setup::redis().map(Setup::start)
+    }
+
+    /// Where it listens, with its password.
+    pub fn url(&self) -> String {
+        self.setup.url(self.port)
+    }
+
+    /// Where it listens with TLS, and the files for it.
+    pub fn tls(&self) -> (u16, &Certificates) {
+        let (port, files) = self.tls.as_ref().expect("it was set up with TLS");
+        (*port, files)
+    }
+
+    /// The Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        assert!(self.setup.socket, "it was set up without a socket");
+        self.directory.path().join(SOCKET)
+    }
+
+    /// A connection of its own.
+    pub fn connection(&self) -> RedisResult<Connection> {
+        patient(&Client::open(self.url())?)
+    }
+
+    /// A connection of its own, with TLS and the client's certificate.
+    pub fn tls_connection(&self) -> RedisResult<Connection> {
+        let (port, files) = self.tls();
+        let pem = |path| fs::read(path).expect("a file of the test's directory");
+        let certificates = TlsCertificates {
+            client_tls: Some(ClientTlsConfig { client_cert: pem(&files.client), client_key: pem(&files.client_key) }),
+            root_cert: Some(pem(&files.authority)),
+        };
+        patient(&Client::build_with_tls(format!("rediss://127.0.0.1:{port}"), certificates)?)
+    }
+
+    /// Sends it a command.
+    pub fn command<T: FromRedisValue>(&self, words: &[impl ToRedisArgs]) -> RedisResult<T> {
+        let mut command = redis::Cmd::new();
+        command.arg(words);
+        command.query(&mut self.connection()?)
+    }
+
+    /// Sends it a command that it carries out.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub fn ask<T: FromRedisValue>(&self, words: &[impl ToRedisArgs + Debug]) -> T {
+        self.command(words)
+            .unwrap_or_else(|error| panic!("{words:?} at {}: {error}\n{}", self.port, self.process.log()))
+    }
+
+    /// A line of what it tells about itself, such as `role` of the section `replication`.
+    pub fn info(&self, section: &str, field: &str) -> String {
+        let text: String = self.ask(&["INFO", section]);
+        line(&text, field).unwrap_or_else(|| panic!("no {field} in {text}")).to_owned()
+    }
+
+    /// Waits until it tells this of itself. It may not answer at times: a sentinel that gives a server another role
+    /// closes its connections, and a replica does not answer while it loads.
+    pub fn becomes(&self, section: &str, field: &str, value: &str) {
+        until(&format!("{field} becomes {value}"), || {
+            self.command::<String>(&["INFO", section]).is_ok_and(|text| line(&text, field) == Some(value))
+        });
+    }
+
+    /// The processor time it has used.
+    pub fn cpu(&self) -> Duration {
+        let seconds = |field| self.info("cpu", field).parse().expect("it tells seconds");
+        Duration::from_secs_f64(seconds("used_cpu_user")) + Duration::from_secs_f64(seconds("used_cpu_sys"))
+    }
+
+    /// Waits until it has what the server has that it follows.
+    pub fn synced(&self) {
+        self.becomes("replication", "master_link_status", "up");
+    }
+
+    /// Waits until another server, which follows this one, has what was written here so far.
+    pub fn followed_by(&self, replica: &Redis) {
+        let written = "written so far";
+        self.ask::<()>(&["SET", written, "1", "PX", "60000"]);
+        until("the replica has it", || replica.ask(&["EXISTS", written]));
+        self.ask::<()>(&["DEL", written]);
+    }
+
+    /// Its process, which takes no time and gives no answer until [`thaw`](Self::thaw).
+    pub fn freeze(&self) {
+        self.process.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.process.signal("-CONT");
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again where it was, with the configuration and the files that it had.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.process = self.setup.launch(&self.directory, self.port);
+    }
+}
+
+fn line<'a>(text: &'a str, field: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+}
+
+fn patient(client: &Client) -> RedisResult<Connection> {
+    let connection = client.get_connection_with_timeout(ANSWER)?;
+    connection.set_read_timeout(Some(ANSWER))?;
+    connection.set_write_timeout(Some(ANSWER))?;
+    Ok(connection)
+}

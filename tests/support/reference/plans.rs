@@ -1,0 +1,245 @@
+//! Random plans over a few counters of every algorithm, and what `advance` makes of them one after the other: the
+//! meaning that every store is held against.
+
+use std::collections::HashMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, subsequence};
+use tollgate::clock::Timestamp;
+use tollgate::limiter::{Alignment, LeaseId, OnStoreError, State};
+use tollgate::plan::{
+    Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan, StateCell, advance, change_lease, undo,
+};
+
+use super::numbers::Numbers;
+
+pub const SECOND: u64 = 1_000_000;
+pub const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
+
+/// Runs a test on `cases` values, the same ones every time; `make contract` asks for so many times more.
+pub fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
+    use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+    const SEED: [u8; 32] = *b"tollgate: the same steps, always";
+    let times = std::env::var("TOLLGATE_CONTRACT").map_or(1, |times| times.parse().expect("a number of times"));
+    let cases = cases * times;
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &SEED));
+    let verdict = runner.run(&strategy, |value| {
+        holds(value);
+        Ok::<(), TestCaseError>(())
+    });
+    verdict.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// What plans may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    /// Peeks, refunds, overdrafts and checks merged from several.
+    pub every_verb: bool,
+    /// Charges that refusals make.
+    pub charges_on_refusals: bool,
+    /// Checks in shadow, always_denied ones, and plans that are refused already.
+    pub every_verdict: bool,
+    /// Numbers that change from plan to plan.
+    pub changing: bool,
+    /// Time that steps back.
+    pub backwards: bool,
+    /// Plans of several groups, and lease changes.
+    pub several_groups: bool,
+}
+
+/// All of it.
+pub const ANYTHING: Scope = Scope {
+    every_verb: true,
+    charges_on_refusals: true,
+    every_verdict: true,
+    changing: true,
+    backwards: true,
+    several_groups: true,
+};
+
+/// A counter of the plans: its place among the stores, and the numbers it is asked by, the first one when they do
+/// not change.
+#[derive(Clone, Debug)]
+pub struct Counter {
+    pub name: CounterName,
+    pub store: u16,
+    pub numbers: Vec<Numbers>,
+}
+
+/// Two counters of each algorithm, in two stores.
+pub fn counters() -> Vec<Counter> {
+    let bucket = |tokens, window, burst, debt| Numbers::Bucket { tokens, window, burst, debt };
+    let log = |limit| Numbers::Log { limit, window: 10 * SECOND };
+    let pair = |limit| Numbers::Pair { limit, window: 10 * SECOND };
+    let epoch = |limit| Numbers::Fixed { limit, alignment: Alignment::Epoch(10 * SECOND) };
+    let first_hit = |limit| Numbers::Fixed { limit, alignment: Alignment::FirstHit(7 * SECOND) };
+    let slots = |max, lease| Numbers::Slots { max, lease };
+    let families = [
+        vec![bucket(5, 10 * SECOND, 5, 0), bucket(1, 10 * SECOND, 2, 0), bucket(50, 60 * SECOND, 9, 9)],
+        vec![bucket(10, SECOND, 3, 10), bucket(3, SECOND, 12, 0)],
+        vec![log(5), log(2), log(9)],
+        vec![log(3)],
+        vec![pair(5), pair(2), pair(9)],
+        vec![pair(20), pair(7)],
+        vec![epoch(5), epoch(2), epoch(9)],
+        vec![first_hit(4), first_hit(6)],
+        vec![slots(3, 5 * SECOND), slots(1, 9 * SECOND)],
+        vec![slots(2, 20 * SECOND)],
+    ];
+    let counter = |(number, numbers): (usize, Vec<Numbers>)| Counter {
+        name: CounterName([number as u64, 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1)]),
+        store: (number % 2) as u16,
+        numbers,
+    };
+    families.into_iter().enumerate().map(counter).collect()
+}
+
+/// Plans with how far the clock moves before each.
+pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan)>> {
+    let groups = if scope.several_groups { 1..4_usize } else { 1..2 };
+    let changes = if scope.several_groups { 0..2_usize } else { 0..1 };
+    let plan = (vec(group(scope), groups), vec(change(), changes), rare(scope.every_verdict, 12));
+    vec((moves(scope.backwards), plan), count).prop_map(|plans| {
+        let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, mut changes, refused)))| {
+            let mut plan = Plan { refused, lease: LeaseId(number as u128), ..Plan::default() };
+            for group in groups {
+                plan.checks.extend(group);
+                plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
+            }
+            for (back, change) in &mut changes {
+                change.lease = LeaseId(number.saturating_sub(*back) as u128);
+                plan.changes.push(*change);
+            }
+            (by, plan)
+        });
+        numbered.collect()
+    })
+}
+
+/// Mostly a little forwards; sometimes not at all, onto a boundary's other side, far, or back.
+fn moves(backwards: bool) -> BoxedStrategy<i64> {
+    let second = SECOND as i64;
+    let forwards = prop_oneof![
+        4 => Just(0),
+        4 => 0..second,
+        3 => (0..24_i64, -1..2_i64).prop_map(move |(halves, more)| (halves * second / 2 + more).max(0)),
+        1 => 0..60 * second,
+    ];
+    match backwards {
+        true => prop_oneof![8 => forwards, 1 => -25 * second..0].boxed(),
+        false => forwards.boxed(),
+    }
+}
+
+fn rare(ever: bool, one_in: u32) -> BoxedStrategy<bool> {
+    match ever {
+        true => prop::bool::weighted(1.0 / f64::from(one_in)).boxed(),
+        false => Just(false).boxed(),
+    }
+}
+
+/// Up to four checks, each of another counter.
+fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
+    subsequence(counters(), 1..=4)
+        .prop_flat_map(move |counters| counters.into_iter().map(|counter| check(scope, counter)).collect::<Vec<_>>())
+}
+
+fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
+    let most = counter.numbers[0].holds();
+    let verdict = (any::<Index>(), rare(scope.every_verdict, 6), rare(scope.every_verdict, 40));
+    (asks(scope, most), verdict).prop_map(move |((mut needs, charges, refund), (numbers, shadow, always_denied))| {
+        let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
+        if matches!(numbers, Numbers::Slots { .. }) {
+            // A slot is one slot, whatever the hits.
+            needs.fits = needs.fits.min(1);
+        }
+        Check {
+            counter: counter.name,
+            store: counter.store,
+            limit: numbers.limit(),
+            needs,
+            charges,
+            refund,
+            shadow,
+            always_denied,
+            on_store_error: OnStoreError::Local,
+        }
+    })
+}
+
+/// What a rule can ask: charges of each kind, peeks, refunds, and charges merged with any of them.
+pub fn asks(scope: Scope, most: u32) -> BoxedStrategy<(Needs, Charges, u32)> {
+    let cost = prop_oneof![8 => 1..=most.min(4), 3 => 1..=most + 1, 1 => Just(u32::MAX)];
+    let when = if scope.charges_on_refusals { 0..3_u8 } else { 0..1 };
+    let charge = (cost, rare(scope.every_verb, 3), when).prop_map(|(cost, overdraw, when)| {
+        let needs = Needs { fits: if overdraw { 0 } else { cost }, one_left: overdraw };
+        let on = |level: u8| if when >= level { cost } else { 0 };
+        (needs, Charges { admitted: cost, passed: on(1), refused: on(2) }, 0)
+    });
+    if !scope.every_verb {
+        return charge.boxed();
+    }
+    let peek = Just((Needs { one_left: true, fits: 0 }, Charges::default(), 0));
+    let refund = (0..=most + 1).prop_map(|units| (Needs::default(), Charges::default(), units));
+    let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(asked, fits, peek, refund)| {
+        let (needs, charges, _) = asked;
+        (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek }, charges, refund)
+    });
+    prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged].boxed()
+}
+
+/// A release or renewal of the lease of one of the last plans, or of this one before it is taken.
+fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
+    let slots: Vec<Counter> =
+        counters().into_iter().filter(|counter| matches!(counter.numbers[0], Numbers::Slots { .. })).collect();
+    let action = prop_oneof![
+        3 => Just(LeaseAction::Release),
+        1 => (1..9 * SECOND).prop_map(LeaseAction::Renew),
+    ];
+    (0..12_usize, prop::sample::select(slots), action).prop_map(|(back, counter, action)| {
+        (back, LeaseChange { counter: counter.name, store: counter.store, lease: LeaseId::default(), action })
+    })
+}
+
+/// Decides plans by `advance` alone, keeping what it says it wrote.
+#[derive(Clone, Debug, Default)]
+pub struct Reference {
+    states: HashMap<(u16, CounterName), State>,
+}
+
+impl Reference {
+    pub fn apply(&mut self, plan: &Plan, now: Timestamp) -> Applied {
+        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
+        for change in &plan.changes {
+            let mut held = self.held(change.store, change.counter);
+            applied.statuses.push(change_lease(&mut held, change, now));
+            self.keep(change.store, change.counter, held);
+        }
+        for done in &plan.undos {
+            let mut held = self.held(done.store, done.counter);
+            undo(&mut held, done, plan.lease, now);
+            self.keep(done.store, done.counter, held);
+        }
+        for group in plan.groups() {
+            let mut held: Vec<StateCell> = group.iter().map(|check| self.held(check.store, check.counter)).collect();
+            let (admitted, outcomes) = advance(group, &mut held, plan.lease, now, plan.refused);
+            group.iter().zip(held).for_each(|(check, held)| self.keep(check.store, check.counter, held));
+            applied.admitted &= admitted;
+            applied.answers.extend(outcomes.into_iter().map(Ok));
+        }
+        applied
+    }
+
+    fn held(&self, store: u16, counter: CounterName) -> StateCell {
+        StateCell::from(self.states.get(&(store, counter)).cloned().unwrap_or_default())
+    }
+
+    fn keep(&mut self, store: u16, counter: CounterName, held: StateCell) {
+        if held.wrote {
+            self.states.insert((store, counter), held.state);
+        }
+    }
+}
