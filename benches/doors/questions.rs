@@ -32,7 +32,7 @@ pub fn rls(domain: &str, path: &str, account: &str, address: &str) -> RateLimitR
     }
 }
 
-/// A request as Envoy tells it with `encode_raw_headers`, which the README advises.
+/// A request as Envoy tells it with `encode_raw_headers`, which docs/envoy.md advises.
 pub fn authz(path: &str, account: &str) -> CheckRequest {
     let peer = |address: &str, port| {
         let port_specifier = Some(PortSpecifier::PortValue(port));

@@ -33,7 +33,7 @@ fn main() {
     std::process::exit(if held { 0 } else { 1 });
 }
 
-/// The rules of both: logins as the first page of the README limits them, and ordinary calls that are always admitted.
+/// The rules of both: logins as docs/getting-started.md limits them, and ordinary calls that are always admitted.
 const RULES: &str = r#"
 [server]
 grpc = "127.0.0.1:0"

@@ -7,19 +7,28 @@ use std::process::{Command, Output};
 
 use tollgate::config::{Config, Source};
 
-use crate::support::processes::{Ask, Ports, Tollgate, installed, project, read};
+use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents: their commands, configuration and links.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "docs/envoy.md",
+    "docs/faq.md",
+    "docs/gateways.md",
+    "docs/getting-started.md",
     "docs/limits.md",
     "docs/semantics.md",
     "docs/stores.md",
     "examples/README.md",
     "benches/README.md",
 ];
+
+/// The documents that show a rule to begin with, each with requests to try.
+const WITH_A_FIRST_RULE: [&str; 2] = ["README.md", GETTING_STARTED];
+
+const GETTING_STARTED: &str = "docs/getting-started.md";
 
 /// A fenced block: its language and its text.
 struct Block {
@@ -56,7 +65,7 @@ fn every_block_is_of_a_language_that_these_tests_know() {
 #[test]
 fn every_configuration_is_accepted() {
     let written = all("toml");
-    assert!(!written.is_empty(), "the README shows a first rule");
+    assert!(written.len() > WITH_A_FIRST_RULE.len(), "the documents show configuration");
     for block in written {
         // What shows some tables alone is read beside rules.
         let text = match block.text.contains("[[rules]]") {
@@ -64,7 +73,7 @@ fn every_configuration_is_accepted() {
             false => format!("{}\n{A_RULE}", block.text),
         };
         let source = Source { name: format!("{} block.toml", block.document), text };
-        let secrets = ["TOLLGATE_ADMIN_TOKEN", "REDIS_PASSWORD"];
+        let secrets = ["TOLLGATE_ADMIN_TOKEN", "TOLLGATE_SECRET", "REDIS_PASSWORD"];
         let variable = |name: &str| secrets.contains(&name).then(|| "of sixteen letters".to_owned());
         let config = Config::read(&[source], &variable).unwrap_or_else(|errors| panic!("{errors}"));
         assert!(config.warnings.is_empty(), "{}: {:?}", block.document, config.warnings);
@@ -77,7 +86,7 @@ const A_RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\
 fn every_filter_is_accepted_by_a_real_envoy() {
     let Some(envoy) = installed::envoy() else { return };
     let filters = all("yaml");
-    assert_eq!(filters.len(), 2, "the README shows ext_authz and RLS");
+    assert_eq!(filters.len(), 2, "docs/envoy.md shows ext_authz and RLS");
     for block in filters {
         let filter: String = block.text.lines().map(|line| format!("          {line}\n")).collect();
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -92,16 +101,20 @@ fn every_filter_is_accepted_by_a_real_envoy() {
 #[test]
 fn every_command_is_one_that_works() {
     let targets = read("Makefile");
-    for line in all("sh").iter().flat_map(|block| block.text.lines()) {
+    let commands = all("sh");
+    let lines = commands.iter().flat_map(|block| block.text.lines().map(|line| (block.document, line)));
+    for (document, line) in lines {
         let command = line.split(" #").next().unwrap_or_default().trim();
         let words: Vec<&str> = command.split_whitespace().collect();
         match words.as_slice() {
             // The demo's own test plays it.
             ["make", "demo", "STORE=redis"] => {}
             ["make", target] => assert!(targets.contains(&format!("\n{target}:")), "{line}"),
-            ["target/release/tollgate" | "tollgate", "serve", "--config", file] => assert!(served(file), "{line}"),
+            ["target/release/tollgate" | "tollgate", "serve", "--config", file] => {
+                assert!(served(document, file), "{line}")
+            }
             ["target/release/tollgate", arguments @ ..] => {
-                let output = in_a_new_project(arguments);
+                let output = in_a_new_project(document, arguments);
                 assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
             }
             ["python3", file] | ["\"$(scripts/envoy)\"", "-c", file] => {
@@ -129,25 +142,70 @@ fn every_command_is_one_that_works() {
 const FIRST_REQUEST: &str = "-H 'x-account: bob' http://127.0.0.1:8080/authz/envoy/login";
 
 #[test]
-fn the_sixth_call_of_the_first_rule_is_refused_as_the_readme_says() {
-    let tollgate = Tollgate::start(&first_rule(), &Ports::free());
-    let ask = Ask::post("/authz/envoy/login").account("bob");
-    for _ in 0..5 {
-        tollgate.ask(&ask).expect(200);
+fn the_sixth_call_of_a_first_rule_is_refused_as_the_readme_says() {
+    for document in WITH_A_FIRST_RULE {
+        let tollgate = Tollgate::start(&with_addresses(&first_rule(document)), &Ports::free());
+        let ask = Ask::post("/authz/envoy/login").account("bob");
+        for _ in 0..5 {
+            tollgate.ask(&ask).expect(200);
+        }
+        let refused = tollgate.ask(&ask).expect(429);
+        // Five minutes from the first of them, which was a moment ago.
+        assert!(matches!(refused.retry_after(), Some(270..=300)), "{refused:?}");
+        assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
+        assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
+        if document == "README.md" {
+            let lines = first_rule(document).lines().filter(|line| !line.is_empty()).count();
+            assert_eq!(lines, 9, "the README says nine lines");
+            assert_eq!(timeless(&printed(&refused)), timeless(&shown_refusal()));
+        }
     }
-    let refused = tollgate.ask(&ask).expect(429);
-    // Five minutes from the first of them, which was a moment ago.
-    assert!(matches!(refused.retry_after(), Some(270..=300)), "{refused:?}");
-    assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
-    assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
 }
 
-/// The filter that the README shows for RLS sends the path with its query.
+/// The refusal that the README shows, as curl prints it.
+fn shown_refusal() -> String {
+    let texts = blocks("README.md").into_iter().filter(|block| block.language == "text").map(|block| block.text);
+    texts.into_iter().find(|text| text.starts_with("HTTP/1.1 429")).expect("the README shows a refusal")
+}
+
+/// An answer as `curl -i` prints it. The connection of the tests closes, that of curl does not.
+fn printed(answer: &Answer) -> String {
+    let shown = answer.headers.iter().filter(|(name, _)| name != "connection");
+    let headers: String = shown.map(|(name, value)| format!("{name}: {value}\n")).collect();
+    format!("HTTP/1.1 429 Too Many Requests\n{headers}\n{}", answer.body)
+}
+
+/// A refusal without what passes: the seconds that are left, and the date.
+fn timeless(refusal: &str) -> String {
+    let date = refusal.lines().find(|line| line.starts_with("date: ")).expect("a date");
+    let seconds = refusal.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("a time to wait");
+    let told = ["x-ratelimit-reset: ", ";t=", "retry-after: ", "\"retry_after\":"];
+    let text = told.iter().fold(refusal.to_owned(), |text, name| text.replace(&format!("{name}{seconds}"), name));
+    text.replace(date, "date:").trim().to_owned()
+}
+
+#[test]
+fn a_transcript_shows_what_a_command_prints() {
+    let mut played = 0;
+    for block in blocks(GETTING_STARTED).into_iter().filter(|block| block.language == "text") {
+        let (command, expected) = block.text.split_once('\n').expect("a command and what it prints");
+        let command = command.strip_prefix("$ target/release/tollgate ").expect("a command of tollgate");
+        let output = in_a_new_project(GETTING_STARTED, &command.split(' ').collect::<Vec<_>>());
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), expected, "{command}");
+        played += 1;
+    }
+    assert_eq!(played, 1);
+}
+
+/// The filter that docs/envoy.md shows for RLS sends the path with its query.
 #[test]
 fn the_first_rule_holds_whatever_stands_behind_the_path() {
     for path in ["/login", "/login?x", "//login", "/login;x"] {
         let entries = [&*format!("path={path}"), "method=POST", "remote_address=192.0.2.7", "account=bob"];
-        let output = in_a_new_project(&[&["explain", "--config", "tollgate.toml", "edge"][..], &entries].concat());
+        let output = in_a_new_project(
+            GETTING_STARTED,
+            &[&["explain", "--config", "tollgate.toml", "edge"][..], &entries].concat(),
+        );
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && said.contains("login_account"), "{path}: {said}");
         assert!(!said.contains("no rule matches"), "{path}: {said}");
@@ -156,15 +214,15 @@ fn the_first_rule_holds_whatever_stands_behind_the_path() {
 
 #[test]
 fn every_command_of_the_table_has_help() {
-    let readme = read("README.md");
-    let commands = readme.lines().filter_map(|line| line.strip_prefix("| `tollgate ")?.split([' ', '`']).next());
+    let text = read(GETTING_STARTED);
+    let commands = text.lines().filter_map(|line| line.strip_prefix("| `tollgate ")?.split([' ', '`']).next());
     let commands: Vec<&str> = commands.collect();
     assert_eq!(
         commands,
         ["serve", "check", "explain", "key", "state", "lift", "top", "store", "schema", "completions"]
     );
     for command in commands {
-        assert!(in_a_new_project(&[command, "--help"]).status.success(), "{command}");
+        assert!(in_a_new_project(GETTING_STARTED, &[command, "--help"]).status.success(), "{command}");
     }
 }
 
@@ -178,23 +236,33 @@ fn every_linked_file_is_there() {
     }
 }
 
-fn first_rule() -> String {
-    let readme = blocks("README.md").into_iter().find(|block| block.language == "toml");
-    readme.expect("the README shows a first rule").text
+/// The rule that a document begins with; the one of the guide for documents without.
+fn first_rule(document: &'static str) -> String {
+    let document = if WITH_A_FIRST_RULE.contains(&document) { document } else { GETTING_STARTED };
+    let rule = blocks(document).into_iter().find(|block| block.language == "toml");
+    rule.expect("it shows a first rule").text
 }
 
-/// Runs the binary beside a `tollgate.toml` that holds the first rule.
-fn in_a_new_project(arguments: &[&str]) -> Output {
+/// A rule that listens on this machine alone: one without addresses listens on all.
+fn with_addresses(rule: &str) -> String {
+    match rule.contains("[server]") {
+        true => rule.to_owned(),
+        false => format!("{rule}\n[server]\ngrpc = '127.0.0.1:8081'\nhttp = '127.0.0.1:8080'\n"),
+    }
+}
+
+/// Runs the binary beside a `tollgate.toml` that holds the first rule of a document.
+fn in_a_new_project(document: &'static str, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    fs::write(directory.path().join("tollgate.toml"), first_rule()).expect("a file in the test's directory");
+    fs::write(directory.path().join("tollgate.toml"), first_rule(document)).expect("a file in the test's directory");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.args(arguments).current_dir(directory.path()).output().expect("the binary runs")
 }
 
-/// Whether a configuration that the documents name can be served.
-fn served(file: &str) -> bool {
+/// Whether a configuration that a document names can be served.
+fn served(document: &'static str, file: &str) -> bool {
     let text = match Path::new(file) {
-        path if path == Path::new("tollgate.toml") => first_rule(),
+        path if path == Path::new("tollgate.toml") => with_addresses(&first_rule(document)),
         path => read(path),
     };
     Tollgate::start(&text, &Ports::free()).ask(&Ask::get("/healthcheck")).status == 200
