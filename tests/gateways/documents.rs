@@ -10,11 +10,15 @@ use tollgate::config::{Config, Source};
 use crate::support::{Ask, Ports, Tollgate, project, read, servers};
 
 /// The documents: their commands, configuration and links.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "docs/admin-api.md",
+    "docs/algorithms.md",
     "docs/limits.md",
+    "docs/metrics.md",
+    "docs/operating.md",
     "docs/semantics.md",
     "docs/stores.md",
     "examples/README.md",
@@ -47,7 +51,7 @@ fn all(language: &str) -> Vec<Block> {
 
 #[test]
 fn every_block_is_of_a_language_that_these_tests_know() {
-    let known = BTreeSet::from(["sh", "toml", "yaml", "text"]);
+    let known = BTreeSet::from(["json", "sh", "toml", "yaml", "text"]);
     for block in DOCUMENTS.into_iter().flat_map(blocks) {
         assert!(known.contains(block.language.as_str()), "{}: ```{}", block.document, block.language);
     }
