@@ -8,6 +8,7 @@ mod program {
     mod observability;
     mod on_redis;
     mod operator;
+    mod pages;
     mod reload_live;
     mod restart;
     mod secrets;

@@ -54,11 +54,11 @@ impl DoorMetrics {
         let one = |count| vec![("", count)];
         let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
         vec![
-            fact(EXCEEDED, "How often clients met a bound of server.bounds.", Some("bound"), exceeded, false),
+            fact(EXCEEDED, "Times that a client exceeded a bound of server.bounds.", Some("bound"), exceeded, false),
             fact(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
-            fact(CONNECTIONS, "Open connections.", Some("door"), open.into(), true),
-            fact(UNDER_WAY, "Requests under way.", None, one(now(&self.under_way)), true),
-            fact(UNFINISHED, "Bytes kept of requests that have not ended.", None, one(unfinished), true),
+            fact(CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
+            fact(UNDER_WAY, "Requests in flight.", None, one(now(&self.under_way)), true),
+            fact(UNFINISHED, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }
 }

@@ -10,19 +10,23 @@ use tollgate::config::{Config, Source};
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents: their commands, configuration and links.
-const DOCUMENTS: [&str; 12] = [
-    "README.md",
+const DOCUMENTS: [&str; 16] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "README.md",
+    "benches/README.md",
+    "docs/admin-api.md",
+    "docs/algorithms.md",
     "docs/envoy.md",
     "docs/faq.md",
     "docs/gateways.md",
     "docs/getting-started.md",
     "docs/limits.md",
+    "docs/metrics.md",
+    "docs/operating.md",
     "docs/semantics.md",
     "docs/stores.md",
     "examples/README.md",
-    "benches/README.md",
 ];
 
 /// The documents that show a rule to begin with, each with requests to try.
@@ -56,7 +60,7 @@ fn all(language: &str) -> Vec<Block> {
 
 #[test]
 fn every_block_is_of_a_language_that_these_tests_know() {
-    let known = BTreeSet::from(["sh", "toml", "yaml", "text"]);
+    let known = BTreeSet::from(["json", "sh", "toml", "yaml", "text"]);
     for block in DOCUMENTS.into_iter().flat_map(blocks) {
         assert!(known.contains(block.language.as_str()), "{}: ```{}", block.document, block.language);
     }

@@ -56,6 +56,28 @@ const MINUTES: usize = 5;
 
 type Answer = Response<Full<Bytes>>;
 
+/// A request that the admin port answers. All of them need the token, where there is one, but [`METRICS`].
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// The path.
+    pub path: &'static str,
+}
+
+/// The path of the metrics.
+const METRICS: &str = "/metrics";
+
+/// Every request that is answered here, beside those about health. `docs/admin-api.md` describes each.
+pub const ROUTES: [Route; 6] = [
+    Route { method: Method::GET, path: METRICS },
+    Route { method: Method::GET, path: "/status" },
+    Route { method: Method::GET, path: "/top" },
+    Route { method: Method::POST, path: "/state" },
+    Route { method: Method::POST, path: "/lift" },
+    Route { method: Method::POST, path: "/explain" },
+];
+
 /// Why a question was not answered, with the status that says so.
 struct Unanswered(StatusCode, String);
 
@@ -106,7 +128,10 @@ impl Admin {
     async fn answer(&self, request: http::Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let current = self.0.current();
-        let private = matches!(head.uri.path(), "/status" | "/top" | "/state" | "/lift" | "/explain");
+        let Some(route) = ROUTES.into_iter().find(|route| route.path == head.uri.path()) else {
+            return health(self.0.health(), head.uri.path());
+        };
+        let private = route.path != METRICS;
         if private && from_a_page(&head.headers) {
             let error = "expected no request of a web page".to_owned();
             return json(StatusCode::FORBIDDEN, &Complaint { error });
@@ -117,21 +142,28 @@ impl Admin {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
-        let answered = self.answer_authorised(&head, body, &current).await;
+        let answered = self.answer_authorised(&route, &head, body, &current).await;
         answered.unwrap_or_else(|Unanswered(status, error)| json(status, &Complaint { error }))
     }
 
-    async fn answer_authorised(&self, head: &Parts, body: Incoming, current: &Current) -> Result<Answer, Unanswered> {
-        match (&head.method, head.uri.path()) {
-            (&Method::GET, "/metrics") => Ok(self.metrics(current)),
-            (&Method::GET, "/status") => Ok(self.status(current)),
-            (&Method::GET, "/top") => self.top(head),
-            (&Method::POST, "/state") => self.state(current, &read(head, body).await?).await,
-            (&Method::POST, "/lift") => self.lift(current, &read(head, body).await?).await,
-            (&Method::POST, "/explain") => Ok(self.explain(current, &read(head, body).await?)),
-            (_, "/metrics" | "/status" | "/top") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected GET")),
-            (_, "/state" | "/lift" | "/explain") => Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, "expected POST")),
-            (_, path) => Ok(health(self.0.health(), path)),
+    async fn answer_authorised(
+        &self,
+        route: &Route,
+        head: &Parts,
+        body: Incoming,
+        current: &Current,
+    ) -> Result<Answer, Unanswered> {
+        if head.method != route.method {
+            return Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, &format!("expected {}", route.method)));
+        }
+        match route.path {
+            METRICS => Ok(self.metrics(current)),
+            "/status" => Ok(self.status(current)),
+            "/top" => self.top(head),
+            "/state" => self.state(current, &read(head, body).await?).await,
+            "/lift" => self.lift(current, &read(head, body).await?).await,
+            "/explain" => Ok(self.explain(current, &read(head, body).await?)),
+            path => unreachable!("{path} has a route and no answer"),
         }
     }
 
