@@ -1,6 +1,6 @@
-# tollgate, and nothing else: docker build -t tollgate .
+# An image with tollgate alone: docker build -t tollgate .
 #
-# A rules file at /etc/tollgate/tollgate.toml is found without being named.
+# It serves the configuration in /etc/tollgate, for example a mounted /etc/tollgate/tollgate.toml.
 
 FROM rust:1-bookworm AS build
 WORKDIR /src
@@ -9,7 +9,7 @@ RUN cargo build --release --locked --bin tollgate
 
 FROM debian:bookworm-slim
 COPY --from=build /src/target/release/tollgate /usr/local/bin/tollgate
-# Whom rediss:// and PostgreSQL over TLS trust where no tls_ca says so: the slim image has no certificates.
+# The default roots for TLS to Redis and PostgreSQL, when tls_ca is not set. The slim image has no certificates.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 RUN useradd --system --no-create-home tollgate
 USER tollgate
