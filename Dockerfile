@@ -1,6 +1,6 @@
-# An image of tollgate: docker build -t tollgate .
+# An image with tollgate alone: docker build -t tollgate .
 #
-# It reads the rules that are mounted at /etc/tollgate, for example /etc/tollgate/tollgate.toml.
+# It serves the configuration in /etc/tollgate, for example a mounted /etc/tollgate/tollgate.toml.
 
 FROM rust:1-bookworm AS build
 WORKDIR /src
@@ -9,7 +9,7 @@ RUN cargo build --release --locked --bin tollgate
 
 FROM debian:bookworm-slim
 COPY --from=build /src/target/release/tollgate /usr/local/bin/tollgate
-# The certificates that rediss:// and PostgreSQL over TLS trust without tls_ca: the slim image has none.
+# The default roots for TLS to Redis and PostgreSQL, when tls_ca is not set. The slim image has no certificates.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 RUN useradd --system --no-create-home tollgate
 USER tollgate

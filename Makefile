@@ -1,4 +1,4 @@
-# What there is to do here. `make help` lists it.
+# The tasks of this project. `make help` lists them.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-up test contract servers bench fuzz deny flood soak
@@ -6,47 +6,48 @@
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
 
-demo: ## a real Envoy with tollgate behind it plays a story of limits at work
+demo: ## a real Envoy with tollgate behind it: sends requests and shows each answer; STORE=redis|postgres: two instances on one store
 	@python3 examples/envoy/demo.py $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
 demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops it
 	@python3 examples/envoy/demo.py --up $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
-# The servers that tests talk to: none may be missing.
+# Every server of the tests has to be there: a missing one fails the tests.
 WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)"
 
 ifdef STORE
 test: servers
 	$(WITH_SERVERS) cargo test --locked --test stores --test shared_stores --test program -- $(if $(filter memory,$(STORE)),stores::memory stores::contract,stores::$(STORE) shared_stores:: program::on_redis)
 else
-test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
+test: servers ## formatting, clippy, docs, all tests, instructions per decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	@scripts/deny --if-installed
+	@scripts/msrv --if-installed
 	$(WITH_SERVERS) cargo test --locked
-	@# Numbers that a change can be compared by: they are the same in every run of one build.
+	@# Instruction counts are the same in every run of one build, so two commits can be compared by them.
 	cargo bench --locked --profile test --bench engine -- instructions
 endif
 
-contract: servers ## the contract of every store at length: a million random plans each, compared with the reference
+contract: servers ## a million random plans for each store, compared with the reference
 	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test stores -- the_contract decided_as_if --skip stores::postgres
 	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test stores -- postgres_keeps_the_contract
 
-servers: ## install what the tests talk to, where it is missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy, libfaketime
+servers: ## install what the tests need, if missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy, valgrind, libfaketime
 	@scripts/servers
 
-bench: ## CPU per request and decisions per second, beside what they are compared with
+bench: ## CPU per request and decisions per second, each beside a baseline of the same run
 	@benches/run.sh
 
-fuzz: ## hostile input led by coverage, DURATION=60 seconds for each target; a short run is a part of test
+fuzz: ## fuzzing with coverage guidance, DURATION=60 seconds for each target; a short run is part of make test
 	@scripts/fuzz
 
-deny: ## licences, banned crates, sources and advisories; installs cargo-deny, which takes minutes to build
+deny: ## check licences, banned crates, sources and advisories; installs cargo-deny, which takes minutes to build
 	@scripts/deny
 
-flood: ## millions of keys nobody has seen before against a full store: memory, time, locks, and the account under attack
+flood: ## millions of new keys against a full memory store: memory, time, locks, and an account under attack
 	@benches/run.sh flood
 
-soak: ## two tollgates behind Envoy for DURATION=30m: load, reloads, restarts, hostile clients; fails on growth or a wrong answer
+soak: ## two instances behind Envoy for DURATION=30m: load, reloads, restarts, hostile clients; fails on growth or a wrong answer
 	@scripts/soak

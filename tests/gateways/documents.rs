@@ -10,10 +10,13 @@ use tollgate::config::{Config, Source};
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents: their commands, configuration and links.
-const DOCUMENTS: [&str; 16] = [
+const DOCUMENTS: [&str; 19] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "README.md",
+    "RELEASING.md",
+    "SECURITY.md",
     "benches/README.md",
     "docs/admin-api.md",
     "docs/algorithms.md",
@@ -124,8 +127,22 @@ fn every_command_is_one_that_works() {
             ["python3", file] | ["\"$(scripts/envoy)\"", "-c", file] => {
                 assert!(project().join(file).is_file(), "{line}")
             }
-            // These build what runs here, and the curl line has the next test to itself.
-            ["cargo", "build", "--release"] => {}
+            ["make", target, "STORE=redis" | "DURATION=600" | "DURATION=3m"] => {
+                assert!(targets.contains(&format!("\n{target}:")), "{line}");
+            }
+            [script] if script.starts_with("scripts/") => assert!(project().join(script).is_file(), "{line}"),
+            ["cargo", "run", "--", "serve", "--config", file] => assert!(served(file), "{line}"),
+            ["cargo", "run", "--", "explain", "--config", file, arguments @ ..] => {
+                let file = project().join(file);
+                let file = file.to_str().expect("a path in UTF-8");
+                let output = in_a_new_project(&[&["explain", "--config", file][..], arguments].concat());
+                assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+            }
+            ["cargo", "test", "--test", binary] => assert!(project().join("tests").join(binary).is_dir(), "{line}"),
+            ["cargo", "test", "--lib", room] => assert!(project().join("src").join(room).is_dir(), "{line}"),
+            ["cargo", "test", name] => assert!(read("docs/semantics.md").contains(name), "{line}"),
+            // These build or test what runs here, and the curl line has the next test to itself.
+            ["cargo", "build"] | ["cargo", "build", "--release"] | ["cargo", "test"] => {}
             // A bench takes longer than a test may, and a profiler need not be here: what they run is there.
             ["CARGO_PROFILE_BENCH_STRIP=none", "cargo", "bench", "--bench", bench, ..] => {
                 assert!(is_bench(bench), "{line}")
