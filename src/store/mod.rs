@@ -2,17 +2,11 @@
 //!
 //! A store knows nothing of rules: it is given checks, and the meaning of a check is [`crate::plan::advance`].
 
-mod backend;
+mod compensation;
 mod memory;
 mod postgres;
-mod quota_leases;
 mod redis;
-mod refusal_cache;
-mod remote;
 mod shared;
-mod slots;
-mod snapshot;
-mod spread;
 
 use std::future::Future;
 use std::path::Path;
@@ -21,15 +15,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use self::backend::Backend;
-pub use self::memory::{Memory, MemorySettings, Usage};
+pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 pub use self::redis::{
     Address, Credentials, Identity, Password, Redis, RedisSettings, TlsError, TlsSettings, Topology,
 };
-pub use self::remote::{Remote, RemoteSettings, Watch};
-pub use self::shared::{Shared, SharedSettings};
-pub use self::snapshot::{Owner, SnapshotError};
+pub use self::shared::{Backend, Remote, RemoteSettings, Shared, SharedSettings, Watch};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 

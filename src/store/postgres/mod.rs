@@ -34,7 +34,7 @@ pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::settings::{Understood, said};
 use self::tls::Tls;
 use self::wire::{Call, Id, int};
-use super::backend::Backend;
+use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 

@@ -30,7 +30,7 @@ use self::tls::Tls;
 pub use self::tls::TlsError;
 use self::warnings::Warnings;
 use self::wire::{Keys, Named, Problem};
-use super::backend::Backend;
+use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 

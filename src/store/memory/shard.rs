@@ -11,24 +11,18 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use super::growth::{Growth, STEPS};
+use super::overflow::Beside;
+pub(super) use super::pool::Pool;
 use super::snapshot::{Kept, Record};
+pub(super) use super::table::Place;
+use super::table::{Kind, SPARE, Slot, Table, places};
 use crate::clock::Timestamp;
 use crate::limiter::{Limit, SlidingWindow, State};
 use crate::plan::{Check, CounterName, Outcome};
-use beside::Beside;
-pub(super) use pool::Pool;
-pub(super) use table::Place;
-use table::{Kind, SPARE, Slot, Table, places};
 
-mod beside;
-mod pool;
-mod table;
 #[cfg(test)]
 mod tests;
-
-/// A table grows and shrinks by so large a part of it at least: all of it is gone through each time, and that would be
-/// for nearly every new counter of a table at its bound that holds counters of several sizes.
-const STEPS: usize = 128;
 
 /// How many counters are looked at when one has to go: neighbours, from where the new one belongs, or a random place, on.
 /// Where a counter is says nothing of how it is used, since its name is a keyed hash, and neighbours are on the way from
@@ -67,31 +61,6 @@ enum Widen {
     FromPool,
     /// Its own as well, where no counter can go.
     FromAny,
-}
-
-/// What checks may add to a shard.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Growth {
-    /// Counters.
-    counters: usize,
-    /// Logs beside the table: of a new counter, or of one whose slot has no room for another grant.
-    logs: usize,
-    /// Sets of leases beside the table.
-    leases: usize,
-    /// Bytes that logs and sets of leases grow by.
-    heap: usize,
-}
-
-impl Growth {
-    /// Both together.
-    pub(super) fn and(self, other: Self) -> Self {
-        Self {
-            counters: self.counters + other.counters,
-            logs: self.logs + other.logs,
-            leases: self.leases + other.leases,
-            heap: self.heap + other.heap,
-        }
-    }
 }
 
 impl Slots {
@@ -401,10 +370,6 @@ impl Slots {
         self.draws ^= self.draws << 17;
         self.draws as usize % self.table.places()
     }
-}
-
-fn low(word: u64) -> u32 {
-    word as u32
 }
 
 fn seconds(now: Timestamp) -> u32 {

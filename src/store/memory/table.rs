@@ -33,7 +33,7 @@ pub(super) struct Slot {
     pub(super) words: [u64; 3],
     /// Unix seconds from which on nothing is counted, rounded up.
     pub(super) until: u32,
-    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED`](super::EXHAUSTED).
+    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED`](super::shard::EXHAUSTED).
     pub(super) share: u8,
     pub(super) kind: Kind,
 }

@@ -11,11 +11,11 @@
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::growth::{Growth, STEPS};
 use super::table::{Kind, SPARE, Slot};
-use super::{Growth, STEPS, low};
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, State};
-use crate::store::snapshot::Kept;
+use crate::store::memory::snapshot::Kept;
 
 /// So many grants fit into the words of a slot.
 const FEW: usize = 3;
@@ -298,4 +298,8 @@ impl Beside {
     pub(super) fn logs(&self) -> usize {
         self.grants.slab.len()
     }
+}
+
+fn low(word: u64) -> u32 {
+    word as u32
 }

@@ -1,5 +1,10 @@
 //! A shared store with what answers in its place: the policies of its limiters, and a stand-in in this process's memory.
 
+mod backend;
+mod queue;
+mod quota_leases;
+mod refusal_cache;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +12,11 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::backend::Backend;
+pub use self::backend::Backend;
+pub use self::queue::{Remote, RemoteSettings, Watch};
+use self::quota_leases::{Leased, QuotaLeases};
+use self::refusal_cache::RefusalCache;
 use super::memory::{Memory, MemorySettings};
-use super::quota_leases::{Leased, QuotaLeases};
-use super::refusal_cache::RefusalCache;
-use super::remote::{Remote, RemoteSettings};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};

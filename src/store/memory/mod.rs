@@ -3,6 +3,13 @@
 //! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
 //! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
 
+mod growth;
+mod overflow;
+mod pool;
+mod shard;
+mod snapshot;
+mod table;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,8 +18,12 @@ use std::sync::mpsc;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::slots::{Growth, Place, Pool, Slots};
-use super::snapshot::{self, Owner, Record, SnapshotError};
+use self::growth::Growth;
+use self::pool::Pool;
+use self::shard::Slots;
+use self::snapshot::Record;
+pub use self::snapshot::{Owner, SnapshotError};
+use self::table::Place;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, OnStoreError, State};
 use crate::plan::{
