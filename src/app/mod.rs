@@ -6,7 +6,7 @@
 //!   snapshots.rs  what memory stores remember
 //! ```
 
-mod prepare;
+mod build;
 mod reload;
 mod snapshots;
 
@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::prepare::{Prepared, StorePlan, Unservable};
+pub use self::build::{Prepared, StorePlan, Unservable};
 pub use self::reload::{Hangups, Look, Reloader, Settled, Waiting};
 pub use self::snapshots::Snapshot;
 use self::snapshots::Snapshots;

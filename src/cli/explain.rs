@@ -7,7 +7,7 @@ use tollgate::clock::{Clock, SystemClock};
 use tollgate::config::Config;
 use tollgate::rules::Rules;
 
-use super::ask::{Server, identity};
+use super::client::{Server, identity};
 
 /// Explains a descriptor of these entries by the rules of a file.
 pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {

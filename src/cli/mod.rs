@@ -7,8 +7,8 @@
 //! | 2 | the command line makes no sense |
 //! | 130 | told to stop a second time, before requests under way finished |
 
-mod ask;
 mod check;
+mod client;
 mod explain;
 mod serve;
 mod state;
@@ -21,9 +21,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tollgate::config::{Errors, Problem, VARIABLE, places};
-use tollgate::server::admin::answers::Lift;
+use tollgate::server::admin::api::Lift;
 
-use self::ask::Place;
+use self::client::Place;
 
 /// Rate limits and quotas for Envoy and everything that asks like Envoy.
 #[derive(Debug, Parser)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tollgate::clock::{Clock, SystemClock};
 use tollgate::descriptor::Descriptor;
-use tollgate::server::admin::answers::{CounterState, Lift, Lifted, Refused, State, TopRefused};
+use tollgate::server::admin::api::{CounterState, Lift, Lifted, Refused, State, TopRefused};
 
-use super::ask::{Server, identity};
+use super::client::{Server, identity};
 
 /// Prints the hashed names of an identity's counters, by the rules and the secret of a file.
 pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {

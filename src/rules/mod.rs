@@ -10,18 +10,17 @@
 //! The cost of a plan grows with the rules that match, not with the rules there are.
 
 mod compile;
-mod counters;
 mod explain;
 mod index;
 mod matcher;
 mod normalise;
 mod plan;
-mod wording;
 
 pub(crate) use self::compile::RuleLabel;
 pub use self::compile::{CompileError, Rules};
-pub use self::counters::{KnownCounter, NotCounted};
-pub use self::explain::{Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, Miss, RuleExplanation};
+pub use self::explain::{
+    Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, KnownCounter, Miss, NotCounted, RuleExplanation,
+};
 pub use self::matcher::{Matcher, Pattern};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
 pub use self::plan::{End, Link, Notes, Planned, Refused};

@@ -19,8 +19,8 @@
 //! door's own words, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
 
 pub mod admin;
-mod authz;
 mod connection;
+mod ext_authz;
 pub mod grpc;
 mod head;
 mod headers;

@@ -13,7 +13,7 @@
 //! Bodies are JSON and say so in `content-type`, and what a browser says to come from a web page is not answered. With a
 //! token configured, all but metrics and health want `authorization: Bearer <token>`.
 
-pub mod answers;
+pub mod api;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::answers::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
+use self::api::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
 use super::connection::{self, Terms};
 use super::http::{health, respond};
 use super::listen::Listener;

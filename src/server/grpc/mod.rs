@@ -6,10 +6,10 @@
 mod authz;
 mod budget;
 mod generated;
+mod lease_guard;
 mod metadata;
 mod rls;
 mod unary;
-mod undo;
 mod wire;
 
 use std::convert::Infallible;
@@ -35,8 +35,8 @@ use tower::util::BoxCloneSyncService;
 
 use self::budget::{Budget, Metered, Total};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
+use self::lease_guard::{Acquired, Undo, Undoable};
 use self::unary::Unread;
-use self::undo::{Acquired, Undo, Undoable};
 use super::connection::{self, Pulse, Terms};
 use super::listen::Listener;
 use super::panics;

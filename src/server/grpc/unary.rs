@@ -17,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::undo::Acquired;
+use super::lease_guard::Acquired;
 
 /// Flag and length.
 const HEAD: usize = 5;

@@ -18,10 +18,10 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
-use super::flavour::{Flavour, Told};
+use super::gateway::{Flavour, Told};
 use super::respond;
 use crate::decision::Decision;
-use crate::server::authz::{Verdict, question};
+use crate::server::ext_authz::{Verdict, question};
 use crate::server::headers::clean;
 use crate::service::Service;
 use crate::telemetry::{Door, Reply};

@@ -10,7 +10,7 @@
 //! makes 500. [`flavour`] says what each believes, and of whom.
 
 mod authz;
-mod flavour;
+mod gateway;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
-use self::flavour::Flavour;
+use self::gateway::Flavour;
 use super::connection::{self, Pulse, Terms, UnderWay};
 use super::listen::{self, Listener};
 use super::panics;

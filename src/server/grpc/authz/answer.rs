@@ -7,7 +7,7 @@ use tonic::Code;
 use super::super::metadata;
 use super::super::wire::Writer;
 use crate::decision::Decision;
-use crate::server::authz::Verdict;
+use crate::server::ext_authz::Verdict;
 use crate::server::headers::Header;
 use crate::settings::HeaderFamilies;
 

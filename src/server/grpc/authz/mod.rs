@@ -12,19 +12,19 @@ use http::Response;
 use prost::Message;
 use tonic::body::Body;
 
-use self::plain::Plain;
-use self::told::Told;
-use super::undo::Acquired;
+use self::borrowed::Plain;
+use self::decoded::Told;
+use super::lease_guard::Acquired;
 use super::wire::Writer;
 use super::{Refused, unary};
-use crate::server::authz::{Asked, forwarded_for, joined, one_address, question};
+use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address, question};
 use crate::service::Service;
 use crate::settings;
 use crate::telemetry::Door;
 
 mod answer;
-mod plain;
-mod told;
+mod borrowed;
+mod decoded;
 
 /// The answer to a question that cannot be read.
 pub(super) const UNREAD: Refused = || Writer::frame(|writer| answer::denied(429, &[], "", writer));

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tollgate::config::Config;
-use tollgate::server::admin::answers::{Complaint, Identity};
+use tollgate::server::admin::api::{Complaint, Identity};
 use tollgate::settings::{Listen, Settings};
 
 /// How long a server may take to answer.

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::super::wire::{byte, part, text};
 use super::{client, present};
-use crate::server::authz::Asked;
+use crate::server::ext_authz::Asked;
 use crate::settings;
 
 /// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
@@ -305,7 +305,7 @@ mod tests {
     use proptest::test_runner::RngSeed;
     use prost::Message;
 
-    use super::super::told::Told;
+    use super::super::decoded::Told;
     use super::*;
 
     /// All that a door asks of a request.

@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::{client, present};
-use crate::server::authz::Asked;
+use crate::server::ext_authz::Asked;
 use crate::settings;
 
 /// What Envoy told about a request.

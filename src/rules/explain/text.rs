@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::compile::Rules;
-use super::explain::{ActionExplanation, ApplyExplanation, Explanation, Instead, RuleExplanation};
-use super::{Charge, Unmatched};
+use super::{ActionExplanation, ApplyExplanation, Explanation, Instead, RuleExplanation};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
+use crate::rules::compile::Rules;
+use crate::rules::{Charge, Unmatched};
 
 impl Rules {
     /// Explains one descriptor of a domain, as [`Rules::explain`] does, in words.

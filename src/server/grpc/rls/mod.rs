@@ -17,7 +17,7 @@ use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use super::generated::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::generated::envoy::r#type::v3::RateLimitUnit;
-use super::undo::Acquired;
+use super::lease_guard::Acquired;
 use super::wire::{Writer, byte, part, text};
 use super::{Refused, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};

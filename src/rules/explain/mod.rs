@@ -2,6 +2,10 @@
 //!
 //! Explaining looks at every rule of the domain; planning does not. It asks no store.
 
+mod identity;
+mod text;
+
+pub use self::identity::{KnownCounter, NotCounted};
 use std::fmt;
 
 use super::compile::{CompiledAction, CompiledRule, Part, Rules, Template, parts};

@@ -1,11 +1,11 @@
 //! The counters that an identity has: what is asked when somebody is locked out.
 
-use super::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules, Template};
-use super::plan::{Resolved, rewrite};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Needs};
+use crate::rules::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules, Template};
+use crate::rules::plan::{Resolved, rewrite};
 
 /// How many keys are named to whoever asks for another.
 const LISTED: usize = 20;

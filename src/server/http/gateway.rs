@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use http::request::Parts;
 
-use crate::server::authz::{Asked, forwarded_for, joined, one_address};
+use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address};
 use crate::settings::Authz;
 
 /// Who asks, and so how.

@@ -5,7 +5,7 @@
 //! heads of HTTP/1 is a new one for every request. So the task that accepts looks at all connections of its door now
 //! and then: a request pays for a few counters and no timer.
 
-mod pulse;
+mod activity;
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -22,8 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use self::pulse::{Ear, Watched};
-pub(super) use self::pulse::{Pulse, UnderWay};
+use self::activity::{Ear, Watched};
+pub(super) use self::activity::{Pulse, UnderWay};
 use super::listen::{self, Listener, Stream};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
@@ -149,12 +149,12 @@ pub(super) async fn attend<C: GracefulConnection>(connection: C, pulse: Arc<Puls
                 return Poll::Ready(ended);
             }
             match pulse.told(cx) {
-                pulse::Told::Close => return Poll::Ready(Ok(())),
-                pulse::Told::Leave if !leaving => {
+                activity::Told::Close => return Poll::Ready(Ok(())),
+                activity::Told::Leave if !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                pulse::Told::Leave | pulse::Told::Stay => return Poll::Pending,
+                activity::Told::Leave | activity::Told::Stay => return Poll::Pending,
             }
         }
     })
