@@ -9,35 +9,23 @@
 //! All that is wrong is told at once, each with file, line, path and value, in both formats alike. Nothing past this
 //! room sees TOML or YAML, and nothing here decides a request.
 
-mod decode;
-mod expand;
-mod files;
-mod limiters;
-mod node;
-mod origin;
+mod build;
+mod document;
 mod print;
-mod problem;
-mod remote;
-mod rules;
 mod schema;
-mod settings;
-mod toml;
-mod values;
-mod watch;
-mod yaml;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::decode::{Field, field};
-pub use self::files::{Source, VARIABLE, places};
-use self::origin::Disk;
-pub use self::origin::Origin;
-use self::problem::Problems;
-pub use self::problem::{Errors, Problem};
-pub use self::values::Hidden;
-pub use self::watch::Watch;
+pub use self::document::files::{Source, VARIABLE, places};
+use self::document::origin::Disk;
+pub use self::document::origin::Origin;
+use self::document::problem::Problems;
+pub use self::document::problem::{Errors, Problem};
+pub use self::document::watch::Watch;
+use self::schema::decode::{Field, field};
+pub use self::schema::values::Hidden;
 use crate::rules::RuleBook;
 use crate::settings::{Listen, Settings};
 use crate::store::{MemorySettings, PostgresSettings, RedisSettings, SharedSettings};
@@ -170,7 +158,7 @@ impl Config {
 fn compose(sources: &[Source], variables: &dyn Fn(&str) -> Option<String>, disk: &Disk) -> Result<Config, Errors> {
     let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
     let mut problems = Problems::of(files.clone());
-    let tree = files::tree(sources, variables, disk, &mut problems);
+    let tree = document::files::tree(sources, variables, disk, &mut problems);
     let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
         Field::Given(file) => build(&file, &mut problems),
         Field::Absent | Field::Refused => Config::default(),
@@ -181,15 +169,15 @@ fn compose(sources: &[Source], variables: &dyn Fn(&str) -> Option<String>, disk:
 }
 
 fn build(file: &schema::File, problems: &mut Problems) -> Config {
-    let stores = settings::stores(file, problems);
+    let stores = build::server::stores(file, problems);
     let names: Vec<String> = stores.iter().map(|store| store.name.clone()).collect();
-    let limiters = limiters::limiters(file, &names, problems);
-    let server = settings::server(file, problems);
-    let mut book = settings::book(file, problems);
+    let limiters = build::limiters::limiters(file, &names, problems);
+    let server = build::server::server(file, problems);
+    let mut book = build::server::book(file, problems);
     book.stores = names;
-    (book.domains, book.rules) = rules::rules(file, &limiters, &server, problems);
+    (book.domains, book.rules) = build::rules::rules(file, &limiters, &server, problems);
     book.limiters = limiters.into_built();
-    let entries = rules::entries(file);
+    let entries = build::rules::entries(file);
     Config { server, stores, book, entries, ..Config::default() }
 }
 

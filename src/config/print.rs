@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::node::{MASK, masked};
+use super::document::node::{MASK, masked};
 use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{

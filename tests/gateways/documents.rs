@@ -131,11 +131,11 @@ fn every_command_is_one_that_works() {
                 assert!(targets.contains(&format!("\n{target}:")), "{line}");
             }
             [script] if script.starts_with("scripts/") => assert!(project().join(script).is_file(), "{line}"),
-            ["cargo", "run", "--", "serve", "--config", file] => assert!(served(file), "{line}"),
+            ["cargo", "run", "--", "serve", "--config", file] => assert!(served(document, file), "{line}"),
             ["cargo", "run", "--", "explain", "--config", file, arguments @ ..] => {
                 let file = project().join(file);
                 let file = file.to_str().expect("a path in UTF-8");
-                let output = in_a_new_project(&[&["explain", "--config", file][..], arguments].concat());
+                let output = in_a_new_project(document, &[&["explain", "--config", file][..], arguments].concat());
                 assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
             }
             ["cargo", "test", "--test", binary] => assert!(project().join("tests").join(binary).is_dir(), "{line}"),

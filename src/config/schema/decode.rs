@@ -7,8 +7,8 @@ use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::node::{Key, Node, Spot, Value, join};
-use super::problem::{Place, Problems, nearest, remedy};
+use crate::config::document::node::{Key, Node, Spot, Value, join};
+use crate::config::document::problem::{Place, Problems, nearest, remedy};
 
 /// What can stand in a configuration.
 pub trait Decode: JsonSchema + Sized {
@@ -191,37 +191,37 @@ macro_rules! table {
         $(#[doc = $about])*
         #[derive(Clone, Debug)]
         pub struct $name {
-            $( $(#[doc = $doc])* pub $field: $crate::config::decode::Field<$type>, )*
+            $( $(#[doc = $doc])* pub $field: $crate::config::schema::decode::Field<$type>, )*
         }
 
-        impl $crate::config::decode::Table for $name {
+        impl $crate::config::schema::decode::Table for $name {
             const KEYS: &'static [&'static str] = &[$( table!(@key $field $($key)?) ),*];
 
-            fn given(&self) -> Vec<(&'static str, &$crate::config::problem::Place)> {
+            fn given(&self) -> Vec<(&'static str, &$crate::config::document::problem::Place)> {
                 let fields = [$( (table!(@key $field $($key)?), self.$field.place()) ),*];
                 fields.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
             }
         }
 
-        impl $crate::config::decode::Decode for $name {
+        impl $crate::config::schema::decode::Decode for $name {
             fn expected() -> String {
                 "a table".to_owned()
             }
 
             fn decode(
-                node: &$crate::config::node::Node,
-                place: &$crate::config::problem::Place,
-                problems: &mut $crate::config::problem::Problems,
+                node: &$crate::config::document::node::Node,
+                place: &$crate::config::document::problem::Place,
+                problems: &mut $crate::config::document::problem::Problems,
             ) -> Option<Self> {
-                let entries = $crate::config::decode::entries(node, place, problems)?;
-                $crate::config::decode::known_keys(
+                let entries = $crate::config::schema::decode::entries(node, place, problems)?;
+                $crate::config::schema::decode::known_keys(
                     entries,
                     place,
-                    <Self as $crate::config::decode::Table>::KEYS,
+                    <Self as $crate::config::schema::decode::Table>::KEYS,
                     problems,
                 );
                 Some(Self {
-                    $( $field: $crate::config::decode::key(
+                    $( $field: $crate::config::schema::decode::key(
                         entries,
                         table!(@key $field $($key)?),
                         table!(@required $($required)?),
@@ -238,7 +238,7 @@ macro_rules! table {
             }
 
             fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                let mut table = $crate::config::decode::TableSchema::new(&[$($about),*]);
+                let mut table = $crate::config::schema::decode::TableSchema::new(&[$($about),*]);
                 $( table.key::<$type>(
                     table!(@key $field $($key)?),
                     table!(@required $($required)?),
@@ -255,7 +255,7 @@ macro_rules! table {
     (@required required) => { true };
 }
 
-pub(super) use table;
+pub(in crate::config) use table;
 
 /// Declares a choice of words.
 macro_rules! choice {
@@ -267,7 +267,7 @@ macro_rules! choice {
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum $name { $( $(#[doc = $doc])* $variant, )* }
 
-        impl $crate::config::decode::Choice for $name {
+        impl $crate::config::schema::decode::Choice for $name {
             const WORDS: &'static [&'static str] = &[$($word),*];
 
             fn word(self) -> &'static str {
@@ -275,20 +275,20 @@ macro_rules! choice {
             }
         }
 
-        impl $crate::config::decode::Decode for $name {
+        impl $crate::config::schema::decode::Decode for $name {
             fn expected() -> String {
-                format!("one of {}", <Self as $crate::config::decode::Choice>::WORDS.join(", "))
+                format!("one of {}", <Self as $crate::config::schema::decode::Choice>::WORDS.join(", "))
             }
 
             fn decode(
-                node: &$crate::config::node::Node,
-                place: &$crate::config::problem::Place,
-                problems: &mut $crate::config::problem::Problems,
+                node: &$crate::config::document::node::Node,
+                place: &$crate::config::document::problem::Place,
+                problems: &mut $crate::config::document::problem::Problems,
             ) -> Option<Self> {
-                $crate::config::decode::word(
+                $crate::config::schema::decode::word(
                     node,
                     place,
-                    <Self as $crate::config::decode::Choice>::WORDS,
+                    <Self as $crate::config::schema::decode::Choice>::WORDS,
                     problems,
                 )
                 .map(|word| match word {
@@ -304,7 +304,7 @@ macro_rules! choice {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                $crate::config::decode::choice_schema(
+                $crate::config::schema::decode::choice_schema(
                     &[$($about),*],
                     &[$( ($word, &[$($doc),*]) ),*],
                 )
@@ -313,7 +313,7 @@ macro_rules! choice {
     };
 }
 
-pub(super) use choice;
+pub(in crate::config) use choice;
 
 /// Reads one of some words.
 pub fn word(

@@ -27,7 +27,7 @@ impl fmt::Display for Problem {
 
 /// Everything that is wrong with a configuration, in the order of its files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Errors(pub(super) Vec<Problem>);
+pub struct Errors(pub(in crate::config) Vec<Problem>);
 
 impl Errors {
     /// Each of them.
@@ -35,7 +35,7 @@ impl Errors {
         self.0.iter()
     }
 
-    pub(super) fn one(file: impl Into<String>, text: impl Into<String>) -> Self {
+    pub(in crate::config) fn one(file: impl Into<String>, text: impl Into<String>) -> Self {
         Self(vec![Problem { file: file.into(), line: None, text: text.into() }])
     }
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use super::decode::{At, Choice, Field, Table};
-use super::problem::{Place, Problems, nearest, remedy};
-use super::schema;
-use super::values::{Item, Positive};
+use crate::config::document::problem::{Place, Problems, nearest, remedy};
+use crate::config::schema;
+use crate::config::schema::decode::{At, Choice, Field, Table};
+use crate::config::schema::values::{Item, Positive};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
     SpecError,
@@ -19,7 +19,7 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// The limiters that were written, those that were refused too, so that rules can name them.
 #[derive(Debug)]
-pub(super) struct Limiters {
+pub(in crate::config) struct Limiters {
     all: Vec<(String, Option<Limiter>)>,
     /// The place of each name.
     places: HashMap<String, usize>,
@@ -27,28 +27,28 @@ pub(super) struct Limiters {
 
 impl Limiters {
     /// The names, in order.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
+    pub(in crate::config) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.all.iter().map(|(name, _)| name.as_str())
     }
 
     /// Whether one has this name.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(in crate::config) fn has(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }
 
     /// The limiter of this name, unless it was refused.
-    pub(super) fn get(&self, name: &str) -> Option<&Limiter> {
+    pub(in crate::config) fn get(&self, name: &str) -> Option<&Limiter> {
         self.all[*self.places.get(name)?].1.as_ref()
     }
 
     /// Those that were not refused.
-    pub(super) fn into_built(self) -> Vec<Limiter> {
+    pub(in crate::config) fn into_built(self) -> Vec<Limiter> {
         self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
     }
 }
 
 /// Reads all limiters. `stores` are the names of the stores, in order.
-pub(super) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
+pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
         let limiter = written.and_then(|written| Reading { item, written, stores, problems: &mut *problems }.limiter());

@@ -22,8 +22,8 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout_at};
 
-use super::Origin;
 use super::files::has_ending;
+use crate::config::Origin;
 
 /// How long nothing must happen before what happened is one change. A swap of a volume takes a few milliseconds.
 const QUIET: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::files;
 use super::problem::Errors;
-use super::{Config, compose};
+use crate::config::{Config, compose};
 
 /// Where a configuration came from. Two are equal when everything that was read is the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ fn variable(name: &str) -> Option<String> {
 
 /// The file system, and what was read from it.
 #[derive(Debug, Default)]
-pub(super) struct Disk {
+pub(in crate::config) struct Disk {
     seen: RefCell<Vec<(PathBuf, [u8; 16])>>,
 }
 

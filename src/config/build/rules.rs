@@ -3,13 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use super::decode::At;
 use super::limiters::Limiters;
-use super::node::Spot;
-use super::problem::{Place, Problems, nearest, remedy};
-use super::schema;
-use super::settings::FIXED_ENTRIES;
-use super::values::{Item, name};
+use super::server::FIXED_ENTRIES;
+use crate::config::document::node::Spot;
+use crate::config::document::problem::{Place, Problems, nearest, remedy};
+use crate::config::schema;
+use crate::config::schema::decode::At;
+use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
@@ -20,7 +20,7 @@ use crate::settings::{Authz, Settings};
 const REMOTE_ADDRESS: &str = "remote_address";
 
 /// Reads the domains and the rules.
-pub(super) fn rules(
+pub(in crate::config) fn rules(
     file: &schema::File,
     limiters: &Limiters,
     server: &Settings,
@@ -57,7 +57,7 @@ pub(super) fn rules(
 }
 
 /// The entries that domains declare, by domain, as the file has them.
-pub(super) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
+pub(in crate::config) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
     let declared = |item: &Item<schema::Domain>| {
         let list = item.value.as_ref()?.entries.get()?;
         Some((item.name.clone(), list.items.iter().map(|entry| entry.value.clone()).collect()))

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use super::decode::{Choice, Field, Table};
-use super::problem::{Place, Problems};
-use super::schema;
-use super::values::Hidden;
+use crate::config::document::problem::{Place, Problems};
+use crate::config::schema;
+use crate::config::schema::decode::{Choice, Field, Table};
+use crate::config::schema::values::Hidden;
 use crate::store::{
     Address, Credentials, Identity, Password, PostgresSettings, RedisSettings, RemoteSettings, SharedSettings,
     TlsSettings, Topology,
@@ -27,8 +27,8 @@ struct RedisUrl {
 }
 
 /// How a store is asked, of the keys that all of them have.
-pub(super) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
-    let count = |field: &Field<super::values::Count>| field.copied().map(usize::from);
+pub(in crate::config) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
+    let count = |field: &Field<crate::config::schema::values::Count>| field.copied().map(usize::from);
     let default = RemoteSettings::default();
     let remote = RemoteSettings {
         deadline: timeout,
@@ -48,7 +48,7 @@ pub(super) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> Sh
 }
 
 /// What the keys of a PostgreSQL store come to, whose answers decisions wait for so long.
-pub(super) fn postgres(
+pub(in crate::config) fn postgres(
     store: &schema::Store,
     url: &Hidden,
     timeout: Duration,
@@ -78,7 +78,7 @@ pub(super) fn postgres(
 }
 
 /// What the keys of a Redis store come to, whose answers decisions wait for so long.
-pub(super) fn redis(
+pub(in crate::config) fn redis(
     store: &schema::Store,
     url: &Hidden,
     timeout: Duration,

@@ -2,14 +2,17 @@
 //!
 //! The documentation of each key is what `tollgate schema` prints.
 
+pub(super) mod decode;
+pub(super) mod values;
+
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::decode::{At, Decode, Field, choice, entries, field, key, known_keys, table};
-use super::node::{Node, Value};
-use super::problem::{Place, Problems};
-use super::values::{
+use super::document::node::{Node, Value};
+use super::document::problem::{Place, Problems};
+use super::schema::decode::{At, Decode, Field, choice, entries, field, key, known_keys, table};
+use super::schema::values::{
     Amount, BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, List,
     Memory, MessageBytes, Named, Pause, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status, Streams,
     Switch, UnfinishedBytes, Units,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::decode::{At, Decode, Field, entries, field, variable_schema};
-use super::node::{Node, Number, Text, Value, join};
-use super::problem::{Place, Problems};
+use crate::config::document::node::{Node, Number, Text, Value, join};
+use crate::config::document::problem::{Place, Problems};
 use crate::rules::RequestBounds;
 
 /// A text.
@@ -443,7 +443,7 @@ fn size(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Proble
 }
 
 /// A size in the largest unit that holds it whole.
-pub(super) fn shown_size(bytes: u64) -> String {
+pub(in crate::config) fn shown_size(bytes: u64) -> String {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", bytes / unit),

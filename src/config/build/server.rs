@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::decode::{At, Choice, Field, Table};
-use super::problem::{Place, Problems};
-use super::values::{Item, Switch, shown_size};
-use super::{Engine, Remote, Snapshot, Store, remote, schema};
+use super::stores;
+use crate::config::document::problem::{Place, Problems};
+use crate::config::schema::decode::{At, Choice, Field, Table};
+use crate::config::schema::values::{Item, Switch, shown_size};
+use crate::config::{Engine, Remote, Snapshot, Store, schema};
 use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
 use crate::settings::{Authz, Bounds, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
@@ -19,10 +20,10 @@ const TIMEOUT: Duration = Duration::from_millis(10);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The entries that ext_authz always makes.
-pub(super) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
+pub(in crate::config) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
 
 /// The doors.
-pub(super) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
+pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
     let mut settings = Settings::default();
     if let Some(server) = file.server.get() {
         if let Some(grpc) = server.grpc.get() {
@@ -244,7 +245,7 @@ fn metadata_source(metadata: &At<String>, problems: &mut Problems) -> Option<Sou
 }
 
 /// What holds for the whole process.
-pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
+pub(in crate::config) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
     let mut book = RuleBook::default();
     let Some(server) = file.server.get() else { return book };
     if let Some(secret) = server.secret.get() {
@@ -275,7 +276,7 @@ pub(super) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
 }
 
 /// The stores. Where none can be read there is one in this process's memory.
-pub(super) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store> {
+pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<Store> {
     let mut stores = Vec::new();
     for item in file.stores.named() {
         if let Some(path) = item.value.as_ref().and_then(|store| store.snapshot.get())
@@ -384,18 +385,18 @@ fn engine(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Prob
         return None;
     }
     let timeout = store.timeout.copied().map_or(TIMEOUT, |timeout| timeout.0);
-    let shared = remote::shared(&item.name, timeout, store);
+    let shared = stores::shared(&item.name, timeout, store);
     let required = store.required.copied().is_some_and(|switch| switch.0);
     let options = store.given().into_iter().filter(|(key, _)| !["engine", "timeout", "url"].contains(key));
     let options = options.map(|(key, place): (_, &Place)| (key, place.shown.clone())).collect();
     let (place, url) = (&url.place, url.value.clone());
     Some(match engine {
         schema::Engine::Postgres => {
-            let settings = remote::postgres(store, &url, timeout, place, problems);
+            let settings = stores::postgres(store, &url, timeout, place, problems);
             Engine::Postgres(Remote { url, options, settings, shared, required })
         }
         schema::Engine::Redis | schema::Engine::Memory => {
-            let settings = remote::redis(store, &url, timeout, place, problems)?;
+            let settings = stores::redis(store, &url, timeout, place, problems)?;
             Engine::Redis(Remote { url, options, settings, shared, required })
         }
     })
