@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
+use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{Concurrency, Limit, OnStoreError};
 use crate::plan::{Applied, CounterName, Outcome};
-use crate::rules::{End, Link, Planned, RefusalText, Refused, Rules};
+use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, Rules};
 use crate::settings::Bound;
 
 /// What was decided for one request. It keeps the rules that decided it, so that every question about it is
@@ -19,7 +19,7 @@ pub struct Decision {
     rules: Arc<Rules>,
     /// With what it came to.
     planned: Box<Planned>,
-    /// The link of the check that decides a refusal.
+    /// The source of the check that decides a refusal.
     deciding: Option<usize>,
     lease: Option<String>,
 }
@@ -100,8 +100,8 @@ impl Decision {
         };
         let mut decision = Self { rules, planned, deciding: None, lease };
         if decision.planned.refused.is_none() && !decision.planned.applied.admitted {
-            let links = decision.planned.links.iter().enumerate();
-            let refusing = links.filter_map(|(number, link)| Some((number, decision.refusing(link)?)));
+            let sources = decision.planned.sources.iter().enumerate();
+            let refusing = sources.filter_map(|(number, source)| Some((number, decision.refusing(source)?)));
             // Of equal waits the first one decides.
             decision.deciding = refusing.rev().max_by_key(|(_, wait)| *wait).map(|(number, _)| number);
         }
@@ -132,14 +132,14 @@ impl Decision {
     /// One status for each descriptor, in the request's order.
     pub fn statuses(&self) -> impl Iterator<Item = Status<'_>> {
         self.planned.ends.iter().enumerate().map(|(number, end)| {
-            let mine = || self.enforced().filter(move |link| usize::from(link.descriptor) == number);
+            let mine = || self.enforced().filter(move |source| usize::from(source.descriptor) == number);
             let counted = self.tightest_of(mine());
-            let failed = mine().any(|link| {
-                let check = &self.planned.plan.checks[usize::from(link.check)];
-                self.planned.applied.answers[usize::from(link.check)].is_err()
+            let failed = mine().any(|source| {
+                let check = &self.planned.plan.checks[usize::from(source.check)];
+                self.planned.applied.answers[usize::from(source.check)].is_err()
                     && check.on_store_error != OnStoreError::Allow
             });
-            let refused = *end == End::Refused || failed || counted.is_some_and(|counted| !counted.passes);
+            let refused = *end == DescriptorEnd::RefusedBy || failed || counted.is_some_and(|counted| !counted.passes);
             Status { allowed: !refused, counted }
         })
     }
@@ -147,18 +147,23 @@ impl Decision {
     /// The deciding check of a refusal, else the enforced check with the lowest remaining.
     pub fn tightest(&self) -> Option<Counted<'_>> {
         match self.deciding {
-            Some(deciding) => self.count(&self.planned.links[deciding]),
+            Some(deciding) => self.count(&self.planned.sources[deciding]),
             None => self.tightest_of(self.enforced()),
         }
     }
 
     /// Every enforced check, once.
     pub fn counted(&self) -> impl Iterator<Item = Counted<'_>> {
-        let links = &self.planned.links;
-        let first = |(number, link): &(usize, &Link)| {
-            !links[..*number].iter().any(|known| known.check == link.check && !known.shadow)
+        let sources = &self.planned.sources;
+        let first = |(number, source): &(usize, &CheckSource)| {
+            !sources[..*number].iter().any(|known| known.check == source.check && !known.shadow)
         };
-        links.iter().enumerate().filter(|(_, link)| !link.shadow).filter(first).filter_map(|(_, link)| self.count(link))
+        sources
+            .iter()
+            .enumerate()
+            .filter(|(_, source)| !source.shadow)
+            .filter(first)
+            .filter_map(|(_, source)| self.count(source))
     }
 
     /// The lease under which slots were taken.
@@ -176,8 +181,8 @@ impl Decision {
 
     /// What a limiter's `{entry}` was filled with, for the deciding check or else the first that has any.
     pub fn tier(&self) -> Option<&str> {
-        let deciding = self.deciding.map(|deciding| &self.planned.links[deciding]);
-        deciding.into_iter().chain(self.enforced()).find_map(|link| self.rules.tier(link.target))
+        let deciding = self.deciding.map(|deciding| &self.planned.sources[deciding]);
+        deciding.into_iter().chain(self.enforced()).find_map(|source| self.rules.tier(source.target))
     }
 
     /// The domain that was asked, where there are rules for it.
@@ -187,8 +192,8 @@ impl Decision {
 
     /// The counter of the check that decided a refusal, by its hashed name.
     pub fn counter(&self) -> Option<CounterName> {
-        let link = &self.planned.links[self.deciding?];
-        Some(self.planned.plan.checks[usize::from(link.check)].counter)
+        let source = &self.planned.sources[self.deciding?];
+        Some(self.planned.plan.checks[usize::from(source.check)].counter)
     }
 
     /// Why it was refused, by the places of the rule in its domain and of the limiter among the rules' targets.
@@ -196,20 +201,20 @@ impl Decision {
         if self.allowed() {
             return None;
         }
-        let failed = || self.enforced().find(|link| self.planned.applied.answers[usize::from(link.check)].is_err());
+        let failed = || self.enforced().find(|source| self.planned.applied.answers[usize::from(source.check)].is_err());
         Some(match (self.planned.refused, self.deciding) {
-            (Some(Refused::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
-            (Some(Refused::Unmatched), _) => (Reason::Unmatched, None, None),
-            (Some(Refused::TooLarge(_)), _) => (Reason::TooLarge, None, None),
-            (Some(Refused::MissingKey { rule }), _) => (Reason::MissingKey, Some(rule), None),
-            (Some(Refused::NoLimiter { rule }), _) => (Reason::NoLimiter, Some(rule), None),
+            (Some(RefusedBy::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
+            (Some(RefusedBy::Unmatched), _) => (Reason::Unmatched, None, None),
+            (Some(RefusedBy::TooLarge(_)), _) => (Reason::TooLarge, None, None),
+            (Some(RefusedBy::MissingKey { rule }), _) => (Reason::MissingKey, Some(rule), None),
+            (Some(RefusedBy::NoLimiter { rule }), _) => (Reason::NoLimiter, Some(rule), None),
             (None, Some(deciding)) => {
-                let link = &self.planned.links[deciding];
-                (Reason::Limit, Some(link.rule), Some(link.target))
+                let source = &self.planned.sources[deciding];
+                (Reason::Limit, Some(source.rule), Some(source.target))
             }
             (None, None) => {
                 let failed = failed();
-                (Reason::StoreError, failed.map(|link| link.rule), failed.map(|link| link.target))
+                (Reason::StoreError, failed.map(|source| source.rule), failed.map(|source| source.target))
             }
         })
     }
@@ -217,7 +222,7 @@ impl Decision {
     /// The bound that a request refused as too large exceeded.
     pub fn exceeded_bound(&self) -> Option<Bound> {
         match self.planned.refused {
-            Some(Refused::TooLarge(bound)) => Some(bound),
+            Some(RefusedBy::TooLarge(bound)) => Some(bound),
             _ => None,
         }
     }
@@ -232,37 +237,37 @@ impl Decision {
         &self.planned.applied
     }
 
-    fn enforced(&self) -> impl Iterator<Item = &Link> {
-        self.planned.links.iter().filter(|link| !link.shadow)
+    fn enforced(&self) -> impl Iterator<Item = &CheckSource> {
+        self.planned.sources.iter().filter(|source| !source.shadow)
     }
 
-    fn outcome(&self, link: &Link) -> Option<&Outcome> {
-        self.planned.applied.answers.get(usize::from(link.check))?.as_ref().ok()
+    fn outcome(&self, source: &CheckSource) -> Option<&Outcome> {
+        self.planned.applied.answers.get(usize::from(source.check))?.as_ref().ok()
     }
 
     /// The wait of a check that refuses; one that never passes waits longest.
-    fn refusing(&self, link: &Link) -> Option<u64> {
-        let outcome = self.outcome(link).filter(|outcome| !outcome.passes && !link.shadow)?;
+    fn refusing(&self, source: &CheckSource) -> Option<u64> {
+        let outcome = self.outcome(source).filter(|outcome| !outcome.passes && !source.shadow)?;
         Some(outcome.retry_after.unwrap_or(u64::MAX))
     }
 
-    fn tightest_of<'a>(&'a self, links: impl Iterator<Item = &'a Link>) -> Option<Counted<'a>> {
+    fn tightest_of<'a>(&'a self, sources: impl Iterator<Item = &'a CheckSource>) -> Option<Counted<'a>> {
         // Refusing before passing; among those the longest wait, among these the least remaining; of equals the first.
-        let rank = |link: &Link| {
-            let outcome = self.outcome(link)?;
-            Some(match self.refusing(link) {
+        let rank = |source: &CheckSource| {
+            let outcome = self.outcome(source)?;
+            Some(match self.refusing(source) {
                 Some(wait) => (0, u64::MAX - wait),
                 None => (1, u64::from(outcome.remaining)),
             })
         };
-        let ranked = links.filter_map(|link| Some((rank(link)?, link)));
-        ranked.min_by_key(|(rank, _)| *rank).and_then(|(_, link)| self.count(link))
+        let ranked = sources.filter_map(|source| Some((rank(source)?, source)));
+        ranked.min_by_key(|(rank, _)| *rank).and_then(|(_, source)| self.count(source))
     }
 
-    fn count(&self, link: &Link) -> Option<Counted<'_>> {
-        let outcome = self.outcome(link)?;
-        let limiter = self.rules.limiter(link.target);
-        let (limit, window) = match (link.slots, link.heeded, &limiter.quota) {
+    fn count(&self, source: &CheckSource) -> Option<Counted<'_>> {
+        let outcome = self.outcome(source)?;
+        let limiter = self.rules.limiter(source.target);
+        let (limit, window) = match (source.slots, source.applied_override, &limiter.quota) {
             (true, ..) => (outcome.limit, None),
             (false, Some(asked), _) => (asked.limit, Some(asked.window)),
             (false, None, Some(quota)) => (quota.limit, Some(quota.window)),
@@ -270,7 +275,7 @@ impl Decision {
         };
         Some(Counted {
             limiter: &limiter.name,
-            rule: self.rule_name(link.rule)?,
+            rule: self.rule_name(source.rule)?,
             limit,
             window,
             capacity: outcome.limit,
@@ -305,7 +310,7 @@ fn hand_out(rules: &Rules, planned: &Planned) -> Option<String> {
         })
     };
     // A lease has room for all slots that are enforced; those in shadow come after and may be left to expire.
-    let slots = taken(false).chain(taken(true)).take(MOST_SLOTS_A_LEASE);
+    let slots = taken(false).chain(taken(true)).take(MAX_SLOTS_PER_LEASE);
     let slots: smallvec::SmallVec<_> = slots.map(|(check, _)| (check.store, check.counter)).collect();
     if slots.is_empty() {
         return None;

@@ -15,7 +15,7 @@ use crate::plan::CounterName;
 use crate::secret::Secret;
 
 /// The most slots that one lease holds.
-pub const MOST_SLOTS_A_LEASE: usize = 8;
+pub const MAX_SLOTS_PER_LEASE: usize = 8;
 
 /// Makes lease ids: unique over all instances, because each starts from its own 64 random bits.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl LeaseToken {
     /// Reads a text that this deployment handed out; anything else is `None`. A slot in a store that is no longer
     /// configured is left out: its lease expires by itself.
     pub fn open(text: &str, secret: &Secret, stores: &[String]) -> Option<Self> {
-        let longest = (17 + MOST_SLOTS_A_LEASE * SLOT_BYTES + SEAL_BYTES).div_ceil(3) * 4;
+        let longest = (17 + MAX_SLOTS_PER_LEASE * SLOT_BYTES + SEAL_BYTES).div_ceil(3) * 4;
         if text.len() > longest {
             return None;
         }

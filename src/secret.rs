@@ -19,7 +19,7 @@ use crate::plan::CounterName;
 pub struct Secret {
     counters: SipHasher24,
     leases: SipHasher24,
-    homes: SipHasher24,
+    partitions: SipHasher24,
     development: bool,
 }
 
@@ -34,7 +34,7 @@ impl Secret {
             let Hash128 { h1, h2 } = hasher.finish128();
             SipHasher24::new_with_keys(h1, h2)
         };
-        Self { counters: key("counters"), leases: key("leases"), homes: key("homes"), development: false }
+        Self { counters: key("counters"), leases: key("leases"), partitions: key("homes"), development: false }
     }
 
     /// A constant, so that instances without a secret agree. Whoever serves with it is warned.
@@ -60,15 +60,15 @@ impl Secret {
         for text in [domain, limiter, kind] {
             write_text(&mut hasher, text);
         }
-        NamePrefix { hasher, homed: false }
+        NamePrefix { hasher, partitioned: false }
     }
 
     /// Where counters live whose keys have this entry: the same for every limiter.
-    pub(crate) fn homes(&self, domain: &str, entry: &str) -> Homes {
-        let mut hasher = self.homes;
+    pub(crate) fn partitions(&self, domain: &str, entry: &str) -> Partitions {
+        let mut hasher = self.partitions;
         write_text(&mut hasher, domain);
         write_text(&mut hasher, entry);
-        Homes(hasher)
+        Partitions(hasher)
     }
 
     /// A short number for a store's name, for the inside of a lease.
@@ -97,14 +97,14 @@ impl fmt::Debug for Secret {
 pub struct NamePrefix {
     hasher: SipHasher24,
     /// Whether its store wants to know where the counter lives.
-    homed: bool,
+    partitioned: bool,
 }
 
 /// Places by the value of one entry.
 #[derive(Clone, Copy)]
-pub(crate) struct Homes(SipHasher24);
+pub(crate) struct Partitions(SipHasher24);
 
-impl Homes {
+impl Partitions {
     /// The place of counters with this value.
     pub(crate) fn of(mut self, value: &str) -> u16 {
         write_text(&mut self.0, value);
@@ -112,9 +112,9 @@ impl Homes {
     }
 }
 
-impl fmt::Debug for Homes {
+impl fmt::Debug for Partitions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Homes")
+        f.write_str("Partitions")
     }
 }
 
@@ -131,13 +131,13 @@ impl NamePrefix {
     }
 
     /// For a store that keeps counters in many places.
-    pub(crate) fn homed(self) -> Self {
-        Self { homed: true, ..self }
+    pub(crate) fn partitioned(self) -> Self {
+        Self { partitioned: true, ..self }
     }
 
-    /// Whether the counter's home is to be a part of its name.
-    pub(crate) fn is_homed(&self) -> bool {
-        self.homed
+    /// Whether the counter's partition is to be a part of its name.
+    pub(crate) fn is_partitioned(&self) -> bool {
+        self.partitioned
     }
 
     /// The whole name.

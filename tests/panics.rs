@@ -111,7 +111,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     // Nothing was counted for those that panicked, and nothing is stuck.
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OK);
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OVER_LIMIT);
-    assert_eq!(service.service.doors().under_way.load(Ordering::Relaxed), 0);
+    assert_eq!(service.service.doors().in_flight.load(Ordering::Relaxed), 0);
 
     // What stands in the code as it is may be shown.
     assert!(std::panic::catch_unwind(|| panic!("as it stands in the code")).is_err());

@@ -131,6 +131,6 @@ impl Question {
 
 fn ask(engine: &Engine, questions: &[Question]) {
     for question in questions {
-        assert_eq!(black_box(question.decide(engine)).planned().links.len(), 2);
+        assert_eq!(black_box(question.decide(engine)).planned().sources.len(), 2);
     }
 }

@@ -15,7 +15,7 @@ use cpu_time::ProcessTime;
 use processes::postgres::Setup;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
 use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
-use tollgate::store::{Postgres, PostgresSettings, Remote, RemoteSettings};
+use tollgate::store::{Postgres, PostgresSettings, Queue, QueueSettings};
 
 const CALLERS: u64 = 64;
 const HOUR: u64 = 3_600_000_000;
@@ -68,8 +68,8 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let store = Postgres::new(settings).expect("the settings are fine");
-        let remote = RemoteSettings { deadline: Duration::from_secs(10), ..RemoteSettings::default() };
-        let remote = Arc::new(Remote::new("bench", store, remote));
+        let remote = QueueSettings { deadline: Duration::from_secs(10), ..QueueSettings::default() };
+        let remote = Arc::new(Queue::new("bench", store, remote));
         // The schema is made and the connections are there before it counts.
         for _ in 0..100 {
             remote.ask(plan(0, limit, 0), None, remote.deadline()).await.expect("an answer");

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::Snapshot;
 use crate::config::{Config, Engine, Remote};
-use crate::rules::{Parted, Rules};
+use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
 use crate::store::{
-    Keeper, MemorySettings, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Stores,
+    MemorySettings, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Stores,
 };
 
 /// A configuration ready to be served.
@@ -68,10 +68,10 @@ impl Prepared {
                     StoreKind::Postgres(settings, shared, required)
                 }
             };
-            if let StoreKind::Redis(_, SharedSettings { parted: true, tag, .. }, _) = &kind {
+            if let StoreKind::Redis(_, SharedSettings { partitioned: true, tag, .. }, _) = &kind {
                 let store =
                     u16::try_from(place).map_err(|_| Unservable(vec!["there are too many stores".to_owned()]))?;
-                book.parted.push(Parted { store, tag: tag.clone() });
+                book.partitioned.push(PartitionedStore { store, tag: tag.clone() });
             }
             plan.0.push((store.name, kind));
             if let Some(kept) = store.snapshot {
@@ -129,16 +129,16 @@ impl StoreKind {
         matches!((self, other), (StoreKind::Memory(_), StoreKind::Memory(_))) || self == other
     }
 
-    fn make(&self) -> Result<Keeper, String> {
+    fn make(&self) -> Result<StoreHandle, String> {
         Ok(match self {
-            StoreKind::Memory(settings) => Keeper::Memory(*settings),
+            StoreKind::Memory(settings) => StoreHandle::Memory(*settings),
             StoreKind::Redis(settings, shared, _) => {
                 let backend = Redis::new(settings).map_err(|error| error.to_string())?;
-                Keeper::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+                StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
             }
             StoreKind::Postgres(settings, shared, _) => {
                 let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
-                Keeper::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+                StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
             }
         })
     }

@@ -12,7 +12,7 @@ use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
 };
-use crate::settings::{Bounds, EntrySource, HeaderFamilies, Source};
+use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
 
 /// The whole configuration as YAML.
 pub(super) fn yaml(config: &Config) -> String {
@@ -99,12 +99,12 @@ fn families(families: &HeaderFamilies) -> Value {
 
 fn entry_source(source: &EntrySource) -> Value {
     let mut table = match &source.from {
-        Source::Header(name) => json!({ "header": name }),
-        Source::Cookie(name) => json!({ "cookie": name }),
-        Source::Query(name) => json!({ "query": name }),
-        Source::Context(name) => json!({ "context": name }),
-        Source::Metadata { namespace, path } => json!({ "metadata": format!("{namespace}:{}", path.join(".")) }),
-        Source::Principal => json!({ "principal": true }),
+        RequestPart::Header(name) => json!({ "header": name }),
+        RequestPart::Cookie(name) => json!({ "cookie": name }),
+        RequestPart::Query(name) => json!({ "query": name }),
+        RequestPart::Context(name) => json!({ "context": name }),
+        RequestPart::Metadata { namespace, path } => json!({ "metadata": format!("{namespace}:{}", path.join(".")) }),
+        RequestPart::Principal => json!({ "principal": true }),
     };
     if let Some(default) = &source.default {
         table["default"] = default.as_str().into();

@@ -23,6 +23,6 @@ pub use self::limit::{EXACT, Limit, State};
 pub use self::sliding_counter::{CounterPair, SlidingCounter};
 pub use self::sliding_window::{Grants, SlidingWindow};
 pub use self::spec::{
-    Algorithm, LARGEST_LOG, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule, SpecError,
+    Algorithm, Limiter, MAX_LOG_LIMIT, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule, SpecError,
 };
 pub use self::token_bucket::{BucketLevel, TokenBucket, Unrepresentable};

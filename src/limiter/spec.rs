@@ -6,13 +6,13 @@ use super::{Alignment, Calendar, Concurrency, FixedWindow, Limit, SlidingCounter
 use crate::clock::Timestamp;
 
 /// The largest `limit` of an exact sliding window: every grant is remembered.
-pub const LARGEST_LOG: u32 = 10_000;
+pub const MAX_LOG_LIMIT: u32 = 10_000;
 
 /// The longest window: ten years.
-pub const LONGEST_WINDOW: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub const MAX_WINDOW: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The most slots of a concurrency limit: every lease is remembered.
-pub const MOST_SLOTS: u32 = 10_000;
+pub const MAX_SLOTS: u32 = 10_000;
 
 /// A named limiter: a rate or a window, a concurrency limit, or both.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ pub enum SpecError {
     Zero,
     /// See the text.
     #[error(
-        "expected at most {LARGEST_LOG}, because sliding_window remembers every grant; sliding_counter has no such bound"
+        "expected at most {MAX_LOG_LIMIT}, because sliding_window remembers every grant; sliding_counter has no such bound"
     )]
     LogTooLarge,
     /// See the text.
@@ -112,14 +112,14 @@ impl Quota {
         if limit == 0 || window.as_micros() == 0 {
             return Err(SpecError::Zero);
         }
-        if window > LONGEST_WINDOW {
+        if window > MAX_WINDOW {
             return Err(SpecError::WindowTooLong);
         }
         let quota = Self { limit, window, algorithm };
         match &quota.algorithm {
             Algorithm::TokenBucket { burst: Some(0), .. } => return Err(SpecError::Zero),
             Algorithm::TokenBucket { .. } => quota.bucket(0).map(drop)?,
-            Algorithm::SlidingWindow if limit > LARGEST_LOG => return Err(SpecError::LogTooLarge),
+            Algorithm::SlidingWindow if limit > MAX_LOG_LIMIT => return Err(SpecError::LogTooLarge),
             Algorithm::SlidingWindow | Algorithm::SlidingCounter | Algorithm::FixedWindow(_) => {}
         }
         Ok(quota)

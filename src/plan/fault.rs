@@ -14,7 +14,7 @@ pub enum Fault {
     Unreachable,
     /// The store failed too often just now and is not asked until it answers again.
     #[error("the store is left alone until it answers again")]
-    Suspended,
+    CircuitOpen,
     /// The store has no memory left to write to.
     #[error("the store is out of memory")]
     OutOfMemory,
@@ -35,7 +35,7 @@ impl Fault {
         Fault::Full,
         Fault::Timeout,
         Fault::Unreachable,
-        Fault::Suspended,
+        Fault::CircuitOpen,
         Fault::OutOfMemory,
         Fault::ReadOnly,
         Fault::Denied,
@@ -48,7 +48,7 @@ impl Fault {
             Fault::Full => "full",
             Fault::Timeout => "timeout",
             Fault::Unreachable => "unreachable",
-            Fault::Suspended => "suspended",
+            Fault::CircuitOpen => "suspended",
             Fault::OutOfMemory => "out_of_memory",
             Fault::ReadOnly => "read_only",
             Fault::Denied => "denied",

@@ -24,14 +24,14 @@ pub struct CounterName(pub [u64; 2]);
 impl CounterName {
     /// Where the counter lives in a store of many places: counters that share it can be decided together. Naming puts
     /// the hash of one entry of the key here (see [`crate::rules`]).
-    pub fn home(&self) -> u16 {
+    pub fn partition(&self) -> u16 {
         self.0[1] as u16
     }
 
     /// The same counter, living there.
-    pub(crate) fn at_home(self, home: u16) -> Self {
+    pub(crate) fn in_partition(self, partition: u16) -> Self {
         let [first, second] = self.0;
-        Self([first, second & !0xffff | u64::from(home)])
+        Self([first, second & !0xffff | u64::from(partition)])
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::clock::Timestamp;
 use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
 use crate::plan::CounterName;
-use crate::secret::{Homes, NamePrefix, Secret};
+use crate::secret::{NamePrefix, Partitions, Secret};
 
 /// The rules in use: immutable, and replaced whole.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) struct CompiledRule {
     /// In shadow by itself, by its domain or by the server.
     pub(super) shadow: bool,
     /// In shadow by itself: it is tried out among rules that are enforced.
-    pub(super) trial: bool,
+    pub(super) shadow_only: bool,
     pub(super) enforce_percent: Option<u8>,
     pub(super) refusal: RefusalText,
 }
@@ -78,7 +78,7 @@ pub(super) struct CompiledApply {
     /// In order of the entries' names, so that two rules that list them differently share a counter.
     pub(super) key: Vec<CompiledKey>,
     /// Which entry of the key says where a counter lives, in a store that has places.
-    pub(super) homes: Option<(Homes, usize)>,
+    pub(super) partitions: Option<(Partitions, usize)>,
     pub(super) charge: Charge,
     pub(super) overdraw: bool,
     pub(super) missing: Missing,
@@ -397,7 +397,7 @@ impl Compiler {
             action,
             last: rule.last,
             shadow: rule.shadow || domain.shadow || self.book.shadow,
-            trial: rule.shadow && !domain.shadow && !self.book.shadow,
+            shadow_only: rule.shadow && !domain.shadow && !self.book.shadow,
             enforce_percent: rule.enforce_percent,
             refusal: rule.refusal,
         }
@@ -436,11 +436,11 @@ impl Compiler {
             })
             .collect();
         key.sort_by(|a, b| a.entry.cmp(&b.entry));
-        let tag = self.book.parted.iter().find_map(|parted| parted.tag.as_deref());
+        let tag = self.book.partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
         let tagged = key.iter().position(|part: &CompiledKey| Some(part.entry.as_str()) == tag).unwrap_or(0);
-        let homes = key.get(tagged).map(|part| (self.book.secret.homes(&domain.name, &part.entry), tagged));
+        let partitions = key.get(tagged).map(|part| (self.book.secret.partitions(&domain.name, &part.entry), tagged));
         Some(CompiledApply {
-            homes,
+            partitions,
             domain: domain.name.clone(),
             reference: apply.limiter,
             template,
@@ -501,8 +501,8 @@ impl Compiler {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
         // Names of entries are in order, so the least is the first.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
-        let homed = self.book.parted.iter().any(|parted| parted.store == configured.store);
-        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, homed);
+        let partitioned = self.book.partitioned.iter().any(|partitioned| partitioned.store == configured.store);
+        let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
             limit: fixed_limit(quota, self.debts[limiter as usize]),
@@ -520,11 +520,11 @@ pub(super) fn name_prefix(
     reference: &str,
     kind: &str,
     first: Option<&str>,
-    homed: bool,
+    partitioned: bool,
 ) -> NamePrefix {
     let mut prefix = secret.counters(domain, reference, kind);
-    if homed {
-        prefix = prefix.homed();
+    if partitioned {
+        prefix = prefix.partitioned();
     }
     if let Some(first) = first {
         prefix.text(first);

@@ -23,7 +23,7 @@ pub use self::explain::{
 };
 pub use self::matcher::{Matcher, Pattern};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
-pub use self::plan::{End, Link, Notes, Planned, Refused};
+pub use self::plan::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};
 use crate::limiter::Limiter;
 use crate::secret::Secret;
 
@@ -35,7 +35,7 @@ pub struct RuleBook {
     /// The names of the stores, in the order that [`Limiter::store`] counts them.
     pub stores: Vec<String>,
     /// The stores that keep counters in many places, each of which decides by itself, by their place in `stores`.
-    pub parted: Vec<Parted>,
+    pub partitioned: Vec<PartitionedStore>,
     /// The limiters, each name once.
     pub limiters: Vec<Limiter>,
     /// Settings of domains. A domain without any has the defaults.
@@ -55,7 +55,7 @@ impl Default for RuleBook {
         Self {
             secret: Secret::development(),
             stores: vec!["memory".to_owned()],
-            parted: Vec::new(),
+            partitioned: Vec::new(),
             limiters: Vec::new(),
             domains: Vec::new(),
             rules: Vec::new(),
@@ -69,7 +69,7 @@ impl Default for RuleBook {
 /// A store of many places: Redis Cluster. Counters whose keys have an entry in common can live in one of them, and are
 /// then decided together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parted {
+pub struct PartitionedStore {
     /// Its place in [`RuleBook::stores`].
     pub store: u16,
     /// The entry whose value says where a counter lives, where its key has it; else the key's first entry by name says.

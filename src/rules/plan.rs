@@ -11,7 +11,7 @@ use super::normalise::address;
 use super::{Charge, Missing, Unmatched};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
-use crate::lease::{LeaseToken, MOST_SLOTS_A_LEASE};
+use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{LeaseId, Limit};
 use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
 use crate::secret::NamePrefix;
@@ -23,11 +23,11 @@ pub struct Planned {
     /// What the store executes.
     pub plan: Plan,
     /// Which descriptor and rule asked for which check.
-    pub links: SmallVec<[Link; 4]>,
+    pub sources: SmallVec<[CheckSource; 4]>,
     /// How the walk of each descriptor ended.
-    pub ends: SmallVec<[End; 2]>,
+    pub ends: SmallVec<[DescriptorEnd; 2]>,
     /// Why the request is refused before any counter is asked.
-    pub refused: Option<Refused>,
+    pub refused: Option<RefusedBy>,
     /// What was left out.
     pub notes: Notes,
     /// The place of the request's domain among the rules' domains.
@@ -39,7 +39,7 @@ pub struct Planned {
 
 /// One descriptor and rule that asked for a check.
 #[derive(Clone, Copy, Debug)]
-pub struct Link {
+pub struct CheckSource {
     /// The descriptor, in the request's order.
     pub descriptor: u16,
     /// The check, in the plan's order.
@@ -52,13 +52,13 @@ pub struct Link {
     pub slots: bool,
     /// Counts and reports but never denies.
     pub shadow: bool,
-    /// The limit that came with the request, where it was heeded.
-    pub heeded: Option<LimitOverride>,
+    /// The limit that came with the request, where it was applied_override.
+    pub applied_override: Option<LimitOverride>,
 }
 
 /// How the walk of one descriptor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum DescriptorEnd {
     /// No rule matched it.
     Unmatched,
     /// Its checks decide.
@@ -68,12 +68,12 @@ pub enum End {
     /// It gave a lease back.
     Released,
     /// It is refused whatever its checks say.
-    Refused,
+    RefusedBy,
 }
 
 /// Why a request is refused before any counter is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum RefusedBy {
     /// A rule denies it; nothing is charged.
     Denied {
         /// The rule.
@@ -114,15 +114,15 @@ impl Rules {
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
         if request.descriptors.len() > self.bounds.descriptors {
-            return walk.refuse_outright(Refused::TooLarge(Bound::Descriptors), request);
+            return walk.refuse_outright(RefusedBy::TooLarge(Bound::Descriptors), request);
         }
         for (number, descriptor) in request.descriptors.iter().enumerate() {
             if descriptor.entries.len() > self.bounds.entries {
-                return walk.refuse_outright(Refused::TooLarge(Bound::Entries), request);
+                return walk.refuse_outright(RefusedBy::TooLarge(Bound::Entries), request);
             }
             let end = match (walk.release(descriptor), domain) {
-                (true, _) => End::Released,
-                (false, None) => End::Unmatched,
+                (true, _) => DescriptorEnd::Released,
+                (false, None) => DescriptorEnd::Unmatched,
                 (false, Some(domain)) => {
                     let domain = &self.domains[domain];
                     let rewritten = rewrite(descriptor, domain);
@@ -131,7 +131,7 @@ impl Rules {
             };
             walk.planned.ends.push(end);
             if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_slots() {
-                return walk.refuse_outright(Refused::TooLarge(Bound::Checks), request);
+                return walk.refuse_outright(RefusedBy::TooLarge(Bound::Checks), request);
             }
         }
         walk.finish()
@@ -209,7 +209,7 @@ impl CompiledApply {
     /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
     pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
         let mut name = *prefix;
-        let mut home = None;
+        let mut partition = None;
         for (number, part) in self.key.iter().enumerate() {
             // The prefix ends before the value of the first entry.
             if number > 0 {
@@ -225,16 +225,16 @@ impl CompiledApply {
                 false => part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value)),
             };
             name.text(&value);
-            if prefix.is_homed()
-                && let Some((homes, at)) = &self.homes
+            if prefix.is_partitioned()
+                && let Some((partitions, at)) = &self.partitions
                 && *at == number
             {
-                home = Some(homes.of(&value));
+                partition = Some(partitions.of(&value));
             }
         }
-        Some(match home {
+        Some(match partition {
             None => name.name(),
-            Some(home) => name.name().at_home(home),
+            Some(partition) => name.name().in_partition(partition),
         })
     }
 }
@@ -257,10 +257,10 @@ struct Walk<'r> {
 
 impl Walk<'_> {
     /// Refuses the whole request and charges nothing; leases given back stay given back.
-    fn refuse_outright(mut self, refused: Refused, request: &Request<'_>) -> Box<Planned> {
+    fn refuse_outright(mut self, refused: RefusedBy, request: &Request<'_>) -> Box<Planned> {
         let shadow = self.rules.shadow;
-        let end = if shadow { End::Unmatched } else { End::Refused };
-        let given_back = |known: &End| *known == End::Released;
+        let end = if shadow { DescriptorEnd::Unmatched } else { DescriptorEnd::RefusedBy };
+        let given_back = |known: &DescriptorEnd| *known == DescriptorEnd::Released;
         let ends = &mut self.planned.ends;
         ends.iter_mut().filter(|known| !given_back(known)).for_each(|known| *known = end);
         ends.resize(request.descriptors.len(), end);
@@ -276,12 +276,14 @@ impl Walk<'_> {
     fn finish(self) -> Box<Planned> {
         let mut planned = self.planned;
         match planned.refused {
-            Some(Refused::Denied { .. } | Refused::Unmatched | Refused::TooLarge(_)) => {
+            Some(RefusedBy::Denied { .. } | RefusedBy::Unmatched | RefusedBy::TooLarge(_)) => {
                 // Nothing is charged; the other descriptors still say what they have left (semantics 16).
                 let ends = &planned.ends;
-                planned.links.retain(|link| ends.get(usize::from(link.descriptor)) != Some(&End::Refused));
-                if planned.links.is_empty() || matches!(planned.refused, Some(Refused::TooLarge(_))) {
-                    planned.links.clear();
+                planned
+                    .sources
+                    .retain(|source| ends.get(usize::from(source.descriptor)) != Some(&DescriptorEnd::RefusedBy));
+                if planned.sources.is_empty() || matches!(planned.refused, Some(RefusedBy::TooLarge(_))) {
+                    planned.sources.clear();
                     // Refunds take effect whatever the verdict (semantics 11): what gives back stays.
                     planned.plan.checks.retain(|check| check.refund > 0);
                 }
@@ -289,7 +291,7 @@ impl Walk<'_> {
                     check.charges = Charges::default();
                 }
             }
-            Some(Refused::MissingKey { .. } | Refused::NoLimiter { .. }) => planned.plan.refused = true,
+            Some(RefusedBy::MissingKey { .. } | RefusedBy::NoLimiter { .. }) => planned.plan.refused = true,
             None => {}
         }
         if !planned.plan.checks.is_empty() {
@@ -310,49 +312,49 @@ impl Walk<'_> {
         true
     }
 
-    fn descriptor(&mut self, number: u16, descriptor: &Descriptor<'_>, domain: &CompiledDomain) -> End {
-        let mut end = End::Unmatched;
+    fn descriptor(&mut self, number: u16, descriptor: &Descriptor<'_>, domain: &CompiledDomain) -> DescriptorEnd {
+        let mut end = DescriptorEnd::Unmatched;
         for place in domain.index.candidates(descriptor) {
             let rule = &domain.rules[place as usize];
             if !rule.matches(descriptor) {
                 continue;
             }
             match &rule.action {
-                CompiledAction::Allow if rule.trial => {}
-                CompiledAction::Allow => return End::Allowed,
+                CompiledAction::Allow if rule.shadow_only => {}
+                CompiledAction::Allow => return DescriptorEnd::Allowed,
                 CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
                 CompiledAction::Deny => {
-                    self.planned.refused = Some(Refused::Denied { rule: place });
-                    return End::Refused;
+                    self.planned.refused = Some(RefusedBy::Denied { rule: place });
+                    return DescriptorEnd::RefusedBy;
                 }
                 CompiledAction::Apply(applies) => {
                     for apply in applies {
                         if let Some(refused) = self.apply(number, descriptor, place, rule, apply) {
-                            end = End::Refused;
+                            end = DescriptorEnd::RefusedBy;
                             self.planned.refused.get_or_insert(refused);
                         }
                     }
                 }
             }
             // A rule that is tried out in shadow changes neither the verdict nor the walk.
-            if end == End::Unmatched && !rule.trial {
-                end = End::Checked;
+            if end == DescriptorEnd::Unmatched && !rule.shadow_only {
+                end = DescriptorEnd::Checked;
             }
             let too_many = self.planned.plan.checks.len() > self.rules.bounds.checks;
-            if too_many || (rule.last && !rule.trial) {
+            if too_many || (rule.last && !rule.shadow_only) {
                 break;
             }
         }
-        if end == End::Unmatched && domain.unmatched == Unmatched::Deny {
+        if end == DescriptorEnd::Unmatched && domain.unmatched == Unmatched::Deny {
             if domain.shadow {
                 self.planned.notes.shadow_refusals += 1;
                 return end;
             }
             // It charges nothing, so it stands before refusals that still charge.
-            if !matches!(self.planned.refused, Some(Refused::Denied { .. })) {
-                self.planned.refused = Some(Refused::Unmatched);
+            if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. })) {
+                self.planned.refused = Some(RefusedBy::Unmatched);
             }
-            return End::Refused;
+            return DescriptorEnd::RefusedBy;
         }
         end
     }
@@ -365,11 +367,11 @@ impl Walk<'_> {
         place: u32,
         rule: &CompiledRule,
         apply: &CompiledApply,
-    ) -> Option<Refused> {
+    ) -> Option<RefusedBy> {
         let refused = match apply.target(descriptor) {
             Resolved::Target(target) => match self.checks(number, descriptor, place, rule, apply, target) {
                 Some(()) => return None,
-                None if apply.missing == Missing::Deny => Refused::MissingKey { rule: place },
+                None if apply.missing == Missing::Deny => RefusedBy::MissingKey { rule: place },
                 None => {
                     self.planned.notes.skipped += 1;
                     return None;
@@ -379,8 +381,8 @@ impl Walk<'_> {
                 self.planned.notes.skipped += 1;
                 return None;
             }
-            Resolved::EntryMissing => Refused::MissingKey { rule: place },
-            Resolved::NoLimiter => Refused::NoLimiter { rule: place },
+            Resolved::EntryMissing => RefusedBy::MissingKey { rule: place },
+            Resolved::NoLimiter => RefusedBy::NoLimiter { rule: place },
         };
         if rule.shadow {
             self.planned.notes.shadow_refusals += 1;
@@ -402,27 +404,27 @@ impl Walk<'_> {
         let target = &self.rules.targets[target_number as usize];
         let limiter = self.rules.limiter(target_number);
         let shadow = |name: CounterName| rule.in_shadow(name);
-        let link = |check, slots, shadow, heeded| Link {
+        let source = |check, slots, shadow, applied_override| CheckSource {
             descriptor: number,
             check,
             rule: place,
             target: target_number,
             slots,
             shadow,
-            heeded,
+            applied_override,
         };
         if let Some(quota) = &target.quota {
-            let mut heeded = None;
+            let mut applied_override = None;
             let mut always_denied = false;
             let mut limit = self.rules.limit(target, quota, self.now);
             let asked_prefix;
             let mut prefix = &quota.prefix;
             if let (Some(asked), true) = (descriptor.limit, limiter.overridable) {
                 match self.heed(apply, target, asked) {
-                    Some(Heeded::Barred) => (heeded, always_denied) = (Some(asked), true),
+                    Some(Heeded::Barred) => (applied_override, always_denied) = (Some(asked), true),
                     Some(Heeded::Limit(its_prefix, its_limit)) => {
                         asked_prefix = its_prefix;
-                        (heeded, prefix, limit) = (Some(asked), &asked_prefix, its_limit);
+                        (applied_override, prefix, limit) = (Some(asked), &asked_prefix, its_limit);
                     }
                     None => self.planned.notes.overrides_ignored += 1,
                 }
@@ -441,7 +443,7 @@ impl Walk<'_> {
                 on_store_error: target.on_store_error(self.rules),
             };
             let place = self.add(check);
-            self.planned.links.push(link(place, false, check.shadow, heeded));
+            self.planned.sources.push(source(place, false, check.shadow, applied_override));
         }
         if let Some((prefix, limit)) = &target.slots {
             let counter = apply.name(prefix, descriptor)?;
@@ -466,7 +468,7 @@ impl Walk<'_> {
             };
             let place = self.add(check);
             self.slots_asked += usize::from(charges.admitted > 0);
-            self.planned.links.push(link(place, true, check.shadow, None));
+            self.planned.sources.push(source(place, true, check.shadow, None));
         }
         Some(())
     }
@@ -480,8 +482,9 @@ impl Walk<'_> {
         let configured = self.rules.limiters[limiter].quota.as_ref()?;
         let quota = configured.overridden(asked.limit, asked.window).ok()?;
         let first = apply.key.first().map(|part| part.entry.as_str());
-        let homed = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_homed());
-        let prefix = name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, homed);
+        let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
+        let prefix =
+            name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
         Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
@@ -490,8 +493,8 @@ impl Walk<'_> {
         let takes = |check: &&Check| {
             matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
         };
-        self.slots_asked > MOST_SLOTS_A_LEASE
-            && self.planned.plan.checks.iter().filter(takes).count() > MOST_SLOTS_A_LEASE
+        self.slots_asked > MAX_SLOTS_PER_LEASE
+            && self.planned.plan.checks.iter().filter(takes).count() > MAX_SLOTS_PER_LEASE
     }
 
     /// Adds a check, or merges it with the one that the group has on the same counter (semantics 6).

@@ -12,7 +12,7 @@ use super::headers::{self, Header};
 use crate::decision::Decision;
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules;
-use crate::settings::{Authz, EntrySource, HeaderFamilies, Source};
+use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, RequestPart};
 
 /// A request that wants to pass, as a door was told of it.
 pub(super) trait Asked {
@@ -29,7 +29,7 @@ pub(super) trait Asked {
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>>;
 
     /// The client's address, by what this door believes (semantics 34).
-    fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>>;
+    fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>>;
 
     /// What the route says about itself.
     fn context(&self, key: &str) -> Option<&str>;
@@ -42,7 +42,7 @@ pub(super) trait Asked {
 }
 
 /// The question that a request asks.
-pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a Authz) -> Request<'a> {
+pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a AuthzSettings) -> Request<'a> {
     let target = asked.target();
     let path = target.clone().map(path);
     let always = [
@@ -63,12 +63,12 @@ pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a Authz) -> Reques
 fn entry<'a>(asked: &'a impl Asked, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
     let value = match &source.from {
         // A client that adds a second must not get a counter of its own by it.
-        Source::Header(name) => asked.headers(name).next(),
-        Source::Cookie(name) => cookie(asked, name),
-        Source::Query(name) => query(target?, name).map(Cow::Owned),
-        Source::Context(key) => asked.context(key).map(Cow::Borrowed),
-        Source::Metadata { namespace, path } => asked.metadata(namespace, path),
-        Source::Principal => asked.principal().map(Cow::Borrowed),
+        RequestPart::Header(name) => asked.headers(name).next(),
+        RequestPart::Cookie(name) => cookie(asked, name),
+        RequestPart::Query(name) => query(target?, name).map(Cow::Owned),
+        RequestPart::Context(key) => asked.context(key).map(Cow::Borrowed),
+        RequestPart::Metadata { namespace, path } => asked.metadata(namespace, path),
+        RequestPart::Principal => asked.principal().map(Cow::Borrowed),
     };
     value.or_else(|| source.default.as_deref().map(Cow::Borrowed))
 }

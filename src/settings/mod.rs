@@ -27,7 +27,7 @@ pub struct Settings {
     /// Headers of ext_authz answers, gRPC and HTTP. By default all.
     pub authz_headers: HeaderFamilies,
     /// How ext_authz makes entries of a request.
-    pub authz: Authz,
+    pub authz: AuthzSettings,
     /// What clients may take.
     pub bounds: Bounds,
 }
@@ -42,7 +42,7 @@ impl Default for Settings {
             drain: Drain::default(),
             rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
             authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
-            authz: Authz::default(),
+            authz: AuthzSettings::default(),
             bounds: Bounds::default(),
         }
     }
@@ -139,7 +139,7 @@ pub struct HeaderFamilies {
 
 /// How ext_authz, which has no descriptors, makes one of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authz {
+pub struct AuthzSettings {
     /// The domain asked, unless the route's `context_extensions.domain` names another.
     pub domain: String,
     /// Entries beside `remote_address`, `method`, `path` and `host`, which come by themselves.
@@ -153,7 +153,7 @@ pub struct Authz {
     pub trust_external_address: bool,
 }
 
-impl Default for Authz {
+impl Default for AuthzSettings {
     fn default() -> Self {
         Self { domain: "default".to_owned(), entries: Vec::new(), trusted_hops: 0, trust_external_address: false }
     }
@@ -163,14 +163,14 @@ impl Default for Authz {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntrySource {
     /// The place.
-    pub from: Source,
+    pub from: RequestPart,
     /// The value when the place has none.
     pub default: Option<String>,
 }
 
 /// A place in an ext_authz request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum RequestPart {
     /// A request header, lower case.
     Header(String),
     /// A cookie.

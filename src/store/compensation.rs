@@ -40,7 +40,7 @@ enum By {
     /// The store itself, or this process's memory.
     Store,
     /// What answers in a store's place.
-    StandIn,
+    Fallback,
 }
 
 /// The answers of a group's checks.
@@ -140,7 +140,7 @@ impl Stores {
         let deadline = deadline.min(shared.remote().deadline());
         match shared.ask(plan, now, self.told(now), deadline).await {
             Ok(applied) => (applied, By::Store),
-            Err(fault) => (shared.stand_in(plan, fault, now), By::StandIn),
+            Err(fault) => (shared.fallback(plan, fault, now), By::Fallback),
         }
     }
 
@@ -149,7 +149,7 @@ impl Stores {
         let Again { place, plan, by, .. } = again;
         match (self.shared(place.0), by) {
             (None, _) => Some(self.memory.apply(plan, now)),
-            (Some(shared), By::StandIn) => Some(shared.stand_in(plan, Fault::Suspended, now)),
+            (Some(shared), By::Fallback) => Some(shared.fallback(plan, Fault::CircuitOpen, now)),
             (Some(shared), By::Store) => {
                 if Instant::now() >= deadline {
                     // Others took the time that was: it is done all the same, and nobody waits for it.
@@ -204,7 +204,7 @@ impl Drop for Charged<'_> {
         for Again { place, plan, by, .. } in self.parts.drain(..) {
             match (stores.shared(place.0), by) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
-                (Some(shared), By::StandIn) => drop(shared.stand_in(&plan, Fault::Suspended, now)),
+                (Some(shared), By::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),
                 (Some(shared), By::Store) => shared.post(plan, stores.told(now)),
             }
         }

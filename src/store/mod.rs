@@ -20,7 +20,7 @@ pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, Pos
 pub use self::redis::{
     Address, Credentials, Identity, Password, Redis, RedisSettings, TlsError, TlsSettings, Topology,
 };
-pub use self::shared::{Backend, Remote, RemoteSettings, Shared, SharedSettings, Watch};
+pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreMetrics};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
@@ -59,13 +59,13 @@ pub enum StoreFact {
     /// Of a shared one.
     Shared {
         /// Whether it is left alone until it answers again.
-        suspended: bool,
+        circuit_open: bool,
     },
 }
 
 /// A store as it is put among others.
 #[derive(Debug)]
-pub enum Keeper {
+pub enum StoreHandle {
     /// In this process's memory.
     Memory(MemorySettings),
     /// Outside of it.
@@ -79,12 +79,12 @@ impl Stores {
     }
 
     /// Stores of any kind, in the order that checks count them.
-    pub fn of(keepers: impl IntoIterator<Item = Keeper>) -> Self {
+    pub fn of(keepers: impl IntoIterator<Item = StoreHandle>) -> Self {
         Self::memory(&[]).next(keepers.into_iter().map(Err))
     }
 
     /// Stores for the next configuration: each is one of these with all it holds, by its place here, or a new one.
-    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, Keeper>>) -> Self {
+    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, StoreHandle>>) -> Self {
         let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.put(store)).unzip();
         if shared.iter().all(Option::is_none) {
             shared.clear();
@@ -93,11 +93,11 @@ impl Stores {
     }
 
     /// The space of a store, and the shared store that has its place.
-    fn put(&self, store: Result<usize, Keeper>) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+    fn put(&self, store: Result<usize, StoreHandle>) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
         match store {
             Ok(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
-            Err(Keeper::Memory(settings)) => (Err(settings), None),
-            Err(Keeper::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+            Err(StoreHandle::Memory(settings)) => (Err(settings), None),
+            Err(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
         }
     }
 
@@ -148,14 +148,14 @@ impl Stores {
     pub fn facts(&self) -> Vec<StoreFact> {
         let shared = |place: usize| self.shared.get(place).and_then(Option::as_ref);
         let fact = |(place, usage)| match shared(place) {
-            Some(shared) => StoreFact::Shared { suspended: shared.remote().suspended() },
+            Some(shared) => StoreFact::Shared { circuit_open: shared.remote().circuit_open() },
             None => StoreFact::Memory(usage),
         };
         self.memory.usage().into_iter().enumerate().map(fact).collect()
     }
 
     /// Counts each shared store with what `watch` makes for its place from now on.
-    pub fn watch(&self, watch: impl Fn(usize) -> Watch) {
+    pub fn watch(&self, watch: impl Fn(usize) -> StoreMetrics) {
         for (place, shared) in self.shared.iter().enumerate() {
             if let Some(shared) = shared {
                 shared.remote().watch(Arc::new(watch(place)));
@@ -183,7 +183,7 @@ impl Stores {
     async fn apply_there(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
         match shared.ask(plan, now, self.told(now), shared.remote().deadline()).await {
             Ok(applied) => applied,
-            Err(fault) => shared.stand_in(plan, fault, now),
+            Err(fault) => shared.fallback(plan, fault, now),
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct DoorMetrics {
     /// Requests that panicked.
     pub panics: AtomicU64,
     /// Requests under way.
-    pub under_way: AtomicU64,
+    pub in_flight: AtomicU64,
     /// Bytes kept of requests that have begun and not ended.
     pub unfinished_bytes: AtomicUsize,
     /// Open connections of the gRPC door.
@@ -57,7 +57,7 @@ impl DoorMetrics {
             fact(EXCEEDED, "Times that a client exceeded a bound of server.bounds.", Some("bound"), exceeded, false),
             fact(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
             fact(CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
-            fact(UNDER_WAY, "Requests in flight.", None, one(now(&self.under_way)), true),
+            fact(UNDER_WAY, "Requests in flight.", None, one(now(&self.in_flight)), true),
             fact(UNFINISHED, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }

@@ -14,7 +14,7 @@ use crate::decision::{Decision, Reason};
 use crate::limiter::LeaseStatus;
 use crate::plan::{Fault, Outcome};
 use crate::rules::{RuleLabel, Rules};
-use crate::store::{StoreFact, Watch};
+use crate::store::{StoreFact, StoreMetrics};
 
 const DECISIONS: &str = "tollgate_decisions_total";
 const CHECKS: &str = "tollgate_checks_total";
@@ -309,16 +309,16 @@ impl Metrics {
     }
 
     /// What a shared store is counted with.
-    pub fn watch(&self, store: &str) -> Watch {
+    pub fn watch(&self, store: &str) -> StoreMetrics {
         let registry = Registry(&self.recorder);
         let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
         let histogram = |name| self.recorder.register_histogram(&key(name, &[("store", store)]), &METADATA);
-        Watch {
+        StoreMetrics {
             latency: histogram(CALLS),
             batch: histogram(BATCH),
             faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.word())),
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
-            suspended: registry.gauge(SUSPENDED, &[("store", store)]),
+            circuit_open: registry.gauge(SUSPENDED, &[("store", store)]),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
             near: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
         }
@@ -471,15 +471,15 @@ impl Handles {
 
     fn count(&self, decision: &Decision) {
         let planned = decision.planned();
-        for link in &planned.links {
-            let answer = decision.applied().answers.get(usize::from(link.check));
+        for source in &planned.sources {
+            let answer = decision.applied().answers.get(usize::from(source.check));
             let verdict = match answer {
                 Some(Ok(Outcome { passes: true, .. })) => 0,
                 Some(Ok(Outcome { passes: false, .. })) => 1,
                 Some(Err(_)) | None => 2,
             };
-            let target = &self.targets[link.target as usize];
-            let counters = if link.shadow { &target.shadow } else { &target.enforced };
+            let target = &self.targets[source.target as usize];
+            let counters = if source.shadow { &target.shadow } else { &target.enforced };
             counters[verdict].increment(1);
         }
         let Some(domain) = planned.domain.map(|domain| &self.domains[domain]) else {

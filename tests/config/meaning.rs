@@ -423,7 +423,10 @@ fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
                 apply = [{ limiter = 'a', key = ['account', 'remote_address'] }]\n";
     let config = read(text);
     let [(name, source)] = &config.server.authz.entries[..] else { panic!("one entry") };
-    assert_eq!((name.as_str(), &source.from), ("account", &tollgate::settings::Source::Header("x-account".to_owned())));
+    assert_eq!(
+        (name.as_str(), &source.from),
+        ("account", &tollgate::settings::RequestPart::Header("x-account".to_owned()))
+    );
     let elsewhere = text.replace("domain = 'edge'\n[authz", "domain = 'other'\n[authz");
     assert!(refused(&elsewhere).contains("an entry that the domain never has"));
 }

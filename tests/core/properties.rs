@@ -10,8 +10,7 @@ use std::time::Duration;
 use tollgate::clock::Timestamp;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{
-    Algorithm, Alignment, CalendarBounds, LONGEST_WINDOW, LeaseId, LeaseStatus, Limit, OnStoreError, Quota, Schedule,
-    State,
+    Algorithm, Alignment, CalendarBounds, LeaseId, LeaseStatus, Limit, MAX_WINDOW, OnStoreError, Quota, Schedule, State,
 };
 use tollgate::plan::{
     Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Outcome, Plan, StateCell, advance, change_lease,
@@ -439,7 +438,7 @@ fn any_quota() -> impl Strategy<Value = Quota> {
         1 => Just(Algorithm::FixedWindow(Schedule::Epoch)),
         1 => Just(Algorithm::FixedWindow(Schedule::FirstHit)),
     ];
-    let longest = u64::try_from(LONGEST_WINDOW.as_micros()).expect("ten years are few microseconds");
+    let longest = u64::try_from(MAX_WINDOW.as_micros()).expect("ten years are few microseconds");
     (any_u32(), of_any_size(longest), algorithm).prop_filter_map(
         "configuration refuses it",
         |(limit, window, algorithm)| {

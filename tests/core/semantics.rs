@@ -24,7 +24,7 @@ use tollgate::decision::{Decision, Reason};
 use tollgate::descriptor::{Descriptor, Hits, LimitOverride, Request};
 use tollgate::engine::{Engine, Version};
 use tollgate::limiter::{
-    Algorithm, Calendar, CalendarUnit, LARGEST_LOG, LeaseStatus, Limiter, OnStoreError, Quota, Schedule, SpecError,
+    Algorithm, Calendar, CalendarUnit, LeaseStatus, Limiter, MAX_LOG_LIMIT, OnStoreError, Quota, Schedule, SpecError,
 };
 use tollgate::rules::{
     Action, Apply, Charge, CompileError, Domain, Matcher, Missing, RefusalText, RequestBounds, Rule, RuleBook, Rules,
@@ -901,7 +901,7 @@ fn semantics_18_zero_refuses_always() {
 #[test]
 fn semantics_18_numbers_that_configuration_would_refuse_are_ignored_and_counted() {
     let world = overriding(quota("limiter", 10, secs(60), LOG));
-    let decision = world.decide([asked(LARGEST_LOG + 1, secs(60), A)]);
+    let decision = world.decide([asked(MAX_LOG_LIMIT + 1, secs(60), A)]);
     assert_eq!(decision.tightest().expect("it applies").limit, 10);
     assert_eq!(decision.planned().notes.overrides_ignored, 1);
 }

@@ -537,8 +537,8 @@ async fn a_process_that_is_told_to_stop_is_alive_and_not_ready() {
         assert_eq!(get(&service, path).await.status, 200, "{path}");
     }
     // A request under way keeps the process: connections are taken in order, so it is there once a later one is.
-    let mut under_way = TcpStream::connect(service.http).await.expect("it listens");
-    under_way.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nhost: a\r\n").await.expect("sent");
+    let mut in_flight = TcpStream::connect(service.http).await.expect("it listens");
+    in_flight.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nhost: a\r\n").await.expect("sent");
     assert_eq!(service.ask("GET /readyz HTTP/1.1\r\nhost: a").await.status, 200);
     service.begin_to_stop();
     let began = Instant::now();
@@ -548,6 +548,6 @@ async fn a_process_that_is_told_to_stop_is_alive_and_not_ready() {
     }
     assert_eq!((get(&service, "/livez").await.status, get(&service, "/healthcheck").await.status), (200, 503));
     assert_eq!(scrape(&service).await["tollgate_ready"], 0.0);
-    drop(under_way);
+    drop(in_flight);
     service.stop().await;
 }

@@ -16,7 +16,7 @@ use envoy_types::pb::google::protobuf::{self, Struct};
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook, Rules};
-use tollgate::settings::{Authz, EntrySource, Settings, Source};
+use tollgate::settings::{AuthzSettings, EntrySource, RequestPart, Settings};
 use tollgate::store::{MemorySettings, Stores};
 
 use crate::support::service::*;
@@ -91,11 +91,15 @@ fn facts(answer: &CheckResponse) -> HashMap<String, String> {
     fields.into_iter().map(|(name, value)| (name, text(value))).collect()
 }
 
-fn settings_with(entries: &[(&str, Source)], trusted_hops: usize) -> Settings {
+fn settings_with(entries: &[(&str, RequestPart)], trusted_hops: usize) -> Settings {
     let entries =
         entries.iter().map(|(key, from)| ((*key).to_owned(), EntrySource { from: from.clone(), default: None }));
-    let authz =
-        Authz { domain: "edge".into(), entries: entries.collect(), trusted_hops, trust_external_address: false };
+    let authz = AuthzSettings {
+        domain: "edge".into(),
+        entries: entries.collect(),
+        trusted_hops,
+        trust_external_address: false,
+    };
     Settings { authz, ..settings() }
 }
 
@@ -115,7 +119,7 @@ async fn same(settings: Settings, entry: &str, first: CheckRequest, second: Chec
 
 #[tokio::test]
 async fn a_refusal_says_why_and_until_when() {
-    let settings = settings_with(&[("account", Source::Header("x-account".into()))], 0);
+    let settings = settings_with(&[("account", RequestPart::Header("x-account".into()))], 0);
     let rules = [rule("login", &[("path", "/login"), ("method", "POST")], &[("login_account", &["account"])])];
     let service = Doors::start_with(settings, book([window("login_account", 1, 300)], rules)).await;
     let rls = service.rls().await;
@@ -194,7 +198,7 @@ async fn entries_come_from_wherever_the_operator_says() {
     let same = async |source, first, second| same(one(source), "account", first, second).await;
     let plain = |path: &str| asked("GET", path, &[]);
 
-    let header = || Source::Header("x-account".into());
+    let header = || RequestPart::Header("x-account".into());
     assert!(!same(header(), asked("GET", "/", &[("x-account", "a")]), asked("GET", "/", &[("x-account", "b")])).await);
     // With encode_raw_headers the map is empty and every header stands by itself.
     let raw = |name: &str, values: &[&str]| {
@@ -209,27 +213,27 @@ async fn entries_come_from_wherever_the_operator_says() {
     assert!(same(header(), raw("X-Account", &["a", "b"]), asked("GET", "/", &[("x-account", "a")])).await);
 
     let cookie = |text| asked("GET", "/", &[("cookie", text)]);
-    assert!(same(Source::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
-    assert!(!same(Source::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
+    assert!(same(RequestPart::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
+    assert!(!same(RequestPart::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
     // Only semicolons part cookies: a comma is text like any other.
-    assert!(same(Source::Cookie("sid".into()), cookie("a=1,sid=6; sid=7"), cookie("a=1,sid=5; sid=7")).await);
-    assert!(same(Source::Cookie("sid".into()), raw("cookie", &["a=1", "sid=7"]), cookie("a=1; sid=7")).await);
+    assert!(same(RequestPart::Cookie("sid".into()), cookie("a=1,sid=6; sid=7"), cookie("a=1,sid=5; sid=7")).await);
+    assert!(same(RequestPart::Cookie("sid".into()), raw("cookie", &["a=1", "sid=7"]), cookie("a=1; sid=7")).await);
 
-    assert!(same(Source::Query("user".into()), plain("/p?x=1&user=a%20b"), plain("/q?user=a+b&user=c")).await);
+    assert!(same(RequestPart::Query("user".into()), plain("/p?x=1&user=a%20b"), plain("/q?user=a+b&user=c")).await);
 
     let context = |value: &str| {
         let mut asked = plain("/");
         attributes(&mut asked).context_extensions.insert("tenant".into(), value.into());
         asked
     };
-    assert!(!same(Source::Context("tenant".into()), context("a"), context("b")).await);
+    assert!(!same(RequestPart::Context("tenant".into()), context("a"), context("b")).await);
 
     let principal = |name: &str| {
         let mut asked = plain("/");
         attributes(&mut asked).source.as_mut().expect("a source").principal = name.into();
         asked
     };
-    assert!(!same(Source::Principal, principal("a"), principal("b")).await);
+    assert!(!same(RequestPart::Principal, principal("a"), principal("b")).await);
 
     let metadata = |value: Value| {
         let inner = Struct { fields: [("sub".to_owned(), protobuf::Value { kind: Some(value) })].into() };
@@ -247,7 +251,7 @@ async fn entries_come_from_wherever_the_operator_says() {
         attributes(&mut asked).route_metadata_context = Some(metadata(value));
         asked
     };
-    let source = || Source::Metadata { namespace: "jwt".into(), path: vec!["payload".into(), "sub".into()] };
+    let source = || RequestPart::Metadata { namespace: "jwt".into(), path: vec!["payload".into(), "sub".into()] };
     assert!(same(source(), by_request(Value::NumberValue(42.0)), by_route(Value::StringValue("42".into()))).await);
     assert!(!same(source(), by_request(Value::BoolValue(true)), by_request(Value::BoolValue(false))).await);
 }
@@ -269,8 +273,8 @@ async fn a_host_has_one_spelling() {
 
 #[tokio::test]
 async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
-    let tier = EntrySource { from: Source::Header("x-tier".into()), default: Some("free".into()) };
-    let account = EntrySource { from: Source::Header("x-account".into()), default: None };
+    let tier = EntrySource { from: RequestPart::Header("x-tier".into()), default: Some("free".into()) };
+    let account = EntrySource { from: RequestPart::Header("x-account".into()), default: None };
     let mut settings = settings_with(&[], 0);
     settings.authz.entries = vec![("tier".into(), tier), ("account".into(), account)];
     let rules =

@@ -273,13 +273,13 @@ async fn semantics_28_a_request_beside_too_many_others_is_refused() {
         begin(&client, SHOULD_RATE_LIMIT, &[], Bytes::from_static(UNFINISHED)).await,
         begin(&client, SHOULD_RATE_LIMIT, &[], Bytes::from_static(UNFINISHED)).await,
     ];
-    let under_way = &service.service.doors().under_way;
-    until("both", || under_way.load(Ordering::Relaxed) == 2).await;
+    let in_flight = &service.service.doors().in_flight;
+    until("both", || in_flight.load(Ordering::Relaxed) == 2).await;
     assert!(refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: h").await.status, 429);
     assert_eq!(service.met(Bound::Requests), 3);
     drop(held);
-    until("room", || under_way.load(Ordering::Relaxed) == 0).await;
+    until("room", || in_flight.load(Ordering::Relaxed) == 0).await;
     assert!(!refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: h").await.status, 200);
 }
@@ -316,14 +316,14 @@ async fn a_stream_too_many_waits_until_one_ends() {
     assert!(!refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     let (first, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     let _second = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
-    let under_way = || service.service.doors().under_way.load(Ordering::Relaxed);
-    until("both", || under_way() == 2).await;
+    let in_flight = || service.service.doors().in_flight.load(Ordering::Relaxed);
+    until("both", || in_flight() == 2).await;
     assert_eq!(service.met(Bound::Streams), 1);
     let (third, mut waiting) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     waiting.send_data(Bytes::new(), true).expect("it is queued");
     // Others are answered meanwhile, and it is not.
     assert_eq!(service.rls().await.one(&[("path", "/")]).await.overall_code, OK);
-    assert_eq!(under_way(), 2);
+    assert_eq!(in_flight(), 2);
     stream.send_data(Bytes::new(), true).expect("it is sent");
     assert!(!says_no(SHOULD_RATE_LIMIT, first).await);
     assert!(!says_no(SHOULD_RATE_LIMIT, third).await);
@@ -375,7 +375,7 @@ async fn semantics_28_a_request_that_never_ends_is_refused() {
     let answer = Answer::read(&closed(&mut stream).await);
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     assert_eq!(service.met(Bound::RequestTimeout), 3);
-    assert_eq!(service.service.doors().under_way.load(Ordering::Relaxed), 0);
+    assert_eq!(service.service.doors().in_flight.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn ten_thousand_random_and_mutated_frames_get_a_clear_answer() {
     let values = ["/login", "a\r\nset-cookie: x=y", "free", "\u{0}", "", "192.0.2.7", "::ffff:1.2.3.4", "é", "release"];
     let keys = ["path", "account", "tier", "remote_address", "slot", "release", ""];
     let client = connect(service.grpc).await;
-    let mut under_way = JoinSet::new();
+    let mut in_flight = JoinSet::new();
     for round in 0..ROUNDS {
         let descriptors = (0..dice.below(4)).map(|_| {
             let entries: Vec<_> = (0..dice.below(5)).map(|_| (*dice.pick(&keys), *dice.pick(&values))).collect();
@@ -161,15 +161,15 @@ async fn ten_thousand_random_and_mutated_frames_get_a_clear_answer() {
         let path = *dice.pick(&[SHOULD_RATE_LIMIT, SHOULD_RATE_LIMIT, CHECK]);
         let encoding = (dice.below(30) == 0).then_some("gzip");
         let client = client.clone();
-        under_way.spawn(async move {
+        in_flight.spawn(async move {
             let (body, status) = post(&client, path, encoding, body).await;
             judge(path, &body, status.as_deref());
         });
-        if under_way.len() >= 64 {
-            under_way.join_next().await.expect("some are under way").expect("a clear answer");
+        if in_flight.len() >= 64 {
+            in_flight.join_next().await.expect("some are under way").expect("a clear answer");
         }
     }
-    while let Some(answered) = under_way.join_next().await {
+    while let Some(answered) = in_flight.join_next().await {
         answered.expect("a clear answer");
     }
     for path in ["/", "/envoy.service.ratelimit.v3.RateLimitService/", "/grpc.health.v1.Health/Nope", "/a/b/c", "/%ff"]
@@ -188,7 +188,7 @@ async fn ten_thousand_random_and_mutated_http_requests_get_an_answer_or_a_closed
                  x-forwarded-for: 1.1.1.1, 2.2.2.2\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let nginx = "GET /authz/nginx HTTP/1.0\r\nx-original-uri: //lo%67in\r\nx-original-method: POST\r\n\r\n";
     let forward = "GET /authz/forward HTTP/1.1\r\nhost: h\r\nx-forwarded-uri: /login\r\nconnection: close\r\n\r\n";
-    let mut under_way = JoinSet::new();
+    let mut in_flight = JoinSet::new();
     let mut answered = 0;
     for round in 0..ROUNDS {
         let mut request = dice.pick(&[whole, nginx, forward]).as_bytes().to_vec();
@@ -198,12 +198,12 @@ async fn ten_thousand_random_and_mutated_http_requests_get_an_answer_or_a_closed
             _ => dice.mutate(&mut request),
         }
         let address = if round % 50 == 49 { service.grpc } else { service.http };
-        under_way.spawn(async move { junk(address, &request).await });
-        if under_way.len() >= 32 {
-            answered += u64::from(under_way.join_next().await.expect("some are under way").expect("no panic"));
+        in_flight.spawn(async move { junk(address, &request).await });
+        if in_flight.len() >= 32 {
+            answered += u64::from(in_flight.join_next().await.expect("some are under way").expect("no panic"));
         }
     }
-    while let Some(outcome) = under_way.join_next().await {
+    while let Some(outcome) = in_flight.join_next().await {
         answered += u64::from(outcome.expect("no panic"));
     }
     assert!(answered > ROUNDS / 10, "{answered} were answered");
@@ -248,10 +248,10 @@ async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory()
     let client = connect(service.grpc).await;
     let before = resident();
     let part = Bytes::from([&[0, 0, 16, 0, 0][..], &vec![0; 900 << 10]].concat());
-    let mut under_way = JoinSet::new();
+    let mut in_flight = JoinSet::new();
     for _ in 0..CALLS {
         let (response, stream) = begin(&client, CHECK, &[], part.clone()).await;
-        under_way.spawn(async move {
+        in_flight.spawn(async move {
             let (body, status) = answer(response).await;
             judge(CHECK, &body, status.as_deref());
             drop(stream);
@@ -259,14 +259,14 @@ async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory()
     }
     // No more than eight megabytes are kept: nine calls at most are still waited for.
     for _ in 9..CALLS {
-        let answered = timeout(PATIENCE, under_way.join_next()).await.expect("no room is left");
+        let answered = timeout(PATIENCE, in_flight.join_next()).await.expect("no room is left");
         answered.expect("there are more").expect("a clear answer");
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 100 << 20, "{grown} bytes more than before");
     // What the others hold is nobody else's, and is given back with their connection.
     alive(&service).await;
-    drop((under_way, client));
+    drop((in_flight, client));
     let rls = service.rls().await;
     let long = "x".repeat(500_000);
     assert_eq!(rls.one(&[("path", "/"), ("account", &long)]).await.overall_code, 1);

@@ -1,14 +1,14 @@
 //! ext_authz over plain HTTP, in the words of Envoy, nginx and Caddy.
 
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook};
-use tollgate::settings::{Authz, EntrySource, Settings, Source};
+use tollgate::settings::{AuthzSettings, EntrySource, RequestPart, Settings};
 
 use crate::support::service::*;
 
 fn settings_with(trusted_hops: usize) -> Settings {
-    let account = EntrySource { from: Source::Header("x-account".into()), default: None };
+    let account = EntrySource { from: RequestPart::Header("x-account".into()), default: None };
     let entries = vec![("account".into(), account)];
-    let authz = Authz { domain: "edge".into(), entries, trusted_hops, trust_external_address: false };
+    let authz = AuthzSettings { domain: "edge".into(), entries, trusted_hops, trust_external_address: false };
     Settings { authz, ..settings() }
 }
 

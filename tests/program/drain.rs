@@ -203,8 +203,8 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
     let mut wire = Wire::connect(&service).await;
     // One question that an hour is allowed for is never asked to its end.
     wire.begin(1).await;
-    let under_way = || service.service.doors().under_way.load(Ordering::Relaxed);
-    while under_way() == 0 {
+    let in_flight = || service.service.doors().in_flight.load(Ordering::Relaxed);
+    while in_flight() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::timeout(PATIENCE, service.stop()).await.expect("it does not wait for ever");

@@ -260,13 +260,13 @@ async fn nothing_is_told(format: &str) {
     assert!(!answers.contains(&held));
 
     // Told to stop, with a request under way.
-    let mut under_way = TcpStream::connect(&served.http).expect("it listens");
-    under_way.write_all(b"GET /authz/envoy/planted HTTP/1.1\r\nx-account: planted\r\n").expect("sent");
+    let mut in_flight = TcpStream::connect(&served.http).expect("it listens");
+    in_flight.write_all(b"GET /authz/envoy/planted HTTP/1.1\r\nx-account: planted\r\n").expect("sent");
     let began = Instant::now();
     served.signal("-TERM");
     served.until("tollgate: stopping");
-    under_way.write_all(b"host: a\r\n\r\n").expect("sent");
-    drop(under_way);
+    in_flight.write_all(b"host: a\r\n\r\n").expect("sent");
+    drop(in_flight);
     let said = served.wait();
     assert!(began.elapsed() < PATIENCE);
 

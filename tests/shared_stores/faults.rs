@@ -26,7 +26,7 @@ use tollgate::limiter::{Limit, Limiter, OnStoreError, SlidingWindow};
 use tollgate::plan::Check;
 use tollgate::rules::{Action, RuleBook, Rules};
 use tollgate::store::{
-    Address, Credentials, Keeper, MemorySettings, Password, RedisSettings, RemoteSettings, SharedSettings, Store,
+    Address, Credentials, MemorySettings, Password, QueueSettings, RedisSettings, SharedSettings, Store, StoreHandle,
     Stores, Topology,
 };
 
@@ -112,7 +112,7 @@ struct Instance {
 }
 
 impl Instance {
-    fn with(keeper: Keeper) -> Arc<Self> {
+    fn with(keeper: StoreHandle) -> Arc<Self> {
         Arc::new(Self { stores: Stores::of([keeper]), clock: Box::new(SystemClock::new()) })
     }
 }
@@ -227,7 +227,7 @@ const KNOWN_AWAY: Expect = Expect { known: true, ..AWAY };
 async fn befall<S>(
     fault: &str,
     store: &mut S,
-    keeper: Keeper,
+    keeper: StoreHandle,
     expect: Expect,
     strike: impl AsyncFnOnce(&mut S),
     mend: impl AsyncFnOnce(&mut S),
@@ -345,16 +345,16 @@ async fn until_connected(stores: &Stores) {
 
 /// How a store is asked here: within `deadline`, and beside one other instance.
 fn settings(deadline: Duration) -> SharedSettings {
-    let remote = RemoteSettings { deadline, ..RemoteSettings::default() };
+    let remote = QueueSettings { deadline, ..QueueSettings::default() };
     SharedSettings { remote, instances: 2, ..SharedSettings::new("main") }
 }
 
 /// As it comes: 10 ms.
 fn in_time() -> SharedSettings {
-    settings(RemoteSettings::default().deadline)
+    settings(QueueSettings::default().deadline)
 }
 
-fn on(port: u16) -> Keeper {
+fn on(port: u16) -> StoreHandle {
     in_redis(in_time(), &at(port))
 }
 
@@ -509,12 +509,12 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     let _alone = crate::MACHINE.write().await;
     let Some(mut cluster) = Cluster::start(3, 0) else { return };
     let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
-    let settings = SharedSettings { parted: true, ..in_time() };
+    let settings = SharedSettings { partitioned: true, ..in_time() };
     let keeper = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
     // Everything that is asked, before and after.
     let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
-    let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.home()));
-    let slots: BTreeSet<u16> = homes.map(|home| cluster.slot_of_home(home)).collect();
+    let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.partition()));
+    let slots: BTreeSet<u16> = homes.map(|partition| cluster.slot_of_home(partition)).collect();
     let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("somebody has it")));
     let owners: Vec<(u16, usize)> = owners.collect();
     let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
@@ -547,7 +547,7 @@ impl Clock for Skewed {
 }
 
 /// Three instances on one store, the clock of one of which goes wrong.
-async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Keeper) {
+async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> StoreHandle) {
     let mut clock = Skewed { right: SystemClock::new(), by: Arc::default() };
     let wrong = Arc::new(Instance { stores: Stores::of([keeper()]), clock: Box::new(clock.clone()) });
     let instances = [Instance::with(keeper()), wrong, Instance::with(keeper())];
@@ -590,7 +590,7 @@ fn counters() -> Option<(Postgres, String)> {
 }
 
 /// A decision waits longer here: 200 callers share what the disk commits.
-fn in_a_postgres(server: &Postgres, database: &str) -> Keeper {
+fn in_a_postgres(server: &Postgres, database: &str) -> StoreHandle {
     in_postgres(settings(Duration::from_millis(100)), &in_process::postgres(server.url(database)))
 }
 
@@ -644,7 +644,7 @@ async fn a_postgres_has_no_connection_left() {
 #[tokio::test]
 async fn semantics_15_a_definite_refusal_beats_a_store_error() {
     let nobody = in_redis(in_time(), &at(ports::free()));
-    let stores = Stores::of([nobody, Keeper::Memory(MemorySettings::default())]);
+    let stores = Stores::of([nobody, StoreHandle::Memory(MemorySettings::default())]);
     let far = Limiter { on_store_error: OnStoreError::Deny, ..quota("far", 1, secs(3600), bucket(None)) };
     let near = Limiter { store: 1, ..quota("near", 1, secs(3600), bucket(None)) };
     let rules = vec![

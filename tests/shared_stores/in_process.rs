@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{
-    Address, Keeper, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, Topology,
+    Address, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Topology,
 };
 
 /// A Redis on this port.
@@ -14,20 +14,20 @@ pub fn at(port: u16) -> RedisSettings {
 }
 
 /// Counters in a Redis, which may take as long as a decision waits.
-pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> Keeper {
+pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle {
     let response_timeout = redis.response_timeout.max(settings.remote.deadline);
     let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
-    Keeper::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
+    StoreHandle::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
 }
 
 /// Counters in a PostgreSQL, which may take as long as a decision waits.
-pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> Keeper {
+pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> StoreHandle {
     let timeouts = [postgres.response_timeout, postgres.connect_timeout, postgres.lock_timeout];
     let [response_timeout, connect_timeout, lock_timeout] =
         timeouts.map(|timeout| timeout.max(settings.remote.deadline));
     let timeouts = PostgresSettings { response_timeout, connect_timeout, lock_timeout, ..postgres.clone() };
     let postgres = Postgres::new(&timeouts);
-    Keeper::Shared(Arc::new(Shared::new(settings, postgres.expect("a URL"))))
+    StoreHandle::Shared(Arc::new(Shared::new(settings, postgres.expect("a URL"))))
 }
 
 /// A PostgreSQL at this URL.

@@ -12,7 +12,7 @@ use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
 use tollgate::store::{
-    Keeper, MemorySettings, RemoteSettings, Shared, SharedSettings, Store, StoreFact, Stores, Watch,
+    MemorySettings, QueueSettings, Shared, SharedSettings, Store, StoreFact, StoreHandle, StoreMetrics, Stores,
 };
 
 use super::fake::{BROKEN, HANGING, Kept, WELL, one};
@@ -20,18 +20,18 @@ use super::undone::as_is_undone;
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// Two shared stores and one in memory, which counters name 0, 1 and 2.
-fn stores(first: &Kept, second: &Kept, parted: bool) -> Stores {
-    stores_within(Duration::from_secs(5), first, second, parted)
+fn stores(first: &Kept, second: &Kept, partitioned: bool) -> Stores {
+    stores_within(Duration::from_secs(5), first, second, partitioned)
 }
 
 /// The same with another deadline.
-fn stores_within(deadline: Duration, first: &Kept, second: &Kept, parted: bool) -> Stores {
+fn stores_within(deadline: Duration, first: &Kept, second: &Kept, partitioned: bool) -> Stores {
     let shared = |name: &str, kept: &Kept| {
-        let remote = RemoteSettings { deadline, ..RemoteSettings::default() };
-        let settings = SharedSettings { remote, parted, ..SharedSettings::new(name) };
-        Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))
+        let remote = QueueSettings { deadline, ..QueueSettings::default() };
+        let settings = SharedSettings { remote, partitioned, ..SharedSettings::new(name) };
+        StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))
     };
-    let memory = Keeper::Memory(MemorySettings::default());
+    let memory = StoreHandle::Memory(MemorySettings::default());
     Stores::of([shared("first", first), shared("second", second), memory]).by_callers_clock()
 }
 
@@ -64,7 +64,7 @@ fn group<const N: usize>(checks: [Check; N]) -> Plan {
 }
 
 /// Compares plans whose counters are spread by `place` with the reference, answer by answer.
-fn as_one(parted: bool, place: fn(&mut Check)) {
+fn as_one(partitioned: bool, place: fn(&mut Check)) {
     // Between a charge and its undo nobody else asks here. A clock that steps back in between is another matter: the
     // correction of semantics 3 was made for a charge that is then taken back. So are numbers that change: what a bucket
     // held was counted anew by the charge's numbers.
@@ -73,7 +73,7 @@ fn as_one(parted: bool, place: fn(&mut Check)) {
     let _entered = runtime.enter();
     always(120, plans(scope, 250), |steps| {
         let (stores, mut reference, mut now) =
-            (stores(&Kept::new(), &Kept::new(), parted), Reference::default(), START);
+            (stores(&Kept::new(), &Kept::new(), partitioned), Reference::default(), START);
         for (number, (by, plan)) in steps.iter().enumerate() {
             now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
             let mut plan = plan.clone();
@@ -178,7 +178,7 @@ fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit
     let plan = one(check(0, OnStoreError::Local));
     for (instances, passes) in [(1, [true, true, false]), (2, [true, false, false]), (3, [true, false, false])] {
         let settings = SharedSettings { instances, ..SharedSettings::new("first") };
-        let shared = Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())));
+        let shared = StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())));
         let stores = Stores::of([shared]).by_callers_clock();
         let passed = [(); 3].map(|()| runtime.block_on(stores.apply(&plan, START)).admitted);
         assert_eq!(passed, passes, "{instances} instances share a limit of two");
@@ -202,12 +202,12 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
 fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
     let counted = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     let [faults, undone] = counted.each_ref().map(|count| Counter::from_arc(count.clone()));
-    stores.watch(|place| Watch {
+    stores.watch(|place| StoreMetrics {
         latency: Histogram::noop(),
         batch: Histogram::noop(),
         faults: std::array::from_fn(|_| if place == 0 { faults.clone() } else { Counter::noop() }),
         policy: [Counter::noop(), Counter::noop(), Counter::noop()],
-        suspended: Gauge::noop(),
+        circuit_open: Gauge::noop(),
         undone: [if place == 0 { undone.clone() } else { Counter::noop() }, Counter::noop()],
         near: [Counter::noop(), Counter::noop()],
     });
@@ -229,7 +229,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
         let asked = (0..20).map(|_| stores.apply(&plan, START));
         let answers = futures_util::future::join_all(asked).await;
         assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
-        assert_eq!(stores.facts()[0], StoreFact::Shared { suspended: false });
+        assert_eq!(stores.facts()[0], StoreFact::Shared { circuit_open: false });
         let given_back = async {
             while first.left(&plan.checks[0]) < 100 || undone.load(Ordering::Relaxed) < 20 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -249,7 +249,7 @@ fn a_store_is_not_blamed_for_having_been_asked_when_another_had_taken_all_the_ti
     first.be(HANGING);
     let plan = group([check(0, OnStoreError::Allow), check(1, OnStoreError::Deny)]);
     runtime.block_on(async {
-        let left_alone = |place: usize| stores.facts()[place] == StoreFact::Shared { suspended: true };
+        let left_alone = |place: usize| stores.facts()[place] == StoreFact::Shared { circuit_open: true };
         // Once more after the first have waited in vain: failures have to last.
         while !left_alone(0) {
             futures_util::future::join_all((0..20).map(|_| stores.apply(&plan, START))).await;

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, MOST_SLOTS, OnStoreError, SlidingCounter,
+    Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, MAX_SLOTS, OnStoreError, SlidingCounter,
     SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
@@ -334,10 +334,10 @@ fn a_bucket_that_has_drained_goes_before_one_that_has_not() {
 #[test]
 fn one_counter_may_take_as_many_slots_as_can_be_configured() {
     let memory = Memory::new(&[MemorySettings::default()]);
-    for lease in 0..u64::from(MOST_SLOTS) {
-        assert!(memory.apply(&plan(lease, [check(VICTIM, slots(MOST_SLOTS), 1)]), NOW).admitted, "slot {lease}");
+    for lease in 0..u64::from(MAX_SLOTS) {
+        assert!(memory.apply(&plan(lease, [check(VICTIM, slots(MAX_SLOTS), 1)]), NOW).admitted, "slot {lease}");
     }
-    assert!(!memory.apply(&plan(u64::MAX, [check(VICTIM, slots(MOST_SLOTS), 1)]), NOW).admitted);
+    assert!(!memory.apply(&plan(u64::MAX, [check(VICTIM, slots(MAX_SLOTS), 1)]), NOW).admitted);
 }
 
 #[test]

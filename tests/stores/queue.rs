@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
-use tollgate::store::{Keeper, Remote, RemoteSettings, Shared, SharedSettings, Store, Stores};
+use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, Store, StoreHandle, Stores};
 
 use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;
@@ -30,12 +30,12 @@ fn log(limit: u32) -> Check {
 }
 
 /// A store that calls have so long for, each plan a call of its own.
-fn remote(kept: &Kept, deadline: Duration) -> Remote {
-    Remote::new("main", kept.clone(), RemoteSettings { deadline, batch: 1, calls: 64 })
+fn remote(kept: &Kept, deadline: Duration) -> Queue {
+    Queue::new("main", kept.clone(), QueueSettings { deadline, batch: 1, calls: 64 })
 }
 
 /// Asks it, and waits for as long as it takes.
-async fn ask(remote: &Remote, plan: &Plan) -> Result<bool, Fault> {
+async fn ask(remote: &Queue, plan: &Plan) -> Result<bool, Fault> {
     let answer = remote.ask(plan.clone(), None, Instant::now() + HOUR).await;
     answer.map(|applied| applied.admitted)
 }
@@ -55,7 +55,7 @@ fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
         };
         let (answers, ()) = tokio::join!(join_all((0..64).map(|_| ask(&remote, &plan))), pause);
         assert_eq!(answers, [Err(Fault::Timeout); 64]);
-        assert!(!remote.suspended(), "it was one pause");
+        assert!(!remote.circuit_open(), "it was one pause");
         kept.be(WELL);
         assert_eq!(ask(&remote, &plan).await, Ok(true));
     });
@@ -70,11 +70,11 @@ fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() 
     runtime.block_on(async {
         kept.be(LATE);
         for failures in 1..=10 {
-            assert!(!remote.suspended(), "after {} failures", failures - 1);
+            assert!(!remote.circuit_open(), "after {} failures", failures - 1);
             assert_eq!(ask(&remote, &plan).await, Err(Fault::Timeout));
         }
-        assert!(remote.suspended());
-        assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+        assert!(remote.circuit_open());
+        assert_eq!(ask(&remote, &plan).await, Err(Fault::CircuitOpen));
     });
 }
 
@@ -85,7 +85,7 @@ fn a_store_without_a_connection_is_left_alone_at_once() {
     let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
     kept.be(BROKEN);
     assert_eq!(runtime.block_on(ask(&remote, &plan)), Err(Fault::Unreachable));
-    assert!(remote.suspended());
+    assert!(remote.circuit_open());
 }
 
 #[test]
@@ -116,14 +116,14 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
         let (remote, plan) = (remote(&kept, Duration::from_millis(10)), one(log(100)));
         runtime.block_on(async {
             kept.be(away);
-            while !remote.suspended() {
+            while !remote.circuit_open() {
                 let answer = remote.ask(plan.clone(), None, remote.deadline()).await;
                 assert!(answer.is_err(), "it is away");
             }
             // It is left alone all the time, and costs nobody a deadline.
             for _ in 0..away_for {
                 let begun = Instant::now();
-                assert_eq!(ask(&remote, &plan).await, Err(Fault::Suspended));
+                assert_eq!(ask(&remote, &plan).await, Err(Fault::CircuitOpen));
                 assert_eq!(begun.elapsed(), Duration::ZERO);
                 tokio::time::sleep(MILLISECOND).await;
             }
@@ -142,9 +142,9 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
 fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
-    let remote = RemoteSettings { deadline: Duration::from_millis(10), ..RemoteSettings::default() };
+    let remote = QueueSettings { deadline: Duration::from_millis(10), ..QueueSettings::default() };
     let settings = SharedSettings { remote, instances: 2, ..SharedSettings::new("main") };
-    let stores = Stores::of([Keeper::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let stores = Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
     let local = |counter, limit| {
         let on_store_error = OnStoreError::Local;
         one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })
@@ -168,8 +168,8 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
 }
 
 /// A store of whose calls many plans can share one.
-fn shared_calls(kept: &Kept) -> Remote {
-    Remote::new("main", kept.clone(), RemoteSettings { deadline: HOUR, batch: 64, calls: 2 })
+fn shared_calls(kept: &Kept) -> Queue {
+    Queue::new("main", kept.clone(), QueueSettings { deadline: HOUR, batch: 64, calls: 2 })
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
         kept.be(BROKEN);
         assert_eq!(ask(&remote, &plan).await, Err(Fault::Unreachable));
         kept.be(UNSEEN);
-        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::Suspended), "it is left alone still");
+        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::CircuitOpen), "it is left alone still");
         let given_back = async {
             while kept.left(&check) == 0 {
                 tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Redis Cluster keeps the contract where counters share a home, and never admits too often where they do not; slots
+//! Redis Cluster keeps the contract where counters share a partition, and never admits too often where they do not; slots
 //! move, replicas are promoted and nodes crash while decisions are made.
 
 use std::future::Future;
@@ -13,8 +13,8 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    Address, Backend, Credentials, Keeper, Password, Redis, RedisSettings, RemoteSettings, Shared, SharedSettings,
-    Store, Stores, TlsSettings, Topology,
+    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, Store,
+    StoreHandle, Stores, TlsSettings, Topology,
 };
 
 use super::redis_client::{one, plan};
@@ -48,9 +48,9 @@ async fn connected(settings: &RedisSettings) -> Redis {
 
 /// A cluster as requests ask it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
-    let remote = RemoteSettings { deadline, ..RemoteSettings::default() };
-    let shared = SharedSettings { remote, parted: true, ..SharedSettings::new("cluster") };
-    Stores::of([Keeper::Shared(Arc::new(Shared::new(shared, connected(&settings(cluster)).await)))])
+    let remote = QueueSettings { deadline, ..QueueSettings::default() };
+    let shared = SharedSettings { remote, partitioned: true, ..SharedSettings::new("cluster") };
+    Stores::of([StoreHandle::Shared(Arc::new(Shared::new(shared, connected(&settings(cluster)).await)))])
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -58,13 +58,14 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// A counter that lives there.
-fn at_home(home: u16, number: u64) -> CounterName {
-    CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number << 16 | u64::from(home)])
+fn in_partition(partition: u16, number: u64) -> CounterName {
+    CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number << 16 | u64::from(partition)])
 }
 
 /// The first homes that the nodes have, one each.
 fn homes<const N: usize>(cluster: &Cluster) -> [u16; N] {
-    let of_node = |node| (0..=u16::MAX).find(|&home| cluster.owner(cluster.slot_of_home(home), 0) == Some(node));
+    let of_node =
+        |node| (0..=u16::MAX).find(|&partition| cluster.owner(cluster.slot_of_home(partition), 0) == Some(node));
     std::array::from_fn(|node| of_node(node).expect("every primary has slots"))
 }
 
@@ -127,7 +128,7 @@ fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
 #[test]
 fn a_cluster_keeps_the_contract_where_counters_share_a_home() {
     step_by_step(ANYTHING, |run, plan| {
-        // Another home every time, and so another slot.
+        // Another partition every time, and so another slot.
         let live = |CounterName([_, second]): &mut CounterName| {
             *second = *second & !0xffff | u64::from((run as u16).wrapping_mul(40_503));
         };
@@ -176,17 +177,17 @@ fn of_500_callers_on_a_limit_of_10_a_home_admits_10_and_several_slots_never_more
         let stores = Arc::new(stores(&cluster, LONG).await);
         let homes: [u16; 3] = homes(&cluster);
         for (number, limit) in (0..).zip(of_each_algorithm(10)) {
-            let alone = [one(at_home(homes[number as usize % 3], 100 + number), limit)];
+            let alone = [one(in_partition(homes[number as usize % 3], 100 + number), limit)];
             assert_eq!(five_hundred(&stores, &alone).await, (10, true), "{limit:?} alone");
 
-            let beside = |part: u64, limit| one(at_home(homes[0], 1_000 + 10 * number + part), limit);
+            let beside = |part: u64, limit| one(in_partition(homes[0], 1_000 + 10 * number + part), limit);
             let together = [beside(0, limit), beside(1, bucket(10)), beside(2, log(700))];
-            assert_eq!(five_hundred(&stores, &together).await, (10, true), "{limit:?} with others of its home");
+            assert_eq!(five_hundred(&stores, &together).await, (10, true), "{limit:?} with others of its partition");
             assert_eq!(left(&stores, together[2]).await, 690, "{limit:?}: refusals charge nobody");
 
             let apart = [0, 1, 2].map(|part| {
                 let limit = if part == number as usize % 3 { limit } else { bucket(10 + part as u32) };
-                one(at_home(homes[part], 2_000 + 10 * number + part as u64), limit)
+                one(in_partition(homes[part], 2_000 + 10 * number + part as u64), limit)
             });
             let (admitted, answered) = five_hundred(&stores, &apart).await;
             eprintln!("{limit:?} over three slots: {admitted} of 10");
@@ -206,8 +207,8 @@ fn d11_a_rule_with_a_rate_and_concurrency_works_on_a_cluster() {
         let stores = stores(&cluster, LONG).await;
         let [first, second]: [u16; 2] = homes(&cluster);
         for (number, apart) in [first, second].into_iter().enumerate() {
-            let rate = one(at_home(first, 10 + number as u64), bucket(5));
-            let held = one(at_home(apart, 20 + number as u64), slots(2));
+            let rate = one(in_partition(first, 10 + number as u64), bucket(5));
+            let held = one(in_partition(apart, 20 + number as u64), slots(2));
             let ask = async |lease| stores.apply(&Plan { lease: LeaseId(lease), ..plan([rate, held]) }, START).await;
             assert!(ask(1).await.admitted && ask(2).await.admitted);
             let third = ask(3).await;
@@ -235,7 +236,7 @@ fn what_is_forgotten_counts_no_more() {
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
         for (number, limit) in (0..).zip(of_each_algorithm(1)) {
-            let check = one(at_home(number as u16 * 7_001, number), limit);
+            let check = one(in_partition(number as u16 * 7_001, number), limit);
             assert_eq!(stores.forget(0, check.counter).await, Ok(false));
             let first = Plan { lease: LeaseId(1), ..plan([check]) };
             let second = Plan { lease: LeaseId(2), ..plan([check]) };
@@ -253,9 +254,9 @@ fn d13_the_script_is_loaded_again_where_a_node_forgot_it() {
         let stores = stores(&cluster, LONG).await;
         let homes: [u16; 3] = homes(&cluster);
         for expected in [9, 8, 7] {
-            for home in homes {
-                assert!(stores.apply(&plan([one(at_home(home, 1), bucket(10))]), START).await.admitted);
-                assert_eq!(left(&stores, one(at_home(home, 1), bucket(10))).await, expected, "executed once");
+            for partition in homes {
+                assert!(stores.apply(&plan([one(in_partition(partition, 1), bucket(10))]), START).await.admitted);
+                assert_eq!(left(&stores, one(in_partition(partition, 1), bucket(10))).await, expected, "executed once");
             }
             cluster.nodes.iter().for_each(|node| node.ask::<()>(&["SCRIPT", "FLUSH"]));
         }
@@ -368,15 +369,15 @@ fn slots_move_while_decisions_are_made_and_no_limit_is_exceeded() {
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
     let [first, second, _]: [u16; 3] = homes(&cluster);
     let _entered = runtime.enter();
-    let checks = [first, second].into_iter().flat_map(|home| {
-        (0..).zip(of_each_algorithm(700)).map(move |(number, limit)| one(at_home(home, number), limit))
+    let checks = [first, second].into_iter().flat_map(|partition| {
+        (0..).zip(of_each_algorithm(700)).map(move |(number, limit)| one(in_partition(partition, number), limit))
     });
     let load = Load::begin(&stores, checks);
     load.decides(0);
-    for (home, number, from, to) in
+    for (partition, number, from, to) in
         [(first, 0, 0, 1), (second, 5, 1, 2), (first, 1, 1, 2), (second, 6, 2, 0), (first, 2, 2, 0)]
     {
-        let slot = cluster.slot_of_home(home);
+        let slot = cluster.slot_of_home(partition);
         cluster.begin_move(slot, from, to);
         load.decides(number);
         cluster.move_keys(slot, from, to);
@@ -393,16 +394,17 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
-        let [home, ..]: [u16; 3] = homes(&cluster);
-        let other = (home + 1..).find(|&other| {
-            cluster.slot_of_home(other) < 5_000 && cluster.slot_of_home(other) != cluster.slot_of_home(home)
+        let [partition, ..]: [u16; 3] = homes(&cluster);
+        let other = (partition + 1..).find(|&other| {
+            cluster.slot_of_home(other) < 5_000 && cluster.slot_of_home(other) != cluster.slot_of_home(partition)
         });
-        let other = one(at_home(other.expect("a node has many slots"), 3), bucket(1_000));
+        let other = one(in_partition(other.expect("a node has many slots"), 3), bucket(1_000));
         let beside = Check { on_store_error: OnStoreError::Deny, ..other };
-        let fails = |number| Check { on_store_error: OnStoreError::Deny, ..one(at_home(home, number), bucket(10)) };
+        let fails =
+            |number| Check { on_store_error: OnStoreError::Deny, ..one(in_partition(partition, number), bucket(10)) };
         let both = plan([1, 2].map(fails));
         assert!(stores.apply(&both, START).await.admitted);
-        let moved = cluster.slot_of_home(home);
+        let moved = cluster.slot_of_home(partition);
         cluster.begin_move(moved, 0, 1);
         let keys: Vec<Vec<u8>> = cluster.nodes[0].ask(&["CLUSTER", "GETKEYSINSLOT", &moved.to_string(), "100"]);
         let mut migrate = redis::cmd("MIGRATE");
@@ -433,7 +435,7 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     let homes: [u16; 3] = homes(&cluster);
     let _entered = runtime.enter();
     let of_node = |node: usize, limit| {
-        (0..).zip(of_each_algorithm(limit)).map(move |(kind, limit)| one(at_home(homes[node], kind), limit))
+        (0..).zip(of_each_algorithm(limit)).map(move |(kind, limit)| one(in_partition(homes[node], kind), limit))
     };
     let load = Load::begin(&stores, of_node(0, 500));
     load.decides(0);
@@ -447,7 +449,7 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     // A crash loses what the replica had not been sent: at most what eight callers had under way.
     let load = Load::begin(&stores, of_node(1, 2_000));
     load.decides(0);
-    let others = Load::begin(&stores, [0, 2].map(|node| one(at_home(homes[node], 50), bucket(50_000))));
+    let others = Load::begin(&stores, [0, 2].map(|node| one(in_partition(homes[node], 50), bucket(50_000))));
     others.decides(0);
     let killed = Instant::now();
     cluster.nodes[1].kill();
@@ -471,7 +473,7 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
     let homes: [u16; 3] = homes(&cluster);
     let _entered = runtime.enter();
-    let check = |node: usize| one(at_home(homes[node], 1), bucket(50_000));
+    let check = |node: usize| one(in_partition(homes[node], 1), bucket(50_000));
     let gone = |load: &Load| {
         let before = load.counted[0].faults();
         until("its slots are answered by policy", || load.counted[0].faults() > before + 100);
@@ -494,7 +496,7 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
         gone(&load);
         others.decides(0);
         // What stands in for the node is not thrown away because the others count.
-        let local = one(at_home(homes[0], 2 + u64::from(freezes)), log(3));
+        let local = one(in_partition(homes[0], 2 + u64::from(freezes)), log(3));
         let mut admitted = 0;
         for lease in 0..6 {
             others.decides(1);
@@ -525,7 +527,7 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
     cluster.nodes.iter_mut().for_each(processes::Redis::kill);
     runtime().block_on(async {
         let redis = Redis::new(&settings(&cluster)).expect("no file is read");
-        let asked = plan([one(at_home(0, 1), bucket(5))]);
+        let asked = plan([one(in_partition(0, 1), bucket(5))]);
         let begun = Instant::now();
         for answer in redis.execute(&[asked.clone(), asked.clone()], None).await {
             assert_eq!(answer.err(), Some(Fault::Unreachable));
@@ -547,7 +549,7 @@ fn plans_of_one_call_keep_their_order_and_their_answers() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
         let redis = connected(&settings(&cluster)).await;
-        let counters = (0..64).map(|number: u16| at_home(number / 2 % 16 * 4_001, u64::from(number % 2)));
+        let counters = (0..64).map(|number: u16| in_partition(number / 2 % 16 * 4_001, u64::from(number % 2)));
         let plans: Vec<Plan> = counters.clone().map(|counter| plan([one(counter, bucket(10))])).collect();
         let answers = redis.execute(&plans, Some(START)).await;
         let mut asked: Vec<CounterName> = Vec::new();
@@ -580,7 +582,7 @@ fn a_cluster_with_tls_and_a_password_is_let_into() {
     };
     runtime().block_on(async {
         let redis = connected(&settings).await;
-        let answers = redis.execute(&[plan([one(at_home(7, 7), bucket(5))])], None).await;
+        let answers = redis.execute(&[plan([one(in_partition(7, 7), bucket(5))])], None).await;
         assert!(answers[0].as_ref().is_ok_and(|applied| applied.admitted));
 
         let stranger =

@@ -10,7 +10,7 @@ use crate::config::schema;
 use crate::config::schema::decode::{At, Choice, Field, Table};
 use crate::config::schema::values::{Item, Positive};
 use crate::limiter::{
-    Algorithm, Calendar, CalendarUnit, Concurrency, LONGEST_WINDOW, Limiter, MOST_SLOTS, OnStoreError, Quota, Schedule,
+    Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
     SpecError,
 };
 
@@ -153,7 +153,7 @@ impl<'a> Reading<'a> {
             self.problems.refuse(&lease.place, "but there is no max_concurrent whose slots it could end");
         }
         let lease = match self.written.lease.get() {
-            Some(lease) if lease.0 > LONGEST_WINDOW => {
+            Some(lease) if lease.0 > MAX_WINDOW => {
                 self.problems.refuse(&lease.place, "expected at most 3650d");
                 LEASE
             }
@@ -161,9 +161,8 @@ impl<'a> Reading<'a> {
             None => LEASE,
         };
         let max = self.written.max_concurrent.get()?;
-        if max.0 > u64::from(MOST_SLOTS) {
-            self.problems
-                .refuse(&max.place, format!("expected at most {MOST_SLOTS}, because every slot is remembered"));
+        if max.0 > u64::from(MAX_SLOTS) {
+            self.problems.refuse(&max.place, format!("expected at most {MAX_SLOTS}, because every slot is remembered"));
             return None;
         }
         Some(Concurrency { max: u32::from(max.value), lease: u64::try_from(lease.as_micros()).unwrap_or(u64::MAX) })

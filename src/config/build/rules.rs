@@ -14,7 +14,7 @@ use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
-use crate::settings::{Authz, Settings};
+use crate::settings::{AuthzSettings, Settings};
 
 /// The entry whose value is always an address.
 const REMOTE_ADDRESS: &str = "remote_address";
@@ -77,7 +77,7 @@ fn idle(file: &schema::File, server: &Settings, domains: &[Domain], rules: &[Rul
     }
     let asked = server.authz.domain.as_str();
     // Where all is as it is without [authz], as `check --print` writes it out, RLS alone may be served.
-    let Some(authz) = file.authz.get().filter(|_| server.authz != Authz::default()) else { return };
+    let Some(authz) = file.authz.get().filter(|_| server.authz != AuthzSettings::default()) else { return };
     if refuses(asked) || rules.iter().any(|rule| rule.domain == asked) {
         return;
     }

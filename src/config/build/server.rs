@@ -10,7 +10,7 @@ use crate::config::schema::values::{Item, Switch, shown_size};
 use crate::config::{Engine, Remote, Snapshot, Store, schema};
 use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
-use crate::settings::{Authz, Bounds, EntrySource, HeaderFamilies, Listen, Log, Settings, Source, Token};
+use crate::settings::{AuthzSettings, Bounds, EntrySource, HeaderFamilies, Listen, Log, RequestPart, Settings, Token};
 use crate::store::MemorySettings;
 
 /// How long a decision waits for a store that says nothing else: half of what Envoy waits for us.
@@ -157,8 +157,8 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
     bounds
 }
 
-fn authz(written: &schema::Authz, problems: &mut Problems) -> Authz {
-    let mut authz = Authz::default();
+fn authz(written: &schema::Authz, problems: &mut Problems) -> AuthzSettings {
+    let mut authz = AuthzSettings::default();
     if let Some(domain) = written.domain.get() {
         authz.domain = domain.value.clone();
     }
@@ -212,13 +212,13 @@ fn entry_source(
         if header.is_empty() || !header.chars().all(valid) {
             problems.refuse(&header.place, "expected the name of a header");
         }
-        Source::Header(header.to_lowercase())
+        RequestPart::Header(header.to_lowercase())
     } else if let Some(cookie) = named(&written.cookie, problems) {
-        Source::Cookie(cookie)
+        RequestPart::Cookie(cookie)
     } else if let Some(query) = named(&written.query, problems) {
-        Source::Query(query)
+        RequestPart::Query(query)
     } else if let Some(context) = named(&written.context, problems) {
-        Source::Context(context)
+        RequestPart::Context(context)
     } else if let Some(metadata) = written.metadata.get() {
         metadata_source(metadata, problems)?
     } else {
@@ -226,12 +226,12 @@ fn entry_source(
         if !principal.0 {
             problems.refuse(&principal.place, "expected true, or another place");
         }
-        Source::Principal
+        RequestPart::Principal
     };
     Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()) })
 }
 
-fn metadata_source(metadata: &At<String>, problems: &mut Problems) -> Option<Source> {
+fn metadata_source(metadata: &At<String>, problems: &mut Problems) -> Option<RequestPart> {
     let split = metadata.split_once(':').filter(|(namespace, path)| !namespace.is_empty() && !path.is_empty());
     let Some((namespace, path)) = split else {
         problems.refuse(&metadata.place, "expected \"namespace:path.inside.it\"");
@@ -241,7 +241,7 @@ fn metadata_source(metadata: &At<String>, problems: &mut Problems) -> Option<Sou
     if path.iter().any(String::is_empty) {
         problems.refuse(&metadata.place, "expected a path without empty parts after the colon");
     }
-    Some(Source::Metadata { namespace: namespace.to_owned(), path })
+    Some(RequestPart::Metadata { namespace: namespace.to_owned(), path })
 }
 
 /// What holds for the whole process.

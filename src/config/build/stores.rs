@@ -9,7 +9,7 @@ use crate::config::schema;
 use crate::config::schema::decode::{Choice, Field, Table};
 use crate::config::schema::values::Hidden;
 use crate::store::{
-    Address, Credentials, Identity, Password, PostgresSettings, RedisSettings, RemoteSettings, SharedSettings,
+    Address, Credentials, Identity, Password, PostgresSettings, QueueSettings, RedisSettings, SharedSettings,
     TlsSettings, Topology,
 };
 
@@ -29,8 +29,8 @@ struct RedisUrl {
 /// How a store is asked, of the keys that all of them have.
 pub(in crate::config) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
     let count = |field: &Field<crate::config::schema::values::Count>| field.copied().map(usize::from);
-    let default = RemoteSettings::default();
-    let remote = RemoteSettings {
+    let default = QueueSettings::default();
+    let remote = QueueSettings {
         deadline: timeout,
         batch: count(&store.max_batch).unwrap_or(default.batch),
         calls: count(&store.max_calls).unwrap_or(default.calls),
@@ -38,7 +38,7 @@ pub(in crate::config) fn shared(name: &str, timeout: Duration, store: &schema::S
     let units = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     SharedSettings {
         remote,
-        parted: store.mode.copied() == Some(schema::RedisMode::Cluster),
+        partitioned: store.mode.copied() == Some(schema::RedisMode::Cluster),
         tag: store.hash_tag.get().map(|tag| tag.value.clone()),
         instances: count(&store.instances).map_or(1, units),
         refusal_cache: store.refusal_cache.copied().map(|span| span.0),

@@ -41,7 +41,7 @@ pub struct RuleExplanation {
     /// Counts and reports but never denies: by itself, by its domain or by the server.
     pub shadow: bool,
     /// In shadow by itself, among rules that are enforced: it does not end the walk either.
-    pub trial: bool,
+    pub shadow_only: bool,
     /// What it does.
     pub action: ActionExplanation,
 }
@@ -93,7 +93,7 @@ pub enum Instead {
     /// It is left out, and the rule's others stay.
     LeftOut(Absent),
     /// The request is refused.
-    Refused(Absent),
+    RefusedBy(Absent),
     /// The request is refused, for no limiter has the name that was filled.
     NoLimiter {
         /// The names, or the values of the entry, for which there is one.
@@ -106,7 +106,7 @@ impl Instead {
     pub fn refuses(&self) -> bool {
         match self {
             Instead::LeftOut(_) => false,
-            Instead::Refused(_) | Instead::NoLimiter { .. } => true,
+            Instead::RefusedBy(_) | Instead::NoLimiter { .. } => true,
         }
     }
 }
@@ -115,7 +115,7 @@ impl fmt::Display for Instead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Instead::LeftOut(absent) => write!(f, "left out: {absent}"),
-            Instead::Refused(absent) => write!(f, "refused: {absent}"),
+            Instead::RefusedBy(absent) => write!(f, "refused: {absent}"),
             Instead::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
         }
     }
@@ -143,9 +143,9 @@ impl CompiledRule {
     /// Whether the walk of a descriptor that it matches ends with it, as planning has it.
     fn ends_walk(&self) -> bool {
         match &self.action {
-            CompiledAction::Allow => !self.trial,
-            CompiledAction::Deny => !self.shadow || (self.last && !self.trial),
-            CompiledAction::Apply(_) => self.last && !self.trial,
+            CompiledAction::Allow => !self.shadow_only,
+            CompiledAction::Deny => !self.shadow || (self.last && !self.shadow_only),
+            CompiledAction::Apply(_) => self.last && !self.shadow_only,
         }
     }
 }
@@ -189,7 +189,7 @@ impl Rules {
                 misses,
                 unreached: ended,
                 shadow: rule.shadow,
-                trial: rule.trial,
+                shadow_only: rule.shadow_only,
                 action,
             };
             ended |= matched && rule.ends_walk();
@@ -223,7 +223,7 @@ impl Rules {
         let without = |absent| match apply.missing {
             Missing::Skip => Instead::LeftOut(absent),
             // What counts as empty is never missing.
-            Missing::Deny | Missing::Empty => Instead::Refused(absent),
+            Missing::Deny | Missing::Empty => Instead::RefusedBy(absent),
         };
         let target = match apply.target(descriptor) {
             Resolved::Target(target) => target,
@@ -333,7 +333,7 @@ mod tests {
             let descriptor = Descriptor::of([("path", "/")]);
             let request = Request { domain: "edge", descriptors: [descriptor.clone()].into_iter().collect() };
             let planned = rules.plan(&request, NOW, LeaseId(0));
-            let reached = planned.links.iter().any(|link| link.rule == 1);
+            let reached = planned.sources.iter().any(|source| source.rule == 1);
             assert_eq!(!rules.explain("edge", &descriptor, NOW).rules[1].unreached, reached, "{case}");
         }
     }

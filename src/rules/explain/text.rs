@@ -93,7 +93,7 @@ impl Text<'_> {
             return;
         }
         match &rule.action {
-            ActionExplanation::Allow if rule.trial => *text += "  would allow: in shadow the walk goes on\n",
+            ActionExplanation::Allow if rule.shadow_only => *text += "  would allow: in shadow the walk goes on\n",
             ActionExplanation::Deny if rule.shadow => *text += "  would deny: in shadow the walk goes on\n",
             ActionExplanation::Allow => *text += "  allows: the walk ends, and the checks found before stay\n",
             ActionExplanation::Deny => *text += "  denies: the request is refused and charges nothing\n",
@@ -152,8 +152,8 @@ impl Text<'_> {
                 return format!("verdict: refused by rule {}, for {} cannot be counted", rule.rule, apply.reference);
             }
         }
-        // A rule on trial leaves a descriptor as unmatched as it was.
-        if reached().all(|rule| rule.trial) {
+        // A rule on shadow_only leaves a descriptor as unmatched as it was.
+        if reached().all(|rule| rule.shadow_only) {
             let none = match reached().next() {
                 None => "no rule matches",
                 Some(_) => "only rules in shadow match",

@@ -97,18 +97,18 @@ impl Admin {
         builder.header_read_timeout(None);
         let terms = Terms {
             bounds: self.0.current().settings.bounds.clone(),
-            tally: self.0.doors().clone(),
-            open: |tally| &tally.admin_connections,
+            doors: self.0.doors().clone(),
+            open: |doors| &doors.admin_connections,
         };
         connection::accept(listener, stop, terms, |stream, _, pulse| {
             let admin = self.clone();
             let begin = pulse.clone();
             let answer = service_fn(move |request| {
                 let admin = admin.clone();
-                let under_way = begin.begin();
+                let in_flight = begin.begin();
                 async move {
                     let answer = panics::apart(admin.0.doors(), admin.answer(request)).await;
-                    drop(under_way);
+                    drop(in_flight);
                     let complaint = || Complaint { error: "this met an error of ours".to_owned() };
                     let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
                     Ok::<_, Infallible>(answer.unwrap_or_else(broke))
@@ -198,7 +198,7 @@ impl Admin {
                     "leases": usage.leases,
                     "expired_leases": usage.expired_leases,
                 }),
-                StoreFact::Shared { suspended } => json!({ "suspended": suspended }),
+                StoreFact::Shared { circuit_open } => json!({ "suspended": circuit_open }),
             };
             (name, json)
         };

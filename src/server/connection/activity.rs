@@ -31,7 +31,7 @@ pub(in crate::server) struct Pulse {
     /// Requests that have begun.
     began: AtomicU64,
     /// Requests under way.
-    under_way: AtomicU64,
+    in_flight: AtomicU64,
     /// What the client has said: see [`Ear`].
     said: AtomicU64,
     /// What it had said of HTTP/1 when its last request began or ended: all that the request was made of.
@@ -42,7 +42,7 @@ pub(in crate::server) struct Pulse {
     waker: AtomicWaker,
     most_requests: u64,
     streams: u64,
-    tally: Arc<DoorMetrics>,
+    doors: Arc<DoorMetrics>,
 }
 
 /// What a connection is to do.
@@ -57,10 +57,10 @@ pub(super) enum Told {
 }
 
 impl Pulse {
-    pub(super) fn new(bounds: &Bounds, tally: &Arc<DoorMetrics>) -> Arc<Self> {
+    pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self {
             began: AtomicU64::new(0),
-            under_way: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
             // Its first words are awaited as the rest of a head is.
             said: AtomicU64::new(MIDST),
             said_before: AtomicU64::new(0),
@@ -69,7 +69,7 @@ impl Pulse {
             waker: AtomicWaker::new(),
             most_requests: bounds.requests,
             streams: bounds.streams.into(),
-            tally: tally.clone(),
+            doors: doors.clone(),
         })
     }
 
@@ -83,24 +83,24 @@ impl Pulse {
     }
 
     /// Begins a call that may go on for as long as its client likes, and says nothing about how busy this process is.
-    pub(in crate::server) fn begin_watching(self: &Arc<Self>) -> UnderWay {
+    pub(in crate::server) fn begin_watching(self: &Arc<Self>) -> InFlight {
         self.began.fetch_add(1, Ordering::Relaxed);
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        UnderWay { pulse: self.clone(), counted: false }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight { pulse: self.clone(), counted: false }
     }
 
     /// Begins a request; none when there are too many under way.
-    pub(in crate::server) fn begin(self: &Arc<Self>) -> Option<UnderWay> {
+    pub(in crate::server) fn begin(self: &Arc<Self>) -> Option<InFlight> {
         self.began.fetch_add(1, Ordering::Relaxed);
         self.said_before.store(self.said.load(Ordering::Relaxed), Ordering::Relaxed);
-        let mine = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        let all = self.tally.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = UnderWay { pulse: self.clone(), counted: true };
+        let mine = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = self.doors.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = InFlight { pulse: self.clone(), counted: true };
         if mine == self.streams && !self.plain.load(Ordering::Relaxed) {
-            self.tally.exceeded.count(Bound::Streams);
+            self.doors.exceeded.count(Bound::Streams);
         }
         if all > self.most_requests {
-            self.tally.exceeded.count(Bound::Requests);
+            self.doors.exceeded.count(Bound::Requests);
             return None;
         }
         Some(begun)
@@ -132,7 +132,7 @@ impl Pulse {
         if !self.plain.load(Ordering::Relaxed) {
             return (said & MIDST != 0).then_some(said);
         }
-        let answering = self.under_way.load(Ordering::Relaxed) > 0;
+        let answering = self.in_flight.load(Ordering::Relaxed) > 0;
         let begun = said > self.said_before.load(Ordering::Relaxed);
         (begun && !answering).then(|| self.began.load(Ordering::Relaxed))
     }
@@ -140,19 +140,19 @@ impl Pulse {
 
 /// A request under way, as long as this is held.
 #[derive(Debug)]
-pub(in crate::server) struct UnderWay {
+pub(in crate::server) struct InFlight {
     pulse: Arc<Pulse>,
     /// Whether it is among the requests of the process.
     counted: bool,
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        let Pulse { said, said_before, under_way, tally, .. } = &*self.pulse;
+        let Pulse { said, said_before, in_flight, doors, .. } = &*self.pulse;
         said_before.store(said.load(Ordering::Relaxed), Ordering::Relaxed);
-        under_way.fetch_sub(1, Ordering::Relaxed);
+        in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.counted {
-            tally.under_way.fetch_sub(1, Ordering::Relaxed);
+            doors.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -189,7 +189,7 @@ impl Watched {
     /// Looks after it once it was told to leave: one whose client has nothing under way and does not go, because it never
     /// said a word or is not there any more, is closed. Whether it is still open.
     pub(super) fn look_last(&mut self, now: Instant) -> bool {
-        if self.pulse.under_way.load(Ordering::Relaxed) > 0 {
+        if self.pulse.in_flight.load(Ordering::Relaxed) > 0 {
             self.left = Some(now);
         }
         let gone = self.left.is_some_and(|left| now.saturating_duration_since(left) >= LAST_GRACE);
@@ -200,7 +200,7 @@ impl Watched {
     }
 
     /// Looks after it. Whether it is still open.
-    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, tally: &DoorMetrics) -> bool {
+    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, doors: &DoorMetrics) -> bool {
         if !self.is_open() {
             return false;
         }
@@ -209,18 +209,18 @@ impl Watched {
             self.midst = midst.map(|midst| (midst, now));
         }
         if self.midst.is_some_and(|(_, since)| now - since >= bounds.head_timeout) {
-            tally.exceeded.count(Bound::HeadTimeout);
+            doors.exceeded.count(Bound::HeadTimeout);
             self.pulse.tell(Told::Close);
             return false;
         }
         let began = self.pulse.began.load(Ordering::Relaxed);
-        if self.pulse.under_way.load(Ordering::Relaxed) > 0 || began != self.quiet.0 {
+        if self.pulse.in_flight.load(Ordering::Relaxed) > 0 || began != self.quiet.0 {
             self.quiet = (began, now);
         }
         let quiet = now - self.quiet.1;
         match self.left {
             None if bounds.idle_timeout.is_some_and(|idle| quiet >= idle) => {
-                tally.exceeded.count(Bound::IdleTimeout);
+                doors.exceeded.count(Bound::IdleTimeout);
                 self.left = Some(now);
                 self.pulse.tell(Told::Leave);
             }
@@ -353,15 +353,15 @@ mod tests {
         ear: Ear,
         watched: Watched,
         start: Instant,
-        tally: Arc<DoorMetrics>,
+        doors: Arc<DoorMetrics>,
     }
 
     impl Client {
         fn new() -> Self {
-            let tally = Arc::default();
-            let pulse = Pulse::new(&bounds(), &tally);
+            let doors = Arc::default();
+            let pulse = Pulse::new(&bounds(), &doors);
             let watched = Watched::new(pulse.clone());
-            Self { pulse, ear: Ear::default(), watched, start: Instant::now(), tally }
+            Self { pulse, ear: Ear::default(), watched, start: Instant::now(), doors }
         }
 
         fn says(&mut self, words: &[u8]) {
@@ -372,12 +372,12 @@ mod tests {
         fn at(&mut self, second: u64) -> Told {
             // The first look came a moment after the connection.
             let now = self.start + Duration::from_secs(second) + Duration::from_millis(1);
-            self.watched.look(now, &bounds(), &self.tally);
+            self.watched.look(now, &bounds(), &self.doors);
             self.pulse.told(&Context::from_waker(std::task::Waker::noop()))
         }
 
         fn counted(&self) -> Vec<(Bound, u64)> {
-            self.tally.exceeded.counts().filter(|(_, count)| *count > 0).collect()
+            self.doors.exceeded.counts().filter(|(_, count)| *count > 0).collect()
         }
     }
 
@@ -457,11 +457,11 @@ mod tests {
     #[test]
     fn requests_under_way_are_known_until_they_end() {
         let client = Client::new();
-        let under_way = || client.tally.under_way.load(Ordering::Relaxed);
+        let in_flight = || client.doors.in_flight.load(Ordering::Relaxed);
         let first = client.pulse.begin();
         let second = client.pulse.begin();
-        assert_eq!((under_way(), client.counted()), (2, vec![(Bound::Streams, 1)]));
+        assert_eq!((in_flight(), client.counted()), (2, vec![(Bound::Streams, 1)]));
         drop((first, second));
-        assert_eq!(under_way(), 0);
+        assert_eq!(in_flight(), 0);
     }
 }

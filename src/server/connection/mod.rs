@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use self::activity::{Ear, Watched};
-pub(super) use self::activity::{Pulse, UnderWay};
+pub(super) use self::activity::{InFlight, Pulse};
 use super::listen::{self, Listener, Stream};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
@@ -44,7 +44,7 @@ pub(super) struct Terms {
     /// What clients may take.
     pub(super) bounds: Bounds,
     /// Where that is counted.
-    pub(super) tally: Arc<DoorMetrics>,
+    pub(super) doors: Arc<DoorMetrics>,
     /// The count of open connections among it.
     pub(super) open: fn(&DoorMetrics) -> &AtomicU64,
 }
@@ -57,20 +57,20 @@ where
     S: Fn(Heard, listen::Bound, Arc<Pulse>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let Terms { bounds, tally, open } = terms;
+    let Terms { bounds, doors, open } = terms;
     let room = Arc::new(Semaphore::new(bounds.connections as usize));
     let mut watched: Vec<Watched> = Vec::new();
     let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
     let mut looks = tokio::time::interval((shortest / LOOKS).max(Duration::from_millis(1)));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let attended = |stream, peer, place: OwnedSemaphorePermit, watched: &mut Vec<Watched>| {
-        let pulse = Pulse::new(&bounds, &tally);
+        let pulse = Pulse::new(&bounds, &doors);
         if watched.len() == watched.capacity() {
             watched.retain(Watched::is_open);
         }
         watched.push(Watched::new(pulse.clone()));
         let served = serve(Heard { stream, ear: Ear::default(), pulse: pulse.clone() }, peer, pulse);
-        let counted = Counted::new(tally.clone(), open);
+        let counted = Counted::new(doors.clone(), open);
         tokio::spawn(async move {
             served.await;
             drop((place, counted));
@@ -84,7 +84,7 @@ where
                 Ok(accepted) => {
                     next = Some(accepted);
                     if room.available_permits() == 0 {
-                        tally.exceeded.count(Bound::Connections);
+                        doors.exceeded.count(Bound::Connections);
                     }
                 }
                 Err(error) => {
@@ -97,7 +97,7 @@ where
                 let (stream, peer) = next.take().expect("only then is there a place to wait for");
                 attended(stream, peer, place, &mut watched);
             }
-            now = looks.tick() => watched.retain_mut(|connection| connection.look(now, &bounds, &tally)),
+            now = looks.tick() => watched.retain_mut(|connection| connection.look(now, &bounds, &doors)),
             () = stop.cancelled() => break,
         }
     }
@@ -127,9 +127,9 @@ where
 struct Counted(Arc<DoorMetrics>, fn(&DoorMetrics) -> &AtomicU64);
 
 impl Counted {
-    fn new(tally: Arc<DoorMetrics>, open: fn(&DoorMetrics) -> &AtomicU64) -> Self {
-        open(&tally).fetch_add(1, Ordering::Relaxed);
-        Self(tally, open)
+    fn new(doors: Arc<DoorMetrics>, open: fn(&DoorMetrics) -> &AtomicU64) -> Self {
+        open(&doors).fetch_add(1, Ordering::Relaxed);
+        Self(doors, open)
     }
 }
 

@@ -24,17 +24,17 @@ use crate::telemetry::DoorMetrics;
 /// What a request takes beside its bytes, about.
 const OF_REQUEST: usize = 1 << 10;
 
-/// The bytes kept for all connections, which are counted in the tally.
+/// The bytes kept for all connections, which are counted in the doors.
 #[derive(Debug)]
 pub(super) struct Total {
     bounds: Bounds,
-    tally: Arc<DoorMetrics>,
+    doors: Arc<DoorMetrics>,
 }
 
 impl Total {
     /// Within these bounds.
-    pub(super) fn new(bounds: &Bounds, tally: &Arc<DoorMetrics>) -> Arc<Self> {
-        Arc::new(Self { bounds: bounds.clone(), tally: tally.clone() })
+    pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
+        Arc::new(Self { bounds: bounds.clone(), doors: doors.clone() })
     }
 
     /// The budget of a new connection.
@@ -53,11 +53,11 @@ pub(super) struct Budget {
 impl Budget {
     /// Takes so many bytes more, which have to be given back, or tells which bound they would go past.
     fn take(&self, bytes: usize) -> Result<(), Bound> {
-        let Total { bounds, tally } = &*self.total;
+        let Total { bounds, doors } = &*self.total;
         if !take(&self.kept, bytes, bounds.unfinished_bytes_per_connection) {
             return Err(Bound::UnfinishedBytesPerConnection);
         }
-        if !take(&tally.unfinished_bytes, bytes, bounds.unfinished_bytes) {
+        if !take(&doors.unfinished_bytes, bytes, bounds.unfinished_bytes) {
             self.kept.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Bound::UnfinishedBytes);
         }
@@ -66,7 +66,7 @@ impl Budget {
 
     fn give_back(&self, bytes: usize) {
         self.kept.fetch_sub(bytes, Ordering::Relaxed);
-        self.total.tally.unfinished_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.total.doors.unfinished_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -108,7 +108,7 @@ impl Metered {
 
     fn refuse(&mut self, bound: Bound) -> Past {
         self.refused = true;
-        self.budget.total.tally.exceeded.count(bound);
+        self.budget.total.doors.exceeded.count(bound);
         Past(bound)
     }
 }

@@ -13,7 +13,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::server::connection::UnderWay;
+use crate::server::connection::InFlight;
 use crate::service::Service;
 
 /// Says, among the extensions of an answer, which lease it hands out.
@@ -51,7 +51,7 @@ pub(super) struct Undoable {
     body: Body,
     undo: Option<Undo>,
     /// Of a call that goes on as long as its answer does.
-    _under_way: Option<UnderWay>,
+    _under_way: Option<InFlight>,
 }
 
 impl From<Body> for Undoable {
@@ -67,8 +67,8 @@ impl Undoable {
     }
 
     /// A body whose request is under way until its end.
-    pub(super) fn going_on(body: Body, under_way: Option<UnderWay>) -> Self {
-        Self { body, undo: None, _under_way: under_way }
+    pub(super) fn going_on(body: Body, in_flight: Option<InFlight>) -> Self {
+        Self { body, undo: None, _under_way: in_flight }
     }
 }
 

@@ -138,15 +138,15 @@ impl Grpc {
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Services { bounds, service, .. } = &*self.0;
-        let tally = service.doors();
+        let doors = service.doors();
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_header_list_size(head::unreadable(bounds))
             .auto_date_header(false);
-        let total = Total::new(bounds, tally);
-        let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.grpc_connections };
+        let total = Total::new(bounds, doors);
+        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
         connection::accept(listener, stop, terms, |stream, _, pulse| {
             let services = self.0.clone();
             let client = Client { pulse: pulse.clone(), budget: total.connection() };
@@ -237,12 +237,12 @@ impl Services {
         client: &Client,
     ) -> impl Future<Output = Answer> + use<> {
         let method = Method::of(request.uri().path());
-        let under_way = match method {
+        let in_flight = match method {
             Method::Health => Some(client.pulse.begin_watching()),
             _ => client.pulse.begin(),
         };
         let call: Call = match Metered::request(request, client.budget.clone()) {
-            Ok(request) if under_way.is_some() => self.call(method, request),
+            Ok(request) if in_flight.is_some() => self.call(method, request),
             Ok(_) => past_a_bound(),
             Err(bound) => {
                 self.service.doors().exceeded.count(bound);
@@ -253,7 +253,7 @@ impl Services {
         async move {
             let called = panics::apart(services.service.doors(), call).await;
             Ok(match (called, method.unread()) {
-                (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, under_way)),
+                (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, in_flight)),
                 (Some(Ok(response)), Some((door, unread))) => {
                     services.reply(services.refuse_unread(response, door, unread))
                 }

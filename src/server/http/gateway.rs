@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use http::request::Parts;
 
 use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address};
-use crate::settings::Authz;
+use crate::settings::AuthzSettings;
 
 /// Who asks, and so how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Asked for Told<'_> {
         self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
     }
 
-    fn remote_address(&self, settings: &Authz) -> Option<Cow<'_, str>> {
+    fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>> {
         let hops = settings.trusted_hops;
         let (written, hops) = match self.flavour {
             Flavour::Envoy if settings.trust_external_address => {

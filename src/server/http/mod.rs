@@ -29,7 +29,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::gateway::Flavour;
-use super::connection::{self, Pulse, Terms, UnderWay};
+use super::connection::{self, InFlight, Pulse, Terms};
 use super::listen::{self, Listener};
 use super::panics;
 use crate::server::head;
@@ -67,7 +67,7 @@ impl Http {
     /// Serves a listener until `stop`, and then its connections until they have finished.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Doorway { bounds, service, .. } = &*self.0;
-        let tally = service.doors();
+        let doors = service.doors();
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -78,7 +78,7 @@ impl Http {
             .http2()
             .max_concurrent_streams(bounds.streams)
             .max_header_list_size(head::unreadable(bounds));
-        let terms = Terms { bounds: bounds.clone(), tally: tally.clone(), open: |tally| &tally.http_connections };
+        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
         connection::accept(listener, stop, terms, |stream, peer, pulse| {
             let service = self.0.clone();
             let peer = match peer {
@@ -88,8 +88,8 @@ impl Http {
             let begin = pulse.clone();
             let answer = service_fn(move |request| {
                 let service = service.clone();
-                let under_way = begin.begin();
-                async move { Ok::<_, Infallible>(service.answer(request, peer, under_way).await) }
+                let in_flight = begin.begin();
+                async move { Ok::<_, Infallible>(service.answer(request, peer, in_flight).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
             let connection = connection::attend(connection, pulse.clone());
@@ -111,9 +111,9 @@ impl Doorway {
         &self,
         request: http::Request<Incoming>,
         peer: Option<IpAddr>,
-        under_way: Option<UnderWay>,
+        in_flight: Option<InFlight>,
     ) -> Response<Full<Bytes>> {
-        if under_way.is_none() {
+        if in_flight.is_none() {
             self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests are under way\n");
         }

@@ -1,7 +1,7 @@
 //! A cluster: which of its nodes has a slot, and asking that node.
 //!
 //! ```text
-//!   home of a counter -> hash tag of its key -> slot -> node -> its link
+//!   partition of a counter -> hash tag of its key -> slot -> node -> its link
 //!
 //!   MOVED      the slot is another node's from now on; asked again there
 //!   ASK        the slot is on its way; this call is for another node
@@ -169,9 +169,9 @@ impl Cluster {
             return if lost { Err(*self.shared.absent.lock()) } else { Ok(()) };
         }
         // Nobody is kept waiting by a node that has no slots any more.
-        let found = (0..=u16::MAX).find(|&home| self.lane(slot(&keys.at_home(home))) == part);
+        let found = (0..=u16::MAX).find(|&partition| self.lane(slot(&keys.in_partition(partition))) == part);
         match found {
-            Some(home) => self.try_home(home, keys).await,
+            Some(partition) => self.try_partition(partition, keys).await,
             None => Ok(()),
         }
     }
@@ -179,11 +179,11 @@ impl Cluster {
     /// Whether any part of the cluster can be written to. One node that is away takes nothing from the others.
     pub(super) async fn probe(&self, keys: &Keys) -> Result<(), Fault> {
         let mut tried = [false; LANES];
-        let homes = (0..=u16::MAX).filter(|&home| {
-            let part = self.lane(slot(&keys.at_home(home)));
+        let partitions = (0..=u16::MAX).filter(|&partition| {
+            let part = self.lane(slot(&keys.in_partition(partition)));
             part != lane(NOBODY) && !std::mem::replace(&mut tried[part], true)
         });
-        let mut probes: FuturesUnordered<_> = homes.map(|home| self.try_home(home, keys)).collect();
+        let mut probes: FuturesUnordered<_> = partitions.map(|partition| self.try_partition(partition, keys)).collect();
         let mut verdict = Err(*self.shared.absent.lock());
         while let Some(answer) = probes.next().await {
             verdict = answer;
@@ -195,8 +195,8 @@ impl Cluster {
     }
 
     /// Writes a key that holds no counter: nothing else says that one can be written.
-    async fn try_home(&self, home: u16, keys: &Keys) -> Result<(), Fault> {
-        let start = keys.at_home(home);
+    async fn try_partition(&self, partition: u16, keys: &Keys) -> Result<(), Fault> {
+        let start = keys.in_partition(partition);
         let key = [&start[..], b"probe"].concat();
         let cmd = redis::cmd("SET").arg(key).arg("").arg("PX").arg(60_000).take();
         self.ask(slot(&start), &cmd).await.map(drop).map_err(|problem| {

@@ -78,25 +78,25 @@ impl Redis {
     /// Asks by the script's digest, and with its text if the server does not know it: then nothing was executed.
     async fn call(&self, plans: &[Plan], now: Option<Timestamp>) -> Result<Value, Problem> {
         let cmd = wire::encode(plans, now, &self.keys, Named::Digest(&DIGEST));
-        let home = plans.first().map_or(0, home);
-        match self.ask(home, &cmd).await {
+        let partition = plans.first().map_or(0, partition);
+        match self.ask(partition, &cmd).await {
             Err(problem) if problem.text.starts_with("NOSCRIPT") => {
-                self.ask(home, &wire::encode(plans, now, &self.keys, Named::Text)).await
+                self.ask(partition, &wire::encode(plans, now, &self.keys, Named::Text)).await
             }
             answer => answer,
         }
     }
 
-    /// Asks the server that has a home.
-    async fn ask(&self, home: u16, cmd: &Cmd) -> Result<Value, Problem> {
+    /// Asks the server that has a partition.
+    async fn ask(&self, partition: u16, cmd: &Cmd) -> Result<Value, Problem> {
         match &self.way {
             Way::Server(link) => link.ask(cmd).await.map_err(Problem::from),
-            Way::Cluster(cluster) => cluster.ask(self.slot(home), cmd).await,
+            Way::Cluster(cluster) => cluster.ask(self.slot(partition), cmd).await,
         }
     }
 
-    fn slot(&self, home: u16) -> u16 {
-        cluster::slot(&self.keys.at_home(home))
+    fn slot(&self, partition: u16) -> u16 {
+        cluster::slot(&self.keys.in_partition(partition))
     }
 
     /// Executes plans of one slot, or of one server.
@@ -116,7 +116,7 @@ impl Redis {
 
     /// Executes plans of several slots, those of each slot in order.
     async fn execute_apart(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
-        let slots: Vec<u16> = plans.iter().map(|plan| self.slot(home(plan))).collect();
+        let slots: Vec<u16> = plans.iter().map(|plan| self.slot(partition(plan))).collect();
         if slots.iter().all(|&slot| slot == slots[0]) {
             return self.execute_there(plans, now).await;
         }
@@ -169,7 +169,7 @@ impl Backend for Redis {
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         let cmd = redis::cmd("UNLINK").arg(&self.keys.of(counter)).take();
-        match self.ask(counter.home(), &cmd).await {
+        match self.ask(counter.partition(), &cmd).await {
             Ok(Value::Int(keys)) => Ok(keys > 0),
             Ok(_) => Err(Fault::Script),
             Err(problem) => Err(self.warn(problem)),
@@ -195,7 +195,7 @@ impl Backend for Redis {
     fn lane(&self, plan: &Plan) -> usize {
         match &self.way {
             Way::Server(_) => 0,
-            Way::Cluster(cluster) => cluster.lane(self.slot(home(plan))),
+            Way::Cluster(cluster) => cluster.lane(self.slot(partition(plan))),
         }
     }
 
@@ -207,10 +207,10 @@ impl Backend for Redis {
     }
 }
 
-/// Where a plan is decided. All of its counters have one home, where that matters.
-fn home(plan: &Plan) -> u16 {
+/// Where a plan is decided. All of its counters have one partition, where that matters.
+fn partition(plan: &Plan) -> u16 {
     let checks = plan.checks.iter().map(|check| check.counter);
     let changes = plan.changes.iter().map(|change| change.counter);
     let mut counters = checks.chain(changes).chain(plan.undos.iter().map(|undo| undo.counter));
-    counters.next().map_or(0, |counter| counter.home())
+    counters.next().map_or(0, |counter| counter.partition())
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
-pub use self::queue::{Remote, RemoteSettings, Watch};
+pub use self::queue::{Queue, QueueSettings, StoreMetrics};
 use self::quota_leases::{Leased, QuotaLeases};
 use self::refusal_cache::RefusalCache;
 use super::memory::{Memory, MemorySettings};
@@ -33,9 +33,9 @@ pub struct SharedSettings {
     /// Its name, for the log.
     pub name: String,
     /// How it is asked.
-    pub remote: RemoteSettings,
+    pub remote: QueueSettings,
     /// Whether its counters are in different places, each of which decides by itself: the slots of a cluster.
-    pub parted: bool,
+    pub partitioned: bool,
     /// The entry whose value says where a counter lives, where its key has it.
     pub tag: Option<String>,
     /// How many instances share it: while it is away, each keeps its part of every limit.
@@ -49,11 +49,11 @@ pub struct SharedSettings {
 impl SharedSettings {
     /// What holds where nothing else is said: alone, asked for every decision.
     pub fn new(name: &str) -> Self {
-        let remote = RemoteSettings::default();
+        let remote = QueueSettings::default();
         Self {
             name: name.to_owned(),
             remote,
-            parted: false,
+            partitioned: false,
             tag: None,
             instances: 1,
             refusal_cache: None,
@@ -65,17 +65,17 @@ impl SharedSettings {
 /// A store that other instances count in too.
 #[derive(Debug)]
 pub struct Shared {
-    remote: Remote,
+    remote: Queue,
     settings: SharedSettings,
     refusals: Option<RefusalCache>,
     leases: Option<QuotaLeases>,
     /// Decides while the store is away.
-    stand_in: Mutex<Option<StandIn>>,
+    fallback: Mutex<Option<Fallback>>,
 }
 
 /// Counters of the time that a store is away.
 #[derive(Debug)]
-struct StandIn {
+struct Fallback {
     memory: Arc<Memory>,
     /// How often the store had come back when this began. It is thrown away when that has changed, and nothing failed
     /// for a while: a store that fails now and then would give everybody another limit each time.
@@ -84,7 +84,7 @@ struct StandIn {
     used: Timestamp,
 }
 
-impl StandIn {
+impl Fallback {
     /// Whether it goes on, or the time that it stood for is over.
     fn stands(&self, returns: u32, now: Timestamp) -> bool {
         self.since == returns || now - self.used < QUIET
@@ -94,14 +94,14 @@ impl StandIn {
 impl Shared {
     /// A store that is asked through `backend`. To be called within a runtime, where its calls are made.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
-        let remote = Remote::new(&settings.name, backend, settings.remote);
+        let remote = Queue::new(&settings.name, backend, settings.remote);
         let refusals = settings.refusal_cache.map(RefusalCache::new);
         let leases = settings.quota_lease.map(QuotaLeases::new);
-        Self { remote, settings, refusals, leases, stand_in: Mutex::new(None) }
+        Self { remote, settings, refusals, leases, fallback: Mutex::new(None) }
     }
 
     /// How it is asked.
-    pub fn remote(&self) -> &Remote {
+    pub fn remote(&self) -> &Queue {
         &self.remote
     }
 
@@ -184,11 +184,11 @@ impl Shared {
 
     /// The place in this store where a counter is decided. Counters of one place are decided together.
     pub(super) fn place(&self, counter: &CounterName) -> u16 {
-        if self.settings.parted { counter.home() } else { 0 }
+        if self.settings.partitioned { counter.partition() } else { 0 }
     }
 
     /// Answers a plan that the store could not, as the limiters' policies say (semantics 31).
-    pub(super) fn stand_in(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
+    pub(super) fn fallback(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
         let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
         let memory = needed.then(|| self.memory(now));
@@ -247,15 +247,15 @@ impl Shared {
     /// The stand-in's counters, of this time that the store is away.
     fn memory(&self, now: Timestamp) -> Arc<Memory> {
         let since = self.remote.returns();
-        let mut stand_in = self.stand_in.lock();
-        match stand_in.as_mut().filter(|standing| standing.stands(since, now)) {
+        let mut fallback = self.fallback.lock();
+        match fallback.as_mut().filter(|standing| standing.stands(since, now)) {
             Some(standing) => {
                 standing.used = standing.used.max(now);
                 standing.memory.clone()
             }
             None => {
                 let memory = Arc::new(Memory::new(&[STAND_IN]));
-                *stand_in = Some(StandIn { memory: memory.clone(), since, used: now });
+                *fallback = Some(Fallback { memory: memory.clone(), since, used: now });
                 memory
             }
         }
@@ -268,9 +268,9 @@ impl Shared {
         }
         let since = self.remote.returns();
         let memory = {
-            let mut stand_in = self.stand_in.lock();
-            stand_in.take_if(|standing| !standing.stands(since, now));
-            stand_in.as_ref().map(|standing| standing.memory.clone())
+            let mut fallback = self.fallback.lock();
+            fallback.take_if(|standing| !standing.stands(since, now));
+            fallback.as_ref().map(|standing| standing.memory.clone())
         };
         if let Some(memory) = memory {
             memory.sweep(now);

@@ -4,7 +4,7 @@
 //!   ask(plan) -> queue -> a call with all that waits -> Backend::execute -> each its answer
 //!      |                    never waits for more           |
 //!      |<- deadline: Fault::Timeout                        '- nobody waits any more: leases go back
-//!      |<- suspended: Fault::Suspended, at once; a probe looks for its return
+//!      |<- circuit_open: Fault::CircuitOpen, at once; a probe looks for its return
 //! ```
 //!
 //! All of this is so for each part of a store that can be away by itself. How long things take is told by tokio's clock,
@@ -38,7 +38,7 @@ const PROBE: Duration = Duration::from_millis(100);
 
 /// How a store outside this process is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RemoteSettings {
+pub struct QueueSettings {
     /// How long a decision waits.
     pub deadline: Duration,
     /// The most plans in one call; 1 sends each by itself.
@@ -47,14 +47,14 @@ pub struct RemoteSettings {
     pub calls: usize,
 }
 
-impl Default for RemoteSettings {
+impl Default for QueueSettings {
     fn default() -> Self {
         Self { deadline: Duration::from_millis(10), batch: 64, calls: 2 }
     }
 }
 
 /// What a store is counted with.
-pub struct Watch {
+pub struct StoreMetrics {
     /// Seconds from a call to its answer.
     pub latency: Histogram,
     /// Plans in a call.
@@ -64,7 +64,7 @@ pub struct Watch {
     /// Checks answered by policy: allowed, denied, decided locally.
     pub policy: [Counter; 3],
     /// Whether the store is left alone.
-    pub suspended: Gauge,
+    pub circuit_open: Gauge,
     /// Plans that took charges back, whether or not anybody waited for it: done, and failed.
     pub undone: [Counter; 2],
     /// Plans answered without a call: by the cache of refusals, and from a lease of quota.
@@ -72,7 +72,7 @@ pub struct Watch {
 }
 
 /// A store outside this process.
-pub struct Remote {
+pub struct Queue {
     asking: Arc<Asking>,
     /// One for each part of the store.
     queues: Vec<mpsc::UnboundedSender<Asked>>,
@@ -82,12 +82,12 @@ pub struct Remote {
 struct Asking {
     name: String,
     backend: Box<dyn DynBackend>,
-    settings: RemoteSettings,
+    settings: QueueSettings,
     /// One for each part of the store.
     breakers: Vec<Breaker>,
     /// How often nothing failed any more.
     returns: AtomicU32,
-    watch: ArcSwapOption<Watch>,
+    watch: ArcSwapOption<StoreMetrics>,
 }
 
 /// A plan that waits for its call.
@@ -101,10 +101,10 @@ struct Asked {
     borrowed: bool,
 }
 
-impl Remote {
+impl Queue {
     /// A store that is asked through `backend`. To be called within a runtime, where its calls are made until it is
     /// dropped.
-    pub fn new(name: &str, backend: impl Backend, settings: RemoteSettings) -> Self {
+    pub fn new(name: &str, backend: impl Backend, settings: QueueSettings) -> Self {
         let breakers = (0..backend.lanes()).map(|_| Breaker::default()).collect();
         let asking = Arc::new(Asking {
             name: name.to_owned(),
@@ -124,8 +124,8 @@ impl Remote {
     }
 
     /// Counts with these from now on.
-    pub fn watch(&self, watch: Arc<Watch>) {
-        watch.suspended.set(f64::from(u8::from(self.suspended())));
+    pub fn watch(&self, watch: Arc<StoreMetrics>) {
+        watch.circuit_open.set(f64::from(u8::from(self.circuit_open())));
         self.asking.watch.store(Some(watch));
     }
 
@@ -156,7 +156,7 @@ impl Remote {
         borrowed: bool,
     ) -> Result<Applied, Fault> {
         let lane = self.asking.backend.lane(&plan);
-        let answer = match self.asking.breakers[lane].suspended() {
+        let answer = match self.asking.breakers[lane].circuit_open() {
             true => {
                 // What is given back is worth a try: the store may be back, and not be asked yet. Its checks are answered
                 // without it, so nothing is charged for them there.
@@ -164,7 +164,7 @@ impl Remote {
                 if !given_back.is_empty() {
                     self.post(given_back, now);
                 }
-                Err(Fault::Suspended)
+                Err(Fault::CircuitOpen)
             }
             false => self.wait(lane, plan, now, deadline, borrowed).await,
         };
@@ -236,12 +236,12 @@ impl Remote {
     }
 
     /// Whether the store is left alone for now, or a part of it.
-    pub fn suspended(&self) -> bool {
-        self.asking.suspended()
+    pub fn circuit_open(&self) -> bool {
+        self.asking.circuit_open()
     }
 
     /// What the store is counted with, for those who answer in its place.
-    pub(super) fn count(&self, count: impl FnOnce(&Watch)) {
+    pub(super) fn count(&self, count: impl FnOnce(&StoreMetrics)) {
         self.asking.count(count);
     }
 
@@ -253,7 +253,7 @@ impl Remote {
 }
 
 impl Asking {
-    fn count(&self, count: impl FnOnce(&Watch)) {
+    fn count(&self, count: impl FnOnce(&StoreMetrics)) {
         if let Some(watch) = &*self.watch.load() {
             count(watch);
         }
@@ -267,14 +267,14 @@ impl Asking {
         if begun.elapsed() > self.settings.deadline { answer.and(Err(Fault::Timeout)) } else { answer }
     }
 
-    fn suspended(&self) -> bool {
-        self.breakers.iter().any(Breaker::suspended)
+    fn circuit_open(&self) -> bool {
+        self.breakers.iter().any(Breaker::circuit_open)
     }
 
     fn failed(&self, lane: usize, fault: Fault) {
         if self.breakers[lane].failed(fault, self.settings.deadline) {
             tracing::warn!(store = self.name, lane, %fault, "the store is left alone until it answers again");
-            self.count(|watch| watch.suspended.set(1.0));
+            self.count(|watch| watch.circuit_open.set(1.0));
         }
     }
 
@@ -317,7 +317,7 @@ impl Asking {
     fn answered(&self, lane: usize) {
         if self.breakers[lane].answered() {
             tracing::info!(store = self.name, lane, "the store answers again");
-            self.count(|watch| watch.suspended.set(f64::from(u8::from(self.suspended()))));
+            self.count(|watch| watch.circuit_open.set(f64::from(u8::from(self.circuit_open()))));
         }
     }
 }
@@ -357,9 +357,9 @@ async fn call(asking: Arc<Asking>, lane: usize, mut batch: Vec<Asked>) {
         let asked = batch.into_iter().map(|asked| (asked.plan, (asked.answer, asked.borrowed)));
         let (plans, waiting): (Vec<Plan>, Vec<_>) = asked.unzip();
         let begun = Instant::now();
-        asking.breakers[lane].under_way.fetch_add(1, Ordering::Relaxed);
+        asking.breakers[lane].in_flight.fetch_add(1, Ordering::Relaxed);
         let answers = asking.backend.execute(&plans, now).await;
-        asking.breakers[lane].under_way.fetch_sub(1, Ordering::Relaxed);
+        asking.breakers[lane].in_flight.fetch_sub(1, Ordering::Relaxed);
         asking.count(|watch| {
             watch.latency.record(begun.elapsed());
             watch.batch.record(plans.len() as f64);
@@ -416,10 +416,10 @@ async fn look_for_return(asking: Arc<Asking>, lane: usize) {
     let breaker = &asking.breakers[lane];
     loop {
         breaker.opened.notified().await;
-        while breaker.suspended() {
+        while breaker.circuit_open() {
             match asking.in_time(asking.backend.probe_lane(lane)).await {
                 // A store that answers this and nothing else may be held up where the counters are.
-                Ok(()) if breaker.under_way.load(Ordering::Relaxed) > 0 => {}
+                Ok(()) if breaker.in_flight.load(Ordering::Relaxed) > 0 => {}
                 Ok(()) => {
                     // A node that has lost its slots to another is never written to again.
                     if asking.breakers.len() > 1 {
@@ -429,7 +429,7 @@ async fn look_for_return(asking: Arc<Asking>, lane: usize) {
                 }
                 Err(fault) => tracing::debug!(store = asking.name, lane, %fault, "the store is still away"),
             }
-            if breaker.suspended() {
+            if breaker.circuit_open() {
                 tokio::time::sleep(PROBE).await;
             }
         }
@@ -441,9 +441,9 @@ async fn look_for_return(asking: Arc<Asking>, lane: usize) {
 struct Breaker {
     /// Those in a row.
     failures: Mutex<Failures>,
-    suspended: AtomicBool,
+    circuit_open: AtomicBool,
     /// Calls that have not been answered yet.
-    under_way: AtomicUsize,
+    in_flight: AtomicUsize,
     /// Whether the store was away, or could not do what it was asked, since it last came back. One late answer is
     /// neither, or whoever stands in would start afresh after each.
     faulty: AtomicBool,
@@ -458,8 +458,8 @@ struct Failures {
 }
 
 impl Breaker {
-    fn suspended(&self) -> bool {
-        self.suspended.load(Ordering::Relaxed)
+    fn circuit_open(&self) -> bool {
+        self.circuit_open.load(Ordering::Relaxed)
     }
 
     fn faulty(&self) -> bool {
@@ -479,7 +479,7 @@ impl Breaker {
         if enough {
             self.faulty.store(true, Ordering::Release);
         }
-        let opens = enough && !self.suspended.swap(true, Ordering::AcqRel);
+        let opens = enough && !self.circuit_open.swap(true, Ordering::AcqRel);
         if opens {
             self.opened.notify_one();
         }
@@ -494,7 +494,7 @@ impl Breaker {
     /// Says whether the store is asked again from now on.
     fn answered(&self) -> bool {
         *self.failures.lock() = Failures::default();
-        self.suspended.load(Ordering::Relaxed) && self.suspended.swap(false, Ordering::AcqRel)
+        self.circuit_open.load(Ordering::Relaxed) && self.circuit_open.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -531,8 +531,8 @@ impl<B: Backend> DynBackend for B {
     }
 }
 
-impl std::fmt::Debug for Remote {
+impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remote").field("name", &self.asking.name).field("breakers", &self.asking.breakers).finish()
+        f.debug_struct("Queue").field("name", &self.asking.name).field("breakers", &self.asking.breakers).finish()
     }
 }

@@ -87,9 +87,9 @@ impl Cluster {
         self.nodes[0].ask(&["CLUSTER", "KEYSLOT", key])
     }
 
-    /// The slot of a home, by the tag that the layout of keys has.
-    pub fn slot_of_home(&self, home: u16) -> u16 {
-        let part = |shift: u16| char::from(b'0' + ((home >> shift) & 0x3f) as u8);
+    /// The slot of a partition, by the tag that the layout of keys has.
+    pub fn slot_of_home(&self, partition: u16) -> u16 {
+        let part = |shift: u16| char::from(b'0' + ((partition >> shift) & 0x3f) as u8);
         self.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
     }
 

@@ -276,7 +276,7 @@ impl Asked for Plain<'_> {
         joined.into_iter().chain(each.map(|(_, value)| *value)).map(Cow::Borrowed)
     }
 
-    fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
+    fn remote_address(&self, settings: &settings::AuthzSettings) -> Option<Cow<'_, str>> {
         client(self, self.source.address, settings)
     }
 
@@ -310,10 +310,10 @@ mod tests {
 
     /// All that a door asks of a request.
     fn answers(asked: &impl Asked) -> String {
-        let settings = |trust_external_address, trusted_hops| settings::Authz {
+        let settings = |trust_external_address, trusted_hops| settings::AuthzSettings {
             trust_external_address,
             trusted_hops,
-            ..settings::Authz::default()
+            ..settings::AuthzSettings::default()
         };
         let names = ["a", "x-forwarded-for", "x-envoy-external-address", "", "missing"];
         let headers: Vec<Vec<_>> = names.map(|name| asked.headers(name).collect()).into();

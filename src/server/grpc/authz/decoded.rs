@@ -55,7 +55,7 @@ impl Asked for Told<'_> {
         joined.map(|value| Cow::Borrowed(value.as_str())).into_iter().chain(raw)
     }
 
-    fn remote_address(&self, settings: &settings::Authz) -> Option<Cow<'_, str>> {
+    fn remote_address(&self, settings: &settings::AuthzSettings) -> Option<Cow<'_, str>> {
         let peer = self.source().and_then(|source| match source.address.as_ref()?.address.as_ref()? {
             Address::SocketAddress(socket) => Some(socket.address.as_str()),
             Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,

@@ -59,7 +59,11 @@ impl Authz {
 }
 
 /// The client's address: by the headers that the operator trusts, or else the peer's.
-fn client<'a>(asked: &'a impl Asked, peer: Option<&'a str>, settings: &settings::Authz) -> Option<Cow<'a, str>> {
+fn client<'a>(
+    asked: &'a impl Asked,
+    peer: Option<&'a str>,
+    settings: &settings::AuthzSettings,
+) -> Option<Cow<'a, str>> {
     if settings.trust_external_address
         && let Some(address) = joined(asked.headers("x-envoy-external-address")).and_then(one_address)
     {

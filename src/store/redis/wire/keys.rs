@@ -12,7 +12,7 @@ const LAYOUT: &str = "1";
 pub(in crate::store::redis) struct Keys {
     /// What every key begins with.
     start: Vec<u8>,
-    /// Whether keys of one home are in one slot of a cluster.
+    /// Whether keys of one partition are in one slot of a cluster.
     tagged: bool,
 }
 
@@ -22,11 +22,11 @@ impl Keys {
         Self { start: [prefix, LAYOUT].concat().into_bytes(), tagged }
     }
 
-    /// The key of a counter. In a cluster the home is its hash tag:
+    /// The key of a counter. In a cluster the partition is its hash tag:
     ///
     /// ```text
     ///   tollgate:1 <16 bytes of the name>
-    ///   tollgate:1{<home>}<the first 14 bytes of the name>
+    ///   tollgate:1{<partition>}<the first 14 bytes of the name>
     /// ```
     ///
     /// A key of up to 31 bytes with the state of a bucket takes 88 bytes of Redis.
@@ -35,7 +35,7 @@ impl Keys {
         key.extend_from_slice(&self.start);
         let [first, second] = counter.0;
         if self.tagged {
-            key.extend_from_slice(&tag(counter.home()));
+            key.extend_from_slice(&tag(counter.partition()));
             key.extend_from_slice(&first.to_be_bytes());
             key.extend_from_slice(&second.to_be_bytes()[..6]);
         } else {
@@ -53,10 +53,10 @@ impl Keys {
         [key, beside]
     }
 
-    /// What the keys of one home begin with in a cluster, which decides their slot.
-    pub(in crate::store::redis) fn at_home(&self, home: u16) -> SmallVec<[u8; 64]> {
+    /// What the keys of one partition begin with in a cluster, which decides their slot.
+    pub(in crate::store::redis) fn in_partition(&self, partition: u16) -> SmallVec<[u8; 64]> {
         let mut start = SmallVec::from_slice(&self.start);
-        start.extend_from_slice(&tag(home));
+        start.extend_from_slice(&tag(partition));
         start
     }
 
@@ -69,9 +69,9 @@ impl Keys {
 /// What the key of the second set of leases ends with.
 pub(super) const BESIDE: u8 = b'a';
 
-/// A home in three characters between braces. They are never empty and never a brace, which would end the tag.
-fn tag(home: u16) -> [u8; 5] {
-    let part = |shift: u16| b'0' + ((home >> shift) & 0x3f) as u8;
+/// A partition in three characters between braces. They are never empty and never a brace, which would end the tag.
+fn tag(partition: u16) -> [u8; 5] {
+    let part = |shift: u16| b'0' + ((partition >> shift) & 0x3f) as u8;
     [b'{', part(12), part(6), part(0), b'}']
 }
 
