@@ -1,6 +1,6 @@
-//! tollgate decides, for gateways and workers: may this pass, and if not, when?
+//! tollgate decides rate limits and quotas, for gateways and workers: may this pass, and if not, when?
 //!
-//! The binary serves Envoy's rate limit service and ext_authz; this library is everything in it, for programs that
+//! The binary serves Envoy's rate limit service and ext_authz. This library is everything in it, for programs that
 //! decide in their own process and for tests. [`engine::Engine::decide`] is the short way in, with an example.
 //!
 //! ```text
@@ -9,38 +9,45 @@
 //!    descriptor::Request                                                  |
 //!         '------------------->.                              .-----------'
 //!                              v                              |
-//!                      engine::decide ------------> decision::Decision
+//!                  engine::Version::decide -----> decision::Decision
 //!                        |                                    ^
-//!            rules.plan(&request) -> Plan { checks }          | Decision::judge
+//!            rules.plan(&request) -> plan::Plan { checks }    | Decision::judge
 //!                        |                                    |
-//!                        '---> store.apply(&plan) --> Applied { outcomes }
+//!                        '---> stores.apply(&plan) --> plan::Applied { answers }
 //! ```
 //!
-//! # The rooms, in reading order
+//! # Rooms
 //!
-//! | room | its noun |
+//! A room imports only rooms above it in this table; `tests/tidy` reads the table and every path in `src/`.
+//!
+//! | room | holds |
 //! |---|---|
-//! | [`clock`] | a moment |
-//! | [`descriptor`] | what is asked |
-//! | [`limiter`] | the arithmetic: limits, plans, [`limiter::advance`] |
-//! | [`rules`] | which limiters apply, and what counters are called |
-//! | [`decision`] | the answer |
+//! | [`clock`] | moments, and the clocks that give them |
+//! | [`descriptor`] | what is asked: domain, descriptors, entries, hits |
+//! | [`settings`] | what the operator chose for the doors |
+//! | [`limiter`] | the arithmetic: one file for each algorithm |
+//! | [`plan`] | what rules ask and stores answer; [`plan::advance`] is its meaning |
+//! | [`secret`] | the deployment's secret, and the hashed names of counters |
+//! | [`lease`] | ids and sealed texts of held slots |
 //! | [`store`] | where counters are kept |
-//! | [`engine`] | the walk; the one place that awaits |
-//! | [`telemetry`] | what it tells of itself |
-//! | [`server`] | the doors: gRPC, HTTP, admin, headers |
+//! | [`rules`] | which limiters apply to a request |
+//! | [`decision`] | the answer |
+//! | [`engine`] | the walk of a request; the one place that awaits a store |
+//! | [`telemetry`] | metrics, the log of refusals, the most refused |
+//! | [`service`] | the version in use, shared by all doors |
+//! | [`server`] | the doors: gRPC, HTTP, admin |
 //! | [`config`] | what the operator wrote, read strictly |
-//! | [`app`] | the whole, built and served |
+//! | [`app`] | the whole, built from a configuration and served |
 //!
-//! A room imports only rooms above it. The first five are pure: time is an argument; nothing awaits, logs or counts.
+//! Time is an argument to `limiter`, `plan`, `rules` and `decision`: they neither await, log nor count.
 //!
 //! # Invariants
 //!
 //! * A request is charged to all its limiters or to none, except where a check says otherwise.
-//! * A store does what [`limiter::advance`] does, decision by decision.
+//! * A store does what [`plan::advance`] does, decision by decision.
 //! * Counting is integer and saturating, below 2^53, and rounding never favours the caller.
 //! * No identity reaches a store, a log or a label: counters are named by a keyed hash.
-//! * Rules in use are immutable and replaced whole; a request sees one version.
+//! * Rules in use are immutable and replaced as a whole; a request sees one version.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
