@@ -19,13 +19,13 @@ ifdef STORE
 test: servers
 	$(WITH_SERVERS) cargo test --locked $(if $(filter memory,$(STORE)),--test memory --test store_contract,--test 'store_$(STORE)*' --test store_races --test store_faults --test store_app)
 else
-test: servers ## formatting, clippy, all tests, instructions a decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
+test: servers ## formatting, clippy, all tests, instructions a decision and a request; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	@scripts/deny --if-installed
 	$(WITH_SERVERS) cargo test --locked
-	@# Numbers that a change can be compared by: they are the same in every run of one build.
+	@# Fails above benches/engine/instructions.baseline by more than 1 %.
 	cargo bench --locked --profile test --bench engine -- instructions
 endif
 
