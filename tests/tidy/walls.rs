@@ -179,11 +179,14 @@ impl Checker<'_> {
     fn upward(&mut self, mention: &Mention, order: &[String]) {
         let Some(room) = self.room(mention.module) else { return };
         let floor = |room: &str| order.iter().position(|each| each == room);
+        if floor(room).is_none() && !self.tree.modules[mention.module].in_binary {
+            return; // That the table has no row for it is a fault already.
+        }
         let imported = self.rooms(&mention.import);
         let rooms = self.rooms(&mention.resolved);
         let rooms = rooms.difference(&imported).filter(|each| **each != room);
         let upward: Vec<String> = rooms
-            .filter(|each| floor(each) >= floor(room))
+            .filter(|each| floor(each).is_some() && floor(each) >= floor(room))
             .map(|each| format!("{room} uses {each}, which is above it: {}", mention.path))
             .collect();
         for text in upward {
