@@ -19,14 +19,15 @@ ifdef STORE
 test: servers
 	$(WITH_SERVERS) cargo test --locked --test stores --test shared_stores --test program -- $(if $(filter memory,$(STORE)),stores::memory stores::contract,stores::$(STORE) shared_stores:: program::on_redis)
 else
-test: servers ## formatting, clippy, docs, all tests, instructions per decision; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
+test: servers ## formatting, clippy, docs, all tests, instructions per decision and request; STORE=redis|postgres|memory: the tests of that store, and those of all shared stores
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 	@scripts/deny --if-installed
 	@scripts/msrv --if-installed
+	@scripts/features --count
 	$(WITH_SERVERS) cargo test --locked
-	@# Instruction counts are the same in every run of one build, so two commits can be compared by them.
+	@# Fails above benches/engine/instructions.baseline by more than 1 %.
 	cargo bench --locked --profile test --bench engine -- instructions
 endif
 

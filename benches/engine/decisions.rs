@@ -8,6 +8,7 @@ use tollgate::engine::Engine;
 
 use crate::baseline::Bare;
 use crate::books::{composite, decide};
+use crate::instructions::counted;
 use crate::timing::{Draws, compare, line};
 
 /// Values of each of the two keys.
@@ -99,12 +100,12 @@ pub fn count(bare_only: bool, requests: usize) {
     let (engine, bare) = (composite(), Bare::new());
     let mut draws = Draws(7);
     let logins: Vec<Login> = (0..1_000).map(|_| Login::of(draws.below(KEYS), draws.below(KEYS))).collect();
-    for turn in 0..requests / logins.len() {
-        match bare_only {
-            true => update(&bare, &logins, turn as u64),
-            false => ask(&engine, &logins),
-        }
-    }
+    let turn = |number| match bare_only {
+        true => update(&bare, &logins, number as u64),
+        false => ask(&engine, &logins),
+    };
+    turn(0);
+    counted(|| (1..=requests / logins.len()).for_each(turn));
 }
 
 struct Cost {

@@ -1,45 +1,149 @@
-//! Instructions of a decision, as valgrind counts them: a number that does not depend on what else the machine does.
+//! Instructions of a decision and of a request, as valgrind counts them: numbers that do not depend on what else the
+//! machine does. Some of them are held to a baseline.
 
 use std::process::Command;
 
 use crate::timing::line;
-use crate::{decisions, rules};
+use crate::{decisions, rls, rules};
 
 /// What is counted. Each has a process of its own.
-const COUNTED: [&str; 4] = ["bare", "two buckets", "10 rules", "10 000 rules"];
+const COUNTED: [&str; 5] = ["bare", "two buckets", "10 rules", "10 000 rules", RLS];
 
-/// Prints the table.
-pub fn report() {
-    println!("instructions a decision: counters and rules in the cache");
+const RLS: &str = "RLS, two buckets";
+
+/// The allowed numbers, and what they were counted with.
+const BASELINE: &str = include_str!("instructions.baseline");
+const BASELINE_FILE: &str = "benches/engine/instructions.baseline";
+
+/// How much more than its baseline a row may be, and how much less before the baseline is to follow, in percent.
+const TOLERANCE: f64 = 1.0;
+
+/// Prints the table, and returns whether no row is above its baseline.
+pub fn report() -> bool {
+    println!("instructions a decision or request: counters and rules in the cache");
+    let baseline = Baseline::parse(BASELINE);
+    let differences = baseline.differences();
+    let mut holds = true;
     for what in COUNTED {
-        // What begins and ends a process is in both, and so is the first sight of every counter.
-        let (few, many) = (10_000, 30_000);
-        let count = instructions(what, many) - instructions(what, few);
-        line(what, &format!("{}", count / (many - few)), "");
+        let counted = count(what);
+        let row = baseline.rows.iter().find(|(name, _)| *name == what);
+        let compared = row.filter(|_| differences.is_empty());
+        let beside = compared.map(|(_, allowed)| format!("baseline {allowed}"));
+        line(what, &counted.to_string(), beside.as_deref().unwrap_or_default());
+        if let Some((_, allowed)) = compared {
+            holds &= judge(what, counted, *allowed);
+        }
     }
+    for difference in &differences {
+        println!("  NOT COMPARED with {BASELINE_FILE}: {difference}");
+    }
+    holds
 }
 
-/// Runs what is counted.
+/// Runs what is counted, `requests` times after a first time that is not counted.
 pub fn run(what: &str, requests: usize) {
     match what {
         "bare" => decisions::count(true, requests),
         "two buckets" => decisions::count(false, requests),
         "10 rules" => rules::count(rules::FEW, requests),
         "10 000 rules" => rules::count(rules::MANY, requests),
+        RLS => rls::count(requests),
         other => panic!("{other:?} is none of {COUNTED:?}"),
     }
 }
 
-fn instructions(what: &str, requests: usize) -> usize {
+/// Runs what is counted, and nothing else: valgrind collects from where this function begins until it ends.
+#[inline(never)]
+pub fn counted<T>(run: impl FnOnce() -> T) -> T {
+    std::hint::black_box(run())
+}
+
+/// The name of that function, as valgrind has it.
+const COUNTED_FUNCTION: &str = "*::instructions::counted*";
+
+/// Instructions of one request.
+fn count(what: &str) -> usize {
+    let requests = if what == RLS { 5_000 } else { 20_000 };
     let bench = std::env::current_exe().expect("this program has a path");
     let run = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
+        .arg(format!("--toggle-collect={COUNTED_FUNCTION}"))
         .arg(bench)
         .args(["instructions", what, &requests.to_string()])
+        // The allocator gives memory back by the time that has passed.
+        .env("MIMALLOC_PURGE_DELAY", "-1")
         .output()
-        .expect("valgrind is installed");
+        .unwrap_or_else(|error| panic!("cannot run valgrind, which make servers installs: {error}"));
     let told = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{told}");
-    let counted = told.lines().find_map(|line| line.split_once("Collected :")).expect("it tells what it counted");
-    counted.1.trim().parse().expect("a number")
+    let collected = told.lines().find_map(|line| line.split_once("Collected :")).expect("it tells what it counted");
+    let collected: usize = collected.1.trim().parse().expect("a number");
+    assert!(collected > requests, "valgrind does not see {COUNTED_FUNCTION}: this program has no symbols");
+    collected / requests
+}
+
+/// Whether a row is at most as much above its baseline as is allowed.
+fn judge(what: &str, counted: usize, allowed: usize) -> bool {
+    let percent = 100.0 * (counted as f64 / allowed as f64 - 1.0);
+    if percent > TOLERANCE {
+        println!(
+            "  FAILED: {what}: {counted} instructions, {percent:.2} % above the baseline of {allowed}; allowed is {TOLERANCE} %.\n  \
+             Either take the cost out again, or set \"{what}: {counted}\" in {BASELINE_FILE} in a commit that says why."
+        );
+    } else if percent < -TOLERANCE {
+        println!(
+            "  {what}: {counted} instructions, {:.2} % below the baseline of {allowed}.\n  \
+             Set \"{what}: {counted}\" in {BASELINE_FILE}, so that this is kept.",
+            -percent
+        );
+    }
+    percent <= TOLERANCE
+}
+
+/// What the file says: the build and the machine, each by its key, and the rows.
+struct Baseline<'a> {
+    build: [(&'a str, &'a str); 4],
+    rows: Vec<(&'a str, usize)>,
+}
+
+impl<'a> Baseline<'a> {
+    fn parse(text: &'a str) -> Self {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let pairs: Vec<_> = lines
+            .map(|line| line.split_once(": ").unwrap_or_else(|| panic!("{BASELINE_FILE}: {line:?} has no colon")))
+            .collect();
+        let build = ["profile", "rustc", "libc", "architecture"].map(|key| {
+            let pair = pairs.iter().find(|(each, _)| *each == key);
+            *pair.unwrap_or_else(|| panic!("{BASELINE_FILE}: {key} is missing"))
+        });
+        let rows = pairs.iter().filter(|pair| !build.contains(pair)).map(|(name, number)| {
+            assert!(COUNTED.contains(name), "{BASELINE_FILE}: {name:?} is none of {COUNTED:?}");
+            let number = number.parse().unwrap_or_else(|_| panic!("{BASELINE_FILE}: {name}: {number:?} is no number"));
+            (*name, number)
+        });
+        let rows: Vec<_> = rows.collect();
+        for held in ["two buckets", RLS] {
+            assert!(rows.iter().any(|(name, _)| *name == held), "{BASELINE_FILE}: {held} is missing");
+        }
+        Self { build, rows }
+    }
+
+    /// In what this build and this machine differ from those of the baseline, so that numbers cannot be compared.
+    fn differences(&self) -> Vec<String> {
+        let here = [
+            if cfg!(debug_assertions) { "test".to_owned() } else { "bench".to_owned() },
+            printed("rustc", &["--version"]),
+            printed("getconf", &["GNU_LIBC_VERSION"]),
+            std::env::consts::ARCH.to_owned(),
+        ];
+        let pairs = self.build.iter().zip(&here).filter(|((_, there), here)| there != here);
+        pairs.map(|((key, there), here)| format!("{key} is {here:?}, there it is {there:?}")).collect()
+    }
+}
+
+/// The first line that a program prints.
+fn printed(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run {program} to compare with the baseline: {error}"));
+    String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned()
 }

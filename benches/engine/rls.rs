@@ -1,0 +1,187 @@
+//! Requests to the RLS door in this process: the whole server over a real connection, asked by the barest client.
+//!
+//! Server and client share one thread, so that every run does the same. The client has its frames ready and reads only
+//! the heads of what comes back: of a request it takes some hundred instructions. The kernel's are not counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tollgate::app::App;
+use tollgate::clock::{ManualClock, Timestamp};
+use tollgate::config::{Config, Source};
+use tollgate::rules::Rules;
+use tollgate::store::{MemorySettings, Stores};
+
+use crate::instructions::counted;
+use crate::questions::{RLS, rls_frame};
+use crate::timing::Draws;
+
+/// The two buckets of `books::composite`, as a file has them.
+const RULES: &str = r#"
+[server]
+grpc = "127.0.0.1:0"
+http = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+secret = "measured"
+
+[limiters]
+per_account = { algorithm = "token_bucket", limit = 1000000, window = "1h" }
+per_client = { algorithm = "token_bucket", limit = 1000000, window = "1h" }
+
+[[rules]]
+domain = "edge"
+name = "login"
+match = { path = "/login" }
+apply = [{ limiter = "per_account", key = ["account"] }, { limiter = "per_client", key = ["remote_address"] }]
+"#;
+
+/// Accounts and addresses.
+const LOGINS: usize = 1_000;
+
+// Frames of HTTP/2 (RFC 9113): three bytes of length, type, flags, four bytes of stream.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// Serves and asks once by every login, and then `requests` times, which are counted. All are admitted.
+pub fn count(requests: usize) {
+    let source = Source { name: "bench.toml".into(), text: RULES.into() };
+    let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
+    let rules = Rules::compile(config.book).expect("the rules are right");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (mut client, frames) = runtime.block_on(async {
+        let stores = Stores::memory(&[MemorySettings::default()]);
+        // Time stands still, so that no bucket is full again and forgotten because the machine is slow.
+        let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000)));
+        let app = App::open_at(&config.server, rules, stores, clock).await.expect("ports are free");
+        let address = app.grpc_address().tcp().expect("it is TCP");
+        tokio::spawn(app.serve(std::future::pending()));
+        let mut client = Client::connect(address).await;
+        let mut draws = Draws(7);
+        let frames: Vec<Vec<u8>> = (0..LOGINS)
+            .map(|_| {
+                let (account, client) = (draws.below(1_000_000), draws.below(1 << 24));
+                let address = std::net::Ipv4Addr::from(0x0a00_0000 | client as u32);
+                rls_frame("edge", "/login", &format!("acct-{account:07}"), &address.to_string())
+            })
+            .collect();
+        for frame in &frames {
+            client.ask(frame).await;
+        }
+        (client, frames)
+    });
+    counted(|| {
+        runtime.block_on(async {
+            for request in 0..requests {
+                client.ask(&frames[request % LOGINS]).await;
+            }
+        });
+    });
+}
+
+/// A client of one connection that waits for every answer before it asks again.
+struct Client {
+    stream: TcpStream,
+    next_stream: u32,
+    answer: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).await.expect("the door is open");
+        stream.set_nodelay(true).expect("it is TCP");
+        // Windows that no answers of this run fill.
+        let window = (1_u32 << 31) - 1;
+        let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
+        let mut words = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        frame(&mut words, SETTINGS, 0, 0, &settings);
+        frame(&mut words, WINDOW_UPDATE, 0, 0, &(window - 65_535).to_be_bytes());
+        stream.write_all(&words).await.expect("it is read");
+        Self { stream, next_stream: 1, answer: Vec::new() }
+    }
+
+    /// Asks, and waits for the end of the answer, which is that the request is admitted.
+    async fn ask(&mut self, message: &[u8]) {
+        let (stream, first) = (self.next_stream, self.next_stream == 1);
+        self.next_stream += 2;
+        let mut words = Vec::with_capacity(256);
+        frame(&mut words, HEADERS, END_HEADERS, stream, &if first { first_head() } else { later_head() });
+        frame(&mut words, DATA, END_STREAM, stream, message);
+        self.stream.write_all(&words).await.expect("it is read");
+        let mut admitted = false;
+        loop {
+            let Some((kind, flags, of, length)) = self.head() else {
+                let read = self.stream.read_buf(&mut self.answer).await.expect("an answer");
+                assert!(read > 0, "the connection ended");
+                continue;
+            };
+            let payload = &self.answer[9..9 + length];
+            let reply = match kind {
+                SETTINGS | PING if flags & ACK == 0 => Some(payload[..if kind == PING { 8 } else { 0 }].to_vec()),
+                GOAWAY => panic!("the connection is refused: {payload:?}"),
+                // A message of gRPC: five bytes, then `overall_code`, whose tag is 8, is OK, which is 1.
+                DATA => {
+                    admitted = payload[5..].starts_with(&[8, 1]);
+                    None
+                }
+                _ => None,
+            };
+            self.answer.drain(..9 + length);
+            if let Some(reply) = reply {
+                let mut words = Vec::new();
+                frame(&mut words, kind, ACK, 0, &reply);
+                self.stream.write_all(&words).await.expect("it is read");
+            }
+            if of == stream && (kind == HEADERS || kind == DATA) && flags & END_STREAM != 0 {
+                assert!(admitted, "every request of this run is admitted");
+                return;
+            }
+        }
+    }
+
+    /// Type, flags, stream and length of the next frame, once all of it is here.
+    fn head(&self) -> Option<(u8, u8, u32, usize)> {
+        let head = self.answer.first_chunk::<9>()?;
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        (self.answer.len() >= 9 + length).then_some((head[3], head[4], stream, length))
+    }
+}
+
+fn frame(words: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).expect("a question is short");
+    words.extend(&length.to_be_bytes()[1..]);
+    words.extend([kind, flags]);
+    words.extend(stream.to_be_bytes());
+    words.extend(payload);
+}
+
+/// POST by http, and four headers that the server is to remember (RFC 7541, 6.2.1).
+fn first_head() -> Vec<u8> {
+    let mut head = vec![0x83, 0x86];
+    let mut text = |prefix: &[u8], texts: &[&str]| {
+        head.extend(prefix);
+        for text in texts {
+            head.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("it is short"));
+            head.extend(text.as_bytes());
+        }
+    };
+    text(&[0x44], &[RLS]);
+    text(&[0x41], &["tollgate"]);
+    text(&[0x5f], &["application/grpc"]);
+    text(&[0x40], &["te", "trailers"]);
+    head
+}
+
+/// The same once they are remembered, as every client but a new one sends it.
+fn later_head() -> Vec<u8> {
+    vec![0x83, 0x86, 0x80 | 65, 0x80 | 64, 0x80 | 63, 0x80 | 62]
+}
