@@ -37,4 +37,9 @@ impl Tollgate {
     pub fn ask(&self, ask: &Ask) -> Answer {
         ask.send(self.ports.of(8_080)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.process.log()))
     }
+
+    /// Stops it as a debugger would: the system still accepts connections, and nothing answers them.
+    pub fn hang(&self) {
+        self.process.signal("-STOP");
+    }
 }
