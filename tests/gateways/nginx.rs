@@ -45,6 +45,7 @@ fn nginx_asks_and_restores_the_refusal() {
     ask(&spoofed.header("x-original-uri", "/").header("x-original-method", "GET")).expect(429);
 
     ask(&Ask::get("/internal/keys").from("203.0.113.4")).expect(404);
+    ask(&Ask::get("http://gateway.test/internal/keys").from("203.0.113.4")).expect(404);
     assert!(
         site.upstream.seen().iter().all(|seen| !seen.line.contains("internal")),
         "a denied request went no further"

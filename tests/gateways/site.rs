@@ -176,6 +176,8 @@ pub fn passes_on_what_rules_use(sample: &Sample) {
         site.ask(&Ask::get("/page").header("key", key)).expect(status);
         site.ask(&Ask::get("/page").header("cookie", &format!("a=b; key={key}"))).expect(status);
         site.ask(&Ask::get(&format!("/page?a=b&key={key}"))).expect(status);
+        // Browsers escape these characters; other clients need not.
+        site.ask(&Ask::get(&format!("/page?a=\"<>`&key={key}"))).expect(status);
     }
 }
 
