@@ -37,6 +37,7 @@ fn haproxy_admits_the_limit_exactly_and_passes_answers_on() {
     let Some(answers) = site::admits_the_limit_exactly(&HAPROXY) else { return };
     let mut remaining = Vec::new();
     for answer in answers {
+        assert_eq!(answer.header("x-tollgate-answered"), None, "it is for the script alone");
         match answer.status {
             429 => site::is_as_tollgate_wrote_it(&answer),
             _ => {
@@ -74,6 +75,7 @@ fn haproxy_admits_when_told_to_although_tollgate_hangs_or_is_gone() {
     let Some(mut site) = Site::start(&Sample { command, ..HAPROXY }, Timeouts::Sample, "") else { return };
     let denied = Ask::get("/internal/keys");
     site.ask(&denied).expect(404);
+    site.ask(&Ask::new("OPTIONS", "*")).expect(400);
     site.hang_tollgate();
     let began = Instant::now();
     site.ask(&denied).expect(200);
