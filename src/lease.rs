@@ -33,7 +33,7 @@ impl LeaseIds {
     }
 
     /// An id that was never handed out.
-    pub fn make(&self) -> LeaseId {
+    pub fn next_id(&self) -> LeaseId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         LeaseId(u128::from(self.instance) << 64 | u128::from(count))
     }
@@ -107,7 +107,7 @@ mod tests {
         let secret = Secret::new("s");
         let stores = ["main".to_owned(), "other".to_owned()];
         let slots = [(1, CounterName([7, 8])), (0, CounterName([9, 10]))].into_iter().collect();
-        let token = LeaseToken { id: LeaseIds::new().make(), slots };
+        let token = LeaseToken { id: LeaseIds::new().next_id(), slots };
         let text = token.seal(&secret, &stores);
         assert_eq!(LeaseToken::open(&text, &secret, &stores), Some(token));
         assert_eq!(LeaseToken::open(&text, &Secret::new("t"), &stores), None);

@@ -38,7 +38,7 @@ pub struct Calendar {
 
 impl CalendarUnit {
     /// The mean length, as Envoy's units have it (semantics 23).
-    pub fn mean(self) -> Duration {
+    pub fn nominal_length(self) -> Duration {
         Duration::from_secs(match self {
             CalendarUnit::Hour => 3_600,
             CalendarUnit::Day => 86_400,

@@ -69,12 +69,12 @@ impl Leases {
     pub fn growth(&self) -> usize {
         match self.leases.len() < self.leases.capacity() {
             true => 0,
-            false => self.more_places() * size_of::<Lease>(),
+            false => self.grown_capacity() * size_of::<Lease>(),
         }
     }
 
     /// By how many places a full set grows: it doubles.
-    fn more_places(&self) -> usize {
+    fn grown_capacity(&self) -> usize {
         self.leases.len().max(4)
     }
 
@@ -116,7 +116,7 @@ impl Leases {
 
     fn insert(&mut self, lease: Lease) {
         if self.leases.len() == self.leases.capacity() {
-            self.leases.reserve_exact(self.more_places());
+            self.leases.reserve_exact(self.grown_capacity());
         }
         let place = self.leases.partition_point(|held| held.expires <= lease.expires);
         self.leases.insert(place, lease);

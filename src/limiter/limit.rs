@@ -6,7 +6,7 @@ use super::{
 };
 
 /// The largest integer that every store counts exactly.
-pub const EXACT: u64 = 1 << 53;
+pub const MAX_EXACT_INTEGER: u64 = 1 << 53;
 
 /// The numbers that one check is decided by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -19,7 +19,7 @@ pub use self::calendar::{Calendar, CalendarUnit};
 pub use self::concurrency::{Concurrency, Lease, LeaseId, LeaseStatus, Leases};
 pub use self::fixed_window::{Alignment, CalendarBounds, FixedCount, FixedWindow};
 pub(crate) use self::limit::with_algorithm;
-pub use self::limit::{EXACT, Limit, State};
+pub use self::limit::{Limit, MAX_EXACT_INTEGER, State};
 pub use self::sliding_counter::{CounterPair, SlidingCounter};
 pub use self::sliding_window::{Grants, SlidingWindow};
 pub use self::spec::{

@@ -63,7 +63,7 @@ impl Grants {
         let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
         let mut capacity = self.moments.capacity();
         while capacity < wanted {
-            capacity = more_places(capacity, full);
+            capacity = grown_capacity(capacity, full);
         }
         (capacity - self.moments.capacity()) * size_of::<u64>()
     }
@@ -71,7 +71,7 @@ impl Grants {
 
 /// The places that a log of so many grows to when they are taken: twice as many, but never more than it needs when
 /// it is full.
-fn more_places(places: usize, full: usize) -> usize {
+fn grown_capacity(places: usize, full: usize) -> usize {
     (places * 2).clamp(4, full.max(4))
 }
 
@@ -147,7 +147,7 @@ impl Arithmetic for SlidingWindow {
             if grants.moments.len() == full {
                 grants.moments.pop_front();
             } else if grants.moments.len() == grants.moments.capacity() {
-                let more = more_places(grants.moments.len(), full) - grants.moments.len();
+                let more = grown_capacity(grants.moments.len(), full) - grants.moments.len();
                 grants.moments.reserve_exact(more);
             }
             grants.moments.push_back(now.micros());

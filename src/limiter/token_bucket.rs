@@ -15,7 +15,7 @@
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
-use super::{Arithmetic, Charged, EXACT, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, Charged, LeaseId, MAX_EXACT_INTEGER, Need, Report, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
@@ -65,17 +65,20 @@ impl TokenBucket {
         assert!(tokens > 0 && window > 0 && burst > 0, "a bucket has a rate and holds something");
         let divisor = gcd(tokens, window);
         let (exact_drain, exact_unit) = (tokens / divisor, window / divisor);
-        let largest_unit = EXACT / 2 / u64::from(burst);
-        let (drain, unit) = if exact_unit <= largest_unit && exact_drain <= EXACT / 2 {
+        let largest_unit = MAX_EXACT_INTEGER / 2 / u64::from(burst);
+        let (drain, unit) = if exact_unit <= largest_unit && exact_drain <= MAX_EXACT_INTEGER / 2 {
             (exact_drain, exact_unit)
         } else {
             let scaled = u128::from(exact_drain) * u128::from(largest_unit) / u128::from(exact_unit);
             match u64::try_from(scaled) {
-                Ok(drain) if (100..=EXACT / 2).contains(&drain) && exact_unit > largest_unit => (drain, largest_unit),
+                Ok(drain) if (100..=MAX_EXACT_INTEGER / 2).contains(&drain) && exact_unit > largest_unit => {
+                    (drain, largest_unit)
+                }
                 _ => return Err(Unrepresentable { largest_burst: largest_burst(exact_drain, exact_unit) }),
             }
         };
-        let capacity = u64::from(burst).saturating_add(max_debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        let capacity =
+            u64::from(burst).saturating_add(max_debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
         Ok(Self { burst, capacity, unit, drain })
     }
 
@@ -106,7 +109,8 @@ impl TokenBucket {
         let (slow, fast) = if slower(&self, &other) { (self, other) } else { (other, self) };
         let burst = slow.burst.min(fast.burst);
         let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));
-        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / slow.unit).max(u64::from(burst));
+        let capacity =
+            u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / slow.unit).max(u64::from(burst));
         Self { burst, capacity, ..slow }
     }
 
@@ -120,11 +124,11 @@ impl TokenBucket {
         let burst = (self.burst / instances).max(1);
         let debt = (self.capacity - u64::from(self.burst)) / u64::from(instances);
         let slower = self.unit.saturating_mul(u64::from(instances));
-        let (unit, drain) = match slower <= EXACT / 2 / u64::from(burst) {
+        let (unit, drain) = match slower <= MAX_EXACT_INTEGER / 2 / u64::from(burst) {
             true => (slower, self.drain),
             false => (self.unit, (self.drain / u64::from(instances)).max(1)),
         };
-        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        let capacity = u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
         Self { burst, capacity, unit, drain }
     }
 
@@ -219,13 +223,13 @@ impl Arithmetic for TokenBucket {
 fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     match level == 0 || from == to {
         true => level.min(capacity * to),
-        false => regrade(level, from, to, capacity),
+        false => rescale_after_change(level, from, to, capacity),
     }
 }
 
 /// [`rescale`] after a change of numbers, which is rare: once for each counter and change.
 #[cold]
-fn regrade(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
+fn rescale_after_change(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     let (tokens, part) = (level / from, level % from);
     if tokens >= capacity {
         return capacity * to;
@@ -239,10 +243,10 @@ fn regrade(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
 
 /// The largest burst with which a rate of `drain / unit` tokens a microsecond keeps within one percent.
 fn largest_burst(drain: u64, unit: u64) -> u32 {
-    // With fewer levels in a token: drain x floor(EXACT / 2 / burst) / unit >= 100.
+    // With fewer levels in a token: drain x floor(MAX_EXACT_INTEGER / 2 / burst) / unit >= 100.
     let fewest_levels = (100 * u128::from(unit)).div_ceil(u128::from(drain));
-    let rounded = u128::from(EXACT / 2) / fewest_levels;
-    let exact = u128::from(EXACT / 2 / unit);
+    let rounded = u128::from(MAX_EXACT_INTEGER / 2) / fewest_levels;
+    let exact = u128::from(MAX_EXACT_INTEGER / 2 / unit);
     u32::try_from(rounded.max(exact)).unwrap_or(u32::MAX)
 }
 

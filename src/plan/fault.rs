@@ -43,7 +43,7 @@ impl Fault {
     ];
 
     /// One word for labels.
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Fault::Full => "full",
             Fault::Timeout => "timeout",

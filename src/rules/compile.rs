@@ -25,7 +25,7 @@ pub struct Rules {
     pub(super) limiters: Vec<Limiter>,
     /// What a bucket of each limiter can owe where the operator did not say (semantics 9).
     pub(super) debts: Vec<u64>,
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
     pub(super) by_name: HashMap<String, usize, RandomState>,
 }
@@ -74,9 +74,9 @@ pub(super) enum CompiledAction {
 pub(super) struct CompiledApply {
     pub(super) domain: String,
     pub(super) reference: String,
-    pub(super) template: Template,
+    pub(super) template: LimiterTemplate,
     /// In order of the entries' names, so that two rules that list them differently share a counter.
-    pub(super) key: Vec<CompiledKey>,
+    pub(super) key: Vec<CompiledKeyEntry>,
     /// Which entry of the key says where a counter lives, in a store that has places.
     pub(super) partitions: Option<(Partitions, usize)>,
     pub(super) charge: Charge,
@@ -85,32 +85,32 @@ pub(super) struct CompiledApply {
 }
 
 #[derive(Debug)]
-pub(super) struct CompiledKey {
+pub(super) struct CompiledKeyEntry {
     pub(super) entry: String,
     pub(super) normalise: Vec<Normaliser>,
 }
 
 /// Which limiter a reference stands for. Numbers are places in [`Rules::targets`].
 #[derive(Debug)]
-pub(super) enum Template {
+pub(super) enum LimiterTemplate {
     /// A name without placeholders.
     Fixed(u32),
     /// One placeholder: the limiter by the entry's value.
     One { entry: String, by_value: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
     /// Several: the limiter by the whole name.
-    Many { parts: Vec<Part>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
+    Many { parts: Vec<TemplatePart>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
 }
 
 /// A piece of a reference as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum TemplatePart {
     Text(String),
     Entry(String),
 }
 
 /// One limiter as one reference reaches it.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct LimiterTarget {
     /// The places of the domain and of the rule in it that reach it.
     pub(super) at: (usize, u32),
     pub(super) limiter: u32,
@@ -123,7 +123,7 @@ pub(super) struct Target {
 #[derive(Debug)]
 pub(super) struct QuotaTarget {
     pub(super) prefix: NamePrefix,
-    /// Absent where it depends on the moment.
+    /// MissingEntries where it depends on the moment.
     pub(super) limit: Option<Limit>,
 }
 
@@ -209,7 +209,7 @@ impl Rules {
 
     /// Every target by its place: the places of its domain and rule, and the limiter's name.
     pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
-        let name = |target: &Target| self.limiters[target.limiter as usize].name.as_str();
+        let name = |target: &LimiterTarget| self.limiters[target.limiter as usize].name.as_str();
         self.targets.iter().map(move |target| (target.at, name(target)))
     }
 
@@ -229,7 +229,7 @@ impl Rules {
     }
 
     /// The numbers of a target's quota at `now`.
-    pub(super) fn limit(&self, target: &Target, quota: &QuotaTarget, now: Timestamp) -> Limit {
+    pub(super) fn limit(&self, target: &LimiterTarget, quota: &QuotaTarget, now: Timestamp) -> Limit {
         quota.limit.unwrap_or_else(|| {
             let limiter = target.limiter as usize;
             let configured = self.limiters[limiter].quota.as_ref();
@@ -256,29 +256,29 @@ impl<'r> RuleLabel<'r> {
 }
 
 /// Splits `api_{tier}` into its pieces. An unclosed brace is text.
-pub(super) fn parts(reference: &str) -> Vec<Part> {
+pub(super) fn parts(reference: &str) -> Vec<TemplatePart> {
     let mut parts = Vec::new();
     let mut rest = reference;
     while let Some((before, after)) = rest.split_once('{') {
         let Some((entry, after)) = after.split_once('}') else { break };
         if !before.is_empty() {
-            parts.push(Part::Text(before.to_owned()));
+            parts.push(TemplatePart::Text(before.to_owned()));
         }
-        parts.push(Part::Entry(entry.to_owned()));
+        parts.push(TemplatePart::Entry(entry.to_owned()));
         rest = after;
     }
     if !rest.is_empty() {
-        parts.push(Part::Text(rest.to_owned()));
+        parts.push(TemplatePart::Text(rest.to_owned()));
     }
     parts
 }
 
 /// What the placeholders of `parts` were filled with to give `name`, where that can be.
-fn fill(parts: &[Part], name: &str) -> bool {
+fn fill(parts: &[TemplatePart], name: &str) -> bool {
     match parts {
         [] => name.is_empty(),
-        [Part::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
-        [Part::Entry(_), rest @ ..] => {
+        [TemplatePart::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
+        [TemplatePart::Entry(_), rest @ ..] => {
             (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| fill(rest, &name[end..]))
         }
     }
@@ -287,7 +287,7 @@ fn fill(parts: &[Part], name: &str) -> bool {
 struct Compiler {
     book: RuleBook,
     errors: Vec<CompileError>,
-    targets: Vec<Target>,
+    targets: Vec<LimiterTarget>,
     debts: Vec<u64>,
     limiter_by_name: HashMap<String, u32, RandomState>,
     /// The places of the domain and of the rule that are being compiled.
@@ -351,7 +351,7 @@ impl Compiler {
             secret: self.book.secret,
             stores: self.book.stores,
             release_entry: self.book.release_entry,
-            bounds: self.book.bounds.within_reason(),
+            bounds: self.book.bounds.clamped(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
@@ -409,7 +409,7 @@ impl Compiler {
             self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         };
-        let exact_log = |target: &Target| {
+        let exact_log = |target: &LimiterTarget| {
             let quota = self.book.limiters[target.limiter as usize].quota.as_ref();
             quota.is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow))
         };
@@ -423,7 +423,7 @@ impl Compiler {
             return None;
         }
         let addresses = addresses(&domain.addresses);
-        let mut key: Vec<CompiledKey> = apply
+        let mut key: Vec<CompiledKeyEntry> = apply
             .key
             .into_iter()
             .map(|part| {
@@ -432,12 +432,12 @@ impl Compiler {
                 if !cut && addresses.contains(&part.entry) {
                     normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
                 }
-                CompiledKey { entry: part.entry, normalise }
+                CompiledKeyEntry { entry: part.entry, normalise }
             })
             .collect();
         key.sort_by(|a, b| a.entry.cmp(&b.entry));
         let tag = self.book.partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
-        let tagged = key.iter().position(|part: &CompiledKey| Some(part.entry.as_str()) == tag).unwrap_or(0);
+        let tagged = key.iter().position(|part: &CompiledKeyEntry| Some(part.entry.as_str()) == tag).unwrap_or(0);
         let partitions = key.get(tagged).map(|part| (self.book.secret.partitions(&domain.name, &part.entry), tagged));
         Some(CompiledApply {
             partitions,
@@ -451,11 +451,11 @@ impl Compiler {
         })
     }
 
-    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<Template> {
+    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<LimiterTemplate> {
         let parts = parts(&apply.limiter);
-        if !parts.iter().any(|part| matches!(part, Part::Entry(_))) {
+        if !parts.iter().any(|part| matches!(part, TemplatePart::Entry(_))) {
             let limiter = *self.limiter_by_name.get(&apply.limiter)?;
-            return Some(Template::Fixed(self.target(limiter, None, apply, domain)));
+            return Some(LimiterTemplate::Fixed(self.target(limiter, None, apply, domain)));
         }
         let otherwise = match &apply.otherwise {
             None => None,
@@ -466,14 +466,14 @@ impl Compiler {
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
         let fitting = names.into_iter().filter(|name| fill(&parts, name));
-        let placeholders = parts.iter().filter(|part| matches!(part, Part::Entry(_))).count();
+        let placeholders = parts.iter().filter(|part| matches!(part, TemplatePart::Entry(_))).count();
         let mut found = HashMap::default();
         for name in fitting {
             let tier = match (placeholders, parts.as_slice()) {
-                (1, [Part::Entry(_)]) => name.clone(),
+                (1, [TemplatePart::Entry(_)]) => name.clone(),
                 (1, parts) => {
-                    let text = |part: Option<&Part>| match part {
-                        Some(Part::Text(text)) => text.len(),
+                    let text = |part: Option<&TemplatePart>| match part {
+                        Some(TemplatePart::Text(text)) => text.len(),
                         _ => 0,
                     };
                     name[text(parts.first())..name.len() - text(parts.last())].to_owned()
@@ -488,12 +488,12 @@ impl Compiler {
             return None;
         }
         let one = parts.iter().find_map(|part| match part {
-            Part::Entry(entry) if placeholders == 1 => Some(entry.clone()),
+            TemplatePart::Entry(entry) if placeholders == 1 => Some(entry.clone()),
             _ => None,
         });
         Some(match one {
-            Some(entry) => Template::One { entry, by_value: found, otherwise },
-            None => Template::Many { parts, by_name: found, otherwise },
+            Some(entry) => LimiterTemplate::One { entry, by_value: found, otherwise },
+            None => LimiterTemplate::Many { parts, by_name: found, otherwise },
         })
     }
 
@@ -508,7 +508,7 @@ impl Compiler {
             limit: fixed_limit(quota, self.debts[limiter as usize]),
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        self.targets.push(Target { at: self.at, limiter, tier, quota, slots });
+        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }
@@ -540,7 +540,7 @@ fn addresses(listed: &[String]) -> Vec<String> {
     std::iter::once("remote_address".to_owned()).chain(listed.iter().cloned()).collect()
 }
 
-impl Target {
+impl LimiterTarget {
     /// What the store answers by when it cannot.
     pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
         rules.limiters[self.limiter as usize].on_store_error

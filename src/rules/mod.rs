@@ -19,7 +19,8 @@ mod plan;
 pub(crate) use self::compile::RuleLabel;
 pub use self::compile::{CompileError, Rules};
 pub use self::explain::{
-    Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, KnownCounter, Miss, NotCounted, RuleExplanation,
+    ActionExplanation, ApplyExplanation, Explanation, KnownCounter, Mismatch, MissingEntries, NotApplied, NotCounted,
+    RuleExplanation,
 };
 pub use self::matcher::{Matcher, Pattern};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
@@ -90,13 +91,13 @@ pub struct RequestBounds {
 impl RequestBounds {
     /// The most that bounds can be set to: a plan counts its descriptors and checks in 16 bits, and looks for a counter
     /// among the checks it has.
-    pub const MOST: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
+    pub const MAX: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
 
-    fn within_reason(self) -> Self {
+    fn clamped(self) -> Self {
         Self {
-            descriptors: self.descriptors.min(Self::MOST.descriptors),
-            entries: self.entries.min(Self::MOST.entries),
-            checks: self.checks.min(Self::MOST.checks),
+            descriptors: self.descriptors.min(Self::MAX.descriptors),
+            entries: self.entries.min(Self::MAX.entries),
+            checks: self.checks.min(Self::MAX.checks),
         }
     }
 }
@@ -183,7 +184,7 @@ pub struct Apply {
     /// The limiter for a name, once filled, that no limiter has (semantics 26).
     pub otherwise: Option<String>,
     /// The entries whose values identify the counter. None: one counter for all.
-    pub key: Vec<KeyPart>,
+    pub key: Vec<KeyEntry>,
     /// When it is charged.
     pub charge: Charge,
     /// Passes as long as one whole unit is left, and charges the whole cost (semantics 9).
@@ -194,7 +195,7 @@ pub struct Apply {
 
 /// One entry of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPart {
+pub struct KeyEntry {
     /// Which entry.
     pub entry: String,
     /// Rewritings of its value. An address without an `Ipv6Prefix` gets the default one.

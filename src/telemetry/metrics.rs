@@ -9,7 +9,6 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_process::Collector;
 
-use super::refusals::reason;
 use crate::decision::{Decision, Reason};
 use crate::limiter::LeaseStatus;
 use crate::plan::{Fault, Outcome};
@@ -316,7 +315,7 @@ impl Metrics {
         StoreMetrics {
             latency: histogram(CALLS),
             batch: histogram(BATCH),
-            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.word())),
+            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
             circuit_open: registry.gauge(SUSPENDED, &[("store", store)]),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
@@ -425,13 +424,13 @@ impl Handles {
             skipped: registry.counter(SKIPPED, &[("domain", name)]),
             overrides: registry.counter(OVERRIDES, &[("domain", name)]),
             shadow_refusals: registry.counter(SHADOW_REFUSALS, &[("domain", name)]),
-            unmatched: registry.decisions(name, "", "", "refused", reason(Reason::Unmatched)),
-            too_large: registry.decisions(name, "", "", "refused", reason(Reason::TooLarge)),
+            unmatched: registry.decisions(name, "", "", "refused", Reason::Unmatched.name()),
+            too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),
             rules: labels
                 .iter()
                 .map(|rule| {
                     [Reason::Denied, Reason::MissingKey, Reason::NoLimiter]
-                        .map(|why| registry.decisions(name, rule, "", "refused", reason(why)))
+                        .map(|why| registry.decisions(name, rule, "", "refused", why.name()))
                 })
                 .collect(),
         };
@@ -454,7 +453,7 @@ impl Handles {
             };
             TargetCounters {
                 decided: [Reason::Limit, Reason::StoreError].map(|why| match known.enforced {
-                    true => registry.decisions(domain, rule, limiter, "refused", reason(why)),
+                    true => registry.decisions(domain, rule, limiter, "refused", why.name()),
                     false => Counter::noop(),
                 }),
                 enforced: checks("enforced", known.enforced),
@@ -465,7 +464,7 @@ impl Handles {
             domains: domains.iter().zip(&labels).map(domain).collect(),
             targets: rules.target_names().map(target).collect(),
             no_domain: registry.decisions("", "", "", "allowed", ""),
-            no_domain_too_large: registry.decisions("", "", "", "refused", reason(Reason::TooLarge)),
+            no_domain_too_large: registry.decisions("", "", "", "refused", Reason::TooLarge.name()),
         }
     }
 

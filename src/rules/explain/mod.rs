@@ -8,7 +8,7 @@ mod text;
 pub use self::identity::{KnownCounter, NotCounted};
 use std::fmt;
 
-use super::compile::{CompiledAction, CompiledRule, Part, Rules, Template, parts};
+use super::compile::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, parts};
 use super::plan::{Resolved, rewrite};
 use super::{Charge, Missing};
 use crate::clock::Timestamp;
@@ -33,7 +33,7 @@ pub struct RuleExplanation {
     /// Its name.
     pub rule: String,
     /// What kept it from matching; none when it matches.
-    pub misses: Vec<Miss>,
+    pub mismatches: Vec<Mismatch>,
     /// How many of the entries it names passed.
     pub hits: usize,
     /// Whether an earlier rule ended the walk before it.
@@ -59,7 +59,7 @@ pub enum ActionExplanation {
 
 /// Why a rule does not match.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Miss {
+pub struct Mismatch {
     /// The entry it names.
     pub entry: String,
     /// What it asks of the value.
@@ -77,8 +77,8 @@ pub struct ApplyExplanation {
     pub limiter: Option<String>,
     /// The key's entries, as they are counted.
     pub key: Vec<(String, Option<String>)>,
-    /// What happens instead of counting.
-    pub instead: Option<Instead>,
+    /// Why nothing is counted; `None` when it counts.
+    pub not_applied: Option<NotApplied>,
     /// The counters it asks, by their hashed names, with their numbers.
     pub counters: Vec<(CounterName, Limit)>,
     /// When it is charged.
@@ -89,11 +89,11 @@ pub struct ApplyExplanation {
 
 /// What happens where an `apply` cannot count.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Instead {
+pub enum NotApplied {
     /// It is left out, and the rule's others stay.
-    LeftOut(Absent),
+    Skipped(MissingEntries),
     /// The request is refused.
-    RefusedBy(Absent),
+    Refused(MissingEntries),
     /// The request is refused, for no limiter has the name that was filled.
     NoLimiter {
         /// The names, or the values of the entry, for which there is one.
@@ -101,40 +101,40 @@ pub enum Instead {
     },
 }
 
-impl Instead {
+impl NotApplied {
     /// Whether the request is refused, unless the rule is in shadow.
     pub fn refuses(&self) -> bool {
         match self {
-            Instead::LeftOut(_) => false,
-            Instead::RefusedBy(_) | Instead::NoLimiter { .. } => true,
+            NotApplied::Skipped(_) => false,
+            NotApplied::Refused(_) | NotApplied::NoLimiter { .. } => true,
         }
     }
 }
 
-impl fmt::Display for Instead {
+impl fmt::Display for NotApplied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Instead::LeftOut(absent) => write!(f, "left out: {absent}"),
-            Instead::RefusedBy(absent) => write!(f, "refused: {absent}"),
-            Instead::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
+            NotApplied::Skipped(absent) => write!(f, "left out: {absent}"),
+            NotApplied::Refused(absent) => write!(f, "refused: {absent}"),
+            NotApplied::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
         }
     }
 }
 
 /// Entries that a descriptor does not have.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Absent {
+pub enum MissingEntries {
     /// One that the limiter's name is filled with.
-    OfName(String),
+    LimiterName(String),
     /// Those that the key lacks.
-    OfKey(Vec<String>),
+    Key(Vec<String>),
 }
 
-impl fmt::Display for Absent {
+impl fmt::Display for MissingEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Absent::OfName(entry) => write!(f, "the entry {entry:?} of its name is missing"),
-            Absent::OfKey(entries) => write!(f, "{entries:?} of its key is missing"),
+            MissingEntries::LimiterName(entry) => write!(f, "the entry {entry:?} of its name is missing"),
+            MissingEntries::Key(entries) => write!(f, "{entries:?} of its key is missing"),
         }
     }
 }
@@ -165,17 +165,17 @@ impl Rules {
             let failing = |(key, matcher): &&(String, super::Matcher)| {
                 !descriptor.value(key).is_some_and(|value| matcher.matches(value))
             };
-            let misses: Vec<Miss> = rule
+            let mismatches: Vec<Mismatch> = rule
                 .matches
                 .iter()
                 .filter(failing)
-                .map(|(key, matcher)| Miss {
+                .map(|(key, matcher)| Mismatch {
                     entry: key.clone(),
                     expected: matcher.to_string(),
                     found: descriptor.value(key).map(str::to_owned),
                 })
                 .collect();
-            let matched = misses.is_empty();
+            let matched = mismatches.is_empty();
             let action = match &rule.action {
                 CompiledAction::Allow => ActionExplanation::Allow,
                 CompiledAction::Deny => ActionExplanation::Deny,
@@ -185,8 +185,8 @@ impl Rules {
             };
             let explained = RuleExplanation {
                 rule: rule.name.clone(),
-                hits: rule.matches.len() - misses.len(),
-                misses,
+                hits: rule.matches.len() - mismatches.len(),
+                mismatches,
                 unreached: ended,
                 shadow: rule.shadow,
                 shadow_only: rule.shadow_only,
@@ -215,33 +215,33 @@ impl Rules {
             reference: apply.reference.clone(),
             limiter: None,
             key: key.collect(),
-            instead: None,
+            not_applied: None,
             counters: Vec::new(),
             charge: apply.charge,
             overdraw: apply.overdraw,
         };
         let without = |absent| match apply.missing {
-            Missing::Skip => Instead::LeftOut(absent),
+            Missing::Skip => NotApplied::Skipped(absent),
             // What counts as empty is never missing.
-            Missing::Deny | Missing::Empty => Instead::RefusedBy(absent),
+            Missing::Deny | Missing::Empty => NotApplied::Refused(absent),
         };
         let target = match apply.target(descriptor) {
             Resolved::Target(target) => target,
             Resolved::EntryMissing => {
                 let wanted = parts(&apply.reference).into_iter().find_map(|part| match part {
-                    Part::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
-                    Part::Entry(_) | Part::Text(_) => None,
+                    TemplatePart::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
+                    TemplatePart::Entry(_) | TemplatePart::Text(_) => None,
                 });
-                explained.instead = Some(without(Absent::OfName(wanted.unwrap_or_default())));
+                explained.not_applied = Some(without(MissingEntries::LimiterName(wanted.unwrap_or_default())));
                 return explained;
             }
             Resolved::NoLimiter => {
                 let known = match &apply.template {
-                    Template::One { by_value, .. } => by_value.keys().cloned().collect(),
-                    Template::Many { by_name, .. } => by_name.keys().cloned().collect(),
-                    Template::Fixed(_) => Vec::new(),
+                    LimiterTemplate::One { by_value, .. } => by_value.keys().cloned().collect(),
+                    LimiterTemplate::Many { by_name, .. } => by_name.keys().cloned().collect(),
+                    LimiterTemplate::Fixed(_) => Vec::new(),
                 };
-                explained.instead = Some(Instead::NoLimiter { known });
+                explained.not_applied = Some(NotApplied::NoLimiter { known });
                 return explained;
             }
         };
@@ -255,7 +255,7 @@ impl Rules {
                 None => {
                     let absent = explained.key.iter().filter(|(_, value)| value.is_none());
                     let absent = absent.map(|(entry, _)| entry.clone()).collect();
-                    explained.instead = Some(without(Absent::OfKey(absent)));
+                    explained.not_applied = Some(without(MissingEntries::Key(absent)));
                     break;
                 }
             }

@@ -248,13 +248,13 @@ impl Admin {
     /// What the counters hold now.
     async fn states(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
         let version = &current.version;
-        let looked = version.look(known.iter().map(|counter| counter.look), self.0.now()).await;
+        let looked = version.read_counters(known.iter().map(|counter| counter.check), self.0.now()).await;
         let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
             rule: counter.rule.clone(),
             limiter: counter.limiter.clone(),
             key_entries: counter.key.clone(),
-            key: counter.look.counter.to_string(),
-            store: version.rules.stores().get(usize::from(counter.look.store)).cloned().unwrap_or_default(),
+            key: counter.check.counter.to_string(),
+            store: version.rules.stores().get(usize::from(counter.check.store)).cloned().unwrap_or_default(),
             slots: counter.slots,
             shadow: counter.shadow,
             state: match answer {
@@ -301,14 +301,14 @@ impl Admin {
             }
         }
         let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
-        for KnownCounter { limiter, look, .. } in known {
-            let key = look.counter.to_string();
+        for KnownCounter { limiter, check, .. } in known {
+            let key = check.counter.to_string();
             // Tiers share a counter, which is forgotten once.
             if let Some(same) = lifted.iter().find(|lifted| lifted.key == key).cloned() {
                 lifted.push(Lifted { limiter, ..same });
                 continue;
             }
-            let forgotten = current.version.stores.forget(look.store, look.counter).await;
+            let forgotten = current.version.stores.forget(check.store, check.counter).await;
             let (held, error) = match forgotten {
                 Ok(held) => (held, None),
                 Err(fault) => (false, Some(fault.to_string())),

@@ -20,7 +20,7 @@ use super::generated::envoy::r#type::v3::RateLimitUnit;
 use super::lease_guard::Acquired;
 use super::wire::{Writer, byte, part, text};
 use super::{Refused, frame, metadata, unary};
-use crate::decision::{self, Counted, Decision};
+use crate::decision::{self, CheckStatus, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::rules::RequestBounds;
 use crate::server::headers;
@@ -249,9 +249,9 @@ fn code(allowed: bool) -> Code {
 }
 
 /// Writes a `DescriptorStatus`.
-fn write_status(status: &decision::Status<'_>, writer: &mut Writer) {
+fn write_status(status: &decision::DescriptorVerdict<'_>, writer: &mut Writer) {
     writer.number(1, code(status.allowed) as u64);
-    let Some(counted) = &status.counted else { return };
+    let Some(counted) = &status.check else { return };
     // The configured numbers: the largest unit that the window is whole numbers of.
     writer.message(2, |limit| {
         let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
@@ -271,7 +271,7 @@ fn write_status(status: &decision::Status<'_>, writer: &mut Writer) {
 }
 
 /// Envoy copies the time of a refusal to `retry-after` in whole seconds, so that is rounded up.
-fn until(counted: &Counted<'_>, allowed: bool) -> (u64, u32) {
+fn until(counted: &CheckStatus<'_>, allowed: bool) -> (u64, u32) {
     let until = headers::until(counted);
     match allowed {
         true => (until.as_secs(), until.subsec_nanos()),
@@ -313,7 +313,7 @@ pub(super) mod tests {
     use crate::clock::{ManualClock, Timestamp};
     use crate::engine::Engine;
     use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-    use crate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+    use crate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
     use crate::store::{MemorySettings, Stores};
 
     /// The message that an answer means, made of the generated types, without metadata.
@@ -337,9 +337,9 @@ pub(super) mod tests {
         }
     }
 
-    fn meant_status(status: &decision::Status<'_>) -> DescriptorStatus {
+    fn meant_status(status: &decision::DescriptorVerdict<'_>) -> DescriptorStatus {
         let code = code(status.allowed).into();
-        let Some(counted) = status.counted else { return DescriptorStatus { code, ..Default::default() } };
+        let Some(counted) = status.check else { return DescriptorStatus { code, ..Default::default() } };
         let (unit, multiplier) = counted.window.map_or((Unit::Unknown, 0), unit);
         let (seconds, nanos) = until(&counted, status.allowed);
         DescriptorStatus {
@@ -364,7 +364,7 @@ pub(super) mod tests {
             action: Action::Apply(vec![Apply {
                 limiter: limiter.into(),
                 otherwise: None,
-                key: vec![KeyPart { entry: "account".into(), normalise: vec![] }],
+                key: vec![KeyEntry { entry: "account".into(), normalise: vec![] }],
                 charge: Charge::Admitted,
                 overdraw: false,
                 missing: Missing::Skip,
@@ -469,7 +469,7 @@ pub(super) mod tests {
                     false => bytes[place] = byte,
                 }
             }
-            let read = plain(&bytes, RequestBounds::MOST);
+            let read = plain(&bytes, RequestBounds::MAX);
             prop_assert!(read.is_some() || !plain_enough, "most questions are plain");
             if let Some(read) = read {
                 let message = RateLimitRequest::decode(&*bytes).expect("what is plain is right");
