@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::plan::{Check, CounterName, Needs, Plan};
 use tollgate::store::{
     MemorySettings, QueueSettings, Shared, SharedSettings, Store, StoreFact, StoreHandle, StoreMetrics, Stores,
 };
@@ -42,25 +42,18 @@ fn runtime() -> tokio::runtime::Runtime {
 /// A check of one unit on a window of two, in a store of its own.
 fn check(store: u16, on_store_error: OnStoreError) -> Check {
     Check {
-        counter: CounterName([u64::from(store), 7]),
         store,
-        limit: Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60_000_000 }),
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
         on_store_error,
+        ..Check::charge(
+            CounterName([u64::from(store), 7]),
+            Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60_000_000 }),
+            1,
+        )
     }
 }
 
 fn group<const N: usize>(checks: [Check; N]) -> Plan {
-    Plan {
-        checks: checks.into_iter().collect(),
-        groups: [N as u16].into_iter().collect(),
-        lease: LeaseId(1),
-        ..Plan::default()
-    }
+    Plan { lease: LeaseId(1), ..Plan::of(checks) }
 }
 
 /// Compares plans whose counters are spread by `place` with the reference, answer by answer.
