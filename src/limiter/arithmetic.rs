@@ -3,6 +3,9 @@
 use super::LeaseId;
 use crate::clock::Timestamp;
 
+/// The largest integer that every store counts exactly.
+pub const MAX_EXACT_INTEGER: u64 = 1 << 53;
+
 /// How long a need has to wait.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Wait {

@@ -5,9 +5,6 @@ use super::{
     TokenBucket,
 };
 
-/// The largest integer that every store counts exactly.
-pub const MAX_EXACT_INTEGER: u64 = 1 << 53;
-
 /// The numbers that one check is decided by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Limit {

@@ -2,7 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::{Check, LeaseAction, LeaseChange, Needs, Outcome, Undo};
+use super::change::{LeaseAction, LeaseChange, Undo};
+use super::check::{Check, Needs};
+use super::outcome::Outcome;
 use crate::clock::Timestamp;
 use crate::limiter::{Arithmetic, Charged, LeaseId, LeaseStatus, Need, Report, State, Wait, with_algorithm};
 
@@ -95,6 +97,14 @@ fn settle<A: Arithmetic>(
         },
     };
     Outcome { passes, limit, remaining, reset, retry_after }
+}
+
+impl Check {
+    /// What this check came to, where a store that decides elsewhere tells the state after its group and whether the
+    /// check passes.
+    pub(crate) fn outcome(&self, state: State, passes: bool, now: Timestamp) -> Outcome {
+        StateCell::judged(state, passes).settle(self, now, 0, LeaseId::default())
+    }
 }
 
 impl Needs {

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Needs};
-use crate::rules::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
+use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
 use crate::rules::plan::{Resolved, rewrite};
 
 /// How many keys are named to whoever asks for another.

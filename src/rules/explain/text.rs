@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{ActionExplanation, ApplyExplanation, Explanation, NotApplied, RuleExplanation};
+use super::explanation::{ActionExplanation, ApplyExplanation, Explanation, NotApplied, RuleExplanation};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
-use crate::rules::compile::Rules;
-use crate::rules::{Charge, Unmatched};
+use crate::rules::book::{Charge, Unmatched};
+use crate::rules::compiled::Rules;
 
 impl Rules {
     /// Explains one descriptor of a domain, as [`Rules::explain`] does, in words.
