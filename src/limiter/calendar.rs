@@ -32,7 +32,7 @@ pub struct Calendar {
     pub unit: CalendarUnit,
     /// The time zone.
     pub zone: TimeZone,
-    /// The boundaries last computed: they serve until now leaves their middle window.
+    /// The boundaries computed last, valid while `now` is in their middle window.
     last: Mutex<Option<CalendarBounds>>,
 }
 

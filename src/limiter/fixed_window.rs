@@ -21,11 +21,11 @@ pub struct FixedWindow {
 /// Where windows start and end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Alignment {
-    /// At whole multiples of so many microseconds since the Unix epoch.
+    /// At whole multiples of this many microseconds since the Unix epoch.
     Epoch(u64),
     /// At the boundaries of a calendar.
     Calendar(CalendarBounds),
-    /// At the first hit, for so many microseconds.
+    /// At the first hit, for this many microseconds.
     FirstHit(u64),
 }
 

@@ -2,7 +2,7 @@
 
 use crate::clock::Timestamp;
 
-/// What became of a lease that was released or renewed.
+/// The result of releasing or renewing a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeaseStatus {
     /// It was held, and has been released or renewed.
@@ -20,11 +20,11 @@ pub struct LeaseId(pub u128);
 /// A held slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lease {
-    /// Who holds it.
+    /// The id of the lease.
     pub id: LeaseId,
-    /// Since when.
+    /// When it was acquired.
     pub acquired: Timestamp,
-    /// Until when, unless it is released or renewed.
+    /// When it expires, unless it is released or renewed.
     pub expires: Timestamp,
 }
 
@@ -59,12 +59,12 @@ impl Leases {
         }
     }
 
-    /// By how many places a full set grows: it doubles.
+    /// The number of leases by which a full set grows: it doubles.
     fn grown_capacity(&self) -> usize {
         self.leases.len().max(4)
     }
 
-    /// Gives a lease back. Says what became of it and whether anything changed.
+    /// Releases a lease. Returns its status, and whether anything changed.
     pub(crate) fn release(&mut self, id: LeaseId, now: Timestamp) -> (LeaseStatus, bool) {
         let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
             return (LeaseStatus::Unknown, false);

@@ -46,7 +46,7 @@ impl Grants {
         self.moments.len()
     }
 
-    /// Remembers these moments, oldest first, instead of what was. What is allocated stays.
+    /// Replaces the grants by these moments, oldest first. The allocation is reused.
     pub fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
         self.moments.clear();
         self.moments.extend(moments.into_iter().map(Timestamp::micros));
@@ -57,7 +57,7 @@ impl Grants {
         self.moments.capacity() * size_of::<u64>()
     }
 
-    /// Bytes that a charge of so many units under this limit may add on the heap.
+    /// Bytes that a charge of `units` under this limit may add on the heap.
     pub fn growth(&self, units: u32, limit: u32) -> usize {
         let full = self.moments.len().max(limit as usize);
         let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
@@ -69,8 +69,7 @@ impl Grants {
     }
 }
 
-/// The places that a log of so many grows to when they are taken: twice as many, but never more than it needs when
-/// it is full.
+/// The capacity to which a full allocation grows: it doubles, up to the length of a full log.
 fn grown_capacity(places: usize, full: usize) -> usize {
     (places * 2).clamp(4, full.max(4))
 }

@@ -30,7 +30,7 @@ pub struct TokenBucket {
     drain: u64,
 }
 
-/// What a bucket holds: its level at the moment of the last charge.
+/// The state of a bucket: its level at the moment of the last charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BucketLevel {
     /// What was used, in levels.
@@ -114,12 +114,12 @@ impl TokenBucket {
         Self { burst, capacity, ..slow }
     }
 
-    /// Tokens that come back in so many microseconds, a part of one counted as a whole.
+    /// Tokens that refill in `micros` microseconds, rounded up.
     pub(crate) fn refilled(&self, micros: u64) -> u32 {
         u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 
-    /// The part of one of so many instances: of the rate, the burst and the debt, at least one token of burst.
+    /// The share of one of `instances`: of the rate, the burst and the debt, at least one token of burst.
     pub(super) fn share(self, instances: u32) -> Self {
         let burst = (self.burst / instances).max(1);
         let debt = (self.capacity - u64::from(self.burst)) / u64::from(instances);
@@ -216,7 +216,7 @@ impl Arithmetic for TokenBucket {
     }
 }
 
-/// What was used, from levels of `from` a token into levels of `to` a token, rounded up, at most `capacity` tokens.
+/// Converts a level from `from` to `to` levels in a token, rounded up, at most `capacity` tokens.
 ///
 /// The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
 #[inline]

@@ -100,8 +100,7 @@ fn settle<A: Arithmetic>(
 }
 
 impl Check {
-    /// What this check came to, where a store that decides elsewhere tells the state after its group and whether the
-    /// check passes.
+    /// The outcome of this check, from the state after its group and the verdict that a shared store returned.
     pub(crate) fn outcome(&self, state: State, passes: bool, now: Timestamp) -> Outcome {
         StateCell::judged(state, passes).settle(self, now, 0, LeaseId::default())
     }
@@ -122,7 +121,7 @@ impl Needs {
     }
 }
 
-/// Whether a group was admitted, and what each of its checks came to.
+/// Whether a group was admitted, and the outcome of each of its checks.
 pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
 
 /// Decides one group of checks at one moment: the meaning that every store keeps.
@@ -176,7 +175,7 @@ pub(crate) fn advance_each(
     admitted
 }
 
-/// Releases or renews a lease. Says what became of it.
+/// Releases or renews a lease. Returns its status.
 pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) -> LeaseStatus {
     let State::Leases(leases) = &mut held.state else { return LeaseStatus::Unknown };
     held.wrote |= leases.correct(now);

@@ -4,20 +4,20 @@ use super::check::{Check, CounterName};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
 
-/// Something done to a lease, by its id. It never fails: an unknown or expired lease is no error.
+/// A change of a lease, by its id. It never fails: an unknown or expired lease is no error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseChange {
     /// The counter that holds the lease.
     pub counter: CounterName,
-    /// Which of the configured stores holds it.
+    /// The index of the store that holds it.
     pub store: u16,
-    /// Which lease.
+    /// The lease.
     pub lease: LeaseId,
-    /// What to do.
+    /// The change.
     pub action: LeaseAction,
 }
 
-/// Takes a charge back exactly, of a group that another store refused: nobody may tell afterwards that it was made.
+/// Takes a charge back exactly, of a group that another store refused: afterwards the counter is as if it had never been made.
 ///
 /// Unlike a refund it does not give to the caller what others paid for: a window that has ended since owes nothing, and
 /// of a log the very grants go that were made.
@@ -25,15 +25,15 @@ pub struct LeaseChange {
 pub struct Undo {
     /// The counter that was charged.
     pub counter: CounterName,
-    /// Which of the configured stores holds it.
+    /// The index of the store that holds it.
     pub store: u16,
-    /// By which numbers.
+    /// The numbers to decide by.
     pub limit: Limit,
     /// What was charged.
     pub units: u32,
     /// When, by the clock of the store: [`Applied::at`].
     pub at: Timestamp,
-    /// What was told then: microseconds until nothing is counted.
+    /// The reset reported with the charge: microseconds until the counter is empty.
     pub reset: u64,
 }
 

@@ -9,13 +9,13 @@ use crate::limiter::{Limit, OnStoreError};
 pub struct CounterName(pub [u64; 2]);
 
 impl CounterName {
-    /// Where the counter lives in a store of many places: counters that share it can be decided together. Naming puts
-    /// the hash of one entry of the key here (see [`crate::rules`]).
+    /// The partition of the counter in a partitioned store: counters that share one can be decided together. It is a
+    /// hash of one entry of the key.
     pub fn partition(&self) -> u16 {
         self.0[1] as u16
     }
 
-    /// The same counter, living there.
+    /// The same counter in this partition.
     pub(crate) fn in_partition(self, partition: u16) -> Self {
         let [first, second] = self.0;
         Self([first, second & !0xffff | u64::from(partition)])
@@ -39,7 +39,7 @@ pub struct Needs {
     pub one_left: bool,
 }
 
-/// What a check charges, by how its group ends (semantics 9). Costs of zero charge nothing.
+/// The units that a check charges, by the verdict of its group (semantics 9). Costs of zero charge nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Charges {
     /// When the group is admitted.
@@ -53,15 +53,15 @@ pub struct Charges {
 /// One counter, one limit, one cost: the unit that a store executes. A group holds at most one check a counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Check {
-    /// Which counter.
+    /// The counter.
     pub counter: CounterName,
-    /// Which of the configured stores holds it.
+    /// The index of the store that holds it.
     pub store: u16,
-    /// By which numbers.
+    /// The numbers to decide by.
     pub limit: Limit,
-    /// When it passes.
+    /// The conditions under which it passes.
     pub needs: Needs,
-    /// What it charges.
+    /// The units it charges.
     pub charges: Charges,
     /// Units given back before anything is charged, whatever the verdict (semantics 11).
     pub refund: u32,
@@ -69,7 +69,7 @@ pub struct Check {
     pub shadow: bool,
     /// Refuses always: a limit of zero that came with the request (semantics 18).
     pub always_denied: bool,
-    /// What to answer when the store cannot.
+    /// The policy when the store does not answer.
     pub on_store_error: OnStoreError,
 }
 

@@ -1,4 +1,4 @@
-//! What rules ask and stores answer: the plan of a request and what became of it, as plain data.
+//! The plan of a request and the answers of the stores, as plain data.
 //!
 //! [`advance`] is the meaning of a plan: the memory store runs it, and what runs inside a shared store is its
 //! translation.

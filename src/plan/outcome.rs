@@ -6,7 +6,7 @@ use super::fault::Fault;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
 
-/// What one check came to, after its group.
+/// The outcome of one check, after its group was decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
     /// Whether this check itself passes; its group may still have been refused by another.
@@ -21,7 +21,7 @@ pub struct Outcome {
     pub retry_after: Option<u64>,
 }
 
-/// What a plan came to.
+/// The answers to a plan.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// Whether every group was admitted.
@@ -30,6 +30,6 @@ pub struct Applied {
     pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
     /// One status for each lease change of the plan.
     pub statuses: SmallVec<[LeaseStatus; 1]>,
-    /// The moment it was decided by, of the clock that decides.
+    /// The moment of the decision, by the clock of the store.
     pub at: Timestamp,
 }

@@ -11,7 +11,7 @@ pub struct RuleBook {
     pub secret: Secret,
     /// The names of the stores, in the order that [`Limiter::store`] counts them.
     pub stores: Vec<String>,
-    /// The stores that keep counters in many places, each of which decides by itself, by their place in `stores`.
+    /// The partitioned stores.
     pub partitioned: Vec<PartitionedStore>,
     /// The limiters, each name once.
     pub limiters: Vec<Limiter>,
@@ -23,7 +23,7 @@ pub struct RuleBook {
     pub shadow: bool,
     /// The entry whose only presence gives a lease back (semantics 24).
     pub release_entry: String,
-    /// What a request may bring at most.
+    /// The bounds of a request.
     pub bounds: RequestBounds,
 }
 
@@ -43,17 +43,16 @@ impl Default for RuleBook {
     }
 }
 
-/// A store of many places: Redis Cluster. Counters whose keys have an entry in common can live in one of them, and are
-/// then decided together.
+/// A partitioned store: Redis Cluster. Counters of one partition are decided together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionedStore {
-    /// Its place in [`RuleBook::stores`].
+    /// Its index in [`RuleBook::stores`].
     pub store: u16,
-    /// The entry whose value says where a counter lives, where its key has it; else the key's first entry by name says.
+    /// The entry whose value determines the partition. A key without it uses its first entry by name.
     pub tag: Option<String>,
 }
 
-/// What a request may bring at most; past it the answer is a refusal (semantics 28).
+/// The bounds of a request; a request beyond them is refused (semantics 28).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestBounds {
     /// Descriptors in a request.
@@ -89,17 +88,17 @@ impl Default for RequestBounds {
 pub struct Domain {
     /// Its name.
     pub name: String,
-    /// The answer for a descriptor that no rule matches.
+    /// The verdict for a descriptor that no rule matches.
     pub unmatched: Unmatched,
     /// Counts and reports but never denies.
     pub shadow: bool,
-    /// Rewritings of entries, before they are matched and counted.
+    /// The normalisers of entries, applied before they are matched and counted.
     pub normalise: Vec<(String, Vec<Normaliser>)>,
-    /// Entries that are addresses, beside `remote_address`.
+    /// Entries that hold addresses, in addition to `remote_address`.
     pub addresses: Vec<String>,
 }
 
-/// The answer for a descriptor that no rule matches (semantics 26).
+/// The verdict for a descriptor that no rule matches (semantics 26).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Unmatched {
     /// It passes.
@@ -109,12 +108,12 @@ pub enum Unmatched {
     Deny,
 }
 
-/// In a domain: which descriptors it matches and what it does with them.
+/// A rule of a domain: the descriptors it matches and its action.
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The domain it stands in.
     pub domain: String,
-    /// What refusals, metrics and logs call it.
+    /// Its name in refusals, metrics and logs.
     pub name: String,
     /// The entries that must be there, each with its test. None: every descriptor matches.
     pub matches: Vec<(String, Matcher)>,
@@ -124,9 +123,9 @@ pub struct Rule {
     pub last: bool,
     /// Counts and reports but never denies.
     pub shadow: bool,
-    /// Enforces for this many of a hundred keys; for the others it is in shadow.
+    /// The percentage of keys for which it is enforced; it is in shadow for the others.
     pub enforce_percent: Option<u8>,
-    /// What its refusal says.
+    /// The response of its refusals.
     pub refusal: RefusalText,
 }
 
@@ -141,14 +140,14 @@ pub enum Action {
     Deny,
 }
 
-/// What a refusal says, where the operator chose it.
+/// The response of a refusal, as far as it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalText {
-    /// The HTTP status: 429 unless said otherwise.
+    /// The HTTP status; 429 if unset.
     pub status: Option<u16>,
     /// The body.
     pub body: Option<String>,
-    /// The body's media type: `text/plain` unless said otherwise.
+    /// The media type of the body; `text/plain` if unset.
     pub content_type: Option<String>,
 }
 
@@ -172,9 +171,9 @@ pub struct Apply {
 /// One entry of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEntry {
-    /// Which entry.
+    /// The entry.
     pub entry: String,
-    /// Rewritings of its value. An address without an `Ipv6Prefix` gets the default one.
+    /// The normalisers of its value. An address without an `Ipv6Prefix` gets the default one.
     pub normalise: Vec<Normaliser>,
 }
 
@@ -184,7 +183,7 @@ pub enum Charge {
     /// When the whole group is admitted.
     #[default]
     Admitted,
-    /// When this check itself passes, whoever else refuses.
+    /// When this check passes, even if another refuses.
     Own,
     /// Whatever the verdict.
     Always,

@@ -1,4 +1,4 @@
-//! From what the operator wrote to what a request is planned by.
+//! Compiles a [`RuleBook`] into [`Rules`].
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
@@ -13,9 +13,10 @@ use super::{DEFAULT_IPV6_PREFIX, Normaliser};
 use crate::clock::Timestamp;
 use crate::limiter::{Algorithm, Limit, Quota};
 
-/// A rule that cannot be compiled. Configuration files are refused with the place before it comes to this; it is
-/// what a program that builds its own [`RuleBook`] is told.
+/// A rule that cannot be compiled. The configuration reports these faults earlier, with file
+/// and line; a program that builds its own [`RuleBook`] gets them here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompileError {
     /// Two limiters share a name.
     #[error("limiter {0:?} is defined twice")]
@@ -23,10 +24,10 @@ pub enum CompileError {
     /// A limiter counts nothing.
     #[error("limiter {0:?} has neither a quota nor slots")]
     EmptyLimiter(String),
-    /// A limiter names a store that is not there.
+    /// A limiter names a store that does not exist.
     #[error("limiter {0:?} is kept in a store that does not exist")]
     UnknownStore(String),
-    /// A rule applies a limiter that is not there, or a template that no limiter fits.
+    /// A rule applies a limiter that does not exist, or a template that no limiter fits.
     #[error("rule {rule:?} applies {limiter:?}, which no limiter is called")]
     UnknownLimiter {
         /// The rule.
@@ -57,13 +58,13 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// Every fault of the book.
     pub fn compile(book: RuleBook) -> Result<Self, Vec<CompileError>> {
         Compiler::new(book).compile()
     }
 }
 
-/// What the placeholders of `parts` were filled with to give `name`, where that can be.
+/// Whether some values of the placeholders in `parts` give `name`.
 fn fill(parts: &[TemplatePart], name: &str) -> bool {
     match parts {
         [] => name.is_empty(),
@@ -80,7 +81,7 @@ struct Compiler {
     targets: Vec<LimiterTarget>,
     debts: Vec<u64>,
     limiter_by_name: HashMap<String, u32, RandomState>,
-    /// The places of the domain and of the rule that are being compiled.
+    /// The indexes of the domain and the rule being compiled.
     at: (usize, u32),
 }
 

@@ -21,7 +21,7 @@ pub struct Rules {
     /// Never denies: the kill switch.
     pub(super) shadow: bool,
     pub(super) limiters: Vec<Limiter>,
-    /// What a bucket of each limiter can owe where the operator did not say (semantics 9).
+    /// The default debt of a bucket of each limiter (semantics 9).
     pub(super) debts: Vec<u64>,
     pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
@@ -32,7 +32,7 @@ pub struct Rules {
 pub(super) struct CompiledDomain {
     pub(super) name: String,
     pub(super) unmatched: Unmatched,
-    /// Never denies: by itself or by the server.
+    /// Never denies: set on the domain or on the server.
     pub(super) shadow: bool,
     pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
     pub(super) addresses: Vec<String>,
@@ -46,9 +46,9 @@ pub(super) struct CompiledRule {
     pub(super) matches: Vec<(String, Matcher)>,
     pub(super) action: CompiledAction,
     pub(super) last: bool,
-    /// In shadow by itself, by its domain or by the server.
+    /// In shadow: set on the rule, its domain or the server.
     pub(super) shadow: bool,
-    /// In shadow by itself: it is tried out among rules that are enforced.
+    /// In shadow while its domain and the server are enforced.
     pub(super) shadow_only: bool,
     pub(super) enforce_percent: Option<u8>,
     pub(super) refusal: RefusalText,
@@ -75,7 +75,7 @@ pub(super) struct CompiledApply {
     pub(super) template: LimiterTemplate,
     /// In order of the entries' names, so that two rules that list them differently share a counter.
     pub(super) key: Vec<CompiledKeyEntry>,
-    /// Which entry of the key says where a counter lives, in a store that has places.
+    /// The entry of the key that determines the partition, in a partitioned store.
     pub(super) partitions: Option<(Partitions, usize)>,
     pub(super) charge: Charge,
     pub(super) overdraw: bool,
@@ -88,7 +88,7 @@ pub(super) struct CompiledKeyEntry {
     pub(super) normalise: Vec<Normaliser>,
 }
 
-/// Which limiter a reference stands for. Numbers are places in [`Rules::targets`].
+/// The limiter that a reference names. Numbers are indexes into [`Rules::targets`].
 #[derive(Debug)]
 pub(super) enum LimiterTemplate {
     /// A name without placeholders.
@@ -109,10 +109,10 @@ pub(super) enum TemplatePart {
 /// One limiter as one reference reaches it.
 #[derive(Debug)]
 pub(super) struct LimiterTarget {
-    /// The places of the domain and of the rule in it that reach it.
+    /// The indexes of its domain and of its rule in the domain.
     pub(super) at: (usize, u32),
     pub(super) limiter: u32,
-    /// What the placeholder was filled with.
+    /// The value of the placeholder.
     pub(super) tier: Option<String>,
     pub(super) quota: Option<QuotaTarget>,
     pub(super) slots: Option<(NamePrefix, Limit)>,
@@ -131,7 +131,7 @@ impl Rules {
         &self.stores
     }
 
-    /// What a request may bring at most.
+    /// The bounds of a request.
     pub fn bounds(&self) -> RequestBounds {
         self.bounds
     }
@@ -146,24 +146,24 @@ impl Rules {
         &self.limiters[self.targets[target as usize].limiter as usize]
     }
 
-    /// What a target's placeholder was filled with.
+    /// The value that filled a target's placeholder.
     pub(crate) fn tier(&self, target: u32) -> Option<&str> {
         self.targets[target as usize].tier.as_deref()
     }
 
-    /// Every domain by its place: its name, and for each of its rules the name and whether anything of it is enforced
+    /// Every domain in order: its name, and for each of its rules the name and whether anything of it is enforced
     /// or in shadow.
     pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = RuleLabel<'_>>)> {
         self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
     }
 
-    /// Every target by its place: the places of its domain and rule, and the limiter's name.
+    /// Every target in order: the indexes of its domain and rule, and the limiter's name.
     pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
         let name = |target: &LimiterTarget| self.limiters[target.limiter as usize].name.as_str();
         self.targets.iter().map(move |target| (target.at, name(target)))
     }
 
-    /// The name of the domain at this place.
+    /// The name of the domain with this index.
     pub(crate) fn domain_name(&self, domain: usize) -> Option<&str> {
         Some(&self.domains.get(domain)?.name)
     }
@@ -173,7 +173,7 @@ impl Rules {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
     }
 
-    /// What a domain's rule says on refusal.
+    /// The response of a rule's refusals.
     pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
     }
@@ -188,7 +188,7 @@ impl Rules {
     }
 }
 
-/// A rule as metrics and logs call it.
+/// The label of a rule in metrics and logs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RuleLabel<'r> {
     pub(crate) name: &'r str,
@@ -243,7 +243,7 @@ pub(super) fn name_prefix(
 }
 
 impl LimiterTarget {
-    /// What the store answers by when it cannot.
+    /// The policy when the store does not answer.
     pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
         rules.limiters[self.limiter as usize].on_store_error
     }

@@ -16,15 +16,15 @@ use crate::descriptor::Descriptor;
 type Map<K, V> = HashMap<K, V, RandomState>;
 type RuleNumbers = SmallVec<[u32; 1]>;
 
-/// Which rules to look at, by what a descriptor holds.
+/// An index of rules by the entries that they require.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Rules that require nothing.
     always: Vec<u32>,
     /// The others, by the key of the entry they are filed under.
     keys: Map<Box<str>, KeyIndex>,
-    /// Bit `n` for a key of `n` bytes. Most entries are none that rules are filed under, and most of those can be told
-    /// by their length, for less than a tenth of what looking them up costs.
+    /// Bit `n` for a key of `n` bytes. It skips most keys without rules for less than a tenth of the
+    /// cost of a lookup.
     lengths: u64,
 }
 
@@ -39,7 +39,7 @@ struct KeyIndex {
     blocks: Vec<(u8, Map<IpNet, RuleNumbers>)>,
 }
 
-/// Where a rule can be filed.
+/// A key of the index under which a rule is filed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum IndexKey {
     Exact(String),

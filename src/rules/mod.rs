@@ -1,4 +1,4 @@
-//! Which limiters apply to what is asked.
+//! The rules: which limiters apply to a request.
 //!
 //! A [`RuleBook`] is what the operator wrote, validated; [`Rules`] is the same compiled, immutable, and replaced
 //! whole when it changes. [`Rules::plan`] turns a request into checks. Nothing here awaits or counts.

@@ -1,4 +1,4 @@
-//! From a request to the checks it makes.
+//! Turns a request into a plan: walks the rules that match each descriptor.
 
 use std::borrow::Cow;
 
@@ -78,7 +78,7 @@ pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) 
 }
 
 impl CompiledRule {
-    /// Whether every entry it names is there and passes.
+    /// Whether every entry that it requires is present and passes its matcher.
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         let passes = |(key, matcher): &(String, super::Matcher)| {
             descriptor.value(key).is_some_and(|value| matcher.matches(value))
@@ -150,7 +150,7 @@ impl CompiledApply {
     }
 }
 
-/// What a reference came to.
+/// The result of resolving a reference.
 pub(super) enum Resolved {
     Target(u32),
     EntryMissing,
@@ -160,7 +160,7 @@ pub(super) enum Resolved {
 struct Walk<'r> {
     rules: &'r Rules,
     now: Timestamp,
-    /// Several hundred bytes that pass through many hands: written once, where they stay.
+    /// Boxed: it is several hundred bytes, and moving it would copy them.
     planned: Box<Planned>,
     /// How often a slot was requested for, of whichever counters.
     slots_requested: usize,
@@ -275,7 +275,7 @@ impl Walk<'_> {
         end
     }
 
-    /// Adds the checks of one limiter. Says why the request is refused instead.
+    /// Adds the checks of one limiter. Returns the refusal when the request cannot be counted.
     fn apply(
         &mut self,
         descriptor_number: u16,
@@ -411,7 +411,7 @@ impl Walk<'_> {
         Some(AppliedOverride::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
-    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire by themselves.
+    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire.
     fn takes_too_many_slots(&self) -> bool {
         let takes = |check: &&Check| {
             matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
@@ -448,7 +448,7 @@ enum AppliedOverride {
     Limit(NamePrefix, Limit),
 }
 
-/// What a descriptor's hits ask of a quota (semantics 5 and 9 to 12).
+/// The needs, charges and refund of a descriptor's hits on a quota (semantics 5 and 9 to 12).
 fn needs_and_charges(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
     match hits {
         Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default(), 0),

@@ -21,8 +21,7 @@ pub struct Planned {
     pub notes: Notes,
     /// The number of the request's domain among the rules' domains.
     pub(crate) domain: Option<usize>,
-    /// What the checks came to, once they were applied. It is kept here because a decision passes through many hands,
-    /// and this does not move.
+    /// The answers of the stores, once applied. They are kept in this box so that a decision stays small to move.
     pub(crate) applied: Applied,
 }
 
@@ -41,7 +40,7 @@ pub struct CheckSource {
     pub slots: bool,
     /// Counts and reports but never denies.
     pub shadow: bool,
-    /// The limit that came with the request, where it was applied_override.
+    /// The limit that came with the request, if it was applied.
     pub applied_override: Option<LimitOverride>,
 }
 
@@ -50,13 +49,13 @@ pub struct CheckSource {
 pub enum DescriptorEnd {
     /// No rule matched it.
     Unmatched,
-    /// Its checks decide.
+    /// Its checks decide it.
     Checked,
     /// A rule let it pass.
     Allowed,
-    /// It gave a lease back.
+    /// It released a lease.
     Released,
-    /// It is refused whatever its checks say.
+    /// It is refused, whatever the outcome of its checks.
     Refused,
 }
 

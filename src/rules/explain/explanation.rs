@@ -6,7 +6,7 @@ use crate::limiter::Limit;
 use crate::plan::CounterName;
 use crate::rules::book::Charge;
 
-/// What the rules of a domain make of one descriptor.
+/// How the rules of a domain treat one descriptor.
 #[derive(Debug)]
 pub struct Explanation {
     /// Whether the domain has rules or settings.
@@ -17,12 +17,12 @@ pub struct Explanation {
     pub rules: Vec<RuleExplanation>,
 }
 
-/// What one rule makes of a descriptor.
+/// How one rule treats a descriptor.
 #[derive(Debug)]
 pub struct RuleExplanation {
     /// Its name.
     pub rule: String,
-    /// What kept it from matching; none when it matches.
+    /// The entries that do not match; empty when the rule matches.
     pub mismatches: Vec<Mismatch>,
     /// How many of the entries it names passed.
     pub hits: usize,
@@ -58,7 +58,7 @@ pub struct Mismatch {
     pub found: Option<String>,
 }
 
-/// What one `apply` of a matching rule comes to.
+/// How one `apply` of a rule counts a descriptor.
 #[derive(Debug)]
 pub struct ApplyExplanation {
     /// The limiter as written.

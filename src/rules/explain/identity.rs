@@ -1,4 +1,4 @@
-//! The counters that an identity has: what is asked when somebody is locked out.
+//! The counters of an identity, to inspect or reset a lockout.
 
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
@@ -7,7 +7,7 @@ use crate::plan::{Charges, Check, CounterName, Needs};
 use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
 use crate::rules::plan::{Resolved, rewrite};
 
-/// How many keys are named to whoever asks for another.
+/// The most keys listed in an error.
 const MAX_LISTED_KEYS: usize = 20;
 
 /// One counter that a rule would ask for a request with these entries.
@@ -23,12 +23,13 @@ pub struct KnownCounter {
     pub slots: bool,
     /// Whether it counts and never denies.
     pub shadow: bool,
-    /// Looks at the counter without charging it: passes when one unit would.
+    /// Reads the counter without charging it: passes when a charge of one unit would.
     pub check: Check,
 }
 
 /// Why no counter is known by some entries. It names entries and never their values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotCounted {
     /// The domain has neither rules nor settings.
     #[error("there is no domain {domain:?} in the configuration; domains with rules: {known}")]
@@ -53,7 +54,7 @@ pub enum NotCounted {
 impl Rules {
     /// The counters that are identified by these entries: of every rule of the domain, whether it matches or not, each
     /// limiter whose key is made of nothing else. Where the entries leave open which of several tiers' limiters holds,
-    /// all of them are told. Without entries, the counters that are one for all.
+    /// all of them are returned. Without entries, the counters that are one for all.
     ///
     /// Counters of limits that came with requests are not known here.
     ///
@@ -155,7 +156,7 @@ impl CompiledApply {
     }
 }
 
-/// What to tell whoever asks for a counter that there is not.
+/// The error for entries that identify no counter.
 fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCounted {
     let applies = domain.rules.iter().filter_map(|rule| match &rule.action {
         CompiledAction::Apply(applies) => Some(applies),

@@ -1,4 +1,4 @@
-//! An explanation in words, for people.
+//! The explanation as text.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Rules {
     }
 }
 
-/// How many of the rules that are far from matching are named.
+/// The most rules listed that are far from matching.
 const MAX_LISTED_RULES: usize = 20;
 
 /// What the text is made from, beside the explanation.
