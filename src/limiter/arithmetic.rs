@@ -38,7 +38,7 @@ pub(crate) struct Report {
 
 /// A charge to take back, as the store reported it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Charged {
+pub(crate) struct ReportedCharge {
     /// Units charged.
     pub(crate) units: u32,
     /// The moment of the charge, by the clock of the store.
@@ -61,7 +61,7 @@ pub(crate) trait Arithmetic {
 
     /// Takes back a charge that was made under this lease, at a moment that is not after `now`. Returns whether anything
     /// changed.
-    fn undo(&self, state: &mut Self::State, now: Timestamp, charged: &Charged, lease: LeaseId) -> bool;
+    fn undo(&self, state: &mut Self::State, now: Timestamp, charged: &ReportedCharge, lease: LeaseId) -> bool;
 
     /// How long until the need is met.
     fn wait(&self, state: &Self::State, now: Timestamp, need: Need) -> Wait;

@@ -4,7 +4,7 @@
 //! and a repeated one takes no second slot. Expired leases free themselves one by one. Releasing is idempotent and
 //! touches nobody else's lease.
 
-use super::{Arithmetic, Charged, Lease, LeaseId, Leases, Need, Report, Wait};
+use super::{Arithmetic, Lease, LeaseId, Leases, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a concurrency limit.
@@ -44,7 +44,7 @@ impl Arithmetic for Concurrency {
         false
     }
 
-    fn undo(&self, leases: &mut Leases, now: Timestamp, _: &Charged, id: LeaseId) -> bool {
+    fn undo(&self, leases: &mut Leases, now: Timestamp, _: &ReportedCharge, id: LeaseId) -> bool {
         leases.release(id, now).1
     }
 

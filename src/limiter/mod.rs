@@ -16,7 +16,7 @@ mod spec;
 mod token_bucket;
 
 pub use self::arithmetic::MAX_EXACT_INTEGER;
-pub(crate) use self::arithmetic::{Arithmetic, Charged, Need, Report, Wait};
+pub(crate) use self::arithmetic::{Arithmetic, Need, Report, ReportedCharge, Wait};
 pub use self::calendar::{Calendar, CalendarUnit};
 pub use self::concurrency::Concurrency;
 pub use self::fixed_window::{Alignment, CalendarBounds, FixedCount, FixedWindow};

@@ -10,7 +10,7 @@
 //! estimate is `ceil(previous x k / K) + current` (semantics 22). Windows are aligned to the epoch. At most `limit`
 //! units pass in an aligned window and at most `2 x limit - 1` in any window of that length.
 
-use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an approximate window.
@@ -97,8 +97,8 @@ impl Arithmetic for SlidingCounter {
     }
 
     /// The units leave the window they were counted in, which may be the previous one by now.
-    fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
-        let &Charged { at, units, .. } = charged;
+    fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
+        let &ReportedCharge { at, units, .. } = charged;
         let seen = self.at(pair, now);
         *pair = match (seen.start.micros() - self.start(at).micros()) / self.window {
             0 => CounterPair { current: seen.current.saturating_sub(units), ..seen },

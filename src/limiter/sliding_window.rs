@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an exact window.
@@ -112,8 +112,8 @@ impl Arithmetic for SlidingWindow {
     }
 
     /// Drops the grants of that moment, the newest first: grants of one moment cannot be told apart.
-    fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &Charged, _: LeaseId) -> bool {
-        let &Charged { at, units, .. } = charged;
+    fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
+        let &ReportedCharge { at, units, .. } = charged;
         let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
         let undone = made.take_while(|grant| **grant == at.micros()).take(units as usize).count();
         let end = grants.moments.partition_point(|grant| *grant <= at.micros());

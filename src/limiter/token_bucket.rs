@@ -15,7 +15,7 @@
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
-use super::{Arithmetic, Charged, LeaseId, MAX_EXACT_INTEGER, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
@@ -171,7 +171,7 @@ impl Arithmetic for TokenBucket {
     /// Where nothing was charged since, the level is what it was. Else what drained since would have drained without
     /// the charge too, as far as there was something to drain: the rest of it was the charge draining, and is not given
     /// back. So others keep what they paid for, and nobody gets more than there was.
-    fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+    fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let units = u64::from(charged.units).min(self.capacity) * self.unit;
         if (state.at, state.unit) == (charged.at, self.unit) {
             state.level = state.level.saturating_sub(units);

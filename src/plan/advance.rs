@@ -6,7 +6,7 @@ use super::change::{LeaseAction, LeaseChange, Undo};
 use super::check::{Check, Needs};
 use super::outcome::Outcome;
 use crate::clock::Timestamp;
-use crate::limiter::{Arithmetic, Charged, LeaseId, LeaseStatus, Need, Report, State, Wait, with_algorithm};
+use crate::limiter::{Arithmetic, LeaseId, LeaseStatus, Need, Report, ReportedCharge, State, Wait, with_algorithm};
 
 /// A state as a store hands it to [`advance`], with whether it has to be written back.
 #[derive(Clone, Debug, Default)]
@@ -192,7 +192,7 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
-    let charged = Charged { units: undo.units, at: undo.at.min(now), reset: undo.reset };
+    let charged = ReportedCharge { units: undo.units, at: undo.at.min(now), reset: undo.reset };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
         // Not `||`: a corrected state is still to be undone.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)

@@ -28,9 +28,9 @@ pub struct RuleExplanation {
     pub hits: usize,
     /// Whether an earlier rule ended the walk before it.
     pub unreached: bool,
-    /// Counts and reports but never denies: by itself, by its domain or by the server.
+    /// In shadow: set on the rule, its domain or the server.
     pub shadow: bool,
-    /// In shadow by itself, among rules that are enforced: it does not end the walk either.
+    /// In shadow while its domain and the server are enforced; it does not end the walk either.
     pub shadow_only: bool,
     /// What it does.
     pub action: ActionExplanation,
