@@ -5,7 +5,7 @@ use crate::settings::{Bound, Bounds};
 /// Past the bound a head of HTTP/2 is refused by us and counted. What is so many times larger does not get here: the
 /// protocol's own machinery answers 431, which is an error to Envoy, and then closes the connection. So there is much
 /// room between the two.
-const UNREADABLE: usize = 4;
+const DECODER_LIMIT_FACTOR: usize = 4;
 
 /// The bytes of a head, or the bound that it is past.
 pub(super) fn bytes(bounds: &Bounds, uri: &http::Uri, headers: &http::HeaderMap) -> Result<usize, Bound> {
@@ -19,6 +19,6 @@ pub(super) fn bytes(bounds: &Bounds, uri: &http::Uri, headers: &http::HeaderMap)
 }
 
 /// The size of a head that HTTP/2 does not even read.
-pub(super) fn unreadable(bounds: &Bounds) -> u32 {
-    u32::try_from(bounds.header_bytes.saturating_mul(UNREADABLE)).unwrap_or(u32::MAX)
+pub(super) fn decoder_limit(bounds: &Bounds) -> u32 {
+    u32::try_from(bounds.header_bytes.saturating_mul(DECODER_LIMIT_FACTOR)).unwrap_or(u32::MAX)
 }

@@ -12,7 +12,7 @@ use crate::telemetry::DoorMetrics;
 /// Runs a request. None when it panicked.
 ///
 /// What it leaves behind is sound: counters change under locks that do not poison, and only as a whole.
-pub(super) async fn apart<F: Future>(doors: &DoorMetrics, request: F) -> Option<F::Output> {
+pub(super) async fn catch<F: Future>(doors: &DoorMetrics, request: F) -> Option<F::Output> {
     let run = AssertUnwindSafe(request).catch_unwind().await;
     if run.is_err() {
         doors.panics.fetch_add(1, Ordering::Relaxed);

@@ -22,16 +22,16 @@ use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
 /// What a request takes beside its bytes, about.
-const OF_REQUEST: usize = 1 << 10;
+const REQUEST_OVERHEAD_BYTES: usize = 1 << 10;
 
 /// The bytes kept for all connections, which are counted in the doors.
 #[derive(Debug)]
-pub(super) struct Total {
+pub(super) struct TotalBudget {
     bounds: Bounds,
     doors: Arc<DoorMetrics>,
 }
 
-impl Total {
+impl TotalBudget {
     /// Within these bounds.
     pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self { bounds: bounds.clone(), doors: doors.clone() })
@@ -47,13 +47,13 @@ impl Total {
 #[derive(Debug)]
 pub(super) struct Budget {
     kept: AtomicUsize,
-    total: Arc<Total>,
+    total: Arc<TotalBudget>,
 }
 
 impl Budget {
     /// Takes so many bytes more, which have to be given back, or tells which bound they would go past.
     fn take(&self, bytes: usize) -> Result<(), Bound> {
-        let Total { bounds, doors } = &*self.total;
+        let TotalBudget { bounds, doors } = &*self.total;
         if !take(&self.kept, bytes, bounds.unfinished_bytes_per_connection) {
             return Err(Bound::UnfinishedBytesPerConnection);
         }
@@ -80,7 +80,7 @@ fn take(kept: &AtomicUsize, bytes: usize, most: usize) -> bool {
 
 /// The body of a request, within a budget and a time.
 #[derive(Debug)]
-pub(super) struct Metered {
+pub(super) struct MeteredBody {
     body: Incoming,
     /// Bytes of the head that have not been taken from the budget.
     head: usize,
@@ -92,10 +92,10 @@ pub(super) struct Metered {
     refused: bool,
 }
 
-impl Metered {
+impl MeteredBody {
     /// Puts the body of a request within a budget, or tells which bound its head is past.
     pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> Result<http::Request<Self>, Bound> {
-        let head = OF_REQUEST + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
+        let head = REQUEST_OVERHEAD_BYTES + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
         Ok(request.map(|body| Self { body, head, kept: 0, budget, deadline: None, refused: false }))
     }
 
@@ -106,14 +106,14 @@ impl Metered {
         deadline.as_mut().poll(cx).is_pending()
     }
 
-    fn refuse(&mut self, bound: Bound) -> Past {
+    fn refuse(&mut self, bound: Bound) -> BudgetError {
         self.refused = true;
         self.budget.total.doors.exceeded.count(bound);
-        Past(bound)
+        BudgetError(bound)
     }
 }
 
-impl Drop for Metered {
+impl Drop for MeteredBody {
     fn drop(&mut self) {
         if self.kept > 0 {
             self.budget.give_back(self.kept);
@@ -124,9 +124,9 @@ impl Drop for Metered {
 /// A request that is not waited for any longer.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is unfinished and past server.bounds.{}", .0.name())]
-struct Past(Bound);
+struct BudgetError(Bound);
 
-impl Body for Metered {
+impl Body for MeteredBody {
     type Data = Bytes;
     type Error = Box<dyn Error + Send + Sync>;
 
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn a_connection_and_all_of_them_together_have_a_bound() {
         let bounds = Bounds { unfinished_bytes_per_connection: 10, unfinished_bytes: 30, ..Bounds::default() };
-        let total = Total::new(&bounds, &Arc::default());
+        let total = TotalBudget::new(&bounds, &Arc::default());
         let greedy: Vec<_> = (0..3).map(|_| total.connection()).collect();
         for connection in &greedy {
             assert_eq!(connection.take(10), Ok(()));

@@ -18,14 +18,14 @@ use crate::service::Service;
 
 /// Says, among the extensions of an answer, which lease it hands out.
 #[derive(Clone, Debug)]
-pub(super) struct Acquired(pub(super) Arc<str>);
+pub(super) struct HandedOutLease(pub(super) Arc<str>);
 
 /// Gives a lease back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Undo(Option<(Arc<Service>, Arc<str>)>);
+pub(super) struct LeaseGuard(Option<(Arc<Service>, Arc<str>)>);
 
-impl Undo {
-    pub(super) fn new(service: Arc<Service>, acquired: Acquired) -> Self {
+impl LeaseGuard {
+    pub(super) fn new(service: Arc<Service>, acquired: HandedOutLease) -> Self {
         Self(Some((service, acquired.0)))
     }
 
@@ -34,7 +34,7 @@ impl Undo {
     }
 }
 
-impl Drop for Undo {
+impl Drop for LeaseGuard {
     fn drop(&mut self) {
         // Without a runtime the process is ending; then the lease expires by itself.
         if let Some((service, lease)) = self.0.take()
@@ -47,32 +47,32 @@ impl Drop for Undo {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(super) struct Undoable {
+pub(super) struct GuardedBody {
     body: Body,
-    undo: Option<Undo>,
+    undo: Option<LeaseGuard>,
     /// Of a call that goes on as long as its answer does.
-    _under_way: Option<InFlight>,
+    _in_flight: Option<InFlight>,
 }
 
-impl From<Body> for Undoable {
+impl From<Body> for GuardedBody {
     fn from(body: Body) -> Self {
-        Self { body, undo: None, _under_way: None }
+        Self { body, undo: None, _in_flight: None }
     }
 }
 
-impl Undoable {
+impl GuardedBody {
     /// A body that undoes a lease when it is dropped before its end.
-    pub(super) fn undoing(body: Body, undo: Undo) -> Self {
-        Self { body, undo: Some(undo), _under_way: None }
+    pub(super) fn with_lease(body: Body, undo: LeaseGuard) -> Self {
+        Self { body, undo: Some(undo), _in_flight: None }
     }
 
     /// A body whose request is under way until its end.
-    pub(super) fn going_on(body: Body, in_flight: Option<InFlight>) -> Self {
-        Self { body, undo: None, _under_way: in_flight }
+    pub(super) fn streaming(body: Body, in_flight: Option<InFlight>) -> Self {
+        Self { body, undo: None, _in_flight: in_flight }
     }
 }
 
-impl HttpBody for Undoable {
+impl HttpBody for GuardedBody {
     type Data = Bytes;
     type Error = Status;
 

@@ -33,11 +33,11 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use self::budget::{Budget, Metered, Total};
+use self::budget::{Budget, MeteredBody, TotalBudget};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
-use self::lease_guard::{Acquired, Undo, Undoable};
-use self::unary::Unread;
-use super::connection::{self, Pulse, Terms};
+use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
+use self::unary::ReadError;
+use super::connection::{self, AcceptOptions, Activity};
 use super::listen::Listener;
 use super::panics;
 use crate::server::head;
@@ -62,14 +62,14 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// What a call comes to, as the generated services give it.
-type Called = Result<http::Response<Body>, Infallible>;
+type CallResult = Result<http::Response<Body>, Infallible>;
 
 /// A call under way.
-type Call = Pin<Box<dyn Future<Output = Called> + Send>>;
+type BoxedCall = Pin<Box<dyn Future<Output = CallResult> + Send>>;
 
-type Answer = Result<http::Response<Undoable>, Infallible>;
+type DoorResult = Result<http::Response<GuardedBody>, Infallible>;
 
-type Reflection = BoxCloneSyncService<http::Request<Metered>, http::Response<Body>, Infallible>;
+type Reflection = BoxCloneSyncService<http::Request<MeteredBody>, http::Response<Body>, Infallible>;
 
 /// The services of the gRPC door.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ pub struct Grpc(Arc<Services>);
 struct Services {
     service: Arc<Service>,
     rls: rls::Rls,
-    authz: authz::Authz,
+    authz: authz::GrpcAuthz,
     health: HealthServer<HealthService>,
     reflection: Reflection,
     reflection_alpha: Reflection,
@@ -93,7 +93,7 @@ impl Grpc {
         let bounds = service.current().settings.bounds.clone();
         let reporter = HealthReporter::new();
         let rls = rls::Rls::new(service.clone());
-        let authz = authz::Authz::new(service.clone());
+        let authz = authz::GrpcAuthz::new(service.clone());
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
             service,
@@ -111,19 +111,19 @@ impl Grpc {
     }
 
     /// Tells who asks for our health that requests can be sent here: what was waited for is there.
-    pub async fn serve_now(&self) {
+    pub async fn set_serving(&self) {
         if self.0.service.health().serve() {
             self.report(ServingStatus::Serving).await;
         }
     }
 
     /// Tells who asks for our health that we wait for a store.
-    pub async fn wait(&self) {
+    pub async fn set_not_serving(&self) {
         self.report(ServingStatus::NotServing).await;
     }
 
     /// Tells who asks for our health that we are about to stop. Calls are still answered.
-    pub async fn leave(&self) {
+    pub async fn set_draining(&self) {
         self.0.service.health().leave();
         self.report(ServingStatus::NotServing).await;
     }
@@ -143,15 +143,16 @@ impl Grpc {
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_header_list_size(head::unreadable(bounds))
+            .max_header_list_size(head::decoder_limit(bounds))
             .auto_date_header(false);
-        let total = Total::new(bounds, doors);
-        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
-        connection::accept(listener, stop, terms, |stream, _, pulse| {
+        let total = TotalBudget::new(bounds, doors);
+        let options =
+            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
+        connection::accept(listener, stop, options, |stream, _, activity| {
             let services = self.0.clone();
-            let client = Client { pulse: pulse.clone(), budget: total.connection() };
+            let client = Client { activity: activity.clone(), budget: total.connection() };
             let answer = service_fn(move |request| services.answer(request, &client));
-            let connection = connection::attend(builder.serve_connection(TokioIo::new(stream), answer), pulse);
+            let connection = connection::drive(builder.serve_connection(TokioIo::new(stream), answer), activity);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a gRPC connection broke");
@@ -171,9 +172,9 @@ impl Grpc {
             request.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
             request
         };
-        let (door, unread, call): (Door, Refused, Call) = match method {
-            "ShouldRateLimit" => (Door::Rls, rls::UNREAD, Box::pin(self.0.clone().rls(request(RLS)))),
-            "Check" => (Door::AuthzGrpc, authz::UNREAD, Box::pin(self.0.clone().authz(request(AUTHZ)))),
+        let (door, unread, call): (Door, RefusalFrame, BoxedCall) = match method {
+            "ShouldRateLimit" => (Door::Rls, rls::UNREADABLE_REFUSAL, Box::pin(self.0.clone().rls(request(RLS)))),
+            "Check" => (Door::AuthzGrpc, authz::UNREADABLE_REFUSAL, Box::pin(self.0.clone().authz(request(AUTHZ)))),
             other => panic!("{other} is no method that decides"),
         };
         let Ok(response) = call.await;
@@ -190,7 +191,7 @@ impl Grpc {
 
 /// Who is at the other end of a connection.
 struct Client {
-    pulse: Arc<Pulse>,
+    activity: Arc<Activity>,
     budget: Arc<Budget>,
 }
 
@@ -219,10 +220,10 @@ impl Method {
     }
 
     /// The door of a question, and the refusal of one that is not read.
-    fn unread(self) -> Option<(Door, Refused)> {
+    fn unread(self) -> Option<(Door, RefusalFrame)> {
         match self {
-            Self::ShouldRateLimit => Some((Door::Rls, rls::UNREAD)),
-            Self::Check => Some((Door::AuthzGrpc, authz::UNREAD)),
+            Self::ShouldRateLimit => Some((Door::Rls, rls::UNREADABLE_REFUSAL)),
+            Self::Check => Some((Door::AuthzGrpc, authz::UNREADABLE_REFUSAL)),
             Self::Health | Self::Reflection | Self::ReflectionAlpha | Self::Unknown => None,
         }
     }
@@ -235,13 +236,13 @@ impl Services {
         self: &Arc<Self>,
         request: http::Request<Incoming>,
         client: &Client,
-    ) -> impl Future<Output = Answer> + use<> {
+    ) -> impl Future<Output = DoorResult> + use<> {
         let method = Method::of(request.uri().path());
         let in_flight = match method {
-            Method::Health => Some(client.pulse.begin_watching()),
-            _ => client.pulse.begin(),
+            Method::Health => Some(client.activity.begin_long_call()),
+            _ => client.activity.begin(),
         };
-        let call: Call = match Metered::request(request, client.budget.clone()) {
+        let call: BoxedCall = match MeteredBody::request(request, client.budget.clone()) {
             Ok(request) if in_flight.is_some() => self.call(method, request),
             Ok(_) => past_a_bound(),
             Err(bound) => {
@@ -251,9 +252,9 @@ impl Services {
         };
         let services = self.clone();
         async move {
-            let called = panics::apart(services.service.doors(), call).await;
+            let called = panics::catch(services.service.doors(), call).await;
             Ok(match (called, method.unread()) {
-                (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, in_flight)),
+                (Some(Ok(response)), None) => response.map(|body| GuardedBody::streaming(body, in_flight)),
                 (Some(Ok(response)), Some((door, unread))) => {
                     services.reply(services.refuse_unread(response, door, unread))
                 }
@@ -262,7 +263,7 @@ impl Services {
         }
     }
 
-    fn call(self: &Arc<Self>, method: Method, request: http::Request<Metered>) -> Call {
+    fn call(self: &Arc<Self>, method: Method, request: http::Request<MeteredBody>) -> BoxedCall {
         match method {
             Method::ShouldRateLimit => Box::pin(self.clone().rls(request)),
             Method::Check => Box::pin(self.clone().authz(request)),
@@ -273,30 +274,32 @@ impl Services {
         }
     }
 
-    async fn rls<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
+    async fn rls<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::question(request, self.bounds.message_bytes).await {
-            Ok(question) => self.rls.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
+            Ok(question) => self.rls.answer(question).await.unwrap_or_else(|| unary::unread(ReadError::Malformed)),
             Err(unread) => unary::unread(unread),
         })
     }
 
-    async fn authz<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
+    async fn authz<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::question(request, self.bounds.message_bytes).await {
-            Ok(question) => self.authz.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
+            Ok(question) => self.authz.answer(question).await.unwrap_or_else(|| unary::unread(ReadError::Malformed)),
             Err(unread) => unary::unread(unread),
         })
     }
 
     /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.
-    fn fail(&self, door: Option<Door>) -> http::Response<Undoable> {
+    fn fail(&self, door: Option<Door>) -> http::Response<GuardedBody> {
         if let Some(door) = door {
             self.service.telemetry().metrics.replied(door, Reply::Failed);
         }
-        Status::internal("this request met an error of ours; the log has more").into_http::<Body>().map(Undoable::from)
+        Status::internal("this request met an error of ours; the log has more")
+            .into_http::<Body>()
+            .map(GuardedBody::from)
     }
 
     /// Puts a refusal in the place of a complaint about a request that is too large or makes no sense.
-    fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: Refused) -> http::Response<Body> {
+    fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: RefusalFrame) -> http::Response<Body> {
         let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
         if status == TOO_LARGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
@@ -311,22 +314,22 @@ impl Services {
     }
 
     /// An answer of ours, with what undoes its acquired lease when nobody hears it.
-    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Undoable> {
-        let acquired = response.extensions_mut().remove::<Acquired>();
+    fn reply(&self, mut response: http::Response<Body>) -> http::Response<GuardedBody> {
+        let acquired = response.extensions_mut().remove::<HandedOutLease>();
         response.map(|body| match acquired {
-            None => Undoable::from(body),
-            Some(acquired) => Undoable::undoing(body, Undo::new(self.service.clone(), acquired)),
+            None => GuardedBody::from(body),
+            Some(acquired) => GuardedBody::with_lease(body, LeaseGuard::new(self.service.clone(), acquired)),
         })
     }
 }
 
 /// A complaint about a request that is not looked at any further.
-fn past_a_bound() -> Call {
+fn past_a_bound() -> BoxedCall {
     Box::pin(async { Ok(Status::resource_exhausted("past a bound of server.bounds").into_http()) })
 }
 
 /// Makes the frame of a refusal.
-type Refused = fn() -> Bytes;
+type RefusalFrame = fn() -> Bytes;
 
 /// A message as gRPC frames it: not compressed, four bytes of length, the encoding.
 fn frame(message: &impl Message) -> Bytes {

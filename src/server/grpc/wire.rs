@@ -29,12 +29,12 @@ pub(super) fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
 }
 
 /// The most bytes that a thread keeps to write in. Only a refusal with a body of its own takes more.
-const KEPT: usize = 4 << 10;
+const MAX_BUFFER_BYTES: usize = 4 << 10;
 
 thread_local! {
     /// Where frames are written before their length is known. What is sent is copied out of it, so that a frame is one
     /// allocation of the right size.
-    static WRITTEN_IN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static FRAME_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// A frame in the making.
@@ -43,7 +43,7 @@ pub(super) struct Writer(Vec<u8>);
 impl Writer {
     /// The frame of the message that `write` writes.
     pub(super) fn frame(write: impl FnOnce(&mut Self)) -> Bytes {
-        let mut writer = Self(WRITTEN_IN.take());
+        let mut writer = Self(FRAME_BUFFER.take());
         writer.0.clear();
         // Not compressed, then the length.
         writer.0.extend_from_slice(&[0; 5]);
@@ -51,8 +51,8 @@ impl Writer {
         let length = u32::try_from(writer.0.len() - 5).expect("an answer is far from 4 GiB");
         writer.0[1..5].copy_from_slice(&length.to_be_bytes());
         let frame = Bytes::copy_from_slice(&writer.0);
-        if writer.0.capacity() <= KEPT {
-            WRITTEN_IN.set(writer.0);
+        if writer.0.capacity() <= MAX_BUFFER_BYTES {
+            FRAME_BUFFER.set(writer.0);
         }
         frame
     }

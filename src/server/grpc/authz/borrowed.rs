@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::super::wire::{byte, part, text};
 use super::{client, present};
-use crate::server::ext_authz::Asked;
+use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
 /// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
@@ -27,7 +27,7 @@ type Pair<'a> = (&'a str, &'a str);
 
 /// What Envoy told about a request.
 #[derive(Default)]
-pub(super) struct Plain<'a> {
+pub(super) struct BorrowedCheck<'a> {
     method: &'a str,
     target: &'a str,
     host: &'a str,
@@ -55,7 +55,7 @@ const fn varint(field: u8) -> u8 {
     field << 3
 }
 
-impl<'a> Plain<'a> {
+impl<'a> BorrowedCheck<'a> {
     /// The question of a `CheckRequest`. `None` for one that has more to say, or that is not right in all.
     pub(super) fn read(mut message: &'a [u8]) -> Option<Self> {
         const ATTRIBUTES: u8 = length_delimited(1);
@@ -257,7 +257,7 @@ fn last<'a>(pairs: &[Pair<'a>], name: &str) -> Option<&'a str> {
     pairs.iter().rfind(|(key, _)| *key == name).map(|(_, value)| *value)
 }
 
-impl Asked for Plain<'_> {
+impl AuthzRequest for BorrowedCheck<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(self.method)
     }
@@ -305,11 +305,11 @@ mod tests {
     use proptest::test_runner::RngSeed;
     use prost::Message;
 
-    use super::super::decoded::Told;
+    use super::super::decoded::DecodedCheck;
     use super::*;
 
     /// All that a door asks of a request.
-    fn answers(asked: &impl Asked) -> String {
+    fn answers(asked: &impl AuthzRequest) -> String {
         let settings = |trust_external_address, trusted_hops| settings::AuthzSettings {
             trust_external_address,
             trusted_hops,
@@ -405,9 +405,9 @@ mod tests {
 
     /// Holds what is read where it lies to the generated types. Says whether it was read.
     fn agrees(bytes: &[u8]) -> bool {
-        let Some(plain) = Plain::read(bytes) else { return false };
+        let Some(plain) = BorrowedCheck::read(bytes) else { return false };
         let meant = CheckRequest::decode(bytes).expect("what is plain is right").attributes.unwrap_or_default();
-        assert_eq!(answers(&plain), answers(&Told::new(&meant)), "{bytes:?}");
+        assert_eq!(answers(&plain), answers(&DecodedCheck::new(&meant)), "{bytes:?}");
         true
     }
 

@@ -10,16 +10,16 @@ use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::{client, present};
-use crate::server::ext_authz::Asked;
+use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
 /// What Envoy told about a request.
-pub(super) struct Told<'a> {
+pub(super) struct DecodedCheck<'a> {
     attributes: &'a AttributeContext,
     http: Option<&'a HttpRequest>,
 }
 
-impl<'a> Told<'a> {
+impl<'a> DecodedCheck<'a> {
     pub(super) fn new(attributes: &'a AttributeContext) -> Self {
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         Self { attributes, http }
@@ -30,7 +30,7 @@ impl<'a> Told<'a> {
     }
 }
 
-impl Asked for Told<'_> {
+impl AuthzRequest for DecodedCheck<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(&self.http?.method)
     }

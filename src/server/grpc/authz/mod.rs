@@ -12,12 +12,12 @@ use http::Response;
 use prost::Message;
 use tonic::body::Body;
 
-use self::borrowed::Plain;
-use self::decoded::Told;
-use super::lease_guard::Acquired;
+use self::borrowed::BorrowedCheck;
+use self::decoded::DecodedCheck;
+use super::lease_guard::HandedOutLease;
 use super::wire::Writer;
-use super::{Refused, unary};
-use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address, question};
+use super::{RefusalFrame, unary};
+use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address, question};
 use crate::service::Service;
 use crate::settings;
 use crate::telemetry::Door;
@@ -27,40 +27,40 @@ mod borrowed;
 mod decoded;
 
 /// The answer to a question that cannot be read.
-pub(super) const UNREAD: Refused = || Writer::frame(|writer| answer::denied(429, &[], "", writer));
+pub(super) const UNREADABLE_REFUSAL: RefusalFrame = || Writer::frame(|writer| answer::denied(429, &[], "", writer));
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Authz {
+pub(super) struct GrpcAuthz {
     service: Arc<Service>,
 }
 
-impl Authz {
+impl GrpcAuthz {
     pub(super) fn new(service: Arc<Service>) -> Self {
         Self { service }
     }
 
     /// Answers one question; `None` when it makes no sense.
     pub(super) async fn answer(&self, message: Bytes) -> Option<Response<Body>> {
-        if let Some(plain) = Plain::read(&message) {
+        if let Some(plain) = BorrowedCheck::read(&message) {
             return Some(self.decide(&plain).await);
         }
         let attributes = CheckRequest::decode(message).ok()?.attributes.unwrap_or_default();
-        Some(self.decide(&Told::new(&attributes)).await)
+        Some(self.decide(&DecodedCheck::new(&attributes)).await)
     }
 
-    async fn decide(&self, asked: &impl Asked) -> Response<Body> {
+    async fn decide(&self, asked: &impl AuthzRequest) -> Response<Body> {
         let current = self.service.current();
         let question = question(asked, &current.settings.authz);
         let decision = current.decide(Door::AuthzGrpc, &question).await;
         let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
-        unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into())))
+        unary::answer(frame, decision.lease().map(|lease| HandedOutLease(lease.into())))
     }
 }
 
 /// The client's address: by the headers that the operator trusts, or else the peer's.
 fn client<'a>(
-    asked: &'a impl Asked,
+    asked: &'a impl AuthzRequest,
     peer: Option<&'a str>,
     settings: &settings::AuthzSettings,
 ) -> Option<Cow<'a, str>> {

@@ -17,9 +17,9 @@ use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use super::generated::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::generated::envoy::r#type::v3::RateLimitUnit;
-use super::lease_guard::Acquired;
+use super::lease_guard::HandedOutLease;
 use super::wire::{Writer, byte, part, text};
-use super::{Refused, frame, metadata, unary};
+use super::{RefusalFrame, frame, metadata, unary};
 use crate::decision::{self, Counted, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::rules::RequestBounds;
@@ -37,7 +37,7 @@ const MONTH: u64 = 30 * DAY;
 const YEAR: u64 = 365 * DAY;
 
 /// The answer to a question that cannot be read.
-pub(super) const UNREAD: Refused =
+pub(super) const UNREADABLE_REFUSAL: RefusalFrame =
     || frame(&RateLimitResponse { overall_code: Code::OverLimit.into(), ..Default::default() });
 
 /// The service.
@@ -65,7 +65,7 @@ impl Rls {
         };
         let decision = current.decide(Door::Rls, &asked).await;
         let frame = Writer::frame(|writer| write(&decision, current.settings.rls_headers, writer));
-        Some(unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into()))))
+        Some(unary::answer(frame, decision.lease().map(|lease| HandedOutLease(lease.into()))))
     }
 }
 
