@@ -1,11 +1,12 @@
-//! Connections: accepted, served by hyper, and watched: one whose client says nothing for too long is closed, and all
-//! are told to finish when the process stops.
+//! Connections: accepted, served by hyper, and watched. The head and idle timeouts are enforced here, and all
+//! connections drain when the process stops.
 //!
-//! hyper bounds neither the time of a head of HTTP/2 nor that of an idle connection, and the timer that it has for
-//! heads of HTTP/1 is a new one for every request. So the task that accepts ticks at all connections of its door now
-//! and then: a request pays for a few counters and no timer.
+//! hyper bounds neither the time of an HTTP/2 head nor an idle connection, and its timer for HTTP/1 heads is a new one
+//! for each request. So the accepting task checks all connections of its door on a tick: a request costs a few counters
+//! and no timer.
 
 mod activity;
+mod framing;
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -22,48 +23,48 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::activity::WatchedConnection;
 pub(super) use self::activity::{Activity, InFlight};
-use self::activity::{FrameScanner, WatchedConnection};
+use self::framing::FrameScanner;
 use super::listen::{self, Listener, Stream};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
-/// The wait after an accept that failed, most likely for want of file descriptors.
+/// Delay after a failed accept, most likely because file descriptors ran out.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// How often connections are looked at in the shortest time that one of them may take. A bound of time is met between
-/// once and one and a half times that.
+/// Checks of a connection per shortest timeout. A timeout takes effect after 1 to 1.5 times its duration.
 const TICKS_PER_TIMEOUT: u32 = 2;
 
-/// How often they are looked at once the door has closed.
+/// Interval of the checks while draining.
 const DRAIN_TICK: Duration = Duration::from_millis(250);
 
-/// What a door gives its connections.
+/// How a door accepts connections.
 #[derive(Debug)]
 pub(super) struct AcceptOptions {
-    /// What clients may take.
+    /// Bounds on clients.
     pub(super) bounds: Bounds,
-    /// Where that is counted.
+    /// Where connections and exceeded bounds are counted.
     pub(super) doors: Arc<DoorMetrics>,
-    /// The count of open connections among it.
+    /// The door's gauge of open connections.
     pub(super) open: fn(&DoorMetrics) -> &AtomicU64,
 }
 
 /// Accepts connections and serves each by `serve` until `stop`, then lets them finish.
 ///
-/// Returns when the last has finished: how long that may take is for the caller to bound.
+/// Returns when the last connection has finished. The caller bounds that time.
 pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, options: AcceptOptions, serve: S)
 where
     S: Fn(ObservedStream, listen::Bound, Arc<Activity>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let AcceptOptions { bounds, doors, open } = options;
-    let room = Arc::new(Semaphore::new(bounds.connections as usize));
+    let permits = Arc::new(Semaphore::new(bounds.connections as usize));
     let mut watched: Vec<WatchedConnection> = Vec::new();
     let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
     let mut ticks = tokio::time::interval((shortest / TICKS_PER_TIMEOUT).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let attended = |stream, peer, place: OwnedSemaphorePermit, watched: &mut Vec<WatchedConnection>| {
+    let serve_watched = |stream, peer, permit: OwnedSemaphorePermit, watched: &mut Vec<WatchedConnection>| {
         let activity = Activity::new(&bounds, &doors);
         if watched.len() == watched.capacity() {
             watched.retain(WatchedConnection::is_open);
@@ -77,17 +78,17 @@ where
         let counted = OpenConnection::new(doors.clone(), open);
         tokio::spawn(async move {
             served.await;
-            drop((place, counted));
+            drop((permit, counted));
         });
     };
-    // One more than there is room for: so it is known that it waits.
+    // One connection beyond the bound is accepted, so that its waiting is counted.
     let mut next = None;
     loop {
         tokio::select! {
             accepted = listener.accept(), if next.is_none() => match accepted {
                 Ok(accepted) => {
                     next = Some(accepted);
-                    if room.available_permits() == 0 {
+                    if permits.available_permits() == 0 {
                         doors.exceeded.count(Bound::Connections);
                     }
                 }
@@ -96,28 +97,28 @@ where
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            place = room.clone().acquire_owned(), if next.is_some() => {
-                let place = place.expect("it is never closed");
-                let (stream, peer) = next.take().expect("only then is there a place to wait for");
-                attended(stream, peer, place, &mut watched);
+            permit = permits.clone().acquire_owned(), if next.is_some() => {
+                let permit = permit.expect("the semaphore is never closed");
+                let (stream, peer) = next.take().expect("a permit is awaited only for an accepted connection");
+                serve_watched(stream, peer, permit, &mut watched);
             }
             now = ticks.tick() => watched.retain_mut(|connection| connection.check(now, &bounds, &doors)),
             () = stop.cancelled() => break,
         }
     }
-    // What the kernel took before now is served too: its client was told that somebody listens.
+    // Serve the connections in the kernel's backlog, too: their clients see them as established.
     let waiting = next.into_iter().chain(std::iter::from_fn(|| listener.accept().now_or_never()?.ok()));
-    for (stream, peer) in waiting.take(room.available_permits()) {
-        let Ok(place) = room.clone().try_acquire_owned() else { break };
-        attended(stream, peer, place, &mut watched);
+    for (stream, peer) in waiting.take(permits.available_permits()) {
+        let Ok(permit) = permits.clone().try_acquire_owned() else { break };
+        serve_watched(stream, peer, permit, &mut watched);
     }
-    // New clients are turned away from now on; those that are here get GOAWAY or `connection: close`.
+    // Reject new clients; connected ones get GOAWAY or `connection: close`.
     drop(listener);
     for connection in &mut watched {
         connection.drain();
     }
     let mut ticks = tokio::time::interval(DRAIN_TICK);
-    let all_gone = room.acquire_many(bounds.connections);
+    let all_gone = permits.acquire_many(bounds.connections);
     tokio::pin!(all_gone);
     loop {
         tokio::select! {
@@ -127,7 +128,7 @@ where
     }
 }
 
-/// An open connection, as long as this is held.
+/// Counts an open connection until dropped.
 struct OpenConnection(Arc<DoorMetrics>, fn(&DoorMetrics) -> &AtomicU64);
 
 impl OpenConnection {
@@ -143,10 +144,10 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Serves a connection until it ends, or until it is told to.
+/// Drives a connection until it ends or is directed to close.
 pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Activity>) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
-    let mut leaving = false;
+    let mut draining = false;
     poll_fn(|cx| {
         loop {
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -154,8 +155,8 @@ pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Ac
             }
             match activity.directive(cx) {
                 activity::Directive::Close => return Poll::Ready(Ok(())),
-                activity::Directive::Drain if !leaving => {
-                    leaving = true;
+                activity::Directive::Drain if !draining => {
+                    draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 activity::Directive::Drain | activity::Directive::Serve => return Poll::Pending,
@@ -165,7 +166,7 @@ pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Ac
     .await
 }
 
-/// A stream that knows where in its words the client is.
+/// A stream that records the client's progress.
 #[derive(Debug)]
 pub(super) struct ObservedStream {
     stream: Stream,
