@@ -1,11 +1,11 @@
-//! One question and one answer of gRPC, read and written on hyper's bodies.
+//! Unary gRPC calls, read and written on hyper's bodies.
 //!
 //! ```text
-//!   frame = flag 1 (0: not compressed) | length 4 | message        question: one frame; answer: one frame, grpc-status
+//!   frame = flag 1 (0: not compressed) | length 4 | message        request: one frame; response: one frame, grpc-status
 //! ```
 //!
 //! tonic's codec is made for streams: for one message each way it boxes a decoder, two bodies and three futures, copies
-//! what was read, and allocates two buffers of 8 KiB. The generated services remain for whoever calls us.
+//! the input, and allocates two buffers of 8 KiB.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -19,12 +19,12 @@ use tonic::body::Body;
 
 use super::lease_guard::HandedOutLease;
 
-/// Flag and length.
+/// Bytes of the flag and the length.
 const FRAME_HEAD_BYTES: usize = 5;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// The body of a request for one message.
+/// The body of a unary request.
 pub(super) trait RequestBody: HttpBody<Data = Bytes> + Unpin + Send {}
 
 impl<B: HttpBody<Data = Bytes> + Unpin + Send> RequestBody for B {}
@@ -32,17 +32,17 @@ impl<B: HttpBody<Data = Bytes> + Unpin + Send> RequestBody for B {}
 /// Why a request cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadError {
-    /// It brings more than one may.
+    /// The message is longer than its bound.
     TooLarge,
-    /// It makes no sense.
+    /// The message is not framed or encoded correctly.
     Malformed,
 }
 
-/// Reads the message that is asked by a request, of so many bytes at limit and the only one.
+/// Reads the single message of a unary request, at most `limit` bytes.
 ///
 /// "A Compressed-Flag value of 1 indicates that the binary octet sequence of Message is compressed using the mechanism
-/// declared by the Message-Encoding header." None was offered, so none is read.
-pub(super) async fn question<B: RequestBody>(request: http::Request<B>, limit: usize) -> Result<Bytes, ReadError> {
+/// declared by the Message-Encoding header." We offer no compression, so none is read.
+pub(super) async fn read_message<B: RequestBody>(request: http::Request<B>, limit: usize) -> Result<Bytes, ReadError> {
     if request.headers().get(ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ReadError::Malformed);
     }
@@ -52,7 +52,7 @@ pub(super) async fn question<B: RequestBody>(request: http::Request<B>, limit: u
     while !body.is_end_stream() {
         let Some(frame) = body.frame().await else { break };
         let Ok(data) = frame.map_err(|_| ReadError::Malformed)?.into_data() else { continue };
-        // Nearly every question comes in one piece.
+        // Nearly every message comes in one piece.
         read = match read.is_empty() {
             true => data,
             false => {
@@ -74,7 +74,7 @@ pub(super) async fn question<B: RequestBody>(request: http::Request<B>, limit: u
     }
 }
 
-/// Takes flag and length off.
+/// Takes the flag and the length off the front.
 fn take_length(read: &mut Bytes, limit: usize) -> Result<usize, ReadError> {
     match (read.get_u8(), read.get_u32() as usize) {
         (0, length) if length <= limit => Ok(length),
@@ -83,25 +83,25 @@ fn take_length(read: &mut Bytes, limit: usize) -> Result<usize, ReadError> {
     }
 }
 
-/// The answer of one frame.
-pub(super) fn answer(frame: Bytes, acquired: Option<HandedOutLease>) -> Response<Body> {
+/// Returns a response of one frame.
+pub(super) fn response(frame: Bytes, lease: Option<HandedOutLease>) -> Response<Body> {
     let mut response = Response::new(Body::new(UnaryBody { frame: Some(frame), ended: false }));
     response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-    if let Some(acquired) = acquired {
-        response.extensions_mut().insert(acquired);
+    if let Some(lease) = lease {
+        response.extensions_mut().insert(lease);
     }
     response
 }
 
-/// What stands for an answer until the door puts its refusal there.
-pub(super) fn unread(unread: ReadError) -> Response<Body> {
-    match unread {
+/// Returns the error response, which the door then replaces by its refusal.
+pub(super) fn error_response(error: ReadError) -> Response<Body> {
+    match error {
         ReadError::TooLarge => Status::out_of_range("past server.bounds.message_bytes").into_http(),
-        ReadError::Malformed => Status::internal("it cannot be read").into_http(),
+        ReadError::Malformed => Status::internal("the request message is malformed").into_http(),
     }
 }
 
-/// One frame, and the trailers that say that all went well.
+/// One frame, then trailers with status OK.
 struct UnaryBody {
     frame: Option<Bytes>,
     ended: bool,
