@@ -428,7 +428,7 @@ pub(super) mod tests {
                 for families in [all, none] {
                     let written = Writer::frame(|writer| write(&decision, families, writer));
                     let decoded = RateLimitResponse::decode(&written[5..]).expect("it can be read");
-                    assert_eq!(frame(&decoded), written, "the bytes are equal");
+                    assert_eq!(frame(&decoded), written, "the bytes differ");
                     let facts = Some(&decoded.dynamic_metadata).filter(|bytes| !bytes.is_empty());
                     let facts = facts.map(|bytes| Struct::decode(bytes.clone()).expect("it can be read"));
                     assert_eq!(facts, metadata::message(&decision));
