@@ -34,7 +34,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
-use super::connection::{self, Terms};
+use super::connection::{self, AcceptOptions};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
@@ -95,19 +95,19 @@ impl Admin {
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None);
-        let terms = Terms {
+        let options = AcceptOptions {
             bounds: self.0.current().settings.bounds.clone(),
             doors: self.0.doors().clone(),
             open: |doors| &doors.admin_connections,
         };
-        connection::accept(listener, stop, terms, |stream, _, pulse| {
+        connection::accept(listener, stop, options, |stream, _, activity| {
             let admin = self.clone();
-            let begin = pulse.clone();
+            let begin = activity.clone();
             let answer = service_fn(move |request| {
                 let admin = admin.clone();
                 let in_flight = begin.begin();
                 async move {
-                    let answer = panics::apart(admin.0.doors(), admin.answer(request)).await;
+                    let answer = panics::catch(admin.0.doors(), admin.answer(request)).await;
                     drop(in_flight);
                     let complaint = || Complaint { error: "this met an error of ours".to_owned() };
                     let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
@@ -115,7 +115,7 @@ impl Admin {
                 }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer);
-            let connection = connection::attend(connection, pulse);
+            let connection = connection::drive(connection, activity);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "an admin connection broke");
