@@ -19,11 +19,11 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use self::growth::Growth;
-use self::pool::Pool;
-use self::shard::Slots;
+use self::pool::BytePool;
+use self::shard::Shard;
 use self::snapshot::Record;
 pub use self::snapshot::{Owner, SnapshotError};
-use self::table::Place;
+use self::table::EntryIndex;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, OnStoreError, State};
 use crate::plan::{
@@ -36,7 +36,7 @@ const SHARD_BYTES: usize = 1 << 20;
 
 /// How many shards give up counters for one check that finds no room: enough for a few hundred kilobytes, few enough to
 /// take about a millisecond.
-const GIVERS: usize = 2;
+const NEIGHBOURS: usize = 2;
 
 /// The bounds of one memory store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Usage {
     pub bytes: usize,
     /// Counters that had to go before they were forgotten.
     pub evictions: u64,
-    /// Slots held under leases, expired ones among them until they are swept.
+    /// Shard held under leases, expired ones among them until they are swept.
     pub leases: usize,
     /// Leases that nobody gave back before they expired, and that were forgotten since.
     pub expired_leases: u64,
@@ -91,19 +91,19 @@ struct Space {
     settings: MemorySettings,
     /// Held while a snapshot is made: a shard is copied to one at a time, and a file is written by one.
     saving: Mutex<()>,
-    shards: Box<[Mutex<Slots>]>,
+    shards: Box<[Mutex<Shard>]>,
 }
 
 /// A shard's place. Locks are taken in its order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Shard {
+struct ShardId {
     /// The rank of its space, and below that its number there: one comparison.
     order: u64,
     /// Where its space stands.
     space: u16,
 }
 
-impl Shard {
+impl ShardId {
     /// Its number in its space.
     fn number(self) -> usize {
         self.order as u32 as usize
@@ -111,18 +111,18 @@ impl Shard {
 }
 
 /// A shard that is locked for one group.
-type Locked<'a> = MutexGuard<'a, Slots>;
+type ShardGuard<'a> = MutexGuard<'a, Shard>;
 
 /// Where one check is decided: its shard, which of the locked shards that is, and its counter's place there.
 #[derive(Clone, Copy)]
-struct Seat {
-    shard: Shard,
+struct Lookup {
+    shard: ShardId,
     guard: usize,
-    place: Option<Place>,
+    entry: Option<EntryIndex>,
 }
 
-/// The seats of a group, in the order of its checks.
-type Seats = SmallVec<[Seat; 4]>;
+/// The lookups of a group, in the order of its checks.
+type Lookups = SmallVec<[Lookup; 4]>;
 
 impl Memory {
     /// One space for each of the settings.
@@ -148,16 +148,16 @@ impl Memory {
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
-            let mut slots = self.lock(self.shard(change.store, &change.counter));
-            let place = slots.find(&change.counter);
-            let mut held = StateCell::from(slots.take(place));
+            let mut shard = self.lock(self.shard(change.store, &change.counter));
+            let entry = shard.find(&change.counter);
+            let mut held = StateCell::from(shard.take(entry));
             applied.statuses.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
                     let outcome = leases_outcome(&held.state, now);
-                    slots.put(&change.counter, place, held.state, &outcome, now);
+                    shard.put(&change.counter, entry, held.state, &outcome, now);
                 }
-                false => slots.put_back(place, held.state),
+                false => shard.put_back(entry, held.state),
             }
         }
         for done in &plan.undos {
@@ -170,49 +170,49 @@ impl Memory {
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
-        let seat = |check: &Check| Seat { shard: self.shard(check.store, &check.counter), guard: 0, place: None };
+        let lookup = |check: &Check| Lookup { shard: self.shard(check.store, &check.counter), guard: 0, entry: None };
         // Made where they stay: what is collected is moved once more.
-        let mut seats = Seats::new();
-        seats.extend(checks.iter().map(seat));
-        let mut guards = self.lock_all(&mut seats);
-        let (seats, locked) = (seats.as_mut_slice(), guards.as_mut_slice());
+        let mut lookups = Lookups::new();
+        lookups.extend(checks.iter().map(lookup));
+        let mut guards = self.lock_all(&mut lookups);
+        let (lookups, locked) = (lookups.as_mut_slice(), guards.as_mut_slice());
 
-        for (check, seat) in checks.iter().zip(&*seats) {
-            locked[seat.guard].touch(&check.counter);
+        for (check, lookup) in checks.iter().zip(&*lookups) {
+            locked[lookup.guard].prefetch(&check.counter);
         }
-        find(checks, seats, locked);
-        let stays = |(check, seat): (&Check, &Seat)| !locked[seat.guard].grows(check, seat.place);
-        if !checks.iter().zip(&*seats).all(stays) {
-            let mut full = make_room(checks, seats, locked, now);
-            if full.iter().any(|full| *full) && self.let_others_give(checks, now) {
-                full = make_room(checks, seats, locked, now);
+        find(checks, lookups, locked);
+        let stays = |(check, lookup): (&Check, &Lookup)| !locked[lookup.guard].grows(check, lookup.entry);
+        if !checks.iter().zip(&*lookups).all(stays) {
+            let mut full = make_room(checks, lookups, locked, now);
+            if full.iter().any(|full| *full) && self.evict_from_neighbours(checks, now) {
+                full = make_room(checks, lookups, locked, now);
             }
             if full.iter().any(|full| *full) {
-                return apply_short(checks, &full, seats, locked, plan, now, applied);
+                return apply_without_full(checks, &full, lookups, locked, plan, now, applied);
             }
             // Room is made by moving others.
-            find(checks, seats, locked);
+            find(checks, lookups, locked);
         }
-        decide(checks, seats, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
+        decide(checks, lookups, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
     }
 
     /// Takes a charge back.
     fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
-        let mut slots = self.lock(self.shard(done.store, &done.counter));
-        let place = slots.find(&done.counter);
-        let mut held = StateCell::from(slots.take(place));
+        let mut shard = self.lock(self.shard(done.store, &done.counter));
+        let entry = shard.find(&done.counter);
+        let mut held = StateCell::from(shard.take(entry));
         undo(&mut held, done, lease, now);
         if !held.wrote {
-            return slots.put_back(place, held.state);
+            return shard.put_back(entry, held.state);
         }
         let (_, outcomes) = advance(&[done.look()], std::slice::from_mut(&mut held), lease, now, false);
-        slots.put(&done.counter, place, held.state, &outcomes[0], now);
+        shard.put(&done.counter, entry, held.state, &outcomes[0], now);
     }
 
-    /// Locks the shards of a group, in the order of all plans, and tells each seat which of them is its own.
-    fn lock_all(&self, seats: &mut [Seat]) -> SmallVec<[Locked<'_>; 4]> {
-        let mut shards: SmallVec<[Shard; 4]> = SmallVec::new();
-        shards.extend(seats.iter().map(|seat| seat.shard));
+    /// Locks the shards of a group, in the order of all plans, and tells each lookup which of them is its own.
+    fn lock_all(&self, lookups: &mut [Lookup]) -> SmallVec<[ShardGuard<'_>; 4]> {
+        let mut shards: SmallVec<[ShardId; 4]> = SmallVec::new();
+        shards.extend(lookups.iter().map(|lookup| lookup.shard));
         let shards = match shards.as_mut_slice() {
             several @ [_, _, ..] => {
                 several.sort_unstable();
@@ -221,8 +221,8 @@ impl Memory {
             }
             one => one,
         };
-        for seat in seats {
-            seat.guard = shards.iter().position(|shard| *shard == seat.shard).expect("it is one of them");
+        for lookup in lookups {
+            lookup.guard = shards.iter().position(|shard| *shard == lookup.shard).expect("it is one of them");
         }
         let mut locked = SmallVec::new();
         locked.extend(shards.iter().map(|shard| self.lock(*shard)));
@@ -232,9 +232,9 @@ impl Memory {
     /// Forgets what no longer counts, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
         for shard in self.spaces.iter().flat_map(|space| &*space.shards) {
-            let mut slots = shard.lock();
-            slots.copy_to_cut();
-            slots.sweep(now);
+            let mut shard = shard.lock();
+            shard.copy_to_snapshot();
+            shard.sweep(now);
         }
     }
 
@@ -253,18 +253,18 @@ impl Memory {
         let _saving = saving.lock();
         let (cut, copies) = mpsc::channel();
         {
-            let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
-            locked.iter_mut().for_each(|slots| slots.cut = Some(cut.clone()));
+            let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
+            locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(cut.clone()));
         }
         // A plan hands its copy over under the lock of the shard, so none is left when the last shard had its turn.
         let each_in_turn = shards.iter().flat_map(|shard| {
-            shard.lock().copy_to_cut();
+            shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
         let written = snapshot::write(path, owner, each_in_turn);
         if written.is_err() {
             // Nobody waits for the copies of those whose turn did not come.
-            shards.iter().for_each(|shard| shard.lock().cut = None);
+            shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
         written
     }
@@ -309,13 +309,13 @@ impl Memory {
         let of = |space: &Arc<Space>| {
             let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
             space.shards.iter().fold(empty, |usage, shard| {
-                let slots = shard.lock();
+                let shard = shard.lock();
                 Usage {
-                    keys: usage.keys + slots.len(),
-                    bytes: usage.bytes + slots.bytes(),
-                    evictions: usage.evictions + slots.evictions,
-                    leases: usage.leases + slots.held_leases(),
-                    expired_leases: usage.expired_leases + slots.expired_leases,
+                    keys: usage.keys + shard.len(),
+                    bytes: usage.bytes + shard.bytes(),
+                    evictions: usage.evictions + shard.evictions,
+                    leases: usage.leases + shard.held_leases(),
+                    expired_leases: usage.expired_leases + shard.expired_leases,
                     ..usage
                 }
             })
@@ -325,7 +325,7 @@ impl Memory {
 
     /// Lets shards that nobody is using give up some of their counters, when a plan's own have nothing left to give.
     /// Says whether any did.
-    fn let_others_give(&self, checks: &[Check], now: Timestamp) -> bool {
+    fn evict_from_neighbours(&self, checks: &[Check], now: Timestamp) -> bool {
         let mut gave = 0;
         for check in checks {
             let shards = &self.spaces[usize::from(check.store)].shards;
@@ -333,88 +333,88 @@ impl Memory {
             // for each other in a ring.
             let own = self.shard(check.store, &check.counter).number();
             let others = (1..shards.len()).map(|step| &shards[(own + step) % shards.len()]);
-            for mut slots in others.filter_map(Mutex::try_lock).filter(|slots| slots.len() >= 4).take(GIVERS) {
-                slots.copy_to_cut();
-                slots.surrender(now);
+            for mut shard in others.filter_map(Mutex::try_lock).filter(|shard| shard.len() >= 4).take(NEIGHBOURS) {
+                shard.copy_to_snapshot();
+                shard.evict_quarter(now);
                 gave += 1;
             }
         }
         gave > 0
     }
 
-    fn shard(&self, store: u16, counter: &CounterName) -> Shard {
+    fn shard(&self, store: u16, counter: &CounterName) -> ShardId {
         let space = &self.spaces[usize::from(store)];
         let number = (u128::from(counter.0[1]) * space.shards.len() as u128) >> 64;
-        Shard { order: u64::from(space.rank) << 32 | number as u64, space: store }
+        ShardId { order: u64::from(space.rank) << 32 | number as u64, space: store }
     }
 
     /// Locks a shard to change it.
-    fn lock(&self, shard: Shard) -> MutexGuard<'_, Slots> {
-        let mut slots = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
-        slots.copy_to_cut();
-        slots
+    fn lock(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
+        let mut shard = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
+        shard.copy_to_snapshot();
+        shard
     }
 }
 
 impl Space {
     fn new(settings: MemorySettings) -> Self {
-        static MADE: AtomicU32 = AtomicU32::new(0);
+        static NEXT_RANK: AtomicU32 = AtomicU32::new(0);
         let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
         // A bound of a few keys holds for the whole only if few shards share it.
         let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
         let shards = by_bytes.min(by_keys).min(1 << 16);
         let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));
-        let pool = Arc::new(Pool::new(settings.max_memory, shards));
+        let pool = Arc::new(BytePool::new(settings.max_memory, shards));
         let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
-        let shard = |number: usize| Mutex::new(Slots::new(pool.clone(), keys, seed(number)));
-        let rank = MADE.fetch_add(1, Ordering::Relaxed);
+        let shard = |number: usize| Mutex::new(Shard::new(pool.clone(), keys, seed(number)));
+        let rank = NEXT_RANK.fetch_add(1, Ordering::Relaxed);
         Self { rank, settings, saving: Mutex::new(()), shards: (0..shards).map(shard).collect() }
     }
 }
 
-fn find(checks: &[Check], seats: &mut [Seat], locked: &[Locked<'_>]) {
-    for (check, seat) in checks.iter().zip(seats) {
-        seat.place = locked[seat.guard].find(&check.counter);
+fn find(checks: &[Check], lookups: &mut [Lookup], locked: &[ShardGuard<'_>]) {
+    for (check, lookup) in checks.iter().zip(lookups) {
+        lookup.entry = locked[lookup.guard].find(&check.counter);
     }
 }
 
 /// Takes the states out, decides, and writes what changed.
 fn decide(
     checks: &[Check],
-    seats: &[Seat],
-    locked: &mut [Locked<'_>],
+    lookups: &[Lookup],
+    locked: &mut [ShardGuard<'_>],
     plan: &Plan,
     refused: bool,
     now: Timestamp,
     mut tell: impl FnMut(Outcome),
 ) -> bool {
-    let mut take = |seat: &Seat| {
-        let slots = &mut locked[seat.guard];
-        let state = slots.take(seat.place);
+    let mut take = |lookup: &Lookup| {
+        let shard = &mut locked[lookup.guard];
+        let state = shard.take(lookup.entry);
         // A charge forgets those that have expired. What is still there afterwards was not forgotten.
-        slots.expired_leases += expired(&state, now);
+        shard.expired_leases += expired(&state, now);
         StateCell::from(state)
     };
     let mut held: SmallVec<[StateCell; 3]> = SmallVec::new();
-    held.extend(seats.iter().map(&mut take));
+    held.extend(lookups.iter().map(&mut take));
     advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
-        let (slots, place) = (&mut locked[seats[number].guard], seats[number].place);
+        let (shard, entry) = (&mut locked[lookups[number].guard], lookups[number].entry);
         let state = std::mem::take(&mut held.state);
-        slots.expired_leases -= expired(&state, now);
+        shard.expired_leases -= expired(&state, now);
         match held.wrote {
-            true => slots.put(&checks[number].counter, place, state, &outcome, now),
-            false => slots.put_back(place, state),
+            true => shard.put(&checks[number].counter, entry, state, &outcome, now),
+            false => shard.put_back(entry, state),
         }
         tell(outcome);
     })
 }
 
 /// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
-fn apply_short(
+fn apply_without_full(
     checks: &[Check],
     full: &[bool],
-    seats: &[Seat],
-    locked: &mut [Locked<'_>],
+    lookups: &[Lookup],
+    locked: &mut [ShardGuard<'_>],
     plan: &Plan,
     now: Timestamp,
     applied: &mut Applied,
@@ -423,10 +423,10 @@ fn apply_short(
     let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
     let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
     let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
-    let mut seats: Seats = held().map(|number| seats[number]).collect();
-    find(&kept, &mut seats, locked);
+    let mut lookups: Lookups = held().map(|number| lookups[number]).collect();
+    find(&kept, &mut lookups, locked);
     let mut outcomes: SmallVec<[Outcome; 3]> = SmallVec::new();
-    let admitted = decide(&kept, &seats, locked, plan, refused, now, |outcome| outcomes.push(outcome));
+    let admitted = decide(&kept, &lookups, locked, plan, refused, now, |outcome| outcomes.push(outcome));
     let mut outcomes = outcomes.into_iter();
     applied.answers.extend(full.iter().map(|full| match full {
         true => Err(Fault::Full),
@@ -436,18 +436,23 @@ fn apply_short(
 }
 
 /// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(checks: &[Check], seats: &[Seat], locked: &mut [Locked<'_>], now: Timestamp) -> SmallVec<[bool; 4]> {
+fn make_room(
+    checks: &[Check],
+    lookups: &[Lookup],
+    locked: &mut [ShardGuard<'_>],
+    now: Timestamp,
+) -> SmallVec<[bool; 4]> {
     let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
     // What the group's other checks in a shard were promised is promised still.
     let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
-    let full = checks.iter().zip(seats).map(|(check, &Seat { guard, .. })| {
-        let slots = &mut locked[guard];
-        let growth = slots.growth(check, slots.find(&check.counter));
+    let full = checks.iter().zip(lookups).map(|(check, &Lookup { guard, .. })| {
+        let shard = &mut locked[guard];
+        let growth = shard.growth(check, shard.find(&check.counter));
         if growth == Growth::default() {
             return false;
         }
-        let all = promised[guard].and(growth);
-        let room = slots.make_room(all, &check.counter, &keep, now);
+        let all = promised[guard].plus(growth);
+        let room = shard.make_room(all, &check.counter, &keep, now);
         if room {
             promised[guard] = all;
         }
