@@ -3,126 +3,42 @@
 //! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
 //! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
 
+mod eviction;
+mod group;
 mod growth;
 mod overflow;
 mod pool;
 mod shard;
 mod snapshot;
+mod space;
 mod table;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use self::growth::Growth;
-use self::pool::BytePool;
+use self::group::{Lookup, Lookups, apply_without_full, decide, find, leases_outcome, make_room};
 use self::shard::Shard;
 use self::snapshot::Record;
 pub use self::snapshot::{Owner, SnapshotError};
-use self::table::EntryIndex;
+pub use self::space::{MemorySettings, Usage};
+use self::space::{ShardGuard, ShardId, Space};
 use crate::clock::Timestamp;
-use crate::limiter::{LeaseId, OnStoreError, State};
-use crate::plan::{
-    Applied, Check, CounterName, Fault, Outcome, Plan, StateCell, Undo, advance, advance_each, change_lease, undo,
-};
-
-/// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
-/// that the heads of all shards stay in the cache.
-const SHARD_BYTES: usize = 1 << 20;
+use crate::limiter::LeaseId;
+use crate::plan::{Applied, Check, CounterName, Plan, StateCell, Undo, advance, change_lease, undo};
 
 /// How many shards give up counters for one check that finds no room: enough for a few hundred kilobytes, few enough to
 /// take about a millisecond.
 const NEIGHBOURS: usize = 2;
-
-/// The bounds of one memory store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemorySettings {
-    /// Bytes for counters. Default: 256 MiB.
-    pub max_memory: usize,
-    /// Counters, if that is to be bounded too.
-    pub max_keys: Option<usize>,
-}
-
-impl Default for MemorySettings {
-    fn default() -> Self {
-        Self { max_memory: 256 << 20, max_keys: None }
-    }
-}
-
-impl MemorySettings {
-    /// Of a space that nothing is put into.
-    pub(super) fn unused() -> Self {
-        Self { max_memory: 0, max_keys: None }
-    }
-}
-
-/// What a memory store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Counters.
-    pub keys: usize,
-    /// Bytes of tables, logs and leases.
-    pub bytes: usize,
-    /// Counters that had to go before they were forgotten.
-    pub evictions: u64,
-    /// Shard held under leases, expired ones among them until they are swept.
-    pub leases: usize,
-    /// Leases that nobody gave back before they expired, and that were forgotten since.
-    pub expired_leases: u64,
-    /// The most bytes it may take.
-    pub max_bytes: usize,
-}
 
 /// All memory stores of a deployment.
 #[derive(Debug)]
 pub struct Memory {
     spaces: Vec<Arc<Space>>,
 }
-
-#[derive(Debug)]
-struct Space {
-    /// Of all spaces of this process, in the order they were made. A space may stand elsewhere among the spaces of the
-    /// next configuration, and plans of both lock shards in one order.
-    rank: u32,
-    settings: MemorySettings,
-    /// Held while a snapshot is made: a shard is copied to one at a time, and a file is written by one.
-    saving: Mutex<()>,
-    shards: Box<[Mutex<Shard>]>,
-}
-
-/// A shard's place. Locks are taken in its order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct ShardId {
-    /// The rank of its space, and below that its number there: one comparison.
-    order: u64,
-    /// Where its space stands.
-    space: u16,
-}
-
-impl ShardId {
-    /// Its number in its space.
-    fn number(self) -> usize {
-        self.order as u32 as usize
-    }
-}
-
-/// A shard that is locked for one group.
-type ShardGuard<'a> = MutexGuard<'a, Shard>;
-
-/// Where one check is decided: its shard, which of the locked shards that is, and its counter's place there.
-#[derive(Clone, Copy)]
-struct Lookup {
-    shard: ShardId,
-    guard: usize,
-    entry: Option<EntryIndex>,
-}
-
-/// The lookups of a group, in the order of its checks.
-type Lookups = SmallVec<[Lookup; 4]>;
 
 impl Memory {
     /// One space for each of the settings.
@@ -354,126 +270,4 @@ impl Memory {
         shard.copy_to_snapshot();
         shard
     }
-}
-
-impl Space {
-    fn new(settings: MemorySettings) -> Self {
-        static NEXT_RANK: AtomicU32 = AtomicU32::new(0);
-        let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
-        // A bound of a few keys holds for the whole only if few shards share it.
-        let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
-        let shards = by_bytes.min(by_keys).min(1 << 16);
-        let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));
-        let pool = Arc::new(BytePool::new(settings.max_memory, shards));
-        let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
-        let shard = |number: usize| Mutex::new(Shard::new(pool.clone(), keys, seed(number)));
-        let rank = NEXT_RANK.fetch_add(1, Ordering::Relaxed);
-        Self { rank, settings, saving: Mutex::new(()), shards: (0..shards).map(shard).collect() }
-    }
-}
-
-fn find(checks: &[Check], lookups: &mut [Lookup], locked: &[ShardGuard<'_>]) {
-    for (check, lookup) in checks.iter().zip(lookups) {
-        lookup.entry = locked[lookup.guard].find(&check.counter);
-    }
-}
-
-/// Takes the states out, decides, and writes what changed.
-fn decide(
-    checks: &[Check],
-    lookups: &[Lookup],
-    locked: &mut [ShardGuard<'_>],
-    plan: &Plan,
-    refused: bool,
-    now: Timestamp,
-    mut tell: impl FnMut(Outcome),
-) -> bool {
-    let mut take = |lookup: &Lookup| {
-        let shard = &mut locked[lookup.guard];
-        let state = shard.take(lookup.entry);
-        // A charge forgets those that have expired. What is still there afterwards was not forgotten.
-        shard.expired_leases += expired(&state, now);
-        StateCell::from(state)
-    };
-    let mut held: SmallVec<[StateCell; 3]> = SmallVec::new();
-    held.extend(lookups.iter().map(&mut take));
-    advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
-        let (shard, entry) = (&mut locked[lookups[number].guard], lookups[number].entry);
-        let state = std::mem::take(&mut held.state);
-        shard.expired_leases -= expired(&state, now);
-        match held.wrote {
-            true => shard.put(&checks[number].counter, entry, state, &outcome, now),
-            false => shard.put_back(entry, state),
-        }
-        tell(outcome);
-    })
-}
-
-/// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
-fn apply_without_full(
-    checks: &[Check],
-    full: &[bool],
-    lookups: &[Lookup],
-    locked: &mut [ShardGuard<'_>],
-    plan: &Plan,
-    now: Timestamp,
-    applied: &mut Applied,
-) -> bool {
-    let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
-    let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
-    let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
-    let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
-    let mut lookups: Lookups = held().map(|number| lookups[number]).collect();
-    find(&kept, &mut lookups, locked);
-    let mut outcomes: SmallVec<[Outcome; 3]> = SmallVec::new();
-    let admitted = decide(&kept, &lookups, locked, plan, refused, now, |outcome| outcomes.push(outcome));
-    let mut outcomes = outcomes.into_iter();
-    applied.answers.extend(full.iter().map(|full| match full {
-        true => Err(Fault::Full),
-        false => Ok(outcomes.next().expect("one outcome for each check that is held")),
-    }));
-    admitted
-}
-
-/// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(
-    checks: &[Check],
-    lookups: &[Lookup],
-    locked: &mut [ShardGuard<'_>],
-    now: Timestamp,
-) -> SmallVec<[bool; 4]> {
-    let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
-    // What the group's other checks in a shard were promised is promised still.
-    let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
-    let full = checks.iter().zip(lookups).map(|(check, &Lookup { guard, .. })| {
-        let shard = &mut locked[guard];
-        let growth = shard.growth(check, shard.find(&check.counter));
-        if growth == Growth::default() {
-            return false;
-        }
-        let all = promised[guard].plus(growth);
-        let room = shard.make_room(all, &check.counter, &keep, now);
-        if room {
-            promised[guard] = all;
-        }
-        !room
-    });
-    full.collect()
-}
-
-/// How many leases of a state have expired.
-fn expired(state: &State, now: Timestamp) -> u64 {
-    match state {
-        State::Leases(leases) => leases.expired(now) as u64,
-        _ => 0,
-    }
-}
-
-/// Until when leases have to be remembered.
-fn leases_outcome(state: &State, now: Timestamp) -> Outcome {
-    let last = match state {
-        State::Leases(leases) => leases.iter().map(|lease| lease.expires - now).max().unwrap_or(0),
-        _ => 0,
-    };
-    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None }
 }

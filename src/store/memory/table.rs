@@ -27,13 +27,16 @@ pub(super) const SPARE_DIVISOR: usize = 8;
 /// Where a entry is, until one of its table is removed or the table grows.
 pub(in crate::store) type EntryIndex = usize;
 
+/// The share of a counter that has nothing left. Such a counter goes last: forgetting it lets its client in again.
+pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX;
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) name: CounterName,
     pub(super) words: [u64; 3],
     /// Unix seconds from which on nothing is counted, rounded up.
     pub(super) expires_secs: u32,
-    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED_SHARE`](super::shard::EXHAUSTED_SHARE).
+    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED_SHARE`].
     pub(super) used_share: u8,
     pub(super) kind: EntryKind,
 }
@@ -272,4 +275,9 @@ fn home(name: &CounterName, capacity: usize) -> EntryIndex {
 /// The places that a table needs to hold so many entries with enough of it free.
 pub(super) fn capacity_for(entries: usize) -> usize {
     (entries * LOAD_DENOMINATOR).div_ceil(LOAD_NUMERATOR)
+}
+
+/// The full Unix seconds before `now`.
+pub(super) fn whole_seconds(now: Timestamp) -> u32 {
+    u32::try_from(now.micros() / 1_000_000).unwrap_or(u32::MAX)
 }
