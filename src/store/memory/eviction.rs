@@ -6,28 +6,27 @@ use super::table::{EXHAUSTED_SHARE, Entry, EntryIndex, EntryKind, SPARE_DIVISOR,
 use crate::clock::Timestamp;
 use crate::plan::CounterName;
 
-/// How many counters are looked at when one has to go: neighbours, from where the new one belongs, or a random place, on.
-/// Where a counter is says nothing of how it is used, since its name is a keyed hash, and neighbours are on the way from
-/// memory together.
+/// Counters compared to choose one to evict: neighbours of the new counter's home, or of a random index. A name is a
+/// keyed hash, so the position says nothing about use, and neighbours share cache lines.
 const EVICTION_SAMPLES: usize = 16;
 
-/// How many more are looked at when none of those may go lightly.
+/// Further counters examined if all those before are exhausted.
 const EXTRA_EVICTION_SAMPLES: usize = 16 * EVICTION_SAMPLES;
 
-/// Which bytes a table may grow by.
+/// Where the bytes for a larger table may come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum GrowFrom {
-    /// Those that no shard has taken yet.
+    /// The bytes that no shard has taken.
     Pool,
-    /// Its own as well, where no counter can go.
+    /// The shard's own bytes too, if no counter can be evicted.
     Anywhere,
 }
 
 impl Shard {
-    /// Makes room for what a check may add to its counter. Says whether there is.
+    /// Makes room for `growth` and returns whether there is.
     ///
-    /// Forgotten counters go first, then those with the smallest share of their limit used, of a few neighbours; counters
-    /// that have nothing left go last, and leases that are held never (semantics 30). What `keep` names stays.
+    /// Expired counters are evicted first, then those with the smallest used share among a few neighbours; exhausted
+    /// counters last, and counters with held leases never (semantics 30). Counters in `keep` stay.
     pub(super) fn make_room(
         &mut self,
         growth: Growth,
@@ -36,11 +35,11 @@ impl Shard {
         now: Timestamp,
     ) -> bool {
         if growth.heap_bytes > self.pool.total() {
-            // Nobody has to go for what would not fit into an empty table.
+            // Evicting cannot help: it would not fit into an empty store.
             return false;
         }
-        // The first one to go is looked for where the new one belongs: those lines are in the cache, and are written to
-        // anyway. Others are from anywhere, lest a large log clears all around it.
+        // The first victim is near the new counter, whose cache lines are written anyway. Later ones are anywhere, so
+        // that a large log does not clear its own neighbourhood.
         let mut near = Some(counter);
         loop {
             let keys_fit = self.table.len() + growth.counters <= self.max_keys;
@@ -56,10 +55,10 @@ impl Shard {
         }
     }
 
-    /// Whether so much more fits into the bytes; grows the table and the slabs when that is what it takes.
+    /// Whether `growth` fits into the bytes. Grows the table and the slabs if needed.
     ///
-    /// A table or a slab grows by a step or not at all, since a table is gone through when it does. One that could only
-    /// grow by what it has just given up for logs does not: one counter that goes makes the place for another.
+    /// A table or slab grows by at least a step, because resizing moves its entries. The table does not grow by bytes
+    /// that it has just released for logs: there an evicted counter makes room for the new one.
     fn bytes_fit(&mut self, growth: Growth, from: GrowFrom) -> bool {
         let wanted = capacity_for(self.table.len() + growth.counters);
         let more_entries = match wanted.saturating_sub(self.table.capacity()) {
@@ -79,8 +78,8 @@ impl Shard {
             self.allowance += self.pool.take(short);
         }
         let Some(mut left) = self.allowance.checked_sub(self.bytes() + needed) else { return false };
-        // What grows takes some more than it needs now, as far as that is affordable. It is not much: a store fills up, and
-        // what its tables have too much of then, its logs lack.
+        // Growth adds a little spare room if there are bytes for it. Only a little: what tables hold spare, logs lack
+        // when the store is full.
         let reserved = self.reserved_entries();
         self.overflow.grow(growth, &mut left, reserved);
         if more_entries > 0 {
@@ -91,12 +90,12 @@ impl Shard {
         true
     }
 
-    /// How many places are reserved for the table, and for what it keeps beside: twice what it has of an even share.
+    /// Entries reserved for the table and for each overflow slab: twice an even share of the store.
     pub(super) fn reserved_entries(&self) -> usize {
         (2 * self.pool.even_share() / size_of::<Entry>()).min(self.max_keys.saturating_mul(2))
     }
 
-    /// Gives the memory of free places back once they cover what the bytes are short of, and not before they make a step.
+    /// Shrinks the table if its free entries cover the missing bytes and make at least a step.
     fn shrink_table_for(&mut self, growth: Growth) {
         let short = (self.bytes() + self.overflow.bytes_needed(growth)).saturating_sub(self.allowance);
         let wanted = capacity_for(self.table.len() + growth.counters);
@@ -106,7 +105,7 @@ impl Shard {
         }
     }
 
-    /// Lets a quarter of the counters go, for a shard that has nothing left to let go itself.
+    /// Evicts a quarter of the counters, for another shard that has nothing left to evict.
     pub(super) fn evict_quarter(&mut self, now: Timestamp) {
         for _ in 0..self.table.len() / 4 {
             let Some(index) = self.pick_victim(None, &[], now) else { break };
@@ -117,14 +116,14 @@ impl Shard {
         self.return_unused();
     }
 
-    /// Returns to the pool what is not used.
+    /// Returns unused bytes to the pool.
     pub(super) fn return_unused(&mut self) {
         let spare = self.allowance.saturating_sub(self.bytes());
         self.allowance -= spare;
         self.pool.give_back(spare);
     }
 
-    /// Which counter goes: of those from a counter's home on, or from a random place.
+    /// The counter to evict: among those from `near`'s home on, or from a random index on.
     fn pick_victim(&mut self, near: Option<&CounterName>, keep: &[CounterName], now: Timestamp) -> Option<EntryIndex> {
         if self.table.len() == 0 {
             return None;
@@ -135,7 +134,7 @@ impl Shard {
             None => self.random(),
         };
         for looked_at in 0..EVICTION_SAMPLES + EXTRA_EVICTION_SAMPLES {
-            // Longer only while nothing was found that goes lightly.
+            // Past the samples only while all candidates are exhausted.
             if looked_at >= EVICTION_SAMPLES && least.is_some_and(|((share, _), _)| share != EXHAUSTED_SHARE) {
                 break;
             }
@@ -148,7 +147,7 @@ impl Shard {
             if entry.expires_secs <= whole_seconds(now) {
                 return Some(found);
             }
-            // Of equally used ones the first to be forgotten anyway.
+            // Of equally used counters the one that expires first.
             let rank = (entry.used_share_at(now), entry.expires_secs);
             if entry.kind != EntryKind::Leases && least.is_none_or(|(known, _)| rank < known) {
                 least = Some((rank, found));
@@ -157,7 +156,7 @@ impl Shard {
         least.map(|(_, index)| index)
     }
 
-    /// A place at random (xorshift64).
+    /// A random index (xorshift64).
     fn random(&mut self) -> EntryIndex {
         self.random_state ^= self.random_state << 13;
         self.random_state ^= self.random_state >> 7;

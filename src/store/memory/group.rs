@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::limiter::{OnStoreError, State};
 use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan, StateCell, advance_each};
 
-/// Where one check is decided: its shard, which of the locked shards that is, and its counter's place there.
+/// Where the counter of a check is: its shard, the index of that shard's guard, and its entry.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup {
     pub(super) shard: ShardId,
@@ -26,7 +26,7 @@ pub(super) fn find(checks: &[Check], lookups: &mut [Lookup], locked: &[ShardGuar
     }
 }
 
-/// Takes the states out, decides, and writes what changed.
+/// Takes the states out, decides, and writes the changed ones.
 pub(super) fn decide(
     checks: &[Check],
     lookups: &[Lookup],
@@ -39,7 +39,7 @@ pub(super) fn decide(
     let mut take = |lookup: &Lookup| {
         let shard = &mut locked[lookup.guard];
         let state = shard.take(lookup.entry);
-        // A charge forgets those that have expired. What is still there afterwards was not forgotten.
+        // A charge drops expired leases. Those still there afterwards are subtracted again.
         shard.expired_leases += expired(&state, now);
         StateCell::from(state)
     };
@@ -57,7 +57,7 @@ pub(super) fn decide(
     })
 }
 
-/// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
+/// Decides a group if some counters have no room: those checks follow their `on_store_error` policy, the others decide.
 pub(super) fn apply_without_full(
     checks: &[Check],
     full: &[bool],
@@ -83,7 +83,7 @@ pub(super) fn apply_without_full(
     admitted
 }
 
-/// Makes room for every counter that may be written. Says which checks there is none for.
+/// Makes room for every counter that may be written. Returns for each check whether it found none.
 pub(super) fn make_room(
     checks: &[Check],
     lookups: &[Lookup],
@@ -91,7 +91,7 @@ pub(super) fn make_room(
     now: Timestamp,
 ) -> SmallVec<[bool; 4]> {
     let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
-    // What the group's other checks in a shard were promised is promised still.
+    // Room made for the group's other checks in a shard stays reserved.
     let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
     let full = checks.iter().zip(lookups).map(|(check, &Lookup { guard, .. })| {
         let shard = &mut locked[guard];
@@ -109,7 +109,7 @@ pub(super) fn make_room(
     full.collect()
 }
 
-/// How many leases of a state have expired.
+/// The number of expired leases of a state.
 fn expired(state: &State, now: Timestamp) -> u64 {
     match state {
         State::Leases(leases) => leases.expired(now) as u64,
@@ -117,7 +117,7 @@ fn expired(state: &State, now: Timestamp) -> u64 {
     }
 }
 
-/// Until when leases have to be remembered.
+/// An outcome whose reset is the last expiry of the leases, until which the counter must be held.
 pub(super) fn leases_outcome(state: &State, now: Timestamp) -> Outcome {
     let last = match state {
         State::Leases(leases) => leases.iter().map(|lease| lease.expires - now).max().unwrap_or(0),

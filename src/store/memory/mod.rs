@@ -1,7 +1,7 @@
-//! Counters in this process's memory: sharded, bounded, and exact.
+//! The memory store: counters in this process, sharded, bounded and exact.
 //!
-//! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
-//! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
+//! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. All memory
+//! stores of a deployment are spaces of one [`Memory`], so that a plan over two of them is all or nothing.
 
 mod eviction;
 mod group;
@@ -30,8 +30,7 @@ use crate::clock::Timestamp;
 use crate::limiter::LeaseId;
 use crate::plan::{Applied, Check, CounterName, Plan, StateCell, Undo, advance, change_lease, undo};
 
-/// How many shards give up counters for one check that finds no room: enough for a few hundred kilobytes, few enough to
-/// take about a millisecond.
+/// Shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
 const NEIGHBOURS: usize = 2;
 
 /// All memory stores of a deployment.
@@ -41,12 +40,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// One space for each of the settings.
+    /// Creates one space for each of the settings.
     pub fn new(settings: &[MemorySettings]) -> Self {
         Self { spaces: settings.iter().map(|settings| Arc::new(Space::new(*settings))).collect() }
     }
 
-    /// Spaces for the next configuration: each is one of these, by its place, or a new one.
+    /// The spaces of the next configuration: `Ok` keeps the space at that index, `Err` creates a new one.
     pub fn next(&self, spaces: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
         let space = |from: Result<usize, MemorySettings>| match from {
             Ok(kept) => self.spaces[kept].clone(),
@@ -55,7 +54,7 @@ impl Memory {
         Self { spaces: spaces.into_iter().map(space).collect() }
     }
 
-    /// Forgets what a counter holds. Says whether it held anything.
+    /// Removes a counter and returns whether it held anything.
     pub fn forget(&self, space: u16, counter: &CounterName) -> bool {
         self.lock(self.shard(space, counter)).forget(counter)
     }
@@ -87,7 +86,7 @@ impl Memory {
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
         let lookup = |check: &Check| Lookup { shard: self.shard(check.store, &check.counter), guard: 0, entry: None };
-        // Made where they stay: what is collected is moved once more.
+        // Filled in place: collecting would move it once more.
         let mut lookups = Lookups::new();
         lookups.extend(checks.iter().map(lookup));
         let mut guards = self.lock_all(&mut lookups);
@@ -106,13 +105,13 @@ impl Memory {
             if full.iter().any(|full| *full) {
                 return apply_without_full(checks, &full, lookups, locked, plan, now, applied);
             }
-            // Room is made by moving others.
+            // Making room moves entries.
             find(checks, lookups, locked);
         }
         decide(checks, lookups, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
     }
 
-    /// Takes a charge back.
+    /// Takes back a charge.
     fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
         let mut shard = self.lock(self.shard(done.store, &done.counter));
         let entry = shard.find(&done.counter);
@@ -125,7 +124,7 @@ impl Memory {
         shard.put(&done.counter, entry, held.state, &outcomes[0], now);
     }
 
-    /// Locks the shards of a group, in the order of all plans, and tells each lookup which of them is its own.
+    /// Locks the shards of a group in order, and sets the guard index of each lookup.
     fn lock_all(&self, lookups: &mut [Lookup]) -> SmallVec<[ShardGuard<'_>; 4]> {
         let mut shards: SmallVec<[ShardId; 4]> = SmallVec::new();
         shards.extend(lookups.iter().map(|lookup| lookup.shard));
@@ -145,7 +144,7 @@ impl Memory {
         locked
     }
 
-    /// Forgets what no longer counts, one shard after the other.
+    /// Removes expired counters, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
         for shard in self.spaces.iter().flat_map(|space| &*space.shards) {
             let mut shard = shard.lock();
@@ -154,16 +153,15 @@ impl Memory {
         }
     }
 
-    /// Writes what the store at `space` holds to a file: one moment for every plan (semantics 32).
+    /// Writes the counters of the store at `space` to a file, as they are at one moment (semantics 32).
     ///
-    /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
-    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy. A
-    /// copy is let go once it is in the file: what is in memory twice is what plans have changed and the file does not
-    /// have yet.
+    /// All shards are locked together only to mark them. Each is then copied in turn, or by the first plan that is
+    /// about to change it, so no lock is held for longer than copying one shard takes. A copy is freed once it is
+    /// written: memory holds two versions only of shards that plans have changed and that are not written yet.
     ///
     /// # Errors
     ///
-    /// When the file system refuses; what was at `path` is still there.
+    /// The file system fails; the file at `path` is unchanged.
     pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
         let Space { saving, shards, .. } = &*self.spaces[space];
         let _saving = saving.lock();
@@ -172,25 +170,25 @@ impl Memory {
             let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
             locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(cut.clone()));
         }
-        // A plan hands its copy over under the lock of the shard, so none is left when the last shard had its turn.
+        // A plan sends its copy under the shard's lock, so none is outstanding after the last shard.
         let each_in_turn = shards.iter().flat_map(|shard| {
             shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
         let written = snapshot::write(path, owner, each_in_turn);
         if written.is_err() {
-            // Nobody waits for the copies of those whose turn did not come.
+            // The remaining shards need no copy.
             shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
         written
     }
 
-    /// Reads into the store at `space` what a file holds. Says how many counters still counted and found room; `None`
-    /// when there is no file.
+    /// Loads the counters of a file into the store at `space`. Returns how many had not expired and found room, `None`
+    /// if there is no file.
     ///
     /// # Errors
     ///
-    /// When the file is damaged, newer or somebody else's. Nothing of it is loaded then, and it is kept aside.
+    /// The file is damaged, newer, or of another secret or store. Nothing is loaded then, and the file is moved aside.
     pub fn load(
         &self,
         space: usize,
@@ -202,16 +200,14 @@ impl Memory {
         Ok(records.map(|records| self.restore(space, &records, now)))
     }
 
-    /// Reads into the store at `space` what the bytes of a file hold, of which the checksum is made here where `seal`
-    /// says so: for fuzzing, which would never guess one, and for which a file each time would be most of the time.
-    /// `None` when they cannot be taken.
+    /// For fuzzing: loads the bytes of a file, with a valid checksum appended if `seal`. `None` if they are rejected.
     #[doc(hidden)]
     pub fn load_bytes(&self, space: usize, bytes: &[u8], seal: bool, owner: &Owner, now: Timestamp) -> Option<usize> {
         let sealed = if seal { snapshot::sealed(bytes) } else { bytes.to_vec() };
         snapshot::parse(&sealed, owner).ok().map(|records| self.restore(space, &records, now))
     }
 
-    /// Takes counters, and says how many still counted and found room.
+    /// Restores counters and returns how many had not expired and found room.
     fn restore(&self, space: usize, records: &[Record], now: Timestamp) -> usize {
         let restore = |record: &Record| {
             let shard = self.shard(space as u16, &record.name);
@@ -220,7 +216,7 @@ impl Memory {
         records.iter().filter(|record| restore(record)).count()
     }
 
-    /// What each space holds.
+    /// The usage of each space.
     pub fn usage(&self) -> Vec<Usage> {
         let of = |space: &Arc<Space>| {
             let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
@@ -239,14 +235,14 @@ impl Memory {
         self.spaces.iter().map(of).collect()
     }
 
-    /// Lets shards that nobody is using give up some of their counters, when a plan's own have nothing left to give.
-    /// Says whether any did.
+    /// Evicts counters from unlocked neighbour shards if a plan's own have nothing left to evict. Returns whether any
+    /// were.
     fn evict_from_neighbours(&self, checks: &[Check], now: Timestamp) -> bool {
         let mut gave = 0;
         for check in checks {
             let shards = &self.spaces[usize::from(check.store)].shards;
-            // The ones after the counter's own shard: other counters begin elsewhere. Nobody waits, so nobody waits
-            // for each other in a ring.
+            // Starting after the counter's own shard, so that counters spread over neighbours. `try_lock` never waits,
+            // so there is no deadlock.
             let own = self.shard(check.store, &check.counter).number();
             let others = (1..shards.len()).map(|step| &shards[(own + step) % shards.len()]);
             for mut shard in others.filter_map(Mutex::try_lock).filter(|shard| shard.len() >= 4).take(NEIGHBOURS) {
@@ -264,7 +260,7 @@ impl Memory {
         ShardId { order: u64::from(space.rank) << 32 | number as u64, space: store }
     }
 
-    /// Locks a shard to change it.
+    /// Locks a shard for a change.
     fn lock(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
         let mut shard = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
         shard.copy_to_snapshot();

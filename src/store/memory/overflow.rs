@@ -1,12 +1,12 @@
-//! What the entries of a shard keep beside the table: logs of grants and sets of leases, which have no fixed size.
+//! The overflow of a shard's table: logs of grants and lease sets, which have no fixed size.
 //!
 //! ```text
-//!   entry: | name | words: place, 0, 0 | ...      slab: [Grants] [Grants] ...      heap_bytes: [moments]
-//!                         '---------------------------------^   '-------------------------^
+//!   entry: | name | words: index, 0, 0 | ...     slab: [Grants] [Grants] ...      heap: [moments]
+//!                          '---------------------------------^   '-------------------------^
 //! ```
 //!
-//! A state that fits into a entry's words is packed into them, and so is a log of a few grants, which is what most clients
-//! of an exact window have. Another goes to a slab, and the first word is its place there.
+//! A state that fits is packed into the words of its entry, and so is a log of up to three grants, which most clients
+//! of a sliding window have. Other states go to a slab, and the first word is the index there.
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -17,34 +17,34 @@ use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, State};
 use crate::store::memory::snapshot::SnapshotValue;
 
-/// So many grants fit into the words of a entry.
+/// Grants that fit into the words of an entry.
 const INLINE_GRANTS: usize = 3;
 
-/// No grant, in the words of a entry. Moments end before 2^53.
+/// Marks an unused word of an inline log. Moments end before 2^53.
 const NO_GRANT: u64 = u64::MAX;
 
-/// The bytes of a log that is kept for the next one that is taken out of a entry's words: what a new log takes first. One of
-/// another size would grow by other steps than were promised.
+/// Heap bytes of a pooled log: the first allocation of a new log. A log of another size would grow by other steps than
+/// [`Overflow::log_growth`] computes.
 const POOLED_LOG_BYTES: usize = 4 * size_of::<u64>();
 
-/// The logs and leases of a shard.
+/// The logs and lease sets of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
     logs: OverflowSlab<Grants>,
     leases: OverflowSlab<Leases>,
     /// Bytes that they hold on the heap.
     heap_bytes: usize,
-    /// Empty logs, one for each check of a usual group: what is decided out of a entry's words is no allocation.
+    /// Empty logs, one for each check of a typical group, so that deciding on an inline log does not allocate.
     log_pool: SmallVec<[Grants; 2]>,
 }
 
 impl Overflow {
-    /// Bytes held, without the allocator's own and the two empty logs.
+    /// Bytes held, without the allocator's overhead and the pooled logs.
     pub(super) fn bytes(&self) -> usize {
         self.logs.bytes() + self.leases.bytes() + self.heap_bytes
     }
 
-    /// What a entry's counter holds, copied.
+    /// A copy of an entry's state, for a snapshot.
     pub(super) fn snapshot_value(&self, entry: &Entry) -> SnapshotValue {
         match entry.kind {
             EntryKind::Vacant | EntryKind::Bucket => SnapshotValue::Packed(0, entry.words),
@@ -65,7 +65,7 @@ impl Overflow {
         self.leases.slab.iter().map(|(_, leases)| leases.iter().count()).sum()
     }
 
-    /// Takes the state of a entry out.
+    /// Takes out the state of an entry.
     pub(super) fn take(&mut self, entry: &Entry) -> State {
         let Entry { words: [a, b, c], kind, .. } = *entry;
         match kind {
@@ -97,7 +97,7 @@ impl Overflow {
         }
     }
 
-    /// The words of a state. One that was taken out of a slab goes back to its place there.
+    /// Packs a state into words. A state taken from a slab returns to its index there.
     pub(super) fn pack(&mut self, state: State, from: Option<&Entry>) -> (EntryKind, [u64; 3]) {
         let index = |kind| from.filter(|entry| entry.kind == kind).map(|entry| entry.words[0]);
         match state {
@@ -130,7 +130,7 @@ impl Overflow {
         }
     }
 
-    /// Puts a state that did not change back where it was taken from.
+    /// Returns an unchanged state.
     pub(super) fn put_back(&mut self, state: State, entry: &Entry) {
         match (entry.kind, state) {
             (EntryKind::InlineLog, State::Grants(grants)) => self.recycle_log(grants),
@@ -146,14 +146,14 @@ impl Overflow {
         }
     }
 
-    /// Keeps the room of a log whose grants are in a entry.
+    /// Returns an empty log's allocation to the pool.
     fn recycle_log(&mut self, grants: Grants) {
         if self.log_pool.len() < self.log_pool.inline_size() && grants.heap_bytes() == POOLED_LOG_BYTES {
             self.log_pool.push(grants);
         }
     }
 
-    /// Forgets what a entry that was removed keeps here. Says how many leases of it have expired by then.
+    /// Drops the overflow of a removed entry and returns how many of its leases have expired.
     pub(super) fn forget(&mut self, entry: &Entry, now: Timestamp) -> u64 {
         let first = entry.words[0] as usize;
         match entry.kind {
@@ -170,7 +170,7 @@ impl Overflow {
         }
     }
 
-    /// What a charge of so many units under this limit may add to the log of a entry, or as a new one.
+    /// The most that a charge of `units` under `limit` adds to the log of an entry, or as a new one.
     pub(super) fn log_growth(&self, entry: Option<&Entry>, units: u32, limit: u32) -> Growth {
         let held = match entry.map(|entry| (entry.kind, entry)) {
             Some((EntryKind::Log, entry)) => {
@@ -187,7 +187,7 @@ impl Overflow {
         }
     }
 
-    /// What a lease may add to the set of a entry, or as a new one.
+    /// The most that a lease adds to the set of an entry, or as a new one.
     pub(super) fn lease_growth(&self, entry: Option<&Entry>) -> Growth {
         match entry.filter(|entry| entry.kind == EntryKind::Leases) {
             Some(entry) => {
@@ -197,7 +197,7 @@ impl Overflow {
         }
     }
 
-    /// What a state that is copied from a snapshot takes.
+    /// What a state from a snapshot adds.
     pub(super) fn snapshot_growth(kept: &SnapshotValue) -> Growth {
         match kept {
             SnapshotValue::Grants(grants) if grants.count() > INLINE_GRANTS => {
@@ -210,37 +210,37 @@ impl Overflow {
         }
     }
 
-    /// The bytes that it takes to add so much.
+    /// The bytes needed for this growth.
     pub(super) fn bytes_needed(&self, growth: Growth) -> usize {
         growth.heap_bytes
             + self.logs.missing(growth.logs) * size_of::<Grants>()
             + self.leases.missing(growth.lease_sets) * size_of::<Leases>()
     }
 
-    /// Grows by what is missing and, as far as `left` bytes allow, by some more; `reserved` entries are what each may
-    /// come to.
+    /// Grows by what is missing and, as far as `left` bytes allow, by some spare room. `reserved` is the largest number
+    /// of entries to expect in each slab.
     pub(super) fn grow(&mut self, growth: Growth, left: &mut usize, reserved: usize) {
         self.logs.grow(growth.logs, left, reserved);
         self.leases.grow(growth.lease_sets, left, reserved);
     }
 
-    /// Gives back what is free at the ends.
+    /// Releases the free ends of the slabs.
     pub(super) fn shrink(&mut self) {
         self.logs.shrink();
         self.leases.shrink();
     }
 }
 
-/// The grants that are in the words of a entry.
+/// The grants of an inline log.
 fn inline_grants(entry: &Entry) -> impl Iterator<Item = Timestamp> {
     entry.words.into_iter().take_while(|word| *word != NO_GRANT).map(Timestamp::from_micros)
 }
 
-/// Values of one kind.
+/// The overflow values of one kind.
 #[derive(Debug)]
 struct OverflowSlab<T> {
     slab: Slab<T>,
-    /// The entries that bytes were taken for. More are reserved, as places of the table are.
+    /// Entries that bytes were taken for. The slab reserves more, as the table does.
     allotted: usize,
 }
 
@@ -255,7 +255,7 @@ impl<T> OverflowSlab<T> {
         self.allotted * size_of::<T>()
     }
 
-    /// By how many entries it has to grow for so many more.
+    /// The entries missing for `more` values, at least a step.
     fn missing(&self, more: usize) -> usize {
         match (self.slab.len() + more).saturating_sub(self.allotted) {
             0 => 0,
@@ -279,7 +279,7 @@ impl<T> OverflowSlab<T> {
         self.allotted = self.allotted.min(self.slab.capacity());
     }
 
-    /// Puts a value where one was taken from, or at a place of its own.
+    /// Stores a value at the index it was taken from, or at a new one.
     fn store(&mut self, taken_from: Option<u64>, value: T) -> u64 {
         match taken_from {
             Some(index) => {

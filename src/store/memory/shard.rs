@@ -1,12 +1,11 @@
-//! The counters of one shard: by name, packed, bounded in bytes and in number.
+//! The counters of one shard, by name, bounded in bytes and in number.
 //!
 //! ```text
-//!   Shard -- table.rs    a entry for each counter, found by its name; what is small is in it
-//!         |- beside.rs   logs of grants and sets of leases
-//!         '- pool.rs     the bytes that the shards of a store share
+//!   Shard -- table.rs     an entry for each counter, with small states inside
+//!         |- overflow.rs  logs of grants and lease sets
+//!         |- eviction.rs  which counters go when the shard is full
+//!         '- pool.rs      the bytes that the shards of a store share
 //! ```
-//!
-//! This room decides what a shard may hold: what has to go for what comes, and how far its parts grow.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -28,17 +27,17 @@ mod tests;
 pub(super) struct Shard {
     pub(super) table: Table,
     pub(super) overflow: Overflow,
-    /// Bytes that were taken from the pool, used or not yet.
+    /// Bytes taken from the pool, used or not.
     pub(super) allowance: usize,
-    /// What the shards of the store share.
+    /// The bytes that no shard has taken.
     pub(super) pool: Arc<BytePool>,
-    /// The most counters.
+    /// The maximum number of counters.
     pub(super) max_keys: usize,
     pub(super) random_state: u64,
     pub(super) evictions: u64,
-    /// Leases that nobody gave back before they expired, and that were forgotten since.
+    /// Leases that expired without being released, and were dropped.
     pub(super) expired_leases: u64,
-    /// Where this shard's counters go before they next change: a snapshot was cut and has not copied them yet.
+    /// Receives a copy of the counters before they next change, while a snapshot waits for it.
     pub(super) pending_snapshot: Option<Sender<Vec<u8>>>,
 }
 
@@ -61,7 +60,7 @@ impl Shard {
         self.table.len()
     }
 
-    /// Bytes held, without the allocator's own.
+    /// Bytes held, without the allocator's overhead.
     pub(super) fn bytes(&self) -> usize {
         self.table.bytes() + self.overflow.bytes()
     }
@@ -71,7 +70,7 @@ impl Shard {
         self.overflow.held_leases()
     }
 
-    /// Copies the counters to a snapshot that was cut, if one waits for them.
+    /// Copies the counters to a snapshot that waits for them.
     #[inline]
     pub(super) fn copy_to_snapshot(&mut self) {
         if let Some(cut) = self.pending_snapshot.take() {
@@ -87,11 +86,11 @@ impl Shard {
             Record { name: entry.name, expires_secs: entry.expires_secs, used_share: entry.used_share, value }
                 .write(&mut bytes);
         }
-        // The receiver is gone when the snapshot was given up.
+        // The receiver is gone if the snapshot failed.
         let _ = cut.send(bytes);
     }
 
-    /// Takes a counter from a snapshot, if it still counts and there is room. Says whether it was taken.
+    /// Restores a counter from a snapshot if it has not expired and there is room. Returns whether it did.
     pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
         if record.expires_secs <= whole_seconds(now) || self.find(&record.name).is_some() {
             return false;
@@ -103,7 +102,7 @@ impl Shard {
         let (kind, words) = match record.value {
             SnapshotValue::Packed(0, words) => (EntryKind::Bucket, words),
             SnapshotValue::Packed(1, words) => (EntryKind::Pair, words),
-            // The reader knows no other kinds.
+            // The reader admits no other kinds.
             SnapshotValue::Packed(_, words) => (EntryKind::Fixed, words),
             SnapshotValue::Grants(grants) => self.overflow.pack(State::Grants(grants), None),
             SnapshotValue::Leases(leases) => self.overflow.pack(State::Leases(leases), None),
@@ -118,25 +117,25 @@ impl Shard {
         true
     }
 
-    /// Reads what a counter is looked for by first, so that it is on the way from memory.
+    /// Loads the home entry of a counter into the cache.
     pub(super) fn prefetch(&self, name: &CounterName) {
         self.table.prefetch(name);
     }
 
-    /// Where a counter is, if it is held.
+    /// The index of a counter, if it is held.
     pub(super) fn find(&self, name: &CounterName) -> Option<EntryIndex> {
         self.table.find(name)
     }
 
-    /// Forgets a counter. Says whether it was held.
+    /// Removes a counter and returns whether it was held.
     pub(super) fn forget(&mut self, name: &CounterName) -> bool {
         let Some(index) = self.find(name) else { return false };
-        // Whoever has it forgotten ends its leases: they did not expire.
+        // Its leases end now: they did not expire.
         self.remove(index, Timestamp::default());
         true
     }
 
-    /// Takes a counter's state out to be decided; [`Shard::put`] or [`Shard::put_back`] follows under the same lock.
+    /// Takes out a counter's state to decide on it. [`Shard::put`] or [`Shard::put_back`] follows under the same lock.
     pub(super) fn take(&mut self, index: Option<EntryIndex>) -> State {
         match index {
             Some(index) => self.overflow.take(&self.table[index]),
@@ -144,7 +143,7 @@ impl Shard {
         }
     }
 
-    /// Writes a state that changed, at its place or, when it is new, at a free one. Room was made before.
+    /// Writes a changed state, or a new one. Room must have been made.
     pub(super) fn put(
         &mut self,
         name: &CounterName,
@@ -162,24 +161,24 @@ impl Shard {
         }
     }
 
-    /// Returns a state that did not change.
+    /// Returns an unchanged state.
     pub(super) fn put_back(&mut self, index: Option<EntryIndex>, state: State) {
         if let Some(index) = index {
             self.overflow.put_back(state, &self.table[index]);
         }
     }
 
-    /// Whether a check may add anything to the counter at `place`, or as a new one.
+    /// Whether a check may add anything to the counter at `index`, or as a new one.
     #[inline]
     pub(super) fn grows(&self, check: &Check, index: Option<EntryIndex>) -> bool {
         match (index, check.limit) {
-            // Nearly all checks are on counters that are held in whole by their entries.
+            // Most checks are on counters that fit into their entries.
             (Some(_), Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_)) => false,
             (_, _) => self.growth(check, index) != Growth::default(),
         }
     }
 
-    /// What a check may add to the counter at `place`, or as a new one.
+    /// The most that a check adds to the counter at `index`, or as a new one.
     pub(super) fn growth(&self, check: &Check, index: Option<EntryIndex>) -> Growth {
         let units = check.charges.admitted.max(check.charges.passed).max(check.charges.refused);
         if units == 0 {
@@ -198,7 +197,7 @@ impl Shard {
         }
     }
 
-    /// Forgets what no longer counts. Says how many went.
+    /// Removes expired counters and returns how many.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.table.len();
         let (due, overflow, expired) = (whole_seconds(now), &mut self.overflow, &mut self.expired_leases);

@@ -31,22 +31,22 @@ const SEAL_BYTES: usize = 16;
 /// Why a snapshot cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The file system refuses.
+    /// The file system fails.
     #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Its error.
         error: io::Error,
     },
-    /// It is not what was written.
+    /// The content is not valid.
     #[error("{path} is damaged ({what}); nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where it does not hold together.
+        /// What is wrong.
         what: &'static str,
-        /// Where it lies now.
+        /// Where the file is now.
         moved_to: PathBuf,
     },
     /// Another version of tollgate wrote it.
@@ -56,7 +56,7 @@ pub enum SnapshotError {
         path: PathBuf,
         /// Its version.
         found: u32,
-        /// Where it lies now.
+        /// Where the file is now.
         moved_to: PathBuf,
     },
     /// It was written under another secret or for another store.
@@ -64,23 +64,23 @@ pub enum SnapshotError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// What it belongs to.
         what: &'static str,
-        /// Where it lies now.
+        /// Where the file is now.
         moved_to: PathBuf,
     },
 }
 
-/// Whose counters a file holds.
+/// The store and secret that the counters of a file belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Tells one secret from another without telling it.
+    /// A fingerprint of the secret that does not reveal it.
     pub fingerprint: [u8; 16],
     /// The store's name.
     pub store: String,
 }
 
-/// One counter as it is kept.
+/// One counter of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) name: CounterName,
@@ -89,17 +89,17 @@ pub(super) struct Record {
     pub(super) value: SnapshotValue,
 }
 
-/// What is kept of a counter.
+/// The state of a counter in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SnapshotValue {
-    /// A bucket, a pair of counts or a fixed count: the kind, and its words.
+    /// A bucket, a pair of counts or a fixed count: its kind and its words.
     Packed(u8, [u64; 3]),
     Grants(Grants),
     Leases(Leases),
 }
 
 const BUCKET_KIND: u8 = 0;
-/// Kinds below this are kept as words.
+/// Kinds below this are packed into three words.
 const PACKED_KINDS: u8 = 3;
 const LOG_KIND: u8 = 16;
 const LEASES_KIND: u8 = 17;
@@ -132,8 +132,8 @@ impl Record {
     }
 }
 
-/// Writes a file whole: to a temporary one beside it, flushed to the disk, then renamed over it. Each of the records is
-/// asked for when the one before is in the file and let go, so that they are not all in memory.
+/// Writes a file atomically: to a temporary file next to it, flushed to the disk, then renamed. A chunk of records is
+/// produced only when the one before is written and freed, so that they are not all in memory.
 pub(super) fn write(
     path: &Path,
     owner: &Owner,
@@ -150,7 +150,7 @@ pub(super) fn write(
     write_name(&mut end, &END_NAME);
     let temporary = sibling(path, "writing");
     let written = (|| {
-        // What was used by whom is told by hashes only, and even that is nobody else's.
+        // Names are hashes, but still nobody else's business.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut seal = sealer();
         for part in std::iter::once(head).chain(records).chain(std::iter::once(end)) {
@@ -169,7 +169,7 @@ pub(super) fn write(
     })
 }
 
-/// Reads a file whole. `None` when there is none. A file that cannot be taken is moved aside first.
+/// Reads a file. `None` if there is none. A file that is rejected is moved aside.
 pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, SnapshotError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -190,7 +190,7 @@ pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, Sn
     })
 }
 
-/// Why bytes are no snapshot of ours.
+/// Why the bytes of a file are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejection {
     Damaged(&'static str),
@@ -198,11 +198,11 @@ pub(super) enum Rejection {
     Foreign(&'static str),
 }
 
-/// Reads the bytes of a file. Never panics, whatever they are.
+/// Parses the bytes of a file. Never panics.
 pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Rejection> {
     let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Rejection::Damaged("it does not begin as one")) };
     let mut reader = Reader { rest };
-    // The version comes before the seal, so that a newer file is told apart from a damaged one.
+    // The version is checked before the checksum, so that a newer file is not reported as damaged.
     let version = u32::from_le_bytes(reader.take()?);
     if version != VERSION {
         return Err(Rejection::Version(version));
@@ -278,7 +278,7 @@ impl<'a> Reader<'a> {
             }
             kind @ 0..PACKED_KINDS => {
                 let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
-                // Levels are divided by how many of them make a token.
+                // A level is divided by its units per token, so zero is invalid.
                 if let (BUCKET_KIND, [(1..), _, 0]) = (kind, words) {
                     return Err(Rejection::Damaged("a bucket is measured in nothing"));
                 }
@@ -298,19 +298,19 @@ fn write_count(into: &mut Vec<u8>, count: usize) {
     into.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
 }
 
-/// The checksum tells damage, not forgery: its key is public.
+/// The checksum detects damage, not forgery: its key is public.
 fn sealer() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
 }
 
-/// The bytes of a file with the checksum that belongs to them.
+/// The bytes of a file followed by their checksum.
 pub(super) fn sealed(body: &[u8]) -> Vec<u8> {
     let mut seal = sealer();
     seal.write(body);
     [body, &seal.finish128().as_bytes()].concat()
 }
 
-/// A name beside `path`, in the same folder so that a rename is atomic.
+/// A name next to `path`, in the same folder so that a rename is atomic.
 fn sibling(path: &Path, what: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{what}"));

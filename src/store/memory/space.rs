@@ -8,8 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 use super::pool::BytePool;
 use super::shard::Shard;
 
-/// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
-/// that the heads of all shards stay in the cache.
+/// Bytes per shard: small enough that resizing or sweeping one takes a fraction of a millisecond, large enough that the
+/// heads of all shards stay in the cache.
 const SHARD_BYTES: usize = 1 << 20;
 
 /// The bounds of one memory store.
@@ -17,7 +17,7 @@ const SHARD_BYTES: usize = 1 << 20;
 pub struct MemorySettings {
     /// Bytes for counters. Default: 256 MiB.
     pub max_memory: usize,
-    /// Counters, if that is to be bounded too.
+    /// The most counters; `None` bounds bytes only.
     pub max_keys: Option<usize>,
 }
 
@@ -28,64 +28,64 @@ impl Default for MemorySettings {
 }
 
 impl MemorySettings {
-    /// Of a space that nothing is put into.
+    /// The settings of a space that stays empty.
     pub(in crate::store) fn unused() -> Self {
         Self { max_memory: 0, max_keys: None }
     }
 }
 
-/// What a memory store holds.
+/// The usage of a memory store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Counters.
     pub keys: usize,
     /// Bytes of tables, logs and leases.
     pub bytes: usize,
-    /// Counters that had to go before they were forgotten.
+    /// Counters evicted before they expired.
     pub evictions: u64,
     /// Shard held under leases, expired ones among them until they are swept.
     pub leases: usize,
-    /// Leases that nobody gave back before they expired, and that were forgotten since.
+    /// Leases that expired without being released, and were dropped.
     pub expired_leases: u64,
-    /// The most bytes it may take.
+    /// The bound on bytes.
     pub max_bytes: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Space {
-    /// Of all spaces of this process, in the order they were made. A space may stand elsewhere among the spaces of the
-    /// next configuration, and plans of both lock shards in one order.
+    /// The order in which the spaces of this process were created. The index of a space can change with the
+    /// configuration, while plans of the old and the new one must lock shards in the same order.
     pub(super) rank: u32,
     pub(super) settings: MemorySettings,
-    /// Held while a snapshot is made: a shard is copied to one at a time, and a file is written by one.
+    /// Held while a snapshot is written: one at a time.
     pub(super) saving: Mutex<()>,
     pub(super) shards: Box<[Mutex<Shard>]>,
 }
 
-/// A shard's place. Locks are taken in its order.
+/// Identifies a shard. Locks are taken in this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ShardId {
-    /// The rank of its space, and below that its number there: one comparison.
+    /// The rank of its space in the high half, its number there in the low half: one comparison.
     pub(super) order: u64,
-    /// Where its space stands.
+    /// The index of its space.
     pub(super) space: u16,
 }
 
 impl ShardId {
-    /// Its number in its space.
+    /// Its index in its space.
     pub(super) fn number(self) -> usize {
         self.order as u32 as usize
     }
 }
 
-/// A shard that is locked for one group.
+/// A locked shard.
 pub(super) type ShardGuard<'a> = MutexGuard<'a, Shard>;
 
 impl Space {
     pub(super) fn new(settings: MemorySettings) -> Self {
         static NEXT_RANK: AtomicU32 = AtomicU32::new(0);
         let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
-        // A bound of a few keys holds for the whole only if few shards share it.
+        // With many shards a small bound on keys would not hold for the whole.
         let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
         let shards = by_bytes.min(by_keys).min(1 << 16);
         let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));

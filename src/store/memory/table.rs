@@ -1,56 +1,54 @@
-//! The table itself: entries of 48 bytes, open addressing.
+//! The hash table of a shard: entries of 48 bytes, open addressing.
 //!
 //! ```text
-//!   one entry: | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!   one entry: | name 16 | words 24 | expires_secs 4 | used_share 1 | kind 1 |
 //!
-//!            home         place
-//!   [ ][a][b] [c] [c'][c"][x] [ ][ ]            what does not fit at home is further on, with no gap between
-//! ```
+//! home index [ ][a][b] [c] [c'][c"][x] [ ][ ] an entry that does not fit at its home is further on, without a gap ```
 //!
-//! A entry's home follows from its name, so that finding one costs one miss of the cache, not one for each of a hash, a
-//! place and a entry. Removing moves the rest of a run back: there are no tombstones, and a table near its bound works on
-//! without being built anew. How large it may be is decided elsewhere.
+//! The home index of an entry follows from its name, so that a lookup costs one cache miss. Removing an entry moves the
+//! rest of its run back: there are no tombstones, and a full table works on without a rebuild. The size of the table is
+//! decided elsewhere.
 
 use std::ops::{Index, IndexMut};
 
 use crate::clock::Timestamp;
 use crate::plan::CounterName;
 
-/// Of so many places as many as [`LOAD_NUMERATOR`] are taken at most: runs stay short, and a counter weighs 59 bytes.
+/// The load factor: at most 13 of 16 entries are occupied. Runs stay short, and a counter takes 59 bytes.
 const LOAD_DENOMINATOR: usize = 16;
 const LOAD_NUMERATOR: usize = 13;
 
-/// A table that has shrunk by more than so large a part of it is copied to a new one: memory once written to goes back to
-/// the system in no other way.
+/// A table that has shrunk by more than its size divided by this is copied to new memory: pages that were written to
+/// are returned to the system in no other way.
 pub(super) const SPARE_DIVISOR: usize = 8;
 
-/// Where a entry is, until one of its table is removed or the table grows.
+/// The index of an entry. Valid until an entry of the table is removed or the table is resized.
 pub(in crate::store) type EntryIndex = usize;
 
-/// The share of a counter that has nothing left. Such a counter goes last: forgetting it lets its client in again.
+/// The used share of an exhausted counter. Such counters are evicted last: evicting one lets its client in again.
 pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) name: CounterName,
     pub(super) words: [u64; 3],
-    /// Unix seconds from which on nothing is counted, rounded up.
+    /// Unix seconds at which the counter expires, rounded up.
     pub(super) expires_secs: u32,
-    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED_SHARE`].
+    /// The used share of the limit: 0 to 254, or [`EXHAUSTED_SHARE`].
     pub(super) used_share: u8,
     pub(super) kind: EntryKind,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryKind {
-    /// The entry is free.
+    /// A free entry.
     Vacant,
     Bucket,
     Pair,
     Fixed,
-    /// A log of a few grants.
+    /// A log of at most three grants, in the words of the entry.
     InlineLog,
-    /// A log of more, beside the table.
+    /// A longer log, in the overflow.
     Log,
     Leases,
 }
@@ -59,7 +57,7 @@ const VACANT: Entry =
     Entry { name: CounterName([0; 2]), words: [0; 3], expires_secs: 0, used_share: 0, kind: EntryKind::Vacant };
 
 impl Entry {
-    /// How much of the limit is used at `now`: a bucket drains evenly from its last charge to when nothing counts.
+    /// The used share of the limit at `now`: a bucket drains evenly from its last charge until it expires.
     pub(super) fn used_share_at(&self, now: Timestamp) -> u8 {
         if self.kind != EntryKind::Bucket {
             return self.used_share;
@@ -73,13 +71,13 @@ impl Entry {
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// Grown and shrunk where it is: what it may come to is reserved when the first entry comes, as addresses that take no
-    /// memory until they are written to. A table that moves is freed by the allocator in one piece, which takes the
-    /// system milliseconds while the lock is held, and is resident twice until then.
+    /// Resized in place: the address space for its largest size is reserved with the first entry, and takes no memory
+    /// until it is written to. A table that moves is resident twice, and freeing the old one takes milliseconds under
+    /// the lock.
     entries: Vec<Entry>,
-    /// The most places since it was made: so many may be resident.
+    /// The largest capacity since it was allocated: so many entries may be resident.
     resident: usize,
-    /// How many of them are taken.
+    /// The number of occupied entries.
     occupied: usize,
 }
 
@@ -96,19 +94,19 @@ impl Table {
         self.entries.len() * size_of::<Entry>()
     }
 
-    /// The entries that are taken.
+    /// The occupied entries.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(|entry| entry.kind != EntryKind::Vacant)
     }
 
-    /// Reads the home of a entry. Looking up the counters of a plan takes as long as the slowest only if their homes are
-    /// on the way from memory together, so all of them are touched before the first is looked for.
+    /// Loads the home entry of a name into the cache. The counters of a plan are all prefetched before the first is
+    /// looked up, so that their cache misses overlap.
     pub(super) fn prefetch(&self, name: &CounterName) {
-        // Both ends of it: every second entry lies on two lines of the cache.
+        // Both ends: every second entry spans two cache lines.
         std::hint::black_box(self.entries.get(self.home(name)).map(|entry| (entry.name.0[0], entry.kind)));
     }
 
-    /// Where the entry of a name is, if there is one.
+    /// The index of a name's entry, if it has one.
     pub(super) fn find(&self, name: &CounterName) -> Option<EntryIndex> {
         let mut index = self.home(name);
         loop {
@@ -121,7 +119,7 @@ impl Table {
         }
     }
 
-    /// The first entry that is taken, from a place on and around the end. There is one.
+    /// The first occupied entry from `index` on, around the end. There must be one.
     pub(super) fn occupied_from(&self, mut index: EntryIndex) -> EntryIndex {
         while self.entries[index].kind == EntryKind::Vacant {
             index = self.next_index(index);
@@ -129,17 +127,17 @@ impl Table {
         index
     }
 
-    /// Puts a entry that is not there yet at the first free place from its home on. There is one.
+    /// Inserts an entry whose name is not in the table. There must be a free one.
     pub(super) fn insert(&mut self, entry: Entry) {
         self.occupied += 1;
         self.place_entry(entry);
     }
 
-    /// Takes a entry out.
+    /// Removes an entry.
     pub(super) fn remove(&mut self, index: EntryIndex) -> Entry {
         let removed = self.entries[index];
         self.occupied -= 1;
-        // What follows in the run moves into the gap, unless it would come to stand before its home.
+        // The rest of the run moves into the gap, except entries that would come to stand before their home.
         let (mut gap, mut next) = (index, self.next_index(index));
         while self.entries[next].kind != EntryKind::Vacant {
             let home_distance = self.distance(self.home(&self.entries[next].name), next);
@@ -153,10 +151,10 @@ impl Table {
         removed
     }
 
-    /// Takes out all that are due.
+    /// Removes all entries that are due.
     pub(super) fn remove_all(&mut self, due: impl Fn(&Entry) -> bool, mut removed: impl FnMut(&Entry)) {
         let due = |entry: &Entry| entry.kind != EntryKind::Vacant && due(entry);
-        // Every removal closes its gap. Where many are due it is sooner done to close all at once.
+        // A removal closes its own gap. If many entries are due, closing all gaps at once is faster.
         let many = self.entries.len() / 16;
         if self.entries.iter().filter(|entry| due(entry)).take(many).count() == many {
             for entry in self.entries.iter_mut().filter(|entry| due(entry)) {
@@ -166,7 +164,7 @@ impl Table {
             }
             self.shrink(self.entries.len());
         }
-        // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
+        // Backwards from a free entry, around the end: a removal then moves back only entries already examined.
         let free = self.entries.iter().position(|entry| entry.kind == EntryKind::Vacant).unwrap_or(0);
         for index in (0..free).rev().chain((free..self.entries.len()).rev()) {
             if due(&self.entries[index]) {
@@ -175,14 +173,15 @@ impl Table {
         }
     }
 
-    /// Adds free places, to as many; `reserved` is what it may come to. Homes lie further on then, in the same order.
+    /// Grows to `capacity` entries; `reserved` is the largest size to expect. Home indices move further on, in the same
+    /// order.
     pub(super) fn grow(&mut self, capacity: usize, reserved: usize) {
         let before = self.entries.len();
         self.entries.reserve_exact(reserved.max(capacity) - before);
         self.entries.resize(capacity, VACANT);
         self.resident = self.resident.max(capacity);
-        // Run by run, the last one first: none has its homes before where it begins, so that what is from there on has
-        // found its place already. What goes around the end joins a run at the beginning, whose turn is still to come.
+        // Run by run, the last first: no entry has its home before its run begins, so the entries after that point are
+        // in place already. An entry that wraps around the end joins a run at the beginning, which is still to come.
         let (mut run, mut end) = (Vec::new(), before);
         while let Some(last) = self.entries[..end].iter().rposition(|entry| entry.kind != EntryKind::Vacant) {
             let vacant = self.entries[..last].iter().rposition(|entry| entry.kind == EntryKind::Vacant);
@@ -193,10 +192,10 @@ impl Table {
         }
     }
 
-    /// Takes places away, or none, and closes every gap that was left between a entry and its home.
+    /// Shrinks to `capacity` entries, possibly the same, and closes every gap between an entry and its home.
     pub(super) fn shrink(&mut self, capacity: usize) {
-        // The first one first: each goes back as far as it can, and never further on. What went around the end, or
-        // would, waits until all others have found their places.
+        // From the first on: each entry moves back as far as it can. Entries that wrap around the end wait until all
+        // others are in place.
         let mut around = Vec::new();
         for index in 0..self.entries.len() {
             let entry = std::mem::replace(&mut self.entries[index], VACANT);
@@ -217,7 +216,7 @@ impl Table {
         }
     }
 
-    /// Where a name's run begins.
+    /// The index where the run of a name begins.
     pub(super) fn home(&self, name: &CounterName) -> EntryIndex {
         home(name, self.entries.len())
     }
@@ -229,7 +228,7 @@ impl Table {
         }
     }
 
-    /// Puts a entry at the first free place from its home on.
+    /// Writes an entry at the first free index from its home on.
     fn place_entry(&mut self, entry: Entry) {
         let mut index = self.home(&entry.name);
         while self.entries[index].kind != EntryKind::Vacant {
@@ -238,12 +237,12 @@ impl Table {
         self.entries[index] = entry;
     }
 
-    /// The first free place from `place` on, before `end`.
+    /// The first free index from `index` on, before `end`.
     fn free_until(&self, index: EntryIndex, end: EntryIndex) -> Option<EntryIndex> {
         (index..end).find(|index| self.entries[*index].kind == EntryKind::Vacant)
     }
 
-    /// Steps from one place to another, around the table's end.
+    /// The distance from one index to another, around the end.
     fn distance(&self, from: EntryIndex, to: EntryIndex) -> usize {
         match to.checked_sub(from) {
             Some(steps) => steps,
@@ -266,13 +265,13 @@ impl IndexMut<EntryIndex> for Table {
     }
 }
 
-/// Where a name's run begins in a table of so many places. Homes rise with the hash, so that entries keep their order when
-/// a table grows or shrinks.
+/// The home index of a name in a table of this capacity. Home indices rise with the hash, so entries keep their order
+/// when a table is resized.
 fn home(name: &CounterName, capacity: usize) -> EntryIndex {
     ((u128::from(name.0[0]) * capacity as u128) >> 64) as usize
 }
 
-/// The places that a table needs to hold so many entries with enough of it free.
+/// The capacity that a table needs for this number of entries.
 pub(super) fn capacity_for(entries: usize) -> usize {
     (entries * LOAD_DENOMINATOR).div_ceil(LOAD_NUMERATOR)
 }

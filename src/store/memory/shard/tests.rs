@@ -69,7 +69,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
     assert!(past_reserve);
 }
 
-/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into a entry in
+/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into an entry in
 /// both directions. What was promised is enough, and nothing is left behind.
 #[test]
 fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
@@ -112,7 +112,7 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
     assert_eq!((shard.len(), shard.overflow.logs()), (0, 0), "nothing is left overflow the table");
 }
 
-/// What is promised for a log counts from nothing on, so one that is taken out of a entry begins like a new one.
+/// What is promised for a log counts from nothing on, so one that is taken out of an entry begins like a new one.
 #[test]
 fn a_log_that_leaves_its_slot_has_the_room_of_a_new_one() {
     let now = Timestamp::from_secs(1_800_000_000);
