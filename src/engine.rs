@@ -13,7 +13,7 @@ use crate::lease::{LeaseIds, LeaseToken};
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
 use crate::rules::Rules;
-use crate::store::{Store, Stores};
+use crate::store::Stores;
 
 /// Rules, and the stores they refer to by index. A request is decided by one version.
 #[derive(Debug)]

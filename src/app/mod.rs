@@ -209,7 +209,7 @@ impl App {
         };
         writing.shutdown().await;
         let version = self.service.current().version.clone();
-        version.stores.give_back(self.service.now(), RETURN).await;
+        version.stores.return_leased_quota(self.service.now(), RETURN).await;
         match ended {
             Ended::Drained => self.snapshots.write().await,
             Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {

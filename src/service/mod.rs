@@ -170,7 +170,7 @@ impl Service {
 
 /// Lets the metrics count what shared stores are asked.
 fn watch(telemetry: &Telemetry, version: &Version) {
-    version.stores.watch(|place| telemetry.metrics.watch(&version.rules.stores()[place]));
+    version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 
 /// The wall clock, for people. Nothing is decided by it.

@@ -10,10 +10,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, 
 use metrics_process::Collector;
 
 use crate::decision::{Decision, Reason};
-use crate::limiter::LeaseStatus;
+use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Fault, Outcome};
 use crate::rules::{RuleLabel, Rules};
-use crate::store::{StoreFact, StoreMetrics};
+use crate::store::{StoreFact, StoreObserver, Wrapper};
 
 const DECISIONS: &str = "tollgate_decisions_total";
 const CHECKS: &str = "tollgate_checks_total";
@@ -267,6 +267,51 @@ struct TargetCounters {
     shadow: [Counter; 3],
 }
 
+/// The series of one shared store.
+struct StoreMetrics {
+    /// Seconds of each call.
+    latency: Histogram,
+    /// Plans of each call.
+    batch: Histogram,
+    /// Plans that were not answered, by [`Fault`].
+    faults: [Counter; Fault::ALL.len()],
+    /// Checks answered by policy: allow, deny, local.
+    policy: [Counter; 3],
+    /// 1 while the circuit breaker is open.
+    circuit_open: Gauge,
+    /// Plans that take charges back: done, failed.
+    undone: [Counter; 2],
+    /// Plans answered without a call: by the refusal cache, from a quota lease.
+    near: [Counter; 2],
+}
+
+impl StoreObserver for StoreMetrics {
+    fn called(&self, took: Duration, plans: usize) {
+        self.latency.record(took);
+        self.batch.record(plans as f64);
+    }
+
+    fn failed(&self, fault: Fault) {
+        self.faults[fault as usize].increment(1);
+    }
+
+    fn answered_by_policy(&self, policy: OnStoreError, checks: u64) {
+        self.policy[policy as usize].increment(checks);
+    }
+
+    fn circuit(&self, open: bool) {
+        self.circuit_open.set(f64::from(u8::from(open)));
+    }
+
+    fn undone(&self, failed: bool) {
+        self.undone[usize::from(failed)].increment(1);
+    }
+
+    fn answered_nearby(&self, by: Wrapper) {
+        self.near[by as usize].increment(1);
+    }
+}
+
 impl Metrics {
     /// Metrics with nothing counted.
     pub fn new() -> Self {
@@ -307,12 +352,12 @@ impl Metrics {
         Handles::new(rules, &Registry(&self.recorder))
     }
 
-    /// What a shared store is counted with.
-    pub fn watch(&self, store: &str) -> StoreMetrics {
+    /// An observer that counts what happens at a shared store.
+    pub fn store_observer(&self, store: &str) -> Box<dyn StoreObserver> {
         let registry = Registry(&self.recorder);
         let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
         let histogram = |name| self.recorder.register_histogram(&key(name, &[("store", store)]), &METADATA);
-        StoreMetrics {
+        Box::new(StoreMetrics {
             latency: histogram(CALLS),
             batch: histogram(BATCH),
             faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
@@ -320,7 +365,7 @@ impl Metrics {
             circuit_open: registry.gauge(SUSPENDED, &[("store", store)]),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
             near: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
-        }
+        })
     }
 
     /// Counts a decision, and the request that it answers at its door.

@@ -42,7 +42,7 @@ use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service};
-use crate::store::{Store, StoreFact};
+use crate::store::StoreFact;
 use crate::telemetry::{Facts, Ranked, Reload};
 
 /// The largest question.
