@@ -185,7 +185,7 @@ impl App {
             beside.spawn(reloader.follow(hangups));
         }
         if !self.required.is_empty() {
-            grpc.wait().await;
+            grpc.set_not_serving().await;
             beside.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required));
         }
         let mut writing = self.snapshots.write_now_and_then();
@@ -194,7 +194,7 @@ impl App {
         beside.shutdown().await;
         let Drain { delay, timeout } = self.service.current().settings.drain;
         let drain = async {
-            grpc.leave().await;
+            grpc.set_draining().await;
             tokio::time::sleep(delay).await;
             grpc.end_watches().await;
             stop.cancel();
@@ -209,7 +209,7 @@ impl App {
         };
         writing.shutdown().await;
         let version = self.service.current().version.clone();
-        version.stores.give_back(self.service.now(), RETURN).await;
+        version.stores.return_leased_quota(self.service.now(), RETURN).await;
         match ended {
             Ended::Drained => self.snapshots.write().await,
             Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {
@@ -248,7 +248,7 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
             }
         }
     }
-    grpc.serve_now().await;
+    grpc.set_serving().await;
     tracing::info!("the stores that are required answer: requests may be sent here");
 }
 

@@ -15,7 +15,7 @@ use crate::rules;
 use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, RequestPart};
 
 /// A request that wants to pass, as a door was told of it.
-pub(super) trait Asked {
+pub(super) trait AuthzRequest {
     /// Its method.
     fn method(&self) -> Option<Cow<'_, str>>;
 
@@ -42,7 +42,7 @@ pub(super) trait Asked {
 }
 
 /// The question that a request asks.
-pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a AuthzSettings) -> Request<'a> {
+pub(super) fn question<'a>(asked: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
     let target = asked.target();
     let path = target.clone().map(path);
     let always = [
@@ -60,7 +60,7 @@ pub(super) fn question<'a>(asked: &'a impl Asked, settings: &'a AuthzSettings) -
     }
 }
 
-fn entry<'a>(asked: &'a impl Asked, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
+fn entry<'a>(asked: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
     let value = match &source.from {
         // A client that adds a second must not get a counter of its own by it.
         RequestPart::Header(name) => asked.headers(name).next(),
@@ -96,7 +96,7 @@ fn host(host: Cow<'_, str>) -> Cow<'_, str> {
 
 /// The first cookie of a name. Nothing but a semicolon parts cookies (RFC 6265, section 5.4): who could part them by
 /// another character would have a way to put one before the real one.
-fn cookie<'a>(asked: &'a impl Asked, name: &str) -> Option<Cow<'a, str>> {
+fn cookie<'a>(asked: &'a impl AuthzRequest, name: &str) -> Option<Cow<'a, str>> {
     asked.headers("cookie").find_map(|cookies| {
         let pairs = cookies.split(';').filter_map(|pair| pair.trim_matches(' ').split_once('='));
         pairs.filter(|(key, _)| *key == name).map(|(_, value)| Cow::Owned(value.trim_matches('"').to_owned())).next()

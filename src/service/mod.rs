@@ -67,7 +67,7 @@ impl InUse<'_> {
     pub async fn decide(&self, door: Door, request: &Request<'_>) -> Decision {
         let Service { clock, leases, telemetry, doors, .. } = self.service;
         let (now, began) = (clock.now(), Instant::now());
-        let decision = self.version.decide(request, now, leases.make()).await;
+        let decision = self.version.decide(request, now, leases.next_id()).await;
         // A clock of its own: the clock of the limits may be stepped, and has no unit below a microsecond.
         let took = began.elapsed();
         telemetry.decided(&self.handles, door, &decision, now, took);
@@ -170,7 +170,7 @@ impl Service {
 
 /// Lets the metrics count what shared stores are asked.
 fn watch(telemetry: &Telemetry, version: &Version) {
-    version.stores.watch(|place| telemetry.metrics.watch(&version.rules.stores()[place]));
+    version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 
 /// The wall clock, for people. Nothing is decided by it.

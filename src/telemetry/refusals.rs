@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Door;
 use crate::clock::Timestamp;
-use crate::decision::{Decision, Reason, Refusal};
+use crate::decision::{Decision, Refusal};
 
 /// Writes refusals to the log, so many a second at most.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Refusals {
             domain = decision.domain(),
             rule = refusal.rule,
             limiter = refusal.limiter,
-            reason = reason(refusal.reason),
+            reason = refusal.reason.name(),
             key = decision.counter().map(tracing::field::display),
             retry_after_ms = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
             left_out,
@@ -57,19 +57,6 @@ impl Refusals {
             (written < most).then(|| second << 32 | u64::from(written + 1))
         };
         self.second.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
-    }
-}
-
-/// The word of a reason, in logs and labels.
-pub(super) fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Limit => "limit",
-        Reason::Denied => "denied",
-        Reason::Unmatched => "unmatched",
-        Reason::MissingKey => "missing_key",
-        Reason::NoLimiter => "no_limiter",
-        Reason::StoreError => "store_error",
-        Reason::TooLarge => "too_large",
     }
 }
 

@@ -34,7 +34,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
-use super::connection::{self, Terms};
+use super::connection::{self, AcceptOptions};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
@@ -42,7 +42,7 @@ use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service};
-use crate::store::{Store, StoreFact};
+use crate::store::StoreFact;
 use crate::telemetry::{Facts, Ranked, Reload};
 
 /// The largest question.
@@ -95,19 +95,19 @@ impl Admin {
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None);
-        let terms = Terms {
+        let options = AcceptOptions {
             bounds: self.0.current().settings.bounds.clone(),
             doors: self.0.doors().clone(),
             open: |doors| &doors.admin_connections,
         };
-        connection::accept(listener, stop, terms, |stream, _, pulse| {
+        connection::accept(listener, stop, options, |stream, _, activity| {
             let admin = self.clone();
-            let begin = pulse.clone();
+            let begin = activity.clone();
             let answer = service_fn(move |request| {
                 let admin = admin.clone();
                 let in_flight = begin.begin();
                 async move {
-                    let answer = panics::apart(admin.0.doors(), admin.answer(request)).await;
+                    let answer = panics::catch(admin.0.doors(), admin.answer(request)).await;
                     drop(in_flight);
                     let complaint = || Complaint { error: "this met an error of ours".to_owned() };
                     let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
@@ -115,7 +115,7 @@ impl Admin {
                 }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer);
-            let connection = connection::attend(connection, pulse);
+            let connection = connection::drive(connection, activity);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "an admin connection broke");
@@ -248,13 +248,13 @@ impl Admin {
     /// What the counters hold now.
     async fn states(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
         let version = &current.version;
-        let looked = version.look(known.iter().map(|counter| counter.look), self.0.now()).await;
+        let looked = version.read_counters(known.iter().map(|counter| counter.check), self.0.now()).await;
         let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
             rule: counter.rule.clone(),
             limiter: counter.limiter.clone(),
             key_entries: counter.key.clone(),
-            key: counter.look.counter.to_string(),
-            store: version.rules.stores().get(usize::from(counter.look.store)).cloned().unwrap_or_default(),
+            key: counter.check.counter.to_string(),
+            store: version.rules.stores().get(usize::from(counter.check.store)).cloned().unwrap_or_default(),
             slots: counter.slots,
             shadow: counter.shadow,
             state: match answer {
@@ -301,14 +301,14 @@ impl Admin {
             }
         }
         let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
-        for KnownCounter { limiter, look, .. } in known {
-            let key = look.counter.to_string();
+        for KnownCounter { limiter, check, .. } in known {
+            let key = check.counter.to_string();
             // Tiers share a counter, which is forgotten once.
             if let Some(same) = lifted.iter().find(|lifted| lifted.key == key).cloned() {
                 lifted.push(Lifted { limiter, ..same });
                 continue;
             }
-            let forgotten = current.version.stores.forget(look.store, look.counter).await;
+            let forgotten = current.version.stores.forget(check.store, check.counter).await;
             let (held, error) = match forgotten {
                 Ok(held) => (held, None),
                 Err(fault) => (false, Some(fault.to_string())),

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 
 use http::request::Parts;
 
-use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address};
+use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address};
 use crate::settings::AuthzSettings;
 
 /// Who asks, and so how.
@@ -69,7 +69,7 @@ impl Told<'_> {
     }
 }
 
-impl Asked for Told<'_> {
+impl AuthzRequest for Told<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         match self.flavour {
             Flavour::Envoy => Some(Cow::Borrowed(self.head.method.as_str())),

@@ -29,7 +29,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::gateway::Flavour;
-use super::connection::{self, InFlight, Pulse, Terms};
+use super::connection::{self, AcceptOptions, Activity, InFlight};
 use super::listen::{self, Listener};
 use super::panics;
 use crate::server::head;
@@ -77,26 +77,27 @@ impl Http {
             .max_headers(bounds.headers)
             .http2()
             .max_concurrent_streams(bounds.streams)
-            .max_header_list_size(head::unreadable(bounds));
-        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
-        connection::accept(listener, stop, terms, |stream, peer, pulse| {
+            .max_header_list_size(head::decoder_limit(bounds));
+        let options =
+            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
+        connection::accept(listener, stop, options, |stream, peer, activity| {
             let service = self.0.clone();
             let peer = match peer {
                 listen::Bound::Tcp(peer) => Some(peer.ip()),
                 listen::Bound::Unix(_) => None,
             };
-            let begin = pulse.clone();
+            let begin = activity.clone();
             let answer = service_fn(move |request| {
                 let service = service.clone();
                 let in_flight = begin.begin();
                 async move { Ok::<_, Infallible>(service.answer(request, peer, in_flight).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-            let connection = connection::attend(connection, pulse.clone());
+            let connection = connection::drive(connection, activity.clone());
             let service = self.0.clone();
             async move {
                 if let Err(error) = connection.await {
-                    service.count_unread(&*error, &pulse);
+                    service.count_unread(&*error, &activity);
                     // Without its sources: among them is what the client said when it went away.
                     tracing::debug!(%error, "an HTTP connection broke");
                 }
@@ -117,7 +118,7 @@ impl Doorway {
             self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests are under way\n");
         }
-        let answered = panics::apart(self.service.doors(), self.answer_whole(request, peer)).await;
+        let answered = panics::catch(self.service.doors(), self.answer_whole(request, peer)).await;
         answered.unwrap_or_else(|| {
             self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Failed);
             respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "this met an error of ours\n")
@@ -150,11 +151,11 @@ impl Doorway {
     }
 
     /// Counts a head that hyper refused by itself.
-    fn count_unread(&self, error: &(dyn Error + 'static), pulse: &Pulse) {
+    fn count_unread(&self, error: &(dyn Error + 'static), activity: &Activity) {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             // It does not say whether that was for its size or for the number of headers.
             self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
-            let large = pulse.plain_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
+            let large = activity.http1_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
     }
