@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::activity::{Ear, Watched};
 pub(super) use self::activity::{InFlight, Pulse};
-use super::listen::{self, Listener, Stream};
+use super::listen::{self, ClientStream, Listener};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
@@ -54,7 +54,7 @@ pub(super) struct Terms {
 /// Returns when the last has finished: how long that may take is for the caller to bound.
 pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, terms: Terms, serve: S)
 where
-    S: Fn(Heard, listen::Bound, Arc<Pulse>) -> F,
+    S: Fn(Heard, listen::BoundAddress, Arc<Pulse>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let Terms { bounds, doors, open } = terms;
@@ -164,7 +164,7 @@ pub(super) async fn attend<C: GracefulConnection>(connection: C, pulse: Arc<Puls
 /// A stream that knows where in its words the client is.
 #[derive(Debug)]
 pub(super) struct Heard {
-    stream: Stream,
+    stream: ClientStream,
     ear: Ear,
     pulse: Arc<Pulse>,
 }

@@ -112,7 +112,7 @@ impl Grpc {
 
     /// Tells who asks for our health that requests can be sent here: what was waited for is there.
     pub async fn serve_now(&self) {
-        if self.0.service.health().serve() {
+        if self.0.service.health().set_serving() {
             self.report(ServingStatus::Serving).await;
         }
     }
@@ -124,7 +124,7 @@ impl Grpc {
 
     /// Tells who asks for our health that we are about to stop. Calls are still answered.
     pub async fn leave(&self) {
-        self.0.service.health().leave();
+        self.0.service.health().set_stopping();
         self.report(ServingStatus::NotServing).await;
     }
 
@@ -290,7 +290,7 @@ impl Services {
     /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.
     fn fail(&self, door: Option<Door>) -> http::Response<Undoable> {
         if let Some(door) = door {
-            self.service.telemetry().metrics.replied(door, Reply::Failed);
+            self.service.telemetry().metrics.record_reply(door, Reply::Failed);
         }
         Status::internal("this request met an error of ours; the log has more").into_http::<Body>().map(Undoable::from)
     }
@@ -301,7 +301,7 @@ impl Services {
         if status == TOO_LARGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
         }
-        self.service.telemetry().metrics.replied(door, Reply::Unreadable);
+        self.service.telemetry().metrics.record_reply(door, Reply::Unreadable);
         let mut trailers = http::HeaderMap::with_capacity(1);
         trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
         let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });

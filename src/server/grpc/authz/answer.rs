@@ -19,12 +19,13 @@ const DYNAMIC_METADATA: u32 = 4;
 
 /// Writes what a decision means.
 pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
-    let Verdict { refused, headers, body } = Verdict::of(decision, families);
-    match refused {
+    let refusal = decision.refusal();
+    let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families);
+    match refusal_status {
         None => passed(&headers, writer),
         Some(status) => denied(status, &headers, &body, writer),
     }
-    metadata::write(decision, DYNAMIC_METADATA, writer);
+    metadata::write(decision, refusal.as_ref(), DYNAMIC_METADATA, writer);
 }
 
 fn passed(headers: &[Header], writer: &mut Writer) {
@@ -79,14 +80,14 @@ mod tests {
 
     /// The message that an answer means, made of the generated types.
     fn meant(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
-        let Verdict { refused, headers, body } = Verdict::of(decision, families);
+        let Verdict { refusal_status, headers, body } = Verdict::of(decision, decision.refusal().as_ref(), families);
         let headers = headers.into_iter().map(|(name, value)| HeaderValueOption {
             header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
             append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
             ..HeaderValueOption::default()
         });
         let headers = headers.collect();
-        let (code, response) = match refused {
+        let (code, response) = match refusal_status {
             None => {
                 let ok = OkHttpResponse { response_headers_to_add: headers, ..OkHttpResponse::default() };
                 (Code::Ok, HttpResponse::OkResponse(ok))

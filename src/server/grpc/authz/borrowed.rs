@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::super::wire::{byte, part, text};
 use super::{client, present};
-use crate::server::ext_authz::Asked;
+use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
 /// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
@@ -257,7 +257,7 @@ fn last<'a>(pairs: &[Pair<'a>], name: &str) -> Option<&'a str> {
     pairs.iter().rfind(|(key, _)| *key == name).map(|(_, value)| *value)
 }
 
-impl Asked for Plain<'_> {
+impl AuthzRequest for Plain<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(self.method)
     }
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     /// All that a door asks of a request.
-    fn answers(asked: &impl Asked) -> String {
+    fn answers(asked: &impl AuthzRequest) -> String {
         let settings = |trust_external_address, trusted_hops| settings::AuthzSettings {
             trust_external_address,
             trusted_hops,

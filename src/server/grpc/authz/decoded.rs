@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::{client, present};
-use crate::server::ext_authz::Asked;
+use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
 /// What Envoy told about a request.
@@ -30,7 +30,7 @@ impl<'a> Told<'a> {
     }
 }
 
-impl Asked for Told<'_> {
+impl AuthzRequest for Told<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(&self.http?.method)
     }

@@ -17,7 +17,7 @@ use self::decoded::Told;
 use super::lease_guard::Acquired;
 use super::wire::Writer;
 use super::{Refused, unary};
-use crate::server::ext_authz::{Asked, forwarded_for, joined, one_address, question};
+use crate::server::ext_authz::{AuthzRequest, descriptor_request, forwarded_for, joined, one_address};
 use crate::service::Service;
 use crate::settings;
 use crate::telemetry::Door;
@@ -49,10 +49,10 @@ impl Authz {
         Some(self.decide(&Told::new(&attributes)).await)
     }
 
-    async fn decide(&self, asked: &impl Asked) -> Response<Body> {
+    async fn decide(&self, asked: &impl AuthzRequest) -> Response<Body> {
         let current = self.service.current();
-        let question = question(asked, &current.settings.authz);
-        let decision = current.decide(Door::AuthzGrpc, &question).await;
+        let request = descriptor_request(asked, &current.settings.authz);
+        let decision = current.decide(Door::AuthzGrpc, &request).await;
         let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
         unary::answer(frame, decision.lease().map(|lease| Acquired(lease.into())))
     }
@@ -60,7 +60,7 @@ impl Authz {
 
 /// The client's address: by the headers that the operator trusts, or else the peer's.
 fn client<'a>(
-    asked: &'a impl Asked,
+    asked: &'a impl AuthzRequest,
     peer: Option<&'a str>,
     settings: &settings::AuthzSettings,
 ) -> Option<Cow<'a, str>> {
