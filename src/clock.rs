@@ -1,4 +1,4 @@
-//! What time it is: Unix microseconds, handed to everything that decides.
+//! Time in Unix microseconds, and the clocks that give it.
 //!
 //! A [`Timestamp`] never goes backwards within a process: [`SystemClock`] reads the wall clock once and adds the
 //! monotonic clock from there, so a stepped wall clock opens no window. Tests hold a [`ManualClock`] and move it.
@@ -70,9 +70,9 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// Where the time comes from.
+/// A source of the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The present moment. Never earlier than what this clock answered before, unless a test steps it.
+    /// The present moment. Never earlier than a moment returned before, unless a test steps the clock.
     fn now(&self) -> Timestamp;
 }
 
@@ -103,7 +103,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that waits to be told. Clones share one time.
+/// A clock for tests that moves only by [`ManualClock::advance`] and [`ManualClock::set`]. Clones share one time.
 ///
 /// ```
 /// use std::time::Duration;
@@ -127,7 +127,7 @@ impl ManualClock {
         self.set(self.now() + by);
     }
 
-    /// Puts every clone to `moment`, backwards too.
+    /// Sets every clone to `moment`, which may be earlier.
     pub fn set(&self, moment: Timestamp) {
         self.0.store(moment.micros(), Ordering::SeqCst);
     }

@@ -1,159 +1,179 @@
-//! The answer: judged from a plan and what its checks came to.
+//! The answer to a request, judged from its plan and the answers of the stores.
 //!
-//! A refusal names the rule and the limiter, and waits until the longest of the refusing checks. A definite refusal
-//! beats a store that could not answer (semantics 15).
+//! A refusal names the rule and the limiter, and its wait is the longest among the refusing checks. A refusal by a
+//! limit takes precedence over a store error (semantics 15).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
-use crate::limiter::{Concurrency, Limit, OnStoreError};
+use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Applied, CounterName, Outcome};
 use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, Rules};
 use crate::settings::Bound;
 
-/// What was decided for one request. It keeps the rules that decided it, so that every question about it is
-/// answered by the same version.
+/// The decision on one request. It holds the rules that made it, so that names and texts come from the same version.
 #[derive(Debug)]
 pub struct Decision {
     rules: Arc<Rules>,
-    /// With what it came to.
+    /// The plan, with the answers of the stores.
     planned: Box<Planned>,
-    /// The source of the check that decides a refusal.
-    deciding: Option<usize>,
+    /// Present when the request is refused.
+    refused: Option<RefusalIndexes>,
     lease: Option<String>,
+}
+
+/// A refusal by indexes into the rules and the plan: found once, when the request is judged.
+#[derive(Clone, Copy, Debug)]
+struct RefusalIndexes {
+    reason: Reason,
+    /// The rule, in the domain's order.
+    rule: Option<u32>,
+    /// The deciding check, as an index into [`Planned::sources`].
+    source: Option<u16>,
 }
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reason {
-    /// A limit is used up.
+    /// A limit is exhausted.
     Limit,
-    /// A rule denies it.
+    /// A rule has `action = "deny"`.
     Denied,
-    /// No rule matches it, and the domain refuses those.
+    /// No rule matches, and the domain has `unmatched = "deny"`.
     Unmatched,
-    /// An entry that a key needs is not there.
+    /// An entry of a key is missing, and its `apply` has `missing = "deny"`.
     MissingKey,
-    /// No limiter has the name a rule asked for.
+    /// No limiter has the name to which a template was filled.
     NoLimiter,
-    /// The store could not answer, and the limiter refuses then.
+    /// The store did not answer, and the limiter has `on_store_error = "deny"`.
     StoreError,
-    /// It brings more descriptors, entries or checks than the bounds.
+    /// The request has more descriptors, entries or checks than the bounds allow.
     TooLarge,
 }
 
-/// A refusal, with what the client is told.
+impl Reason {
+    /// The value of labels and log fields.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Limit => "limit",
+            Reason::Denied => "denied",
+            Reason::Unmatched => "unmatched",
+            Reason::MissingKey => "missing_key",
+            Reason::NoLimiter => "no_limiter",
+            Reason::StoreError => "store_error",
+            Reason::TooLarge => "too_large",
+        }
+    }
+}
+
+/// A refusal, with everything that its response shows.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Refusal<'a> {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The rule that decided.
+    /// The deciding rule.
     pub rule: Option<&'a str>,
-    /// The limiter that decided.
+    /// The deciding limiter.
     pub limiter: Option<&'a str>,
-    /// When the same request would pass. None when it never will, or when that is not known.
+    /// The wait after which the same request would pass. `None` when it never will, or when that is unknown.
     pub retry_after: Option<Duration>,
-    /// What the deciding rule chose to say.
+    /// The response configured for the deciding rule.
     pub text: Option<&'a RefusalText>,
 }
 
 /// The status of one descriptor (semantics 16).
 #[derive(Clone, Copy, Debug)]
-pub struct Status<'a> {
-    /// Whether this descriptor itself passes.
+#[non_exhaustive]
+pub struct DescriptorVerdict<'a> {
+    /// Whether this descriptor passes, apart from the others.
     pub allowed: bool,
     /// Its refusing check with the longest wait, else its check with the lowest remaining.
-    pub counted: Option<Counted<'a>>,
+    pub check: Option<CheckStatus<'a>>,
 }
 
-/// One enforced check, with the configured numbers.
+/// The status of one enforced check, with the configured numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Counted<'a> {
-    /// The limiter.
+#[non_exhaustive]
+pub struct CheckStatus<'a> {
+    /// The name of the limiter.
     pub limiter: &'a str,
-    /// The rule that applied it.
+    /// The name of the rule that applied it.
     pub rule: &'a str,
     /// Units per window as configured, or slots.
     pub limit: u32,
-    /// The window as configured; none for slots.
+    /// The window as configured; `None` for slots.
     pub window: Option<Duration>,
-    /// The most units the counter holds: the burst of a bucket, else the limit.
+    /// The most units that the counter holds: the burst of a bucket, else the limit.
     pub capacity: u32,
     /// Whole units left.
     pub remaining: u32,
-    /// Until nothing is counted.
+    /// The time until the counter is empty.
     pub reset: Duration,
-    /// On a refusal: until the same check would pass; none when it never will.
+    /// On a refusal, the wait until the same check would pass. `None` when it never will.
     pub retry_after: Option<Duration>,
-    /// Whether this check itself passes.
+    /// Whether this check passes, apart from the others.
     pub passes: bool,
 }
 
 impl Decision {
-    /// Judges what the checks of a plan came to.
+    /// Judges the stores' answers to a plan.
     pub fn judge(rules: Arc<Rules>, mut planned: Box<Planned>, applied: Applied) -> Self {
         planned.applied = applied;
-        let lease = match planned.refused.is_none() && planned.applied.admitted {
-            true => hand_out(&rules, &planned),
-            false => None,
+        let (refused, lease) = match planned.refused.is_none() && planned.applied.admitted {
+            true => (None, seal_lease(&rules, &planned)),
+            false => (Some(RefusalIndexes::find(&planned)), None),
         };
-        let mut decision = Self { rules, planned, deciding: None, lease };
-        if decision.planned.refused.is_none() && !decision.planned.applied.admitted {
-            let sources = decision.planned.sources.iter().enumerate();
-            let refusing = sources.filter_map(|(number, source)| Some((number, decision.refusing(source)?)));
-            // Of equal waits the first one decides.
-            decision.deciding = refusing.rev().max_by_key(|(_, wait)| *wait).map(|(number, _)| number);
-        }
-        decision
+        Self { rules, planned, refused, lease }
     }
 
     /// Whether the request may pass.
     pub fn allowed(&self) -> bool {
-        self.planned.refused.is_none() && self.planned.applied.admitted
+        self.refused.is_none()
     }
 
-    /// Why it may not.
+    /// The refusal; `None` when the request may pass.
     pub fn refusal(&self) -> Option<Refusal<'_>> {
-        let (reason, rule, target) = self.refused_by()?;
-        let retry_after = match reason {
-            Reason::Limit => self.tightest().and_then(|counted| counted.retry_after),
-            _ => None,
-        };
+        let RefusalIndexes { reason, rule, .. } = self.refused?;
+        let outcome = self.limiting().and_then(|source| outcome(&self.planned, source));
         Some(Refusal {
             reason,
             rule: rule.and_then(|rule| self.rule_name(rule)),
-            limiter: target.map(|target| self.rules.limiter(target).name.as_str()),
-            retry_after,
+            limiter: self.deciding().map(|source| self.rules.limiter(source.target).name.as_str()),
+            retry_after: outcome.and_then(|outcome| outcome.retry_after).map(Duration::from_micros),
             text: rule.and_then(|rule| self.refusal_text(rule)),
         })
     }
 
-    /// One status for each descriptor, in the request's order.
-    pub fn statuses(&self) -> impl Iterator<Item = Status<'_>> {
+    /// One verdict for each descriptor, in the request's order.
+    pub fn statuses(&self) -> impl Iterator<Item = DescriptorVerdict<'_>> {
         self.planned.ends.iter().enumerate().map(|(number, end)| {
-            let mine = || self.enforced().filter(move |source| usize::from(source.descriptor) == number);
-            let counted = self.tightest_of(mine());
-            let failed = mine().any(|source| {
+            let own = || self.enforced().filter(move |source| usize::from(source.descriptor) == number);
+            let check = self.tightest_of(own());
+            let failed = own().any(|source| {
                 let check = &self.planned.plan.checks[usize::from(source.check)];
                 self.planned.applied.answers[usize::from(source.check)].is_err()
                     && check.on_store_error != OnStoreError::Allow
             });
-            let refused = *end == DescriptorEnd::RefusedBy || failed || counted.is_some_and(|counted| !counted.passes);
-            Status { allowed: !refused, counted }
+            let refused = *end == DescriptorEnd::Refused || failed || check.is_some_and(|check| !check.passes);
+            DescriptorVerdict { allowed: !refused, check }
         })
     }
 
-    /// The deciding check of a refusal, else the enforced check with the lowest remaining.
-    pub fn tightest(&self) -> Option<Counted<'_>> {
-        match self.deciding {
-            Some(deciding) => self.count(&self.planned.sources[deciding]),
+    /// The deciding check of a refusal by a limit, else the enforced check with the lowest remaining.
+    pub fn tightest(&self) -> Option<CheckStatus<'_>> {
+        match self.limiting() {
+            Some(source) => self.status(source),
             None => self.tightest_of(self.enforced()),
         }
     }
 
-    /// Every enforced check, once.
-    pub fn counted(&self) -> impl Iterator<Item = Counted<'_>> {
+    /// Every enforced check, each once.
+    pub fn checks(&self) -> impl Iterator<Item = CheckStatus<'_>> {
         let sources = &self.planned.sources;
         let first = |(number, source): &(usize, &CheckSource)| {
             !sources[..*number].iter().any(|known| known.check == source.check && !known.shadow)
@@ -163,60 +183,42 @@ impl Decision {
             .enumerate()
             .filter(|(_, source)| !source.shadow)
             .filter(first)
-            .filter_map(|(_, source)| self.count(source))
+            .filter_map(|(_, source)| self.status(source))
     }
 
-    /// The lease under which slots were taken.
+    /// The sealed lease under which the request took slots.
     pub fn lease(&self) -> Option<&str> {
         self.lease.as_deref()
     }
 
     /// The rule that decided a refusal, else the rule of [`Decision::tightest`].
     pub fn rule(&self) -> Option<&str> {
-        match self.refusal() {
-            Some(refusal) => refusal.rule,
-            None => self.tightest().map(|counted| counted.rule),
+        match self.refused {
+            Some(refused) => refused.rule.and_then(|rule| self.rule_name(rule)),
+            None => self.tightest().map(|check| check.rule),
         }
     }
 
-    /// What a limiter's `{entry}` was filled with, for the deciding check or else the first that has any.
+    /// The value that filled the `{entry}` of a limiter's name: of the deciding check, or else of the first enforced
+    /// check that has one.
     pub fn tier(&self) -> Option<&str> {
-        let deciding = self.deciding.map(|deciding| &self.planned.sources[deciding]);
-        deciding.into_iter().chain(self.enforced()).find_map(|source| self.rules.tier(source.target))
+        self.limiting().into_iter().chain(self.enforced()).find_map(|source| self.rules.tier(source.target))
     }
 
-    /// The domain that was asked, where there are rules for it.
+    /// The domain of the request, if it has rules.
     pub fn domain(&self) -> Option<&str> {
         self.rules.domain_name(self.planned.domain?)
     }
 
-    /// The counter of the check that decided a refusal, by its hashed name.
+    /// The hashed name of the counter that decided a refusal by a limit.
     pub fn counter(&self) -> Option<CounterName> {
-        let source = &self.planned.sources[self.deciding?];
-        Some(self.planned.plan.checks[usize::from(source.check)].counter)
+        Some(self.planned.plan.checks[usize::from(self.limiting()?.check)].counter)
     }
 
-    /// Why it was refused, by the places of the rule in its domain and of the limiter among the rules' targets.
+    /// The reason of a refusal, with the indexes of the rule in its domain and of the target among the rules' targets.
     pub(crate) fn refused_by(&self) -> Option<(Reason, Option<u32>, Option<u32>)> {
-        if self.allowed() {
-            return None;
-        }
-        let failed = || self.enforced().find(|source| self.planned.applied.answers[usize::from(source.check)].is_err());
-        Some(match (self.planned.refused, self.deciding) {
-            (Some(RefusedBy::Denied { rule }), _) => (Reason::Denied, Some(rule), None),
-            (Some(RefusedBy::Unmatched), _) => (Reason::Unmatched, None, None),
-            (Some(RefusedBy::TooLarge(_)), _) => (Reason::TooLarge, None, None),
-            (Some(RefusedBy::MissingKey { rule }), _) => (Reason::MissingKey, Some(rule), None),
-            (Some(RefusedBy::NoLimiter { rule }), _) => (Reason::NoLimiter, Some(rule), None),
-            (None, Some(deciding)) => {
-                let source = &self.planned.sources[deciding];
-                (Reason::Limit, Some(source.rule), Some(source.target))
-            }
-            (None, None) => {
-                let failed = failed();
-                (Reason::StoreError, failed.map(|source| source.rule), failed.map(|source| source.target))
-            }
-        })
+        let RefusalIndexes { reason, rule, .. } = self.refused?;
+        Some((reason, rule, self.deciding().map(|source| source.target)))
     }
 
     /// The bound that a request refused as too large exceeded.
@@ -227,53 +229,56 @@ impl Decision {
         }
     }
 
-    /// The plan that was decided, for those who count or log it.
+    /// The plan of the request.
     pub fn planned(&self) -> &Planned {
         &self.planned
     }
 
-    /// What the checks came to.
+    /// The stores' answers to the plan.
     pub fn applied(&self) -> &Applied {
         &self.planned.applied
+    }
+
+    /// The check that decided a refusal.
+    fn deciding(&self) -> Option<&CheckSource> {
+        self.planned.sources.get(usize::from(self.refused?.source?))
+    }
+
+    /// The check that decided a refusal by a limit.
+    fn limiting(&self) -> Option<&CheckSource> {
+        match self.refused?.reason {
+            Reason::Limit => self.deciding(),
+            _ => None,
+        }
     }
 
     fn enforced(&self) -> impl Iterator<Item = &CheckSource> {
         self.planned.sources.iter().filter(|source| !source.shadow)
     }
 
-    fn outcome(&self, source: &CheckSource) -> Option<&Outcome> {
-        self.planned.applied.answers.get(usize::from(source.check))?.as_ref().ok()
-    }
-
-    /// The wait of a check that refuses; one that never passes waits longest.
-    fn refusing(&self, source: &CheckSource) -> Option<u64> {
-        let outcome = self.outcome(source).filter(|outcome| !outcome.passes && !source.shadow)?;
-        Some(outcome.retry_after.unwrap_or(u64::MAX))
-    }
-
-    fn tightest_of<'a>(&'a self, sources: impl Iterator<Item = &'a CheckSource>) -> Option<Counted<'a>> {
-        // Refusing before passing; among those the longest wait, among these the least remaining; of equals the first.
+    fn tightest_of<'a>(&'a self, sources: impl Iterator<Item = &'a CheckSource>) -> Option<CheckStatus<'a>> {
+        // Refusing before passing; then the longest wait or the lowest remaining; of equals the first.
         let rank = |source: &CheckSource| {
-            let outcome = self.outcome(source)?;
-            Some(match self.refusing(source) {
+            let outcome = outcome(&self.planned, source)?;
+            Some(match refusing_wait(&self.planned, source) {
                 Some(wait) => (0, u64::MAX - wait),
                 None => (1, u64::from(outcome.remaining)),
             })
         };
         let ranked = sources.filter_map(|source| Some((rank(source)?, source)));
-        ranked.min_by_key(|(rank, _)| *rank).and_then(|(_, source)| self.count(source))
+        ranked.min_by_key(|(rank, _)| *rank).and_then(|(_, source)| self.status(source))
     }
 
-    fn count(&self, source: &CheckSource) -> Option<Counted<'_>> {
-        let outcome = self.outcome(source)?;
+    fn status(&self, source: &CheckSource) -> Option<CheckStatus<'_>> {
+        let outcome = outcome(&self.planned, source)?;
         let limiter = self.rules.limiter(source.target);
         let (limit, window) = match (source.slots, source.applied_override, &limiter.quota) {
             (true, ..) => (outcome.limit, None),
-            (false, Some(asked), _) => (asked.limit, Some(asked.window)),
+            (false, Some(applied), _) => (applied.limit, Some(applied.window)),
             (false, None, Some(quota)) => (quota.limit, Some(quota.window)),
             (false, None, None) => (outcome.limit, None),
         };
-        Some(Counted {
+        Some(CheckStatus {
             limiter: &limiter.name,
             rule: self.rule_name(source.rule)?,
             limit,
@@ -295,9 +300,53 @@ impl Decision {
     }
 }
 
-/// The text of the lease under which this request took slots, if it took any.
-fn hand_out(rules: &Rules, planned: &Planned) -> Option<String> {
-    let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(Concurrency { .. }));
+impl RefusalIndexes {
+    /// The refusal of a request that is not admitted.
+    fn find(planned: &Planned) -> Self {
+        let by_rule = |reason, rule| Self { reason, rule, source: None };
+        match planned.refused {
+            Some(RefusedBy::Denied { rule }) => by_rule(Reason::Denied, Some(rule)),
+            Some(RefusedBy::Unmatched) => by_rule(Reason::Unmatched, None),
+            Some(RefusedBy::TooLarge(_)) => by_rule(Reason::TooLarge, None),
+            Some(RefusedBy::MissingKey { rule }) => by_rule(Reason::MissingKey, Some(rule)),
+            Some(RefusedBy::NoLimiter { rule }) => by_rule(Reason::NoLimiter, Some(rule)),
+            None => Self::by_checks(planned),
+        }
+    }
+
+    fn by_checks(planned: &Planned) -> Self {
+        let by = |reason, (number, source): (usize, &CheckSource)| Self {
+            reason,
+            rule: Some(source.rule),
+            source: u16::try_from(number).ok(),
+        };
+        let sources = || planned.sources.iter().enumerate();
+        let refusing = sources().filter_map(|found| Some((found, refusing_wait(planned, found.1)?)));
+        // Of equal waits the first decides.
+        if let Some((found, _)) = refusing.rev().max_by_key(|(_, wait)| *wait) {
+            return by(Reason::Limit, found);
+        }
+        let failed = |source: &CheckSource| planned.applied.answers[usize::from(source.check)].is_err();
+        match sources().find(|(_, source)| !source.shadow && failed(source)) {
+            Some(found) => by(Reason::StoreError, found),
+            None => Self { reason: Reason::StoreError, rule: None, source: None },
+        }
+    }
+}
+
+fn outcome<'p>(planned: &'p Planned, source: &CheckSource) -> Option<&'p Outcome> {
+    planned.applied.answers.get(usize::from(source.check))?.as_ref().ok()
+}
+
+/// The wait of an enforced check that refuses, in microseconds; the longest for one that never passes.
+fn refusing_wait(planned: &Planned, source: &CheckSource) -> Option<u64> {
+    let outcome = outcome(planned, source).filter(|outcome| !outcome.passes && !source.shadow)?;
+    Some(outcome.retry_after.unwrap_or(u64::MAX))
+}
+
+/// The sealed lease of the slots that an admitted request took, if any.
+fn seal_lease(rules: &Rules, planned: &Planned) -> Option<String> {
+    let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(_));
     if !planned.plan.checks.iter().any(|check| holds(&check.limit)) {
         return None;
     }
@@ -309,9 +358,9 @@ fn hand_out(rules: &Rules, planned: &Planned) -> Option<String> {
                 && answer.is_ok_and(|outcome| outcome.passes)
         })
     };
-    // A lease has room for all slots that are enforced; those in shadow come after and may be left to expire.
+    // A lease has room for all enforced slots. Slots in shadow come last; those without room expire.
     let slots = taken(false).chain(taken(true)).take(MAX_SLOTS_PER_LEASE);
-    let slots: smallvec::SmallVec<_> = slots.map(|(check, _)| (check.store, check.counter)).collect();
+    let slots: SmallVec<_> = slots.map(|(check, _)| (check.store, check.counter)).collect();
     if slots.is_empty() {
         return None;
     }

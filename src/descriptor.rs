@@ -1,4 +1,4 @@
-//! What is asked: a domain, its descriptors, and how many hits each brings.
+//! A request: a domain, its descriptors, and the hits of each.
 //!
 //! These are Envoy's words. Every door turns what it received into a [`Request`]; nothing past the door knows
 //! protobuf, HTTP or JSON. A descriptor is a set here: order and extra entries do not matter, and of entries with
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-/// One question: may this pass?
+/// A request for a decision.
 #[derive(Clone, Debug, Default)]
 pub struct Request<'a> {
-    /// Chooses the rules.
+    /// The domain, which selects the rules.
     pub domain: &'a str,
-    /// Each is matched alone; all are decided together.
+    /// Each descriptor is matched alone; all are decided together.
     pub descriptors: SmallVec<[Descriptor<'a>; 2]>,
 }
 
 impl<'a> Request<'a> {
-    /// A question with one descriptor of these entries that brings one hit.
+    /// A request with one descriptor of these entries and one hit.
     pub fn of<I>(domain: &'a str, entries: I) -> Self
     where
         I: IntoIterator<Item = (&'a str, &'a str)>,
@@ -33,19 +33,19 @@ impl<'a> Request<'a> {
     }
 }
 
-/// One set of entries, with the hits it brings.
+/// A set of entries, and its hits.
 #[derive(Clone, Debug, Default)]
 pub struct Descriptor<'a> {
     /// The facts rules match on and take keys from.
     pub entries: SmallVec<[Entry<'a>; 6]>,
-    /// What happens to the counters it meets.
+    /// The effect on the counters of this descriptor.
     pub hits: Hits,
-    /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` heed it.
+    /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` apply it.
     pub limit: Option<LimitOverride>,
 }
 
 impl<'a> Descriptor<'a> {
-    /// A descriptor of these entries that brings one hit.
+    /// A descriptor of these entries and one hit.
     pub fn of<I>(entries: I) -> Self
     where
         I: IntoIterator<Item = (&'a str, &'a str)>,
@@ -63,13 +63,13 @@ impl<'a> Descriptor<'a> {
 /// One fact about the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// Which fact.
+    /// The name of the fact.
     pub key: &'a str,
     /// Its value, as the door received it or as a normaliser rewrote it.
     pub value: Cow<'a, str>,
 }
 
-/// What a descriptor does to the counters it meets (semantics 5).
+/// The effect of a descriptor on its counters (semantics 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hits {
     /// Takes this many units. More than `u32::MAX` saturates.

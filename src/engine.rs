@@ -13,7 +13,7 @@ use crate::lease::{LeaseIds, LeaseToken};
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
 use crate::rules::Rules;
-use crate::store::{Store, Stores};
+use crate::store::Stores;
 
 /// Rules, and the stores they refer to by index. A request is decided by one version.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Version {
     }
 
     /// Reads what counters hold, without charging them: one answer for each check.
-    pub async fn look(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
+    pub async fn read_counters(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
         let checks: SmallVec<_> = checks.collect();
         // Each in a group of its own: what one comes to says nothing about another.
         let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));
@@ -88,7 +88,7 @@ impl Engine {
     /// use tollgate::descriptor::{Descriptor, Request};
     /// use tollgate::engine::Engine;
     /// use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Quota};
-    /// use tollgate::rules::{Action, Apply, Charge, KeyPart, Missing, RefusalText, Rule, RuleBook, Rules};
+    /// use tollgate::rules::{Action, Apply, Charge, KeyEntry, Missing, RefusalText, Rule, RuleBook, Rules};
     /// use tollgate::store::{MemorySettings, Stores};
     ///
     /// let quota = Quota::new(1, Duration::from_secs(60), Algorithm::SlidingWindow).unwrap();
@@ -108,7 +108,7 @@ impl Engine {
     ///         action: Action::Apply(vec![Apply {
     ///             limiter: "login".into(),
     ///             otherwise: None,
-    ///             key: vec![KeyPart { entry: "account".into(), normalise: vec![] }],
+    ///             key: vec![KeyEntry { entry: "account".into(), normalise: vec![] }],
     ///             charge: Charge::Admitted,
     ///             overdraw: false,
     ///             missing: Missing::Skip,
@@ -130,7 +130,7 @@ impl Engine {
     /// # });
     /// ```
     pub async fn decide(&self, request: &Request<'_>) -> Decision {
-        self.current.load_full().decide(request, self.clock.now(), self.leases.make()).await
+        self.current.load_full().decide(request, self.clock.now(), self.leases.next_id()).await
     }
 
     /// Releases every slot of a lease; see [`Version::change_lease`].

@@ -17,7 +17,7 @@ use crate::secret::Secret;
 /// The most slots that one lease holds.
 pub const MAX_SLOTS_PER_LEASE: usize = 8;
 
-/// Makes lease ids: unique over all instances, because each starts from its own 64 random bits.
+/// A generator of lease ids: unique over all instances, because each starts from its own 64 random bits.
 #[derive(Debug)]
 pub struct LeaseIds {
     instance: u64,
@@ -32,8 +32,8 @@ impl LeaseIds {
         Self { instance: u64::from_le_bytes(random), next: AtomicU64::new(1) }
     }
 
-    /// An id that was never handed out.
-    pub fn make(&self) -> LeaseId {
+    /// Returns a new, unique id.
+    pub fn next_id(&self) -> LeaseId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         LeaseId(u128::from(self.instance) << 64 | u128::from(count))
     }
@@ -45,12 +45,12 @@ impl Default for LeaseIds {
     }
 }
 
-/// What a lease's text says: its id, and where its slots are held.
+/// The contents of a sealed lease: its id, and the counters that hold its slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseToken {
     /// The id under which the slots are held.
     pub id: LeaseId,
-    /// The stores (by their place among the configured ones) and counters of the slots.
+    /// The stores, as indexes into the configured ones, and the counters of the slots.
     pub slots: SmallVec<[(u16, CounterName); 2]>,
 }
 
@@ -59,7 +59,7 @@ const SLOT_BYTES: usize = 20;
 const SEAL_BYTES: usize = 16;
 
 impl LeaseToken {
-    /// The text that is handed out.
+    /// Returns the sealed text, in base64url.
     pub fn seal(&self, secret: &Secret, stores: &[String]) -> String {
         let mut bytes = Vec::with_capacity(17 + self.slots.len() * SLOT_BYTES + SEAL_BYTES);
         bytes.push(TOKEN_VERSION);
@@ -74,8 +74,8 @@ impl LeaseToken {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Reads a text that this deployment handed out; anything else is `None`. A slot in a store that is no longer
-    /// configured is left out: its lease expires by itself.
+    /// Opens a lease that this deployment sealed; returns `None` for any other text. A slot in a store that is no longer
+    /// configured is left out; its lease expires.
     pub fn open(text: &str, secret: &Secret, stores: &[String]) -> Option<Self> {
         let longest = (17 + MAX_SLOTS_PER_LEASE * SLOT_BYTES + SEAL_BYTES).div_ceil(3) * 4;
         if text.len() > longest {
@@ -107,7 +107,7 @@ mod tests {
         let secret = Secret::new("s");
         let stores = ["main".to_owned(), "other".to_owned()];
         let slots = [(1, CounterName([7, 8])), (0, CounterName([9, 10]))].into_iter().collect();
-        let token = LeaseToken { id: LeaseIds::new().make(), slots };
+        let token = LeaseToken { id: LeaseIds::new().next_id(), slots };
         let text = token.seal(&secret, &stores);
         assert_eq!(LeaseToken::open(&text, &secret, &stores), Some(token));
         assert_eq!(LeaseToken::open(&text, &Secret::new("t"), &stores), None);

@@ -52,8 +52,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(feature = "server")]
 pub mod app;
 pub mod clock;
+#[cfg(feature = "config")]
 pub mod config;
 pub mod decision;
 pub mod descriptor;
@@ -63,8 +65,11 @@ pub mod limiter;
 pub mod plan;
 pub mod rules;
 pub mod secret;
+#[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
 pub mod service;
 pub mod settings;
 pub mod store;
+#[cfg(feature = "server")]
 pub mod telemetry;

@@ -1,5 +1,4 @@
-//! The deployment's secret, and the names of counters: keyed hashes, so that no identity reaches a store, a log or a
-//! label.
+//! The deployment's secret, and the keyed hashes that name counters: no identity reaches a store, a log or a label.
 //!
 //! ```text
 //!   counter  = SipHash-2-4-128( domain | limiter as written | kind of state | key entries )   semantics 1 and 2
@@ -37,19 +36,19 @@ impl Secret {
         Self { counters: key("counters"), leases: key("leases"), partitions: key("homes"), development: false }
     }
 
-    /// A constant, so that instances without a secret agree. Whoever serves with it is warned.
+    /// A constant secret, so that instances without a configured one agree. Serving with it logs a warning.
     pub fn development() -> Self {
         Self { development: true, ..Self::new("tollgate development secret") }
     }
 
-    /// Tells this secret from another without telling it: whose counters a snapshot holds.
+    /// Identifies this secret without revealing it. A snapshot stores it to detect counters of another secret.
     pub fn fingerprint(&self) -> [u8; 16] {
         let mut hasher = self.counters;
         write_text(&mut hasher, "fingerprint");
         hasher.finish128().as_bytes()
     }
 
-    /// Whether this is the constant.
+    /// Whether this is [`Secret::development`].
     pub fn is_development(&self) -> bool {
         self.development
     }
@@ -63,7 +62,7 @@ impl Secret {
         NamePrefix { hasher, partitioned: false }
     }
 
-    /// Where counters live whose keys have this entry: the same for every limiter.
+    /// The partitions of counters by the value of this entry: the same for every limiter.
     pub(crate) fn partitions(&self, domain: &str, entry: &str) -> Partitions {
         let mut hasher = self.partitions;
         write_text(&mut hasher, domain);
@@ -78,7 +77,7 @@ impl Secret {
         hasher.finish128().h1 as u32
     }
 
-    /// What proves that a lease was handed out by this deployment.
+    /// The authentication tag of a lease.
     pub(crate) fn seal(&self, bytes: &[u8]) -> [u8; 16] {
         let mut hasher = self.leases;
         hasher.write(bytes);
@@ -96,16 +95,16 @@ impl fmt::Debug for Secret {
 #[derive(Clone, Copy)]
 pub struct NamePrefix {
     hasher: SipHasher24,
-    /// Whether its store wants to know where the counter lives.
+    /// Whether the store is partitioned.
     partitioned: bool,
 }
 
-/// Places by the value of one entry.
+/// Partitions by the value of one entry.
 #[derive(Clone, Copy)]
 pub(crate) struct Partitions(SipHasher24);
 
 impl Partitions {
-    /// The place of counters with this value.
+    /// The partition of counters with this value.
     pub(crate) fn of(mut self, value: &str) -> u16 {
         write_text(&mut self.0, value);
         self.0.finish128().h2 as u16
@@ -130,12 +129,12 @@ impl NamePrefix {
         write_text(&mut self.hasher, text);
     }
 
-    /// For a store that keeps counters in many places.
+    /// The prefix for a partitioned store.
     pub(crate) fn partitioned(self) -> Self {
         Self { partitioned: true, ..self }
     }
 
-    /// Whether the counter's partition is to be a part of its name.
+    /// Whether the counter's name includes its partition.
     pub(crate) fn is_partitioned(&self) -> bool {
         self.partitioned
     }

@@ -10,7 +10,7 @@ use tollgate::decision::Decision;
 use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
 
 /// A limiter with a quota that no bench uses up.
@@ -45,7 +45,7 @@ pub fn apply(limiter: &str, key: &str) -> Apply {
     Apply {
         limiter: limiter.into(),
         otherwise: None,
-        key: vec![KeyPart { entry: key.into(), normalise: vec![] }],
+        key: vec![KeyEntry { entry: key.into(), normalise: vec![] }],
         charge: Charge::Admitted,
         overdraw: false,
         missing: Missing::Skip,

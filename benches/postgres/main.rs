@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cpu_time::ProcessTime;
 use processes::postgres::Setup;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{Postgres, PostgresSettings, Queue, QueueSettings};
 
 const CALLERS: u64 = 64;
@@ -109,18 +109,8 @@ fn plan(key: u64, limit: Limit, lease: u64) -> Plan {
         _ => 2,
     };
     let check = Check {
-        counter: CounterName([key.wrapping_mul(0x9e37_79b9_7f4a_7c15), kind]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
         on_store_error: OnStoreError::Deny,
+        ..Check::charge(CounterName([key.wrapping_mul(0x9e37_79b9_7f4a_7c15), kind]), limit, 1)
     };
-    let mut plan = Plan { lease: LeaseId(lease.into()), ..Plan::default() };
-    plan.checks.push(check);
-    plan.groups.push(1);
-    plan
+    Plan { lease: LeaseId(lease.into()), ..Plan::of([check]) }
 }

@@ -6,8 +6,8 @@ mod server;
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{LeaseId, Limit, OnStoreError, SlidingWindow, TokenBucket};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::limiter::{LeaseId, Limit, SlidingWindow, TokenBucket};
+use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 use crate::server::Server;
@@ -97,23 +97,8 @@ fn key(counter: CounterName) -> Vec<u8> {
 
 /// One check that asks for units of a counter.
 fn plan(counter: CounterName, limit: Limit, units: u32) -> Plan {
-    let check = Check {
-        counter,
-        store: 0,
-        limit,
-        needs: Needs { fits: units, ..Needs::default() },
-        charges: Charges { admitted: units, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    };
-    Plan {
-        checks: [check].into_iter().collect(),
-        groups: [1].into_iter().collect(),
-        lease: LeaseId(1),
-        ..Plan::default()
-    }
+    let check = Check::charge(counter, limit, units);
+    Plan { lease: LeaseId(1), ..Plan::of([check]) }
 }
 
 fn bucket() -> Limit {

@@ -8,7 +8,7 @@ use crate::config::{Config, Engine, Remote};
 use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
 use crate::store::{
-    MemorySettings, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Stores,
+    MemorySettings, Next, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Stores,
 };
 
 /// A configuration that is ready to be served.
@@ -99,15 +99,15 @@ impl PreparedService {
             let same = |(known, before): &(String, StoreKind)| known == name && before.is(kind);
             old.0.iter().position(same)
         };
-        let mut keepers = Vec::new();
+        let mut next = Vec::new();
         let mut problems = Vec::new();
         for (name, kind) in &self.plan.0 {
-            match kept(name, kind).map_or_else(|| kind.make().map(Err), |place| Ok(Ok(place))) {
-                Ok(keeper) => keepers.push(keeper),
+            match kept(name, kind).map_or_else(|| kind.make().map(Next::New), |index| Ok(Next::Keep(index))) {
+                Ok(store) => next.push(store),
                 Err(problem) => problems.push(format!("stores.{name}: {problem}")),
             }
         }
-        if problems.is_empty() { Ok(stores.next(keepers)) } else { Err(BuildError(problems)) }
+        if problems.is_empty() { Ok(stores.next(next)) } else { Err(BuildError(problems)) }
     }
 }
 

@@ -185,7 +185,7 @@ impl App {
             background.spawn(reloader.run(hangup_signals));
         }
         if !self.required_stores.is_empty() {
-            grpc.wait().await;
+            grpc.set_not_serving().await;
             background.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required_stores));
         }
         let mut snapshot_tasks = self.snapshots.write_periodically();
@@ -194,7 +194,7 @@ impl App {
         background.shutdown().await;
         let Drain { delay, timeout } = self.service.current().settings.drain;
         let drain = async {
-            grpc.leave().await;
+            grpc.set_draining().await;
             tokio::time::sleep(delay).await;
             grpc.end_watches().await;
             stop.cancel();
@@ -209,7 +209,7 @@ impl App {
         };
         snapshot_tasks.shutdown().await;
         let version = self.service.current().version.clone();
-        version.stores.give_back(self.service.now(), QUOTA_RETURN_TIMEOUT).await;
+        version.stores.return_leased_quota(self.service.now(), QUOTA_RETURN_TIMEOUT).await;
         match ended {
             Ended::Drained => self.snapshots.write_all().await,
             Ended::AtOnce
@@ -252,7 +252,7 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
             }
         }
     }
-    grpc.serve_now().await;
+    grpc.set_serving().await;
     tracing::info!("all required stores answer: ready for requests");
 }
 

@@ -35,7 +35,7 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
     rows.extend(
         known
             .into_iter()
-            .map(|counter| [counter.look.counter.to_string(), counter.limiter, counter.rule, counter.key.join(", ")]),
+            .map(|counter| [counter.check.counter.to_string(), counter.limiter, counter.rule, counter.key.join(", ")]),
     );
     print(&aligned(&rows));
     ExitCode::SUCCESS

@@ -10,7 +10,7 @@ use super::document::node::{MASK, masked};
 use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
+    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
 };
 use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
 
@@ -344,7 +344,7 @@ fn apply(apply: &Apply) -> Value {
     table
 }
 
-fn key_part(part: &KeyPart) -> Value {
+fn key_part(part: &KeyEntry) -> Value {
     if part.normalise.is_empty() {
         return part.entry.as_str().into();
     }

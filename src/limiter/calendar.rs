@@ -32,13 +32,13 @@ pub struct Calendar {
     pub unit: CalendarUnit,
     /// The time zone.
     pub zone: TimeZone,
-    /// The boundaries last computed: they serve until now leaves their middle window.
+    /// The boundaries computed last, valid while `now` is in their middle window.
     last: Mutex<Option<CalendarBounds>>,
 }
 
 impl CalendarUnit {
     /// The mean length, as Envoy's units have it (semantics 23).
-    pub fn mean(self) -> Duration {
+    pub fn nominal_length(self) -> Duration {
         Duration::from_secs(match self {
             CalendarUnit::Hour => 3_600,
             CalendarUnit::Day => 86_400,

@@ -6,7 +6,7 @@
 //!
 //! The known property of every fixed window: `limit` units just before a boundary and `limit` just after it pass.
 
-use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a fixed window.
@@ -21,11 +21,11 @@ pub struct FixedWindow {
 /// Where windows start and end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Alignment {
-    /// At whole multiples of so many microseconds since the Unix epoch.
+    /// At whole multiples of this many microseconds since the Unix epoch.
     Epoch(u64),
     /// At the boundaries of a calendar.
     Calendar(CalendarBounds),
-    /// At the first hit, for so many microseconds.
+    /// At the first hit, for this many microseconds.
     FirstHit(u64),
 }
 
@@ -98,7 +98,7 @@ impl Arithmetic for FixedWindow {
     }
 
     /// A window that has ended since owes nothing.
-    fn undo(&self, fixed: &mut FixedCount, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+    fn undo(&self, fixed: &mut FixedCount, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         charged.at >= fixed.start && self.refund(fixed, now, charged.units)
     }
 

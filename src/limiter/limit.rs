@@ -5,9 +5,6 @@ use super::{
     TokenBucket,
 };
 
-/// The largest integer that every store counts exactly.
-pub const EXACT: u64 = 1 << 53;
-
 /// The numbers that one check is decided by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Limit {
@@ -23,7 +20,7 @@ pub enum Limit {
     Concurrency(Concurrency),
 }
 
-/// What a counter holds between two decisions.
+/// The state of a counter between two decisions.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum State {
     /// Nothing is counted: a counter never seen, or forgotten.
@@ -42,7 +39,7 @@ pub enum State {
 }
 
 impl Limit {
-    /// The part of this limit that one of so many instances may admit by itself, at least one unit.
+    /// The share of this limit that one of `instances` may admit alone: at least one unit.
     ///
     /// All parts together are at most the limit, unless there are more instances than units.
     pub fn share(self, instances: u32) -> Self {

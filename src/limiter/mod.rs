@@ -8,18 +8,21 @@ mod arithmetic;
 mod calendar;
 mod concurrency;
 mod fixed_window;
+mod lease;
 mod limit;
 mod sliding_counter;
 mod sliding_window;
 mod spec;
 mod token_bucket;
 
-pub(crate) use self::arithmetic::{Arithmetic, Charged, Need, Report, Wait};
+pub use self::arithmetic::MAX_EXACT_INTEGER;
+pub(crate) use self::arithmetic::{Arithmetic, Need, Report, ReportedCharge, Wait};
 pub use self::calendar::{Calendar, CalendarUnit};
-pub use self::concurrency::{Concurrency, Lease, LeaseId, LeaseStatus, Leases};
+pub use self::concurrency::Concurrency;
 pub use self::fixed_window::{Alignment, CalendarBounds, FixedCount, FixedWindow};
+pub use self::lease::{Lease, LeaseId, LeaseStatus, Leases};
 pub(crate) use self::limit::with_algorithm;
-pub use self::limit::{EXACT, Limit, State};
+pub use self::limit::{Limit, State};
 pub use self::sliding_counter::{CounterPair, SlidingCounter};
 pub use self::sliding_window::{Grants, SlidingWindow};
 pub use self::spec::{

@@ -10,7 +10,7 @@
 //! estimate is `ceil(previous x k / K) + current` (semantics 22). Windows are aligned to the epoch. At most `limit`
 //! units pass in an aligned window and at most `2 x limit - 1` in any window of that length.
 
-use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an approximate window.
@@ -22,7 +22,7 @@ pub struct SlidingCounter {
     pub window: u64,
 }
 
-/// The two counts, as of the window that was current at the last charge.
+/// The two counts, relative to the window of the last charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CounterPair {
     /// Where the current window starts.
@@ -38,7 +38,7 @@ impl SlidingCounter {
         Timestamp::from_micros(now.micros() - now.micros() % self.window)
     }
 
-    /// The two counts as of the window that `now` is in.
+    /// The two counts relative to the window of `now`.
     fn at(&self, pair: &CounterPair, now: Timestamp) -> CounterPair {
         let start = self.start(now);
         match (start - pair.start) / self.window {
@@ -48,17 +48,17 @@ impl SlidingCounter {
         }
     }
 
-    /// Microseconds that are told apart: `s`.
+    /// Microseconds in a step (`s`).
     pub(crate) fn step(&self) -> u64 {
         self.window.div_ceil(1 << 20)
     }
 
-    /// Of which a window has so many: `K`.
+    /// Number of steps in a window (`K`).
     pub(crate) fn steps(&self) -> u64 {
         self.window.div_ceil(self.step())
     }
 
-    /// What the window before still counts for.
+    /// The units of the previous window that still count.
     fn carried(&self, pair: &CounterPair, now: Timestamp) -> u64 {
         let left = (self.window - (now - pair.start)).div_ceil(self.step());
         (u64::from(pair.previous) * left).div_ceil(self.steps())
@@ -97,8 +97,8 @@ impl Arithmetic for SlidingCounter {
     }
 
     /// The units leave the window they were counted in, which may be the previous one by now.
-    fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
-        let &Charged { at, units, .. } = charged;
+    fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
+        let &ReportedCharge { at, units, .. } = charged;
         let seen = self.at(pair, now);
         *pair = match (seen.start.micros() - self.start(at).micros()) / self.window {
             0 => CounterPair { current: seen.current.saturating_sub(units), ..seen },

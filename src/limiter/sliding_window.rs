@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Arithmetic, Charged, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of an exact window.
@@ -46,7 +46,7 @@ impl Grants {
         self.moments.len()
     }
 
-    /// Remembers these moments, oldest first, instead of what was. What is allocated stays.
+    /// Replaces the grants by these moments, oldest first. The allocation is reused.
     pub fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
         self.moments.clear();
         self.moments.extend(moments.into_iter().map(Timestamp::micros));
@@ -57,21 +57,20 @@ impl Grants {
         self.moments.capacity() * size_of::<u64>()
     }
 
-    /// Bytes that a charge of so many units under this limit may add on the heap.
+    /// Bytes that a charge of `units` under this limit may add on the heap.
     pub fn growth(&self, units: u32, limit: u32) -> usize {
         let full = self.moments.len().max(limit as usize);
         let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
         let mut capacity = self.moments.capacity();
         while capacity < wanted {
-            capacity = more_places(capacity, full);
+            capacity = grown_capacity(capacity, full);
         }
         (capacity - self.moments.capacity()) * size_of::<u64>()
     }
 }
 
-/// The places that a log of so many grows to when they are taken: twice as many, but never more than it needs when
-/// it is full.
-fn more_places(places: usize, full: usize) -> usize {
+/// The capacity to which a full allocation grows: it doubles, up to the length of a full log.
+fn grown_capacity(places: usize, full: usize) -> usize {
     (places * 2).clamp(4, full.max(4))
 }
 
@@ -113,8 +112,8 @@ impl Arithmetic for SlidingWindow {
     }
 
     /// Drops the grants of that moment, the newest first: grants of one moment cannot be told apart.
-    fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &Charged, _: LeaseId) -> bool {
-        let &Charged { at, units, .. } = charged;
+    fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
+        let &ReportedCharge { at, units, .. } = charged;
         let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
         let undone = made.take_while(|grant| **grant == at.micros()).take(units as usize).count();
         let end = grants.moments.partition_point(|grant| *grant <= at.micros());
@@ -147,7 +146,7 @@ impl Arithmetic for SlidingWindow {
             if grants.moments.len() == full {
                 grants.moments.pop_front();
             } else if grants.moments.len() == grants.moments.capacity() {
-                let more = more_places(grants.moments.len(), full) - grants.moments.len();
+                let more = grown_capacity(grants.moments.len(), full) - grants.moments.len();
                 grants.moments.reserve_exact(more);
             }
             grants.moments.push_back(now.micros());

@@ -19,19 +19,19 @@ pub const MAX_SLOTS: u32 = 10_000;
 pub struct Limiter {
     /// The name rules apply it by.
     pub name: String,
-    /// The place of its store among the configured ones.
+    /// The index of its store among the configured ones.
     pub store: u16,
     /// The rate or window.
     pub quota: Option<Quota>,
     /// The slots.
     pub concurrency: Option<Concurrency>,
-    /// What to answer when the store cannot.
+    /// The policy when the store does not answer.
     pub on_store_error: OnStoreError,
     /// Whether a limit that comes with a request replaces the configured one (semantics 18).
     pub overridable: bool,
 }
 
-/// What to answer when the store cannot (semantics 31).
+/// The policy when a store does not answer (semantics 31).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum OnStoreError {
     /// Let it pass.
@@ -83,21 +83,22 @@ pub enum Schedule {
     Calendar(Calendar),
 }
 
-/// Why a limiter cannot be. Its text continues a path: `limiters.login.limit is 20000, ...`.
+/// Why a quota is invalid. Its text continues a path: `limiters.login.limit is 20000, ...`.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SpecError {
-    /// See the text.
+    /// The limit, the window or the burst is zero.
     #[error("expected more than zero")]
     Zero,
-    /// See the text.
+    /// The limit of an exact window exceeds [`MAX_LOG_LIMIT`].
     #[error(
         "expected at most {MAX_LOG_LIMIT}, because sliding_window remembers every grant; sliding_counter has no such bound"
     )]
     LogTooLarge,
-    /// See the text.
+    /// The window exceeds [`MAX_WINDOW`].
     #[error("expected at most 3650d")]
     WindowTooLong,
-    /// See the text.
+    /// No bucket represents the rate within 1 %; holds the largest burst that would.
     #[error("a bucket cannot hold this rate within 1 %; the largest burst it can is {0}")]
     Rate(u32),
 }
@@ -166,7 +167,7 @@ impl Quota {
         matches!(self.algorithm, Algorithm::FixedWindow(Schedule::Calendar(_)))
     }
 
-    /// What names this kind of state in a counter's name, with the window and alignment where they belong to it
+    /// The kind of state in a counter's name, with the window and alignment where they belong to it
     /// (semantics 1). A bucket's window is only a number and carries over.
     pub fn kind(&self) -> String {
         let window = micros(self.window);

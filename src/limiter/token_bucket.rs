@@ -15,7 +15,7 @@
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
-use super::{Arithmetic, Charged, EXACT, LeaseId, Need, Report, Wait};
+use super::{Arithmetic, LeaseId, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
@@ -30,7 +30,7 @@ pub struct TokenBucket {
     drain: u64,
 }
 
-/// What a bucket holds: its level at the moment of the last charge.
+/// The state of a bucket: its level at the moment of the last charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BucketLevel {
     /// What was used, in levels.
@@ -65,17 +65,20 @@ impl TokenBucket {
         assert!(tokens > 0 && window > 0 && burst > 0, "a bucket has a rate and holds something");
         let divisor = gcd(tokens, window);
         let (exact_drain, exact_unit) = (tokens / divisor, window / divisor);
-        let largest_unit = EXACT / 2 / u64::from(burst);
-        let (drain, unit) = if exact_unit <= largest_unit && exact_drain <= EXACT / 2 {
+        let largest_unit = MAX_EXACT_INTEGER / 2 / u64::from(burst);
+        let (drain, unit) = if exact_unit <= largest_unit && exact_drain <= MAX_EXACT_INTEGER / 2 {
             (exact_drain, exact_unit)
         } else {
             let scaled = u128::from(exact_drain) * u128::from(largest_unit) / u128::from(exact_unit);
             match u64::try_from(scaled) {
-                Ok(drain) if (100..=EXACT / 2).contains(&drain) && exact_unit > largest_unit => (drain, largest_unit),
+                Ok(drain) if (100..=MAX_EXACT_INTEGER / 2).contains(&drain) && exact_unit > largest_unit => {
+                    (drain, largest_unit)
+                }
                 _ => return Err(Unrepresentable { largest_burst: largest_burst(exact_drain, exact_unit) }),
             }
         };
-        let capacity = u64::from(burst).saturating_add(max_debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        let capacity =
+            u64::from(burst).saturating_add(max_debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
         Ok(Self { burst, capacity, unit, drain })
     }
 
@@ -106,25 +109,26 @@ impl TokenBucket {
         let (slow, fast) = if slower(&self, &other) { (self, other) } else { (other, self) };
         let burst = slow.burst.min(fast.burst);
         let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));
-        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / slow.unit).max(u64::from(burst));
+        let capacity =
+            u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / slow.unit).max(u64::from(burst));
         Self { burst, capacity, ..slow }
     }
 
-    /// Tokens that come back in so many microseconds, a part of one counted as a whole.
+    /// Tokens that refill in `micros` microseconds, rounded up.
     pub(crate) fn refilled(&self, micros: u64) -> u32 {
         u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 
-    /// The part of one of so many instances: of the rate, the burst and the debt, at least one token of burst.
+    /// The share of one of `instances`: of the rate, the burst and the debt, at least one token of burst.
     pub(super) fn share(self, instances: u32) -> Self {
         let burst = (self.burst / instances).max(1);
         let debt = (self.capacity - u64::from(self.burst)) / u64::from(instances);
         let slower = self.unit.saturating_mul(u64::from(instances));
-        let (unit, drain) = match slower <= EXACT / 2 / u64::from(burst) {
+        let (unit, drain) = match slower <= MAX_EXACT_INTEGER / 2 / u64::from(burst) {
             true => (slower, self.drain),
             false => (self.unit, (self.drain / u64::from(instances)).max(1)),
         };
-        let capacity = u64::from(burst).saturating_add(debt).min(EXACT / 2 / unit).max(u64::from(burst));
+        let capacity = u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
         Self { burst, capacity, unit, drain }
     }
 
@@ -167,7 +171,7 @@ impl Arithmetic for TokenBucket {
     /// Where nothing was charged since, the level is what it was. Else what drained since would have drained without
     /// the charge too, as far as there was something to drain: the rest of it was the charge draining, and is not given
     /// back. So others keep what they paid for, and nobody gets more than there was.
-    fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &Charged, _: LeaseId) -> bool {
+    fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let units = u64::from(charged.units).min(self.capacity) * self.unit;
         if (state.at, state.unit) == (charged.at, self.unit) {
             state.level = state.level.saturating_sub(units);
@@ -212,20 +216,20 @@ impl Arithmetic for TokenBucket {
     }
 }
 
-/// What was used, from levels of `from` a token into levels of `to` a token, rounded up, at most `capacity` tokens.
+/// Converts a level from `from` to `to` levels in a token, rounded up, at most `capacity` tokens.
 ///
 /// The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
 #[inline]
 fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     match level == 0 || from == to {
         true => level.min(capacity * to),
-        false => regrade(level, from, to, capacity),
+        false => rescale_after_change(level, from, to, capacity),
     }
 }
 
 /// [`rescale`] after a change of numbers, which is rare: once for each counter and change.
 #[cold]
-fn regrade(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
+fn rescale_after_change(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     let (tokens, part) = (level / from, level % from);
     if tokens >= capacity {
         return capacity * to;
@@ -239,10 +243,10 @@ fn regrade(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
 
 /// The largest burst with which a rate of `drain / unit` tokens a microsecond keeps within one percent.
 fn largest_burst(drain: u64, unit: u64) -> u32 {
-    // With fewer levels in a token: drain x floor(EXACT / 2 / burst) / unit >= 100.
+    // With fewer levels in a token: drain x floor(MAX_EXACT_INTEGER / 2 / burst) / unit >= 100.
     let fewest_levels = (100 * u128::from(unit)).div_ceil(u128::from(drain));
-    let rounded = u128::from(EXACT / 2) / fewest_levels;
-    let exact = u128::from(EXACT / 2 / unit);
+    let rounded = u128::from(MAX_EXACT_INTEGER / 2) / fewest_levels;
+    let exact = u128::from(MAX_EXACT_INTEGER / 2 / unit);
     u32::try_from(rounded.max(exact)).unwrap_or(u32::MAX)
 }
 

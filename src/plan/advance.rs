@@ -2,9 +2,11 @@
 
 use smallvec::SmallVec;
 
-use super::{Check, LeaseAction, LeaseChange, Needs, Outcome, Undo};
+use super::change::{LeaseAction, LeaseChange, Undo};
+use super::check::{Check, Needs};
+use super::outcome::Outcome;
 use crate::clock::Timestamp;
-use crate::limiter::{Arithmetic, Charged, LeaseId, LeaseStatus, Need, Report, State, Wait, with_algorithm};
+use crate::limiter::{Arithmetic, LeaseId, LeaseStatus, Need, Report, ReportedCharge, State, Wait, with_algorithm};
 
 /// A state as a store hands it to [`advance`], with whether it has to be written back.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +99,13 @@ fn settle<A: Arithmetic>(
     Outcome { passes, limit, remaining, reset, retry_after }
 }
 
+impl Check {
+    /// The outcome of this check, from the state after its group and the verdict that a shared store returned.
+    pub(crate) fn outcome(&self, state: State, passes: bool, now: Timestamp) -> Outcome {
+        StateCell::judged(state, passes).settle(self, now, 0, LeaseId::default())
+    }
+}
+
 impl Needs {
     /// The longest wait among the needs, each tested apart (semantics 6).
     #[inline]
@@ -112,7 +121,7 @@ impl Needs {
     }
 }
 
-/// Whether a group was admitted, and what each of its checks came to.
+/// Whether a group was admitted, and the outcome of each of its checks.
 pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
 
 /// Decides one group of checks at one moment: the meaning that every store keeps.
@@ -166,7 +175,7 @@ pub(crate) fn advance_each(
     admitted
 }
 
-/// Releases or renews a lease. Says what became of it.
+/// Releases or renews a lease. Returns its status.
 pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) -> LeaseStatus {
     let State::Leases(leases) = &mut held.state else { return LeaseStatus::Unknown };
     held.wrote |= leases.correct(now);
@@ -183,7 +192,7 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
-    let charged = Charged { units: undo.units, at: undo.at.min(now), reset: undo.reset };
+    let charged = ReportedCharge { units: undo.units, at: undo.at.min(now), reset: undo.reset };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
         // Not `||`: a corrected state is still to be undone.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)

@@ -1,18 +1,19 @@
-//! Why a store could not answer.
+//! The reasons for which a store does not answer.
 
-/// Why a check could not be answered.
+/// Why a store did not answer a check.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// The memory store is full and nothing in it can go (semantics 30).
     #[error("the memory store is full")]
     Full,
-    /// The store did not answer within its deadline. What it was asked may have happened.
+    /// The store did not answer within its deadline. The charge may have been made.
     #[error("the store did not answer in time")]
     Timeout,
-    /// There is no connection to the store, or it broke. What it was asked may have happened.
+    /// There is no connection to the store, or it broke. The charge may have been made.
     #[error("the store cannot be reached")]
     Unreachable,
-    /// The store failed too often just now and is not asked until it answers again.
+    /// The circuit breaker of the store is open: it is not asked until a probe succeeds.
     #[error("the store is left alone until it answers again")]
     CircuitOpen,
     /// The store has no memory left to write to.
@@ -21,16 +22,16 @@ pub enum Fault {
     /// The store cannot be written to: it is a replica, or its disk is full.
     #[error("the store cannot be written to")]
     ReadOnly,
-    /// The store does not know us, or does not let us.
+    /// The store rejected the credentials, or the permissions do not suffice.
     #[error("the store denies access")]
     Denied,
-    /// The store refuses what it was asked for another reason, which the log tells.
+    /// The store reported another error, which is in the log.
     #[error("the store reported an error")]
     Script,
 }
 
 impl Fault {
-    /// All of them, in the order they are declared.
+    /// Every fault, in the order of declaration.
     pub const ALL: [Fault; 8] = [
         Fault::Full,
         Fault::Timeout,
@@ -42,8 +43,8 @@ impl Fault {
         Fault::Script,
     ];
 
-    /// One word for labels.
-    pub fn word(self) -> &'static str {
+    /// The value of labels.
+    pub fn name(self) -> &'static str {
         match self {
             Fault::Full => "full",
             Fault::Timeout => "timeout",

@@ -1,6 +1,6 @@
 //! Two checks of one counter, as one.
 
-use super::{Charges, Check, Needs};
+use super::check::{Charges, Check, Needs};
 use crate::limiter::{Concurrency, FixedWindow, Limit, OnStoreError, SlidingCounter, SlidingWindow};
 
 impl Check {

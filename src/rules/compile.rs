@@ -1,135 +1,22 @@
-//! From what the operator wrote to what a request is planned by.
+//! Compiles a [`RuleBook`] into [`Rules`].
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::index::Index;
-use super::{
-    Action, Apply, Charge, DEFAULT_IPV6_PREFIX, Domain, Matcher, Missing, Normaliser, RefusalText, RequestBounds, Rule,
-    RuleBook, Unmatched,
+use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook};
+use super::compiled::{
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
+    QuotaTarget, Rules, TemplatePart, name_prefix, template_parts,
 };
+use super::index::Index;
+use super::{DEFAULT_IPV6_PREFIX, Normaliser};
 use crate::clock::Timestamp;
-use crate::limiter::{Algorithm, Limit, Limiter, OnStoreError, Quota};
-use crate::plan::CounterName;
-use crate::secret::{NamePrefix, Partitions, Secret};
+use crate::limiter::{Algorithm, Limit, Quota};
 
-/// The rules in use: immutable, and replaced whole.
-#[derive(Debug)]
-pub struct Rules {
-    pub(super) secret: Secret,
-    pub(super) stores: Vec<String>,
-    pub(super) release_entry: String,
-    pub(super) bounds: RequestBounds,
-    /// Never denies: the kill switch.
-    pub(super) shadow: bool,
-    pub(super) limiters: Vec<Limiter>,
-    /// What a bucket of each limiter can owe where the operator did not say (semantics 9).
-    pub(super) debts: Vec<u64>,
-    pub(super) targets: Vec<Target>,
-    pub(super) domains: Vec<CompiledDomain>,
-    pub(super) by_name: HashMap<String, usize, RandomState>,
-}
-
-#[derive(Debug)]
-pub(super) struct CompiledDomain {
-    pub(super) name: String,
-    pub(super) unmatched: Unmatched,
-    /// Never denies: by itself or by the server.
-    pub(super) shadow: bool,
-    pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
-    pub(super) addresses: Vec<String>,
-    pub(super) rules: Vec<CompiledRule>,
-    pub(super) index: Index,
-}
-
-#[derive(Debug)]
-pub(super) struct CompiledRule {
-    pub(super) name: String,
-    pub(super) matches: Vec<(String, Matcher)>,
-    pub(super) action: CompiledAction,
-    pub(super) last: bool,
-    /// In shadow by itself, by its domain or by the server.
-    pub(super) shadow: bool,
-    /// In shadow by itself: it is tried out among rules that are enforced.
-    pub(super) shadow_only: bool,
-    pub(super) enforce_percent: Option<u8>,
-    pub(super) refusal: RefusalText,
-}
-
-impl CompiledRule {
-    /// Whether the rule counts this counter and never denies by it.
-    pub(super) fn in_shadow(&self, counter: CounterName) -> bool {
-        self.shadow || self.enforce_percent.is_some_and(|percent| counter.0[1] % 100 >= u64::from(percent))
-    }
-}
-
-#[derive(Debug)]
-pub(super) enum CompiledAction {
-    Apply(Vec<CompiledApply>),
-    Allow,
-    Deny,
-}
-
-#[derive(Debug)]
-pub(super) struct CompiledApply {
-    pub(super) domain: String,
-    pub(super) reference: String,
-    pub(super) template: Template,
-    /// In order of the entries' names, so that two rules that list them differently share a counter.
-    pub(super) key: Vec<CompiledKey>,
-    /// Which entry of the key says where a counter lives, in a store that has places.
-    pub(super) partitions: Option<(Partitions, usize)>,
-    pub(super) charge: Charge,
-    pub(super) overdraw: bool,
-    pub(super) missing: Missing,
-}
-
-#[derive(Debug)]
-pub(super) struct CompiledKey {
-    pub(super) entry: String,
-    pub(super) normalise: Vec<Normaliser>,
-}
-
-/// Which limiter a reference stands for. Numbers are places in [`Rules::targets`].
-#[derive(Debug)]
-pub(super) enum Template {
-    /// A name without placeholders.
-    Fixed(u32),
-    /// One placeholder: the limiter by the entry's value.
-    One { entry: String, by_value: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
-    /// Several: the limiter by the whole name.
-    Many { parts: Vec<Part>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
-}
-
-/// A piece of a reference as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Part {
-    Text(String),
-    Entry(String),
-}
-
-/// One limiter as one reference reaches it.
-#[derive(Debug)]
-pub(super) struct Target {
-    /// The places of the domain and of the rule in it that reach it.
-    pub(super) at: (usize, u32),
-    pub(super) limiter: u32,
-    /// What the placeholder was filled with.
-    pub(super) tier: Option<String>,
-    pub(super) quota: Option<QuotaTarget>,
-    pub(super) slots: Option<(NamePrefix, Limit)>,
-}
-
-#[derive(Debug)]
-pub(super) struct QuotaTarget {
-    pub(super) prefix: NamePrefix,
-    /// Absent where it depends on the moment.
-    pub(super) limit: Option<Limit>,
-}
-
-/// A rule that cannot be compiled. Configuration files are refused with the place before it comes to this; it is
-/// what a program that builds its own [`RuleBook`] is told.
+/// A rule that cannot be compiled. The configuration reports these faults earlier, with file
+/// and line; a program that builds its own [`RuleBook`] gets them here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompileError {
     /// Two limiters share a name.
     #[error("limiter {0:?} is defined twice")]
@@ -137,10 +24,10 @@ pub enum CompileError {
     /// A limiter counts nothing.
     #[error("limiter {0:?} has neither a quota nor slots")]
     EmptyLimiter(String),
-    /// A limiter names a store that is not there.
+    /// A limiter names a store that does not exist.
     #[error("limiter {0:?} is kept in a store that does not exist")]
     UnknownStore(String),
-    /// A rule applies a limiter that is not there, or a template that no limiter fits.
+    /// A rule applies a limiter that does not exist, or a template that no limiter fits.
     #[error("rule {rule:?} applies {limiter:?}, which no limiter is called")]
     UnknownLimiter {
         /// The rule.
@@ -171,114 +58,18 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// All that is wrong with it.
+    /// Every fault of the book.
     pub fn compile(book: RuleBook) -> Result<Self, Vec<CompileError>> {
         Compiler::new(book).compile()
     }
-
-    /// The names of the stores, in the order checks count them.
-    pub fn stores(&self) -> &[String] {
-        &self.stores
-    }
-
-    /// What a request may bring at most.
-    pub fn bounds(&self) -> RequestBounds {
-        self.bounds
-    }
-
-    /// The deployment's secret.
-    pub fn secret(&self) -> &Secret {
-        &self.secret
-    }
-
-    /// The limiter a target stands for.
-    pub(crate) fn limiter(&self, target: u32) -> &Limiter {
-        &self.limiters[self.targets[target as usize].limiter as usize]
-    }
-
-    /// What a target's placeholder was filled with.
-    pub(crate) fn tier(&self, target: u32) -> Option<&str> {
-        self.targets[target as usize].tier.as_deref()
-    }
-
-    /// Every domain by its place: its name, and for each of its rules the name and whether anything of it is enforced
-    /// or in shadow.
-    pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = RuleLabel<'_>>)> {
-        self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
-    }
-
-    /// Every target by its place: the places of its domain and rule, and the limiter's name.
-    pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
-        let name = |target: &Target| self.limiters[target.limiter as usize].name.as_str();
-        self.targets.iter().map(move |target| (target.at, name(target)))
-    }
-
-    /// The name of the domain at this place.
-    pub(crate) fn domain_name(&self, domain: usize) -> Option<&str> {
-        Some(&self.domains.get(domain)?.name)
-    }
-
-    /// The name of a domain's rule.
-    pub(crate) fn rule_name(&self, domain: usize, rule: u32) -> Option<&str> {
-        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
-    }
-
-    /// What a domain's rule says on refusal.
-    pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
-        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
-    }
-
-    /// The numbers of a target's quota at `now`.
-    pub(super) fn limit(&self, target: &Target, quota: &QuotaTarget, now: Timestamp) -> Limit {
-        quota.limit.unwrap_or_else(|| {
-            let limiter = target.limiter as usize;
-            let configured = self.limiters[limiter].quota.as_ref();
-            configured.expect("a quota target has a quota").limit(now, self.debts[limiter])
-        })
-    }
 }
 
-/// A rule as metrics and logs call it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RuleLabel<'r> {
-    pub(crate) name: &'r str,
-    /// Whether it enforces anything.
-    pub(crate) enforced: bool,
-    /// Whether anything of it is in shadow.
-    pub(crate) shadow: bool,
-}
-
-impl<'r> RuleLabel<'r> {
-    fn of(rule: &'r CompiledRule) -> Self {
-        let percent = if rule.shadow { 0 } else { rule.enforce_percent.unwrap_or(100) };
-        Self { name: &rule.name, enforced: percent > 0, shadow: percent < 100 }
-    }
-}
-
-/// Splits `api_{tier}` into its pieces. An unclosed brace is text.
-pub(super) fn parts(reference: &str) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let mut rest = reference;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((entry, after)) = after.split_once('}') else { break };
-        if !before.is_empty() {
-            parts.push(Part::Text(before.to_owned()));
-        }
-        parts.push(Part::Entry(entry.to_owned()));
-        rest = after;
-    }
-    if !rest.is_empty() {
-        parts.push(Part::Text(rest.to_owned()));
-    }
-    parts
-}
-
-/// What the placeholders of `parts` were filled with to give `name`, where that can be.
-fn fill(parts: &[Part], name: &str) -> bool {
+/// Whether some values of the placeholders in `parts` give `name`.
+fn fill(parts: &[TemplatePart], name: &str) -> bool {
     match parts {
         [] => name.is_empty(),
-        [Part::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
-        [Part::Entry(_), rest @ ..] => {
+        [TemplatePart::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
+        [TemplatePart::Entry(_), rest @ ..] => {
             (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| fill(rest, &name[end..]))
         }
     }
@@ -287,10 +78,10 @@ fn fill(parts: &[Part], name: &str) -> bool {
 struct Compiler {
     book: RuleBook,
     errors: Vec<CompileError>,
-    targets: Vec<Target>,
+    targets: Vec<LimiterTarget>,
     debts: Vec<u64>,
     limiter_by_name: HashMap<String, u32, RandomState>,
-    /// The places of the domain and of the rule that are being compiled.
+    /// The indexes of the domain and the rule being compiled.
     at: (usize, u32),
 }
 
@@ -351,7 +142,7 @@ impl Compiler {
             secret: self.book.secret,
             stores: self.book.stores,
             release_entry: self.book.release_entry,
-            bounds: self.book.bounds.within_reason(),
+            bounds: self.book.bounds.clamped(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
@@ -367,7 +158,7 @@ impl Compiler {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
-                let parts = parts(&apply.limiter);
+                let parts = template_parts(&apply.limiter);
                 let reached = self.book.limiters.iter().enumerate().filter(|(_, limiter)| {
                     fill(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
                 });
@@ -409,7 +200,7 @@ impl Compiler {
             self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         };
-        let exact_log = |target: &Target| {
+        let exact_log = |target: &LimiterTarget| {
             let quota = self.book.limiters[target.limiter as usize].quota.as_ref();
             quota.is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow))
         };
@@ -423,7 +214,7 @@ impl Compiler {
             return None;
         }
         let addresses = addresses(&domain.addresses);
-        let mut key: Vec<CompiledKey> = apply
+        let mut key: Vec<CompiledKeyEntry> = apply
             .key
             .into_iter()
             .map(|part| {
@@ -432,12 +223,12 @@ impl Compiler {
                 if !cut && addresses.contains(&part.entry) {
                     normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
                 }
-                CompiledKey { entry: part.entry, normalise }
+                CompiledKeyEntry { entry: part.entry, normalise }
             })
             .collect();
         key.sort_by(|a, b| a.entry.cmp(&b.entry));
         let tag = self.book.partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
-        let tagged = key.iter().position(|part: &CompiledKey| Some(part.entry.as_str()) == tag).unwrap_or(0);
+        let tagged = key.iter().position(|part: &CompiledKeyEntry| Some(part.entry.as_str()) == tag).unwrap_or(0);
         let partitions = key.get(tagged).map(|part| (self.book.secret.partitions(&domain.name, &part.entry), tagged));
         Some(CompiledApply {
             partitions,
@@ -451,11 +242,11 @@ impl Compiler {
         })
     }
 
-    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<Template> {
-        let parts = parts(&apply.limiter);
-        if !parts.iter().any(|part| matches!(part, Part::Entry(_))) {
+    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<LimiterTemplate> {
+        let parts = template_parts(&apply.limiter);
+        if !parts.iter().any(|part| matches!(part, TemplatePart::Entry(_))) {
             let limiter = *self.limiter_by_name.get(&apply.limiter)?;
-            return Some(Template::Fixed(self.target(limiter, None, apply, domain)));
+            return Some(LimiterTemplate::Fixed(self.target(limiter, None, apply, domain)));
         }
         let otherwise = match &apply.otherwise {
             None => None,
@@ -466,14 +257,14 @@ impl Compiler {
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
         let fitting = names.into_iter().filter(|name| fill(&parts, name));
-        let placeholders = parts.iter().filter(|part| matches!(part, Part::Entry(_))).count();
+        let placeholders = parts.iter().filter(|part| matches!(part, TemplatePart::Entry(_))).count();
         let mut found = HashMap::default();
         for name in fitting {
             let tier = match (placeholders, parts.as_slice()) {
-                (1, [Part::Entry(_)]) => name.clone(),
+                (1, [TemplatePart::Entry(_)]) => name.clone(),
                 (1, parts) => {
-                    let text = |part: Option<&Part>| match part {
-                        Some(Part::Text(text)) => text.len(),
+                    let text = |part: Option<&TemplatePart>| match part {
+                        Some(TemplatePart::Text(text)) => text.len(),
                         _ => 0,
                     };
                     name[text(parts.first())..name.len() - text(parts.last())].to_owned()
@@ -488,12 +279,12 @@ impl Compiler {
             return None;
         }
         let one = parts.iter().find_map(|part| match part {
-            Part::Entry(entry) if placeholders == 1 => Some(entry.clone()),
+            TemplatePart::Entry(entry) if placeholders == 1 => Some(entry.clone()),
             _ => None,
         });
         Some(match one {
-            Some(entry) => Template::One { entry, by_value: found, otherwise },
-            None => Template::Many { parts, by_name: found, otherwise },
+            Some(entry) => LimiterTemplate::One { entry, by_value: found, otherwise },
+            None => LimiterTemplate::Many { parts, by_name: found, otherwise },
         })
     }
 
@@ -508,28 +299,9 @@ impl Compiler {
             limit: fixed_limit(quota, self.debts[limiter as usize]),
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        self.targets.push(Target { at: self.at, limiter, tier, quota, slots });
+        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
-}
-
-/// A counter's name as far as it is the same for every request: up to the value of its key's first entry.
-pub(super) fn name_prefix(
-    secret: &Secret,
-    domain: &str,
-    reference: &str,
-    kind: &str,
-    first: Option<&str>,
-    partitioned: bool,
-) -> NamePrefix {
-    let mut prefix = secret.counters(domain, reference, kind);
-    if partitioned {
-        prefix = prefix.partitioned();
-    }
-    if let Some(first) = first {
-        prefix.text(first);
-    }
-    prefix
 }
 
 fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {
@@ -538,11 +310,4 @@ fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {
 
 fn addresses(listed: &[String]) -> Vec<String> {
     std::iter::once("remote_address".to_owned()).chain(listed.iter().cloned()).collect()
-}
-
-impl Target {
-    /// What the store answers by when it cannot.
-    pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
-        rules.limiters[self.limiter as usize].on_store_error
-    }
 }

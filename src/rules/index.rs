@@ -14,34 +14,34 @@ use super::Matcher;
 use crate::descriptor::Descriptor;
 
 type Map<K, V> = HashMap<K, V, RandomState>;
-type Found = SmallVec<[u32; 1]>;
+type RuleNumbers = SmallVec<[u32; 1]>;
 
-/// Which rules to look at, by what a descriptor holds.
+/// An index of rules by the entries that they require.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Rules that require nothing.
     always: Vec<u32>,
     /// The others, by the key of the entry they are filed under.
     keys: Map<Box<str>, KeyIndex>,
-    /// Bit `n` for a key of `n` bytes. Most entries are none that rules are filed under, and most of those can be told
-    /// by their length, for less than a tenth of what looking them up costs.
+    /// Bit `n` for a key of `n` bytes. It skips most keys without rules for less than a tenth of the
+    /// cost of a lookup.
     lengths: u64,
 }
 
 #[derive(Debug, Default)]
 struct KeyIndex {
-    present: Found,
-    exact: Map<Box<str>, Found>,
+    present: RuleNumbers,
+    exact: Map<Box<str>, RuleNumbers>,
     /// By length in bytes.
-    prefixes: Vec<(usize, Map<Box<str>, Found>)>,
-    suffixes: Vec<(usize, Map<Box<str>, Found>)>,
+    prefixes: Vec<(usize, Map<Box<str>, RuleNumbers>)>,
+    suffixes: Vec<(usize, Map<Box<str>, RuleNumbers>)>,
     /// By length in bits; each map holds blocks of both families.
-    blocks: Vec<(u8, Map<IpNet, Found>)>,
+    blocks: Vec<(u8, Map<IpNet, RuleNumbers>)>,
 }
 
-/// Where a rule can be filed.
+/// A key of the index under which a rule is filed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Place {
+enum IndexKey {
     Exact(String),
     Prefix(String),
     Suffix(String),
@@ -52,25 +52,25 @@ enum Place {
 impl Index {
     /// Files rules, given in order by what they match.
     pub(super) fn new<'a>(rules: impl Iterator<Item = &'a [(String, Matcher)]> + Clone) -> Self {
-        let mut crowd: Map<(&str, Place), u32> = Map::default();
+        let mut users: Map<(&str, IndexKey), u32> = Map::default();
         for matches in rules.clone() {
             for (key, matcher) in matches {
-                places(matcher).into_iter().for_each(|place| *crowd.entry((key, place)).or_default() += 1);
+                index_keys(matcher).into_iter().for_each(|index_key| *users.entry((key, index_key)).or_default() += 1);
             }
         }
         let mut index = Index::default();
         for (number, matches) in rules.enumerate() {
             let number = u32::try_from(number).expect("rules are fewer than 2^32");
-            let crowded = |(key, matcher): &&'a (String, Matcher)| {
-                let of = |place| crowd.get(&(key.as_str(), place)).copied().unwrap_or(0);
-                places(matcher).into_iter().map(of).max().unwrap_or(u32::MAX)
+            let most_users = |(key, matcher): &&'a (String, Matcher)| {
+                let of = |index_key| users.get(&(key.as_str(), index_key)).copied().unwrap_or(0);
+                index_keys(matcher).into_iter().map(of).max().unwrap_or(u32::MAX)
             };
-            match matches.iter().min_by_key(crowded) {
+            match matches.iter().min_by_key(most_users) {
                 None => index.always.push(number),
                 Some((key, matcher)) => {
                     index.lengths |= length_bit(key);
                     let entry = index.keys.entry(key.as_str().into()).or_default();
-                    places(matcher).into_iter().for_each(|place| entry.file(place, number));
+                    index_keys(matcher).into_iter().for_each(|index_key| entry.file(index_key, number));
                 }
             }
         }
@@ -108,20 +108,23 @@ fn length_bit(key: &str) -> u64 {
 }
 
 impl KeyIndex {
-    fn file(&mut self, place: Place, rule: u32) {
-        fn of_length<L: PartialEq, K>(lengths: &mut Vec<(L, Map<K, Found>)>, length: L) -> &mut Map<K, Found> {
+    fn file(&mut self, key: IndexKey, rule: u32) {
+        fn of_length<L: PartialEq, K>(
+            lengths: &mut Vec<(L, Map<K, RuleNumbers>)>,
+            length: L,
+        ) -> &mut Map<K, RuleNumbers> {
             let position = lengths.iter().position(|(known, _)| *known == length).unwrap_or_else(|| {
                 lengths.push((length, Map::default()));
                 lengths.len() - 1
             });
             &mut lengths[position].1
         }
-        let found = match place {
-            Place::Present => &mut self.present,
-            Place::Exact(value) => self.exact.entry(value.into()).or_default(),
-            Place::Prefix(text) => of_length(&mut self.prefixes, text.len()).entry(text.into()).or_default(),
-            Place::Suffix(text) => of_length(&mut self.suffixes, text.len()).entry(text.into()).or_default(),
-            Place::Block(block) => of_length(&mut self.blocks, block.prefix_len()).entry(block).or_default(),
+        let found = match key {
+            IndexKey::Present => &mut self.present,
+            IndexKey::Exact(value) => self.exact.entry(value.into()).or_default(),
+            IndexKey::Prefix(text) => of_length(&mut self.prefixes, text.len()).entry(text.into()).or_default(),
+            IndexKey::Suffix(text) => of_length(&mut self.suffixes, text.len()).entry(text.into()).or_default(),
+            IndexKey::Block(block) => of_length(&mut self.blocks, block.prefix_len()).entry(block).or_default(),
         };
         if found.last() != Some(&rule) {
             found.push(rule);
@@ -157,16 +160,16 @@ impl KeyIndex {
     }
 }
 
-/// The places under which a matcher can be filed: all of them together find every value that passes it.
-fn places(matcher: &Matcher) -> Vec<Place> {
+/// The index_keys under which a matcher can be filed: all of them together find every value that passes it.
+fn index_keys(matcher: &Matcher) -> Vec<IndexKey> {
     match matcher {
-        Matcher::Present | Matcher::Not(_) => vec![Place::Present],
-        Matcher::Exact(text) => vec![Place::Exact(text.clone())],
-        Matcher::Pattern(pattern) if !pattern.prefix.is_empty() => vec![Place::Prefix(pattern.prefix.clone())],
-        Matcher::Pattern(pattern) if !pattern.suffix.is_empty() => vec![Place::Suffix(pattern.suffix.clone())],
-        Matcher::Pattern(_) => vec![Place::Present],
-        Matcher::Cidr(block) => vec![Place::Block(*block)],
-        Matcher::AnyOf(any) => any.iter().flat_map(places).collect(),
+        Matcher::Present | Matcher::Not(_) => vec![IndexKey::Present],
+        Matcher::Exact(text) => vec![IndexKey::Exact(text.clone())],
+        Matcher::Pattern(pattern) if !pattern.prefix.is_empty() => vec![IndexKey::Prefix(pattern.prefix.clone())],
+        Matcher::Pattern(pattern) if !pattern.suffix.is_empty() => vec![IndexKey::Suffix(pattern.suffix.clone())],
+        Matcher::Pattern(_) => vec![IndexKey::Present],
+        Matcher::Cidr(block) => vec![IndexKey::Block(*block)],
+        Matcher::AnyOf(any) => any.iter().flat_map(index_keys).collect(),
     }
 }
 

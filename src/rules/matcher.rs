@@ -1,4 +1,4 @@
-//! What a rule asks of one entry's value.
+//! Tests of one entry's value.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -78,11 +78,11 @@ impl fmt::Display for Matcher {
 /// A text with at least one `*`, each of which stands for any characters, also none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    /// What the value starts with.
+    /// The start of the value.
     pub(super) prefix: String,
-    /// What follows in this order, anywhere between.
+    /// The parts between, in this order.
     middle: Vec<String>,
-    /// What the value ends with.
+    /// The end of the value.
     pub(super) suffix: String,
 }
 

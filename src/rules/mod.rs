@@ -1,4 +1,4 @@
-//! Which limiters apply to what is asked.
+//! The rules: which limiters apply to a request.
 //!
 //! A [`RuleBook`] is what the operator wrote, validated; [`Rules`] is the same compiled, immutable, and replaced
 //! whole when it changes. [`Rules::plan`] turns a request into checks. Nothing here awaits or counts.
@@ -9,218 +9,27 @@
 //!
 //! The cost of a plan grows with the rules that match, not with the rules there are.
 
+mod book;
 mod compile;
+mod compiled;
 mod explain;
 mod index;
 mod matcher;
 mod normalise;
 mod plan;
+mod planned;
 
-pub(crate) use self::compile::RuleLabel;
-pub use self::compile::{CompileError, Rules};
+pub use self::book::{
+    Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,
+    Unmatched,
+};
+pub use self::compile::CompileError;
+pub(crate) use self::compiled::RuleLabel;
+pub use self::compiled::Rules;
 pub use self::explain::{
-    Absent, ActionExplanation, ApplyExplanation, Explanation, Instead, KnownCounter, Miss, NotCounted, RuleExplanation,
+    ActionExplanation, ApplyExplanation, Explanation, KnownCounter, Mismatch, MissingEntries, NotApplied, NotCounted,
+    RuleExplanation,
 };
 pub use self::matcher::{Matcher, Pattern};
 pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
-pub use self::plan::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};
-use crate::limiter::Limiter;
-use crate::secret::Secret;
-
-/// Everything that decides which limiters apply, as the operator wrote it.
-#[derive(Clone, Debug)]
-pub struct RuleBook {
-    /// The deployment's secret.
-    pub secret: Secret,
-    /// The names of the stores, in the order that [`Limiter::store`] counts them.
-    pub stores: Vec<String>,
-    /// The stores that keep counters in many places, each of which decides by itself, by their place in `stores`.
-    pub partitioned: Vec<PartitionedStore>,
-    /// The limiters, each name once.
-    pub limiters: Vec<Limiter>,
-    /// Settings of domains. A domain without any has the defaults.
-    pub domains: Vec<Domain>,
-    /// The rules: files in name order, then place in the file.
-    pub rules: Vec<Rule>,
-    /// Counts and reports but never denies: the kill switch of the whole server.
-    pub shadow: bool,
-    /// The entry whose only presence gives a lease back (semantics 24).
-    pub release_entry: String,
-    /// What a request may bring at most.
-    pub bounds: RequestBounds,
-}
-
-impl Default for RuleBook {
-    fn default() -> Self {
-        Self {
-            secret: Secret::development(),
-            stores: vec!["memory".to_owned()],
-            partitioned: Vec::new(),
-            limiters: Vec::new(),
-            domains: Vec::new(),
-            rules: Vec::new(),
-            shadow: false,
-            release_entry: "release".to_owned(),
-            bounds: RequestBounds::default(),
-        }
-    }
-}
-
-/// A store of many places: Redis Cluster. Counters whose keys have an entry in common can live in one of them, and are
-/// then decided together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionedStore {
-    /// Its place in [`RuleBook::stores`].
-    pub store: u16,
-    /// The entry whose value says where a counter lives, where its key has it; else the key's first entry by name says.
-    pub tag: Option<String>,
-}
-
-/// What a request may bring at most; past it the answer is a refusal (semantics 28).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestBounds {
-    /// Descriptors in a request.
-    pub descriptors: usize,
-    /// Entries in a descriptor.
-    pub entries: usize,
-    /// Checks that all descriptors of a request make together.
-    pub checks: usize,
-}
-
-impl RequestBounds {
-    /// The most that bounds can be set to: a plan counts its descriptors and checks in 16 bits, and looks for a counter
-    /// among the checks it has.
-    pub const MOST: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
-
-    fn within_reason(self) -> Self {
-        Self {
-            descriptors: self.descriptors.min(Self::MOST.descriptors),
-            entries: self.entries.min(Self::MOST.entries),
-            checks: self.checks.min(Self::MOST.checks),
-        }
-    }
-}
-
-impl Default for RequestBounds {
-    fn default() -> Self {
-        Self { descriptors: 100, entries: 64, checks: 256 }
-    }
-}
-
-/// The settings of one domain.
-#[derive(Clone, Debug, Default)]
-pub struct Domain {
-    /// Its name.
-    pub name: String,
-    /// The answer for a descriptor that no rule matches.
-    pub unmatched: Unmatched,
-    /// Counts and reports but never denies.
-    pub shadow: bool,
-    /// Rewritings of entries, before they are matched and counted.
-    pub normalise: Vec<(String, Vec<Normaliser>)>,
-    /// Entries that are addresses, beside `remote_address`.
-    pub addresses: Vec<String>,
-}
-
-/// The answer for a descriptor that no rule matches (semantics 26).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Unmatched {
-    /// It passes.
-    #[default]
-    Allow,
-    /// The request is refused and charges nothing.
-    Deny,
-}
-
-/// In a domain: which descriptors it matches and what it does with them.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// The domain it stands in.
-    pub domain: String,
-    /// What refusals, metrics and logs call it.
-    pub name: String,
-    /// The entries that must be there, each with its test. None: every descriptor matches.
-    pub matches: Vec<(String, Matcher)>,
-    /// What it does.
-    pub action: Action,
-    /// Ends the walk of a descriptor that it matches.
-    pub last: bool,
-    /// Counts and reports but never denies.
-    pub shadow: bool,
-    /// Enforces for this many of a hundred keys; for the others it is in shadow.
-    pub enforce_percent: Option<u8>,
-    /// What its refusal says.
-    pub refusal: RefusalText,
-}
-
-/// What a rule does with a descriptor that it matches.
-#[derive(Clone, Debug)]
-pub enum Action {
-    /// Applies limiters.
-    Apply(Vec<Apply>),
-    /// Ends the walk; the checks found before stay (semantics 25).
-    Allow,
-    /// Refuses the request; nothing is charged.
-    Deny,
-}
-
-/// What a refusal says, where the operator chose it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RefusalText {
-    /// The HTTP status: 429 unless said otherwise.
-    pub status: Option<u16>,
-    /// The body.
-    pub body: Option<String>,
-    /// The body's media type: `text/plain` unless said otherwise.
-    pub content_type: Option<String>,
-}
-
-/// One limiter applied by a rule.
-#[derive(Clone, Debug)]
-pub struct Apply {
-    /// The limiter's name, as written: it may hold `{entry}`, filled from the descriptor.
-    pub limiter: String,
-    /// The limiter for a name, once filled, that no limiter has (semantics 26).
-    pub otherwise: Option<String>,
-    /// The entries whose values identify the counter. None: one counter for all.
-    pub key: Vec<KeyPart>,
-    /// When it is charged.
-    pub charge: Charge,
-    /// Passes as long as one whole unit is left, and charges the whole cost (semantics 9).
-    pub overdraw: bool,
-    /// What to do when an entry of the key, or of the limiter's name, is not there (semantics 7).
-    pub missing: Missing,
-}
-
-/// One entry of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyPart {
-    /// Which entry.
-    pub entry: String,
-    /// Rewritings of its value. An address without an `Ipv6Prefix` gets the default one.
-    pub normalise: Vec<Normaliser>,
-}
-
-/// When a check is charged (semantics 9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Charge {
-    /// When the whole group is admitted.
-    #[default]
-    Admitted,
-    /// When this check itself passes, whoever else refuses.
-    Own,
-    /// Whatever the verdict.
-    Always,
-}
-
-/// What to do when an entry of a key is not there (semantics 7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Missing {
-    /// Leave the check out; the rule's others stay.
-    #[default]
-    Skip,
-    /// Refuse.
-    Deny,
-    /// Count it as the empty value.
-    Empty,
-}
+pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};

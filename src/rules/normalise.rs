@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use percent_encoding::percent_decode_str;
 
-/// The prefix by which IPv6 clients are counted unless told otherwise: what one of them is usually given.
+/// The default prefix length by which IPv6 clients are counted: the network that one client usually has.
 pub const DEFAULT_IPV6_PREFIX: u8 = 64;
 
 /// One rewriting of a value.
@@ -22,7 +22,7 @@ pub enum Normaliser {
 }
 
 impl Normaliser {
-    /// The value rewritten; borrowed where it stays as it is.
+    /// Returns the normalised value; borrowed where nothing changes.
     pub fn apply<'a>(self, value: Cow<'a, str>) -> Cow<'a, str> {
         match self {
             Normaliser::Lowercase if value.chars().any(char::is_uppercase) => Cow::Owned(value.to_lowercase()),
@@ -56,7 +56,7 @@ pub fn address(value: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Whether a value is an IPv6 address, which is what a prefix cuts.
+/// Cuts an IPv6 address to its first `bits` bits; other text stays.
 fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
     if !value.contains(':') || bits >= 128 {
         return value;

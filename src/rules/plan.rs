@@ -1,115 +1,26 @@
-//! From a request to the checks it makes.
+//! Turns a request into a plan: walks the rules that match each descriptor.
 
 use std::borrow::Cow;
 
-use smallvec::SmallVec;
-
-use super::compile::{
-    CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Part, Rules, Target, Template, name_prefix,
+use super::book::{Charge, Missing, Unmatched};
+use super::compiled::{
+    CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, LimiterTemplate, Rules, TemplatePart,
+    name_prefix,
 };
 use super::normalise::address;
-use super::{Charge, Missing, Unmatched};
+use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
+use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange, Needs};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
-
-/// A request turned into checks, and which rule asked for which.
-#[derive(Debug, Default)]
-pub struct Planned {
-    /// What the store executes.
-    pub plan: Plan,
-    /// Which descriptor and rule asked for which check.
-    pub sources: SmallVec<[CheckSource; 4]>,
-    /// How the walk of each descriptor ended.
-    pub ends: SmallVec<[DescriptorEnd; 2]>,
-    /// Why the request is refused before any counter is asked.
-    pub refused: Option<RefusedBy>,
-    /// What was left out.
-    pub notes: Notes,
-    /// The place of the request's domain among the rules' domains.
-    pub(crate) domain: Option<usize>,
-    /// What the checks came to, once they were applied. It is kept here because a decision passes through many hands,
-    /// and this does not move.
-    pub(crate) applied: Applied,
-}
-
-/// One descriptor and rule that asked for a check.
-#[derive(Clone, Copy, Debug)]
-pub struct CheckSource {
-    /// The descriptor, in the request's order.
-    pub descriptor: u16,
-    /// The check, in the plan's order.
-    pub check: u16,
-    /// The rule, in the domain's order.
-    pub rule: u32,
-    /// The limiter as the rule reached it.
-    pub(crate) target: u32,
-    /// Whether it is the limiter's slots, not its quota.
-    pub slots: bool,
-    /// Counts and reports but never denies.
-    pub shadow: bool,
-    /// The limit that came with the request, where it was applied_override.
-    pub applied_override: Option<LimitOverride>,
-}
-
-/// How the walk of one descriptor ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DescriptorEnd {
-    /// No rule matched it.
-    Unmatched,
-    /// Its checks decide.
-    Checked,
-    /// A rule let it pass.
-    Allowed,
-    /// It gave a lease back.
-    Released,
-    /// It is refused whatever its checks say.
-    RefusedBy,
-}
-
-/// Why a request is refused before any counter is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedBy {
-    /// A rule denies it; nothing is charged.
-    Denied {
-        /// The rule.
-        rule: u32,
-    },
-    /// No rule matches a descriptor and the domain denies those; nothing is charged.
-    Unmatched,
-    /// It exceeds this bound; nothing is charged (semantics 28).
-    TooLarge(Bound),
-    /// An entry of a key is not there; checks that charge on refusals still do.
-    MissingKey {
-        /// The rule.
-        rule: u32,
-    },
-    /// No limiter has the name that a template was filled to; checks that charge on refusals still do.
-    NoLimiter {
-        /// The rule.
-        rule: u32,
-    },
-}
-
-/// What a plan left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Notes {
-    /// Checks skipped because an entry of their key was missing (semantics 7).
-    pub skipped: u32,
-    /// Limits that came with the request and were ignored because configuration would refuse them (semantics 18).
-    pub overrides_ignored: u32,
-    /// Refusals that a rule in shadow would have made without asking a counter.
-    pub shadow_refusals: u32,
-}
 
 impl Rules {
     /// Turns a request into checks. `lease` is the id under which any slots will be held.
     pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
-        let mut walk = Walk { rules: self, now, planned: Box::default(), slots_asked: 0 };
+        let mut walk = Walk { rules: self, now, planned: Box::default(), slots_requested: 0 };
         walk.planned.plan.lease = lease;
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
@@ -167,7 +78,7 @@ pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) 
 }
 
 impl CompiledRule {
-    /// Whether every entry it names is there and passes.
+    /// Whether every entry that it requires is present and passes its matcher.
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         let passes = |(key, matcher): &(String, super::Matcher)| {
             descriptor.value(key).is_some_and(|value| matcher.matches(value))
@@ -184,17 +95,17 @@ impl CompiledApply {
             (value, _) => value,
         };
         let found = match &self.template {
-            Template::Fixed(target) => return Resolved::Target(*target),
-            Template::One { entry, by_value, otherwise } => match value(entry) {
+            LimiterTemplate::Fixed(target) => return Resolved::Target(*target),
+            LimiterTemplate::One { entry, by_value, otherwise } => match value(entry) {
                 None => return Resolved::EntryMissing,
                 Some(value) => by_value.get(value).or(otherwise.as_ref()),
             },
-            Template::Many { parts, by_name, otherwise } => {
+            LimiterTemplate::Many { parts, by_name, otherwise } => {
                 let mut name = String::new();
                 for part in parts {
                     match part {
-                        Part::Text(text) => name.push_str(text),
-                        Part::Entry(entry) => match value(entry) {
+                        TemplatePart::Text(text) => name.push_str(text),
+                        TemplatePart::Entry(entry) => match value(entry) {
                             None => return Resolved::EntryMissing,
                             Some(value) => name.push_str(value),
                         },
@@ -239,7 +150,7 @@ impl CompiledApply {
     }
 }
 
-/// What a reference came to.
+/// The result of resolving a reference.
 pub(super) enum Resolved {
     Target(u32),
     EntryMissing,
@@ -249,17 +160,17 @@ pub(super) enum Resolved {
 struct Walk<'r> {
     rules: &'r Rules,
     now: Timestamp,
-    /// Several hundred bytes that pass through many hands: written once, where they stay.
+    /// Boxed: it is several hundred bytes, and moving it would copy them.
     planned: Box<Planned>,
-    /// How often a slot was asked for, of whichever counters.
-    slots_asked: usize,
+    /// How often a slot was requested for, of whichever counters.
+    slots_requested: usize,
 }
 
 impl Walk<'_> {
     /// Refuses the whole request and charges nothing; leases given back stay given back.
     fn refuse_outright(mut self, refused: RefusedBy, request: &Request<'_>) -> Box<Planned> {
         let shadow = self.rules.shadow;
-        let end = if shadow { DescriptorEnd::Unmatched } else { DescriptorEnd::RefusedBy };
+        let end = if shadow { DescriptorEnd::Unmatched } else { DescriptorEnd::Refused };
         let given_back = |known: &DescriptorEnd| *known == DescriptorEnd::Released;
         let ends = &mut self.planned.ends;
         ends.iter_mut().filter(|known| !given_back(known)).for_each(|known| *known = end);
@@ -281,7 +192,7 @@ impl Walk<'_> {
                 let ends = &planned.ends;
                 planned
                     .sources
-                    .retain(|source| ends.get(usize::from(source.descriptor)) != Some(&DescriptorEnd::RefusedBy));
+                    .retain(|source| ends.get(usize::from(source.descriptor)) != Some(&DescriptorEnd::Refused));
                 if planned.sources.is_empty() || matches!(planned.refused, Some(RefusedBy::TooLarge(_))) {
                     planned.sources.clear();
                     // Refunds take effect whatever the verdict (semantics 11): what gives back stays.
@@ -312,10 +223,15 @@ impl Walk<'_> {
         true
     }
 
-    fn descriptor(&mut self, number: u16, descriptor: &Descriptor<'_>, domain: &CompiledDomain) -> DescriptorEnd {
+    fn descriptor(
+        &mut self,
+        descriptor_number: u16,
+        descriptor: &Descriptor<'_>,
+        domain: &CompiledDomain,
+    ) -> DescriptorEnd {
         let mut end = DescriptorEnd::Unmatched;
-        for place in domain.index.candidates(descriptor) {
-            let rule = &domain.rules[place as usize];
+        for rule_number in domain.index.candidates(descriptor) {
+            let rule = &domain.rules[rule_number as usize];
             if !rule.matches(descriptor) {
                 continue;
             }
@@ -324,13 +240,13 @@ impl Walk<'_> {
                 CompiledAction::Allow => return DescriptorEnd::Allowed,
                 CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
                 CompiledAction::Deny => {
-                    self.planned.refused = Some(RefusedBy::Denied { rule: place });
-                    return DescriptorEnd::RefusedBy;
+                    self.planned.refused = Some(RefusedBy::Denied { rule: rule_number });
+                    return DescriptorEnd::Refused;
                 }
                 CompiledAction::Apply(applies) => {
                     for apply in applies {
-                        if let Some(refused) = self.apply(number, descriptor, place, rule, apply) {
-                            end = DescriptorEnd::RefusedBy;
+                        if let Some(refused) = self.apply(descriptor_number, descriptor, rule_number, rule, apply) {
+                            end = DescriptorEnd::Refused;
                             self.planned.refused.get_or_insert(refused);
                         }
                     }
@@ -354,35 +270,37 @@ impl Walk<'_> {
             if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. })) {
                 self.planned.refused = Some(RefusedBy::Unmatched);
             }
-            return DescriptorEnd::RefusedBy;
+            return DescriptorEnd::Refused;
         }
         end
     }
 
-    /// Adds the checks of one limiter. Says why the request is refused instead.
+    /// Adds the checks of one limiter. Returns the refusal when the request cannot be counted.
     fn apply(
         &mut self,
-        number: u16,
+        descriptor_number: u16,
         descriptor: &Descriptor<'_>,
-        place: u32,
+        rule_number: u32,
         rule: &CompiledRule,
         apply: &CompiledApply,
     ) -> Option<RefusedBy> {
         let refused = match apply.target(descriptor) {
-            Resolved::Target(target) => match self.checks(number, descriptor, place, rule, apply, target) {
-                Some(()) => return None,
-                None if apply.missing == Missing::Deny => RefusedBy::MissingKey { rule: place },
-                None => {
-                    self.planned.notes.skipped += 1;
-                    return None;
+            Resolved::Target(target) => {
+                match self.checks(descriptor_number, descriptor, rule_number, rule, apply, target) {
+                    Some(()) => return None,
+                    None if apply.missing == Missing::Deny => RefusedBy::MissingKey { rule: rule_number },
+                    None => {
+                        self.planned.notes.skipped += 1;
+                        return None;
+                    }
                 }
-            },
+            }
             Resolved::EntryMissing if apply.missing == Missing::Skip => {
                 self.planned.notes.skipped += 1;
                 return None;
             }
-            Resolved::EntryMissing => RefusedBy::MissingKey { rule: place },
-            Resolved::NoLimiter => RefusedBy::NoLimiter { rule: place },
+            Resolved::EntryMissing => RefusedBy::MissingKey { rule: rule_number },
+            Resolved::NoLimiter => RefusedBy::NoLimiter { rule: rule_number },
         };
         if rule.shadow {
             self.planned.notes.shadow_refusals += 1;
@@ -394,9 +312,9 @@ impl Walk<'_> {
     /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key is missing.
     fn checks(
         &mut self,
-        number: u16,
+        descriptor_number: u16,
         descriptor: &Descriptor<'_>,
-        place: u32,
+        rule_number: u32,
         rule: &CompiledRule,
         apply: &CompiledApply,
         target_number: u32,
@@ -405,9 +323,9 @@ impl Walk<'_> {
         let limiter = self.rules.limiter(target_number);
         let shadow = |name: CounterName| rule.in_shadow(name);
         let source = |check, slots, shadow, applied_override| CheckSource {
-            descriptor: number,
+            descriptor: descriptor_number,
             check,
-            rule: place,
+            rule: rule_number,
             target: target_number,
             slots,
             shadow,
@@ -417,20 +335,20 @@ impl Walk<'_> {
             let mut applied_override = None;
             let mut always_denied = false;
             let mut limit = self.rules.limit(target, quota, self.now);
-            let asked_prefix;
+            let override_prefix;
             let mut prefix = &quota.prefix;
-            if let (Some(asked), true) = (descriptor.limit, limiter.overridable) {
-                match self.heed(apply, target, asked) {
-                    Some(Heeded::Barred) => (applied_override, always_denied) = (Some(asked), true),
-                    Some(Heeded::Limit(its_prefix, its_limit)) => {
-                        asked_prefix = its_prefix;
-                        (applied_override, prefix, limit) = (Some(asked), &asked_prefix, its_limit);
+            if let (Some(requested), true) = (descriptor.limit, limiter.overridable) {
+                match self.apply_override(apply, target, requested) {
+                    Some(AppliedOverride::AlwaysDenied) => (applied_override, always_denied) = (Some(requested), true),
+                    Some(AppliedOverride::Limit(prefix_of_override, limit_of_override)) => {
+                        override_prefix = prefix_of_override;
+                        (applied_override, prefix, limit) = (Some(requested), &override_prefix, limit_of_override);
                     }
                     None => self.planned.notes.overrides_ignored += 1,
                 }
             }
             let counter = apply.name(prefix, descriptor)?;
-            let (needs, charges, refund) = ask(descriptor.hits, apply);
+            let (needs, charges, refund) = needs_and_charges(descriptor.hits, apply);
             let check = Check {
                 counter,
                 store: limiter.store,
@@ -442,8 +360,8 @@ impl Walk<'_> {
                 always_denied: always_denied && refund == 0,
                 on_store_error: target.on_store_error(self.rules),
             };
-            let place = self.add(check);
-            self.planned.sources.push(source(place, false, check.shadow, applied_override));
+            let number = self.add(check);
+            self.planned.sources.push(source(number, false, check.shadow, applied_override));
         }
         if let Some((prefix, limit)) = &target.slots {
             let counter = apply.name(prefix, descriptor)?;
@@ -466,34 +384,39 @@ impl Walk<'_> {
                 always_denied: false,
                 on_store_error: target.on_store_error(self.rules),
             };
-            let place = self.add(check);
-            self.slots_asked += usize::from(charges.admitted > 0);
-            self.planned.sources.push(source(place, true, check.shadow, None));
+            let number = self.add(check);
+            self.slots_requested += usize::from(charges.admitted > 0);
+            self.planned.sources.push(source(number, true, check.shadow, None));
         }
         Some(())
     }
 
     /// The numbers of a limit that came with the request; `None` when configuration would refuse them.
-    fn heed(&self, apply: &CompiledApply, target: &Target, asked: LimitOverride) -> Option<Heeded> {
-        if asked.limit == 0 {
-            return Some(Heeded::Barred);
+    fn apply_override(
+        &self,
+        apply: &CompiledApply,
+        target: &LimiterTarget,
+        requested: LimitOverride,
+    ) -> Option<AppliedOverride> {
+        if requested.limit == 0 {
+            return Some(AppliedOverride::AlwaysDenied);
         }
         let limiter = target.limiter as usize;
         let configured = self.rules.limiters[limiter].quota.as_ref()?;
-        let quota = configured.overridden(asked.limit, asked.window).ok()?;
+        let quota = configured.overridden(requested.limit, requested.window).ok()?;
         let first = apply.key.first().map(|part| part.entry.as_str());
         let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
         let prefix =
             name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
-        Some(Heeded::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
+        Some(AppliedOverride::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
-    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire by themselves.
+    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire.
     fn takes_too_many_slots(&self) -> bool {
         let takes = |check: &&Check| {
             matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
         };
-        self.slots_asked > MAX_SLOTS_PER_LEASE
+        self.slots_requested > MAX_SLOTS_PER_LEASE
             && self.planned.plan.checks.iter().filter(takes).count() > MAX_SLOTS_PER_LEASE
     }
 
@@ -501,32 +424,32 @@ impl Walk<'_> {
     fn add(&mut self, check: Check) -> u16 {
         let checks = &mut self.planned.plan.checks;
         let same = |known: &Check| known.counter == check.counter && known.store == check.store;
-        let place = match checks.iter().position(same) {
+        let number = match checks.iter().position(same) {
             None => {
                 checks.push(check);
                 checks.len() - 1
             }
-            Some(place) => {
-                let known = &mut checks[place];
+            Some(number) => {
+                let known = &mut checks[number];
                 match (known.shadow, check.shadow) {
                     (true, false) => *known = check,
                     (false, true) => {}
                     (true, true) | (false, false) => *known = known.merge(&check),
                 }
-                place
+                number
             }
         };
-        place as u16
+        number as u16
     }
 }
 
-enum Heeded {
-    Barred,
+enum AppliedOverride {
+    AlwaysDenied,
     Limit(NamePrefix, Limit),
 }
 
-/// What a descriptor's hits ask of a quota (semantics 5 and 9 to 12).
-fn ask(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
+/// The needs, charges and refund of a descriptor's hits on a quota (semantics 5 and 9 to 12).
+fn needs_and_charges(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
     match hits {
         Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default(), 0),
         Hits::Refund(units) => (Needs::default(), Charges::default(), units),

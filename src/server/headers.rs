@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::decision::{Counted, Decision, Reason, Refusal};
+use crate::decision::{CheckStatus, Decision, Reason, Refusal};
 use crate::settings::HeaderFamilies;
 
 /// A header: its name in lower case, and a value that [`clean`] accepts.
@@ -47,7 +47,7 @@ pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: H
 }
 
 /// The reset time of a status: until the check would pass, else until the counter is empty (semantics 17).
-pub(super) fn until(counted: &Counted<'_>) -> Duration {
+pub(super) fn until(counted: &CheckStatus<'_>) -> Duration {
     counted.retry_after.unwrap_or(counted.reset)
 }
 
@@ -60,7 +60,7 @@ pub(super) fn seconds(duration: Duration) -> u64 {
 fn policies(decision: &Decision) -> String {
     let mut text = String::new();
     let mut listed: Vec<&str> = Vec::new();
-    for counted in decision.counted() {
+    for counted in decision.checks() {
         if listed.contains(&counted.limiter) {
             continue;
         }
@@ -77,7 +77,7 @@ fn policies(decision: &Decision) -> String {
     text
 }
 
-fn service_limit(counted: &Counted<'_>) -> String {
+fn service_limit(counted: &CheckStatus<'_>) -> String {
     let mut text = String::new();
     quote(&mut text, counted.limiter);
     let _ = write!(text, ";r={};t={}", counted.remaining, seconds(until(counted)));

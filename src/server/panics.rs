@@ -1,4 +1,4 @@
-//! A panic is an error of ours: it ends the request that met it and nothing else.
+//! A panic ends the request that caused it and nothing else.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::future::Future;
@@ -9,10 +9,10 @@ use futures_util::FutureExt;
 
 use crate::telemetry::DoorMetrics;
 
-/// Runs a request. None when it panicked.
+/// Runs a request. `None` when it panicked.
 ///
-/// What it leaves behind is sound: counters change under locks that do not poison, and only as a whole.
-pub(super) async fn apart<F: Future>(doors: &DoorMetrics, request: F) -> Option<F::Output> {
+/// State stays consistent: counters change under locks that do not poison, and only as a whole.
+pub(super) async fn catch<F: Future>(doors: &DoorMetrics, request: F) -> Option<F::Output> {
     let run = AssertUnwindSafe(request).catch_unwind().await;
     if run.is_err() {
         doors.panics.fetch_add(1, Ordering::Relaxed);
@@ -20,19 +20,19 @@ pub(super) async fn apart<F: Future>(doors: &DoorMetrics, request: F) -> Option<
     run.ok()
 }
 
-/// Lets panics go to the log, in the place of Rust's own report.
+/// Logs panics, replacing Rust's default report.
 ///
-/// A message that was put together may hold what a client sent: slicing a text at the wrong place shows the text. So
-/// only one that stands in the code as it is goes to the log.
+/// A formatted message may contain what a client sent: slicing a string at a wrong index shows the string. So only a
+/// message that is a literal in the code is logged.
 pub fn log_panics() {
     panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        let place = panic.location().map_or_else(|| "unknown location".to_owned(), ToString::to_string);
         let said = panic.payload().downcast_ref::<&str>().copied();
         let said = said.unwrap_or("(not shown: it may hold values of a request)");
         let backtrace = Backtrace::capture();
         match backtrace.status() {
             BacktraceStatus::Captured => tracing::error!(place, said, %backtrace, "panicked"),
-            _ => tracing::error!(place, said, "panicked; RUST_BACKTRACE=1 shows the way there"),
+            _ => tracing::error!(place, said, "panicked; set RUST_BACKTRACE=1 for a backtrace"),
         }
     }));
 }

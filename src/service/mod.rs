@@ -67,7 +67,7 @@ impl CurrentGuard<'_> {
     pub async fn decide(&self, door: Door, request: &Request<'_>) -> Decision {
         let Service { clock, leases, telemetry, doors, .. } = self.service;
         let (now, began) = (clock.now(), Instant::now());
-        let decision = self.version.decide(request, now, leases.make()).await;
+        let decision = self.version.decide(request, now, leases.next_id()).await;
         // Not from `clock`: it may be stepped, and counts whole microseconds.
         let took = began.elapsed();
         telemetry.record_decision(&self.handles, door, &decision, now, took);
@@ -170,7 +170,7 @@ impl Service {
 
 /// Connects shared stores to their metrics.
 fn watch_stores(telemetry: &Telemetry, version: &Version) {
-    version.stores.watch(|place| telemetry.metrics.watch(&version.rules.stores()[place]));
+    version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 
 /// Wall-clock time, to display only. No decision depends on it.

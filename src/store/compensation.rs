@@ -1,16 +1,16 @@
-//! A plan whose counters are in several places: several stores, or several slots of a cluster.
+//! Plans over several partitions (stores, or hash slots of a cluster), as a saga: steps with compensation.
 //!
-//! Each place decides its part atomically, one after the other: shared stores in the order of the configuration, then
-//! this process's memory. Once a part refuses, the parts after it are asked as of a group that is refused already, so
-//! that the answer is complete, and what the parts before it charged is taken back exactly.
+//! Each partition decides its step atomically, one after the other: shared stores in the order of the configuration, then
+//! this process's memory. Once a step refuses, the later steps are executed as refused, so that the answer is complete,
+//! and the charges of the earlier steps are compensated exactly.
 //!
 //! ```text
-//!   part 1 admits, charges   part 2 refuses   part 3: refused already   part 1: undo, refused already
+//!   step 1 admits, charges   step 2 refuses   step 3 as refused   step 1: undo, as refused
 //! ```
 //!
-//! Between charge and undo others see the charge: they may be refused early, and never admitted too often. A place that
-//! fails in between answers by policy. Where an undo fails, the charge stays until it drains or expires: that errs on
-//! the side of the limit.
+//! Between charge and undo other requests see the charge: they may be refused early, but never admitted in excess. A
+//! partition that fails in between answers by policy. If an undo fails, the charge stays until it drains or expires:
+//! fewer requests are admitted, never more.
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -20,26 +20,36 @@ use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
 
-/// Where counters are decided together: a store, and a slot of it. Memory stores are one place, the last.
-type Place = (u16, u16);
+/// Counters of one partition are decided atomically: a store, and a partition of it. All memory stores are one, the last.
+type Partition = (u16, u16);
 
 /// This process's memory.
-const MEMORY: Place = (u16::MAX, 0);
+const MEMORY: Partition = (u16::MAX, 0);
 
-/// One place's part of a group.
-struct Part {
-    place: Place,
+/// Where a plan is executed.
+pub(super) enum Route {
+    /// In this process's memory.
+    Memory,
+    /// In one partition of a shared store.
+    Store(u16),
+    /// In several partitions.
+    Several,
+}
+
+/// The checks of a group in one partition.
+struct Step {
+    partition: Partition,
     plan: Plan,
-    /// Where its checks stand in the group.
+    /// The indices of its checks in the group.
     checks: SmallVec<[usize; 3]>,
 }
 
-/// Who answered a part.
+/// Who answered a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
+enum AnsweredBy {
     /// The store itself, or this process's memory.
     Store,
-    /// What answers in a store's place.
+    /// The fallback of a shared store.
     Fallback,
 }
 
@@ -47,134 +57,138 @@ enum By {
 type Answers = SmallVec<[Result<Outcome, Fault>; 3]>;
 
 impl Stores {
-    fn place(&self, store: u16, counter: &CounterName) -> Place {
+    fn partition(&self, store: u16, counter: &CounterName) -> Partition {
         match self.shared(store) {
-            Some(shared) => (store, shared.place(counter)),
+            Some(shared) => (store, shared.partition(counter)),
             None => MEMORY,
         }
     }
 
-    /// Whether a plan is decided in one place, and then the shared store that it is in; none is this process's memory.
-    pub(super) fn one_place(&self, plan: &Plan) -> Option<Option<u16>> {
-        let checks = plan.checks.iter().map(|check| self.place(check.store, &check.counter));
-        let changes = plan.changes.iter().map(|change| self.place(change.store, &change.counter));
-        let mut places = checks.chain(changes);
-        let first = places.next().unwrap_or(MEMORY);
-        places.all(|place| place == first).then(|| (first != MEMORY).then_some(first.0))
+    /// Where a plan is executed.
+    pub(super) fn route(&self, plan: &Plan) -> Route {
+        let checks = plan.checks.iter().map(|check| self.partition(check.store, &check.counter));
+        let changes = plan.changes.iter().map(|change| self.partition(change.store, &change.counter));
+        let mut partitions = checks.chain(changes);
+        let first = partitions.next().unwrap_or(MEMORY);
+        match partitions.all(|partition| partition == first) {
+            true if first == MEMORY => Route::Memory,
+            true => Route::Store(first.0),
+            false => Route::Several,
+        }
     }
 
-    /// Executes a plan of several places.
-    pub(super) async fn spread(&self, plan: &Plan, now: Timestamp) -> Applied {
+    /// Executes a plan over several partitions.
+    pub(super) async fn apply_saga(&self, plan: &Plan, now: Timestamp) -> Applied {
         let deadline = self.deadline(plan);
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
-            applied.statuses.push(self.change(*change, now, deadline).await);
+            applied.statuses.push(self.change_lease(*change, now, deadline).await);
         }
         for group in plan.groups() {
-            let parts = self.parts(group, plan);
-            let (admitted, answers) = self.group(parts, now, deadline, group.len()).await;
+            let steps = self.steps(group, plan);
+            let (admitted, answers) = self.apply_steps(steps, now, deadline, group.len()).await;
             applied.admitted &= admitted;
             applied.answers.extend(answers);
         }
         applied
     }
 
-    async fn change(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
+    async fn change_lease(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
-        let (applied, _) = self.ask(self.place(change.store, &change.counter), &plan, now, deadline).await;
+        let (applied, _) = self.ask(self.partition(change.store, &change.counter), &plan, now, deadline).await;
         applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
-    /// Splits a group by place: shared stores in their order, then memory.
-    fn parts(&self, group: &[Check], plan: &Plan) -> Vec<Part> {
-        let mut parts: Vec<Part> = Vec::new();
-        for (number, check) in group.iter().enumerate() {
-            let place = self.place(check.store, &check.counter);
-            let known = parts.iter().position(|part| part.place == place);
+    /// Splits a group by partition: shared stores in their order, then memory.
+    fn steps(&self, group: &[Check], plan: &Plan) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        for (index, check) in group.iter().enumerate() {
+            let partition = self.partition(check.store, &check.counter);
+            let known = steps.iter().position(|step| step.partition == partition);
             let at = known.unwrap_or_else(|| {
                 let plan = Plan { lease: plan.lease, refused: plan.refused, ..Plan::default() };
-                parts.push(Part { place, plan, checks: SmallVec::new() });
-                parts.len() - 1
+                steps.push(Step { partition, plan, checks: SmallVec::new() });
+                steps.len() - 1
             });
-            parts[at].plan.checks.push(*check);
-            parts[at].checks.push(number);
+            steps[at].plan.checks.push(*check);
+            steps[at].checks.push(index);
         }
-        for part in &mut parts {
-            part.plan.groups.push(u16::try_from(part.checks.len()).expect("a part is no longer than its plan"));
+        for step in &mut steps {
+            step.plan.groups.push(u16::try_from(step.checks.len()).expect("it has no more checks than its plan"));
         }
-        parts.sort_by_key(|part| part.place);
-        parts
+        steps.sort_by_key(|step| step.partition);
+        steps
     }
 
-    /// Decides one group over its parts.
-    async fn group(&self, parts: Vec<Part>, now: Timestamp, deadline: Instant, checks: usize) -> (bool, Answers) {
+    /// Executes the steps of one group, and compensates if one refuses.
+    async fn apply_steps(&self, steps: Vec<Step>, now: Timestamp, deadline: Instant, checks: usize) -> (bool, Answers) {
         let mut answers: Answers = smallvec::smallvec![Err(Fault::Unreachable); checks];
-        let mut charged = Charged { stores: self, now, parts: Vec::new() };
+        let mut charged = UndecidedCharges { stores: self, now, steps: Vec::new() };
         let mut refused = false;
-        for mut part in parts {
-            part.plan.refused |= refused;
-            let (answer, by) = self.ask(part.place, &part.plan, now, deadline).await;
+        for mut step in steps {
+            step.plan.refused |= refused;
+            let (answer, by) = self.ask(step.partition, &step.plan, now, deadline).await;
             refused |= !answer.admitted;
-            part.checks.iter().zip(&answer.answers).for_each(|(&number, answer)| answers[number] = *answer);
+            step.checks.iter().zip(&answer.answers).for_each(|(&index, answer)| answers[index] = *answer);
             if !refused {
-                charged.parts.extend(Again::of(part, &answer, by));
+                charged.steps.extend(Compensation::of(step, &answer, by));
             }
         }
         if !refused {
-            charged.parts.clear();
+            charged.steps.clear();
         }
-        // Whoever is dropped while it is taken back leaves that to the store's queue, which has it by then: once is enough.
-        while let Some(again) = charged.parts.pop() {
-            let answer = self.take_back(&again, now, deadline).await;
+        // Popped before the await: a request dropped meanwhile has the compensation in the store's queue already.
+        while let Some(compensation) = charged.steps.pop() {
+            let answer = self.compensate(&compensation, now, deadline).await;
             if let Some(answer) = answer {
-                again.checks.iter().zip(answer.answers).for_each(|(&number, answer)| answers[number] = answer);
+                compensation.checks.iter().zip(answer.answers).for_each(|(&index, answer)| answers[index] = answer);
             }
         }
         (!refused, answers)
     }
 
-    /// Asks one place for its part.
-    async fn ask(&self, place: Place, plan: &Plan, now: Timestamp, deadline: Instant) -> (Applied, By) {
-        let Some(shared) = self.shared(place.0) else { return (self.memory.apply(plan, now), By::Store) };
-        // Each store by its own patience, and all of them together by the longest.
-        let deadline = deadline.min(shared.remote().deadline());
-        match shared.ask(plan, now, self.told(now), deadline).await {
-            Ok(applied) => (applied, By::Store),
-            Err(fault) => (shared.fallback(plan, fault, now), By::Fallback),
+    /// Executes a plan in one partition.
+    async fn ask(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> (Applied, AnsweredBy) {
+        let Some(shared) = self.shared(partition.0) else { return (self.memory.apply(plan, now), AnsweredBy::Store) };
+        // Each store within its own timeout, and all of them within the longest.
+        let deadline = deadline.min(shared.queue().deadline());
+        match shared.ask(plan, now, self.injected_now(now), deadline).await {
+            Ok(applied) => (applied, AnsweredBy::Store),
+            Err(fault) => (shared.fallback(plan, fault, now), AnsweredBy::Fallback),
         }
     }
 
-    /// Takes back what a part charged; the answer that it gives then, where it can.
-    async fn take_back(&self, again: &Again, now: Timestamp, deadline: Instant) -> Option<Applied> {
-        let Again { place, plan, by, .. } = again;
-        match (self.shared(place.0), by) {
+    /// Takes back the charges of a step. Returns the answers of the refused step if the store gives them in time.
+    async fn compensate(&self, compensation: &Compensation, now: Timestamp, deadline: Instant) -> Option<Applied> {
+        let Compensation { partition, plan, by, .. } = compensation;
+        match (self.shared(partition.0), by) {
             (None, _) => Some(self.memory.apply(plan, now)),
-            (Some(shared), By::Fallback) => Some(shared.fallback(plan, Fault::CircuitOpen, now)),
-            (Some(shared), By::Store) => {
+            (Some(shared), AnsweredBy::Fallback) => Some(shared.fallback(plan, Fault::CircuitOpen, now)),
+            (Some(shared), AnsweredBy::Store) => {
                 if Instant::now() >= deadline {
-                    // Others took the time that was: it is done all the same, and nobody waits for it.
-                    shared.post(plan.clone(), self.told(now));
+                    // Other stores used up the time: compensate without waiting.
+                    shared.post(plan.clone(), self.injected_now(now));
                     return None;
                 }
-                shared.ask(plan, now, self.told(now), deadline).await.ok()
+                shared.ask(plan, now, self.injected_now(now), deadline).await.ok()
             }
         }
     }
 }
 
-/// A part that was charged, as it is asked again when its group is refused.
-struct Again {
-    place: Place,
+/// A charged step as it is executed again if its group is refused: an undo, then the checks as refused.
+struct Compensation {
+    partition: Partition,
     plan: Plan,
-    by: By,
+    by: AnsweredBy,
     checks: SmallVec<[usize; 3]>,
 }
 
-impl Again {
-    /// None where nothing was charged, or where charges stay on a refusal too.
-    fn of(part: Part, applied: &Applied, by: By) -> Option<Self> {
+impl Compensation {
+    /// `None` if nothing was charged, or if all charges stay on a refusal too.
+    fn of(step: Step, applied: &Applied, by: AnsweredBy) -> Option<Self> {
         let stays = |check: &Check| check.charges.admitted == check.charges.passed && !check.shadow;
-        if part.plan.checks.iter().all(stays) {
+        if step.plan.checks.iter().all(stays) {
             return None;
         }
         let undo = |(check, answer): (&Check, &Result<Outcome, Fault>)| {
@@ -183,29 +197,29 @@ impl Again {
             let charge = Undo { counter, store, limit, units: charges.admitted, at: applied.at, reset: outcome.reset };
             (charge.units > 0).then_some(charge)
         };
-        let undos: Vec<Undo> = part.plan.checks.iter().zip(&applied.answers).filter_map(undo).collect();
-        // What a refund gave back was given back once.
-        let checks = part.plan.checks.iter().map(|check| Check { refund: 0, ..*check }).collect();
-        let plan = Plan { undos, checks, refused: true, ..part.plan };
-        (!plan.undos.is_empty()).then_some(Self { place: part.place, plan, by, checks: part.checks })
+        let undos: Vec<Undo> = step.plan.checks.iter().zip(&applied.answers).filter_map(undo).collect();
+        // A refund is applied once.
+        let checks = step.plan.checks.iter().map(|check| Check { refund: 0, ..*check }).collect();
+        let plan = Plan { undos, checks, refused: true, ..step.plan };
+        (!plan.undos.is_empty()).then_some(Self { partition: step.partition, plan, by, checks: step.checks })
     }
 }
 
-/// What is charged until its group is decided. A request that is given up in between leaves nothing behind.
-struct Charged<'a> {
+/// The charged steps of an undecided group. They are compensated on drop, so a dropped request leaves no charge.
+struct UndecidedCharges<'a> {
     stores: &'a Stores,
     now: Timestamp,
-    parts: Vec<Again>,
+    steps: Vec<Compensation>,
 }
 
-impl Drop for Charged<'_> {
+impl Drop for UndecidedCharges<'_> {
     fn drop(&mut self) {
         let Self { stores, now, .. } = *self;
-        for Again { place, plan, by, .. } in self.parts.drain(..) {
-            match (stores.shared(place.0), by) {
+        for Compensation { partition, plan, by, .. } in self.steps.drain(..) {
+            match (stores.shared(partition.0), by) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
-                (Some(shared), By::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),
-                (Some(shared), By::Store) => shared.post(plan, stores.told(now)),
+                (Some(shared), AnsweredBy::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),
+                (Some(shared), AnsweredBy::Store) => shared.post(plan, stores.injected_now(now)),
             }
         }
     }

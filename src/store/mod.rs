@@ -1,6 +1,6 @@
-//! Where counters are kept. A store executes a plan atomically and returns what it came to.
+//! Stores: they hold the counters, execute plans atomically and return the outcomes.
 //!
-//! A store knows nothing of rules: it is given checks, and the meaning of a check is [`crate::plan::advance`].
+//! A store knows no rules: it executes checks, whose meaning is [`crate::plan::advance`].
 
 mod compensation;
 mod memory;
@@ -8,132 +8,155 @@ mod postgres;
 mod redis;
 mod shared;
 
-use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::compensation::Route;
 pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 pub use self::redis::{
     Address, Credentials, Identity, Password, Redis, RedisSettings, TlsError, TlsSettings, Topology,
 };
-pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreMetrics};
+pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreObserver, Wrapper};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
-/// What executes plans.
-pub trait Store: Send + Sync {
-    /// Executes a plan: its lease changes, then its groups in order, each admitted whole or not at all.
-    ///
-    /// `now` is this process's clock. A store that is shared decides by its own.
-    fn apply(&self, plan: &Plan, now: Timestamp) -> impl Future<Output = Applied> + Send;
-
-    /// Forgets what a counter holds, as if it had never been asked for. Says whether it held anything. `store` counts
-    /// as checks do.
-    ///
-    /// # Errors
-    ///
-    /// The store cannot be asked; the counter is as it was.
-    fn forget(&self, store: u16, counter: CounterName) -> impl Future<Output = Result<bool, Fault>> + Send;
-}
-
-/// The stores of a deployment, one of which every check names.
+/// The stores of a deployment. Every check names one by index.
 #[derive(Debug)]
 pub struct Stores {
-    /// A space for each place. That of a shared store stays empty.
+    /// A space for each store. The space of a shared store stays empty.
     memory: Memory,
-    /// Shared stores by place; empty where there are none, which is asked on every decision.
+    /// Shared stores by index; empty if there are none, so that a decision finds that out quickly.
     shared: Vec<Option<Arc<Shared>>>,
-    /// The callers' clock decides, not that of a shared store: for tests.
+    /// For tests: shared stores decide by the caller's clock instead of their own.
     by_callers_clock: bool,
 }
 
-/// What is known of a store.
+/// The state of a store, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreFact {
-    /// Of one in this process's memory.
+    /// A memory store.
     Memory(Usage),
-    /// Of a shared one.
+    /// A shared store.
     Shared {
-        /// Whether it is left alone until it answers again.
+        /// Whether its circuit breaker is open.
         circuit_open: bool,
     },
 }
 
-/// A store as it is put among others.
+/// A store to put into [`Stores`].
 #[derive(Debug)]
 pub enum StoreHandle {
-    /// In this process's memory.
+    /// A new store in this process's memory.
     Memory(MemorySettings),
-    /// Outside of it.
+    /// A shared store.
     Shared(Arc<Shared>),
 }
 
+/// A store of the next configuration.
+#[derive(Debug)]
+pub enum Next {
+    /// The store at this index, with all its counters.
+    Keep(usize),
+    /// A new store.
+    New(StoreHandle),
+}
+
 impl Stores {
-    /// Stores in this process's memory, in the order that checks count them.
+    /// Stores in this process's memory. [`Check::store`](crate::plan::Check) is the index here.
     pub fn memory(spaces: &[MemorySettings]) -> Self {
         Self { memory: Memory::new(spaces), shared: Vec::new(), by_callers_clock: false }
     }
 
-    /// Stores of any kind, in the order that checks count them.
-    pub fn of(keepers: impl IntoIterator<Item = StoreHandle>) -> Self {
-        Self::memory(&[]).next(keepers.into_iter().map(Err))
+    /// Stores of any kind. [`Check::store`](crate::plan::Check) is the index here.
+    pub fn of(handles: impl IntoIterator<Item = StoreHandle>) -> Self {
+        Self::memory(&[]).next(handles.into_iter().map(Next::New))
     }
 
-    /// Stores for the next configuration: each is one of these with all it holds, by its place here, or a new one.
-    pub fn next(&self, stores: impl IntoIterator<Item = Result<usize, StoreHandle>>) -> Self {
-        let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.put(store)).unzip();
+    /// The stores of the next configuration: kept ones, with all their counters, and new ones.
+    pub fn next(&self, stores: impl IntoIterator<Item = Next>) -> Self {
+        let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
         if shared.iter().all(Option::is_none) {
             shared.clear();
         }
         Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
     }
 
-    /// The space of a store, and the shared store that has its place.
-    fn put(&self, store: Result<usize, StoreHandle>) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+    /// The space of a store, and the shared store if it is one.
+    fn resolve(&self, store: Next) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
         match store {
-            Ok(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
-            Err(StoreHandle::Memory(settings)) => (Err(settings), None),
-            Err(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+            Next::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
+            Next::New(StoreHandle::Memory(settings)) => (Err(settings), None),
+            Next::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
         }
     }
 
-    /// Lets the callers' clock decide instead of that of a shared store: for tests, which hold it.
+    /// For tests: makes shared stores decide by the caller's clock instead of their own.
     pub fn by_callers_clock(self) -> Self {
         Self { by_callers_clock: true, ..self }
     }
 
-    /// Forgets what no longer counts, as of `now`. Called now and then; no lock is held for long.
-    pub fn sweep(&self, now: Timestamp) {
-        self.memory.sweep(now);
-        self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.told(now)));
+    /// Executes a plan: its lease changes, then its undos, then its groups in order, each admitted completely or not at
+    /// all.
+    ///
+    /// `now` is this process's clock. A shared store decides by its own.
+    pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        if self.shared.is_empty() {
+            return self.memory.apply(plan, now);
+        }
+        match self.route(plan) {
+            Route::Memory => self.memory.apply(plan, now),
+            Route::Store(store) => {
+                let shared = self.shared(store).expect("the route names a shared store");
+                self.apply_shared(shared, plan, now).await
+            }
+            Route::Several => self.apply_saga(plan, now).await,
+        }
     }
 
-    /// Whether a store can be asked, and written to. This process's memory always can.
+    /// Removes a counter of the store at index `store` and returns whether it held anything.
+    ///
+    /// # Errors
+    ///
+    /// The store did not answer.
+    pub async fn forget(&self, store: u16, counter: CounterName) -> Result<bool, Fault> {
+        match self.shared(store) {
+            Some(shared) => shared.forget(counter).await,
+            None => Ok(self.memory.forget(store, &counter)),
+        }
+    }
+
+    /// Removes counters that have expired at `now`. Called periodically; no lock is held for long.
+    pub fn sweep(&self, now: Timestamp) {
+        self.memory.sweep(now);
+        self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.injected_now(now)));
+    }
+
+    /// Whether a store answers and accepts writes. A memory store always does.
     pub async fn answers(&self, store: usize) -> bool {
         match self.shared.get(store).and_then(Option::as_ref) {
-            Some(shared) => shared.remote().probe().await.is_ok(),
+            Some(shared) => shared.queue().probe().await.is_ok(),
             None => true,
         }
     }
 
-    /// Returns what shared stores have charged for nobody yet: to be called before the process ends.
-    pub async fn give_back(&self, now: Timestamp, patience: Duration) {
-        let deadline = Instant::now() + patience;
+    /// Returns unused leased quota to the shared stores, within `timeout`. Called before the process ends.
+    pub async fn return_leased_quota(&self, now: Timestamp, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         for shared in self.shared.iter().flatten() {
-            shared.give_back(now, self.told(now), deadline).await;
+            shared.return_leased_quota(now, self.injected_now(now), deadline).await;
         }
     }
 
-    /// Writes a memory store's counters to a file. `store` counts as checks do.
+    /// Writes the counters of the memory store at index `store` to a file.
     pub fn save(&self, store: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
         self.memory.save(store, path, owner)
     }
 
-    /// Reads a memory store's counters from a file, whole or not at all.
+    /// Reads the counters of the memory store at index `store` from a file, completely or not at all.
     pub fn load(
         &self,
         store: usize,
@@ -144,21 +167,21 @@ impl Stores {
         self.memory.load(store, path, owner, now)
     }
 
-    /// What is known of each store.
+    /// The state of each store.
     pub fn facts(&self) -> Vec<StoreFact> {
-        let shared = |place: usize| self.shared.get(place).and_then(Option::as_ref);
-        let fact = |(place, usage)| match shared(place) {
-            Some(shared) => StoreFact::Shared { circuit_open: shared.remote().circuit_open() },
+        let shared = |index: usize| self.shared.get(index).and_then(Option::as_ref);
+        let fact = |(index, usage)| match shared(index) {
+            Some(shared) => StoreFact::Shared { circuit_open: shared.queue().circuit_open() },
             None => StoreFact::Memory(usage),
         };
         self.memory.usage().into_iter().enumerate().map(fact).collect()
     }
 
-    /// Counts each shared store with what `watch` makes for its place from now on.
-    pub fn watch(&self, watch: impl Fn(usize) -> StoreMetrics) {
-        for (place, shared) in self.shared.iter().enumerate() {
+    /// Sets the observer of each shared store, made by `observer` for its index.
+    pub fn observe(&self, observer: impl Fn(usize) -> Box<dyn StoreObserver>) {
+        for (index, shared) in self.shared.iter().enumerate() {
             if let Some(shared) = shared {
-                shared.remote().watch(Arc::new(watch(place)));
+                shared.queue().observe(observer(index));
             }
         }
     }
@@ -167,46 +190,23 @@ impl Stores {
         self.shared.get(usize::from(store))?.as_deref()
     }
 
-    /// When a plan has to be decided that begins now: the longest that one of its stores may take.
+    /// The deadline of a plan that begins now: the latest of its stores' deadlines.
     fn deadline(&self, plan: &Plan) -> Instant {
         let stores = plan.checks.iter().map(|check| check.store).chain(plan.changes.iter().map(|change| change.store));
-        let deadlines = stores.filter_map(|store| Some(self.shared(store)?.remote().deadline()));
+        let deadlines = stores.filter_map(|store| Some(self.shared(store)?.queue().deadline()));
         deadlines.max().unwrap_or_else(Instant::now)
     }
 
-    /// The moment that a shared store is told to decide by, if not by its own clock.
-    fn told(&self, now: Timestamp) -> Option<Timestamp> {
+    /// The time that replaces a shared store's own clock, in tests.
+    fn injected_now(&self, now: Timestamp) -> Option<Timestamp> {
         self.by_callers_clock.then_some(now)
     }
 
-    /// Executes a plan that is whole in one shared store.
-    async fn apply_there(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.ask(plan, now, self.told(now), shared.remote().deadline()).await {
+    /// Executes a plan whose counters are all in one partition of one shared store.
+    async fn apply_shared(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
+        match shared.ask(plan, now, self.injected_now(now), shared.queue().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.fallback(plan, fault, now),
-        }
-    }
-}
-
-impl Store for Stores {
-    async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
-        if self.shared.is_empty() {
-            return self.memory.apply(plan, now);
-        }
-        match self.one_place(plan) {
-            Some(None) => self.memory.apply(plan, now),
-            Some(Some(store)) => {
-                let shared = self.shared(store).expect("it was found there");
-                self.apply_there(shared, plan, now).await
-            }
-            None => self.spread(plan, now).await,
-        }
-    }
-
-    async fn forget(&self, store: u16, counter: CounterName) -> Result<bool, Fault> {
-        match self.shared(store) {
-            Some(shared) => shared.forget(counter).await,
-            None => Ok(self.memory.forget(store, &counter)),
         }
     }
 }

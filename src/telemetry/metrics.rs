@@ -9,12 +9,11 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use metrics_process::Collector;
 
-use super::refusals::reason_word;
 use crate::decision::{Decision, Reason};
-use crate::limiter::LeaseStatus;
+use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Fault, Outcome};
 use crate::rules::{RuleLabel, Rules};
-use crate::store::{StoreFact, StoreMetrics};
+use crate::store::{StoreFact, StoreObserver, Wrapper};
 
 const DECISIONS: &str = "tollgate_decisions_total";
 const CHECKS: &str = "tollgate_checks_total";
@@ -276,6 +275,51 @@ struct TargetCounters {
     shadow: [Counter; 3],
 }
 
+/// The series of one shared store.
+struct StoreMetrics {
+    /// Seconds of each call.
+    latency: Histogram,
+    /// Plans of each call.
+    batch: Histogram,
+    /// Plans that were not answered, by [`Fault`].
+    faults: [Counter; Fault::ALL.len()],
+    /// Checks answered by policy: allow, deny, local.
+    policy: [Counter; 3],
+    /// 1 while the circuit breaker is open.
+    circuit_open: Gauge,
+    /// Plans that take charges back: done, failed.
+    undone: [Counter; 2],
+    /// Plans answered without a call: by the refusal cache, from a quota lease.
+    near: [Counter; 2],
+}
+
+impl StoreObserver for StoreMetrics {
+    fn called(&self, took: Duration, plans: usize) {
+        self.latency.record(took);
+        self.batch.record(plans as f64);
+    }
+
+    fn failed(&self, fault: Fault) {
+        self.faults[fault as usize].increment(1);
+    }
+
+    fn answered_by_policy(&self, policy: OnStoreError, checks: u64) {
+        self.policy[policy as usize].increment(checks);
+    }
+
+    fn circuit(&self, open: bool) {
+        self.circuit_open.set(f64::from(u8::from(open)));
+    }
+
+    fn undone(&self, failed: bool) {
+        self.undone[usize::from(failed)].increment(1);
+    }
+
+    fn answered_nearby(&self, by: Wrapper) {
+        self.near[by as usize].increment(1);
+    }
+}
+
 impl Metrics {
     /// Metrics with all counts zero.
     pub fn new() -> Self {
@@ -316,20 +360,20 @@ impl Metrics {
         Handles::new(rules, &Registry(&self.recorder))
     }
 
-    /// The metric handles of a shared store.
-    pub fn watch(&self, store: &str) -> StoreMetrics {
+    /// An observer that counts the calls of a shared store.
+    pub fn store_observer(&self, store: &str) -> Box<dyn StoreObserver> {
         let registry = Registry(&self.recorder);
         let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
         let histogram = |name| self.recorder.register_histogram(&key(name, &[("store", store)]), &METADATA);
-        StoreMetrics {
+        Box::new(StoreMetrics {
             latency: histogram(CALLS),
             batch: histogram(BATCH),
-            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.word())),
+            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
             circuit_open: registry.gauge(SUSPENDED, &[("store", store)]),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
             near: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
-        }
+        })
     }
 
     /// Counts a decision and its answer.
@@ -433,13 +477,13 @@ impl Handles {
             skipped: registry.counter(SKIPPED, &[("domain", name)]),
             overrides: registry.counter(OVERRIDES, &[("domain", name)]),
             shadow_refusals: registry.counter(SHADOW_REFUSALS, &[("domain", name)]),
-            unmatched: registry.decisions(name, "", "", "refused", reason_word(Reason::Unmatched)),
-            too_large: registry.decisions(name, "", "", "refused", reason_word(Reason::TooLarge)),
+            unmatched: registry.decisions(name, "", "", "refused", Reason::Unmatched.name()),
+            too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),
             rules: labels
                 .iter()
                 .map(|rule| {
                     [Reason::Denied, Reason::MissingKey, Reason::NoLimiter]
-                        .map(|why| registry.decisions(name, rule, "", "refused", reason_word(why)))
+                        .map(|why| registry.decisions(name, rule, "", "refused", why.name()))
                 })
                 .collect(),
         };
@@ -462,7 +506,7 @@ impl Handles {
             };
             TargetCounters {
                 decided: [Reason::Limit, Reason::StoreError].map(|why| match rule_modes.enforced {
-                    true => registry.decisions(domain, rule, limiter, "refused", reason_word(why)),
+                    true => registry.decisions(domain, rule, limiter, "refused", why.name()),
                     false => Counter::noop(),
                 }),
                 enforced: checks("enforced", rule_modes.enforced),
@@ -473,7 +517,7 @@ impl Handles {
             domains: domains.iter().zip(&labels).map(domain).collect(),
             targets: rules.target_names().map(target).collect(),
             no_domain: registry.decisions("", "", "", "allowed", ""),
-            no_domain_too_large: registry.decisions("", "", "", "refused", reason_word(Reason::TooLarge)),
+            no_domain_too_large: registry.decisions("", "", "", "refused", Reason::TooLarge.name()),
         }
     }
 

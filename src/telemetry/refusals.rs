@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Door;
 use crate::clock::Timestamp;
-use crate::decision::{Decision, Reason, Refusal};
+use crate::decision::{Decision, Refusal};
 
 /// Logs refusals, with a limit of lines per second.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl RefusalLog {
             domain = decision.domain(),
             rule = refusal.rule,
             limiter = refusal.limiter,
-            reason = reason_word(refusal.reason),
+            reason = refusal.reason.name(),
             key = decision.counter().map(tracing::field::display),
             retry_after_ms = refusal.retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
             left_out,
@@ -62,19 +62,6 @@ impl RefusalLog {
             (written < limit).then(|| second << 32 | u64::from(written + 1))
         };
         self.second_and_lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
-    }
-}
-
-/// The name of a reason in logs and labels.
-pub(super) fn reason_word(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Limit => "limit",
-        Reason::Denied => "denied",
-        Reason::Unmatched => "unmatched",
-        Reason::MissingKey => "missing_key",
-        Reason::NoLimiter => "no_limiter",
-        Reason::StoreError => "store_error",
-        Reason::TooLarge => "too_large",
     }
 }
 

@@ -262,7 +262,7 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
 #[test]
 fn the_largest_bounds_are_taken() {
     let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
-    assert_eq!(bounds, RequestBounds::MOST);
+    assert_eq!(bounds, RequestBounds::MAX);
 }
 
 #[test]

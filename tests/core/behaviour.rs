@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use tollgate::descriptor::{Descriptor, Hits};
 use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, Schedule};
-use tollgate::rules::{Action, Apply, KeyPart, Normaliser};
+use tollgate::rules::{Action, Apply, KeyEntry, Normaliser};
 use tollgate::store::StoreFact;
 
 use super::world::{START, World, hits};
@@ -440,7 +440,7 @@ fn case_m07_refused_tries_on_one_account_leave_the_address_for_another() {
     assert_eq!(world.admits(10, &login("1.2.3.4", "a")), 3);
     let decision = world.ask(&login("1.2.3.4", "b"));
     assert!(decision.allowed());
-    let address = decision.counted().find(|counted| counted.limiter == "ip").expect("it applies");
+    let address = decision.checks().find(|counted| counted.limiter == "ip").expect("it applies");
     assert_eq!(address.remaining, 6, "3 and this one were charged");
 }
 
@@ -544,7 +544,7 @@ fn case_s10_a_counter_is_forgotten_when_it_no_longer_counts() {
 
 #[test]
 fn case_h06_spellings_of_an_identity_are_equal_after_their_normalisers() {
-    let key = KeyPart { entry: "account".to_owned(), normalise: vec![Normaliser::Lowercase, Normaliser::Trim] };
+    let key = KeyEntry { entry: "account".to_owned(), normalise: vec![Normaliser::Lowercase, Normaliser::Trim] };
     let world = World::new(
         vec![quota("limiter", 2, secs(60), LOG)],
         vec![applies("all", [Apply { key: vec![key], ..apply("limiter", &[]) }])],

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tollgate::clock::Timestamp;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{
-    Algorithm, Alignment, CalendarBounds, LeaseId, LeaseStatus, Limit, MAX_WINDOW, OnStoreError, Quota, Schedule, State,
+    Algorithm, Alignment, CalendarBounds, LeaseId, LeaseStatus, Limit, MAX_WINDOW, Quota, Schedule, State,
 };
 use tollgate::plan::{
     Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Outcome, Plan, StateCell, advance, change_lease,
@@ -139,17 +139,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
 }
 
 fn blank(numbers: Numbers) -> Check {
-    Check {
-        counter: CounterName::default(),
-        store: 0,
-        limit: numbers.limit(),
-        needs: Needs::default(),
-        charges: Charges::default(),
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    }
+    Check::look(CounterName::default(), numbers.limit())
 }
 
 /// 300 cases of 400 steps each: half of them under one limit, half under limits that change from step to step.

@@ -80,7 +80,7 @@ fn a_composite_of_two_limits_and_slots_admits_what_its_smallest_admits() {
         let all = [apply("all", &[]), apply("account", &["account"]), apply("running", &[])];
         let engine = engine(limiters, vec![applies("all", all)]);
         assert_eq!(stampede(&engine, |engine, _| decide(engine, A).allowed()), 10);
-        let left: Vec<u32> = decide(&engine, &[("account", "b")]).counted().map(|counted| counted.remaining).collect();
+        let left: Vec<u32> = decide(&engine, &[("account", "b")]).checks().map(|counted| counted.remaining).collect();
         assert_eq!(left, [1, 9, 0], "nothing but the ten was charged, and this one");
     }
 }

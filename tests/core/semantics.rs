@@ -31,7 +31,7 @@ use tollgate::rules::{
     Unmatched,
 };
 use tollgate::secret::Secret;
-use tollgate::store::{MemorySettings, Stores};
+use tollgate::store::{MemorySettings, Next, Stores};
 
 use super::world::{START, World, hits};
 use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
@@ -55,7 +55,7 @@ fn one(limiter: Limiter) -> World {
 fn reloaded(world: World, book: RuleBook) -> World {
     let World { engine, clock } = world;
     let rules = Arc::new(Rules::compile(book).expect("the book compiles"));
-    let stores = engine.current().stores.next((0..rules.stores().len()).map(Ok));
+    let stores = engine.current().stores.next((0..rules.stores().len()).map(Next::Keep));
     engine.replace(Arc::new(Version { rules, stores }));
     World { engine, clock }
 }
@@ -232,7 +232,7 @@ fn semantics_05_hits_of_zero_peek_and_negative_hits_give_back() {
 fn semantics_05_each_descriptor_brings_its_own_cost() {
     let world = one(quota("limiter", 10, secs(60), LOG));
     let decision = world.decide([hits(Hits::Charge(4), A), hits(Hits::Peek, B)]);
-    let left: Vec<u32> = decision.statuses().filter_map(|status| Some(status.counted?.remaining)).collect();
+    let left: Vec<u32> = decision.statuses().filter_map(|status| Some(status.check?.remaining)).collect();
     assert_eq!(left, [6, 10]);
 }
 
@@ -256,7 +256,7 @@ fn semantics_06_the_whole_call_is_admitted_or_refused_together() {
 fn semantics_06_checks_of_one_counter_are_charged_once_with_the_highest_cost() {
     let world = one(quota("limiter", 10, secs(60), LOG));
     let decision = world.decide([hits(Hits::Charge(2), A), hits(Hits::Charge(5), A), hits(Hits::Charge(3), A)]);
-    let left: Vec<u32> = decision.statuses().filter_map(|status| Some(status.counted?.remaining)).collect();
+    let left: Vec<u32> = decision.statuses().filter_map(|status| Some(status.check?.remaining)).collect();
     assert_eq!(left, [5, 5, 5], "all of them get the one outcome");
 }
 
@@ -776,8 +776,7 @@ fn semantics_16_one_status_for_each_descriptor_in_order() {
         )
     };
     let passed = all();
-    let told: Vec<Option<&str>> =
-        passed.statuses().map(|status| status.counted.map(|counted| counted.limiter)).collect();
+    let told: Vec<Option<&str>> = passed.statuses().map(|status| status.check.map(|counted| counted.limiter)).collect();
     assert_eq!(told, [Some("tight"), None, None, None, Some("tight")], "the lowest remaining is told");
     assert!(passed.statuses().all(|status| status.allowed));
 
@@ -786,7 +785,7 @@ fn semantics_16_one_status_for_each_descriptor_in_order() {
     world.wait(secs(1));
     let refused = world.decide([Descriptor::of(B.iter().copied()), Descriptor::of([("account", "c")])]);
     let told: Vec<(bool, u32)> =
-        refused.statuses().map(|status| (status.allowed, status.counted.expect("it counts").remaining)).collect();
+        refused.statuses().map(|status| (status.allowed, status.check.expect("it counts").remaining)).collect();
     assert_eq!(told, [(true, 1), (false, 0)], "b passes inside the refused request, uncharged");
 }
 
@@ -800,10 +799,8 @@ fn semantics_16_beside_a_denied_descriptor_the_others_say_what_they_have_left() 
     for _ in 0..2 {
         let refused = world.decide(["a", "mallory"].map(|account| Descriptor::of([("account", account)])));
         assert_eq!(refused.refusal().and_then(|refusal| refusal.rule), Some("banned"));
-        let told: Vec<(bool, Option<u32>)> = refused
-            .statuses()
-            .map(|status| (status.allowed, status.counted.map(|counted| counted.remaining)))
-            .collect();
+        let told: Vec<(bool, Option<u32>)> =
+            refused.statuses().map(|status| (status.allowed, status.check.map(|counted| counted.remaining))).collect();
         assert_eq!(told, [(true, Some(10)), (false, None)], "and nothing is charged");
     }
 }
@@ -815,7 +812,7 @@ fn semantics_16_the_refusing_check_with_the_longest_wait_is_the_status() {
     assert!(world.passes(A));
     let refused = world.ask(A);
     let status = refused.statuses().next().expect("one descriptor, one status");
-    assert_eq!(status.counted.expect("it counts").limiter, "hour");
+    assert_eq!(status.check.expect("it counts").limiter, "hour");
 }
 
 #[test]
@@ -826,10 +823,8 @@ fn semantics_17_what_is_told_are_the_configured_numbers() {
     };
     let world = one(limiter);
     let decision = world.ask(A);
-    let told: Vec<_> = decision
-        .counted()
-        .map(|counted| (counted.limit, counted.window, counted.capacity, counted.remaining))
-        .collect();
+    let told: Vec<_> =
+        decision.checks().map(|counted| (counted.limit, counted.window, counted.capacity, counted.remaining)).collect();
     assert_eq!(told, [(100, Some(secs(3_600)), 20, 19), (4, None, 4, 3)]);
 }
 
@@ -874,7 +869,7 @@ fn semantics_18_only_limiters_that_say_so_and_only_that_descriptor() {
     assert_eq!(world.decide([asked(2, secs(30), A)]).tightest().expect("it applies").limit, 10);
     let world = overriding(quota("limiter", 10, secs(60), LOG));
     let decision = world.decide([asked(2, secs(30), A), Descriptor::of(B.iter().copied())]);
-    let limits: Vec<u32> = decision.statuses().filter_map(|status| Some(status.counted?.limit)).collect();
+    let limits: Vec<u32> = decision.statuses().filter_map(|status| Some(status.check?.limit)).collect();
     assert_eq!(limits, [2, 10]);
 }
 
@@ -1026,7 +1021,7 @@ fn semantics_23_a_fixed_window_is_aligned_to_the_epoch_or_to_its_first_hit() {
 fn calendar(unit: CalendarUnit, zone: &str) -> World {
     let zone = jiff::tz::TimeZone::get(zone).expect("the zone is bundled");
     let schedule = Schedule::Calendar(Calendar::new(unit, zone));
-    one(quota("limiter", 1, unit.mean(), Algorithm::FixedWindow(schedule)))
+    one(quota("limiter", 1, unit.nominal_length(), Algorithm::FixedWindow(schedule)))
 }
 
 fn at(civil: &str) -> Timestamp {
@@ -1060,7 +1055,11 @@ fn semantics_23_calendar_windows_follow_their_zone() {
         world.wait(MICRO);
         assert!(world.passes(A), "{unit:?} at {now}");
     }
-    assert_eq!((Month.mean(), Year.mean()), (secs(30 * 86_400), secs(365 * 86_400)), "as Envoy's units");
+    assert_eq!(
+        (Month.nominal_length(), Year.nominal_length()),
+        (secs(30 * 86_400), secs(365 * 86_400)),
+        "as Envoy's units"
+    );
 }
 
 fn lease(decision: &Decision) -> String {
@@ -1229,11 +1228,11 @@ fn semantics_25_allow_and_final_end_the_walk_and_keep_what_was_found_before() {
     let end = last(Rule { last: true, ..rule("end", &[("account", "a")], Action::Apply(vec![])) });
     for world in [allow, end] {
         let decision = world.ask(A);
-        let limiters: Vec<&str> = decision.counted().map(|counted| counted.limiter).collect();
+        let limiters: Vec<&str> = decision.checks().map(|counted| counted.limiter).collect();
         assert_eq!(limiters, ["before"]);
         assert_eq!(refusing(&world.ask(A)), Some("before"));
         let decision = world.ask(B);
-        assert_eq!(decision.counted().count(), 2);
+        assert_eq!(decision.checks().count(), 2);
     }
 }
 

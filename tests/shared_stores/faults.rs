@@ -26,8 +26,8 @@ use tollgate::limiter::{Limit, Limiter, OnStoreError, SlidingWindow};
 use tollgate::plan::Check;
 use tollgate::rules::{Action, RuleBook, Rules};
 use tollgate::store::{
-    Address, Credentials, MemorySettings, Password, QueueSettings, RedisSettings, SharedSettings, Store, StoreHandle,
-    Stores, Topology,
+    Address, Credentials, MemorySettings, Password, QueueSettings, RedisSettings, SharedSettings, StoreHandle, Stores,
+    Topology,
 };
 
 use super::in_process::{self, at, in_postgres, in_redis, one, plan};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{
     Address, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Topology,
 };
@@ -38,21 +38,12 @@ pub fn postgres(url: String) -> PostgresSettings {
 /// Asks a counter of the first store for one unit.
 pub fn one(counter: u64, limit: Limit, on_store_error: OnStoreError) -> Check {
     Check {
-        counter: CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(counter + 1), counter]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
         on_store_error,
+        ..Check::charge(CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(counter + 1), counter]), limit, 1)
     }
 }
 
 /// A plan of one group, which takes slots under this lease.
 pub fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
-    let checks: Vec<Check> = checks.into_iter().collect();
-    let groups = [u16::try_from(checks.len()).expect("a plan is short")].into_iter().collect();
-    Plan { checks: checks.into(), groups, lease: LeaseId(lease), ..Plan::default() }
+    Plan { lease: LeaseId(lease), ..Plan::of(checks) }
 }

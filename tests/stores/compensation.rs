@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::plan::{Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    MemorySettings, QueueSettings, Shared, SharedSettings, Store, StoreFact, StoreHandle, StoreMetrics, Stores,
+    MemorySettings, QueueSettings, Shared, SharedSettings, StoreFact, StoreHandle, StoreObserver, Stores, Wrapper,
 };
 
 use super::fake::{BROKEN, HANGING, Kept, WELL, one};
@@ -42,25 +41,18 @@ fn runtime() -> tokio::runtime::Runtime {
 /// A check of one unit on a window of two, in a store of its own.
 fn check(store: u16, on_store_error: OnStoreError) -> Check {
     Check {
-        counter: CounterName([u64::from(store), 7]),
         store,
-        limit: Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60_000_000 }),
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
         on_store_error,
+        ..Check::charge(
+            CounterName([u64::from(store), 7]),
+            Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60_000_000 }),
+            1,
+        )
     }
 }
 
 fn group<const N: usize>(checks: [Check; N]) -> Plan {
-    Plan {
-        checks: checks.into_iter().collect(),
-        groups: [N as u16].into_iter().collect(),
-        lease: LeaseId(1),
-        ..Plan::default()
-    }
+    Plan { lease: LeaseId(1), ..Plan::of(checks) }
 }
 
 /// Compares plans whose counters are spread by `place` with the reference, answer by answer.
@@ -198,18 +190,38 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
     });
 }
 
+/// Counts the plans that a store could not answer, and those by which it took charges back.
+#[derive(Default)]
+struct FirstStore {
+    faults: Arc<AtomicU64>,
+    undone: Arc<AtomicU64>,
+}
+
+impl StoreObserver for FirstStore {
+    fn called(&self, _took: Duration, _plans: usize) {}
+
+    fn failed(&self, _fault: Fault) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn answered_by_policy(&self, _policy: OnStoreError, _checks: u64) {}
+
+    fn circuit(&self, _open: bool) {}
+
+    fn undone(&self, failed: bool) {
+        self.undone.fetch_add(u64::from(!failed), Ordering::Relaxed);
+    }
+
+    fn answered_nearby(&self, _by: Wrapper) {}
+}
+
 /// Counts the plans that the first store could not answer, whatever the reason, and those by which it took charges back.
 fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
     let counted = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
-    let [faults, undone] = counted.each_ref().map(|count| Counter::from_arc(count.clone()));
-    stores.watch(|place| StoreMetrics {
-        latency: Histogram::noop(),
-        batch: Histogram::noop(),
-        faults: std::array::from_fn(|_| if place == 0 { faults.clone() } else { Counter::noop() }),
-        policy: [Counter::noop(), Counter::noop(), Counter::noop()],
-        circuit_open: Gauge::noop(),
-        undone: [if place == 0 { undone.clone() } else { Counter::noop() }, Counter::noop()],
-        near: [Counter::noop(), Counter::noop()],
+    let [faults, undone] = &counted;
+    stores.observe(|index| match index {
+        0 => Box::new(FirstStore { faults: faults.clone(), undone: undone.clone() }),
+        _ => Box::new(FirstStore::default()),
     });
     counted
 }

@@ -8,17 +8,17 @@ use std::future::Future;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::LeaseStatus;
 use tollgate::plan::{Applied, Plan};
-use tollgate::store::{MemorySettings, Store, Stores};
+use tollgate::store::{MemorySettings, Stores};
 
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// 400 runs of 250 plans: 100 000 plans, decided by the store and by `advance`, answer by answer.
-fn the_contract<S: Store>(empty: impl Fn() -> S) {
+fn the_contract(empty: impl Fn() -> Stores) {
     step_by_step(ANYTHING, &empty, |_, _| {});
 }
 
 /// Compares a store with the reference; `between` runs before each plan.
-fn step_by_step<S: Store>(scope: Scope, empty: &impl Fn() -> S, between: impl Fn(&S, Timestamp)) {
+fn step_by_step(scope: Scope, empty: &impl Fn() -> Stores, between: impl Fn(&Stores, Timestamp)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     always(400, plans(scope, 250), |steps| {
         let (store, mut reference, mut now) = (empty(), Reference::default(), START);

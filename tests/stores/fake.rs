@@ -7,24 +7,14 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
-use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
 use tollgate::store::{Backend, Memory, MemorySettings};
 
 use crate::support::reference::plans::START;
 
 /// One unit of a counter of the first store; without the store it is denied.
 pub fn check(limit: Limit) -> Check {
-    Check {
-        counter: CounterName([1, 7]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Deny,
-    }
+    Check { on_store_error: OnStoreError::Deny, ..Check::charge(CounterName([1, 7]), limit, 1) }
 }
 
 /// A shared store that keeps its counters here.
@@ -117,10 +107,5 @@ impl Backend for Kept {
 
 /// A plan of one check.
 pub fn one(check: Check) -> Plan {
-    Plan {
-        checks: [check].into_iter().collect(),
-        groups: [1].into_iter().collect(),
-        lease: LeaseId(1),
-        ..Plan::default()
-    }
+    Plan { lease: LeaseId(1), ..Plan::of([check]) }
 }

@@ -1,6 +1,5 @@
 //! What the memory store holds, and what goes when it is full (semantics 30).
 
-use smallvec::SmallVec;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, MAX_SLOTS, OnStoreError, SlidingCounter,
@@ -48,23 +47,11 @@ fn pair(limit: u32) -> Limit {
 }
 
 fn check(counter: CounterName, limit: Limit, cost: u32) -> Check {
-    Check {
-        counter,
-        store: 0,
-        limit,
-        needs: Needs { fits: cost, ..Needs::default() },
-        charges: Charges { admitted: cost, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    }
+    Check::charge(counter, limit, cost)
 }
 
 fn plan(lease: u64, checks: impl IntoIterator<Item = Check>) -> Plan {
-    let checks: SmallVec<[Check; 3]> = checks.into_iter().collect();
-    let groups = std::iter::once(u16::try_from(checks.len()).expect("a plan is short")).collect();
-    Plan { checks, groups, lease: LeaseId(lease.into()), ..Plan::default() }
+    Plan { lease: LeaseId(lease.into()), ..Plan::of(checks) }
 }
 
 /// A check that charges nothing.

@@ -134,27 +134,14 @@ fn of_each_algorithm(limit: u32) -> [Limit; 6] {
 }
 
 fn check(name: u64, limit: Limit) -> Check {
-    Check {
-        counter: CounterName([name, name]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Deny,
-    }
+    Check { on_store_error: OnStoreError::Deny, ..Check::charge(CounterName([name, name]), limit, 1) }
 }
 
 /// A plan of one group, held under a lease of its own.
 fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
     static LEASE: AtomicU64 = AtomicU64::new(1);
     let lease = LeaseId(LEASE.fetch_add(1, Ordering::Relaxed).into());
-    let mut plan = Plan { lease, ..Plan::default() };
-    plan.checks.extend(checks);
-    plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
-    plan
+    Plan { lease, ..Plan::of(checks) }
 }
 
 /// A single check of a counter.

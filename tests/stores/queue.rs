@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
-use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, Store, StoreHandle, Stores};
+use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
 
 use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;

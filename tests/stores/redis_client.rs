@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tollgate::limiter::{LeaseId, Limit, OnStoreError};
-use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Outcome, Plan};
+use tollgate::limiter::{LeaseId, Limit};
+use tollgate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 /// A server at this port.
@@ -42,24 +42,12 @@ pub fn counter(number: u64) -> CounterName {
 
 /// Asks for one unit.
 pub fn one(counter: CounterName, limit: Limit) -> Check {
-    Check {
-        counter,
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    }
+    Check::charge(counter, limit, 1)
 }
 
 /// A plan of one group.
 pub fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
-    let checks: Vec<Check> = checks.into_iter().collect();
-    let groups = [u16::try_from(checks.len()).expect("a plan is short")].into_iter().collect();
-    Plan { checks: checks.into(), groups, lease: LeaseId(7), ..Plan::default() }
+    Plan { lease: LeaseId(7), ..Plan::of(checks) }
 }
 
 /// What the only check of a plan came to, by the clock of the server.

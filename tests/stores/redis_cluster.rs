@@ -13,8 +13,8 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, Store,
-    StoreHandle, Stores, TlsSettings, Topology,
+    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle,
+    Stores, TlsSettings, Topology,
 };
 
 use super::redis_client::{one, plan};

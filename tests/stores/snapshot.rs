@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Algorithm, Concurrency, LeaseId, Limit, OnStoreError, Quota, Schedule};
-use tollgate::plan::{Charges, Check, CounterName, Needs, Outcome, Plan};
+use tollgate::limiter::{Algorithm, Concurrency, LeaseId, Limit, Quota, Schedule};
+use tollgate::plan::{Check, CounterName, Outcome, Plan};
 use tollgate::store::{Memory, MemorySettings, Owner, SnapshotError};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -30,23 +30,11 @@ fn limits() -> Vec<Limit> {
 }
 
 fn check(counter: u64, limit: Limit) -> Check {
-    Check {
-        counter: CounterName([counter.wrapping_mul(0x9e37_79b9_7f4a_7c15), counter]),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    }
+    Check::charge(CounterName([counter.wrapping_mul(0x9e37_79b9_7f4a_7c15), counter]), limit, 1)
 }
 
 fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
-    let mut plan = Plan { checks: checks.into_iter().collect(), lease: LeaseId(lease), ..Plan::default() };
-    plan.groups.push(plan.checks.len() as u16);
-    plan
+    Plan { lease: LeaseId(lease), ..Plan::of(checks) }
 }
 
 fn memory() -> Memory {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tollgate::clock::Timestamp;
 use tollgate::plan::{Applied, Plan};
-use tollgate::store::{Backend, QueueSettings, Shared, SharedSettings, Store, StoreHandle, Stores};
+use tollgate::store::{Backend, QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
 
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use tollgate::limiter::{Alignment, FixedWindow, Limit, SlidingWindow, TokenBucket};
 use tollgate::plan::{Charges, Check, CounterName, Needs};
-use tollgate::store::{QueueSettings, Shared, SharedSettings, Store, StoreHandle, Stores};
+use tollgate::store::{QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
 
 use super::fake::{HANGING, Kept, WELL, check, one};
 use super::wrapped::{
@@ -90,7 +90,7 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
             }
             assert!(kept.left(&plan.checks[0]) < 91, "more is charged than was used");
             if at_shutdown {
-                stores.give_back(START, Duration::from_secs(5)).await;
+                stores.return_leased_quota(START, Duration::from_secs(5)).await;
             } else {
                 stores.sweep(START.plus(2 * SECOND));
                 // It is posted; what is asked after it comes after it.

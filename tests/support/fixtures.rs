@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule};
+use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule};
 
 /// The domain that everything here asks.
 pub const DOMAIN: &str = "edge";
@@ -46,7 +46,7 @@ pub fn bucket(burst: Option<u32>) -> Algorithm {
 
 /// A limiter with a key, charged when admitted.
 pub fn apply(limiter: &str, key: &[&str]) -> Apply {
-    let part = |entry: &&str| KeyPart { entry: (*entry).to_owned(), normalise: Vec::new() };
+    let part = |entry: &&str| KeyEntry { entry: (*entry).to_owned(), normalise: Vec::new() };
     Apply {
         limiter: limiter.to_owned(),
         otherwise: None,

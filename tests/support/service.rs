@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyPart, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
 use tollgate::server::BoundAddress;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
@@ -322,7 +322,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], apply: &[(&str, &[&str])]) -> 
     let apply = apply.iter().map(|(limiter, key)| Apply {
         limiter: (*limiter).to_owned(),
         otherwise: None,
-        key: key.iter().map(|entry| KeyPart { entry: (*entry).to_owned(), normalise: Vec::new() }).collect(),
+        key: key.iter().map(|entry| KeyEntry { entry: (*entry).to_owned(), normalise: Vec::new() }).collect(),
         charge: Charge::Admitted,
         overdraw: false,
         missing: Missing::Skip,

@@ -318,7 +318,7 @@ impl<'a> Reading<'a> {
             if let Some((_, Some(place))) = given {
                 self.problems.refuse(place, "but calendar is given too; expected one of them");
             }
-            return Some((calendar.unit.mean(), None));
+            return Some((calendar.unit.nominal_length(), None));
         }
         if given.is_none() && written.window.is_absent() && written.window_seconds.is_absent() {
             let calendar = if matches!(algorithm, Algorithm::FixedWindow(_)) { ", or a calendar" } else { "" };

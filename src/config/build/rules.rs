@@ -12,7 +12,7 @@ use crate::config::schema::decode::At;
 use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyPart, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
+    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
 use crate::settings::{AuthzSettings, Settings};
 
@@ -354,8 +354,8 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn key(&mut self, written: &schema::Apply) -> Vec<KeyPart> {
-        let mut key: Vec<KeyPart> = Vec::new();
+    fn key(&mut self, written: &schema::Apply) -> Vec<KeyEntry> {
+        let mut key: Vec<KeyEntry> = Vec::new();
         for part in written.key.items() {
             let (entry, normalise, place) = match &part.value {
                 schema::KeyPart::Entry(entry) => (entry.clone(), Vec::new(), &part.place),
@@ -375,7 +375,7 @@ impl<'a> Reading<'a> {
             if key.iter().any(|part| part.entry == entry) {
                 self.problems.refuse(place, "but the key holds that entry already");
             }
-            key.push(KeyPart { entry, normalise });
+            key.push(KeyEntry { entry, normalise });
         }
         key
     }

@@ -175,11 +175,11 @@ bounded! {
     /// A count that may be zero, as large as every store counts exactly.
     Amount: 0..=1_u64 << 53;
     /// Descriptors of a request.
-    Descriptors: 1..=RequestBounds::MOST.descriptors as u64;
+    Descriptors: 1..=RequestBounds::MAX.descriptors as u64;
     /// Entries of a descriptor.
-    Entries: 1..=RequestBounds::MOST.entries as u64;
+    Entries: 1..=RequestBounds::MAX.entries as u64;
     /// Checks of a request.
-    Checks: 1..=RequestBounds::MOST.checks as u64;
+    Checks: 1..=RequestBounds::MAX.checks as u64;
     /// Lines of the log in a second.
     Lines: 0..=u64::from(u32::MAX);
     /// Headers of a request. An Envoy with nothing configured sends about twenty.

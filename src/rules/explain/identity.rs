@@ -1,14 +1,14 @@
-//! The counters that an identity has: what is asked when somebody is locked out.
+//! The counters of an identity, to inspect or reset a lockout.
 
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Needs};
-use crate::rules::compile::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules, Template};
+use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
 use crate::rules::plan::{Resolved, rewrite};
 
-/// How many keys are named to whoever asks for another.
-const LISTED: usize = 20;
+/// The most keys listed in an error.
+const MAX_LISTED_KEYS: usize = 20;
 
 /// One counter that a rule would ask for a request with these entries.
 #[derive(Clone, Debug)]
@@ -23,16 +23,17 @@ pub struct KnownCounter {
     pub slots: bool,
     /// Whether it counts and never denies.
     pub shadow: bool,
-    /// Looks at the counter without charging it: passes when one unit would.
-    pub look: Check,
+    /// Reads the counter without charging it: passes when a charge of one unit would.
+    pub check: Check,
 }
 
 /// Why no counter is known by some entries. It names entries and never their values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotCounted {
     /// The domain has neither rules nor settings.
     #[error("there is no domain {domain:?} in the configuration; domains with rules: {known}")]
-    NoDomain {
+    UnknownDomain {
         /// The domain that was asked.
         domain: String,
         /// Those that have rules.
@@ -40,7 +41,7 @@ pub enum NotCounted {
     },
     /// No key of the domain is made of these entries alone.
     #[error("no limiter of domain {domain:?} counts by {by}; its limiters count by: {known}")]
-    ByOthers {
+    OtherKeys {
         /// The domain.
         domain: String,
         /// The entries that were given, by name.
@@ -53,7 +54,7 @@ pub enum NotCounted {
 impl Rules {
     /// The counters that are identified by these entries: of every rule of the domain, whether it matches or not, each
     /// limiter whose key is made of nothing else. Where the entries leave open which of several tiers' limiters holds,
-    /// all of them are told. Without entries, the counters that are one for all.
+    /// all of them are returned. Without entries, the counters that are one for all.
     ///
     /// Counters of limits that came with requests are not known here.
     ///
@@ -68,7 +69,7 @@ impl Rules {
     ) -> Result<Vec<KnownCounter>, NotCounted> {
         let Some(&place) = self.by_name.get(domain) else {
             let known = listed(self.domains_with_rules().into_iter().map(str::to_owned).collect());
-            return Err(NotCounted::NoDomain { domain: domain.to_owned(), known });
+            return Err(NotCounted::UnknownDomain { domain: domain.to_owned(), known });
         };
         let domain = &self.domains[place];
         let rewritten = rewrite(descriptor, domain);
@@ -112,7 +113,7 @@ impl Rules {
         for (slots, prefix, limit) in quota.into_iter().chain(slots) {
             let Some(counter) = apply.name(prefix, descriptor) else { continue };
             let shadow = rule.in_shadow(counter);
-            let same = |other: &&mut KnownCounter| other.look.counter == counter && other.limiter == limiter.name;
+            let same = |other: &&mut KnownCounter| other.check.counter == counter && other.limiter == limiter.name;
             if let Some(same) = known.iter_mut().find(same) {
                 if same.shadow && !shadow {
                     (same.rule, same.shadow) = (rule.name.clone(), false);
@@ -125,7 +126,7 @@ impl Rules {
                 limiter: limiter.name.clone(),
                 key: apply.key.iter().map(|part| part.entry.clone()).collect(),
                 slots,
-                look: look(counter, limiter.store, limit),
+                check: read_check(counter, limiter.store, limit),
             });
         }
     }
@@ -146,17 +147,16 @@ impl CompiledApply {
             return vec![target];
         }
         let mut all: Vec<u32> = match &self.template {
-            Template::Fixed(target) => vec![*target],
-            Template::One { by_value: by, otherwise, .. } | Template::Many { by_name: by, otherwise, .. } => {
-                by.values().chain(otherwise).copied().collect()
-            }
+            LimiterTemplate::Fixed(target) => vec![*target],
+            LimiterTemplate::One { by_value: by, otherwise, .. }
+            | LimiterTemplate::Many { by_name: by, otherwise, .. } => by.values().chain(otherwise).copied().collect(),
         };
         all.sort_unstable();
         all
     }
 }
 
-/// What to tell whoever asks for a counter that there is not.
+/// The error for entries that identify no counter.
 fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCounted {
     let applies = domain.rules.iter().filter_map(|rule| match &rule.action {
         CompiledAction::Apply(applies) => Some(applies),
@@ -177,7 +177,7 @@ fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCount
     }
     let keys = keys.into_iter().map(|(key, limiters)| format!("{key} ({})", limiters.join(", ")));
     let by: Vec<&str> = descriptor.entries.iter().map(|entry| entry.key).collect();
-    NotCounted::ByOthers {
+    NotCounted::OtherKeys {
         domain: domain.name.clone(),
         by: if by.is_empty() { "nothing, as one for all".to_owned() } else { format!("{} alone", by.join(" + ")) },
         known: listed(keys.collect()),
@@ -188,14 +188,14 @@ fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCount
 fn listed(words: Vec<String>) -> String {
     match words.len() {
         0 => "none".to_owned(),
-        1..=LISTED => words.join(", "),
-        all => format!("{}, and {} more", words[..LISTED].join(", "), all - LISTED),
+        1..=MAX_LISTED_KEYS => words.join(", "),
+        all => format!("{}, and {} more", words[..MAX_LISTED_KEYS].join(", "), all - MAX_LISTED_KEYS),
     }
 }
 
 /// A check that charges nothing, and passes when a charge of one would. It is in shadow, as no request is decided by it:
 /// a store that is away is not said to have refused one.
-fn look(counter: CounterName, store: u16, limit: Limit) -> Check {
+fn read_check(counter: CounterName, store: u16, limit: Limit) -> Check {
     Check {
         counter,
         store,

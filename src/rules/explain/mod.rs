@@ -2,142 +2,20 @@
 //!
 //! Explaining looks at every rule of the domain; planning does not. It asks no store.
 
+mod explanation;
 mod identity;
 mod text;
 
+pub use self::explanation::{
+    ActionExplanation, ApplyExplanation, Explanation, Mismatch, MissingEntries, NotApplied, RuleExplanation,
+};
 pub use self::identity::{KnownCounter, NotCounted};
-use std::fmt;
 
-use super::compile::{CompiledAction, CompiledRule, Part, Rules, Template, parts};
+use super::book::Missing;
+use super::compiled::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts};
 use super::plan::{Resolved, rewrite};
-use super::{Charge, Missing};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
-use crate::limiter::Limit;
-use crate::plan::CounterName;
-
-/// What the rules of a domain make of one descriptor.
-#[derive(Debug)]
-pub struct Explanation {
-    /// Whether the domain has rules or settings.
-    pub domain_known: bool,
-    /// The entries as the domain normalises them.
-    pub entries: Vec<(String, String)>,
-    /// Every rule of the domain, in order.
-    pub rules: Vec<RuleExplanation>,
-}
-
-/// What one rule makes of a descriptor.
-#[derive(Debug)]
-pub struct RuleExplanation {
-    /// Its name.
-    pub rule: String,
-    /// What kept it from matching; none when it matches.
-    pub misses: Vec<Miss>,
-    /// How many of the entries it names passed.
-    pub hits: usize,
-    /// Whether an earlier rule ended the walk before it.
-    pub unreached: bool,
-    /// Counts and reports but never denies: by itself, by its domain or by the server.
-    pub shadow: bool,
-    /// In shadow by itself, among rules that are enforced: it does not end the walk either.
-    pub shadow_only: bool,
-    /// What it does.
-    pub action: ActionExplanation,
-}
-
-/// What a rule does with a descriptor that it matches.
-#[derive(Debug)]
-pub enum ActionExplanation {
-    /// Lets it pass.
-    Allow,
-    /// Refuses it.
-    Deny,
-    /// Applies limiters.
-    Apply(Vec<ApplyExplanation>),
-}
-
-/// Why a rule does not match.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Miss {
-    /// The entry it names.
-    pub entry: String,
-    /// What it asks of the value.
-    pub expected: String,
-    /// The value; none when the entry is not there.
-    pub found: Option<String>,
-}
-
-/// What one `apply` of a matching rule comes to.
-#[derive(Debug)]
-pub struct ApplyExplanation {
-    /// The limiter as written.
-    pub reference: String,
-    /// The limiter it stands for.
-    pub limiter: Option<String>,
-    /// The key's entries, as they are counted.
-    pub key: Vec<(String, Option<String>)>,
-    /// What happens instead of counting.
-    pub instead: Option<Instead>,
-    /// The counters it asks, by their hashed names, with their numbers.
-    pub counters: Vec<(CounterName, Limit)>,
-    /// When it is charged.
-    pub charge: Charge,
-    /// Passes while one unit is left.
-    pub overdraw: bool,
-}
-
-/// What happens where an `apply` cannot count.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Instead {
-    /// It is left out, and the rule's others stay.
-    LeftOut(Absent),
-    /// The request is refused.
-    RefusedBy(Absent),
-    /// The request is refused, for no limiter has the name that was filled.
-    NoLimiter {
-        /// The names, or the values of the entry, for which there is one.
-        known: Vec<String>,
-    },
-}
-
-impl Instead {
-    /// Whether the request is refused, unless the rule is in shadow.
-    pub fn refuses(&self) -> bool {
-        match self {
-            Instead::LeftOut(_) => false,
-            Instead::RefusedBy(_) | Instead::NoLimiter { .. } => true,
-        }
-    }
-}
-
-impl fmt::Display for Instead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Instead::LeftOut(absent) => write!(f, "left out: {absent}"),
-            Instead::RefusedBy(absent) => write!(f, "refused: {absent}"),
-            Instead::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
-        }
-    }
-}
-
-/// Entries that a descriptor does not have.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Absent {
-    /// One that the limiter's name is filled with.
-    OfName(String),
-    /// Those that the key lacks.
-    OfKey(Vec<String>),
-}
-
-impl fmt::Display for Absent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Absent::OfName(entry) => write!(f, "the entry {entry:?} of its name is missing"),
-            Absent::OfKey(entries) => write!(f, "{entries:?} of its key is missing"),
-        }
-    }
-}
 
 impl CompiledRule {
     /// Whether the walk of a descriptor that it matches ends with it, as planning has it.
@@ -165,17 +43,17 @@ impl Rules {
             let failing = |(key, matcher): &&(String, super::Matcher)| {
                 !descriptor.value(key).is_some_and(|value| matcher.matches(value))
             };
-            let misses: Vec<Miss> = rule
+            let mismatches: Vec<Mismatch> = rule
                 .matches
                 .iter()
                 .filter(failing)
-                .map(|(key, matcher)| Miss {
+                .map(|(key, matcher)| Mismatch {
                     entry: key.clone(),
                     expected: matcher.to_string(),
                     found: descriptor.value(key).map(str::to_owned),
                 })
                 .collect();
-            let matched = misses.is_empty();
+            let matched = mismatches.is_empty();
             let action = match &rule.action {
                 CompiledAction::Allow => ActionExplanation::Allow,
                 CompiledAction::Deny => ActionExplanation::Deny,
@@ -185,8 +63,8 @@ impl Rules {
             };
             let explained = RuleExplanation {
                 rule: rule.name.clone(),
-                hits: rule.matches.len() - misses.len(),
-                misses,
+                hits: rule.matches.len() - mismatches.len(),
+                mismatches,
                 unreached: ended,
                 shadow: rule.shadow,
                 shadow_only: rule.shadow_only,
@@ -200,7 +78,7 @@ impl Rules {
 
     fn explain_apply(
         &self,
-        apply: &super::compile::CompiledApply,
+        apply: &super::compiled::CompiledApply,
         descriptor: &Descriptor<'_>,
         now: Timestamp,
     ) -> ApplyExplanation {
@@ -215,33 +93,33 @@ impl Rules {
             reference: apply.reference.clone(),
             limiter: None,
             key: key.collect(),
-            instead: None,
+            not_applied: None,
             counters: Vec::new(),
             charge: apply.charge,
             overdraw: apply.overdraw,
         };
         let without = |absent| match apply.missing {
-            Missing::Skip => Instead::LeftOut(absent),
+            Missing::Skip => NotApplied::Skipped(absent),
             // What counts as empty is never missing.
-            Missing::Deny | Missing::Empty => Instead::RefusedBy(absent),
+            Missing::Deny | Missing::Empty => NotApplied::Refused(absent),
         };
         let target = match apply.target(descriptor) {
             Resolved::Target(target) => target,
             Resolved::EntryMissing => {
-                let wanted = parts(&apply.reference).into_iter().find_map(|part| match part {
-                    Part::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
-                    Part::Entry(_) | Part::Text(_) => None,
+                let wanted = template_parts(&apply.reference).into_iter().find_map(|part| match part {
+                    TemplatePart::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
+                    TemplatePart::Entry(_) | TemplatePart::Text(_) => None,
                 });
-                explained.instead = Some(without(Absent::OfName(wanted.unwrap_or_default())));
+                explained.not_applied = Some(without(MissingEntries::LimiterName(wanted.unwrap_or_default())));
                 return explained;
             }
             Resolved::NoLimiter => {
                 let known = match &apply.template {
-                    Template::One { by_value, .. } => by_value.keys().cloned().collect(),
-                    Template::Many { by_name, .. } => by_name.keys().cloned().collect(),
-                    Template::Fixed(_) => Vec::new(),
+                    LimiterTemplate::One { by_value, .. } => by_value.keys().cloned().collect(),
+                    LimiterTemplate::Many { by_name, .. } => by_name.keys().cloned().collect(),
+                    LimiterTemplate::Fixed(_) => Vec::new(),
                 };
-                explained.instead = Some(Instead::NoLimiter { known });
+                explained.not_applied = Some(NotApplied::NoLimiter { known });
                 return explained;
             }
         };
@@ -255,7 +133,7 @@ impl Rules {
                 None => {
                     let absent = explained.key.iter().filter(|(_, value)| value.is_none());
                     let absent = absent.map(|(entry, _)| entry.clone()).collect();
-                    explained.instead = Some(without(Absent::OfKey(absent)));
+                    explained.not_applied = Some(without(MissingEntries::Key(absent)));
                     break;
                 }
             }

@@ -1,20 +1,20 @@
-//! An explanation in words, for people.
+//! The explanation as text.
 
 use std::time::Duration;
 
-use super::{ActionExplanation, ApplyExplanation, Explanation, Instead, RuleExplanation};
+use super::explanation::{ActionExplanation, ApplyExplanation, Explanation, NotApplied, RuleExplanation};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
-use crate::rules::compile::Rules;
-use crate::rules::{Charge, Unmatched};
+use crate::rules::book::{Charge, Unmatched};
+use crate::rules::compiled::Rules;
 
 impl Rules {
     /// Explains one descriptor of a domain, as [`Rules::explain`] does, in words.
     pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
-        let text = Text {
+        let text = ExplanationText {
             domain,
             asked: entries,
             limiters: &self.limiters,
@@ -26,11 +26,11 @@ impl Rules {
     }
 }
 
-/// How many of the rules that are far from matching are named.
-const LISTED: usize = 20;
+/// The most rules listed that are far from matching.
+const MAX_LISTED_RULES: usize = 20;
 
 /// What the text is made from, beside the explanation.
-struct Text<'a> {
+struct ExplanationText<'a> {
     domain: &'a str,
     asked: &'a [(String, String)],
     limiters: &'a [Limiter],
@@ -41,7 +41,7 @@ struct Text<'a> {
     domains: Vec<&'a str>,
 }
 
-impl Text<'_> {
+impl ExplanationText<'_> {
     fn whole(&self, explanation: &Explanation) -> String {
         let mut text = format!("domain {}\n", self.domain);
         for ((key, value), (_, asked)) in explanation.entries.iter().zip(self.asked) {
@@ -54,26 +54,27 @@ impl Text<'_> {
             let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
             text += &format!("\nno rule stands in this domain; domains with rules: {domains}\n");
         }
-        let (matching, others): (Vec<_>, Vec<_>) = explanation.rules.iter().partition(|rule| rule.misses.is_empty());
+        let (matching, others): (Vec<_>, Vec<_>) =
+            explanation.rules.iter().partition(|rule| rule.mismatches.is_empty());
         for rule in &matching {
             self.matching(&mut text, rule);
         }
-        let near = |rule: &&&RuleExplanation| rule.misses.len() == 1 || rule.hits > 0;
+        let near = |rule: &&&RuleExplanation| rule.mismatches.len() == 1 || rule.hits > 0;
         let just: Vec<_> = others.iter().filter(near).collect();
         for rule in &just {
             text += &format!("\nrule {} just misses\n", rule.rule);
-            for miss in &rule.misses {
+            for miss in &rule.mismatches {
                 let found = miss.found.as_ref().map_or("is not there".to_owned(), |found| format!("is {found:?}"));
                 text += &format!("  {} {found}, expected {}\n", miss.entry, miss.expected);
             }
         }
         let far: Vec<_> = others.iter().filter(|rule| !near(rule)).collect();
-        for rule in far.iter().take(LISTED) {
+        for rule in far.iter().take(MAX_LISTED_RULES) {
             let expected: Vec<String> =
-                rule.misses.iter().map(|miss| format!("{} {}", miss.entry, miss.expected)).collect();
+                rule.mismatches.iter().map(|miss| format!("{} {}", miss.entry, miss.expected)).collect();
             text += &format!("\nrule {} does not match: expected {}\n", rule.rule, expected.join(", "));
         }
-        match far.len().saturating_sub(LISTED) {
+        match far.len().saturating_sub(MAX_LISTED_RULES) {
             0 => {}
             1 => text += "\n1 more rule of this domain does not match\n",
             more => text += &format!("\n{more} more rules of this domain do not match\n"),
@@ -106,8 +107,8 @@ impl Text<'_> {
             Some(limiter) if *limiter != apply.reference => format!("  {limiter} (from {})", apply.reference),
             _ => format!("  {}", apply.reference),
         };
-        if let Some(instead) = &apply.instead {
-            *text += &format!(": {instead}\n");
+        if let Some(not_applied) = &apply.not_applied {
+            *text += &format!(": {not_applied}\n");
             if apply.counters.is_empty() {
                 return;
             }
@@ -145,7 +146,7 @@ impl Text<'_> {
         if let Some(rule) = reached().find(|rule| matches!(rule.action, ActionExplanation::Deny) && !rule.shadow) {
             return format!("verdict: refused by rule {}", rule.rule);
         }
-        let refuses = |apply: &&ApplyExplanation| apply.instead.as_ref().is_some_and(Instead::refuses);
+        let refuses = |apply: &&ApplyExplanation| apply.not_applied.as_ref().is_some_and(NotApplied::refuses);
         for rule in reached().filter(|rule| !rule.shadow) {
             let ActionExplanation::Apply(applies) = &rule.action else { continue };
             if let Some(apply) = applies.iter().find(refuses) {

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use self::api::{
     CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
 };
-use super::connection::{self, Terms};
+use super::connection::{self, AcceptOptions};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
@@ -44,7 +44,7 @@ use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service};
-use crate::store::{Store, StoreFact};
+use crate::store::StoreFact;
 use crate::telemetry::{ReloadStatus, ScrapeInput, TopEntry};
 
 /// The largest body of a request.
@@ -97,19 +97,19 @@ impl Admin {
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None);
-        let terms = Terms {
+        let options = AcceptOptions {
             bounds: self.0.current().settings.bounds.clone(),
             doors: self.0.doors().clone(),
             open: |doors| &doors.admin_connections,
         };
-        connection::accept(listener, stop, terms, |stream, _, pulse| {
+        connection::accept(listener, stop, options, |stream, _, activity| {
             let admin = self.clone();
-            let begin = pulse.clone();
+            let begin = activity.clone();
             let answer = service_fn(move |request| {
                 let admin = admin.clone();
                 let in_flight = begin.begin();
                 async move {
-                    let answer = panics::apart(admin.0.doors(), admin.answer(request)).await;
+                    let answer = panics::catch(admin.0.doors(), admin.answer(request)).await;
                     drop(in_flight);
                     let error = || ErrorBody { error: "internal error".to_owned() };
                     let failed = || json(StatusCode::INTERNAL_SERVER_ERROR, &error());
@@ -117,7 +117,7 @@ impl Admin {
                 }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer);
-            let connection = connection::attend(connection, pulse);
+            let connection = connection::drive(connection, activity);
             async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "admin connection failed");
@@ -250,13 +250,13 @@ impl Admin {
     /// The values of the counters now.
     async fn read_counters(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
         let version = &current.version;
-        let applied = version.look(known.iter().map(|counter| counter.look), self.0.now()).await;
+        let applied = version.read_counters(known.iter().map(|counter| counter.check), self.0.now()).await;
         let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
             rule: counter.rule.clone(),
             limiter: counter.limiter.clone(),
             key_entries: counter.key.clone(),
-            key: counter.look.counter.to_string(),
-            store: version.rules.stores().get(usize::from(counter.look.store)).cloned().unwrap_or_default(),
+            key: counter.check.counter.to_string(),
+            store: version.rules.stores().get(usize::from(counter.check.store)).cloned().unwrap_or_default(),
             slots: counter.slots,
             shadow: counter.shadow,
             state: match answer {
@@ -306,14 +306,14 @@ impl Admin {
             }
         }
         let mut lifted: Vec<LiftedCounter> = Vec::with_capacity(known.len());
-        for KnownCounter { limiter, look, .. } in known {
-            let key = look.counter.to_string();
+        for KnownCounter { limiter, check, .. } in known {
+            let key = check.counter.to_string();
             // Tiers share a counter, which is reset once.
             if let Some(same) = lifted.iter().find(|lifted| lifted.key == key).cloned() {
                 lifted.push(LiftedCounter { limiter, ..same });
                 continue;
             }
-            let forgotten = current.version.stores.forget(look.store, look.counter).await;
+            let forgotten = current.version.stores.forget(check.store, check.counter).await;
             let (held, error) = match forgotten {
                 Ok(held) => (held, None),
                 Err(fault) => (false, Some(fault.to_string())),

@@ -1,11 +1,11 @@
-//! Where a client is: in the middle of a head, waiting for answers, or silent.
+//! What a client is doing: sending a head, waiting for responses, or idle.
 //!
 //! ```text
-//!   stream  --- heard ------>  Pulse  <------ begin, end ---  requests
-//!                                ^ |
-//!             look, now and then | | told: stay, leave, close
-//!                                | v
-//!                accept        Watched           attend
+//!   stream -- record_read --> Activity <-- begin, end -- requests
+//!                               ^ |
+//!             check, each tick  | |  Directive: serve, drain, close
+//!                               | v
+//!             accept    WatchedConnection    drive
 //! ```
 
 use std::sync::Arc;
@@ -16,140 +16,141 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
+use super::framing::{FrameScanner, MID_HEAD};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
-/// The time a client has to answer GOAWAY before its idle connection is closed all the same.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time for a client to answer GOAWAY before its idle connection is closed.
+const GOAWAY_GRACE: Duration = Duration::from_secs(10);
 
-/// The same when the process stops: long enough for a round trip and for what is on its way.
-const LAST_GRACE: Duration = Duration::from_secs(2);
+/// The same while the process stops: enough for a round trip and for requests on their way.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
-/// The life of a connection, as its stream and its requests tell it.
+/// Activity of a connection, recorded by its stream and its requests.
 #[derive(Debug)]
-pub(in crate::server) struct Pulse {
+pub(in crate::server) struct Activity {
     /// Requests that have begun.
     began: AtomicU64,
-    /// Requests under way.
+    /// Requests in flight.
     in_flight: AtomicU64,
-    /// What the client has said: see [`Ear`].
-    said: AtomicU64,
-    /// What it had said of HTTP/1 when its last request began or ended: all that the request was made of.
-    said_before: AtomicU64,
-    /// Whether it speaks HTTP/1.
-    plain: AtomicBool,
-    told: AtomicU8,
+    /// Progress of the client's input: see [`FrameScanner::scan`].
+    read: AtomicU64,
+    /// HTTP/1: bytes read when the last request began or ended; they all belong to requests that began.
+    read_at_request: AtomicU64,
+    /// Whether the client speaks HTTP/1.
+    http1: AtomicBool,
+    directive: AtomicU8,
     waker: AtomicWaker,
-    most_requests: u64,
+    max_requests: u64,
     streams: u64,
     doors: Arc<DoorMetrics>,
 }
 
-/// What a connection is to do.
+/// What the watchdog directs a connection to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Serve on.
-    Stay,
-    /// Finish what is under way.
-    Leave,
-    /// End.
+pub(super) enum Directive {
+    /// Keep serving.
+    Serve,
+    /// Finish the requests in flight.
+    Drain,
+    /// Close at once.
     Close,
 }
 
-impl Pulse {
+impl Activity {
     pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self {
             began: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
-            // Its first words are awaited as the rest of a head is.
-            said: AtomicU64::new(MIDST),
-            said_before: AtomicU64::new(0),
-            plain: AtomicBool::new(false),
-            told: AtomicU8::new(Told::Stay as u8),
+            // The first bytes are subject to the head timeout, too.
+            read: AtomicU64::new(MID_HEAD),
+            read_at_request: AtomicU64::new(0),
+            http1: AtomicBool::new(false),
+            directive: AtomicU8::new(Directive::Serve as u8),
             waker: AtomicWaker::new(),
-            most_requests: bounds.requests,
+            max_requests: bounds.requests,
             streams: bounds.streams.into(),
             doors: doors.clone(),
         })
     }
 
-    /// Notes what was read.
-    pub(super) fn heard(&self, ear: &mut Ear, bytes: &[u8]) {
-        let said = ear.hear(bytes);
-        if matches!(ear, Ear::Plain(_)) {
-            self.plain.store(true, Ordering::Relaxed);
+    /// Records bytes read from the client.
+    pub(super) fn record_read(&self, scanner: &mut FrameScanner, bytes: &[u8]) {
+        let read = scanner.scan(bytes);
+        if matches!(scanner, FrameScanner::Http1(_)) {
+            self.http1.store(true, Ordering::Relaxed);
         }
-        self.said.store(said, Ordering::Relaxed);
+        self.read.store(read, Ordering::Relaxed);
     }
 
-    /// Begins a call that may go on for as long as its client likes, and says nothing about how busy this process is.
-    pub(in crate::server) fn begin_watching(self: &Arc<Self>) -> InFlight {
+    /// Begins a call of unlimited length, which does not count towards the requests of the process.
+    pub(in crate::server) fn begin_long_call(self: &Arc<Self>) -> InFlight {
         self.began.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight { pulse: self.clone(), counted: false }
+        InFlight { activity: self.clone(), counted: false }
     }
 
-    /// Begins a request; none when there are too many under way.
+    /// Begins a request. `None` when too many are in flight.
     pub(in crate::server) fn begin(self: &Arc<Self>) -> Option<InFlight> {
         self.began.fetch_add(1, Ordering::Relaxed);
-        self.said_before.store(self.said.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.read_at_request.store(self.read.load(Ordering::Relaxed), Ordering::Relaxed);
         let mine = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         let all = self.doors.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
-        let begun = InFlight { pulse: self.clone(), counted: true };
-        if mine == self.streams && !self.plain.load(Ordering::Relaxed) {
+        let begun = InFlight { activity: self.clone(), counted: true };
+        if mine == self.streams && !self.http1.load(Ordering::Relaxed) {
             self.doors.exceeded.count(Bound::Streams);
         }
-        if all > self.most_requests {
+        if all > self.max_requests {
             self.doors.exceeded.count(Bound::Requests);
             return None;
         }
         Some(begun)
     }
 
-    /// Bytes of HTTP/1 since its last request.
-    pub(in crate::server) fn plain_bytes(&self) -> u64 {
-        self.said.load(Ordering::Relaxed).saturating_sub(self.said_before.load(Ordering::Relaxed))
+    /// HTTP/1: bytes read since the last request.
+    pub(in crate::server) fn http1_bytes(&self) -> u64 {
+        self.read.load(Ordering::Relaxed).saturating_sub(self.read_at_request.load(Ordering::Relaxed))
     }
 
-    /// What to do. The task that asks is woken when that changes.
-    pub(super) fn told(&self, cx: &Context<'_>) -> Told {
+    /// Returns the current directive and wakes the task when it changes.
+    pub(super) fn directive(&self, cx: &Context<'_>) -> Directive {
         self.waker.register(cx.waker());
-        match self.told.load(Ordering::Acquire) {
-            told if told == Told::Close as u8 => Told::Close,
-            told if told == Told::Leave as u8 => Told::Leave,
-            _ => Told::Stay,
+        match self.directive.load(Ordering::Acquire) {
+            told if told == Directive::Close as u8 => Directive::Close,
+            told if told == Directive::Drain as u8 => Directive::Drain,
+            _ => Directive::Serve,
         }
     }
 
-    fn tell(&self, told: Told) {
-        self.told.fetch_max(told as u8, Ordering::Release);
+    fn direct(&self, told: Directive) {
+        self.directive.fetch_max(told as u8, Ordering::Release);
         self.waker.wake();
     }
 
-    /// What the client is in the middle of: a number of its own for each head.
-    fn midst(&self) -> Option<u64> {
-        let said = self.said.load(Ordering::Relaxed);
-        if !self.plain.load(Ordering::Relaxed) {
-            return (said & MIDST != 0).then_some(said);
+    /// Identifies the head that the client is sending, if it is sending one.
+    fn mid_head(&self) -> Option<u64> {
+        let read = self.read.load(Ordering::Relaxed);
+        if !self.http1.load(Ordering::Relaxed) {
+            return (read & MID_HEAD != 0).then_some(read);
         }
         let answering = self.in_flight.load(Ordering::Relaxed) > 0;
-        let begun = said > self.said_before.load(Ordering::Relaxed);
+        let begun = read > self.read_at_request.load(Ordering::Relaxed);
         (begun && !answering).then(|| self.began.load(Ordering::Relaxed))
     }
 }
 
-/// A request under way, as long as this is held.
+/// A request in flight until dropped.
 #[derive(Debug)]
 pub(in crate::server) struct InFlight {
-    pulse: Arc<Pulse>,
-    /// Whether it is among the requests of the process.
+    activity: Arc<Activity>,
+    /// Whether it counts towards the requests of the process.
     counted: bool,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let Pulse { said, said_before, in_flight, doors, .. } = &*self.pulse;
-        said_before.store(said.load(Ordering::Relaxed), Ordering::Relaxed);
+        let Activity { read, read_at_request, in_flight, doors, .. } = &*self.activity;
+        read_at_request.store(read.load(Ordering::Relaxed), Ordering::Relaxed);
         in_flight.fetch_sub(1, Ordering::Relaxed);
         if self.counted {
             doors.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -157,75 +158,75 @@ impl Drop for InFlight {
     }
 }
 
-/// A connection as whoever looks at it remembers it.
+/// The watchdog's view of a connection.
 #[derive(Debug)]
-pub(super) struct Watched {
-    pulse: Arc<Pulse>,
-    /// What the client was in the middle of, and when that was first seen.
-    midst: Option<(u64, Instant)>,
-    /// How many requests had begun, and since when none is under way.
-    quiet: (u64, Instant),
-    /// When it was told to leave.
-    left: Option<Instant>,
+pub(super) struct WatchedConnection {
+    activity: Arc<Activity>,
+    /// The head that the client is sending, and when it was first seen.
+    mid_head: Option<(u64, Instant)>,
+    /// Requests begun so far, and since when none is in flight.
+    idle_since: (u64, Instant),
+    /// When draining began.
+    draining_since: Option<Instant>,
 }
 
-impl Watched {
-    pub(super) fn new(pulse: Arc<Pulse>) -> Self {
+impl WatchedConnection {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
         let now = Instant::now();
-        let midst = pulse.midst().map(|midst| (midst, now));
-        Self { pulse, midst, quiet: (0, now), left: None }
+        let mid_head = activity.mid_head().map(|mid_head| (mid_head, now));
+        Self { activity, mid_head, idle_since: (0, now), draining_since: None }
     }
 
-    /// Whether anybody else still knows it.
+    /// Whether the connection still exists.
     pub(super) fn is_open(&self) -> bool {
-        Arc::strong_count(&self.pulse) > 1
+        Arc::strong_count(&self.activity) > 1
     }
 
-    pub(super) fn leave(&mut self) {
-        self.left.get_or_insert_with(Instant::now);
-        self.pulse.tell(Told::Leave);
+    pub(super) fn drain(&mut self) {
+        self.draining_since.get_or_insert_with(Instant::now);
+        self.activity.direct(Directive::Drain);
     }
 
-    /// Looks after it once it was told to leave: one whose client has nothing under way and does not go, because it never
-    /// said a word or is not there any more, is closed. Whether it is still open.
-    pub(super) fn look_last(&mut self, now: Instant) -> bool {
-        if self.pulse.in_flight.load(Ordering::Relaxed) > 0 {
-            self.left = Some(now);
+    /// Checks a draining connection: closes it when no request was in flight for [`DRAIN_GRACE`], for a client that
+    /// never sent anything or is gone. Returns whether it is still open.
+    pub(super) fn check_draining(&mut self, now: Instant) -> bool {
+        if self.activity.in_flight.load(Ordering::Relaxed) > 0 {
+            self.draining_since = Some(now);
         }
-        let gone = self.left.is_some_and(|left| now.saturating_duration_since(left) >= LAST_GRACE);
+        let gone = self.draining_since.is_some_and(|since| now.saturating_duration_since(since) >= DRAIN_GRACE);
         if gone {
-            self.pulse.tell(Told::Close);
+            self.activity.direct(Directive::Close);
         }
         self.is_open() && !gone
     }
 
-    /// Looks after it. Whether it is still open.
-    pub(super) fn look(&mut self, now: Instant, bounds: &Bounds, doors: &DoorMetrics) -> bool {
+    /// Checks the head and idle timeouts. Returns whether the connection is still open.
+    pub(super) fn check(&mut self, now: Instant, bounds: &Bounds, doors: &DoorMetrics) -> bool {
         if !self.is_open() {
             return false;
         }
-        let midst = self.pulse.midst();
-        if self.midst.map(|(known, _)| known) != midst {
-            self.midst = midst.map(|midst| (midst, now));
+        let mid_head = self.activity.mid_head();
+        if self.mid_head.map(|(known, _)| known) != mid_head {
+            self.mid_head = mid_head.map(|mid_head| (mid_head, now));
         }
-        if self.midst.is_some_and(|(_, since)| now - since >= bounds.head_timeout) {
+        if self.mid_head.is_some_and(|(_, since)| now - since >= bounds.head_timeout) {
             doors.exceeded.count(Bound::HeadTimeout);
-            self.pulse.tell(Told::Close);
+            self.activity.direct(Directive::Close);
             return false;
         }
-        let began = self.pulse.began.load(Ordering::Relaxed);
-        if self.pulse.in_flight.load(Ordering::Relaxed) > 0 || began != self.quiet.0 {
-            self.quiet = (began, now);
+        let began = self.activity.began.load(Ordering::Relaxed);
+        if self.activity.in_flight.load(Ordering::Relaxed) > 0 || began != self.idle_since.0 {
+            self.idle_since = (began, now);
         }
-        let quiet = now - self.quiet.1;
-        match self.left {
-            None if bounds.idle_timeout.is_some_and(|idle| quiet >= idle) => {
+        let idle = now - self.idle_since.1;
+        match self.draining_since {
+            None if bounds.idle_timeout.is_some_and(|timeout| idle >= timeout) => {
                 doors.exceeded.count(Bound::IdleTimeout);
-                self.left = Some(now);
-                self.pulse.tell(Told::Leave);
+                self.draining_since = Some(now);
+                self.activity.direct(Directive::Drain);
             }
-            Some(left) if now - left >= GRACE && quiet >= GRACE => {
-                self.pulse.tell(Told::Close);
+            Some(since) if now - since >= GOAWAY_GRACE && idle >= GOAWAY_GRACE => {
+                self.activity.direct(Directive::Close);
                 return false;
             }
             None | Some(_) => {}
@@ -234,112 +235,9 @@ impl Watched {
     }
 }
 
-/// Set in what was said when the client is in the middle of something.
-const MIDST: u64 = 1;
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Listens to a client, as far as to know where in its words it is.
-#[derive(Debug)]
-pub(super) enum Ear {
-    /// So many bytes of the preface of HTTP/2 were said, and nothing else.
-    Preface(usize),
-    /// So many bytes of HTTP/1. Where its heads end is known by the requests that begin.
-    Plain(u64),
-    /// Frames of HTTP/2.
-    Frames(Frames),
-}
-
-impl Default for Ear {
-    fn default() -> Self {
-        Ear::Preface(0)
-    }
-}
-
-impl Ear {
-    /// What was said so far: bytes of HTTP/1, else twice what was finished, and [`MIDST`] when something is not.
-    fn hear(&mut self, mut bytes: &[u8]) -> u64 {
-        if let Ear::Preface(known) = self {
-            let rest = &PREFACE[*known..];
-            let same = rest.iter().zip(bytes).take_while(|(expected, said)| expected == said).count();
-            if same == rest.len() {
-                bytes = &bytes[same..];
-                *self = Ear::Frames(Frames::default());
-            } else if same == bytes.len() {
-                *known += same;
-                return MIDST;
-            } else {
-                *self = Ear::Plain(*known as u64);
-            }
-        }
-        match self {
-            Ear::Preface(_) => MIDST,
-            Ear::Plain(said) => {
-                *said += bytes.len() as u64;
-                *said
-            }
-            Ear::Frames(frames) => frames.hear(bytes),
-        }
-    }
-}
-
-/// Where in the frames of HTTP/2 a client is (RFC 9113, section 4.1).
-///
-/// ```text
-///    0      3      4       5               9            9 + length
-///    | length | type | flags | stream        | payload ...
-/// ```
-#[derive(Debug, Default)]
-pub(super) struct Frames {
-    head: [u8; Frames::HEAD],
-    /// How much of the head was said.
-    known: usize,
-    /// How much of the payload was not.
-    rest: usize,
-    /// Whether a list of headers goes on in the next frame.
-    goes_on: bool,
-    /// Frames that were said whole; a list of headers is one.
-    finished: u64,
-}
-
-impl Frames {
-    const HEAD: usize = 9;
-    const HEADERS: u8 = 1;
-    const CONTINUATION: u8 = 9;
-    const END_HEADERS: u8 = 4;
-
-    fn hear(&mut self, mut bytes: &[u8]) -> u64 {
-        while !bytes.is_empty() {
-            if self.known < Self::HEAD {
-                let said = bytes.len().min(Self::HEAD - self.known);
-                self.head[self.known..self.known + said].copy_from_slice(&bytes[..said]);
-                self.known += said;
-                bytes = &bytes[said..];
-                if self.known < Self::HEAD {
-                    break;
-                }
-                let [high, middle, low, kind, flags, ..] = self.head;
-                self.rest = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-                if matches!(kind, Self::HEADERS | Self::CONTINUATION) {
-                    self.goes_on = flags & Self::END_HEADERS == 0;
-                }
-            }
-            let said = bytes.len().min(self.rest);
-            self.rest -= said;
-            bytes = &bytes[said..];
-            if self.rest == 0 {
-                self.known = 0;
-                self.finished += u64::from(!self.goes_on);
-            }
-        }
-        // Its settings are the first words of a client, which are awaited.
-        let midst = self.known > 0 || self.goes_on || self.finished == 0;
-        self.finished << 1 | u64::from(midst)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::framing::{Http2Frames, PREFACE};
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -349,9 +247,9 @@ mod tests {
     }
 
     struct Client {
-        pulse: Arc<Pulse>,
-        ear: Ear,
-        watched: Watched,
+        activity: Arc<Activity>,
+        scanner: FrameScanner,
+        watched: WatchedConnection,
         start: Instant,
         doors: Arc<DoorMetrics>,
     }
@@ -359,21 +257,21 @@ mod tests {
     impl Client {
         fn new() -> Self {
             let doors = Arc::default();
-            let pulse = Pulse::new(&bounds(), &doors);
-            let watched = Watched::new(pulse.clone());
-            Self { pulse, ear: Ear::default(), watched, start: Instant::now(), doors }
+            let activity = Activity::new(&bounds(), &doors);
+            let watched = WatchedConnection::new(activity.clone());
+            Self { activity, scanner: FrameScanner::default(), watched, start: Instant::now(), doors }
         }
 
         fn says(&mut self, words: &[u8]) {
-            self.pulse.heard(&mut self.ear, words);
+            self.activity.record_read(&mut self.scanner, words);
         }
 
-        /// What it is told after a look so many seconds from its beginning.
-        fn at(&mut self, second: u64) -> Told {
-            // The first look came a moment after the connection.
+        /// Returns the directive after a check at this second.
+        fn at(&mut self, second: u64) -> Directive {
+            // The first check came a moment after the connection.
             let now = self.start + Duration::from_secs(second) + Duration::from_millis(1);
-            self.watched.look(now, &bounds(), &self.doors);
-            self.pulse.told(&Context::from_waker(std::task::Waker::noop()))
+            self.watched.check(now, &bounds(), &self.doors);
+            self.activity.directive(&Context::from_waker(std::task::Waker::noop()))
         }
 
         fn counted(&self) -> Vec<(Bound, u64)> {
@@ -395,8 +293,8 @@ mod tests {
         for words in [&b""[..], b"PRI * HTTP", PREFACE, &[PREFACE, &[0, 0, 0]].concat()] {
             let mut client = Client::new();
             client.says(words);
-            assert_eq!([0, 5, 9].map(|second| client.at(second)), [Told::Stay; 3]);
-            assert_eq!(client.at(25), Told::Close, "{words:?}");
+            assert_eq!([0, 5, 9].map(|second| client.at(second)), [Directive::Serve; 3]);
+            assert_eq!(client.at(25), Directive::Close, "{words:?}");
             assert_eq!(client.counted(), [(Bound::HeadTimeout, 1)]);
         }
     }
@@ -412,14 +310,14 @@ mod tests {
         }
         for second in 0..50 {
             client.says(&frame(PING, 0, &[0; 8]));
-            assert_eq!(client.at(second), Told::Stay);
+            assert_eq!(client.at(second), Directive::Serve);
         }
-        client.says(&frame(Frames::HEADERS, 0, b"half"));
+        client.says(&frame(Http2Frames::HEADERS, 0, b"half"));
         for second in 50..60 {
-            client.says(&frame(Frames::CONTINUATION, 0, b"more"));
-            assert_eq!(client.at(second), Told::Stay, "{second}");
+            client.says(&frame(Http2Frames::CONTINUATION, 0, b"more"));
+            assert_eq!(client.at(second), Directive::Serve, "{second}");
         }
-        assert_eq!(client.at(60), Told::Close);
+        assert_eq!(client.at(60), Directive::Close);
         assert_eq!(client.counted(), [(Bound::HeadTimeout, 1)]);
     }
 
@@ -427,39 +325,39 @@ mod tests {
     fn a_head_of_http_1_that_drips_is_closed_and_its_body_is_not_a_head() {
         let mut client = Client::new();
         client.says(b"GET /authz HTTP/1.1\r\n\r\n");
-        let request = client.pulse.begin().expect("there is room");
+        let request = client.activity.begin().expect("there is room");
         for second in 0..30 {
             client.says(b"of a body");
-            assert_eq!(client.at(second), Told::Stay);
+            assert_eq!(client.at(second), Directive::Serve);
         }
         drop(request);
-        assert_eq!(client.at(50), Told::Stay);
+        assert_eq!(client.at(50), Directive::Serve);
         client.says(b"G");
-        assert_eq!([51, 60].map(|second| client.at(second)), [Told::Stay; 2]);
+        assert_eq!([51, 60].map(|second| client.at(second)), [Directive::Serve; 2]);
         client.says(b"E");
-        assert_eq!(client.at(61), Told::Close);
+        assert_eq!(client.at(61), Directive::Close);
     }
 
     #[test]
     fn a_connection_without_a_request_leaves_and_one_that_does_not_answer_is_closed() {
         let mut client = Client::new();
         client.says(b"GET /authz HTTP/1.1\r\n\r\n");
-        let request = client.pulse.begin();
-        // Under way for longer than that.
-        assert_eq!([0, 50, 100].map(|second| client.at(second)), [Told::Stay; 3]);
+        let request = client.activity.begin();
+        // In flight for longer than the idle timeout.
+        assert_eq!([0, 50, 100].map(|second| client.at(second)), [Directive::Serve; 3]);
         drop(request);
-        assert_eq!([101, 159].map(|second| client.at(second)), [Told::Stay; 2]);
-        assert_eq!([160, 165].map(|second| client.at(second)), [Told::Leave; 2]);
-        assert_eq!(client.at(170), Told::Close);
+        assert_eq!([101, 159].map(|second| client.at(second)), [Directive::Serve; 2]);
+        assert_eq!([160, 165].map(|second| client.at(second)), [Directive::Drain; 2]);
+        assert_eq!(client.at(170), Directive::Close);
         assert_eq!(client.counted(), [(Bound::IdleTimeout, 1)]);
     }
 
     #[test]
-    fn requests_under_way_are_known_until_they_end() {
+    fn requests_in_flight_are_counted_until_they_end() {
         let client = Client::new();
         let in_flight = || client.doors.in_flight.load(Ordering::Relaxed);
-        let first = client.pulse.begin();
-        let second = client.pulse.begin();
+        let first = client.activity.begin();
+        let second = client.activity.begin();
         assert_eq!((in_flight(), client.counted()), (2, vec![(Bound::Streams, 1)]));
         drop((first, second));
         assert_eq!(in_flight(), 0);

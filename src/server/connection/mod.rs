@@ -1,11 +1,12 @@
-//! Connections: accepted, served by hyper, and watched: one whose client says nothing for too long is closed, and all
-//! are told to finish when the process stops.
+//! Connections: accepted, served by hyper, and watched. The head and idle timeouts are enforced here, and all
+//! connections drain when the process stops.
 //!
-//! hyper bounds neither the time of a head of HTTP/2 nor that of an idle connection, and the timer that it has for
-//! heads of HTTP/1 is a new one for every request. So the task that accepts looks at all connections of its door now
-//! and then: a request pays for a few counters and no timer.
+//! hyper bounds neither the time of an HTTP/2 head nor an idle connection, and its timer for HTTP/1 heads is a new one
+//! for each request. So the accepting task checks all connections of its door on a tick: a request costs a few counters
+//! and no timer.
 
 mod activity;
+mod framing;
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -22,166 +23,170 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use self::activity::{Ear, Watched};
-pub(super) use self::activity::{InFlight, Pulse};
+use self::activity::WatchedConnection;
+pub(super) use self::activity::{Activity, InFlight};
+use self::framing::FrameScanner;
 use super::listen::{self, ClientStream, Listener};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
-/// The wait after an accept that failed, most likely for want of file descriptors.
-const BREATHER: Duration = Duration::from_millis(50);
+/// Delay after a failed accept, most likely because file descriptors ran out.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// How often connections are looked at in the shortest time that one of them may take. A bound of time is met between
-/// once and one and a half times that.
-const LOOKS: u32 = 2;
+/// Checks of a connection per shortest timeout. A timeout takes effect after 1 to 1.5 times its duration.
+const TICKS_PER_TIMEOUT: u32 = 2;
 
-/// How often they are looked at once the door has closed.
-const LAST_LOOKS: Duration = Duration::from_millis(250);
+/// Interval of the checks while draining.
+const DRAIN_TICK: Duration = Duration::from_millis(250);
 
-/// What a door gives its connections.
+/// How a door accepts connections.
 #[derive(Debug)]
-pub(super) struct Terms {
-    /// What clients may take.
+pub(super) struct AcceptOptions {
+    /// Bounds on clients.
     pub(super) bounds: Bounds,
-    /// Where that is counted.
+    /// Where connections and exceeded bounds are counted.
     pub(super) doors: Arc<DoorMetrics>,
-    /// The count of open connections among it.
+    /// The door's gauge of open connections.
     pub(super) open: fn(&DoorMetrics) -> &AtomicU64,
 }
 
 /// Accepts connections and serves each by `serve` until `stop`, then lets them finish.
 ///
-/// Returns when the last has finished: how long that may take is for the caller to bound.
-pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, terms: Terms, serve: S)
+/// Returns when the last connection has finished. The caller bounds that time.
+pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, options: AcceptOptions, serve: S)
 where
-    S: Fn(Heard, listen::BoundAddress, Arc<Pulse>) -> F,
+    S: Fn(ObservedStream, listen::BoundAddress, Arc<Activity>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let Terms { bounds, doors, open } = terms;
-    let room = Arc::new(Semaphore::new(bounds.connections as usize));
-    let mut watched: Vec<Watched> = Vec::new();
+    let AcceptOptions { bounds, doors, open } = options;
+    let permits = Arc::new(Semaphore::new(bounds.connections as usize));
+    let mut watched: Vec<WatchedConnection> = Vec::new();
     let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
-    let mut looks = tokio::time::interval((shortest / LOOKS).max(Duration::from_millis(1)));
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let attended = |stream, peer, place: OwnedSemaphorePermit, watched: &mut Vec<Watched>| {
-        let pulse = Pulse::new(&bounds, &doors);
+    let mut ticks = tokio::time::interval((shortest / TICKS_PER_TIMEOUT).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let serve_watched = |stream, peer, permit: OwnedSemaphorePermit, watched: &mut Vec<WatchedConnection>| {
+        let activity = Activity::new(&bounds, &doors);
         if watched.len() == watched.capacity() {
-            watched.retain(Watched::is_open);
+            watched.retain(WatchedConnection::is_open);
         }
-        watched.push(Watched::new(pulse.clone()));
-        let served = serve(Heard { stream, ear: Ear::default(), pulse: pulse.clone() }, peer, pulse);
-        let counted = Counted::new(doors.clone(), open);
+        watched.push(WatchedConnection::new(activity.clone()));
+        let served = serve(
+            ObservedStream { stream, scanner: FrameScanner::default(), activity: activity.clone() },
+            peer,
+            activity,
+        );
+        let counted = OpenConnection::new(doors.clone(), open);
         tokio::spawn(async move {
             served.await;
-            drop((place, counted));
+            drop((permit, counted));
         });
     };
-    // One more than there is room for: so it is known that it waits.
+    // One connection beyond the bound is accepted, so that its waiting is counted.
     let mut next = None;
     loop {
         tokio::select! {
             accepted = listener.accept(), if next.is_none() => match accepted {
                 Ok(accepted) => {
                     next = Some(accepted);
-                    if room.available_permits() == 0 {
+                    if permits.available_permits() == 0 {
                         doors.exceeded.count(Bound::Connections);
                     }
                 }
                 Err(error) => {
                     tracing::warn!(address = %listener.bound(), %error, "cannot accept a connection");
-                    tokio::time::sleep(BREATHER).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            place = room.clone().acquire_owned(), if next.is_some() => {
-                let place = place.expect("it is never closed");
-                let (stream, peer) = next.take().expect("only then is there a place to wait for");
-                attended(stream, peer, place, &mut watched);
+            permit = permits.clone().acquire_owned(), if next.is_some() => {
+                let permit = permit.expect("the semaphore is never closed");
+                let (stream, peer) = next.take().expect("a permit is awaited only for an accepted connection");
+                serve_watched(stream, peer, permit, &mut watched);
             }
-            now = looks.tick() => watched.retain_mut(|connection| connection.look(now, &bounds, &doors)),
+            now = ticks.tick() => watched.retain_mut(|connection| connection.check(now, &bounds, &doors)),
             () = stop.cancelled() => break,
         }
     }
-    // What the kernel took before now is served too: its client was told that somebody listens.
+    // Serve the connections in the kernel's backlog, too: their clients see them as established.
     let waiting = next.into_iter().chain(std::iter::from_fn(|| listener.accept().now_or_never()?.ok()));
-    for (stream, peer) in waiting.take(room.available_permits()) {
-        let Ok(place) = room.clone().try_acquire_owned() else { break };
-        attended(stream, peer, place, &mut watched);
+    for (stream, peer) in waiting.take(permits.available_permits()) {
+        let Ok(permit) = permits.clone().try_acquire_owned() else { break };
+        serve_watched(stream, peer, permit, &mut watched);
     }
-    // New clients are turned away from now on; those that are here get GOAWAY or `connection: close`.
+    // Reject new clients; connected ones get GOAWAY or `connection: close`.
     drop(listener);
     for connection in &mut watched {
-        connection.leave();
+        connection.drain();
     }
-    let mut looks = tokio::time::interval(LAST_LOOKS);
-    let all_gone = room.acquire_many(bounds.connections);
+    let mut ticks = tokio::time::interval(DRAIN_TICK);
+    let all_gone = permits.acquire_many(bounds.connections);
     tokio::pin!(all_gone);
     loop {
         tokio::select! {
             _ = &mut all_gone => return,
-            now = looks.tick() => watched.retain_mut(|connection| connection.look_last(now)),
+            now = ticks.tick() => watched.retain_mut(|connection| connection.check_draining(now)),
         }
     }
 }
 
-/// An open connection, as long as this is held.
-struct Counted(Arc<DoorMetrics>, fn(&DoorMetrics) -> &AtomicU64);
+/// Counts an open connection until dropped.
+struct OpenConnection(Arc<DoorMetrics>, fn(&DoorMetrics) -> &AtomicU64);
 
-impl Counted {
+impl OpenConnection {
     fn new(doors: Arc<DoorMetrics>, open: fn(&DoorMetrics) -> &AtomicU64) -> Self {
         open(&doors).fetch_add(1, Ordering::Relaxed);
         Self(doors, open)
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves a connection until it ends, or until it is told to.
-pub(super) async fn attend<C: GracefulConnection>(connection: C, pulse: Arc<Pulse>) -> Result<(), C::Error> {
+/// Drives a connection until it ends or is directed to close.
+pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Activity>) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
-    let mut leaving = false;
+    let mut draining = false;
     poll_fn(|cx| {
         loop {
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 return Poll::Ready(ended);
             }
-            match pulse.told(cx) {
-                activity::Told::Close => return Poll::Ready(Ok(())),
-                activity::Told::Leave if !leaving => {
-                    leaving = true;
+            match activity.directive(cx) {
+                activity::Directive::Close => return Poll::Ready(Ok(())),
+                activity::Directive::Drain if !draining => {
+                    draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                activity::Told::Leave | activity::Told::Stay => return Poll::Pending,
+                activity::Directive::Drain | activity::Directive::Serve => return Poll::Pending,
             }
         }
     })
     .await
 }
 
-/// A stream that knows where in its words the client is.
+/// A stream that records the client's progress.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct ObservedStream {
     stream: ClientStream,
-    ear: Ear,
-    pulse: Arc<Pulse>,
+    scanner: FrameScanner,
+    activity: Arc<Activity>,
 }
 
-impl AsyncRead for Heard {
+impl AsyncRead for ObservedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, ear, pulse } = self.get_mut();
+        let Self { stream, scanner, activity } = self.get_mut();
         let before = into.filled().len();
         let read = Pin::new(stream).poll_read(cx, into);
         if let Poll::Ready(Ok(())) = read {
-            pulse.heard(ear, &into.filled()[before..]);
+            activity.record_read(scanner, &into.filled()[before..]);
         }
         read
     }
 }
 
-impl AsyncWrite for Heard {
+impl AsyncWrite for ObservedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, from)
     }

@@ -1,9 +1,8 @@
-//! How much is kept of requests that have begun and not ended.
+//! Memory budget of unfinished requests.
 //!
-//! tonic collects a message until its stream ends, and flow control does not bound that: what has been read may be
-//! followed by more. So what is kept is counted, for each connection and for all of them. A request that would go past
-//! that is answered like one that cannot be read. One that is here as a whole when it is first looked at, as nearly all
-//! are, is not counted.
+//! tonic collects a message until its stream ends, and flow control does not bound that: more may follow what was read.
+//! So the bytes of unfinished requests are counted for each connection and for all. A request that would exceed a budget is
+//! refused like one that cannot be read. A request that is complete when first polled, as nearly all are, is not counted.
 
 use std::error::Error;
 use std::future::Future;
@@ -21,112 +20,111 @@ use crate::server::head;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
-/// What a request takes beside its bytes, about.
-const OF_REQUEST: usize = 1 << 10;
+/// Approximate memory of a request besides its bytes.
+const REQUEST_OVERHEAD_BYTES: usize = 1 << 10;
 
-/// The bytes kept for all connections, which are counted in the doors.
+/// The budget of all connections. Its use is counted in the metrics of the doors.
 #[derive(Debug)]
-pub(super) struct Total {
+pub(super) struct TotalBudget {
     bounds: Bounds,
     doors: Arc<DoorMetrics>,
 }
 
-impl Total {
-    /// Within these bounds.
+impl TotalBudget {
     pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self { bounds: bounds.clone(), doors: doors.clone() })
     }
 
     /// The budget of a new connection.
     pub(super) fn connection(self: &Arc<Self>) -> Arc<Budget> {
-        Arc::new(Budget { kept: AtomicUsize::new(0), total: self.clone() })
+        Arc::new(Budget { used: AtomicUsize::new(0), total: self.clone() })
     }
 }
 
-/// The bytes kept for a connection.
+/// The budget of a connection.
 #[derive(Debug)]
 pub(super) struct Budget {
-    kept: AtomicUsize,
-    total: Arc<Total>,
+    used: AtomicUsize,
+    total: Arc<TotalBudget>,
 }
 
 impl Budget {
-    /// Takes so many bytes more, which have to be given back, or tells which bound they would go past.
+    /// Takes bytes, which the caller gives back, or returns the bound that they would exceed.
     fn take(&self, bytes: usize) -> Result<(), Bound> {
-        let Total { bounds, doors } = &*self.total;
-        if !take(&self.kept, bytes, bounds.unfinished_bytes_per_connection) {
+        let TotalBudget { bounds, doors } = &*self.total;
+        if !take(&self.used, bytes, bounds.unfinished_bytes_per_connection) {
             return Err(Bound::UnfinishedBytesPerConnection);
         }
         if !take(&doors.unfinished_bytes, bytes, bounds.unfinished_bytes) {
-            self.kept.fetch_sub(bytes, Ordering::Relaxed);
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Bound::UnfinishedBytes);
         }
         Ok(())
     }
 
     fn give_back(&self, bytes: usize) {
-        self.kept.fetch_sub(bytes, Ordering::Relaxed);
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.total.doors.unfinished_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-fn take(kept: &AtomicUsize, bytes: usize, most: usize) -> bool {
-    let taken = kept.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= most;
+fn take(used: &AtomicUsize, bytes: usize, limit: usize) -> bool {
+    let taken = used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= limit;
     if !taken {
-        kept.fetch_sub(bytes, Ordering::Relaxed);
+        used.fetch_sub(bytes, Ordering::Relaxed);
     }
     taken
 }
 
-/// The body of a request, within a budget and a time.
+/// The body of a request, within a budget and a timeout.
 #[derive(Debug)]
-pub(super) struct Metered {
+pub(super) struct MeteredBody {
     body: Incoming,
     /// Bytes of the head that have not been taken from the budget.
     head: usize,
-    kept: usize,
+    used: usize,
     budget: Arc<Budget>,
-    /// When it has to be whole, once it had to be waited for.
+    /// The timeout of the request; starts when the body is first found incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Nothing comes after that; tonic asks once more all the same.
+    /// Whether the body failed. It yields nothing more, although tonic polls once more.
     refused: bool,
 }
 
-impl Metered {
-    /// Puts the body of a request within a budget, or tells which bound its head is past.
+impl MeteredBody {
+    /// Puts the body of a request under a budget, or returns the bound that its head exceeds.
     pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> Result<http::Request<Self>, Bound> {
-        let head = OF_REQUEST + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
-        Ok(request.map(|body| Self { body, head, kept: 0, budget, deadline: None, refused: false }))
+        let head = REQUEST_OVERHEAD_BYTES + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
+        Ok(request.map(|body| Self { body, head, used: 0, budget, deadline: None, refused: false }))
     }
 
-    /// The body is not whole: whether there is time left to wait for it.
+    /// Whether there is time left to wait for an incomplete body.
     fn in_time(&mut self, cx: &mut Context<'_>) -> bool {
-        let within: Duration = self.budget.total.bounds.request_timeout;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+        let timeout: Duration = self.budget.total.bounds.request_timeout;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         deadline.as_mut().poll(cx).is_pending()
     }
 
-    fn refuse(&mut self, bound: Bound) -> Past {
+    fn refuse(&mut self, bound: Bound) -> BudgetError {
         self.refused = true;
         self.budget.total.doors.exceeded.count(bound);
-        Past(bound)
+        BudgetError(bound)
     }
 }
 
-impl Drop for Metered {
+impl Drop for MeteredBody {
     fn drop(&mut self) {
-        if self.kept > 0 {
-            self.budget.give_back(self.kept);
+        if self.used > 0 {
+            self.budget.give_back(self.used);
         }
     }
 }
 
-/// A request that is not waited for any longer.
+/// An unfinished request that exceeded a bound.
 #[derive(Debug, thiserror::Error)]
-#[error("the request is unfinished and past server.bounds.{}", .0.name())]
-struct Past(Bound);
+#[error("the unfinished request exceeds server.bounds.{}", .0.name())]
+struct BudgetError(Bound);
 
-impl Body for Metered {
+impl Body for MeteredBody {
     type Data = Bytes;
     type Error = Box<dyn Error + Send + Sync>;
 
@@ -148,7 +146,7 @@ impl Body for Metered {
             if let Err(bound) = self.budget.take(bytes) {
                 return Poll::Ready(Some(Err(Box::new(self.refuse(bound)))));
             }
-            self.kept += bytes;
+            self.used += bytes;
         }
         if !self.in_time(cx) {
             return Poll::Ready(Some(Err(Box::new(self.refuse(Bound::RequestTimeout)))));
@@ -172,7 +170,7 @@ mod tests {
     #[test]
     fn a_connection_and_all_of_them_together_have_a_bound() {
         let bounds = Bounds { unfinished_bytes_per_connection: 10, unfinished_bytes: 30, ..Bounds::default() };
-        let total = Total::new(&bounds, &Arc::default());
+        let total = TotalBudget::new(&bounds, &Arc::default());
         let greedy: Vec<_> = (0..3).map(|_| total.connection()).collect();
         for connection in &greedy {
             assert_eq!(connection.take(10), Ok(()));

@@ -1,8 +1,8 @@
-//! Undoing an acquired lease whose answer nobody heard.
+//! Releases a lease whose response did not reach Envoy.
 //!
-//! Envoy resets a call that took too long and forgets it: it will never release what that call acquired. hyper drops
-//! the body of a stream that was reset, so a body that is dropped before its end gives the lease back. What is lost
-//! later, between our kernel and Envoy, expires with the lease.
+//! Envoy resets a call that timed out and forgets it: it will never release what that call lease. hyper drops the
+//! body of a stream that was reset, so a body dropped before its end releases the lease. A response lost later, between
+//! our kernel and Envoy, leaves a lease that expires.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use tonic::body::Body;
 use crate::server::connection::InFlight;
 use crate::service::Service;
 
-/// Says, among the extensions of an answer, which lease it hands out.
+/// The lease that a response hands out; among the extensions of the response.
 #[derive(Clone, Debug)]
-pub(super) struct Acquired(pub(super) Arc<str>);
+pub(super) struct HandedOutLease(pub(super) Arc<str>);
 
-/// Gives a lease back when it is dropped.
+/// Releases a lease when dropped.
 #[derive(Debug)]
-pub(super) struct Undo(Option<(Arc<Service>, Arc<str>)>);
+pub(super) struct LeaseGuard(Option<(Arc<Service>, Arc<str>)>);
 
-impl Undo {
-    pub(super) fn new(service: Arc<Service>, acquired: Acquired) -> Self {
-        Self(Some((service, acquired.0)))
+impl LeaseGuard {
+    pub(super) fn new(service: Arc<Service>, lease: HandedOutLease) -> Self {
+        Self(Some((service, lease.0)))
     }
 
     fn disarm(&mut self) {
@@ -34,9 +34,9 @@ impl Undo {
     }
 }
 
-impl Drop for Undo {
+impl Drop for LeaseGuard {
     fn drop(&mut self) {
-        // Without a runtime the process is ending; then the lease expires by itself.
+        // Without a runtime the process is ending, and the lease expires.
         if let Some((service, lease)) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -45,43 +45,43 @@ impl Drop for Undo {
     }
 }
 
-/// The body of an answer.
+/// The body of a response, which may guard a lease.
 #[derive(Debug)]
-pub(super) struct Undoable {
+pub(super) struct GuardedBody {
     body: Body,
-    undo: Option<Undo>,
-    /// Of a call that goes on as long as its answer does.
-    _under_way: Option<InFlight>,
+    guard: Option<LeaseGuard>,
+    /// Set for a streaming call, which is in flight until its body ends.
+    _in_flight: Option<InFlight>,
 }
 
-impl From<Body> for Undoable {
+impl From<Body> for GuardedBody {
     fn from(body: Body) -> Self {
-        Self { body, undo: None, _under_way: None }
+        Self { body, guard: None, _in_flight: None }
     }
 }
 
-impl Undoable {
-    /// A body that undoes a lease when it is dropped before its end.
-    pub(super) fn undoing(body: Body, undo: Undo) -> Self {
-        Self { body, undo: Some(undo), _under_way: None }
+impl GuardedBody {
+    /// A body that releases a lease when dropped before its end.
+    pub(super) fn with_lease(body: Body, guard: LeaseGuard) -> Self {
+        Self { body, guard: Some(guard), _in_flight: None }
     }
 
-    /// A body whose request is under way until its end.
-    pub(super) fn going_on(body: Body, in_flight: Option<InFlight>) -> Self {
-        Self { body, undo: None, _under_way: in_flight }
+    /// A body whose request is in flight until its end.
+    pub(super) fn streaming(body: Body, in_flight: Option<InFlight>) -> Self {
+        Self { body, guard: None, _in_flight: in_flight }
     }
 }
 
-impl HttpBody for Undoable {
+impl HttpBody for GuardedBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        // The trailers are asked for once the message has been sent.
+        // hyper polls the trailers only after the message was sent.
         let ended = frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
-        if ended && let Some(undo) = &mut self.undo {
-            undo.disarm();
+        if ended && let Some(guard) = &mut self.guard {
+            guard.disarm();
         }
         Poll::Ready(frame)
     }

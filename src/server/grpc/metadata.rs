@@ -1,6 +1,6 @@
-//! What an answer tells Envoy apart from headers: the lease, and what decided.
+//! Dynamic metadata of a response: the lease, and the rule, limiter and tier that decided.
 //!
-//! Envoy keeps it as dynamic metadata of the request, where later filters and the access log find it.
+//! Envoy attaches it to the request, where later filters and the access log find it.
 
 #[cfg(test)]
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
@@ -8,7 +8,7 @@ use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use super::wire::Writer;
 use crate::decision::{Decision, Refusal};
 
-/// The facts that there are, by name.
+/// The fields that are present, by name.
 fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iterator<Item = (&'static str, &'a str)> {
     let (rule, limiter) = match refusal {
         Some(refusal) => (refusal.rule, refusal.limiter),
@@ -18,7 +18,7 @@ fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iter
     facts.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
-/// As a message of ext_authz has it: what the bytes are held to.
+/// Returns the metadata as a generated message, which tests compare with the written bytes.
 #[cfg(test)]
 pub(super) fn message(decision: &Decision) -> Option<Struct> {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
@@ -27,7 +27,7 @@ pub(super) fn message(decision: &Decision) -> Option<Struct> {
     (!fields.is_empty()).then_some(Struct { fields })
 }
 
-/// The same, as the bytes of a `google.protobuf.Struct` in a field of the answer. Nothing where there are no facts.
+/// Writes the metadata as a `google.protobuf.Struct` in a field of the response, or nothing if it is empty.
 ///
 /// ```text
 ///   Struct { fields: 1 = repeated Entry { key: 1 = name, value: 2 = Value { string_value: 3 = text } } }
@@ -41,7 +41,7 @@ pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u
         for (name, value) in facts {
             fields.message(1, |entry| {
                 entry.text(1, name.as_bytes());
-                entry.message(2, |text| text.chosen_text(3, value.as_bytes()));
+                entry.message(2, |text| text.oneof_text(3, value.as_bytes()));
             });
         }
     });

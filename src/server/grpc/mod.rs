@@ -1,7 +1,7 @@
-//! The gRPC door: RLS, ext_authz, health and reflection, on hyper's HTTP/2 without a transport in between.
+//! The gRPC door: RLS, ext_authz, health and reflection, served directly by hyper's HTTP/2.
 //!
-//! Our handlers never answer with an error of gRPC. So a status in the *head* of an answer means that tonic could not
-//! read the request, and `refuse_unread` puts a refusal in its place: Envoy lets requests pass on errors.
+//! The handlers never return a gRPC error. So a status in the *head* of a response means that the request could not be
+//! read, and `refuse_unreadable` replaces it by a refusal: Envoy lets requests pass on errors.
 
 mod authz;
 mod budget;
@@ -33,11 +33,11 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use self::budget::{Budget, Metered, Total};
+use self::budget::{Budget, MeteredBody, TotalBudget};
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
-use self::lease_guard::{Acquired, Undo, Undoable};
-use self::unary::Unread;
-use super::connection::{self, Pulse, Terms};
+use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
+use self::unary::ReadError;
+use super::connection::{self, AcceptOptions, Activity};
 use super::listen::Listener;
 use super::panics;
 use crate::server::head;
@@ -45,31 +45,31 @@ use crate::service::Service;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::{Door, Reply};
 
-/// The messages of RLS as they are on our side of the wire.
+/// The generated messages of RLS.
 pub use self::generated::envoy as messages;
 
-/// Envoy resets every call that missed its deadline, so a burst of resets is a slow moment and no attack. The default
-/// of 20 would close the connection, and with it all calls that are in time.
-const PENDING_RESETS: usize = 4096;
+/// Envoy resets every call that timed out, so a burst of resets means a slow moment, not an attack. hyper's default of
+/// 20 would close the connection, and with it all calls that are in time.
+const MAX_PENDING_RESETS: usize = 4096;
 
-/// The status, out of range, that stands for a message past its bound and for nothing else.
+/// OUT_OF_RANGE, which here means only a message past its bound.
 const TOO_LARGE: &str = "11";
 
-/// The services whose health can be asked, and the process as a whole.
-const WATCHED: [&str; 3] = ["", RLS, AUTHZ];
+/// The services that report health; the empty name is the whole process.
+const HEALTH_SERVICES: [&str; 3] = ["", RLS, AUTHZ];
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
-/// What a call comes to, as the generated services give it.
-type Called = Result<http::Response<Body>, Infallible>;
+/// The result of a call, as tonic's services return it.
+type CallResult = Result<http::Response<Body>, Infallible>;
 
-/// A call under way.
-type Call = Pin<Box<dyn Future<Output = Called> + Send>>;
+/// A call in flight.
+type BoxedCall = Pin<Box<dyn Future<Output = CallResult> + Send>>;
 
-type Answer = Result<http::Response<Undoable>, Infallible>;
+type DoorResult = Result<http::Response<GuardedBody>, Infallible>;
 
-type Reflection = BoxCloneSyncService<http::Request<Metered>, http::Response<Body>, Infallible>;
+type Reflection = BoxCloneSyncService<http::Request<MeteredBody>, http::Response<Body>, Infallible>;
 
 /// The services of the gRPC door.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ pub struct Grpc(Arc<Services>);
 struct Services {
     service: Arc<Service>,
     rls: rls::Rls,
-    authz: authz::Authz,
+    authz: authz::GrpcAuthz,
     health: HealthServer<HealthService>,
     reflection: Reflection,
     reflection_alpha: Reflection,
@@ -88,12 +88,12 @@ struct Services {
 }
 
 impl Grpc {
-    /// The gRPC door of a service, with the bounds it has now. They report that they serve.
+    /// Creates the gRPC door of a service, with its current bounds. Health is reported as the service has it.
     pub async fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
         let reporter = HealthReporter::new();
         let rls = rls::Rls::new(service.clone());
-        let authz = authz::Authz::new(service.clone());
+        let authz = authz::GrpcAuthz::new(service.clone());
         let (reflection, reflection_alpha) = reflection();
         let services = Self(Arc::new(Services {
             service,
@@ -110,27 +110,27 @@ impl Grpc {
         services
     }
 
-    /// Tells who asks for our health that requests can be sent here: what was waited for is there.
-    pub async fn serve_now(&self) {
+    /// Reports SERVING, unless the process is draining.
+    pub async fn set_serving(&self) {
         if self.0.service.health().set_serving() {
             self.report(ServingStatus::Serving).await;
         }
     }
 
-    /// Tells who asks for our health that we wait for a store.
-    pub async fn wait(&self) {
+    /// Reports NOT_SERVING while a required store does not answer.
+    pub async fn set_not_serving(&self) {
         self.report(ServingStatus::NotServing).await;
     }
 
-    /// Tells who asks for our health that we are about to stop. Calls are still answered.
-    pub async fn leave(&self) {
+    /// Reports NOT_SERVING because the process is about to stop. Calls are still answered.
+    pub async fn set_draining(&self) {
         self.0.service.health().set_stopping();
         self.report(ServingStatus::NotServing).await;
     }
 
-    /// Ends the calls of who watches our health: they have been told, and would keep their connections open.
+    /// Ends the streams that watch health. They have received the last status and would keep their connections open.
     pub async fn end_watches(&self) {
-        for service in WATCHED {
+        for service in HEALTH_SERVICES {
             self.0.reporter.clone().clear_service_status(service).await;
         }
     }
@@ -142,27 +142,28 @@ impl Grpc {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .max_concurrent_streams(bounds.streams)
-            .max_pending_accept_reset_streams(PENDING_RESETS)
-            .max_header_list_size(head::unreadable(bounds))
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_header_list_size(head::decoder_limit(bounds))
             .auto_date_header(false);
-        let total = Total::new(bounds, doors);
-        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
-        connection::accept(listener, stop, terms, |stream, _, pulse| {
+        let total = TotalBudget::new(bounds, doors);
+        let options =
+            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
+        connection::accept(listener, stop, options, |stream, _, activity| {
             let services = self.0.clone();
-            let client = Client { pulse: pulse.clone(), budget: total.connection() };
-            let answer = service_fn(move |request| services.answer(request, &client));
-            let connection = connection::attend(builder.serve_connection(TokioIo::new(stream), answer), pulse);
+            let connection_state = ConnectionState { activity: activity.clone(), budget: total.connection() };
+            let answer = service_fn(move |request| services.answer(request, &connection_state));
+            let connection = connection::drive(builder.serve_connection(TokioIo::new(stream), answer), activity);
             async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a gRPC connection broke");
+                    tracing::debug!(%error, "a gRPC connection failed");
                 }
             }
         })
         .await;
     }
 
-    /// The frame that answers one whole call, without a connection: for fuzzing, where a connection for each question
-    /// would be most of the time. `method` is `ShouldRateLimit` or `Check`.
+    /// Answers one call without a connection; for fuzzing, where connections would take most of the time. `frame` and the
+    /// result are gRPC frames; `method` is `ShouldRateLimit` or `Check`.
     #[doc(hidden)]
     pub async fn answer_whole(&self, method: &str, frame: Bytes) -> Bytes {
         let request = |service| {
@@ -171,30 +172,30 @@ impl Grpc {
             request.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
             request
         };
-        let (door, unread, call): (Door, Refused, Call) = match method {
-            "ShouldRateLimit" => (Door::Rls, rls::UNREAD, Box::pin(self.0.clone().rls(request(RLS)))),
-            "Check" => (Door::AuthzGrpc, authz::UNREAD, Box::pin(self.0.clone().authz(request(AUTHZ)))),
+        let (door, refusal, call): (Door, RefusalFrame, BoxedCall) = match method {
+            "ShouldRateLimit" => (Door::Rls, rls::UNREADABLE_REFUSAL, Box::pin(self.0.clone().rls(request(RLS)))),
+            "Check" => (Door::AuthzGrpc, authz::UNREADABLE_REFUSAL, Box::pin(self.0.clone().authz(request(AUTHZ)))),
             other => panic!("{other} is no method that decides"),
         };
         let Ok(response) = call.await;
-        let answer = self.0.reply(self.0.refuse_unread(response, door, unread)).into_body().collect().await;
+        let answer = self.0.reply(self.0.refuse_unreadable(response, door, refusal)).into_body().collect().await;
         answer.expect("an answer is there as a whole").to_bytes()
     }
 
     async fn report(&self, status: ServingStatus) {
-        for service in WATCHED {
+        for service in HEALTH_SERVICES {
             self.0.reporter.set_service_status(service, status).await;
         }
     }
 }
 
-/// Who is at the other end of a connection.
-struct Client {
-    pulse: Arc<Pulse>,
+/// State of a connection.
+struct ConnectionState {
+    activity: Arc<Activity>,
     budget: Arc<Budget>,
 }
 
-/// A method that somebody calls.
+/// A method of the door.
 #[derive(Clone, Copy)]
 enum Method {
     ShouldRateLimit,
@@ -218,51 +219,51 @@ impl Method {
         }
     }
 
-    /// The door of a question, and the refusal of one that is not read.
-    fn unread(self) -> Option<(Door, Refused)> {
+    /// For a method that decides: its door, and the refusal of a request that cannot be read.
+    fn refusal_if_unreadable(self) -> Option<(Door, RefusalFrame)> {
         match self {
-            Self::ShouldRateLimit => Some((Door::Rls, rls::UNREAD)),
-            Self::Check => Some((Door::AuthzGrpc, authz::UNREAD)),
+            Self::ShouldRateLimit => Some((Door::Rls, rls::UNREADABLE_REFUSAL)),
+            Self::Check => Some((Door::AuthzGrpc, authz::UNREADABLE_REFUSAL)),
             Self::Health | Self::Reflection | Self::ReflectionAlpha | Self::Unknown => None,
         }
     }
 }
 
 impl Services {
-    /// Calls the service that a request is for, unless it is past a bound already. The request moves into that call at
-    /// once, so that what hyper keeps for a stream stays small: it is moved several times before it is first polled.
+    /// Calls the service of a request, unless the request exceeds a bound. The request moves into the call at once, so that
+    /// hyper's state of a stream stays small: it is moved several times before it is first polled.
     fn answer(
         self: &Arc<Self>,
         request: http::Request<Incoming>,
-        client: &Client,
-    ) -> impl Future<Output = Answer> + use<> {
+        connection_state: &ConnectionState,
+    ) -> impl Future<Output = DoorResult> + use<> {
         let method = Method::of(request.uri().path());
         let in_flight = match method {
-            Method::Health => Some(client.pulse.begin_watching()),
-            _ => client.pulse.begin(),
+            Method::Health => Some(connection_state.activity.begin_long_call()),
+            _ => connection_state.activity.begin(),
         };
-        let call: Call = match Metered::request(request, client.budget.clone()) {
+        let call: BoxedCall = match MeteredBody::request(request, connection_state.budget.clone()) {
             Ok(request) if in_flight.is_some() => self.call(method, request),
-            Ok(_) => past_a_bound(),
+            Ok(_) => over_bound(),
             Err(bound) => {
                 self.service.doors().exceeded.count(bound);
-                past_a_bound()
+                over_bound()
             }
         };
         let services = self.clone();
         async move {
-            let called = panics::apart(services.service.doors(), call).await;
-            Ok(match (called, method.unread()) {
-                (Some(Ok(response)), None) => response.map(|body| Undoable::going_on(body, in_flight)),
-                (Some(Ok(response)), Some((door, unread))) => {
-                    services.reply(services.refuse_unread(response, door, unread))
+            let result = panics::catch(services.service.doors(), call).await;
+            Ok(match (result, method.refusal_if_unreadable()) {
+                (Some(Ok(response)), None) => response.map(|body| GuardedBody::streaming(body, in_flight)),
+                (Some(Ok(response)), Some((door, refusal))) => {
+                    services.reply(services.refuse_unreadable(response, door, refusal))
                 }
-                (None, asked) => services.fail(asked.map(|(door, _)| door)),
+                (None, deciding) => services.fail(deciding.map(|(door, _)| door)),
             })
         }
     }
 
-    fn call(self: &Arc<Self>, method: Method, request: http::Request<Metered>) -> Call {
+    fn call(self: &Arc<Self>, method: Method, request: http::Request<MeteredBody>) -> BoxedCall {
         match method {
             Method::ShouldRateLimit => Box::pin(self.clone().rls(request)),
             Method::Check => Box::pin(self.clone().authz(request)),
@@ -273,30 +274,39 @@ impl Services {
         }
     }
 
-    async fn rls<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
-        Ok(match unary::question(request, self.bounds.message_bytes).await {
-            Ok(question) => self.rls.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
-            Err(unread) => unary::unread(unread),
+    async fn rls<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
+        Ok(match unary::read_message(request, self.bounds.message_bytes).await {
+            Ok(message) => {
+                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+            }
+            Err(error) => unary::error_response(error),
         })
     }
 
-    async fn authz<B: unary::Asked>(self: Arc<Self>, request: http::Request<B>) -> Called {
-        Ok(match unary::question(request, self.bounds.message_bytes).await {
-            Ok(question) => self.authz.answer(question).await.unwrap_or_else(|| unary::unread(Unread::Senseless)),
-            Err(unread) => unary::unread(unread),
+    async fn authz<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
+        Ok(match unary::read_message(request, self.bounds.message_bytes).await {
+            Ok(message) => {
+                self.authz.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+            }
+            Err(error) => unary::error_response(error),
         })
     }
 
-    /// The answer to a request that panicked: an error, for it is Envoy's `failure_mode_deny` that says what then.
-    fn fail(&self, door: Option<Door>) -> http::Response<Undoable> {
+    /// The response to a request that panicked: an error, so Envoy's `failure_mode_deny` decides.
+    fn fail(&self, door: Option<Door>) -> http::Response<GuardedBody> {
         if let Some(door) = door {
             self.service.telemetry().metrics.record_reply(door, Reply::Failed);
         }
-        Status::internal("this request met an error of ours; the log has more").into_http::<Body>().map(Undoable::from)
+        Status::internal("internal error; see the log of tollgate").into_http::<Body>().map(GuardedBody::from)
     }
 
-    /// Puts a refusal in the place of a complaint about a request that is too large or makes no sense.
-    fn refuse_unread(&self, response: http::Response<Body>, door: Door, refusal: Refused) -> http::Response<Body> {
+    /// Replaces the error about a request that is too large or malformed by a refusal.
+    fn refuse_unreadable(
+        &self,
+        response: http::Response<Body>,
+        door: Door,
+        refusal: RefusalFrame,
+    ) -> http::Response<Body> {
         let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
         if status == TOO_LARGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
@@ -310,25 +320,25 @@ impl Services {
         response
     }
 
-    /// An answer of ours, with what undoes its acquired lease when nobody hears it.
-    fn reply(&self, mut response: http::Response<Body>) -> http::Response<Undoable> {
-        let acquired = response.extensions_mut().remove::<Acquired>();
-        response.map(|body| match acquired {
-            None => Undoable::from(body),
-            Some(acquired) => Undoable::undoing(body, Undo::new(self.service.clone(), acquired)),
+    /// A response that releases the lease it hands out unless it is sent to its end.
+    fn reply(&self, mut response: http::Response<Body>) -> http::Response<GuardedBody> {
+        let lease = response.extensions_mut().remove::<HandedOutLease>();
+        response.map(|body| match lease {
+            None => GuardedBody::from(body),
+            Some(lease) => GuardedBody::with_lease(body, LeaseGuard::new(self.service.clone(), lease)),
         })
     }
 }
 
-/// A complaint about a request that is not looked at any further.
-fn past_a_bound() -> Call {
-    Box::pin(async { Ok(Status::resource_exhausted("past a bound of server.bounds").into_http()) })
+/// The error for a request past a bound; a method that decides replaces it by its refusal.
+fn over_bound() -> BoxedCall {
+    Box::pin(async { Ok(Status::resource_exhausted("the request exceeds a bound of server.bounds").into_http()) })
 }
 
-/// Makes the frame of a refusal.
-type Refused = fn() -> Bytes;
+/// Makes the frame of a refusal for a request that cannot be read.
+type RefusalFrame = fn() -> Bytes;
 
-/// A message as gRPC frames it: not compressed, four bytes of length, the encoding.
+/// Frames a message: the flag for no compression, four bytes of length, the encoding.
 fn frame(message: &impl Message) -> Bytes {
     let mut frame = BytesMut::with_capacity(5 + message.encoded_len());
     frame.put_u8(0);
@@ -343,7 +353,7 @@ fn reflection() -> (Reflection, Reflection) {
             .register_encoded_file_descriptor_set(generated::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let valid = "the descriptors are generated, and a test keeps them true";
+    let valid = "the descriptors are generated, and a test checks them";
     let v1 = builder().build_v1().expect(valid);
     let v1alpha = builder().build_v1alpha().expect(valid);
     (BoxCloneSyncService::new(v1), BoxCloneSyncService::new(v1alpha))

@@ -1,11 +1,11 @@
-//! One question and one answer of gRPC, read and written on hyper's bodies.
+//! Unary gRPC calls, read and written on hyper's bodies.
 //!
 //! ```text
-//!   frame = flag 1 (0: not compressed) | length 4 | message        question: one frame; answer: one frame, grpc-status
+//!   frame = flag 1 (0: not compressed) | length 4 | message        request: one frame; response: one frame, grpc-status
 //! ```
 //!
 //! tonic's codec is made for streams: for one message each way it boxes a decoder, two bodies and three futures, copies
-//! what was read, and allocates two buffers of 8 KiB. The generated services remain for whoever calls us.
+//! the input, and allocates two buffers of 8 KiB.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -17,42 +17,42 @@ use hyper::body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::lease_guard::Acquired;
+use super::lease_guard::HandedOutLease;
 
-/// Flag and length.
-const HEAD: usize = 5;
+/// Bytes of the flag and the length.
+const FRAME_HEAD_BYTES: usize = 5;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// The body of a request for one message.
-pub(super) trait Asked: HttpBody<Data = Bytes> + Unpin + Send {}
+/// The body of a unary request.
+pub(super) trait RequestBody: HttpBody<Data = Bytes> + Unpin + Send {}
 
-impl<B: HttpBody<Data = Bytes> + Unpin + Send> Asked for B {}
+impl<B: HttpBody<Data = Bytes> + Unpin + Send> RequestBody for B {}
 
 /// Why a request cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unread {
-    /// It brings more than one may.
+pub(super) enum ReadError {
+    /// The message is longer than its bound.
     TooLarge,
-    /// It makes no sense.
-    Senseless,
+    /// The message is not framed or encoded correctly.
+    Malformed,
 }
 
-/// Reads the message that is asked by a request, of so many bytes at most and the only one.
+/// Reads the single message of a unary request, at most `limit` bytes.
 ///
 /// "A Compressed-Flag value of 1 indicates that the binary octet sequence of Message is compressed using the mechanism
-/// declared by the Message-Encoding header." None was offered, so none is read.
-pub(super) async fn question<B: Asked>(request: http::Request<B>, most: usize) -> Result<Bytes, Unread> {
+/// declared by the Message-Encoding header." We offer no compression, so none is read.
+pub(super) async fn read_message<B: RequestBody>(request: http::Request<B>, limit: usize) -> Result<Bytes, ReadError> {
     if request.headers().get(ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(Unread::Senseless);
+        return Err(ReadError::Malformed);
     }
     let mut body = request.into_body();
     let mut read = Bytes::new();
     let mut length = None;
     while !body.is_end_stream() {
         let Some(frame) = body.frame().await else { break };
-        let Ok(data) = frame.map_err(|_| Unread::Senseless)?.into_data() else { continue };
-        // Nearly every question comes in one piece.
+        let Ok(data) = frame.map_err(|_| ReadError::Malformed)?.into_data() else { continue };
+        // Nearly every message comes in one piece.
         read = match read.is_empty() {
             true => data,
             false => {
@@ -61,53 +61,53 @@ pub(super) async fn question<B: Asked>(request: http::Request<B>, most: usize) -
                 both.freeze()
             }
         };
-        if length.is_none() && read.len() >= HEAD {
-            length = Some(told_length(&mut read, most)?);
+        if length.is_none() && read.len() >= FRAME_HEAD_BYTES {
+            length = Some(take_length(&mut read, limit)?);
         }
         if length.is_some_and(|length| read.len() > length) {
-            return Err(Unread::Senseless);
+            return Err(ReadError::Malformed);
         }
     }
     match length == Some(read.len()) {
         true => Ok(read),
-        false => Err(Unread::Senseless),
+        false => Err(ReadError::Malformed),
     }
 }
 
-/// Takes flag and length off.
-fn told_length(read: &mut Bytes, most: usize) -> Result<usize, Unread> {
+/// Takes the flag and the length off the front.
+fn take_length(read: &mut Bytes, limit: usize) -> Result<usize, ReadError> {
     match (read.get_u8(), read.get_u32() as usize) {
-        (0, length) if length <= most => Ok(length),
-        (0, _) => Err(Unread::TooLarge),
-        (1.., _) => Err(Unread::Senseless),
+        (0, length) if length <= limit => Ok(length),
+        (0, _) => Err(ReadError::TooLarge),
+        (1.., _) => Err(ReadError::Malformed),
     }
 }
 
-/// The answer of one frame.
-pub(super) fn answer(frame: Bytes, acquired: Option<Acquired>) -> Response<Body> {
-    let mut response = Response::new(Body::new(Whole { frame: Some(frame), ended: false }));
+/// Returns a response of one frame.
+pub(super) fn response(frame: Bytes, lease: Option<HandedOutLease>) -> Response<Body> {
+    let mut response = Response::new(Body::new(UnaryBody { frame: Some(frame), ended: false }));
     response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-    if let Some(acquired) = acquired {
-        response.extensions_mut().insert(acquired);
+    if let Some(lease) = lease {
+        response.extensions_mut().insert(lease);
     }
     response
 }
 
-/// What stands for an answer until the door puts its refusal there.
-pub(super) fn unread(unread: Unread) -> Response<Body> {
-    match unread {
-        Unread::TooLarge => Status::out_of_range("past server.bounds.message_bytes").into_http(),
-        Unread::Senseless => Status::internal("it cannot be read").into_http(),
+/// Returns the error response, which the door then replaces by its refusal.
+pub(super) fn error_response(error: ReadError) -> Response<Body> {
+    match error {
+        ReadError::TooLarge => Status::out_of_range("past server.bounds.message_bytes").into_http(),
+        ReadError::Malformed => Status::internal("the request message is malformed").into_http(),
     }
 }
 
-/// One frame, and the trailers that say that all went well.
-struct Whole {
+/// One frame, then trailers with status OK.
+struct UnaryBody {
     frame: Option<Bytes>,
     ended: bool,
 }
 
-impl HttpBody for Whole {
+impl HttpBody for UnaryBody {
     type Data = Bytes;
     type Error = Status;
 

@@ -29,7 +29,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::gateway::Gateway;
-use super::connection::{self, InFlight, Pulse, Terms};
+use super::connection::{self, AcceptOptions, Activity, InFlight};
 use super::listen::{self, Listener};
 use super::panics;
 use crate::server::head;
@@ -77,26 +77,27 @@ impl Http {
             .max_headers(bounds.headers)
             .http2()
             .max_concurrent_streams(bounds.streams)
-            .max_header_list_size(head::unreadable(bounds));
-        let terms = Terms { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
-        connection::accept(listener, stop, terms, |stream, peer, pulse| {
+            .max_header_list_size(head::decoder_limit(bounds));
+        let options =
+            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
+        connection::accept(listener, stop, options, |stream, peer, activity| {
             let service = self.0.clone();
             let peer = match peer {
                 listen::BoundAddress::Tcp(peer) => Some(peer.ip()),
                 listen::BoundAddress::Unix(_) => None,
             };
-            let begin = pulse.clone();
+            let begin = activity.clone();
             let answer = service_fn(move |request| {
                 let service = service.clone();
                 let in_flight = begin.begin();
                 async move { Ok::<_, Infallible>(service.answer(request, peer, in_flight).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-            let connection = connection::attend(connection, pulse.clone());
+            let connection = connection::drive(connection, activity.clone());
             let service = self.0.clone();
             async move {
                 if let Err(error) = connection.await {
-                    service.count_unread_head(&*error, &pulse);
+                    service.count_unread_head(&*error, &activity);
                     // Without its sources: one of them may hold text from the client.
                     tracing::debug!(%error, "HTTP connection failed");
                 }
@@ -117,7 +118,7 @@ impl RequestHandler {
             self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
             return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests in flight\n");
         }
-        let answered = panics::apart(self.service.doors(), self.answer_request(request, peer)).await;
+        let answered = panics::catch(self.service.doors(), self.answer_request(request, peer)).await;
         answered.unwrap_or_else(|| {
             self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Failed);
             respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "internal error\n")
@@ -154,11 +155,11 @@ impl RequestHandler {
     }
 
     /// Counts a request head that hyper rejected.
-    fn count_unread_head(&self, error: &(dyn Error + 'static), pulse: &Pulse) {
+    fn count_unread_head(&self, error: &(dyn Error + 'static), activity: &Activity) {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
             // The error does not tell whether the size or the number of headers was exceeded.
             self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
-            let large = pulse.plain_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
+            let large = activity.http1_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
     }

@@ -1,30 +1,29 @@
-//! What counters add to the parts of a shard.
+//! How much the parts of a shard have to grow for the checks of a request.
 
-/// A table grows and shrinks by so large a part of it at least: all of it is gone through each time, and that would be
-/// for nearly every new counter of a table at its bound that holds counters of several sizes.
-pub(super) const STEPS: usize = 128;
+/// A table or slab grows and shrinks by at least its size divided by this. Resizing moves all entries, and without a
+/// minimum a full table with counters of several sizes would resize for nearly every new counter.
+pub(super) const MIN_STEP_DIVISOR: usize = 128;
 
 /// What checks may add to a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Growth {
-    /// Counters.
+    /// New counters.
     pub(super) counters: usize,
-    /// Logs beside the table: of a new counter, or of one whose slot has no room for another grant.
+    /// New overflow logs: of a new counter, or of one whose entry has no room for another grant.
     pub(super) logs: usize,
-    /// Sets of leases beside the table.
-    pub(super) leases: usize,
-    /// Bytes that logs and sets of leases grow by.
-    pub(super) heap: usize,
+    /// New lease sets.
+    pub(super) lease_sets: usize,
+    /// Heap bytes that logs and lease sets grow by.
+    pub(super) heap_bytes: usize,
 }
 
 impl Growth {
-    /// Both together.
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(super) fn plus(self, other: Self) -> Self {
         Self {
             counters: self.counters + other.counters,
             logs: self.logs + other.logs,
-            leases: self.leases + other.leases,
-            heap: self.heap + other.heap,
+            lease_sets: self.lease_sets + other.lease_sets,
+            heap_bytes: self.heap_bytes + other.heap_bytes,
         }
     }
 }

@@ -1,81 +1,37 @@
-//! Counters in this process's memory: sharded, bounded, and exact.
+//! The memory store: counters in this process, sharded, bounded and exact.
 //!
-//! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. Several
-//! memory stores are spaces of one [`Memory`], so that a plan over two of them is still all or nothing.
+//! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. All memory
+//! stores of a deployment are spaces of one [`Memory`], so that a plan over two of them is all or nothing.
 
+mod eviction;
+mod group;
 mod growth;
 mod overflow;
 mod pool;
 mod shard;
 mod snapshot;
+mod space;
 mod table;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use self::growth::Growth;
-use self::pool::Pool;
-use self::shard::Slots;
+use self::group::{Lookup, Lookups, apply_without_full, decide, find, leases_outcome, make_room};
+use self::shard::Shard;
 use self::snapshot::Record;
 pub use self::snapshot::{Owner, SnapshotError};
-use self::table::Place;
+pub use self::space::{MemorySettings, Usage};
+use self::space::{ShardGuard, ShardId, Space};
 use crate::clock::Timestamp;
-use crate::limiter::{LeaseId, OnStoreError, State};
-use crate::plan::{
-    Applied, Check, CounterName, Fault, Outcome, Plan, StateCell, Undo, advance, advance_each, change_lease, undo,
-};
+use crate::limiter::LeaseId;
+use crate::plan::{Applied, Check, CounterName, Plan, StateCell, Undo, advance, change_lease, undo};
 
-/// Bytes a shard is given: small enough that growing or sweeping one takes a fraction of a millisecond, large enough
-/// that the heads of all shards stay in the cache.
-const SHARD_BYTES: usize = 1 << 20;
-
-/// How many shards give up counters for one check that finds no room: enough for a few hundred kilobytes, few enough to
-/// take about a millisecond.
-const GIVERS: usize = 2;
-
-/// The bounds of one memory store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemorySettings {
-    /// Bytes for counters. Default: 256 MiB.
-    pub max_memory: usize,
-    /// Counters, if that is to be bounded too.
-    pub max_keys: Option<usize>,
-}
-
-impl Default for MemorySettings {
-    fn default() -> Self {
-        Self { max_memory: 256 << 20, max_keys: None }
-    }
-}
-
-impl MemorySettings {
-    /// Of a space that nothing is put into.
-    pub(super) fn unused() -> Self {
-        Self { max_memory: 0, max_keys: None }
-    }
-}
-
-/// What a memory store holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Counters.
-    pub keys: usize,
-    /// Bytes of tables, logs and leases.
-    pub bytes: usize,
-    /// Counters that had to go before they were forgotten.
-    pub evictions: u64,
-    /// Slots held under leases, expired ones among them until they are swept.
-    pub leases: usize,
-    /// Leases that nobody gave back before they expired, and that were forgotten since.
-    pub expired_leases: u64,
-    /// The most bytes it may take.
-    pub max_bytes: usize,
-}
+/// Shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
+const NEIGHBOURS: usize = 2;
 
 /// All memory stores of a deployment.
 #[derive(Debug)]
@@ -83,54 +39,13 @@ pub struct Memory {
     spaces: Vec<Arc<Space>>,
 }
 
-#[derive(Debug)]
-struct Space {
-    /// Of all spaces of this process, in the order they were made. A space may stand elsewhere among the spaces of the
-    /// next configuration, and plans of both lock shards in one order.
-    rank: u32,
-    settings: MemorySettings,
-    /// Held while a snapshot is made: a shard is copied to one at a time, and a file is written by one.
-    saving: Mutex<()>,
-    shards: Box<[Mutex<Slots>]>,
-}
-
-/// A shard's place. Locks are taken in its order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Shard {
-    /// The rank of its space, and below that its number there: one comparison.
-    order: u64,
-    /// Where its space stands.
-    space: u16,
-}
-
-impl Shard {
-    /// Its number in its space.
-    fn number(self) -> usize {
-        self.order as u32 as usize
-    }
-}
-
-/// A shard that is locked for one group.
-type Locked<'a> = MutexGuard<'a, Slots>;
-
-/// Where one check is decided: its shard, which of the locked shards that is, and its counter's place there.
-#[derive(Clone, Copy)]
-struct Seat {
-    shard: Shard,
-    guard: usize,
-    place: Option<Place>,
-}
-
-/// The seats of a group, in the order of its checks.
-type Seats = SmallVec<[Seat; 4]>;
-
 impl Memory {
-    /// One space for each of the settings.
+    /// Creates one space for each of the settings.
     pub fn new(settings: &[MemorySettings]) -> Self {
         Self { spaces: settings.iter().map(|settings| Arc::new(Space::new(*settings))).collect() }
     }
 
-    /// Spaces for the next configuration: each is one of these, by its place, or a new one.
+    /// The spaces of the next configuration: `Ok` keeps the space at that index, `Err` creates a new one.
     pub fn next(&self, spaces: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
         let space = |from: Result<usize, MemorySettings>| match from {
             Ok(kept) => self.spaces[kept].clone(),
@@ -139,7 +54,7 @@ impl Memory {
         Self { spaces: spaces.into_iter().map(space).collect() }
     }
 
-    /// Forgets what a counter holds. Says whether it held anything.
+    /// Removes a counter and returns whether it held anything.
     pub fn forget(&self, space: u16, counter: &CounterName) -> bool {
         self.lock(self.shard(space, counter)).forget(counter)
     }
@@ -148,16 +63,16 @@ impl Memory {
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
-            let mut slots = self.lock(self.shard(change.store, &change.counter));
-            let place = slots.find(&change.counter);
-            let mut held = StateCell::from(slots.take(place));
+            let mut shard = self.lock(self.shard(change.store, &change.counter));
+            let entry = shard.find(&change.counter);
+            let mut held = StateCell::from(shard.take(entry));
             applied.statuses.push(change_lease(&mut held, change, now));
             match held.wrote {
                 true => {
                     let outcome = leases_outcome(&held.state, now);
-                    slots.put(&change.counter, place, held.state, &outcome, now);
+                    shard.put(&change.counter, entry, held.state, &outcome, now);
                 }
-                false => slots.put_back(place, held.state),
+                false => shard.put_back(entry, held.state),
             }
         }
         for done in &plan.undos {
@@ -170,49 +85,49 @@ impl Memory {
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
-        let seat = |check: &Check| Seat { shard: self.shard(check.store, &check.counter), guard: 0, place: None };
-        // Made where they stay: what is collected is moved once more.
-        let mut seats = Seats::new();
-        seats.extend(checks.iter().map(seat));
-        let mut guards = self.lock_all(&mut seats);
-        let (seats, locked) = (seats.as_mut_slice(), guards.as_mut_slice());
+        let lookup = |check: &Check| Lookup { shard: self.shard(check.store, &check.counter), guard: 0, entry: None };
+        // Filled in place: collecting would move it once more.
+        let mut lookups = Lookups::new();
+        lookups.extend(checks.iter().map(lookup));
+        let mut guards = self.lock_all(&mut lookups);
+        let (lookups, locked) = (lookups.as_mut_slice(), guards.as_mut_slice());
 
-        for (check, seat) in checks.iter().zip(&*seats) {
-            locked[seat.guard].touch(&check.counter);
+        for (check, lookup) in checks.iter().zip(&*lookups) {
+            locked[lookup.guard].prefetch(&check.counter);
         }
-        find(checks, seats, locked);
-        let stays = |(check, seat): (&Check, &Seat)| !locked[seat.guard].grows(check, seat.place);
-        if !checks.iter().zip(&*seats).all(stays) {
-            let mut full = make_room(checks, seats, locked, now);
-            if full.iter().any(|full| *full) && self.let_others_give(checks, now) {
-                full = make_room(checks, seats, locked, now);
+        find(checks, lookups, locked);
+        let stays = |(check, lookup): (&Check, &Lookup)| !locked[lookup.guard].grows(check, lookup.entry);
+        if !checks.iter().zip(&*lookups).all(stays) {
+            let mut full = make_room(checks, lookups, locked, now);
+            if full.iter().any(|full| *full) && self.evict_from_neighbours(checks, now) {
+                full = make_room(checks, lookups, locked, now);
             }
             if full.iter().any(|full| *full) {
-                return apply_short(checks, &full, seats, locked, plan, now, applied);
+                return apply_without_full(checks, &full, lookups, locked, plan, now, applied);
             }
-            // Room is made by moving others.
-            find(checks, seats, locked);
+            // Making room moves entries.
+            find(checks, lookups, locked);
         }
-        decide(checks, seats, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
+        decide(checks, lookups, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
     }
 
-    /// Takes a charge back.
+    /// Takes back a charge.
     fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
-        let mut slots = self.lock(self.shard(done.store, &done.counter));
-        let place = slots.find(&done.counter);
-        let mut held = StateCell::from(slots.take(place));
+        let mut shard = self.lock(self.shard(done.store, &done.counter));
+        let entry = shard.find(&done.counter);
+        let mut held = StateCell::from(shard.take(entry));
         undo(&mut held, done, lease, now);
         if !held.wrote {
-            return slots.put_back(place, held.state);
+            return shard.put_back(entry, held.state);
         }
         let (_, outcomes) = advance(&[done.look()], std::slice::from_mut(&mut held), lease, now, false);
-        slots.put(&done.counter, place, held.state, &outcomes[0], now);
+        shard.put(&done.counter, entry, held.state, &outcomes[0], now);
     }
 
-    /// Locks the shards of a group, in the order of all plans, and tells each seat which of them is its own.
-    fn lock_all(&self, seats: &mut [Seat]) -> SmallVec<[Locked<'_>; 4]> {
-        let mut shards: SmallVec<[Shard; 4]> = SmallVec::new();
-        shards.extend(seats.iter().map(|seat| seat.shard));
+    /// Locks the shards of a group in order, and sets the guard index of each lookup.
+    fn lock_all(&self, lookups: &mut [Lookup]) -> SmallVec<[ShardGuard<'_>; 4]> {
+        let mut shards: SmallVec<[ShardId; 4]> = SmallVec::new();
+        shards.extend(lookups.iter().map(|lookup| lookup.shard));
         let shards = match shards.as_mut_slice() {
             several @ [_, _, ..] => {
                 several.sort_unstable();
@@ -221,60 +136,59 @@ impl Memory {
             }
             one => one,
         };
-        for seat in seats {
-            seat.guard = shards.iter().position(|shard| *shard == seat.shard).expect("it is one of them");
+        for lookup in lookups {
+            lookup.guard = shards.iter().position(|shard| *shard == lookup.shard).expect("it is one of them");
         }
         let mut locked = SmallVec::new();
         locked.extend(shards.iter().map(|shard| self.lock(*shard)));
         locked
     }
 
-    /// Forgets what no longer counts, one shard after the other.
+    /// Removes expired counters, one shard after the other.
     pub fn sweep(&self, now: Timestamp) {
         for shard in self.spaces.iter().flat_map(|space| &*space.shards) {
-            let mut slots = shard.lock();
-            slots.copy_to_cut();
-            slots.sweep(now);
+            let mut shard = shard.lock();
+            shard.copy_to_snapshot();
+            shard.sweep(now);
         }
     }
 
-    /// Writes what the store at `space` holds to a file: one moment for every plan (semantics 32).
+    /// Writes the counters of the store at `space` to a file, as they are at one moment (semantics 32).
     ///
-    /// All shards are locked together for as long as it takes to mark them. Each is then copied when its turn comes, or
-    /// by the first plan that is about to change it, so that no lock is held for longer than one shard takes to copy. A
-    /// copy is let go once it is in the file: what is in memory twice is what plans have changed and the file does not
-    /// have yet.
+    /// All shards are locked together only to mark them. Each is then copied in turn, or by the first plan that is
+    /// about to change it, so no lock is held for longer than copying one shard takes. A copy is freed once it is
+    /// written: memory holds two versions only of shards that plans have changed and that are not written yet.
     ///
     /// # Errors
     ///
-    /// When the file system refuses; what was at `path` is still there.
+    /// The file system fails; the file at `path` is unchanged.
     pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
         let Space { saving, shards, .. } = &*self.spaces[space];
         let _saving = saving.lock();
         let (cut, copies) = mpsc::channel();
         {
-            let mut locked: Vec<MutexGuard<'_, Slots>> = shards.iter().map(Mutex::lock).collect();
-            locked.iter_mut().for_each(|slots| slots.cut = Some(cut.clone()));
+            let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
+            locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(cut.clone()));
         }
-        // A plan hands its copy over under the lock of the shard, so none is left when the last shard had its turn.
+        // A plan sends its copy under the shard's lock, so none is outstanding after the last shard.
         let each_in_turn = shards.iter().flat_map(|shard| {
-            shard.lock().copy_to_cut();
+            shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
         let written = snapshot::write(path, owner, each_in_turn);
         if written.is_err() {
-            // Nobody waits for the copies of those whose turn did not come.
-            shards.iter().for_each(|shard| shard.lock().cut = None);
+            // The remaining shards need no copy.
+            shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
         written
     }
 
-    /// Reads into the store at `space` what a file holds. Says how many counters still counted and found room; `None`
-    /// when there is no file.
+    /// Loads the counters of a file into the store at `space`. Returns how many had not expired and found room, `None`
+    /// if there is no file.
     ///
     /// # Errors
     ///
-    /// When the file is damaged, newer or somebody else's. Nothing of it is loaded then, and it is kept aside.
+    /// The file is damaged, newer, or of another secret or store. Nothing is loaded then, and the file is moved aside.
     pub fn load(
         &self,
         space: usize,
@@ -286,16 +200,14 @@ impl Memory {
         Ok(records.map(|records| self.restore(space, &records, now)))
     }
 
-    /// Reads into the store at `space` what the bytes of a file hold, of which the checksum is made here where `seal`
-    /// says so: for fuzzing, which would never guess one, and for which a file each time would be most of the time.
-    /// `None` when they cannot be taken.
+    /// For fuzzing: loads the bytes of a file, with a valid checksum appended if `seal`. `None` if they are rejected.
     #[doc(hidden)]
     pub fn load_bytes(&self, space: usize, bytes: &[u8], seal: bool, owner: &Owner, now: Timestamp) -> Option<usize> {
         let sealed = if seal { snapshot::sealed(bytes) } else { bytes.to_vec() };
         snapshot::parse(&sealed, owner).ok().map(|records| self.restore(space, &records, now))
     }
 
-    /// Takes counters, and says how many still counted and found room.
+    /// Restores counters and returns how many had not expired and found room.
     fn restore(&self, space: usize, records: &[Record], now: Timestamp) -> usize {
         let restore = |record: &Record| {
             let shard = self.shard(space as u16, &record.name);
@@ -304,18 +216,18 @@ impl Memory {
         records.iter().filter(|record| restore(record)).count()
     }
 
-    /// What each space holds.
+    /// The usage of each space.
     pub fn usage(&self) -> Vec<Usage> {
         let of = |space: &Arc<Space>| {
             let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
             space.shards.iter().fold(empty, |usage, shard| {
-                let slots = shard.lock();
+                let shard = shard.lock();
                 Usage {
-                    keys: usage.keys + slots.len(),
-                    bytes: usage.bytes + slots.bytes(),
-                    evictions: usage.evictions + slots.evictions,
-                    leases: usage.leases + slots.held_leases(),
-                    expired_leases: usage.expired_leases + slots.expired_leases,
+                    keys: usage.keys + shard.len(),
+                    bytes: usage.bytes + shard.bytes(),
+                    evictions: usage.evictions + shard.evictions,
+                    leases: usage.leases + shard.held_leases(),
+                    expired_leases: usage.expired_leases + shard.expired_leases,
                     ..usage
                 }
             })
@@ -323,152 +235,35 @@ impl Memory {
         self.spaces.iter().map(of).collect()
     }
 
-    /// Lets shards that nobody is using give up some of their counters, when a plan's own have nothing left to give.
-    /// Says whether any did.
-    fn let_others_give(&self, checks: &[Check], now: Timestamp) -> bool {
+    /// Evicts counters from unlocked neighbour shards if a plan's own have nothing left to evict. Returns whether any
+    /// were.
+    fn evict_from_neighbours(&self, checks: &[Check], now: Timestamp) -> bool {
         let mut gave = 0;
         for check in checks {
             let shards = &self.spaces[usize::from(check.store)].shards;
-            // The ones after the counter's own shard: other counters begin elsewhere. Nobody waits, so nobody waits
-            // for each other in a ring.
+            // Starting after the counter's own shard, so that counters spread over neighbours. `try_lock` never waits,
+            // so there is no deadlock.
             let own = self.shard(check.store, &check.counter).number();
             let others = (1..shards.len()).map(|step| &shards[(own + step) % shards.len()]);
-            for mut slots in others.filter_map(Mutex::try_lock).filter(|slots| slots.len() >= 4).take(GIVERS) {
-                slots.copy_to_cut();
-                slots.surrender(now);
+            for mut shard in others.filter_map(Mutex::try_lock).filter(|shard| shard.len() >= 4).take(NEIGHBOURS) {
+                shard.copy_to_snapshot();
+                shard.evict_quarter(now);
                 gave += 1;
             }
         }
         gave > 0
     }
 
-    fn shard(&self, store: u16, counter: &CounterName) -> Shard {
+    fn shard(&self, store: u16, counter: &CounterName) -> ShardId {
         let space = &self.spaces[usize::from(store)];
         let number = (u128::from(counter.0[1]) * space.shards.len() as u128) >> 64;
-        Shard { order: u64::from(space.rank) << 32 | number as u64, space: store }
+        ShardId { order: u64::from(space.rank) << 32 | number as u64, space: store }
     }
 
-    /// Locks a shard to change it.
-    fn lock(&self, shard: Shard) -> MutexGuard<'_, Slots> {
-        let mut slots = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
-        slots.copy_to_cut();
-        slots
+    /// Locks a shard for a change.
+    fn lock(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
+        let mut shard = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
+        shard.copy_to_snapshot();
+        shard
     }
-}
-
-impl Space {
-    fn new(settings: MemorySettings) -> Self {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
-        // A bound of a few keys holds for the whole only if few shards share it.
-        let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
-        let shards = by_bytes.min(by_keys).min(1 << 16);
-        let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));
-        let pool = Arc::new(Pool::new(settings.max_memory, shards));
-        let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
-        let shard = |number: usize| Mutex::new(Slots::new(pool.clone(), keys, seed(number)));
-        let rank = MADE.fetch_add(1, Ordering::Relaxed);
-        Self { rank, settings, saving: Mutex::new(()), shards: (0..shards).map(shard).collect() }
-    }
-}
-
-fn find(checks: &[Check], seats: &mut [Seat], locked: &[Locked<'_>]) {
-    for (check, seat) in checks.iter().zip(seats) {
-        seat.place = locked[seat.guard].find(&check.counter);
-    }
-}
-
-/// Takes the states out, decides, and writes what changed.
-fn decide(
-    checks: &[Check],
-    seats: &[Seat],
-    locked: &mut [Locked<'_>],
-    plan: &Plan,
-    refused: bool,
-    now: Timestamp,
-    mut tell: impl FnMut(Outcome),
-) -> bool {
-    let mut take = |seat: &Seat| {
-        let slots = &mut locked[seat.guard];
-        let state = slots.take(seat.place);
-        // A charge forgets those that have expired. What is still there afterwards was not forgotten.
-        slots.expired_leases += expired(&state, now);
-        StateCell::from(state)
-    };
-    let mut held: SmallVec<[StateCell; 3]> = SmallVec::new();
-    held.extend(seats.iter().map(&mut take));
-    advance_each(checks, &mut held, plan.lease, now, refused, |number, held, outcome| {
-        let (slots, place) = (&mut locked[seats[number].guard], seats[number].place);
-        let state = std::mem::take(&mut held.state);
-        slots.expired_leases -= expired(&state, now);
-        match held.wrote {
-            true => slots.put(&checks[number].counter, place, state, &outcome, now),
-            false => slots.put_back(place, state),
-        }
-        tell(outcome);
-    })
-}
-
-/// Decides a group of which some counters cannot be held: those checks follow their policy, the others decide.
-fn apply_short(
-    checks: &[Check],
-    full: &[bool],
-    seats: &[Seat],
-    locked: &mut [Locked<'_>],
-    plan: &Plan,
-    now: Timestamp,
-    applied: &mut Applied,
-) -> bool {
-    let refuses = |check: &Check| !check.shadow && check.on_store_error != OnStoreError::Allow;
-    let refused = plan.refused || checks.iter().zip(full).any(|(check, full)| *full && refuses(check));
-    let held = || full.iter().enumerate().filter(|(_, full)| !**full).map(|(number, _)| number);
-    let kept: SmallVec<[Check; 3]> = held().map(|number| checks[number]).collect();
-    let mut seats: Seats = held().map(|number| seats[number]).collect();
-    find(&kept, &mut seats, locked);
-    let mut outcomes: SmallVec<[Outcome; 3]> = SmallVec::new();
-    let admitted = decide(&kept, &seats, locked, plan, refused, now, |outcome| outcomes.push(outcome));
-    let mut outcomes = outcomes.into_iter();
-    applied.answers.extend(full.iter().map(|full| match full {
-        true => Err(Fault::Full),
-        false => Ok(outcomes.next().expect("one outcome for each check that is held")),
-    }));
-    admitted
-}
-
-/// Makes room for every counter that may be written. Says which checks there is none for.
-fn make_room(checks: &[Check], seats: &[Seat], locked: &mut [Locked<'_>], now: Timestamp) -> SmallVec<[bool; 4]> {
-    let keep: SmallVec<[CounterName; 4]> = checks.iter().map(|check| check.counter).collect();
-    // What the group's other checks in a shard were promised is promised still.
-    let mut promised: SmallVec<[Growth; 4]> = locked.iter().map(|_| Growth::default()).collect();
-    let full = checks.iter().zip(seats).map(|(check, &Seat { guard, .. })| {
-        let slots = &mut locked[guard];
-        let growth = slots.growth(check, slots.find(&check.counter));
-        if growth == Growth::default() {
-            return false;
-        }
-        let all = promised[guard].and(growth);
-        let room = slots.make_room(all, &check.counter, &keep, now);
-        if room {
-            promised[guard] = all;
-        }
-        !room
-    });
-    full.collect()
-}
-
-/// How many leases of a state have expired.
-fn expired(state: &State, now: Timestamp) -> u64 {
-    match state {
-        State::Leases(leases) => leases.expired(now) as u64,
-        _ => 0,
-    }
-}
-
-/// Until when leases have to be remembered.
-fn leases_outcome(state: &State, now: Timestamp) -> Outcome {
-    let last = match state {
-        State::Leases(leases) => leases.iter().map(|lease| lease.expires - now).max().unwrap_or(0),
-        _ => 0,
-    };
-    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None }
 }

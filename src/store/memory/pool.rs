@@ -1,42 +1,43 @@
-//! The bytes of a store that no shard has taken yet. A store is bounded as a whole, so that one large log or set of
-//! leases finds room wherever its shard is.
+//! The bytes of a memory store that no shard has taken yet.
+//!
+//! The bound holds for the whole store, so a large log or lease set finds room whatever shard its counter is in.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[derive(Debug)]
-pub(in crate::store) struct Pool {
-    whole: usize,
-    /// What each shard has when all have the same.
-    share: usize,
+pub(super) struct BytePool {
+    total: usize,
+    even_share: usize,
     free: AtomicUsize,
 }
 
-impl Pool {
-    /// A pool with nothing taken, for so many shards.
-    pub(in crate::store) fn new(bytes: usize, shards: usize) -> Self {
-        Self { whole: bytes, share: bytes / shards, free: AtomicUsize::new(bytes) }
+impl BytePool {
+    /// A full pool of `bytes` for `shards` shards.
+    pub(super) fn new(bytes: usize, shards: usize) -> Self {
+        Self { total: bytes, even_share: bytes / shards, free: AtomicUsize::new(bytes) }
     }
 
-    pub(super) fn whole(&self) -> usize {
-        self.whole
+    pub(super) fn total(&self) -> usize {
+        self.total
     }
 
-    pub(super) fn share(&self) -> usize {
-        self.share
+    /// The bytes per shard if all shards had the same.
+    pub(super) fn even_share(&self) -> usize {
+        self.even_share
     }
 
     pub(super) fn free(&self) -> usize {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// Takes so many bytes, or as many as there are.
+    /// Takes up to `wanted` bytes and returns how many it took.
     pub(super) fn take(&self, wanted: usize) -> usize {
         let taken = |free: usize| Some(free - free.min(wanted));
         let free = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).unwrap_or(0);
         free.min(wanted)
     }
 
-    pub(super) fn give(&self, bytes: usize) {
+    pub(super) fn give_back(&self, bytes: usize) {
         self.free.fetch_add(bytes, Ordering::Relaxed);
     }
 }

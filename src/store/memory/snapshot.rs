@@ -25,102 +25,102 @@ use crate::plan::CounterName;
 
 const MAGIC: &[u8] = b"tollgate snapshot\n";
 const VERSION: u32 = 1;
-const END: CounterName = CounterName([u64::MAX; 2]);
+const END_NAME: CounterName = CounterName([u64::MAX; 2]);
 const SEAL_BYTES: usize = 16;
 
 /// Why a snapshot cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The file system refuses.
+    /// The file system fails.
     #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// Its error.
         error: io::Error,
     },
-    /// It is not what was written.
-    #[error("{path} is damaged ({what}); nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    /// The content is not valid.
+    #[error("{path} is damaged ({what}); nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where it does not hold together.
+        /// What is wrong.
         what: &'static str,
-        /// Where it lies now.
-        kept: PathBuf,
+        /// Where the file is now.
+        moved_to: PathBuf,
     },
     /// Another version of tollgate wrote it.
-    #[error("{path} has version {found} and this tollgate reads {VERSION}; nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    #[error("{path} has version {found} and this tollgate reads {VERSION}; nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Version {
         /// The file.
         path: PathBuf,
         /// Its version.
         found: u32,
-        /// Where it lies now.
-        kept: PathBuf,
+        /// Where the file is now.
+        moved_to: PathBuf,
     },
     /// It was written under another secret or for another store.
-    #[error("{path} belongs to {what}; nothing of it was loaded, and it was kept as {kept}", path = path.display(), kept = kept.display())]
+    #[error("{path} belongs to {what}; nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// What it belongs to.
         what: &'static str,
-        /// Where it lies now.
-        kept: PathBuf,
+        /// Where the file is now.
+        moved_to: PathBuf,
     },
 }
 
-/// Whose counters a file holds.
+/// The store and secret that the counters of a file belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Tells one secret from another without telling it.
+    /// A fingerprint of the secret that does not reveal it.
     pub fingerprint: [u8; 16],
     /// The store's name.
     pub store: String,
 }
 
-/// One counter as it is kept.
+/// One counter of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) name: CounterName,
-    pub(super) until: u32,
-    pub(super) share: u8,
-    pub(super) kept: Kept,
+    pub(super) expires_secs: u32,
+    pub(super) used_share: u8,
+    pub(super) value: SnapshotValue,
 }
 
-/// What is kept of a counter.
+/// The state of a counter in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// A bucket, a pair of counts or a fixed count: the kind, and its words.
-    Words(u8, [u64; 3]),
+pub(super) enum SnapshotValue {
+    /// A bucket, a pair of counts or a fixed count: its kind and its words.
+    Packed(u8, [u64; 3]),
     Grants(Grants),
     Leases(Leases),
 }
 
-const BUCKET: u8 = 0;
-/// Kinds below this are kept as words.
-const WORD_KINDS: u8 = 3;
-const GRANTS: u8 = 16;
-const LEASES: u8 = 17;
+const BUCKET_KIND: u8 = 0;
+/// Kinds below this are packed into three words.
+const PACKED_KINDS: u8 = 3;
+const LOG_KIND: u8 = 16;
+const LEASES_KIND: u8 = 17;
 
 impl Record {
     pub(super) fn write(&self, into: &mut Vec<u8>) {
         write_name(into, &self.name);
-        into.extend(self.until.to_le_bytes());
-        into.push(self.share);
-        match &self.kept {
-            Kept::Words(kind, words) => {
+        into.extend(self.expires_secs.to_le_bytes());
+        into.push(self.used_share);
+        match &self.value {
+            SnapshotValue::Packed(kind, words) => {
                 into.push(*kind);
                 into.extend(words.iter().flat_map(|word| word.to_le_bytes()));
             }
-            Kept::Grants(grants) => {
-                into.push(GRANTS);
+            SnapshotValue::Grants(grants) => {
+                into.push(LOG_KIND);
                 write_count(into, grants.moments().count());
                 into.extend(grants.moments().flat_map(|moment| moment.micros().to_le_bytes()));
             }
-            Kept::Leases(leases) => {
-                into.push(LEASES);
+            SnapshotValue::Leases(leases) => {
+                into.push(LEASES_KIND);
                 write_count(into, leases.iter().count());
                 for lease in leases.iter() {
                     into.extend(lease.id.0.to_le_bytes());
@@ -132,8 +132,8 @@ impl Record {
     }
 }
 
-/// Writes a file whole: to a temporary one beside it, flushed to the disk, then renamed over it. Each of the records is
-/// asked for when the one before is in the file and let go, so that they are not all in memory.
+/// Writes a file atomically: to a temporary file next to it, flushed to the disk, then renamed. A chunk of records is
+/// produced only when the one before is written and freed, so that they are not all in memory.
 pub(super) fn write(
     path: &Path,
     owner: &Owner,
@@ -147,10 +147,10 @@ pub(super) fn write(
     write_count(&mut head, owner.store.len());
     head.extend(owner.store.as_bytes());
     let mut end = Vec::with_capacity(16);
-    write_name(&mut end, &END);
-    let temporary = beside(path, "writing");
+    write_name(&mut end, &END_NAME);
+    let temporary = sibling(path, "writing");
     let written = (|| {
-        // What was used by whom is told by hashes only, and even that is nobody else's.
+        // Names are hashes, but still nobody else's business.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut seal = sealer();
         for part in std::iter::once(head).chain(records).chain(std::iter::once(end)) {
@@ -169,70 +169,70 @@ pub(super) fn write(
     })
 }
 
-/// Reads a file whole. `None` when there is none. A file that cannot be taken is moved aside first.
+/// Reads a file. `None` if there is none. A file that is rejected is moved aside.
 pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, SnapshotError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(SnapshotError::Io { path: path.to_owned(), error }),
     };
-    parse(&bytes, owner).map(Some).map_err(|fault| {
-        let kept = beside(path, "refused");
-        if let Err(error) = fs::rename(path, &kept) {
+    parse(&bytes, owner).map(Some).map_err(|rejection| {
+        let moved_to = sibling(path, "refused");
+        if let Err(error) = fs::rename(path, &moved_to) {
             return SnapshotError::Io { path: path.to_owned(), error };
         }
         let path = path.to_owned();
-        match fault {
-            Fault::Damaged(what) => SnapshotError::Damaged { path, what, kept },
-            Fault::Version(found) => SnapshotError::Version { path, found, kept },
-            Fault::Foreign(what) => SnapshotError::Foreign { path, what, kept },
+        match rejection {
+            Rejection::Damaged(what) => SnapshotError::Damaged { path, what, moved_to },
+            Rejection::Version(found) => SnapshotError::Version { path, found, moved_to },
+            Rejection::Foreign(what) => SnapshotError::Foreign { path, what, moved_to },
         }
     })
 }
 
-/// Why bytes are no snapshot of ours.
+/// Why the bytes of a file are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum Rejection {
     Damaged(&'static str),
     Version(u32),
     Foreign(&'static str),
 }
 
-/// Reads the bytes of a file. Never panics, whatever they are.
-pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Fault> {
-    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Fault::Damaged("it does not begin as one")) };
+/// Parses the bytes of a file. Never panics.
+pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Rejection> {
+    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Rejection::Damaged("it does not begin as one")) };
     let mut reader = Reader { rest };
-    // The version comes before the seal, so that a newer file is told apart from a damaged one.
+    // The version is checked before the checksum, so that a newer file is not reported as damaged.
     let version = u32::from_le_bytes(reader.take()?);
     if version != VERSION {
-        return Err(Fault::Version(version));
+        return Err(Rejection::Version(version));
     }
     let Some((body, seal)) = bytes.split_last_chunk::<SEAL_BYTES>() else {
-        return Err(Fault::Damaged("it is too short"));
+        return Err(Rejection::Damaged("it is too short"));
     };
     let mut sealed = sealer();
     sealed.write(body);
     if sealed.finish128().as_bytes() != *seal {
-        return Err(Fault::Damaged("its checksum does not match"));
+        return Err(Rejection::Damaged("its checksum does not match"));
     }
     if reader.take::<16>()? != owner.fingerprint {
-        return Err(Fault::Foreign("another secret"));
+        return Err(Rejection::Foreign("another secret"));
     }
     let length = u32::from_le_bytes(reader.take()?) as usize;
     if reader.slice(length)? != owner.store.as_bytes() {
-        return Err(Fault::Foreign("another store"));
+        return Err(Rejection::Foreign("another store"));
     }
     let mut records = Vec::new();
     loop {
         let name = CounterName([u64::from_le_bytes(reader.take()?), u64::from_le_bytes(reader.take()?)]);
-        if name == END {
+        if name == END_NAME {
             break;
         }
         records.push(reader.record(name)?);
     }
     match reader.rest.len() {
         SEAL_BYTES => Ok(records),
-        _ => Err(Fault::Damaged("something follows its end")),
+        _ => Err(Rejection::Damaged("something follows its end")),
     }
 }
 
@@ -241,52 +241,52 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(Fault::Damaged("it ends early"))?;
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Rejection> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(Rejection::Damaged("it ends early"))?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], Fault> {
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Fault::Damaged("it ends early"))?;
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], Rejection> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(Rejection::Damaged("it ends early"))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn moment(&mut self) -> Result<Timestamp, Fault> {
+    fn moment(&mut self) -> Result<Timestamp, Rejection> {
         Ok(Timestamp::from_micros(u64::from_le_bytes(self.take()?)))
     }
 
-    fn record(&mut self, name: CounterName) -> Result<Record, Fault> {
-        let until = u32::from_le_bytes(self.take()?);
-        let [share, kind] = self.take()?;
-        let kept = match kind {
-            GRANTS => {
+    fn record(&mut self, name: CounterName) -> Result<Record, Rejection> {
+        let expires_secs = u32::from_le_bytes(self.take()?);
+        let [used_share, kind] = self.take()?;
+        let value = match kind {
+            LOG_KIND => {
                 let count = u32::from_le_bytes(self.take()?);
                 let moments: Result<Vec<_>, _> = (0..count).map(|_| self.moment()).collect();
-                Kept::Grants(Grants::restore(moments?).ok_or(Fault::Damaged("a log is out of order"))?)
+                SnapshotValue::Grants(Grants::restore(moments?).ok_or(Rejection::Damaged("a log is out of order"))?)
             }
-            LEASES => {
+            LEASES_KIND => {
                 let count = u32::from_le_bytes(self.take()?);
-                let leases: Result<Vec<_>, Fault> = (0..count)
+                let leases: Result<Vec<_>, Rejection> = (0..count)
                     .map(|_| {
                         let id = LeaseId(u128::from_le_bytes(self.take()?));
                         Ok(Lease { id, acquired: self.moment()?, expires: self.moment()? })
                     })
                     .collect();
-                Kept::Leases(Leases::restore(leases?))
+                SnapshotValue::Leases(Leases::restore(leases?))
             }
-            kind @ 0..WORD_KINDS => {
+            kind @ 0..PACKED_KINDS => {
                 let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
-                // Levels are divided by how many of them make a token.
-                if let (BUCKET, [(1..), _, 0]) = (kind, words) {
-                    return Err(Fault::Damaged("a bucket is measured in nothing"));
+                // A level is divided by its units per token, so zero is invalid.
+                if let (BUCKET_KIND, [(1..), _, 0]) = (kind, words) {
+                    return Err(Rejection::Damaged("a bucket is measured in nothing"));
                 }
-                Kept::Words(kind, words)
+                SnapshotValue::Packed(kind, words)
             }
-            _ => return Err(Fault::Damaged("a counter is of no known kind")),
+            _ => return Err(Rejection::Damaged("a counter is of no known kind")),
         };
-        Ok(Record { name, until, share, kept })
+        Ok(Record { name, expires_secs, used_share, value })
     }
 }
 
@@ -298,20 +298,20 @@ fn write_count(into: &mut Vec<u8>, count: usize) {
     into.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
 }
 
-/// The checksum tells damage, not forgery: its key is public.
+/// The checksum detects damage, not forgery: its key is public.
 fn sealer() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
 }
 
-/// The bytes of a file with the checksum that belongs to them.
+/// The bytes of a file followed by their checksum.
 pub(super) fn sealed(body: &[u8]) -> Vec<u8> {
     let mut seal = sealer();
     seal.write(body);
     [body, &seal.finish128().as_bytes()].concat()
 }
 
-/// A name beside `path`, in the same folder so that a rename is atomic.
-fn beside(path: &Path, what: &str) -> PathBuf {
+/// A name next to `path`, in the same folder so that a rename is atomic.
+fn sibling(path: &Path, what: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{what}"));
     path.with_file_name(name)
@@ -328,7 +328,7 @@ mod tests {
         let owner = Owner { fingerprint: [7; 16], store: "main".into() };
         let mut asked = 0;
         let parts = (0..4_u64).map(|before| {
-            let written = fs::metadata(beside(&path, "writing")).expect("it is being written").len();
+            let written = fs::metadata(sibling(&path, "writing")).expect("it is being written").len();
             assert!((before * 1000..(before + 1) * 1000).contains(&written), "{written} bytes before part {before}");
             asked += 1;
             vec![0; 1000]

@@ -1,274 +1,282 @@
-//! The table itself: slots of 48 bytes, open addressing.
+//! The hash table of a shard: entries of 48 bytes, open addressing.
 //!
 //! ```text
-//!   one slot: | name 16 | words 24 | until 4 | share 1 | kind 1 |
+//!   one entry: | name 16 | words 24 | expires_secs 4 | used_share 1 | kind 1 |
 //!
-//!            home         place
-//!   [ ][a][b] [c] [c'][c"][x] [ ][ ]            what does not fit at home is further on, with no gap between
-//! ```
+//! home index [ ][a][b] [c] [c'][c"][x] [ ][ ] an entry that does not fit at its home is further on, without a gap ```
 //!
-//! A slot's home follows from its name, so that finding one costs one miss of the cache, not one for each of a hash, a
-//! place and a slot. Removing moves the rest of a run back: there are no tombstones, and a table near its bound works on
-//! without being built anew. How large it may be is decided elsewhere.
+//! The home index of an entry follows from its name, so that a lookup costs one cache miss. Removing an entry moves the
+//! rest of its run back: there are no tombstones, and a full table works on without a rebuild. The size of the table is
+//! decided elsewhere.
 
 use std::ops::{Index, IndexMut};
 
 use crate::clock::Timestamp;
 use crate::plan::CounterName;
 
-/// Of so many places as many as [`FULL`] are taken at most: runs stay short, and a counter weighs 59 bytes.
-const PARTS: usize = 16;
-const FULL: usize = 13;
+/// The load factor: at most 13 of 16 entries are occupied. Runs stay short, and a counter takes 59 bytes.
+const LOAD_DENOMINATOR: usize = 16;
+const LOAD_NUMERATOR: usize = 13;
 
-/// A table that has shrunk by more than so large a part of it is copied to a new one: memory once written to goes back to
-/// the system in no other way.
-pub(super) const SPARE: usize = 8;
+/// A table that has shrunk by more than its size divided by this is copied to new memory: pages that were written to
+/// are returned to the system in no other way.
+pub(super) const SPARE_DIVISOR: usize = 8;
 
-/// Where a slot is, until one of its table is removed or the table grows.
-pub(in crate::store) type Place = usize;
+/// The index of an entry. Valid until an entry of the table is removed or the table is resized.
+pub(in crate::store) type EntryIndex = usize;
+
+/// The used share of an exhausted counter. Such counters are evicted last: evicting one lets its client in again.
+pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
+pub(super) struct Entry {
     pub(super) name: CounterName,
     pub(super) words: [u64; 3],
-    /// Unix seconds from which on nothing is counted, rounded up.
-    pub(super) until: u32,
-    /// How much of its limit is used: 0 to 254, or [`EXHAUSTED`](super::shard::EXHAUSTED).
-    pub(super) share: u8,
-    pub(super) kind: Kind,
+    /// Unix seconds at which the counter expires, rounded up.
+    pub(super) expires_secs: u32,
+    /// The used share of the limit: 0 to 254, or [`EXHAUSTED_SHARE`].
+    pub(super) used_share: u8,
+    pub(super) kind: EntryKind,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
-    /// The slot is free.
+pub(super) enum EntryKind {
+    /// A free entry.
     Vacant,
     Bucket,
     Pair,
     Fixed,
-    /// A log of a few grants.
-    Few,
-    /// A log of more, beside the table.
-    Grants,
+    /// A log of at most three grants, in the words of the entry.
+    InlineLog,
+    /// A longer log, in the overflow.
+    Log,
     Leases,
 }
 
-const VACANT: Slot = Slot { name: CounterName([0; 2]), words: [0; 3], until: 0, share: 0, kind: Kind::Vacant };
+const VACANT: Entry =
+    Entry { name: CounterName([0; 2]), words: [0; 3], expires_secs: 0, used_share: 0, kind: EntryKind::Vacant };
 
-impl Slot {
-    /// How much of the limit is used at `now`: a bucket drains evenly from its last charge to when nothing counts.
-    pub(super) fn share_at(&self, now: Timestamp) -> u8 {
-        if self.kind != Kind::Bucket {
-            return self.share;
+impl Entry {
+    /// The used share of the limit at `now`: a bucket drains evenly from its last charge until it expires.
+    pub(super) fn used_share_at(&self, now: Timestamp) -> u8 {
+        if self.kind != EntryKind::Bucket {
+            return self.used_share;
         }
-        let end = Timestamp::from_secs(u64::from(self.until));
+        let end = Timestamp::from_secs(u64::from(self.expires_secs));
         let whole = (end - Timestamp::from_micros(self.words[1])).max(1);
         let left = (end - now).min(whole);
-        u8::try_from(u128::from(self.share) * u128::from(left) / u128::from(whole)).unwrap_or(self.share)
+        u8::try_from(u128::from(self.used_share) * u128::from(left) / u128::from(whole)).unwrap_or(self.used_share)
     }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// Grown and shrunk where it is: what it may come to is reserved when the first slot comes, as addresses that take no
-    /// memory until they are written to. A table that moves is freed by the allocator in one piece, which takes the
-    /// system milliseconds while the lock is held, and is resident twice until then.
-    slots: Vec<Slot>,
-    /// The most places since it was made: so many may be resident.
-    touched: usize,
-    /// How many of them are taken.
-    taken: usize,
+    /// Resized in place: the address space for its largest size is reserved with the first entry, and takes no memory
+    /// until it is written to. A table that moves is resident twice, and freeing the old one takes milliseconds under
+    /// the lock.
+    entries: Vec<Entry>,
+    /// The largest capacity since it was allocated: so many entries may be resident.
+    resident: usize,
+    /// The number of occupied entries.
+    occupied: usize,
 }
 
 impl Table {
-    pub(super) fn taken(&self) -> usize {
-        self.taken
+    pub(super) fn len(&self) -> usize {
+        self.occupied
     }
 
-    pub(super) fn places(&self) -> usize {
-        self.slots.len()
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.len()
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.slots.len() * size_of::<Slot>()
+        self.entries.len() * size_of::<Entry>()
     }
 
-    /// The slots that are taken.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().filter(|slot| slot.kind != Kind::Vacant)
+    /// The occupied entries.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.kind != EntryKind::Vacant)
     }
 
-    /// Reads the home of a slot. Looking up the counters of a plan takes as long as the slowest only if their homes are
-    /// on the way from memory together, so all of them are touched before the first is looked for.
-    pub(super) fn touch(&self, name: &CounterName) {
-        // Both ends of it: every second slot lies on two lines of the cache.
-        std::hint::black_box(self.slots.get(self.home(name)).map(|slot| (slot.name.0[0], slot.kind)));
+    /// Loads the home entry of a name into the cache. The counters of a plan are all prefetched before the first is
+    /// looked up, so that their cache misses overlap.
+    pub(super) fn prefetch(&self, name: &CounterName) {
+        // Both ends: every second entry spans two cache lines.
+        std::hint::black_box(self.entries.get(self.home(name)).map(|entry| (entry.name.0[0], entry.kind)));
     }
 
-    /// Where the slot of a name is, if there is one.
-    pub(super) fn find(&self, name: &CounterName) -> Option<Place> {
-        let mut place = self.home(name);
+    /// The index of a name's entry, if it has one.
+    pub(super) fn find(&self, name: &CounterName) -> Option<EntryIndex> {
+        let mut index = self.home(name);
         loop {
-            let slot = self.slots.get(place)?;
-            match slot.kind {
-                Kind::Vacant => return None,
-                _ if slot.name == *name => return Some(place),
-                _ => place = self.after(place),
+            let entry = self.entries.get(index)?;
+            match entry.kind {
+                EntryKind::Vacant => return None,
+                _ if entry.name == *name => return Some(index),
+                _ => index = self.next_index(index),
             }
         }
     }
 
-    /// The first slot that is taken, from a place on and around the end. There is one.
-    pub(super) fn taken_from(&self, mut place: Place) -> Place {
-        while self.slots[place].kind == Kind::Vacant {
-            place = self.after(place);
+    /// The first occupied entry from `index` on, around the end. There must be one.
+    pub(super) fn occupied_from(&self, mut index: EntryIndex) -> EntryIndex {
+        while self.entries[index].kind == EntryKind::Vacant {
+            index = self.next_index(index);
         }
-        place
+        index
     }
 
-    /// Puts a slot that is not there yet at the first free place from its home on. There is one.
-    pub(super) fn insert(&mut self, slot: Slot) {
-        self.taken += 1;
-        self.settle(slot);
+    /// Inserts an entry whose name is not in the table. There must be a free one.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        self.occupied += 1;
+        self.place_entry(entry);
     }
 
-    /// Takes a slot out.
-    pub(super) fn remove(&mut self, place: Place) -> Slot {
-        let removed = self.slots[place];
-        self.taken -= 1;
-        // What follows in the run moves into the gap, unless it would come to stand before its home.
-        let (mut gap, mut next) = (place, self.after(place));
-        while self.slots[next].kind != Kind::Vacant {
-            let from_home = self.distance(self.home(&self.slots[next].name), next);
-            if from_home >= self.distance(gap, next) {
-                self.slots[gap] = self.slots[next];
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, index: EntryIndex) -> Entry {
+        let removed = self.entries[index];
+        self.occupied -= 1;
+        // The rest of the run moves into the gap, except entries that would come to stand before their home.
+        let (mut gap, mut next) = (index, self.next_index(index));
+        while self.entries[next].kind != EntryKind::Vacant {
+            let home_distance = self.distance(self.home(&self.entries[next].name), next);
+            if home_distance >= self.distance(gap, next) {
+                self.entries[gap] = self.entries[next];
                 gap = next;
             }
-            next = self.after(next);
+            next = self.next_index(next);
         }
-        self.slots[gap] = VACANT;
+        self.entries[gap] = VACANT;
         removed
     }
 
-    /// Takes out all that are due.
-    pub(super) fn remove_all(&mut self, due: impl Fn(&Slot) -> bool, mut removed: impl FnMut(&Slot)) {
-        let due = |slot: &Slot| slot.kind != Kind::Vacant && due(slot);
-        // Every removal closes its gap. Where many are due it is sooner done to close all at once.
-        let many = self.slots.len() / 16;
-        if self.slots.iter().filter(|slot| due(slot)).take(many).count() == many {
-            for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
-                removed(slot);
-                *slot = VACANT;
-                self.taken -= 1;
+    /// Removes all entries that are due.
+    pub(super) fn remove_all(&mut self, due: impl Fn(&Entry) -> bool, mut removed: impl FnMut(&Entry)) {
+        let due = |entry: &Entry| entry.kind != EntryKind::Vacant && due(entry);
+        // A removal closes its own gap. If many entries are due, closing all gaps at once is faster.
+        let many = self.entries.len() / 16;
+        if self.entries.iter().filter(|entry| due(entry)).take(many).count() == many {
+            for entry in self.entries.iter_mut().filter(|entry| due(entry)) {
+                removed(entry);
+                *entry = VACANT;
+                self.occupied -= 1;
             }
-            self.shrink(self.slots.len());
+            self.shrink(self.entries.len());
         }
-        // Backwards from a free place, around the table's end: what a removal moves back was looked at already.
-        let free = self.slots.iter().position(|slot| slot.kind == Kind::Vacant).unwrap_or(0);
-        for place in (0..free).rev().chain((free..self.slots.len()).rev()) {
-            if due(&self.slots[place]) {
-                removed(&self.remove(place));
+        // Backwards from a free entry, around the end: a removal then moves back only entries already examined.
+        let free = self.entries.iter().position(|entry| entry.kind == EntryKind::Vacant).unwrap_or(0);
+        for index in (0..free).rev().chain((free..self.entries.len()).rev()) {
+            if due(&self.entries[index]) {
+                removed(&self.remove(index));
             }
         }
     }
 
-    /// Adds free places, to as many; `reserved` is what it may come to. Homes lie further on then, in the same order.
-    pub(super) fn grow(&mut self, places: usize, reserved: usize) {
-        let before = self.slots.len();
-        self.slots.reserve_exact(reserved.max(places) - before);
-        self.slots.resize(places, VACANT);
-        self.touched = self.touched.max(places);
-        // Run by run, the last one first: none has its homes before where it begins, so that what is from there on has
-        // found its place already. What goes around the end joins a run at the beginning, whose turn is still to come.
+    /// Grows to `capacity` entries; `reserved` is the largest size to expect. Home indices move further on, in the same
+    /// order.
+    pub(super) fn grow(&mut self, capacity: usize, reserved: usize) {
+        let before = self.entries.len();
+        self.entries.reserve_exact(reserved.max(capacity) - before);
+        self.entries.resize(capacity, VACANT);
+        self.resident = self.resident.max(capacity);
+        // Run by run, the last first: no entry has its home before its run begins, so the entries after that point are
+        // in place already. An entry that wraps around the end joins a run at the beginning, which is still to come.
         let (mut run, mut end) = (Vec::new(), before);
-        while let Some(last) = self.slots[..end].iter().rposition(|slot| slot.kind != Kind::Vacant) {
-            let vacant = self.slots[..last].iter().rposition(|slot| slot.kind == Kind::Vacant);
+        while let Some(last) = self.entries[..end].iter().rposition(|entry| entry.kind != EntryKind::Vacant) {
+            let vacant = self.entries[..last].iter().rposition(|entry| entry.kind == EntryKind::Vacant);
             end = vacant.map_or(0, |vacant| vacant + 1);
-            run.extend_from_slice(&self.slots[end..=last]);
-            self.slots[end..=last].fill(VACANT);
-            run.drain(..).for_each(|slot| self.settle(slot));
+            run.extend_from_slice(&self.entries[end..=last]);
+            self.entries[end..=last].fill(VACANT);
+            run.drain(..).for_each(|entry| self.place_entry(entry));
         }
     }
 
-    /// Takes places away, or none, and closes every gap that was left between a slot and its home.
-    pub(super) fn shrink(&mut self, places: usize) {
-        // The first one first: each goes back as far as it can, and never further on. What went around the end, or
-        // would, waits until all others have found their places.
+    /// Shrinks to `capacity` entries, possibly the same, and closes every gap between an entry and its home.
+    pub(super) fn shrink(&mut self, capacity: usize) {
+        // From the first on: each entry moves back as far as it can. Entries that wrap around the end wait until all
+        // others are in place.
         let mut around = Vec::new();
-        for place in 0..self.slots.len() {
-            let slot = std::mem::replace(&mut self.slots[place], VACANT);
-            if slot.kind == Kind::Vacant {
+        for index in 0..self.entries.len() {
+            let entry = std::mem::replace(&mut self.entries[index], VACANT);
+            if entry.kind == EntryKind::Vacant {
                 continue;
             }
-            match self.free_until(home(&slot.name, places), places.min(place + 1)) {
-                Some(place) => self.slots[place] = slot,
-                None => around.push(slot),
+            match self.free_until(home(&entry.name, capacity), capacity.min(index + 1)) {
+                Some(index) => self.entries[index] = entry,
+                None => around.push(entry),
             }
         }
-        self.slots.truncate(places);
-        around.into_iter().for_each(|slot| self.settle(slot));
-        if self.touched - places > self.touched / SPARE {
-            let mut anew = Vec::with_capacity(self.slots.capacity());
-            anew.extend_from_slice(&self.slots);
-            (self.slots, self.touched) = (anew, places);
+        self.entries.truncate(capacity);
+        around.into_iter().for_each(|entry| self.place_entry(entry));
+        if self.resident - capacity > self.resident / SPARE_DIVISOR {
+            let mut anew = Vec::with_capacity(self.entries.capacity());
+            anew.extend_from_slice(&self.entries);
+            (self.entries, self.resident) = (anew, capacity);
         }
     }
 
-    /// Where a name's run begins.
-    pub(super) fn home(&self, name: &CounterName) -> Place {
-        home(name, self.slots.len())
+    /// The index where the run of a name begins.
+    pub(super) fn home(&self, name: &CounterName) -> EntryIndex {
+        home(name, self.entries.len())
     }
 
-    pub(super) fn after(&self, place: Place) -> Place {
-        match place + 1 == self.slots.len() {
+    pub(super) fn next_index(&self, index: EntryIndex) -> EntryIndex {
+        match index + 1 == self.entries.len() {
             true => 0,
-            false => place + 1,
+            false => index + 1,
         }
     }
 
-    /// Puts a slot at the first free place from its home on.
-    fn settle(&mut self, slot: Slot) {
-        let mut place = self.home(&slot.name);
-        while self.slots[place].kind != Kind::Vacant {
-            place = self.after(place);
+    /// Writes an entry at the first free index from its home on.
+    fn place_entry(&mut self, entry: Entry) {
+        let mut index = self.home(&entry.name);
+        while self.entries[index].kind != EntryKind::Vacant {
+            index = self.next_index(index);
         }
-        self.slots[place] = slot;
+        self.entries[index] = entry;
     }
 
-    /// The first free place from `place` on, before `end`.
-    fn free_until(&self, place: Place, end: Place) -> Option<Place> {
-        (place..end).find(|place| self.slots[*place].kind == Kind::Vacant)
+    /// The first free index from `index` on, before `end`.
+    fn free_until(&self, index: EntryIndex, end: EntryIndex) -> Option<EntryIndex> {
+        (index..end).find(|index| self.entries[*index].kind == EntryKind::Vacant)
     }
 
-    /// Steps from one place to another, around the table's end.
-    fn distance(&self, from: Place, to: Place) -> usize {
+    /// The distance from one index to another, around the end.
+    fn distance(&self, from: EntryIndex, to: EntryIndex) -> usize {
         match to.checked_sub(from) {
             Some(steps) => steps,
-            None => to + self.slots.len() - from,
+            None => to + self.entries.len() - from,
         }
     }
 }
 
-impl Index<Place> for Table {
-    type Output = Slot;
+impl Index<EntryIndex> for Table {
+    type Output = Entry;
 
-    fn index(&self, place: Place) -> &Slot {
-        &self.slots[place]
+    fn index(&self, index: EntryIndex) -> &Entry {
+        &self.entries[index]
     }
 }
 
-impl IndexMut<Place> for Table {
-    fn index_mut(&mut self, place: Place) -> &mut Slot {
-        &mut self.slots[place]
+impl IndexMut<EntryIndex> for Table {
+    fn index_mut(&mut self, index: EntryIndex) -> &mut Entry {
+        &mut self.entries[index]
     }
 }
 
-/// Where a name's run begins in a table of so many places. Homes rise with the hash, so that slots keep their order when
-/// a table grows or shrinks.
-fn home(name: &CounterName, places: usize) -> Place {
-    ((u128::from(name.0[0]) * places as u128) >> 64) as usize
+/// The home index of a name in a table of this capacity. Home indices rise with the hash, so entries keep their order
+/// when a table is resized.
+fn home(name: &CounterName, capacity: usize) -> EntryIndex {
+    ((u128::from(name.0[0]) * capacity as u128) >> 64) as usize
 }
 
-/// The places that a table needs to hold so many slots with enough of it free.
-pub(super) fn places(slots: usize) -> usize {
-    (slots * PARTS).div_ceil(FULL)
+/// The capacity that a table needs for this number of entries.
+pub(super) fn capacity_for(entries: usize) -> usize {
+    (entries * LOAD_DENOMINATOR).div_ceil(LOAD_NUMERATOR)
+}
+
+/// The full Unix seconds before `now`.
+pub(super) fn whole_seconds(now: Timestamp) -> u32 {
+    u32::try_from(now.micros() / 1_000_000).unwrap_or(u32::MAX)
 }

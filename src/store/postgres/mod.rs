@@ -222,7 +222,7 @@ impl Link {
         let told = &mut self.told.lock()[fault as usize];
         if told.is_none_or(|told| told.elapsed() >= TELL) {
             *told = Some(Instant::now());
-            tracing::warn!(fault = fault.word(), error = said(error), "postgres");
+            tracing::warn!(fault = fault.name(), error = said(error), "postgres");
         }
         fault
     }

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, EXACT, LeaseId, LeaseStatus, Limit};
+use crate::limiter::{Alignment, LeaseId, LeaseStatus, Limit, MAX_EXACT_INTEGER};
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, Outcome, Plan};
 
 /// Numbers in a shape.
@@ -98,8 +98,8 @@ impl Writer {
             let shape = self.shape(numbers(&undo.limit));
             // More than there can be would be multiplied beyond what can be counted.
             let longest = match &undo.limit {
-                Limit::TokenBucket(bucket) => EXACT / bucket.drain() + 1,
-                _ => EXACT,
+                Limit::TokenBucket(bucket) => MAX_EXACT_INTEGER / bucket.drain() + 1,
+                _ => MAX_EXACT_INTEGER,
             };
             self.put([counter, shape, undo.units.into(), int(undo.at.micros()), int(undo.reset.min(longest))]);
         }

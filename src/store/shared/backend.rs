@@ -1,57 +1,92 @@
-//! What a store outside this process has to do: carry out plans, one batch a round trip.
+//! The interface to a store outside this process: it executes plans, one batch a round trip.
 
 use std::future::Future;
+use std::pin::Pin;
 
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
-/// A store outside this process, as it is asked.
+/// A store outside this process.
 ///
-/// What a plan means is [`crate::plan::advance`]. A plan that comes here has checks, changes and undos of this store
+/// The meaning of a plan is [`crate::plan::advance`]. Plans passed here have checks, changes and undos of this store
 /// only.
 pub trait Backend: Send + Sync + 'static {
-    /// Executes plans in order, each atomically and each by itself: one that fails leaves the others. One answer for
-    /// each.
+    /// Executes plans in order and returns one answer for each. Each plan is atomic, and a plan that fails does not
+    /// affect the others.
     ///
-    /// `now` is given by tests. Without it the store's own clock decides, at one moment for each call. A call that may
-    /// have been executed is never repeated.
+    /// Tests pass `now`. Without it the store's own clock decides, at one moment for each call. A call that may have
+    /// been executed is never retried.
     fn execute(
         &self,
         plans: &[Plan],
         now: Option<Timestamp>,
     ) -> impl Future<Output = Vec<Result<Applied, Fault>>> + Send;
 
-    /// Forgets what a counter holds. Says whether it held anything.
+    /// Removes a counter and returns whether it held anything.
     ///
     /// # Errors
     ///
-    /// The store cannot be asked; the counter is as it was, or forgotten.
+    /// The store did not answer; the counter may have been removed or not.
     fn forget(&self, counter: CounterName) -> impl Future<Output = Result<bool, Fault>> + Send;
 
-    /// Whether it answers and can be written to.
+    /// Checks that the store answers and accepts writes.
     ///
     /// # Errors
     ///
-    /// Why it cannot.
+    /// Why it does not.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
 
-    /// How many parts it has that can be away by themselves: the nodes of a cluster. Each is asked by itself, and left
-    /// alone by itself.
+    /// The number of lanes: parts that can fail independently, such as the nodes of a cluster. Each has its own queue
+    /// and its own circuit breaker.
     fn lanes(&self) -> usize {
         1
     }
 
-    /// The part that is to execute a plan, as far as it is known.
+    /// The lane that executes a plan, as far as known.
     fn lane(&self, _plan: &Plan) -> usize {
         0
     }
 
-    /// Whether a part answers and can be written to.
+    /// Checks that a lane answers and accepts writes.
     ///
     /// # Errors
     ///
-    /// Why it cannot.
+    /// Why it does not.
     fn probe_lane(&self, _lane: usize) -> impl Future<Output = Result<(), Fault>> + Send {
         self.probe()
+    }
+}
+
+/// A boxed future: one allocation a call, shared by the whole batch.
+pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// [`Backend`] as a trait object.
+pub(super) trait DynBackend: Send + Sync {
+    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
+    fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
+    fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
+    fn lane(&self, plan: &Plan) -> usize;
+    fn probe_lane(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
+}
+
+impl<B: Backend> DynBackend for B {
+    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> BoxFuture<'a, Vec<Result<Applied, Fault>>> {
+        Box::pin(Backend::execute(self, plans, now))
+    }
+
+    fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>> {
+        Box::pin(Backend::forget(self, counter))
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(Backend::probe(self))
+    }
+
+    fn lane(&self, plan: &Plan) -> usize {
+        Backend::lane(self, plan)
+    }
+
+    fn probe_lane(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(Backend::probe_lane(self, lane))
     }
 }

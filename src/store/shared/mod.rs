@@ -1,6 +1,8 @@
-//! A shared store with what answers in its place: the policies of its limiters, and a stand-in in this process's memory.
+//! A shared store with its wrappers (refusal cache, quota leases) and its fallback: what answers while it fails.
 
 mod backend;
+mod breaker;
+mod metrics;
 mod queue;
 mod quota_leases;
 mod refusal_cache;
@@ -13,7 +15,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
-pub use self::queue::{Queue, QueueSettings, StoreMetrics};
+pub use self::metrics::{StoreObserver, Wrapper};
+pub use self::queue::{Queue, QueueSettings};
 use self::quota_leases::{Leased, QuotaLeases};
 use self::refusal_cache::RefusalCache;
 use super::memory::{Memory, MemorySettings};
@@ -21,33 +24,33 @@ use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
 
-/// Bytes that a stand-in's counters may take.
-const STAND_IN: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
+/// Bounds of a fallback's counters.
+const FALLBACK_MEMORY: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
 
-/// How long nothing may fail, in microseconds, until a store that is back is believed.
-const QUIET: u64 = 500_000;
+/// Microseconds without a failure after which the fallback of a recovered store is discarded.
+const FALLBACK_GRACE_MICROS: u64 = 500_000;
 
-/// How a shared store is made.
+/// Settings of a shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSettings {
     /// Its name, for the log.
     pub name: String,
-    /// How it is asked.
+    /// Its queue.
     pub remote: QueueSettings,
-    /// Whether its counters are in different places, each of which decides by itself: the slots of a cluster.
+    /// Whether its counters are in partitions that decide independently: the hash slots of a cluster.
     pub partitioned: bool,
-    /// The entry whose value says where a counter lives, where its key has it.
+    /// The entry whose value selects the partition of a counter, if its key has that entry.
     pub tag: Option<String>,
-    /// How many instances share it: while it is away, each keeps its part of every limit.
+    /// Number of instances that share it. While the store fails each instance enforces its share of every limit.
     pub instances: u32,
-    /// How long a refusal is answered here at most; not at all when none.
+    /// The longest time a refusal is answered from the cache; `None` turns the cache off.
     pub refusal_cache: Option<Duration>,
-    /// Units of a hot counter that are charged at once at most; one by one when none.
+    /// The most units of a hot counter charged in advance; `None` turns quota leases off.
     pub quota_lease: Option<u32>,
 }
 
 impl SharedSettings {
-    /// What holds where nothing else is said: alone, asked for every decision.
+    /// The defaults: one instance, no partitions, no wrappers.
     pub fn new(name: &str) -> Self {
         let remote = QueueSettings::default();
         Self {
@@ -62,66 +65,66 @@ impl SharedSettings {
     }
 }
 
-/// A store that other instances count in too.
+/// A store that other instances use too.
 #[derive(Debug)]
 pub struct Shared {
-    remote: Queue,
+    queue: Queue,
     settings: SharedSettings,
     refusals: Option<RefusalCache>,
     leases: Option<QuotaLeases>,
-    /// Decides while the store is away.
+    /// Decides while the store fails.
     fallback: Mutex<Option<Fallback>>,
 }
 
-/// Counters of the time that a store is away.
+/// Local counters of one outage of the store.
 #[derive(Debug)]
 struct Fallback {
     memory: Arc<Memory>,
-    /// How often the store had come back when this began. It is thrown away when that has changed, and nothing failed
-    /// for a while: a store that fails now and then would give everybody another limit each time.
-    since: u32,
-    /// When it last answered.
+    /// The store's count of recoveries when this began. The counters are discarded once it has changed and nothing has
+    /// failed for a while: otherwise each of several short outages would start with full limits.
+    recoveries: u32,
+    /// When it last answered a plan.
     used: Timestamp,
 }
 
 impl Fallback {
-    /// Whether it goes on, or the time that it stood for is over.
-    fn stands(&self, returns: u32, now: Timestamp) -> bool {
-        self.since == returns || now - self.used < QUIET
+    /// Whether the outage is still going on.
+    fn is_current(&self, recoveries: u32, now: Timestamp) -> bool {
+        self.recoveries == recoveries || now - self.used < FALLBACK_GRACE_MICROS
     }
 }
 
 impl Shared {
-    /// A store that is asked through `backend`. To be called within a runtime, where its calls are made.
+    /// Creates a shared store behind `backend`. Must be called within a tokio runtime.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
-        let remote = Queue::new(&settings.name, backend, settings.remote);
+        let queue = Queue::new(&settings.name, backend, settings.remote);
         let refusals = settings.refusal_cache.map(RefusalCache::new);
         let leases = settings.quota_lease.map(QuotaLeases::new);
-        Self { remote, settings, refusals, leases, fallback: Mutex::new(None) }
+        Self { queue, settings, refusals, leases, fallback: Mutex::new(None) }
     }
 
-    /// How it is asked.
-    pub fn remote(&self) -> &Queue {
-        &self.remote
+    /// Its queue.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Asks the store for a plan, or answers from what is known of it here.
+    /// Executes a plan, in a wrapper if it can answer, else on the store.
     ///
-    /// `now` is this process's clock; `told` is the moment to decide by, where the store's own clock is not to.
+    /// `now` is this process's clock. Tests pass `injected_now` to replace the store's own clock.
     pub(super) async fn ask(
         &self,
         plan: &Plan,
         now: Timestamp,
-        told: Option<Timestamp>,
+        injected_now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
         if let Some(applied) = self.refusals.as_ref().and_then(|refusals| refusals.answer(plan, now)) {
-            self.remote.count(|watch| watch.near[0].increment(1));
+            self.queue.report(|observer| observer.answered_nearby(Wrapper::RefusalCache));
             return Ok(applied);
         }
         let answer = match &self.leases {
-            Some(leases) => self.ask_leased(leases, plan, now, told, deadline).await,
-            None => self.remote.ask(plan.clone(), told, deadline).await,
+            Some(leases) => self.ask_leased(leases, plan, now, injected_now, deadline).await,
+            None => self.queue.ask(plan.clone(), injected_now, deadline).await,
         };
         if let (Some(refusals), Ok(applied)) = (&self.refusals, &answer) {
             refusals.learn(plan, applied, now);
@@ -134,77 +137,80 @@ impl Shared {
         leases: &QuotaLeases,
         plan: &Plan,
         now: Timestamp,
-        told: Option<Timestamp>,
+        injected_now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
         let larger = match leases.ask(plan.clone(), now) {
             Leased::Answered(applied) => {
-                self.remote.count(|watch| watch.near[1].increment(1));
+                self.queue.report(|observer| observer.answered_nearby(Wrapper::QuotaLease));
                 return Ok(applied);
             }
-            Leased::Plain(plan) => return self.remote.ask(plan, told, deadline).await,
+            Leased::Plain(plan) => return self.queue.ask(plan, injected_now, deadline).await,
             Leased::Larger(larger) => larger,
         };
-        let answer = self.remote.borrow(larger.clone(), told, deadline).await;
+        let answer = self.queue.prefetch(larger.clone(), injected_now, deadline).await;
         match leases.take(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
             Some(applied) => Ok(applied),
             None => {
                 answer?;
-                self.remote.ask(plan.clone(), told, deadline).await
+                self.queue.ask(plan.clone(), injected_now, deadline).await
             }
         }
     }
 
-    /// Forgets what a counter holds. Says whether it held anything.
+    /// Removes a counter and returns whether it held anything.
     pub(super) async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         if let Some(leases) = &self.leases {
             leases.forget(&counter);
         }
-        let forgotten = self.remote.forget(counter).await;
+        let forgotten = self.queue.forget(counter).await;
         if let Some(refusals) = &self.refusals {
             refusals.clear();
         }
         forgotten
     }
 
-    /// Has the store execute a plan whether or not anybody waits for it.
-    pub(super) fn post(&self, plan: Plan, told: Option<Timestamp>) {
+    /// Queues a plan without waiting for its answer.
+    pub(super) fn post(&self, plan: Plan, injected_now: Option<Timestamp>) {
         if let (Some(refusals), false) = (&self.refusals, plan.undos.is_empty()) {
             refusals.clear();
         }
-        self.remote.post(plan, told);
+        self.queue.post(plan, injected_now);
     }
 
-    /// Returns all quota that is leased and unused. Waits until the store has it, or until the deadline.
-    pub(super) async fn give_back(&self, now: Timestamp, told: Option<Timestamp>, deadline: Instant) {
+    /// Returns all unused leased quota to the store, until the deadline.
+    pub(super) async fn return_leased_quota(&self, now: Timestamp, injected_now: Option<Timestamp>, deadline: Instant) {
         let plans = self.leases.iter().flat_map(|leases| leases.end(now, true));
-        // All at once, so that they share calls. What cannot be returned drains or expires.
-        join_all(plans.map(|plan| self.remote.ask(plan, told, deadline))).await;
+        // All at once, so that they share calls. Quota that cannot be returned drains or expires.
+        join_all(plans.map(|plan| self.queue.ask(plan, injected_now, deadline))).await;
     }
 
-    /// The place in this store where a counter is decided. Counters of one place are decided together.
-    pub(super) fn place(&self, counter: &CounterName) -> u16 {
+    /// The partition that decides a counter. Counters of one partition are decided atomically.
+    pub(super) fn partition(&self, counter: &CounterName) -> u16 {
         if self.settings.partitioned { counter.partition() } else { 0 }
     }
 
-    /// Answers a plan that the store could not, as the limiters' policies say (semantics 31).
+    /// Answers a plan that the store did not, by the limiters' `on_store_error` policies (semantics 31).
     pub(super) fn fallback(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
         let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
         let memory = needed.then(|| self.memory(now));
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         if let Some(memory) = &memory {
-            applied.statuses = self.stand_in_for_leases(plan, memory, now);
+            applied.statuses = self.apply_leases_to_fallback(plan, memory, now);
         }
         let mut counted = [0; 3];
         for group in plan.groups() {
             let denies =
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
-            let checks = group.iter().filter(|check| local(check)).map(|check| self.of_stand_in(check));
-            let mut part = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
-            part.groups.push(u16::try_from(part.checks.len()).expect("a part is no longer than its plan"));
-            let decided = memory.as_ref().filter(|_| !part.checks.is_empty()).map(|memory| memory.apply(&part, now));
+            let checks = group.iter().filter(|check| local(check)).map(|check| self.for_fallback(check));
+            let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
+            local_plan
+                .groups
+                .push(u16::try_from(local_plan.checks.len()).expect("it has no more checks than its plan"));
+            let decided =
+                memory.as_ref().filter(|_| !local_plan.checks.is_empty()).map(|memory| memory.apply(&local_plan, now));
             applied.admitted &= !refused && decided.as_ref().is_none_or(|decided| decided.admitted);
             let mut answers = decided.into_iter().flat_map(|decided| decided.answers);
             applied.answers.extend(group.iter().map(|check| {
@@ -217,14 +223,17 @@ impl Shared {
                 }
             }));
         }
-        self.remote.count(|watch| {
-            watch.policy.iter().zip(counted).for_each(|(counter, count)| counter.increment(count));
+        self.queue.report(|observer| {
+            for policy in [OnStoreError::Allow, OnStoreError::Deny, OnStoreError::Local] {
+                observer.answered_by_policy(policy, counted[policy as usize]);
+            }
         });
         applied
     }
 
-    /// Leases that were taken while the store is away are here; the store's own expire by themselves.
-    fn stand_in_for_leases(
+    /// Applies lease changes and undos to the fallback, which has the leases acquired during the outage. Leases in the
+    /// store expire.
+    fn apply_leases_to_fallback(
         &self,
         plan: &Plan,
         memory: &Memory,
@@ -240,37 +249,37 @@ impl Shared {
         memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
     }
 
-    fn of_stand_in(&self, check: &Check) -> Check {
+    fn for_fallback(&self, check: &Check) -> Check {
         Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
     }
 
-    /// The stand-in's counters, of this time that the store is away.
+    /// The fallback's counters of the current outage.
     fn memory(&self, now: Timestamp) -> Arc<Memory> {
-        let since = self.remote.returns();
+        let recoveries = self.queue.recoveries();
         let mut fallback = self.fallback.lock();
-        match fallback.as_mut().filter(|standing| standing.stands(since, now)) {
-            Some(standing) => {
-                standing.used = standing.used.max(now);
-                standing.memory.clone()
+        match fallback.as_mut().filter(|current| current.is_current(recoveries, now)) {
+            Some(current) => {
+                current.used = current.used.max(now);
+                current.memory.clone()
             }
             None => {
-                let memory = Arc::new(Memory::new(&[STAND_IN]));
-                *fallback = Some(Fallback { memory: memory.clone(), since, used: now });
+                let memory = Arc::new(Memory::new(&[FALLBACK_MEMORY]));
+                *fallback = Some(Fallback { memory: memory.clone(), recoveries, used: now });
                 memory
             }
         }
     }
 
-    /// Forgets what no longer counts, and the stand-in of a store that is back.
-    pub(super) fn sweep(&self, now: Timestamp, told: Option<Timestamp>) {
+    /// Returns idle leased quota, discards the fallback of a recovered store, and sweeps the fallback's counters.
+    pub(super) fn sweep(&self, now: Timestamp, injected_now: Option<Timestamp>) {
         for plan in self.leases.iter().flat_map(|leases| leases.end(now, false)) {
-            self.post(plan, told);
+            self.post(plan, injected_now);
         }
-        let since = self.remote.returns();
+        let recoveries = self.queue.recoveries();
         let memory = {
             let mut fallback = self.fallback.lock();
-            fallback.take_if(|standing| !standing.stands(since, now));
-            fallback.as_ref().map(|standing| standing.memory.clone())
+            fallback.take_if(|current| !current.is_current(recoveries, now));
+            fallback.as_ref().map(|current| current.memory.clone())
         };
         if let Some(memory) = memory {
             memory.sweep(now);

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
-use tollgate::plan::{Charges, Check, CounterName, Needs, StateCell, advance};
+use tollgate::plan::{Check, CounterName, StateCell, advance};
 
 const SECOND: u64 = 1_000_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -36,17 +36,7 @@ fn load() -> Vec<u64> {
 fn admitted(limit: Limit, load: &[u64]) -> Vec<u64> {
     // The edge of a window of a minute, so that the axis begins with one.
     let start = 1_000_000 * MINUTE;
-    let check = Check {
-        counter: CounterName::default(),
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    };
+    let check = Check::charge(CounterName::default(), limit, 1);
     let mut held = [StateCell::default()];
     let mut passes = |number: usize, moment: u64| {
         let now = Timestamp::from_micros(start + moment);

@@ -1,5 +1,4 @@
-//! The answer to a question: a [`CheckResponse`](envoy_types::pb::envoy::service::auth::v3::CheckResponse), written by the
-//! numbers of its fields.
+//! Writes a [`CheckResponse`](envoy_types::pb::envoy::service::auth::v3::CheckResponse) by the numbers of its fields.
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use tonic::Code;
@@ -17,7 +16,7 @@ const DENIED_RESPONSE: u32 = 2;
 const OK_RESPONSE: u32 = 3;
 const DYNAMIC_METADATA: u32 = 4;
 
-/// Writes what a decision means.
+/// Writes the response for a decision.
 pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
     let refusal = decision.refusal();
     let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families);
@@ -29,24 +28,24 @@ pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut 
 }
 
 fn passed(headers: &[Header], writer: &mut Writer) {
-    // OK is zero, which is said by saying nothing.
+    // OK is zero, which proto3 omits.
     writer.message(STATUS, |_| {});
     writer.message(OK_RESPONSE, |response| {
-        headers.iter().for_each(|told| response.message(6, |option| header(told, option)));
+        headers.iter().for_each(|pair| response.message(6, |option| header(pair, option)));
     });
 }
 
-/// Writes a refusal of this status.
+/// Writes a refusal with this HTTP status.
 pub(super) fn denied(status: u16, headers: &[Header], body: &str, writer: &mut Writer) {
-    writer.message(STATUS, |told| told.number(1, code(status) as u64));
+    writer.message(STATUS, |rpc_status| rpc_status.number(1, code(status) as u64));
     writer.message(DENIED_RESPONSE, |response| {
-        response.message(1, |told| told.number(1, status.into()));
-        headers.iter().for_each(|told| response.message(2, |option| header(told, option)));
+        response.message(1, |http_status| http_status.number(1, status.into()));
+        headers.iter().for_each(|pair| response.message(2, |option| header(pair, option)));
         response.text(3, body.as_bytes());
     });
 }
 
-/// Envoy reads no more of the code than that it is not zero; others may.
+/// The gRPC code. Envoy only checks that it is not zero; other clients may read more.
 fn code(status: u16) -> Code {
     match status {
         429 => Code::ResourceExhausted,
@@ -55,8 +54,8 @@ fn code(status: u16) -> Code {
     }
 }
 
-/// One value of a header, in the place of any that is there. Envoy drops headers of a refusal whose `append` is true,
-/// so that is never said.
+/// Writes a header that overwrites one of its name. Envoy drops headers of a refusal whose `append` is true, so it is
+/// never set.
 fn header((name, value): &Header, option: &mut Writer) {
     option.message(1, |header| {
         header.text(1, name.as_bytes());
@@ -78,8 +77,8 @@ mod tests {
     use super::*;
     use crate::descriptor::{Descriptor, Request};
 
-    /// The message that an answer means, made of the generated types.
-    fn meant(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
+    /// The expected message, made of the generated types.
+    fn expected_message(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
         let Verdict { refusal_status, headers, body } = Verdict::of(decision, decision.refusal().as_ref(), families);
         let headers = headers.into_iter().map(|(name, value)| HeaderValueOption {
             header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
@@ -118,10 +117,10 @@ mod tests {
                 refused += usize::from(!decision.allowed());
                 for families in [all, none] {
                     let written = Writer::frame(|writer| write(&decision, families, writer));
-                    let told = CheckResponse::decode(&written[5..]).expect("it can be read");
-                    assert_eq!(told, meant(&decision, families), "{path}");
-                    // The facts have no order.
-                    assert_eq!(frame(&told).len(), written.len());
+                    let decoded = CheckResponse::decode(&written[5..]).expect("it can be read");
+                    assert_eq!(decoded, expected_message(&decision, families), "{path}");
+                    // The fields of the metadata are unordered.
+                    assert_eq!(frame(&decoded).len(), written.len());
                 }
             }
         }

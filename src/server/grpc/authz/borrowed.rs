@@ -1,15 +1,15 @@
-//! A question read where it lies.
+//! An ext_authz request, read in place.
 //!
-//! With the generated types a map is made of its headers, two texts each, of which a handful are looked at. What Envoy
-//! sends as a rule is read here; the rest is for the generated types, which are the meaning: a test holds both to the same
-//! answers, whatever the bytes.
+//! The generated types make a map of the headers, two strings each, of which a few are used. This reader covers what
+//! Envoy usually sends; everything else is left to the generated types, which define the meaning: a test checks that both
+//! give the same answers for any bytes.
 //!
 //! ```text
 //!   CheckRequest  1 attributes
 //!                   1 source, 2 destination   Peer { 1 address { 1 socket { 2 address } }, 4 principal, .. }
 //!                   4 request                 1 time, 2 http { 2 method, 3 headers, 4 path, 5 host, .. 13 raw headers }
 //!                   10 context extensions     { 1 key, 2 value } each
-//!                   11, 13 metadata           only where there is none
+//!                   11, 13 metadata           only if empty
 //! ```
 
 use std::borrow::Cow;
@@ -22,19 +22,19 @@ use super::{client, present};
 use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
-/// A name and a value. Of two of one name the last counts, as in a map that is filled in their order.
+/// A name and a value. Of duplicate names the last counts, as in a map filled in order.
 type Pair<'a> = (&'a str, &'a str);
 
-/// What Envoy told about a request.
+/// A request that borrows from its message.
 #[derive(Default)]
-pub(super) struct Plain<'a> {
+pub(super) struct BorrowedCheck<'a> {
     method: &'a str,
     target: &'a str,
     host: &'a str,
     headers: SmallVec<[Pair<'a>; 24]>,
-    /// Whether each header is there by itself, as `encode_raw_headers` has them told, and not joined with those of its name.
+    /// Whether headers are listed one by one (`encode_raw_headers`), not joined by name.
     raw: bool,
-    /// The address that the connection came from, and who its certificate says it is.
+    /// The downstream peer: its address and the principal of its certificate.
     source: Peer<'a>,
     extensions: SmallVec<[Pair<'a>; 2]>,
 }
@@ -45,21 +45,21 @@ struct Peer<'a> {
     principal: &'a str,
 }
 
-/// The key of a field that is a text or a message, as it is written.
+/// The encoded key of a length-delimited field.
 const fn length_delimited(field: u8) -> u8 {
     field << 3 | 2
 }
 
-/// The key of a field that is a number.
+/// The encoded key of a varint field.
 const fn varint(field: u8) -> u8 {
     field << 3
 }
 
-impl<'a> Plain<'a> {
-    /// The question of a `CheckRequest`. `None` for one that has more to say, or that is not right in all.
+impl<'a> BorrowedCheck<'a> {
+    /// Reads a `CheckRequest`. `None` if it has other fields or is malformed.
     pub(super) fn read(mut message: &'a [u8]) -> Option<Self> {
         const ATTRIBUTES: u8 = length_delimited(1);
-        let mut plain = Self::default();
+        let mut check = Self::default();
         let mut attributes = None;
         while let Some(key) = byte(&mut message) {
             match key {
@@ -67,11 +67,11 @@ impl<'a> Plain<'a> {
                 _ => return None,
             }
         }
-        plain.attributes(attributes.unwrap_or_default())?;
-        Some(plain)
+        check.attributes(attributes.unwrap_or_default())?;
+        Some(check)
     }
 
-    fn attributes(&mut self, mut told: &'a [u8]) -> Option<()> {
+    fn attributes(&mut self, mut bytes: &'a [u8]) -> Option<()> {
         const SOURCE: u8 = length_delimited(1);
         const DESTINATION: u8 = length_delimited(2);
         const REQUEST: u8 = length_delimited(4);
@@ -79,8 +79,8 @@ impl<'a> Plain<'a> {
         const METADATA: u8 = length_delimited(11);
         const ROUTE_METADATA: u8 = length_delimited(13);
         let [mut source, mut destination, mut request] = [None; 3];
-        while let Some(key) = byte(&mut told) {
-            let part = part(&mut told)?;
+        while let Some(key) = byte(&mut bytes) {
+            let part = part(&mut bytes)?;
             match key {
                 SOURCE => once(&mut source, part)?,
                 DESTINATION => once(&mut destination, part)?,
@@ -95,12 +95,12 @@ impl<'a> Plain<'a> {
         self.request(request.unwrap_or_default())
     }
 
-    fn request(&mut self, mut told: &'a [u8]) -> Option<()> {
+    fn request(&mut self, mut bytes: &'a [u8]) -> Option<()> {
         const TIME: u8 = length_delimited(1);
         const HTTP: u8 = length_delimited(2);
         let mut http = None;
-        while let Some(key) = byte(&mut told) {
-            let part = part(&mut told)?;
+        while let Some(key) = byte(&mut bytes) {
+            let part = part(&mut bytes)?;
             match key {
                 TIME => time(part)?,
                 HTTP => once(&mut http, part)?,
@@ -110,7 +110,7 @@ impl<'a> Plain<'a> {
         self.http(http.unwrap_or_default())
     }
 
-    fn http(&mut self, mut told: &'a [u8]) -> Option<()> {
+    fn http(&mut self, mut bytes: &'a [u8]) -> Option<()> {
         const ID: u8 = length_delimited(1);
         const METHOD: u8 = length_delimited(2);
         const HEADERS: u8 = length_delimited(3);
@@ -125,43 +125,43 @@ impl<'a> Plain<'a> {
         const RAW_BODY: u8 = length_delimited(12);
         const HEADER_MAP: u8 = length_delimited(13);
         let mut raw = None;
-        while let Some(key) = byte(&mut told) {
+        while let Some(key) = byte(&mut bytes) {
             match key {
-                METHOD => self.method = text(&mut told)?,
-                HEADERS => self.headers.push(pair(part(&mut told)?)?),
-                PATH => self.target = text(&mut told)?,
-                HOST => self.host = text(&mut told)?,
-                // A text has to be one, whether anybody reads it or not.
-                ID | SCHEME | QUERY | FRAGMENT | PROTOCOL | BODY => drop(text(&mut told)?),
-                SIZE => drop(decode_varint(&mut told).ok()?),
-                RAW_BODY => drop(part(&mut told)?),
-                HEADER_MAP => once(&mut raw, part(&mut told)?)?,
+                METHOD => self.method = text(&mut bytes)?,
+                HEADERS => self.headers.push(pair(part(&mut bytes)?)?),
+                PATH => self.target = text(&mut bytes)?,
+                HOST => self.host = text(&mut bytes)?,
+                // Strings must be UTF-8, even unused ones.
+                ID | SCHEME | QUERY | FRAGMENT | PROTOCOL | BODY => drop(text(&mut bytes)?),
+                SIZE => drop(decode_varint(&mut bytes).ok()?),
+                RAW_BODY => drop(part(&mut bytes)?),
+                HEADER_MAP => once(&mut raw, part(&mut bytes)?)?,
                 _ => return None,
             }
         }
         match raw {
-            // One list stands in the place of the other.
+            // One list replaces the other.
             Some(_) if !self.headers.is_empty() => None,
             Some(raw) => self.raw_headers(raw),
             None => Some(()),
         }
     }
 
-    fn raw_headers(&mut self, mut told: &'a [u8]) -> Option<()> {
+    fn raw_headers(&mut self, mut bytes: &'a [u8]) -> Option<()> {
         const HEADERS: u8 = length_delimited(1);
         const KEY: u8 = length_delimited(1);
         const VALUE: u8 = length_delimited(2);
         const RAW_VALUE: u8 = length_delimited(3);
         self.raw = true;
-        while let Some(key) = byte(&mut told) {
+        while let Some(key) = byte(&mut bytes) {
             let HEADERS = key else { return None };
-            let mut header = part(&mut told)?;
+            let mut header = part(&mut bytes)?;
             let [mut name, mut value, mut raw_value] = [""; 3];
             while let Some(key) = byte(&mut header) {
                 match key {
                     KEY => name = text(&mut header)?,
                     VALUE => value = text(&mut header)?,
-                    // One that is no text is mended by the generated types.
+                    // Invalid UTF-8 is left to the generated types, which replace it.
                     RAW_VALUE => raw_value = text(&mut header)?,
                     _ => return None,
                 }
@@ -172,52 +172,52 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// Takes a message that may come once: parts of one that comes again are put together.
+/// Stores a message that may occur once. A repeated one would have to be merged.
 fn once<'a>(place: &mut Option<&'a [u8]>, part: &'a [u8]) -> Option<()> {
     place.replace(part).is_none().then_some(())
 }
 
-/// One entry of a map of texts.
-fn pair(mut told: &[u8]) -> Option<Pair<'_>> {
+/// One entry of a map of strings.
+fn pair(mut bytes: &[u8]) -> Option<Pair<'_>> {
     const KEY: u8 = length_delimited(1);
     const VALUE: u8 = length_delimited(2);
     let mut pair = ("", "");
-    while let Some(key) = byte(&mut told) {
+    while let Some(key) = byte(&mut bytes) {
         match key {
-            KEY => pair.0 = text(&mut told)?,
-            VALUE => pair.1 = text(&mut told)?,
+            KEY => pair.0 = text(&mut bytes)?,
+            VALUE => pair.1 = text(&mut bytes)?,
             _ => return None,
         }
     }
     Some(pair)
 }
 
-/// A `google.protobuf.Timestamp`, which nobody asks for: two numbers.
-fn time(mut told: &[u8]) -> Option<()> {
+/// Skips a `google.protobuf.Timestamp`, which is unused.
+fn time(mut bytes: &[u8]) -> Option<()> {
     const SECONDS: u8 = varint(1);
     const NANOS: u8 = varint(2);
-    while let Some(key) = byte(&mut told) {
+    while let Some(key) = byte(&mut bytes) {
         match key {
-            SECONDS | NANOS => drop(decode_varint(&mut told).ok()?),
+            SECONDS | NANOS => drop(decode_varint(&mut bytes).ok()?),
             _ => return None,
         }
     }
     Some(())
 }
 
-fn peer(mut told: &[u8]) -> Option<Peer<'_>> {
+fn peer(mut bytes: &[u8]) -> Option<Peer<'_>> {
     const ADDRESS: u8 = length_delimited(1);
     const SERVICE: u8 = length_delimited(2);
     const LABELS: u8 = length_delimited(3);
     const PRINCIPAL: u8 = length_delimited(4);
     const CERTIFICATE: u8 = length_delimited(5);
     let (mut peer, mut address) = (Peer::default(), None);
-    while let Some(key) = byte(&mut told) {
+    while let Some(key) = byte(&mut bytes) {
         match key {
-            ADDRESS => once(&mut address, part(&mut told)?)?,
-            LABELS => drop(pair(part(&mut told)?)?),
-            PRINCIPAL => peer.principal = text(&mut told)?,
-            SERVICE | CERTIFICATE => drop(text(&mut told)?),
+            ADDRESS => once(&mut address, part(&mut bytes)?)?,
+            LABELS => drop(pair(part(&mut bytes)?)?),
+            PRINCIPAL => peer.principal = text(&mut bytes)?,
+            SERVICE | CERTIFICATE => drop(text(&mut bytes)?),
             _ => return None,
         }
     }
@@ -228,36 +228,36 @@ fn peer(mut told: &[u8]) -> Option<Peer<'_>> {
     Some(peer)
 }
 
-/// The address of a socket. Other kinds, and names in the place of numbers, are for the generated types.
-fn socket_address(mut told: &[u8]) -> Option<&str> {
+/// The address of a socket. Other kinds of addresses and named ports are left to the generated types.
+fn socket_address(mut bytes: &[u8]) -> Option<&str> {
     const SOCKET: u8 = length_delimited(1);
     const PROTOCOL: u8 = varint(1);
     const ADDRESS: u8 = length_delimited(2);
     const PORT: u8 = varint(3);
     let mut socket = None;
-    while let Some(key) = byte(&mut told) {
+    while let Some(key) = byte(&mut bytes) {
         match key {
-            SOCKET => once(&mut socket, part(&mut told)?)?,
+            SOCKET => once(&mut socket, part(&mut bytes)?)?,
             _ => return None,
         }
     }
-    let (mut told, mut address) = (socket?, "");
-    while let Some(key) = byte(&mut told) {
+    let (mut bytes, mut address) = (socket?, "");
+    while let Some(key) = byte(&mut bytes) {
         match key {
-            ADDRESS => address = text(&mut told)?,
-            PROTOCOL | PORT => drop(decode_varint(&mut told).ok()?),
+            ADDRESS => address = text(&mut bytes)?,
+            PROTOCOL | PORT => drop(decode_varint(&mut bytes).ok()?),
             _ => return None,
         }
     }
     Some(address)
 }
 
-/// The value of a name.
+/// The last value of a name.
 fn last<'a>(pairs: &[Pair<'a>], name: &str) -> Option<&'a str> {
     pairs.iter().rfind(|(key, _)| *key == name).map(|(_, value)| *value)
 }
 
-impl AuthzRequest for Plain<'_> {
+impl AuthzRequest for BorrowedCheck<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(self.method)
     }
@@ -305,28 +305,28 @@ mod tests {
     use proptest::test_runner::RngSeed;
     use prost::Message;
 
-    use super::super::decoded::Told;
+    use super::super::decoded::DecodedCheck;
     use super::*;
 
-    /// All that a door asks of a request.
-    fn answers(asked: &impl AuthzRequest) -> String {
+    /// Everything that a door reads of a request.
+    fn answers(request: &impl AuthzRequest) -> String {
         let settings = |trust_external_address, trusted_hops| settings::AuthzSettings {
             trust_external_address,
             trusted_hops,
             ..settings::AuthzSettings::default()
         };
         let names = ["a", "x-forwarded-for", "x-envoy-external-address", "", "missing"];
-        let headers: Vec<Vec<_>> = names.map(|name| asked.headers(name).collect()).into();
+        let headers: Vec<Vec<_>> = names.map(|name| request.headers(name).collect()).into();
         let addresses = [(false, 0), (false, 1), (true, 2)]
-            .map(|(trusted, hops)| asked.remote_address(&settings(trusted, hops)).map(Cow::into_owned));
+            .map(|(trusted, hops)| request.remote_address(&settings(trusted, hops)).map(Cow::into_owned));
         format!(
             "{:?} {:?} {:?} {headers:?} {addresses:?} {:?} {:?} {:?}",
-            asked.method(),
-            asked.target(),
-            asked.host(),
-            ["a", "domain", ""].map(|key| asked.context(key)),
-            asked.metadata("a", &["a".to_owned()]),
-            asked.principal(),
+            request.method(),
+            request.target(),
+            request.host(),
+            ["a", "domain", ""].map(|key| request.context(key)),
+            request.metadata("a", &["a".to_owned()]),
+            request.principal(),
         )
     }
 
@@ -342,7 +342,7 @@ mod tests {
         }
     }
 
-    /// A request as Envoy tells it, whose texts are all told apart.
+    /// A request as Envoy sends it, whose strings all differ.
     fn message() -> CheckRequest {
         let peer = |address: &str, principal: &str| Peer {
             address: self::address(Kind::SocketAddress(socket(address))),
@@ -403,16 +403,17 @@ mod tests {
         message
     }
 
-    /// Holds what is read where it lies to the generated types. Says whether it was read.
+    /// Compares the borrowed reading with the generated types. Returns whether the message was read in place.
     fn agrees(bytes: &[u8]) -> bool {
-        let Some(plain) = Plain::read(bytes) else { return false };
-        let meant = CheckRequest::decode(bytes).expect("what is plain is right").attributes.unwrap_or_default();
-        assert_eq!(answers(&plain), answers(&Told::new(&meant)), "{bytes:?}");
+        let Some(check) = BorrowedCheck::read(bytes) else { return false };
+        let decoded =
+            CheckRequest::decode(bytes).expect("a message read in place is valid").attributes.unwrap_or_default();
+        assert_eq!(answers(&check), answers(&DecodedCheck::new(&decoded)), "{bytes:?}");
         true
     }
 
     #[test]
-    fn what_envoy_tells_is_read_where_it_lies_and_what_is_rare_is_left_to_the_generated_types() {
+    fn usual_requests_are_read_in_place_and_rare_ones_are_left_to_the_generated_types() {
         assert!(agrees(&message().encode_to_vec()));
         assert!(agrees(&raw_message().encode_to_vec()));
         assert!(agrees(&[]));
@@ -440,9 +441,9 @@ mod tests {
                 http.header_map = Some(raw);
             },
             |attributes| {
-                let told = [("a".to_owned(), Default::default())].into();
-                let told = Metadata { filter_metadata: told, ..Metadata::default() };
-                attributes.metadata_context = Some(told);
+                let fields = [("a".to_owned(), Default::default())].into();
+                let metadata = Metadata { filter_metadata: fields, ..Metadata::default() };
+                attributes.metadata_context = Some(metadata);
             },
             |attributes| attributes.tls_session = Some(Default::default()),
         ];
@@ -453,7 +454,7 @@ mod tests {
         }
     }
 
-    /// A whole message put behind another is merged with it: every field comes twice.
+    /// Two concatenated messages are merged: every field occurs twice.
     #[test]
     fn what_comes_twice_is_merged_by_the_generated_types() {
         let bytes = message().encode_to_vec();
@@ -467,9 +468,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() })]
 
-        /// Texts that are none, fields of other kinds and numbers, lengths that lead elsewhere.
+        /// Invalid UTF-8, fields of other kinds and numbers, wrong lengths.
         #[test]
-        fn whatever_is_read_where_it_lies_is_what_the_generated_types_read(
+        fn every_request_read_in_place_reads_the_same_as_the_generated_types(
             raw: bool,
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 0..4),
         ) {

@@ -1,4 +1,4 @@
-//! A question as the generated types have it.
+//! An ext_authz request, decoded by the generated types.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,13 @@ use super::{client, present};
 use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 
-/// What Envoy told about a request.
-pub(super) struct Told<'a> {
+/// A decoded request.
+pub(super) struct DecodedCheck<'a> {
     attributes: &'a AttributeContext,
     http: Option<&'a HttpRequest>,
 }
 
-impl<'a> Told<'a> {
+impl<'a> DecodedCheck<'a> {
     pub(super) fn new(attributes: &'a AttributeContext) -> Self {
         let http = attributes.request.as_ref().and_then(|request| request.http.as_ref());
         Self { attributes, http }
@@ -30,7 +30,7 @@ impl<'a> Told<'a> {
     }
 }
 
-impl AuthzRequest for Told<'_> {
+impl AuthzRequest for DecodedCheck<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
         present(&self.http?.method)
     }
@@ -43,7 +43,7 @@ impl AuthzRequest for Told<'_> {
         present(&self.http?.host)
     }
 
-    /// From the map, or, with `encode_raw_headers`, from the list that stands in its place.
+    /// From the map, or from the list that replaces it with `encode_raw_headers`.
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
         let joined = self.http.and_then(|http| http.headers.get(name));
         let raw = self.http.filter(|_| joined.is_none()).and_then(|http| http.header_map.as_ref());
@@ -67,7 +67,7 @@ impl AuthzRequest for Told<'_> {
         self.attributes.context_extensions.get(key).map(String::as_str)
     }
 
-    /// Of the request, or else of its route.
+    /// Metadata of the request, else of its route.
     fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>> {
         let AttributeContext { metadata_context, route_metadata_context, .. } = self.attributes;
         let found = |metadata: &'_ Option<Metadata>| value(metadata.as_ref()?, namespace, path).and_then(text);
@@ -88,7 +88,7 @@ fn value<'a>(metadata: &'a Metadata, namespace: &str, path: &[String]) -> Option
     })
 }
 
-/// A value as a rule would write it. Numbers arrive as doubles: 42 is `42`.
+/// A value as rules write it. Numbers are doubles in protobuf: 42 becomes `42`.
 fn text(value: &Value) -> Option<String> {
     match value.kind.as_ref()? {
         Kind::StringValue(text) => Some(text.clone()),

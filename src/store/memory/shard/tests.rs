@@ -21,7 +21,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
     let mut past_reserve = false;
     for round in 0..200 {
         // So small a share that large tables and many logs come to more than is reserved for them.
-        let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 32)), usize::MAX, 1);
+        let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 32)), usize::MAX, 1);
         let mut held: Vec<(CounterName, u64, u64)> = Vec::new();
         let mut now = start;
         for step in 1..=9_u64 {
@@ -36,58 +36,59 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
                 let grants = Grants::restore(vec![now; step as usize]).expect("they are in order");
                 let (growth, state) = match next() % 2 {
                     0 => (Growth::default(), bucket(step, now)),
-                    _ => (slots.beside.log_growth(None, step as u32, 1000), State::Grants(grants)),
+                    _ => (shard.overflow.log_growth(None, step as u32, 1000), State::Grants(grants)),
                 };
-                assert!(slots.make_room(Growth { counters: 1, ..growth }, &name, &[], now));
-                assert!(slots.bytes() + growth.heap <= slots.allowance);
-                slots.put(&name, None, state, &outcome(seconds * 1_000_000), now);
+                assert!(shard.make_room(Growth { counters: 1, ..growth }, &name, &[], now));
+                assert!(shard.bytes() + growth.heap_bytes <= shard.allowance);
+                shard.put(&name, None, state, &outcome(seconds * 1_000_000), now);
                 held.push((name, step, now.micros() / 1_000_000 + seconds));
             }
             if next() % 2 == 0 {
                 now = now.plus(next() % 60 * 1_000_000);
-                slots.sweep(now);
+                shard.sweep(now);
                 held.retain(|(.., until)| *until > now.micros() / 1_000_000);
             }
             if next() % 4 == 0 {
-                slots.table.shrink(places(slots.len()));
+                shard.table.shrink(capacity_for(shard.len()));
             }
-            assert_eq!(slots.evictions, 0, "there is room for all");
-            assert_eq!(slots.len(), held.len(), "round {round}");
+            assert_eq!(shard.evictions, 0, "there is room for all");
+            assert_eq!(shard.len(), held.len(), "round {round}");
             for (name, level, _) in &held {
-                let place = slots.find(name).unwrap_or_else(|| panic!("{name:?} is lost in round {round}"));
-                let slot = &slots.table[place];
-                let kept = match slots.beside.kept(slot) {
-                    Kept::Grants(grants) => grants.count() as u64,
-                    _ => slot.words[0],
+                let index = shard.find(name).unwrap_or_else(|| panic!("{name:?} is lost in round {round}"));
+                let entry = &shard.table[index];
+                let kept = match shard.overflow.snapshot_value(entry) {
+                    SnapshotValue::Grants(grants) => grants.count() as u64,
+                    _ => entry.words[0],
                 };
                 assert_eq!(kept, *level);
             }
-            past_reserve |= slots.table.places() > slots.reserved() && slots.beside.room_for_logs() > slots.reserved();
+            past_reserve |= shard.table.capacity() > shard.reserved_entries()
+                && shard.overflow.allotted_logs() > shard.reserved_entries();
         }
     }
     assert!(past_reserve);
 }
 
-/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into a slot in
+/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into an entry in
 /// both directions. What was promised is enough, and nothing is left behind.
 #[test]
 fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
     let start = Timestamp::from_secs(1_800_000_000);
     let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None };
-    let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 1)), usize::MAX, 1);
+    let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
     let name = CounterName([7, 7]);
     let mut expected: Vec<Timestamp> = Vec::new();
     let steps =
         [(1, 0), (2, 0), (0, 1), (1, 0), (1, 0), (5, 0), (0, 6), (0, 0), (1, 3), (9, 0), (0, 8), (4, 0), (0, 5)];
     for (number, (more, fewer)) in steps.into_iter().enumerate() {
         let now = start.plus(number as u64);
-        let place = slots.find(&name);
-        let held = place.map(|place| &slots.table[place]);
-        let growth = Growth { counters: usize::from(place.is_none()), ..slots.beside.log_growth(held, more, 1000) };
-        assert!(slots.make_room(growth, &name, &[name], now));
-        let allowed = slots.bytes() + growth.heap;
-        let place = slots.find(&name);
-        let mut grants = match slots.take(place) {
+        let index = shard.find(&name);
+        let held = index.map(|index| &shard.table[index]);
+        let growth = Growth { counters: usize::from(index.is_none()), ..shard.overflow.log_growth(held, more, 1000) };
+        assert!(shard.make_room(growth, &name, &[name], now));
+        let allowed = shard.bytes() + growth.heap_bytes;
+        let index = shard.find(&name);
+        let mut grants = match shard.take(index) {
             State::Grants(grants) => grants,
             _ => Grants::default(),
         };
@@ -97,31 +98,31 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
         let same = (more, fewer) == (0, 0);
         grants.refill(expected.iter().copied());
         match same {
-            true => slots.put_back(place, State::Grants(grants)),
-            false => slots.put(&name, place, State::Grants(grants), &outcome, now),
+            true => shard.put_back(index, State::Grants(grants)),
+            false => shard.put(&name, index, State::Grants(grants), &outcome, now),
         }
-        assert!(slots.bytes() <= allowed, "step {number}: {} of {allowed}", slots.bytes());
+        assert!(shard.bytes() <= allowed, "step {number}: {} of {allowed}", shard.bytes());
         let (copies, copied) = std::sync::mpsc::channel();
-        slots.cut = Some(copies);
-        slots.copy_to_cut();
+        shard.pending_snapshot = Some(copies);
+        shard.copy_to_snapshot();
         assert!(!copied.recv().expect("it is copied").is_empty());
     }
     assert_eq!(expected.len(), 1);
-    assert!(slots.forget(&name));
-    assert_eq!((slots.len(), slots.beside.logs()), (0, 0), "nothing is left beside the table");
+    assert!(shard.forget(&name));
+    assert_eq!((shard.len(), shard.overflow.logs()), (0, 0), "nothing is left overflow the table");
 }
 
-/// What is promised for a log counts from nothing on, so one that is taken out of a slot begins like a new one.
+/// What is promised for a log counts from nothing on, so one that is taken out of an entry begins like a new one.
 #[test]
 fn a_log_that_leaves_its_slot_has_the_room_of_a_new_one() {
     let now = Timestamp::from_secs(1_800_000_000);
-    let mut beside = Beside::default();
+    let mut overflow = Overflow::default();
     for places in [1, 3, 4, 5, 8, 100] {
         let mut grants = Grants::restore(vec![now; places]).expect("they are in order");
         grants.refill([now]);
-        let (kind, words) = beside.pack(State::Grants(grants), None);
-        let slot = Slot { name: CounterName([7, 7]), words, until: 0, share: 0, kind };
-        let State::Grants(taken) = beside.take(&slot) else { panic!("it is a log") };
+        let (kind, words) = overflow.pack(State::Grants(grants), None);
+        let entry = Entry { name: CounterName([7, 7]), words, expires_secs: 0, used_share: 0, kind };
+        let State::Grants(taken) = overflow.take(&entry) else { panic!("it is a log") };
         assert_eq!(taken.heap_bytes(), Grants::default().growth(1, 1000), "after a log of {places} places");
     }
 }
@@ -130,7 +131,7 @@ fn a_log_that_leaves_its_slot_has_the_room_of_a_new_one() {
 #[test]
 fn a_table_at_its_bound_seldom_grows_or_shrinks() {
     let now = Timestamp::from_secs(1_800_000_000);
-    let mut slots = Slots::new(Arc::new(Pool::new(1 << 20, 1)), usize::MAX, 1);
+    let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
     let mut name = 0_u64;
     let mut resized = 0;
     for number in 0..40_000 {
@@ -139,17 +140,17 @@ fn a_table_at_its_bound_seldom_grows_or_shrinks() {
         let (growth, state, remaining) = match number % 10 {
             0 => (Growth { counters: 1, ..Growth::default() }, bucket(1, now), 999),
             _ => {
-                let growth = Growth { counters: 1, ..slots.beside.log_growth(None, 4, 1000) };
+                let growth = Growth { counters: 1, ..shard.overflow.log_growth(None, 4, 1000) };
                 (growth, State::Grants(grants), 800)
             }
         };
         let outcome = Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None };
-        let before = slots.table.places();
+        let before = shard.table.capacity();
         let counter = CounterName([name, name]);
-        assert!(slots.make_room(growth, &counter, &[], now));
-        resized += u32::from(number >= 20_000 && slots.table.places() != before);
-        slots.put(&counter, None, state, &outcome, now);
+        assert!(shard.make_room(growth, &counter, &[], now));
+        resized += u32::from(number >= 20_000 && shard.table.capacity() != before);
+        shard.put(&counter, None, state, &outcome, now);
     }
-    assert!(slots.evictions > 10_000, "it is full: {} went", slots.evictions);
+    assert!(shard.evictions > 10_000, "it is full: {} went", shard.evictions);
     assert!(resized < 100, "{resized} times for 20 000 counters");
 }

@@ -217,26 +217,14 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{OnStoreError, SlidingWindow, TokenBucket};
-    use crate::plan::{Charges, Needs};
+    use crate::limiter::{SlidingWindow, TokenBucket};
 
     fn check(number: u64, limit: Limit) -> Check {
-        Check {
-            counter: CounterName([number, 0]),
-            store: 0,
-            limit,
-            needs: Needs { fits: 1, ..Needs::default() },
-            charges: Charges { admitted: 1, ..Charges::default() },
-            refund: 0,
-            shadow: false,
-            always_denied: false,
-            on_store_error: OnStoreError::Local,
-        }
+        Check::charge(CounterName([number, 0]), limit, 1)
     }
 
     fn plan(checks: &[Check]) -> Plan {
-        let groups = [checks.len() as u16].into_iter().collect();
-        Plan { checks: checks.iter().copied().collect(), groups, ..Plan::default() }
+        Plan::of(checks.iter().copied())
     }
 
     fn bucket() -> Limit {

@@ -4,12 +4,12 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, CalendarBounds, EXACT, Limit};
+use crate::limiter::{Alignment, CalendarBounds, Limit, MAX_EXACT_INTEGER};
 use crate::plan::{Check, Undo};
 
 /// A room that no counter has, and one that every counter has.
-const NEVER: u64 = EXACT;
-const ALWAYS: f64 = -(EXACT as f64);
+const NEVER: u64 = MAX_EXACT_INTEGER;
+const ALWAYS: f64 = -(MAX_EXACT_INTEGER as f64);
 
 /// What a check asks without the counter: doubles, as their bits.
 pub(super) type Shape = SmallVec<[u64; 14]>;

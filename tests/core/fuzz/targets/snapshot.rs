@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
-    Alignment, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
-use tollgate::plan::{Charges, Check, CounterName, Needs, Plan};
+use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{Memory, MemorySettings, Owner};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -91,18 +91,6 @@ fn limit(kind: u8) -> Limit {
 }
 
 fn plan(counter: CounterName, limit: Limit) -> Plan {
-    let check = Check {
-        counter,
-        store: 0,
-        limit,
-        needs: Needs { fits: 1, ..Needs::default() },
-        charges: Charges { admitted: 1, ..Charges::default() },
-        refund: 0,
-        shadow: false,
-        always_denied: false,
-        on_store_error: OnStoreError::Local,
-    };
-    let mut plan = Plan { checks: [check].into_iter().collect(), lease: LeaseId(1 << 100), ..Plan::default() };
-    plan.groups.push(1);
-    plan
+    let check = Check::charge(counter, limit, 1);
+    Plan { lease: LeaseId(1 << 100), ..Plan::of([check]) }
 }

@@ -1,0 +1,100 @@
+//! One check: one counter, one limit, one cost.
+
+use std::fmt;
+
+use crate::limiter::{Limit, OnStoreError};
+
+/// Names one counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct CounterName(pub [u64; 2]);
+
+impl CounterName {
+    /// The partition of the counter in a partitioned store: counters that share one can be decided together. It is a
+    /// hash of one entry of the key.
+    pub fn partition(&self) -> u16 {
+        self.0[1] as u16
+    }
+
+    /// The same counter in this partition.
+    pub(crate) fn in_partition(self, partition: u16) -> Self {
+        let [first, second] = self.0;
+        Self([first, second & !0xffff | u64::from(partition)])
+    }
+}
+
+/// As logs and tools show it: 32 hexadecimal digits.
+impl fmt::Display for CounterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, second] = self.0;
+        write!(f, "{first:016x}{second:016x}")
+    }
+}
+
+/// When a check passes (semantics 9 and 10). All needs of a check must be met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct Needs {
+    /// The cost that must fit. Zero asks nothing.
+    pub fits: u32,
+    /// One whole unit must be left: a peek, or a charge with `overdraw = true`.
+    pub one_left: bool,
+}
+
+/// The units that a check charges, by the verdict of its group (semantics 9). Costs of zero charge nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct Charges {
+    /// When the group is admitted.
+    pub admitted: u32,
+    /// When the group is refused and this check itself passes (`charge = "own"` and `"always"`).
+    pub passed: u32,
+    /// When the group is refused and this check refuses too (`charge = "always"`).
+    pub refused: u32,
+}
+
+/// One counter, one limit, one cost: the unit that a store executes. A group holds at most one check a counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Check {
+    /// The counter.
+    pub counter: CounterName,
+    /// The index of the store that holds it.
+    pub store: u16,
+    /// The numbers to decide by.
+    pub limit: Limit,
+    /// The conditions under which it passes.
+    pub needs: Needs,
+    /// The units it charges.
+    pub charges: Charges,
+    /// Units given back before anything is charged, whatever the verdict (semantics 11).
+    pub refund: u32,
+    /// Counts and reports but never denies (semantics 13).
+    pub shadow: bool,
+    /// Refuses always: a limit of zero that came with the request (semantics 18).
+    pub always_denied: bool,
+    /// The policy when the store does not answer.
+    pub on_store_error: OnStoreError,
+}
+
+impl Check {
+    /// A check that passes when `cost` fits, and charges it when its group is admitted. Its store is the first one.
+    pub fn charge(counter: CounterName, limit: Limit, cost: u32) -> Self {
+        Self {
+            needs: Needs { fits: cost, ..Needs::default() },
+            charges: Charges { admitted: cost, ..Charges::default() },
+            ..Self::look(counter, limit)
+        }
+    }
+
+    /// A check that needs nothing and charges nothing: it reports what the counter holds.
+    pub fn look(counter: CounterName, limit: Limit) -> Self {
+        Self {
+            counter,
+            store: 0,
+            limit,
+            needs: Needs::default(),
+            charges: Charges::default(),
+            refund: 0,
+            shadow: false,
+            always_denied: false,
+            on_store_error: OnStoreError::Local,
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The answers to a plan.
+
+use smallvec::SmallVec;
+
+use super::fault::Fault;
+use crate::clock::Timestamp;
+use crate::limiter::LeaseStatus;
+
+/// The outcome of one check, after its group was decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    /// Whether this check itself passes; its group may still have been refused by another.
+    pub passes: bool,
+    /// The most units the counter holds: the burst of a bucket, the limit of a window, the slots of a concurrency.
+    pub limit: u32,
+    /// Whole units left.
+    pub remaining: u32,
+    /// Microseconds until nothing is counted.
+    pub reset: u64,
+    /// On a refusal: microseconds until the same check would pass. Absent when it never will.
+    pub retry_after: Option<u64>,
+}
+
+/// The answers to a plan.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// Whether every group was admitted.
+    pub admitted: bool,
+    /// One answer for each check of the plan.
+    pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
+    /// One status for each lease change of the plan.
+    pub statuses: SmallVec<[LeaseStatus; 1]>,
+    /// The moment of the decision, by the clock of the store.
+    pub at: Timestamp,
+}

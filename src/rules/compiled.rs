@@ -1,0 +1,250 @@
+//! The rules in use, in the form in which requests are planned.
+
+use foldhash::quality::RandomState;
+use hashbrown::HashMap;
+
+use super::book::{Charge, Missing, RefusalText, RequestBounds, Unmatched};
+use super::index::Index;
+use super::{Matcher, Normaliser};
+use crate::clock::Timestamp;
+use crate::limiter::{Limit, Limiter, OnStoreError};
+use crate::plan::CounterName;
+use crate::secret::{NamePrefix, Partitions, Secret};
+
+/// The rules in use: immutable, and replaced whole.
+#[derive(Debug)]
+pub struct Rules {
+    pub(super) secret: Secret,
+    pub(super) stores: Vec<String>,
+    pub(super) release_entry: String,
+    pub(super) bounds: RequestBounds,
+    /// Never denies: the kill switch.
+    pub(super) shadow: bool,
+    pub(super) limiters: Vec<Limiter>,
+    /// The default debt of a bucket of each limiter (semantics 9).
+    pub(super) debts: Vec<u64>,
+    pub(super) targets: Vec<LimiterTarget>,
+    pub(super) domains: Vec<CompiledDomain>,
+    pub(super) by_name: HashMap<String, usize, RandomState>,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledDomain {
+    pub(super) name: String,
+    pub(super) unmatched: Unmatched,
+    /// Never denies: set on the domain or on the server.
+    pub(super) shadow: bool,
+    pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
+    pub(super) addresses: Vec<String>,
+    pub(super) rules: Vec<CompiledRule>,
+    pub(super) index: Index,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledRule {
+    pub(super) name: String,
+    pub(super) matches: Vec<(String, Matcher)>,
+    pub(super) action: CompiledAction,
+    pub(super) last: bool,
+    /// In shadow: set on the rule, its domain or the server.
+    pub(super) shadow: bool,
+    /// In shadow while its domain and the server are enforced.
+    pub(super) shadow_only: bool,
+    pub(super) enforce_percent: Option<u8>,
+    pub(super) refusal: RefusalText,
+}
+
+impl CompiledRule {
+    /// Whether the rule counts this counter and never denies by it.
+    pub(super) fn in_shadow(&self, counter: CounterName) -> bool {
+        self.shadow || self.enforce_percent.is_some_and(|percent| counter.0[1] % 100 >= u64::from(percent))
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum CompiledAction {
+    Apply(Vec<CompiledApply>),
+    Allow,
+    Deny,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledApply {
+    pub(super) domain: String,
+    pub(super) reference: String,
+    pub(super) template: LimiterTemplate,
+    /// In order of the entries' names, so that two rules that list them differently share a counter.
+    pub(super) key: Vec<CompiledKeyEntry>,
+    /// The entry of the key that determines the partition, in a partitioned store.
+    pub(super) partitions: Option<(Partitions, usize)>,
+    pub(super) charge: Charge,
+    pub(super) overdraw: bool,
+    pub(super) missing: Missing,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledKeyEntry {
+    pub(super) entry: String,
+    pub(super) normalise: Vec<Normaliser>,
+}
+
+/// The limiter that a reference names. Numbers are indexes into [`Rules::targets`].
+#[derive(Debug)]
+pub(super) enum LimiterTemplate {
+    /// A name without placeholders.
+    Fixed(u32),
+    /// One placeholder: the limiter by the entry's value.
+    One { entry: String, by_value: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
+    /// Several: the limiter by the whole name.
+    Many { parts: Vec<TemplatePart>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
+}
+
+/// A piece of a reference as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TemplatePart {
+    Text(String),
+    Entry(String),
+}
+
+/// One limiter as one reference reaches it.
+#[derive(Debug)]
+pub(super) struct LimiterTarget {
+    /// The indexes of its domain and of its rule in the domain.
+    pub(super) at: (usize, u32),
+    pub(super) limiter: u32,
+    /// The value of the placeholder.
+    pub(super) tier: Option<String>,
+    pub(super) quota: Option<QuotaTarget>,
+    pub(super) slots: Option<(NamePrefix, Limit)>,
+}
+
+#[derive(Debug)]
+pub(super) struct QuotaTarget {
+    pub(super) prefix: NamePrefix,
+    /// MissingEntries where it depends on the moment.
+    pub(super) limit: Option<Limit>,
+}
+
+impl Rules {
+    /// The names of the stores, in the order checks count them.
+    pub fn stores(&self) -> &[String] {
+        &self.stores
+    }
+
+    /// The bounds of a request.
+    pub fn bounds(&self) -> RequestBounds {
+        self.bounds
+    }
+
+    /// The deployment's secret.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// The limiter a target stands for.
+    pub(crate) fn limiter(&self, target: u32) -> &Limiter {
+        &self.limiters[self.targets[target as usize].limiter as usize]
+    }
+
+    /// The value that filled a target's placeholder.
+    pub(crate) fn tier(&self, target: u32) -> Option<&str> {
+        self.targets[target as usize].tier.as_deref()
+    }
+
+    /// Every domain in order: its name, and for each of its rules the name and whether anything of it is enforced
+    /// or in shadow.
+    pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = RuleLabel<'_>>)> {
+        self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
+    }
+
+    /// Every target in order: the indexes of its domain and rule, and the limiter's name.
+    pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
+        let name = |target: &LimiterTarget| self.limiters[target.limiter as usize].name.as_str();
+        self.targets.iter().map(move |target| (target.at, name(target)))
+    }
+
+    /// The name of the domain with this index.
+    pub(crate) fn domain_name(&self, domain: usize) -> Option<&str> {
+        Some(&self.domains.get(domain)?.name)
+    }
+
+    /// The name of a domain's rule.
+    pub(crate) fn rule_name(&self, domain: usize, rule: u32) -> Option<&str> {
+        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
+    }
+
+    /// The response of a rule's refusals.
+    pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
+        Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
+    }
+
+    /// The numbers of a target's quota at `now`.
+    pub(super) fn limit(&self, target: &LimiterTarget, quota: &QuotaTarget, now: Timestamp) -> Limit {
+        quota.limit.unwrap_or_else(|| {
+            let limiter = target.limiter as usize;
+            let configured = self.limiters[limiter].quota.as_ref();
+            configured.expect("a quota target has a quota").limit(now, self.debts[limiter])
+        })
+    }
+}
+
+/// The label of a rule in metrics and logs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RuleLabel<'r> {
+    pub(crate) name: &'r str,
+    /// Whether it enforces anything.
+    pub(crate) enforced: bool,
+    /// Whether anything of it is in shadow.
+    pub(crate) shadow: bool,
+}
+
+impl<'r> RuleLabel<'r> {
+    fn of(rule: &'r CompiledRule) -> Self {
+        let percent = if rule.shadow { 0 } else { rule.enforce_percent.unwrap_or(100) };
+        Self { name: &rule.name, enforced: percent > 0, shadow: percent < 100 }
+    }
+}
+
+/// Splits `api_{tier}` into its pieces. An unclosed brace is text.
+pub(super) fn template_parts(reference: &str) -> Vec<TemplatePart> {
+    let mut parts = Vec::new();
+    let mut rest = reference;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((entry, after)) = after.split_once('}') else { break };
+        if !before.is_empty() {
+            parts.push(TemplatePart::Text(before.to_owned()));
+        }
+        parts.push(TemplatePart::Entry(entry.to_owned()));
+        rest = after;
+    }
+    if !rest.is_empty() {
+        parts.push(TemplatePart::Text(rest.to_owned()));
+    }
+    parts
+}
+
+/// A counter's name as far as it is the same for every request: up to the value of its key's first entry.
+pub(super) fn name_prefix(
+    secret: &Secret,
+    domain: &str,
+    reference: &str,
+    kind: &str,
+    first: Option<&str>,
+    partitioned: bool,
+) -> NamePrefix {
+    let mut prefix = secret.counters(domain, reference, kind);
+    if partitioned {
+        prefix = prefix.partitioned();
+    }
+    if let Some(first) = first {
+        prefix.text(first);
+    }
+    prefix
+}
+
+impl LimiterTarget {
+    /// The policy when the store does not answer.
+    pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
+        rules.limiters[self.limiter as usize].on_store_error
+    }
+}
