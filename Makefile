@@ -13,7 +13,7 @@ demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops i
 	@python3 examples/envoy/demo.py --up $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
 # Every server of the tests has to be there: a missing one fails the tests.
-WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)"
+WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)" TOLLGATE_TRAEFIK="$$(scripts/traefik)"
 
 ifdef STORE
 test: servers
@@ -35,7 +35,7 @@ contract: servers ## a million random plans for each store, compared with the re
 	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test stores -- the_contract decided_as_if --skip stores::postgres
 	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test stores -- postgres_keeps_the_contract
 
-servers: ## install what the tests need, if missing: nginx, promtool, Redis, Valkey, PostgreSQL, Envoy, valgrind, libfaketime
+servers: ## install what the tests need, if missing: nginx, HAProxy, Caddy, Traefik, promtool, Redis, Valkey, PostgreSQL, Envoy, valgrind, libfaketime
 	@scripts/servers
 
 bench: ## CPU per request and decisions per second, each beside a baseline of the same run

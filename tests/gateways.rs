@@ -1,14 +1,18 @@
-//! The real binary behind real gateways: what a user of Envoy, nginx or Caddy sees.
+//! The real binary behind real gateways: what a user of Envoy, nginx, Caddy, Traefik or HAProxy sees.
 
 mod support;
 
 mod gateways {
+    mod caddy;
     mod demo;
     mod documents;
     mod envoy_doors;
     mod envoy_examples;
     mod envoy_outages;
     mod forward_auth;
+    mod haproxy;
     mod nginx;
     mod rolling_restart;
+    mod site;
+    mod traefik;
 }

@@ -1,27 +1,26 @@
 //! `examples/nginx/`, run by a real nginx.
 
-use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use crate::support::processes::{Ask, Ports, Process, Tollgate, Upstream, installed, read};
+use super::site::{self, Sample, Site, Timeouts};
+use crate::support::processes::{Ask, Ports, installed, read};
+
+const NGINX: Sample = Sample { name: "nginx", command, gone: 500, slow: 500 };
+
+fn command(ports: &Ports, directory: &Path, timeouts: Timeouts) -> Option<Command> {
+    let binary = installed::nginx()?;
+    let text = timeouts.apply(&ports.rewrite(&read("examples/nginx/tollgate.conf")));
+    let file = site::write(directory, "nginx.conf", &configuration(&text));
+    let mut command = Command::new(binary);
+    command.arg("-p").arg(directory).args(["-c", &file, "-e", "stderr"]);
+    Some(command)
+}
 
 #[test]
 fn nginx_asks_and_restores_the_refusal() {
-    let Some(binary) = installed::nginx() else { return };
-    let ports = Ports::free();
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let upstream = Upstream::start(ports.of(9_000));
-    let tollgate = Tollgate::start(&read("examples/nginx/tollgate.toml"), &ports);
-    // A machine that does other things at the same time may be slow to ask.
-    let site = ports.rewrite(&read("examples/nginx/tollgate.conf")).replace("250ms", "10s");
-    let file = directory.path().join("nginx.conf");
-    fs::write(&file, configuration(&site)).expect("a file in the test's directory");
-    let mut command = Command::new(binary);
-    command.arg("-p").arg(directory.path()).arg("-c").arg(&file).args(["-e", "stderr"]);
-    let port = ports.of(8_000);
-    let nginx = Process::start("nginx", &mut command, directory.path())
-        .ready(|| Ask::get("/").send(port).is_ok_and(|answer| answer.status == 200));
-    let ask = |ask: &Ask| ask.send(port).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", nginx.log()));
+    let Some(mut site) = Site::start(&NGINX, Timeouts::Long, "") else { return };
+    let ask = |ask: &Ask| site.ask(ask);
 
     let login = Ask::post("/login").account("ada").from("203.0.113.1");
     for left in (0..5).rev() {
@@ -46,11 +45,31 @@ fn nginx_asks_and_restores_the_refusal() {
     ask(&spoofed.header("x-original-uri", "/").header("x-original-method", "GET")).expect(429);
 
     ask(&Ask::get("/internal/keys").from("203.0.113.4")).expect(404);
-    assert!(upstream.seen().iter().all(|seen| !seen.line.contains("internal")), "a denied request went no further");
+    ask(&Ask::get("http://gateway.test/internal/keys").from("203.0.113.4")).expect(404);
+    assert!(
+        site.upstream.seen().iter().all(|seen| !seen.line.contains("internal")),
+        "a denied request went no further"
+    );
     ask(&Ask::get("/page").from("203.0.113.9")).expect(200);
 
-    drop(tollgate);
-    ask(&Ask::get("/page").from("203.0.113.9")).expect(500);
+    site.stop_tollgate();
+    site.ask(&Ask::get("/page").from("203.0.113.9")).expect(500);
+}
+
+#[test]
+fn nginx_admits_the_limit_exactly() {
+    let Some(answers) = site::admits_the_limit_exactly(&NGINX) else { return };
+    assert!(answers.iter().all(|answer| answer.header("x-ratelimit-limit") == Some("5")), "{answers:?}");
+}
+
+#[test]
+fn nginx_passes_on_what_rules_use() {
+    site::passes_on_what_rules_use(&NGINX);
+}
+
+#[test]
+fn nginx_refuses_with_500_when_tollgate_hangs_and_when_it_is_gone() {
+    site::fails_as_documented(&NGINX);
 }
 
 /// What stands around a file in `conf.d`: one process in the foreground that writes nowhere but below its prefix.

@@ -1,7 +1,9 @@
 //! An HTTP/1.1 client that sends what it is told and shows what came back, byte for byte.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 
@@ -59,7 +61,10 @@ impl Ask {
 
     /// Sends it and leaves the connection open. Dropping the stream is a client that walks away.
     pub fn begin(&self, port: u16) -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        self.begin_on(TcpStream::connect(("127.0.0.1", port))?)
+    }
+
+    fn begin_on(&self, mut stream: TcpStream) -> io::Result<TcpStream> {
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut head =
             format!("{} {} HTTP/1.1\r\nhost: gateway.test\r\nconnection: close\r\n", self.method, self.target);
@@ -76,6 +81,14 @@ impl Ask {
     /// Sends it and reads the whole answer.
     pub fn send(&self, port: u16) -> io::Result<Answer> {
         Answer::read(self.begin(port)?)
+    }
+
+    /// The same by a client at this loopback address.
+    pub fn send_by(&self, client: Ipv4Addr, port: u16) -> io::Result<Answer> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((client, 0)).into())?;
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+        Answer::read(self.begin_on(socket.into())?)
     }
 }
 

@@ -24,6 +24,24 @@ pub fn nginx() -> Option<PathBuf> {
     found("nginx", on_path("nginx").or_else(system))
 }
 
+/// HAProxy with Lua.
+pub fn haproxy() -> Option<PathBuf> {
+    let system = || Some(PathBuf::from("/usr/sbin/haproxy")).filter(|path| path.exists());
+    found("haproxy", on_path("haproxy").or_else(system))
+}
+
+/// Caddy.
+pub fn caddy() -> Option<PathBuf> {
+    program("caddy")
+}
+
+/// Traefik: `TOLLGATE_TRAEFIK`, else from `PATH`, else the one in the project's virtual environment.
+pub fn traefik() -> Option<PathBuf> {
+    let named = env::var_os("TOLLGATE_TRAEFIK").map(PathBuf::from);
+    let local = || Some(project().join(".venv/bin/traefik")).filter(|path| path.exists());
+    found("traefik", named.or_else(|| on_path("traefik")).or_else(local))
+}
+
 /// Python 3, which the demo is written in.
 pub fn python() -> Option<PathBuf> {
     program("python3")

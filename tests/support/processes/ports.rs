@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The ports that samples name: Envoy's listeners and admin page, tollgate's doors, nginx and the upstream.
-const WRITTEN: [u16; 10] = [10_000, 10_001, 10_002, 9_901, 8_081, 8_080, 8_083, 8_082, 8_000, 9_000];
+/// The ports that samples name: Envoy's listeners and admin page, tollgate's doors, the listeners of the other gateways
+/// and the upstream.
+const WRITTEN: [u16; 11] = [10_000, 10_001, 10_002, 9_901, 8_081, 8_080, 8_083, 8_082, 8_000, 8_070, 9_000];
 
 /// A free port for each of the ports that samples name.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Answer, Ask, Ports, Process};
+use super::{Answer, Ask, Ports, Process, until};
 
 /// `tollgate serve` with a configuration of its own.
 #[derive(Debug)]
@@ -36,5 +36,19 @@ impl Tollgate {
     /// Asks its HTTP door.
     pub fn ask(&self, ask: &Ask) -> Answer {
         ask.send(self.ports.of(8_080)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.process.log()))
+    }
+
+    /// Stops it as a debugger would: the system still accepts connections, and nothing answers them.
+    pub fn hang(&self) {
+        self.process.signal("-STOP");
+        // A thread runs on until the system next looks at it.
+        let threads = format!("/proc/{}/task", self.process.id());
+        until("every thread has stopped", || {
+            let mut threads = fs::read_dir(&threads).expect("a process's threads").flatten();
+            threads.all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+            })
+        });
     }
 }
