@@ -1,9 +1,9 @@
-//! From a checked configuration to what runs: compiled rules, and stores by their names.
+//! Builds what is served from a checked configuration: settings, compiled rules, and stores by name.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::Snapshot;
+use super::SnapshotFile;
 use crate::config::{Config, Engine, Remote};
 use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
@@ -11,17 +11,17 @@ use crate::store::{
     MemorySettings, Next, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Stores,
 };
 
-/// A configuration ready to be served.
+/// A configuration that is ready to be served.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedService {
     /// The settings of the doors.
     pub settings: Settings,
     /// The rules, compiled.
     pub rules: Rules,
-    /// Each store, in the order that the rules count them.
+    /// The stores, in the order by which rules index them.
     pub plan: StorePlan,
-    /// The files that stores survive a restart in.
-    pub snapshots: Vec<Snapshot>,
+    /// The snapshot files of memory stores.
+    pub snapshots: Vec<SnapshotFile>,
 }
 
 /// The stores of a configuration, by their names.
@@ -36,29 +36,29 @@ enum StoreKind {
     Postgres(PostgresSettings, SharedSettings, bool),
 }
 
-/// Why a configuration that was read cannot be served. Never empty.
+/// Why a configuration cannot be served: at least one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unservable(pub Vec<String>);
+pub struct BuildError(pub Vec<String>);
 
-impl fmt::Display for Unservable {
+impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join("; "))
     }
 }
 
-impl std::error::Error for Unservable {}
+impl std::error::Error for BuildError {}
 
-impl Prepared {
-    /// Prepares a configuration. Nothing that serves is touched.
+impl PreparedService {
+    /// Prepares a configuration. Nothing in use changes.
     ///
     /// # Errors
     ///
-    /// It cannot be compiled, which reading has refused before.
-    pub fn of(config: Config) -> Result<Self, Unservable> {
+    /// The rules cannot be compiled. Reading a configuration finds these errors first.
+    pub fn of(config: Config) -> Result<Self, BuildError> {
         let mut book = config.book;
         let mut plan = StorePlan::default();
         let mut snapshots = Vec::new();
-        for (place, store) in config.stores.into_iter().enumerate() {
+        for (index, store) in config.stores.into_iter().enumerate() {
             let kind = match store.engine {
                 Engine::Memory(settings) => StoreKind::Memory(settings),
                 Engine::Redis(Remote { settings, shared, required, .. }) => {
@@ -69,33 +69,32 @@ impl Prepared {
                 }
             };
             if let StoreKind::Redis(_, SharedSettings { partitioned: true, tag, .. }, _) = &kind {
-                let store =
-                    u16::try_from(place).map_err(|_| Unservable(vec!["there are too many stores".to_owned()]))?;
+                let store = u16::try_from(index)
+                    .map_err(|_| BuildError(vec!["too many stores, expected at most 65536".to_owned()]))?;
                 book.partitioned.push(PartitionedStore { store, tag: tag.clone() });
             }
             plan.0.push((store.name, kind));
-            if let Some(kept) = store.snapshot {
-                snapshots.push(Snapshot { store: place, path: kept.path, interval: kept.interval });
+            if let Some(snapshot) = store.snapshot {
+                snapshots.push(SnapshotFile { store: index, path: snapshot.path, interval: snapshot.interval });
             }
         }
-        // Reading has refused all that compiling does, each with its place; should a door be left open there, it is
-        // shut here.
+        // Reading has reported all errors that compiling can find, each with its line. This is a second check.
         let rules =
-            Rules::compile(book).map_err(|errors| Unservable(errors.iter().map(ToString::to_string).collect()))?;
+            Rules::compile(book).map_err(|errors| BuildError(errors.iter().map(ToString::to_string).collect()))?;
         Ok(Self { settings: config.server, rules, plan, snapshots })
     }
 
-    /// Its stores. Those in memory are empty; the others are connected to from now on. To be called within a runtime.
+    /// Makes its stores. Memory stores are empty; shared stores start to connect. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// The settings of a store cannot be used: a file of certificates is not there.
-    pub fn stores(&self) -> Result<Stores, Unservable> {
+    /// The settings of a store cannot be used: a file of certificates is missing, for example.
+    pub fn stores(&self) -> Result<Stores, BuildError> {
         self.stores_after(&StorePlan::default(), &Stores::memory(&[]))
     }
 
-    /// Its stores, where each that has the name of one in use, and is the same, is that one, with all that it holds.
-    pub(super) fn stores_after(&self, old: &StorePlan, stores: &Stores) -> Result<Stores, Unservable> {
+    /// Makes its stores. A store in use with the same name and settings is kept, with its counters.
+    pub(super) fn stores_after(&self, old: &StorePlan, stores: &Stores) -> Result<Stores, BuildError> {
         let kept = |name: &str, kind: &StoreKind| {
             let same = |(known, before): &(String, StoreKind)| known == name && before.is(kind);
             old.0.iter().position(same)
@@ -108,12 +107,12 @@ impl Prepared {
                 Err(problem) => problems.push(format!("stores.{name}: {problem}")),
             }
         }
-        if problems.is_empty() { Ok(stores.next(next)) } else { Err(Unservable(problems)) }
+        if problems.is_empty() { Ok(stores.next(next)) } else { Err(BuildError(problems)) }
     }
 }
 
 impl StorePlan {
-    /// The stores that have to answer once before anything is sent here.
+    /// The stores that must answer once before this process is ready.
     pub(super) fn required(&self) -> impl Iterator<Item = &str> {
         let required = |kind: &StoreKind| match kind {
             StoreKind::Memory(_) => false,

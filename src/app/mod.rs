@@ -1,9 +1,9 @@
-//! The whole service: a configuration becomes open doors over one engine, and these are served until told to stop.
+//! The whole program: opens the doors of a configuration and serves them until shutdown.
 //!
 //! ```text
-//!   prepare.rs    a configuration -> what runs
-//!   reload.rs     another configuration while serving
-//!   snapshots.rs  what memory stores remember
+//!   build.rs      a configuration -> settings, rules and stores
+//!   reload.rs     a changed configuration while serving
+//!   snapshots.rs  the snapshot files of memory stores
 //! ```
 
 mod build;
@@ -19,54 +19,54 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use self::build::{Prepared, StorePlan, Unservable};
-pub use self::reload::{Hangups, Look, Reloader, Settled, Waiting};
-pub use self::snapshots::Snapshot;
-use self::snapshots::Snapshots;
+pub use self::build::{BuildError, PreparedService, StorePlan};
+pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, RestartSettings};
+pub use self::snapshots::SnapshotFile;
+use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Origin;
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;
-use crate::server::{Admin, Bound, Http, ListenError, Listener};
+use crate::server::{Admin, BoundAddress, Http, ListenError, Listener};
 use crate::service::Service;
 use crate::settings::{AdminSettings, Drain, Settings};
 use crate::store::Stores;
 
-/// How often the stores forget what no longer counts.
-const SWEEP: Duration = Duration::from_secs(5);
+/// The interval at which stores remove expired counters.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often a store that is required is asked whether it is there.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval at which required stores are probed until they answer.
+const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long quota that was leased and not used may take to be returned.
-const RETURN: Duration = Duration::from_secs(1);
+/// The time to return unused leased quota at shutdown.
+const QUOTA_RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long snapshots may take when there is no time.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The time to write snapshots after a second stop signal.
+const FINAL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the service cannot start: one line for the operator.
+/// Why the program cannot start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The gRPC door cannot be opened.
+    /// The gRPC door cannot listen.
     #[error("server.grpc: {0}")]
     Grpc(ListenError),
-    /// The HTTP door cannot be opened.
+    /// The HTTP door cannot listen.
     #[error("server.http: {0}")]
     Http(ListenError),
-    /// The admin port cannot be opened.
+    /// The admin port cannot listen.
     #[error("server.admin: {0}")]
     Admin(ListenError),
 }
 
-/// Open doors, not served yet: the addresses are known, and clients wait.
+/// Open doors that are not served yet. Clients can connect, and wait.
 #[derive(Debug)]
 pub struct App {
     service: Arc<Service>,
-    follow: Option<(Reloader, Hangups)>,
-    snapshots: Snapshots,
-    /// The stores that have to answer once before anything is sent here, by name.
-    required: Vec<String>,
+    reloads: Option<(Reloader, HangupSignals)>,
+    snapshots: SnapshotWriter,
+    /// The names of the stores that must answer once before this process is ready.
+    required_stores: Vec<String>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
     admin: Option<(Admin, Listener)>,
@@ -75,19 +75,19 @@ pub struct App {
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Requests under way had their time.
+    /// Requests in flight had time to finish.
     Drained,
-    /// Told twice, it waited for nothing.
+    /// A second signal stopped it at once.
     AtOnce,
 }
 
 impl App {
-    /// Opens the doors over an engine of its own, by the machine's clock.
+    /// Opens the doors of a new service with the system clock.
     pub async fn open(settings: &Settings, rules: Rules, stores: Stores) -> Result<Self, AppError> {
         Self::open_at(settings, rules, stores, Arc::new(SystemClock::new())).await
     }
 
-    /// The same by another clock.
+    /// Opens the doors of a new service with the given clock.
     pub async fn open_at(
         settings: &Settings,
         rules: Rules,
@@ -103,54 +103,54 @@ impl App {
             grpc: (Grpc::new(service.clone()).await, grpc),
             http: (Http::new(service.clone()), http),
             admin: admin.map(|listener| (Admin::new(service.clone()), listener)),
-            follow: None,
-            snapshots: Snapshots::none(service.clone()),
-            required: Vec::new(),
+            reloads: None,
+            snapshots: SnapshotWriter::none(service.clone()),
+            required_stores: Vec::new(),
             service,
         })
     }
 
-    /// Reads what memory stores held when they were last written, and writes them from now on. A file that cannot be
-    /// taken is kept aside and the store begins empty: refusing to serve would open the gateways instead.
-    pub fn remember(&mut self, snapshots: Vec<Snapshot>) {
+    /// Loads the snapshots of memory stores, and writes them from now on. A file that cannot be loaded is renamed and the
+    /// store starts empty: if tollgate did not start, gateways would let every request pass.
+    pub fn enable_snapshots(&mut self, snapshots: Vec<SnapshotFile>) {
         self.snapshots.read(snapshots);
     }
 
-    /// What takes the place of the configuration that this was opened with, once its files become another.
-    pub fn reloader(&self, origin: Origin, settled: &Settled, plan: StorePlan) -> Reloader {
-        Reloader::new(self.service.clone(), origin, settled, plan)
+    /// A reloader for the files of the configuration that this was opened with.
+    pub fn reloader(&self, origin: Origin, restart_settings: &RestartSettings, plan: StorePlan) -> Reloader {
+        Reloader::new(self.service.clone(), origin, restart_settings, plan)
     }
 
-    /// Lets nothing be sent here until the stores that the configuration requires have answered once.
-    pub fn wait_for(&mut self, plan: &StorePlan) {
-        self.required = plan.required().map(str::to_owned).collect();
-        if !self.required.is_empty() {
-            self.service.health().wait();
+    /// Reports not ready until each required store has answered once.
+    pub fn await_stores(&mut self, plan: &StorePlan) {
+        self.required_stores = plan.required().map(str::to_owned).collect();
+        if !self.required_stores.is_empty() {
+            self.service.health().set_waiting();
         }
     }
 
-    /// Takes what the files become while this serves.
-    pub fn follow(&mut self, reloader: Reloader, hangups: Hangups) {
-        self.follow = Some((reloader, hangups));
+    /// Applies changes of the configuration while serving.
+    pub fn enable_reloads(&mut self, reloader: Reloader, hangup_signals: HangupSignals) {
+        self.reloads = Some((reloader, hangup_signals));
     }
 
-    /// What its doors decide by.
+    /// The service behind the doors.
     pub fn service(&self) -> &Arc<Service> {
         &self.service
     }
 
-    /// Where RLS, ext_authz, health and reflection are.
-    pub fn grpc_address(&self) -> &Bound {
+    /// The address of the gRPC door.
+    pub fn grpc_address(&self) -> &BoundAddress {
         self.grpc.1.bound()
     }
 
-    /// Where ext_authz over plain HTTP is.
-    pub fn http_address(&self) -> &Bound {
+    /// The address of the HTTP door.
+    pub fn http_address(&self) -> &BoundAddress {
         self.http.1.bound()
     }
 
-    /// Where metrics are, and what operators ask; none when there is no admin port.
-    pub fn admin_address(&self) -> Option<&Bound> {
+    /// The address of the admin port, if there is one.
+    pub fn admin_address(&self) -> Option<&BoundAddress> {
         self.admin.as_ref().map(|(_, listener)| listener.bound())
     }
 
@@ -159,13 +159,13 @@ impl App {
         self.serve_until(shutdown, std::future::pending()).await;
     }
 
-    /// Serves until `shutdown`, then drains, unless it is told to stop `at_once`.
+    /// Serves until `shutdown`, then drains. `at_once` ends the drain.
     ///
     /// ```text
-    ///   shutdown      health says so, and everything is answered as before
-    ///   + delay       no more connections; GOAWAY or `connection: close` on those there are
-    ///   + timeout     whatever is still under way is abandoned; most often nothing is, and much earlier
-    ///                 snapshots are written: what was charged until now is in them
+    ///   shutdown      health reports not ready; requests are answered as before
+    ///   + delay       no new connections; GOAWAY or `connection: close` on open ones
+    ///   + timeout     requests still in flight are dropped; usually all have finished much earlier
+    ///                 snapshots are written, with all charges so far
     /// ```
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>, at_once: impl Future<Output = ()>) -> Ended {
         let stop = CancellationToken::new();
@@ -174,24 +174,24 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
-        // Metrics are told to the last: this ends with the process.
-        let mut asked = JoinSet::new();
+        // The admin port is served during the drain too: metrics stay available until the process ends.
+        let mut admin_tasks = JoinSet::new();
         if let Some((admin, listener)) = self.admin {
-            asked.spawn(admin.serve(listener, CancellationToken::new()));
+            admin_tasks.spawn(admin.serve(listener, CancellationToken::new()));
         }
-        let mut beside = JoinSet::new();
-        beside.spawn(sweep(self.service.clone()));
-        if let Some((reloader, hangups)) = self.follow {
-            beside.spawn(reloader.follow(hangups));
+        let mut background = JoinSet::new();
+        background.spawn(sweep(self.service.clone()));
+        if let Some((reloader, hangup_signals)) = self.reloads {
+            background.spawn(reloader.run(hangup_signals));
         }
-        if !self.required.is_empty() {
+        if !self.required_stores.is_empty() {
             grpc.set_not_serving().await;
-            beside.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required));
+            background.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required_stores));
         }
-        let mut writing = self.snapshots.write_now_and_then();
+        let mut snapshot_tasks = self.snapshots.write_periodically();
 
         shutdown.await;
-        beside.shutdown().await;
+        background.shutdown().await;
         let Drain { delay, timeout } = self.service.current().settings.drain;
         let drain = async {
             grpc.set_draining().await;
@@ -200,20 +200,22 @@ impl App {
             stop.cancel();
             let finished = async { while doors.join_next().await.is_some() {} };
             if tokio::time::timeout(timeout, finished).await.is_err() {
-                tracing::warn!("connections were still open after {timeout:?} and are abandoned");
+                tracing::warn!("drain timeout of {timeout:?} exceeded: open connections are dropped");
             }
         };
         let ended = tokio::select! {
             () = drain => Ended::Drained,
             () = at_once => Ended::AtOnce,
         };
-        writing.shutdown().await;
+        snapshot_tasks.shutdown().await;
         let version = self.service.current().version.clone();
-        version.stores.return_leased_quota(self.service.now(), RETURN).await;
+        version.stores.return_leased_quota(self.service.now(), QUOTA_RETURN_TIMEOUT).await;
         match ended {
-            Ended::Drained => self.snapshots.write().await,
-            Ended::AtOnce if tokio::time::timeout(LAST_WORDS, self.snapshots.write()).await.is_err() => {
-                tracing::warn!("a snapshot took longer than {LAST_WORDS:?} to write: the one before is still there");
+            Ended::Drained => self.snapshots.write_all().await,
+            Ended::AtOnce
+                if tokio::time::timeout(FINAL_SNAPSHOT_TIMEOUT, self.snapshots.write_all()).await.is_err() =>
+            {
+                tracing::warn!("snapshot not written within {FINAL_SNAPSHOT_TIMEOUT:?}: the previous one is kept");
             }
             Ended::AtOnce => {}
         }
@@ -221,44 +223,45 @@ impl App {
     }
 }
 
-/// Opens the admin port. An address that nobody chose and that is taken, by another tollgate on this machine perhaps, is
-/// done without.
+/// Opens the admin port. If the default address is in use, perhaps by another tollgate on this machine, there is no admin
+/// port.
 async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppError> {
     let Some(listen) = &settings.listen else { return Ok(None) };
     match Listener::bind(listen).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if !settings.chosen => {
-            tracing::warn!(%error, "there is no admin port: set server.admin to another address, or to \"off\"");
+            tracing::warn!(%error, "no admin port: set server.admin to another address, or to \"off\"");
             Ok(None)
         }
         Err(error) => Err(AppError::Admin(error)),
     }
 }
 
-/// Waits until each of these stores has answered once.
+/// Waits until each of these stores has answered once, then reports ready.
 async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<String>) {
     for store in stores {
         loop {
             let version = service.current().version.clone();
-            // One that a reload took away is not waited for.
-            let place = version.rules.stores().iter().position(|name| *name == store);
-            match place {
-                Some(place) if !version.stores.answers(place).await => tokio::time::sleep(LOOK).await,
+            // A store that a reload removed is not required any more.
+            let index = version.rules.stores().iter().position(|name| *name == store);
+            match index {
+                Some(index) if !version.stores.answers(index).await => {
+                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await
+                }
                 _ => break,
             }
         }
     }
     grpc.set_serving().await;
-    tracing::info!("the stores that are required answer: requests may be sent here");
+    tracing::info!("all required stores answer: ready for requests");
 }
 
-/// Lets the stores forget now and then, and the metrics put in order what they were told, beside the threads that
-/// serve.
+/// Removes expired counters and drains the samples of histograms, at an interval and off the threads that serve.
 async fn sweep(service: Arc<Service>) {
-    let mut pause = tokio::time::interval(SWEEP);
-    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        pause.tick().await;
+        interval.tick().await;
         let service = service.clone();
         let swept = tokio::task::spawn_blocking(move || {
             let version = service.current().version.clone();
@@ -266,13 +269,13 @@ async fn sweep(service: Arc<Service>) {
             service.telemetry().metrics.upkeep();
         });
         if swept.await.is_err() {
-            // What it panicked with may hold values of a request; where it did is in the log.
-            tracing::warn!("forgetting what no longer counts failed; it is tried again");
+            // The panic message may hold values of a request; the panic hook has logged where it happened.
+            tracing::warn!("removing expired counters failed: retrying");
         }
     }
 }
 
-/// What tells the process to stop: SIGTERM and SIGINT. While this is held, neither ends the process by itself.
+/// SIGTERM and SIGINT. While this is held, neither signal ends the process directly.
 #[derive(Debug)]
 pub struct StopSignals {
     terminate: Signal,
@@ -280,16 +283,16 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Listens for them from now on.
+    /// Starts to listen for both signals.
     ///
     /// # Errors
     ///
-    /// The system refuses to say.
+    /// The system does not allow a signal handler.
     pub fn listen() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

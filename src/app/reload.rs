@@ -1,13 +1,14 @@
-//! Another configuration while serving: read, checked and compiled beside, then taken whole or not at all.
+//! Reloads of the configuration while serving. A changed configuration is read, checked and compiled in the background,
+//! and then applied as a whole or not at all.
 //!
 //! ```text
-//!   a change of what was read, SIGHUP -> Origin::read_again -> the same as before: nothing
-//!                                            |-> anything wrong: refused, and what is in use stays
-//!                                            '-> Prepared -> Service::replace, once
+//!   a file changed, or SIGHUP -> Origin::read_again -> unchanged: nothing happens
+//!                                    |-> errors: rejected, the configuration in use stays
+//!                                    '-> PreparedService -> Service::replace
 //! ```
 //!
-//! Counters stay where their names and their stores do (semantics 1 and 29). What was settled when the process started
-//! is told and left as it is.
+//! Counters stay where their names and their stores stay (semantics 1 and 29). A change of a restart setting is logged
+//! and takes effect at the next start.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,101 +19,107 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Prepared, StorePlan, Unservable};
+use super::{BuildError, PreparedService, StorePlan};
 use crate::config::{Config, Engine, Origin, Problem, Watch};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Bounds, Settings};
-use crate::telemetry::Reload;
+use crate::telemetry::ReloadStatus;
 
-/// How long requests that began by the rules before may hold on to them, at most.
-const RETIREMENT: Duration = Duration::from_secs(1);
+/// How long [`drop_rules`] waits for requests that still use the previous rules.
+const RULES_IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a look at the files came to.
+/// The outcome of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// They are as they were.
-    Same,
-    /// They were taken and are in use.
-    Taken {
-        /// What changed and waits for a restart.
-        waiting: Vec<Waiting>,
+pub enum ReloadOutcome {
+    /// The files have not changed.
+    Unchanged,
+    /// The configuration in the files is in use.
+    Applied {
+        /// Changes that take effect at the next start.
+        pending: Vec<PendingRestart>,
     },
-    /// Something is wrong with them, and what was in use still is. One line for each problem.
-    Refused(Vec<String>),
+    /// The files have errors; the configuration in use stays. One line for each error.
+    Rejected(Vec<String>),
 }
 
 /// A change that takes effect at the next start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// The key.
+pub struct PendingRestart {
+    /// The configuration key.
     pub key: String,
-    /// The value that holds.
+    /// The value in use.
     pub old: String,
-    /// The value that the file has.
+    /// The value in the file.
     pub new: String,
 }
 
-/// Asks for another look: SIGHUP. While this is held, it does not end the process.
+/// SIGHUP, which forces a reload. While this is held, the signal does not end the process.
 #[derive(Debug)]
-pub struct Hangups(Signal);
+pub struct HangupSignals(Signal);
 
-impl Hangups {
-    /// Listens for it from now on.
+impl HangupSignals {
+    /// Starts to listen for the signal.
     ///
     /// # Errors
     ///
-    /// The system refuses to say.
+    /// The system does not allow a signal handler.
     pub fn listen() -> io::Result<Self> {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 }
 
-/// Takes what the files become.
+/// Reads the configuration again and applies it.
 #[derive(Debug)]
 pub struct Reloader {
     service: Arc<Service>,
-    /// Where the configuration in use came from.
-    taken: Origin,
-    /// What was read last.
-    last: Origin,
-    /// The stores in use.
+    /// The files of the configuration in use, as they were read.
+    applied: Origin,
+    /// The files as they were read last.
+    last_read: Origin,
+    /// How the stores in use were made.
     plan: StorePlan,
-    /// The values that hold until the process ends, by key.
-    settled: BTreeMap<String, String>,
+    /// The restart settings in use, by key.
+    restart_settings: BTreeMap<String, String>,
 }
 
 impl Reloader {
-    pub(super) fn new(service: Arc<Service>, origin: Origin, settled: &Settled, plan: StorePlan) -> Self {
-        Self { service, taken: origin.clone(), last: origin, plan, settled: settled.0.clone() }
+    pub(super) fn new(
+        service: Arc<Service>,
+        origin: Origin,
+        restart_settings: &RestartSettings,
+        plan: StorePlan,
+    ) -> Self {
+        let restart_settings = restart_settings.0.clone();
+        Self { service, applied: origin.clone(), last_read: origin, plan, restart_settings }
     }
 
-    /// Looks again whenever something changes or somebody asks, for ever.
-    pub(super) async fn follow(mut self, mut hangups: Hangups) {
-        let mut asked = false;
-        let mut told = false;
+    /// Reloads when a file changes and on SIGHUP. Never returns.
+    pub(super) async fn run(mut self, mut hangup_signals: HangupSignals) {
+        let mut forced = false;
+        let mut warned = false;
         loop {
-            // Before looking: what changes from now on is heard.
-            let mut watch = match Watch::over(&self.last) {
+            // Watch before reading, so that no change in between is missed.
+            let mut watch = match Watch::over(&self.last_read) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
-                    if !told {
-                        tracing::warn!(%error, "changes of the configuration go unnoticed; SIGHUP reads it again");
+                    if !warned {
+                        tracing::warn!(%error, "cannot watch the configuration for changes: send SIGHUP to reload it");
                     }
-                    told = true;
+                    warned = true;
                     None
                 }
             };
-            let watched: Vec<PathBuf> = self.last.paths().map(PathBuf::from).collect();
-            let look = tokio::task::spawn_blocking(move || {
-                self.look_without_panic(asked);
+            let watched: Vec<PathBuf> = self.last_read.paths().map(PathBuf::from).collect();
+            let reload = tokio::task::spawn_blocking(move || {
+                self.reload_without_panic(forced);
                 self
             });
-            let Ok(looked) = look.await else { return };
-            self = looked;
-            if !self.last.paths().eq(&watched) {
-                asked = false;
+            let Ok(reloader) = reload.await else { return };
+            self = reloader;
+            if !self.last_read.paths().eq(&watched) {
+                forced = false;
                 continue;
             }
             let changed = async {
@@ -121,109 +128,117 @@ impl Reloader {
                     None => std::future::pending().await,
                 }
             };
-            asked = tokio::select! {
+            forced = tokio::select! {
                 () = changed => false,
-                _ = hangups.0.recv() => true,
+                _ = hangup_signals.0.recv() => true,
             };
         }
     }
 
-    /// A fault of ours in reading a file must not end what serves, nor the next look.
-    fn look_without_panic(&mut self, asked: bool) {
-        if catch_unwind(AssertUnwindSafe(|| self.look(asked))).is_err() {
-            self.refuse(vec!["reading it failed by a fault of this program".to_owned()]);
+    /// A panic while reading a file must not end the process or the next reload.
+    fn reload_without_panic(&mut self, forced: bool) {
+        if catch_unwind(AssertUnwindSafe(|| self.reload(forced))).is_err() {
+            self.reject(vec!["reading it failed: internal error".to_owned()]);
         }
     }
 
-    /// Reads the files again and takes what they became. `asked` tells about them even if nothing changed.
-    pub fn look(&mut self, asked: bool) -> Look {
-        let (origin, config) = self.last.read_again();
-        let changed = origin != self.last;
-        self.last = origin;
-        if self.last == self.taken {
-            let Reload { version, last_taken, .. } = self.service.reloads();
-            if asked || !last_taken {
-                tracing::info!(version, "the configuration is the one in use");
+    /// Reads the files again and applies them. If `forced`, the outcome is logged even if nothing changed.
+    pub fn reload(&mut self, forced: bool) -> ReloadOutcome {
+        let (origin, config) = self.last_read.read_again();
+        let changed = origin != self.last_read;
+        self.last_read = origin;
+        if self.last_read == self.applied {
+            let ReloadStatus { version, last_taken, .. } = self.service.reloads();
+            if forced || !last_taken {
+                tracing::info!(version, "configuration unchanged");
             }
             self.service.record_unchanged_reload();
-            return Look::Same;
+            return ReloadOutcome::Unchanged;
         }
-        if !changed && !asked {
-            return Look::Same;
+        if !changed && !forced {
+            return ReloadOutcome::Unchanged;
         }
         let config = match config {
             Ok(config) => config,
-            Err(errors) => return self.refuse(errors.iter().map(ToString::to_string).collect()),
+            Err(errors) => return self.reject(errors.iter().map(ToString::to_string).collect()),
         };
-        let (settled, warnings) = (Settled::of(&config), config.warnings.clone());
-        match Prepared::of(config).and_then(|prepared| self.take(prepared, settled, &warnings)) {
-            Ok(look) => look,
-            Err(unservable) => self.refuse(unservable.0),
+        let (restart_settings, warnings) = (RestartSettings::of(&config), config.warnings.clone());
+        match PreparedService::of(config).and_then(|prepared| self.apply(prepared, restart_settings, &warnings)) {
+            Ok(outcome) => outcome,
+            Err(error) => self.reject(error.0),
         }
     }
 
-    fn refuse(&mut self, problems: Vec<String>) -> Look {
+    fn reject(&mut self, problems: Vec<String>) -> ReloadOutcome {
         self.service.record_failed_reload();
         let version = self.service.reloads().version;
-        tracing::warn!(version, problems = problems.len(), "the configuration is refused; the one in use stays");
+        tracing::warn!(version, problems = problems.len(), "configuration rejected: the one in use stays");
         problems.iter().for_each(|problem| tracing::warn!("{problem}"));
-        Look::Refused(problems)
+        ReloadOutcome::Rejected(problems)
     }
 
-    fn take(&mut self, prepared: Prepared, settled: Settled, warnings: &[Problem]) -> Result<Look, Unservable> {
+    fn apply(
+        &mut self,
+        prepared: PreparedService,
+        restart_settings: RestartSettings,
+        warnings: &[Problem],
+    ) -> Result<ReloadOutcome, BuildError> {
         let (old, settings) = {
             let current = self.service.current();
-            (current.version.clone(), as_settled(&current.settings, &prepared.settings))
+            (current.version.clone(), until_restart(&current.settings, &prepared.settings))
         };
         let stores = prepared.stores_after(&self.plan, &old.stores)?;
-        let secret = prepared.rules.secret().fingerprint() != old.rules.secret().fingerprint();
-        let waiting = self.waiting(settled, old.rules.stores());
+        let secret_changed = prepared.rules.secret().fingerprint() != old.rules.secret().fingerprint();
+        let pending = self.pending_restart(restart_settings, old.rules.stores());
         self.service.replace(Version { rules: Arc::new(prepared.rules), stores }, settings);
-        self.taken = self.last.clone();
+        self.applied = self.last_read.clone();
         self.plan = prepared.plan;
-        tracing::info!(version = self.service.reloads().version, "another configuration is in use");
+        tracing::info!(version = self.service.reloads().version, "configuration applied");
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        if secret {
-            tracing::warn!("server.secret is another: all counters start afresh, and leases end when they expire");
+        if secret_changed {
+            tracing::warn!(
+                "server.secret changed: all counters start at zero, and leases can no longer be released before they expire"
+            );
         }
-        for Waiting { key, old, new } in &waiting {
-            tracing::warn!(key, old, new, "this change waits for a restart");
+        for PendingRestart { key, old, new } in &pending {
+            tracing::warn!(key, old, new, "change takes effect after a restart");
         }
-        retire(old);
-        Ok(Look::Taken { waiting })
+        drop_rules(old);
+        Ok(ReloadOutcome::Applied { pending })
     }
 
-    /// What differs from what was settled. A store that is new settles its own, and one that is gone is forgotten.
-    fn waiting(&mut self, Settled(new): Settled, stores: &[String]) -> Vec<Waiting> {
+    /// Changes of restart settings against those in use. The settings of a new store take effect now, and those of a
+    /// removed store are dropped.
+    fn pending_restart(&mut self, RestartSettings(new): RestartSettings, stores: &[String]) -> Vec<PendingRestart> {
         let store = |key: &str| Some(key.strip_prefix("stores.")?.rsplit_once('.')?.0.to_owned());
         let known = |key: &str| store(key).is_none_or(|store| stores.contains(&store));
-        self.settled.retain(|key, _| new.contains_key(key));
-        let mut waiting = Vec::new();
+        self.restart_settings.retain(|key, _| new.contains_key(key));
+        let mut pending = Vec::new();
         for (key, new) in new {
             let fresh = !known(&key) && !key.ends_with(".snapshot") && !key.ends_with(".snapshot_interval");
-            let old = match self.settled.get(&key) {
+            let old = match self.restart_settings.get(&key) {
                 Some(old) => old.clone(),
                 None if fresh => new.clone(),
-                None => NONE.to_owned(),
+                None => ABSENT.to_owned(),
             };
             if old != new {
-                waiting.push(Waiting { key: key.clone(), old: old.clone(), new });
+                pending.push(PendingRestart { key: key.clone(), old: old.clone(), new });
             }
-            self.settled.insert(key, old);
+            self.restart_settings.insert(key, old);
         }
-        waiting
+        pending
     }
 }
 
-/// How a value that is not there is shown.
-const NONE: &str = "none";
+/// The text shown for an absent value.
+const ABSENT: &str = "none";
 
-/// What the next settings are while the process lives: its doors stay where they are.
-fn as_settled(old: &Settings, new: &Settings) -> Settings {
+/// The new settings, with the old values of those that need a restart, such as addresses.
+fn until_restart(old: &Settings, new: &Settings) -> Settings {
     let mut settings = new.clone();
     settings.grpc = old.grpc.clone();
     settings.http = old.http.clone();
-    // Address and token were checked together: an open address keeps its token for as long as it is open.
+    // Address and token were checked together: while the old address stays open, its token stays too.
     if settings.admin.listen != old.admin.listen {
         settings.admin = old.admin.clone();
     }
@@ -232,24 +247,24 @@ fn as_settled(old: &Settings, new: &Settings) -> Settings {
     settings
 }
 
-/// The values of a configuration that hold until the process ends, by key.
+/// The settings of a configuration that change only with a restart, by key.
 #[derive(Clone, Debug)]
-pub struct Settled(BTreeMap<String, String>);
+pub struct RestartSettings(BTreeMap<String, String>);
 
-impl Settled {
-    /// Those of a configuration.
+impl RestartSettings {
+    /// The restart settings of a configuration.
     pub fn of(config: &Config) -> Self {
-        // What the doors read with every request is not among them, nor what is asked for when the process stops.
+        // Not the settings that are read for every request or at shutdown.
         let Settings { grpc, http, admin, log, bounds, drain: _, rls_headers: _, authz_headers: _, authz: _ } =
             &config.server;
-        let mut settled = BTreeMap::new();
-        let mut settle = |key: String, value: Option<String>| {
-            settled.insert(key, value.unwrap_or_else(|| NONE.to_owned()));
+        let mut settings = BTreeMap::new();
+        let mut insert = |key: String, value: Option<String>| {
+            settings.insert(key, value.unwrap_or_else(|| ABSENT.to_owned()));
         };
-        settle("server.grpc".to_owned(), Some(grpc.to_string()));
-        settle("server.http".to_owned(), Some(http.to_string()));
-        settle("server.admin".to_owned(), admin.listen.as_ref().map(ToString::to_string));
-        settle("log.format".to_owned(), Some(if log.json { "json" } else { "text" }.to_owned()));
+        insert("server.grpc".to_owned(), Some(grpc.to_string()));
+        insert("server.http".to_owned(), Some(http.to_string()));
+        insert("server.admin".to_owned(), admin.listen.as_ref().map(ToString::to_string));
+        insert("log.format".to_owned(), Some(if log.json { "json" } else { "text" }.to_owned()));
         let Bounds {
             message_bytes,
             headers,
@@ -264,7 +279,7 @@ impl Settled {
             request_timeout,
             idle_timeout,
         } = bounds;
-        let mut bound = |key: &str, value: String| settle(format!("server.bounds.{key}"), Some(value));
+        let mut bound = |key: &str, value: String| insert(format!("server.bounds.{key}"), Some(value));
         bound("message_bytes", message_bytes.to_string());
         bound("headers", headers.to_string());
         bound("header_bytes", header_bytes.to_string());
@@ -280,23 +295,23 @@ impl Settled {
         for store in &config.stores {
             let of = |key: &str| format!("stores.{}.{key}", store.name);
             if let Engine::Memory(memory) = &store.engine {
-                settle(of("max_memory"), Some(memory.max_memory.to_string()));
-                settle(of("max_keys"), memory.max_keys.map(|keys| keys.to_string()));
+                insert(of("max_memory"), Some(memory.max_memory.to_string()));
+                insert(of("max_keys"), memory.max_keys.map(|keys| keys.to_string()));
             }
             let snapshot = store.snapshot.as_ref();
-            settle(of("snapshot"), snapshot.map(|snapshot| snapshot.path.display().to_string()));
-            settle(of("snapshot_interval"), snapshot.map(|snapshot| format!("{:?}", snapshot.interval)));
+            insert(of("snapshot"), snapshot.map(|snapshot| snapshot.path.display().to_string()));
+            insert(of("snapshot_interval"), snapshot.map(|snapshot| format!("{:?}", snapshot.interval)));
         }
-        Self(settled)
+        Self(settings)
     }
 }
 
-/// Waits for the requests that began by these rules, and so lets them go here: taking a hundred thousand rules apart
-/// is not for a request to do.
-fn retire(version: Arc<Version>) {
+/// Waits for the requests that still use these rules, so that the rules are dropped here: freeing a hundred thousand
+/// rules would delay a request.
+fn drop_rules(version: Arc<Version>) {
     let rules: Arc<Rules> = version.rules.clone();
     drop(version);
-    let pause = RETIREMENT / 100;
+    let pause = RULES_IN_USE_TIMEOUT / 100;
     for _ in 0..100 {
         if Arc::strong_count(&rules) == 1 {
             return;
@@ -319,9 +334,9 @@ mod tests {
         let old = settings(Some(open.clone()), token("a token that others know"));
         // Without its address the token would not be needed, but the address stays until the next start.
         for new in [settings(None, None), settings(Some(Listen::Tcp(([127, 0, 0, 1], 9090).into())), None)] {
-            assert_eq!(as_settled(&old, &new).admin, old.admin);
+            assert_eq!(until_restart(&old, &new).admin, old.admin);
         }
         let another = settings(Some(open), token("a token that replaces it"));
-        assert_eq!(as_settled(&old, &another).admin, another.admin);
+        assert_eq!(until_restart(&old, &another).admin, another.admin);
     }
 }

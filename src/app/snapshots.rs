@@ -1,4 +1,4 @@
-//! The files in which memory stores survive a restart: read at start, written now and then, and at the end.
+//! Snapshot files, by which memory stores survive a restart: read at start, written periodically and at shutdown.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use tokio::time::MissedTickBehavior;
 use crate::service::Service;
 use crate::store::Owner;
 
-/// A memory store's file, and the store it belongs to.
+/// The snapshot file of a memory store.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// The place of the store among the configured ones.
+pub struct SnapshotFile {
+    /// The index of the store in the configuration.
     pub store: usize,
     /// The file.
     pub path: PathBuf,
@@ -21,82 +21,85 @@ pub struct Snapshot {
     pub interval: Duration,
 }
 
-/// A file of a store that goes by its name, whatever place it has in the configuration in use.
+/// The snapshot file of a store by its name: a reload may change the index.
 #[derive(Clone, Debug)]
-struct Kept {
+struct StoreSnapshot {
     store: String,
     path: PathBuf,
     interval: Duration,
 }
 
-/// Every file that is kept.
+/// Writes all snapshot files.
 #[derive(Clone, Debug)]
-pub(super) struct Snapshots {
+pub(super) struct SnapshotWriter {
     service: Arc<Service>,
-    kept: Vec<Kept>,
+    snapshots: Vec<StoreSnapshot>,
 }
 
-impl Snapshots {
-    /// None yet.
+impl SnapshotWriter {
+    /// A writer of no files.
     pub(super) fn none(service: Arc<Service>) -> Self {
-        Self { service, kept: Vec::new() }
+        Self { service, snapshots: Vec::new() }
     }
 
-    /// Reads what stores held when these were last written, and keeps them from now on.
-    pub(super) fn read(&mut self, snapshots: Vec<Snapshot>) {
+    /// Loads these files into their stores, and adds them to those written from now on.
+    pub(super) fn read(&mut self, snapshots: Vec<SnapshotFile>) {
         let version = self.service.current().version.clone();
         let now = self.service.now();
-        for Snapshot { store: place, path, interval } in snapshots {
-            let Some(store) = version.rules.stores().get(place) else { continue };
+        for SnapshotFile { store: index, path, interval } in snapshots {
+            let Some(store) = version.rules.stores().get(index) else { continue };
             let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: store.clone() };
-            match version.stores.load(place, &path, &owner, now) {
-                Ok(Some(counters)) => tracing::info!(counters, store, "read the store's snapshot"),
-                Ok(None) => tracing::info!(store, path = %path.display(), "no snapshot to read yet"),
-                Err(error) => tracing::warn!(store, %error, "the store begins empty"),
+            match version.stores.load(index, &path, &owner, now) {
+                Ok(Some(counters)) => tracing::info!(counters, store, "snapshot loaded"),
+                Ok(None) => {
+                    tracing::info!(store, path = %path.display(), "no snapshot file yet: the store starts empty")
+                }
+                Err(error) => tracing::warn!(store, %error, "snapshot not loaded: the store starts empty"),
             }
-            self.kept.push(Kept { store: store.clone(), path, interval });
+            self.snapshots.push(StoreSnapshot { store: store.clone(), path, interval });
         }
     }
 
-    /// Writes each at its interval, until the set is dropped.
-    pub(super) fn write_now_and_then(&self) -> JoinSet<()> {
+    /// Writes each file at its interval, until the set is dropped.
+    pub(super) fn write_periodically(&self) -> JoinSet<()> {
         let mut writing = JoinSet::new();
-        for kept in self.kept.clone() {
+        for snapshot in self.snapshots.clone() {
             let service = self.service.clone();
             writing.spawn(async move {
-                let mut pause = tokio::time::interval(kept.interval);
-                pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                // The first tick is at once, when there is nothing new to write.
-                pause.tick().await;
+                let mut interval = tokio::time::interval(snapshot.interval);
+                interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                // The first tick completes immediately, when there is nothing new to write.
+                interval.tick().await;
                 loop {
-                    pause.tick().await;
-                    write(service.clone(), kept.clone()).await;
+                    interval.tick().await;
+                    write(service.clone(), snapshot.clone()).await;
                 }
             });
         }
         writing
     }
 
-    /// Writes all of them.
-    pub(super) async fn write(self) {
-        for kept in self.kept {
-            write(self.service.clone(), kept).await;
+    /// Writes all files.
+    pub(super) async fn write_all(self) {
+        for snapshot in self.snapshots {
+            write(self.service.clone(), snapshot).await;
         }
     }
 }
 
-/// Writes a store's snapshot, beside the threads that serve. One that is no longer configured keeps its last.
-async fn write(service: Arc<Service>, kept: Kept) {
+/// Writes a store's snapshot, off the threads that serve. The file of a store that is no longer configured stays.
+async fn write(service: Arc<Service>, snapshot: StoreSnapshot) {
     let written = tokio::task::spawn_blocking(move || {
         let version = service.current().version.clone();
-        let Some(place) = version.rules.stores().iter().position(|store| *store == kept.store) else { return Ok(()) };
-        let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: kept.store };
-        version.stores.save(place, &kept.path, &owner)
+        let stores = version.rules.stores();
+        let Some(index) = stores.iter().position(|store| *store == snapshot.store) else { return Ok(()) };
+        let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: snapshot.store };
+        version.stores.save(index, &snapshot.path, &owner)
     });
     match written.await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the snapshot was not written; the one before is still there"),
-        // What it panicked with may hold values of a request; where it did is in the log.
-        Err(_) => tracing::warn!("the snapshot was not written; the one before is still there"),
+        Ok(Err(error)) => tracing::warn!(%error, "snapshot not written: the previous one is kept"),
+        // The panic message may hold values of a request; the panic hook has logged where it happened.
+        Err(_) => tracing::warn!("snapshot not written: the previous one is kept"),
     }
 }

@@ -1,4 +1,4 @@
-//! `tollgate check`: everything that is wrong, before it goes live.
+//! `tollgate check`: finds all errors of a configuration before it is used.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,31 +6,34 @@ use std::process::ExitCode;
 use tollgate::config::Config;
 use tollgate::rules::Rules;
 
-/// Checks each path as a configuration of its own.
-pub fn check(paths: &[PathBuf], print: bool) -> ExitCode {
+use super::load::{report_errors, report_warnings};
+use super::table::print;
+
+/// Checks each path as a separate configuration.
+pub fn check(paths: &[PathBuf], print_effective: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for (place, path) in paths.iter().enumerate() {
+    for (index, path) in paths.iter().enumerate() {
         let config = match Config::load(Some(path)) {
             Ok(config) => config,
             Err(errors) => {
-                code = super::refuse(&errors);
+                code = report_errors(&errors);
                 continue;
             }
         };
-        super::warn(&config.warnings);
-        let effective = print.then(|| config.effective());
+        report_warnings(&config.warnings);
+        let effective = print_effective.then(|| config.effective());
         let summary = summary(&config);
-        // Reading refuses all of this with its place; should a door be left open there, it is shut here.
+        // Reading reports all of these errors with their lines. This is a second check.
         if let Err(errors) = Rules::compile(config.book) {
             errors.iter().for_each(|error| eprintln!("{}: {error}", path.display()));
             code = ExitCode::FAILURE;
             continue;
         }
         if let Some(effective) = effective {
-            let mark = if place > 0 { "---\n" } else { "" };
-            super::print(&format!("{mark}# {} as it takes effect\n{effective}", path.display()));
+            let mark = if index > 0 { "---\n" } else { "" };
+            print(&format!("{mark}# {} as it takes effect\n{effective}", path.display()));
         } else {
-            super::print(&format!("{}: good: {summary}\n", path.display()));
+            print(&format!("{}: good: {summary}\n", path.display()));
         }
     }
     code

@@ -1,4 +1,4 @@
-//! Asks the admin port of a server that runs.
+//! A client of the admin port of a running server.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tollgate::config::Config;
-use tollgate::server::admin::api::{Complaint, Identity};
+use tollgate::server::admin::api::{ErrorBody, IdentityQuery};
 use tollgate::settings::{Listen, Settings};
 
-/// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time a server has to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which server to ask.
+/// The arguments that select a server.
 #[derive(Debug, Args)]
-pub struct Place {
+pub struct ServerArgs {
     /// The admin port: `127.0.0.1:9090`, `tollgate.internal:9090` or `unix:/run/tollgate-admin.sock`. Without it
     /// TOLLGATE_ADMIN, else the one in the configuration.
     #[arg(long, value_name = "ADDRESS")]
@@ -39,53 +39,53 @@ pub struct Place {
     config: Option<PathBuf>,
 }
 
-/// A server that runs.
+/// A client of one server.
 #[derive(Debug)]
-pub struct Server {
-    at: At,
+pub struct AdminClient {
+    address: AdminAddress,
     token: Option<String>,
 }
 
-/// An admin port, as it is reached.
+/// The address of an admin port.
 #[derive(Debug)]
-enum At {
+enum AdminAddress {
     /// A host, by its name or address, and a port.
     Tcp(String),
     Unix(PathBuf),
 }
 
-impl fmt::Display for At {
+impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            At::Tcp(host) => f.write_str(host),
-            At::Unix(path) => write!(f, "unix:{}", path.display()),
+            AdminAddress::Tcp(host) => f.write_str(host),
+            AdminAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-impl Place {
-    /// Whether a server was named.
+impl ServerArgs {
+    /// Whether `--server` is given.
     pub fn named(&self) -> bool {
         self.server.is_some()
     }
 
-    /// The configuration that was named.
+    /// The value of `--config`.
     pub fn config(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
-    /// Finds out where it is, and what to show there.
-    pub fn server(&self) -> anyhow::Result<Server> {
+    /// Finds the address of the admin port and its token.
+    pub fn client(&self) -> anyhow::Result<AdminClient> {
         let named = self.server.clone().or_else(|| variable("TOLLGATE_ADMIN"));
-        // What was named is read even where it is not needed to know where to ask: its token may be.
-        let written = match named.is_none() || self.config.is_some() {
+        // A configuration that is named is read even if the address is known: it may have the token.
+        let settings = match named.is_none() || self.config.is_some() {
             true => Some(configured(self.config.as_deref())?),
             false => None,
         };
-        let at = match (&named, &written) {
-            (Some(address), _) => named_place(address)?,
-            (None, Some(settings)) => configured_place(settings)?,
-            (None, None) => configured_place(&Settings::default())?,
+        let address = match (&named, &settings) {
+            (Some(named), _) => parse_address(named)?,
+            (None, Some(settings)) => configured_address(settings)?,
+            (None, None) => configured_address(&Settings::default())?,
         };
         let token = match &self.token_file {
             Some(file) => {
@@ -93,73 +93,74 @@ impl Place {
                 Some(text.trim().to_owned())
             }
             None => variable("TOLLGATE_ADMIN_TOKEN")
-                .or_else(|| written.and_then(|settings| settings.admin.token).map(|token| token.0)),
+                .or_else(|| settings.and_then(|settings| settings.admin.token).map(|token| token.0)),
         };
-        Ok(Server { at, token })
+        Ok(AdminClient { address, token })
     }
 }
 
-/// A variable of the environment that says something.
+/// An environment variable, if it is not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The doors as a configuration has them.
+/// The settings of a configuration.
 fn configured(path: Option<&Path>) -> anyhow::Result<Settings> {
     let load = Config::load(path);
-    load.map(|config| config.server)
-        .map_err(|errors| anyhow!("{errors}\nthe configuration says where to ask; name a --server to ask without it"))
+    load.map(|config| config.server).map_err(|errors| {
+        anyhow!("{errors}\nthe configuration has the address of the server; name it with --server instead")
+    })
 }
 
-fn configured_place(settings: &Settings) -> anyhow::Result<At> {
+fn configured_address(settings: &Settings) -> anyhow::Result<AdminAddress> {
     match &settings.admin.listen {
-        None => bail!("server.admin is \"off\" in the configuration: there is nobody to ask"),
-        Some(Listen::Unix(path)) => Ok(At::Unix(path.clone())),
+        None => bail!("server.admin is \"off\" in the configuration: the server has no admin port"),
+        Some(Listen::Unix(path)) => Ok(AdminAddress::Unix(path.clone())),
         Some(Listen::Tcp(address)) if address.port() == 0 => {
-            bail!("server.admin has port 0 in the configuration, which is any: name the --server")
+            bail!("server.admin has port 0 in the configuration, so the port is unknown: name it with --server")
         }
         Some(Listen::Tcp(address)) => {
             let mut address = *address;
-            // Who listens everywhere is asked here.
+            // A server that listens on all addresses is reached on this machine.
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
-            Ok(At::Tcp(address.to_string()))
+            Ok(AdminAddress::Tcp(address.to_string()))
         }
     }
 }
 
-fn named_place(text: &str) -> anyhow::Result<At> {
+fn parse_address(text: &str) -> anyhow::Result<AdminAddress> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(At::Unix(path.into()));
+        return Ok(AdminAddress::Unix(path.into()));
     }
     let host = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let port = host.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse().ok());
     match port {
-        Some(1..=u16::MAX) => Ok(At::Tcp(host.to_owned())),
+        Some(1..=u16::MAX) => Ok(AdminAddress::Tcp(host.to_owned())),
         _ => bail!("the server is {text:?}, expected a host and a port such as 127.0.0.1:9090, or unix:/path"),
     }
 }
 
-/// An identity as the admin port is asked for it.
-pub fn identity(domain: &str, entries: &[(String, String)]) -> Identity {
-    Identity { domain: domain.to_owned(), entries: entries.to_vec() }
+/// The query for the counters of an identity.
+pub fn identity(domain: &str, entries: &[(String, String)]) -> IdentityQuery {
+    IdentityQuery { domain: domain.to_owned(), entries: entries.to_vec() }
 }
 
-impl Server {
-    /// Asks for something.
+impl AdminClient {
+    /// Sends a GET request and reads the JSON of its answer.
     pub fn fetch<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         parse(&self.exchange("GET", path, Vec::new())?)
     }
 
-    /// Asks a question.
-    pub fn post<T: DeserializeOwned>(&self, path: &str, question: &impl Serialize) -> anyhow::Result<T> {
-        parse(&self.exchange("POST", path, serde_json::to_vec(question)?)?)
+    /// Sends a POST request and reads the JSON of its answer.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        parse(&self.exchange("POST", path, serde_json::to_vec(body)?)?)
     }
 
-    /// Asks a question whose answer is a text.
-    pub fn post_for_text(&self, path: &str, question: &impl Serialize) -> anyhow::Result<String> {
-        Ok(String::from_utf8_lossy(&self.exchange("POST", path, serde_json::to_vec(question)?)?).into_owned())
+    /// Sends a POST request and returns the text of its answer.
+    pub fn post_for_text(&self, path: &str, body: &impl Serialize) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&self.exchange("POST", path, serde_json::to_vec(body)?)?).into_owned())
     }
 
     fn exchange(&self, method: &str, path: &str, body: Vec<u8>) -> anyhow::Result<Bytes> {
@@ -168,29 +169,32 @@ impl Server {
             let mut request = http::Request::builder().method(method).uri(path).header("host", "tollgate");
             request = request.header("content-type", "application/json");
             if let Some(token) = &self.token {
-                let mut shown = HeaderValue::from_str(&format!("Bearer {token}"))
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
                     .map_err(|_| anyhow!("the token holds characters that cannot be sent"))?;
-                shown.set_sensitive(true);
-                request = request.header(AUTHORIZATION, shown);
+                value.set_sensitive(true);
+                request = request.header(AUTHORIZATION, value);
             }
             let request = request.body(Full::new(Bytes::from(body)))?;
             let remedy = "is tollgate running there? name its admin port with --server";
-            let unreached = || format!("cannot reach the admin port at {}; {remedy}", self.at);
-            let answer = match &self.at {
-                At::Tcp(host) => send(TcpStream::connect(host).await.with_context(unreached)?, request).await,
-                At::Unix(path) => send(UnixStream::connect(path).await.with_context(unreached)?, request).await,
+            let unreached = || format!("cannot reach the admin port at {}; {remedy}", self.address);
+            let answer = match &self.address {
+                AdminAddress::Tcp(host) => send(TcpStream::connect(host).await.with_context(unreached)?, request).await,
+                AdminAddress::Unix(path) => {
+                    send(UnixStream::connect(path).await.with_context(unreached)?, request).await
+                }
             };
-            answer.with_context(|| format!("{} answers in another way than an admin port does", self.at))
+            answer.with_context(|| format!("{} does not answer as an admin port", self.address))
         };
-        let timed = async { tokio::time::timeout(PATIENCE, exchange).await };
-        let (status, body) = runtime.block_on(timed).map_err(|_| anyhow!("{} did not answer in 10 s", self.at))??;
+        let timed = async { tokio::time::timeout(ANSWER_TIMEOUT, exchange).await };
+        let (status, body) =
+            runtime.block_on(timed).map_err(|_| anyhow!("{} did not answer in 10 s", self.address))??;
         if status == StatusCode::UNAUTHORIZED {
-            let shown = if self.token.is_some() { "another token" } else { "a token" };
-            bail!("{} wants {shown}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN", self.at);
+            let token = if self.token.is_some() { "another token" } else { "a token" };
+            bail!("{} needs {token}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN", self.address);
         }
         if !status.is_success() {
-            let said = serde_json::from_slice::<Complaint>(&body).map(|complaint| complaint.error);
-            bail!("{}: {}", self.at, said.unwrap_or_else(|_| format!("{status}: is this the admin port?")));
+            let text = serde_json::from_slice::<ErrorBody>(&body).map(|complaint| complaint.error);
+            bail!("{}: {}", self.address, text.unwrap_or_else(|_| format!("{status}: is this the admin port?")));
         }
         Ok(body)
     }
@@ -201,7 +205,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the answer.
+    // The connection ends with the answer.
     tokio::spawn(connection);
     let answer = sender.send_request(request).await?;
     let status = answer.status();
@@ -209,5 +213,5 @@ where
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
-    serde_json::from_slice(body).context("the answer makes no sense: is this the admin port of the same version?")
+    serde_json::from_slice(body).context("the answer cannot be read: is this the admin port of the same version?")
 }

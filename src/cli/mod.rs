@@ -1,31 +1,32 @@
-//! The command line: what is typed, and with which code the process ends.
+//! The command line: commands, arguments and exit codes.
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | a configuration is refused, or a start failed |
-//! | 2 | the command line makes no sense |
-//! | 130 | told to stop a second time, before requests under way finished |
+//! | 1 | the configuration has errors, or the command failed |
+//! | 2 | invalid command line |
+//! | 130 | stopped by a second signal, before requests in flight finished |
 
 mod check;
 mod client;
 mod explain;
+mod load;
 mod serve;
 mod state;
 mod store;
+mod table;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tollgate::config::{Errors, Problem, VARIABLE, places};
-use tollgate::server::admin::api::Lift;
+use tollgate::server::admin::api::LiftRequest;
 
-use self::client::Place;
+use self::client::ServerArgs;
+use self::table::print;
 
-/// Rate limits and quotas for Envoy and everything that asks like Envoy.
+/// Rate limits and quotas for Envoy, other gateways and workers.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Cli {
@@ -46,24 +47,24 @@ Examples:
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
-Exit codes: 0 done, 1 a refused configuration or a failed start, 2 usage, 130 told to stop twice.";
+Exit codes: 0 done, 1 errors in the configuration or a failed command, 2 usage, 130 stopped by a second signal.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer gateways until told to stop.
+    /// Serve gateways until stopped.
     ///
     /// Without --config the configuration is TOLLGATE_CONFIG, else the first of ./tollgate.{toml,yaml,yml},
     /// ./config/tollgate.{toml,yaml,yml} and the directory /etc/tollgate. Without any of them there are no rules,
-    /// every request passes, and only this machine is listened to.
+    /// every request passes, and the doors listen on this machine only.
     #[command(after_help = "Examples:\n  tollgate serve\n  tollgate serve --config /etc/tollgate/tollgate.toml")]
     Serve {
         /// A file in TOML or YAML, or a directory of them.
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
     },
-    /// Find everything that is wrong with a configuration.
+    /// Find all errors of a configuration.
     ///
-    /// Each path is a configuration of its own; a directory is one. Nothing is started or asked.
+    /// Each path is a separate configuration; a directory is one configuration. No store is contacted.
     #[command(
         after_help = "Examples:\n  tollgate check tollgate.toml\n  tollgate check --print conf.d/ > effective.yaml"
     )]
@@ -75,19 +76,19 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Say what the rules make of a request.
+    /// Show how the rules treat a request.
     ///
-    /// Which rules match, which just miss and why, which limiters and keys apply, and what would be charged. By the
-    /// rules of a file and without asking any store; or, with --server, by the rules that a server has in use, and with
-    /// what its counters hold now.
+    /// Shows which rules match, which nearly match and why, which limiters and keys apply, and what would be charged. By
+    /// the rules of a file, without contacting a store; or, with --server, by the rules that a server has in use, with the
+    /// values of its counters.
     #[command(
         after_help = "Examples:\n  tollgate explain --config tollgate.toml edge path=/login method=POST account=bob\n  \
                       tollgate explain --server 127.0.0.1:9090 edge path=/login method=POST account=bob"
     )]
     Explain {
         #[command(flatten)]
-        place: Place,
-        /// The domain that is asked.
+        server: ServerArgs,
+        /// The domain.
         domain: String,
         /// The entries of the descriptor.
         #[arg(value_name = "ENTRY=VALUE", value_parser = entry)]
@@ -95,7 +96,7 @@ enum Command {
     },
     /// Print the hashed names of an identity's counters, as logs and `top` show them.
     ///
-    /// By the rules and the secret of a file; no server is asked.
+    /// By the rules and the secret of a file; no server is contacted.
     #[command(after_help = "Examples:\n  tollgate key --config tollgate.toml edge account=bob")]
     Key {
         /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
@@ -107,16 +108,16 @@ enum Command {
         #[arg(required = true, value_name = "ENTRY=VALUE", value_parser = entry)]
         entries: Vec<(String, String)>,
     },
-    /// Show what the counters of an identity hold: somebody says they are locked out.
+    /// Show the counters of an identity, for example of somebody who is locked out.
     ///
-    /// Of every rule of the domain, each limiter whose key is made of these entries alone. Without entries, the
-    /// counters that are one for all.
+    /// For every rule of the domain, each limiter whose key consists of these entries. Without entries, the counters
+    /// without a key, which all requests share.
     #[command(
         after_help = "Examples:\n  tollgate state edge account=bob\n  tollgate state edge remote_address=203.0.113.7"
     )]
     State {
         #[command(flatten)]
-        place: Place,
+        server: ServerArgs,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -126,21 +127,21 @@ enum Command {
         #[arg(value_name = "ENTRY=VALUE", value_parser = entry)]
         entries: Vec<(String, String)>,
     },
-    /// Forget what the counters of an identity hold, so that it is let in again.
+    /// Reset the counters of an identity, so that it is admitted again.
     ///
-    /// Slots that it holds are given up too. Who asked and why goes to the server's audit log; the identity does not.
+    /// Slots that it holds are released too. Who asked and why goes to the server's audit log; the identity does not.
     #[command(after_help = "Examples:\n  tollgate lift edge account=bob --why \"ticket 4711\"")]
     Lift {
         #[command(flatten)]
-        place: Place,
+        server: ServerArgs,
         /// Only the counters of this limiter.
         #[arg(long, value_name = "NAME")]
         limiter: Option<String>,
-        /// Who asks for it. Without it SUDO_USER, USER or LOGNAME; where none is set, as in most containers, the
-        /// number of the user and the name of the host.
+        /// The person who asks. Without it SUDO_USER, USER or LOGNAME; if none is set, as in most containers, the user
+        /// id and the host name.
         #[arg(long, value_name = "NAME")]
         who: Option<String>,
-        /// Why, in words, for the audit log. The identity does not belong there.
+        /// The reason, for the audit log. It must not contain the identity.
         #[arg(long, value_name = "TEXT")]
         why: String,
         /// The domain.
@@ -149,15 +150,15 @@ enum Command {
         #[arg(required = true, value_name = "ENTRY=VALUE", value_parser = entry)]
         entries: Vec<(String, String)>,
     },
-    /// Show the rules and the hashed keys that were refused most in the last minutes.
+    /// Show the rules and hashed keys that refused most in the last minutes.
     #[command(after_help = "Examples:\n  tollgate top\n  tollgate top --minutes 10 --lines 50")]
     Top {
         #[command(flatten)]
-        place: Place,
-        /// How many minutes, the one under way among them.
+        server: ServerArgs,
+        /// The number of minutes, including the current one.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=10))]
         minutes: u8,
-        /// How many rules, and how many keys.
+        /// The number of rules, and of keys.
         #[arg(long, default_value_t = 10)]
         lines: usize,
     },
@@ -178,11 +179,11 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
-    /// Make or upgrade the schema of every PostgreSQL store, and say what was done.
+    /// Create or upgrade the schema of every PostgreSQL store, and print what was done.
     ///
-    /// Where a store has auto_create = false, or serves with a role that may not create anything, this has to run before
-    /// the first start, and again before a version of tollgate that says so. Counters stay. Where unlogged was changed,
-    /// the tables are rewritten, which decisions wait for.
+    /// If a store has auto_create = false, or its role may not create objects, run this before the first start, and
+    /// again before a version of tollgate that requires it. Counters stay. If unlogged has changed, the tables
+    /// are rewritten, and decisions wait meanwhile.
     #[command(after_help = "Examples:\n  tollgate store migrate --config /etc/tollgate/tollgate.toml")]
     Migrate {
         /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
@@ -191,25 +192,27 @@ enum StoreCommand {
     },
 }
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { config } => serve::serve(config.as_deref()),
         Command::Check { files, print } => check::check(&files, print),
-        Command::Explain { place, domain, entries } => match place.named() {
-            true => asked(place.server().and_then(|server| explain::explain_there(&server, &domain, &entries))),
-            false => explain::explain(place.config(), &domain, &entries),
+        Command::Explain { server, domain, entries } => match server.named() {
+            true => {
+                exit_code(server.client().and_then(|client| explain::explain_on_server(&client, &domain, &entries)))
+            }
+            false => explain::explain(server.config(), &domain, &entries),
         },
         Command::Key { config, domain, entries } => state::key(config.as_deref(), &domain, &entries),
-        Command::State { place, json, domain, entries } => {
-            asked(place.server().and_then(|server| state::state(&server, &domain, &entries, json)))
+        Command::State { server, json, domain, entries } => {
+            exit_code(server.client().and_then(|client| state::state(&client, &domain, &entries, json)))
         }
-        Command::Lift { place, limiter, who, why, domain, entries } => {
-            let lift = Lift { domain, entries, limiter, who: who.unwrap_or_else(state::who), why };
-            asked(place.server().and_then(|server| state::lift(&server, &lift)))
+        Command::Lift { server, limiter, who, why, domain, entries } => {
+            let lift = LiftRequest { domain, entries, limiter, who: who.unwrap_or_else(state::who), why };
+            exit_code(server.client().and_then(|client| state::lift(&client, &lift)))
         }
-        Command::Top { place, minutes, lines } => {
-            asked(place.server().and_then(|server| state::top(&server, minutes, lines)))
+        Command::Top { server, minutes, lines } => {
+            exit_code(server.client().and_then(|client| state::top(&client, minutes, lines)))
         }
         Command::Store { command: StoreCommand::Migrate { config } } => store::migrate_all(config.as_deref()),
         Command::Schema => {
@@ -225,9 +228,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// How asking a server ended.
-fn asked(asked: anyhow::Result<()>) -> ExitCode {
-    match asked {
+/// The exit code of a command that asks a server. Prints its error.
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tollgate: {error:#}");
@@ -240,32 +243,5 @@ fn entry(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected ENTRY=VALUE, such as account=bob".to_owned()),
-    }
-}
-
-/// Writes to standard output. A reader that has gone away, `| head`, is no error.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
-}
-
-/// Where a configuration that nobody named was looked for.
-fn looked_at() -> String {
-    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
-    format!("{VARIABLE} (not set), {}", places.join(", "))
-}
-
-/// Tells everything that is wrong with a configuration.
-fn refuse(errors: &Errors) -> ExitCode {
-    eprintln!("{errors}");
-    ExitCode::FAILURE
-}
-
-fn warn(warnings: &[Problem]) {
-    for Problem { file, line, text } in warnings {
-        match line {
-            Some(line) => eprintln!("{file}:{line}: warning: {text}"),
-            None => eprintln!("{file}: warning: {text}"),
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! `tollgate serve`: from a configuration to open doors.
+//! `tollgate serve`: serves a configuration.
 
 use std::env::VarError;
 use std::error::Error;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
-use tollgate::app::{App, Ended, Hangups, Prepared, Settled, StopSignals};
+use tollgate::app::{App, Ended, HangupSignals, PreparedService, RestartSettings, StopSignals};
 use tollgate::config::{Config, Origin};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -15,8 +15,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// What a first configuration can look like, told to whoever starts without one.
-const FIRST: &str = r#"
+use super::load::{report_errors, report_warnings, searched_places};
+
+/// A first configuration, shown when there is none.
+const EXAMPLE_CONFIG: &str = r#"
     [limiters.per_address]
     algorithm = "sliding_window"
     limit = 10
@@ -28,19 +30,19 @@ const FIRST: &str = r#"
     apply = [{ limiter = "per_address", key = ["remote_address"] }]
 "#;
 
-/// The code of a process that an interrupt ends, as shells have it.
-const STOPPED_AT_ONCE: u8 = 130;
+/// The exit code after a second stop signal: shells use it for an interrupted process.
+const SECOND_SIGNAL_CODE: u8 = 130;
 
-/// Serves until told to stop.
+/// Serves until a stop signal.
 pub fn serve(path: Option<&Path>) -> ExitCode {
     let (origin, config) = Origin::read(path);
     let config = match config {
         Ok(config) => config,
-        Err(errors) => return super::refuse(&errors),
+        Err(errors) => return report_errors(&errors),
     };
     match start(origin, config) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
-        Ok(Ended::AtOnce) => ExitCode::from(STOPPED_AT_ONCE),
+        Ok(Ended::AtOnce) => ExitCode::from(SECOND_SIGNAL_CODE),
         Err(error) => {
             eprintln!("tollgate: {error:#}");
             ExitCode::FAILURE
@@ -49,29 +51,29 @@ pub fn serve(path: Option<&Path>) -> ExitCode {
 }
 
 fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
-    let (development, settled) = (config.book.secret.is_development(), Settled::of(&config));
+    let (development, restart_settings) = (config.book.secret.is_development(), RestartSettings::of(&config));
     let warnings = config.warnings.clone();
-    let prepared = Prepared::of(config)?;
-    super::warn(&warnings);
-    log(prepared.settings.log.json);
+    let prepared = PreparedService::of(config)?;
+    report_warnings(&warnings);
+    start_logging(prepared.settings.log.json);
     if origin.place().is_none() {
-        welcome();
+        print_first_steps();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::listen()?;
-        let hangups = Hangups::listen()?;
+        let hangup_signals = HangupSignals::listen()?;
         let stores = prepared.stores()?;
         let plan = prepared.plan;
         let mut app = App::open(&prepared.settings, prepared.rules, stores).await?;
-        app.remember(prepared.snapshots);
-        app.wait_for(&plan);
-        let reloader = app.reloader(origin, &settled, plan);
-        app.follow(reloader, hangups);
+        app.enable_snapshots(prepared.snapshots);
+        app.await_stores(&plan);
+        let reloader = app.reloader(origin, &restart_settings, plan);
+        app.enable_reloads(reloader, hangup_signals);
         if development {
-            tell(format_args!(
+            print_status(format_args!(
                 "warning: server.secret is not set: identities are hashed with a public constant; set it to \
-                 \"${{file:/run/secrets/tollgate}}\" or the like before this faces the world"
+                 \"${{file:/run/secrets/tollgate}}\" or the like before production use"
             ));
         }
         let admin = match app.admin_address() {
@@ -79,66 +81,66 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
             None if prepared.settings.admin.listen.is_some() => ", no admin port".to_owned(),
             None => String::new(),
         };
-        tell(format_args!("gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address()));
+        print_status(format_args!("gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address()));
         anyhow::Ok(until_stopped(app, &mut signals).await)
     });
-    // What still runs beside is abandoned: nobody waits for it any more.
+    // Tasks that still run are dropped.
     runtime.shutdown_background();
     ended
 }
 
-/// Begins to log, to standard error: what `RUST_LOG` says, and who lifted which limit whatever it says.
+/// Starts logging to standard error, at the level of `RUST_LOG`. The audit log is always written.
 ///
-/// What libraries tell below INFO is never written: they show what clients sent, and nobody is to switch identities on
-/// by `RUST_LOG=trace`.
-fn log(json: bool) {
-    let asked = EnvFilter::builder().with_default_directive(Level::INFO.into());
-    let (filter, error) = match asked.try_from_env() {
+/// Libraries log at INFO and above only: below it they show what clients send, and `RUST_LOG=trace` must not reveal
+/// identities.
+fn start_logging(json: bool) {
+    let from_environment = EnvFilter::builder().with_default_directive(Level::INFO.into());
+    let (filter, error) = match from_environment.try_from_env() {
         Ok(filter) => (filter, None),
         Err(error) if error.source().is_some_and(|source| source.is::<VarError>()) => (EnvFilter::new("info"), None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
     let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));
     let ours = Targets::new().with_default(Level::INFO).with_target("tollgate", Level::TRACE);
-    // What cannot be written is lost. To complain of it, where nothing can be written either, would end the request.
+    // A line that cannot be written is dropped. Reporting that on the same stream would panic in the request.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match json {
         true => log.json().flatten_event(true).finish().with(ours).init(),
         false => log.with_ansi(std::io::stderr().is_terminal()).finish().with(ours).init(),
     }
     if let Some(error) = error {
-        tracing::warn!(%error, "RUST_LOG makes no sense and is not heeded");
+        tracing::warn!(%error, "RUST_LOG is invalid, using \"info\": expected directives such as info,tollgate=debug");
     }
     tollgate::server::log_panics();
 }
 
-/// The first signal lets requests under way finish, the second one does not.
+/// Serves until a stop signal, then drains. A second signal ends the drain.
 async fn until_stopped(app: App, signals: &mut StopSignals) -> Ended {
-    let (told, again) = (CancellationToken::new(), CancellationToken::new());
-    let serving = app.serve_until(told.clone().cancelled_owned(), again.clone().cancelled_owned());
+    let (stop, stop_at_once) = (CancellationToken::new(), CancellationToken::new());
+    let serving = app.serve_until(stop.clone().cancelled_owned(), stop_at_once.clone().cancelled_owned());
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return ended,
-        () = signals.next() => told.cancel(),
+        () = signals.next() => stop.cancel(),
     }
-    tell(format_args!("stopping: requests under way may finish, again to stop at once"));
+    print_status(format_args!("stopping: waiting for requests in flight; send the signal again to stop at once"));
     tokio::select! {
         ended = &mut serving => return ended,
-        () = signals.next() => again.cancel(),
+        () = signals.next() => stop_at_once.cancel(),
     }
     serving.await
 }
 
-/// Says something to whoever started this. They may be gone by now, or their disk full, which is no reason to stop.
-fn tell(text: std::fmt::Arguments<'_>) {
+/// Writes a line to standard error. A failure, such as a full disk, is ignored.
+fn print_status(text: std::fmt::Arguments<'_>) {
     drop(writeln!(std::io::stderr(), "tollgate: {text}"));
 }
 
-fn welcome() {
+fn print_first_steps() {
     eprintln!(
-        "tollgate: no configuration found, so there are no rules and every request passes; only this machine is listened to"
+        "tollgate: no configuration found, so there are no rules and every request passes; it listens on this machine only"
     );
-    eprintln!("tollgate: looked at {}", super::looked_at());
-    eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{FIRST}");
+    eprintln!("tollgate: looked at {}", searched_places());
+    eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{EXAMPLE_CONFIG}");
     eprintln!("tollgate: then ask eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");
 }

@@ -1,19 +1,22 @@
-//! `tollgate key`, `state`, `lift` and `top`: finding an identity that is locked out, and letting it in again.
+//! `tollgate key`, `state`, `lift` and `top`: find an identity that is refused, and reset its counters.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use tollgate::clock::{Clock, SystemClock};
 use tollgate::descriptor::Descriptor;
-use tollgate::server::admin::api::{CounterState, Lift, Lifted, Refused, State, TopRefused};
+use tollgate::server::admin::api::{
+    CounterReading, CounterState, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
+};
 
-use super::client::{Server, identity};
+use super::client::{AdminClient, identity};
+use super::load;
+use super::table::{self, aligned, print, span};
 
 /// Prints the hashed names of an identity's counters, by the rules and the secret of a file.
 pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
-    let rules = match super::explain::rules(path) {
+    let rules = match load::rules(path) {
         Ok(rules) => rules,
         Err(code) => return code,
     };
@@ -26,9 +29,7 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
         }
     };
     if rules.secret().is_development() {
-        eprintln!(
-            "tollgate: server.secret is not set, so these are the keys of a server without one; another has others"
-        );
+        eprintln!("tollgate: server.secret is not set: these keys are valid only for servers without a secret");
     }
     let mut rows = vec![["KEY", "LIMITER", "RULE", "COUNTED BY"].map(str::to_owned)];
     rows.extend(
@@ -36,58 +37,30 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
             .into_iter()
             .map(|counter| [counter.check.counter.to_string(), counter.limiter, counter.rule, counter.key.join(", ")]),
     );
-    super::print(&aligned(&rows));
+    print(&aligned(&rows));
     ExitCode::SUCCESS
 }
 
-/// Prints what the counters of an identity hold.
-pub fn state(server: &Server, domain: &str, entries: &[(String, String)], json: bool) -> anyhow::Result<()> {
-    let states: Vec<CounterState> = server.post("/state", &identity(domain, entries))?;
+/// Prints the values of an identity's counters.
+pub fn state(client: &AdminClient, domain: &str, entries: &[(String, String)], json: bool) -> anyhow::Result<()> {
+    let states: Vec<CounterState> = client.post("/state", &identity(domain, entries))?;
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&states)?));
+        print(&format!("{}\n", serde_json::to_string_pretty(&states)?));
         return Ok(());
     }
-    super::print(&table(&states));
-    let refuses =
-        |counter: &CounterState| !counter.shadow && !matches!(counter.state, State::Holds { passes: true, .. });
+    print(&table::counters(&states));
+    let refuses = |counter: &CounterState| {
+        !counter.shadow && !matches!(counter.state, CounterReading::Holds { passes: true, .. })
+    };
     if !states.iter().any(refuses) {
         eprintln!(
-            "tollgate: none of these refuses; tollgate explain --server says what the rules make of a whole request"
+            "tollgate: none of these refuses; tollgate explain --server shows how the rules treat a whole request"
         );
     }
     Ok(())
 }
 
-/// What counters hold, for people.
-pub fn table(states: &[CounterState]) -> String {
-    let mut rows = vec![["LIMITER", "RULE", "COUNTED BY", "USED", "LEFT", "NOW", "EMPTY IN", "KEY"].map(str::to_owned)];
-    rows.extend(states.iter().map(|counter| {
-        let [used, left, now, reset] = match &counter.state {
-            State::Unknown { error } => [String::new(), String::new(), format!("unknown: {error}"), String::new()],
-            State::Holds { limit, used, remaining, passes, retry_after_ms, reset_ms } => [
-                format!("{used} of {limit}{}", if counter.slots { " slots" } else { "" }),
-                remaining.to_string(),
-                match (passes, counter.shadow, retry_after_ms) {
-                    (true, false, _) => "passes".to_owned(),
-                    (true, true, _) => "passes, in shadow".to_owned(),
-                    (false, false, Some(wait)) => format!("refused for {}", span(*wait)),
-                    (false, false, None) => "refused always".to_owned(),
-                    (false, true, Some(wait)) => format!("over for {}, in shadow: passes", span(*wait)),
-                    (false, true, None) => "over always, in shadow: passes".to_owned(),
-                },
-                if *reset_ms == 0 { "-".to_owned() } else { span(*reset_ms) },
-            ],
-        };
-        let by = match counter.key_entries.is_empty() {
-            true => "one for all".to_owned(),
-            false => counter.key_entries.join(", "),
-        };
-        [counter.limiter.clone(), counter.rule.clone(), by, used, left, now, reset, counter.key.clone()]
-    }));
-    aligned(&rows)
-}
-
-/// Who asks, where nobody says so: the person who logged in, else the user of the process and the host.
+/// The default of `--who`: the person who logged in, else the user of the process and the host.
 pub fn who() -> String {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty());
     ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).unwrap_or_else(|| {
@@ -99,9 +72,9 @@ pub fn who() -> String {
     })
 }
 
-/// Forgets the counters of an identity.
-pub fn lift(server: &Server, lift: &Lift) -> anyhow::Result<()> {
-    let lifted: Vec<Lifted> = server.post("/lift", lift)?;
+/// Resets the counters of an identity.
+pub fn lift(client: &AdminClient, lift: &LiftRequest) -> anyhow::Result<()> {
+    let lifted: Vec<LiftedCounter> = client.post("/lift", lift)?;
     let mut rows = vec![["LIMITER", "LIFTED", "KEY"].map(str::to_owned)];
     rows.extend(lifted.iter().map(|counter| {
         let what = match (&counter.error, counter.held) {
@@ -111,59 +84,38 @@ pub fn lift(server: &Server, lift: &Lift) -> anyhow::Result<()> {
         };
         [counter.limiter.clone(), what, counter.key.clone()]
     }));
-    super::print(&aligned(&rows));
+    print(&aligned(&rows));
     eprintln!("tollgate: the server's audit log has it, by {}: {}", lift.who, lift.why);
     let failed = lifted.iter().any(|counter| counter.error.is_some());
     anyhow::ensure!(!failed, "not everything could be lifted");
     Ok(())
 }
 
-/// Prints the most refused of the last minutes.
-pub fn top(server: &Server, minutes: u8, lines: usize) -> anyhow::Result<()> {
-    let top: TopRefused = server.fetch(&format!("/top?minutes={minutes}"))?;
-    let row = |refused: &Refused| {
+/// Prints the rules and keys that refused most in the last minutes.
+pub fn top(client: &AdminClient, minutes: u8, lines: usize) -> anyhow::Result<()> {
+    let top: TopRefused = client.fetch(&format!("/top?minutes={minutes}"))?;
+    let row = |refused: &RefusalCount| {
         let count = match refused.over {
             0 => refused.refused.to_string(),
             over => format!("{} to {}", refused.refused - over, refused.refused),
         };
-        // A request may be refused by its domain, without a rule, or by a rule that has no limiter.
-        let named = |name: &str| if name.is_empty() { "-".to_owned() } else { name.to_owned() };
-        let [domain, rule, limiter] = [&refused.domain, &refused.rule, &refused.limiter].map(|name| named(name));
+        // A domain can refuse without a rule, and a rule without a limiter.
+        let or_dash = |name: &str| if name.is_empty() { "-".to_owned() } else { name.to_owned() };
+        let [domain, rule, limiter] = [&refused.domain, &refused.rule, &refused.limiter].map(|name| or_dash(name));
         [count, domain, rule, limiter, refused.key.clone().unwrap_or_default()]
     };
-    let table = |last: &str, all: &[Refused]| {
+    let table = |last: &str, all: &[RefusalCount]| {
         let mut rows = vec![["REFUSED", "DOMAIN", "RULE", "LIMITER", last].map(str::to_owned)];
         rows.extend(all.iter().take(lines).map(row));
         aligned(&rows)
     };
     if top.rules.is_empty() {
-        super::print(&format!("nothing was refused in the last {}\n", span(u64::from(minutes) * 60_000)));
+        print(&format!("nothing was refused in the last {}\n", span(u64::from(minutes) * 60_000)));
         return Ok(());
     }
-    super::print(&table("", &top.rules));
+    print(&table("", &top.rules));
     if !top.keys.is_empty() {
-        super::print(&format!("\n{}", table("KEY", &top.keys)));
+        print(&format!("\n{}", table("KEY", &top.keys)));
     }
     Ok(())
-}
-
-fn span(millis: u64) -> String {
-    // Seconds are enough for a wait of a minute, and hide nothing of a shorter one.
-    let rounded = if millis > 10_000 { millis.div_ceil(1000) * 1000 } else { millis };
-    humantime::format_duration(Duration::from_millis(rounded)).to_string()
-}
-
-/// Rows whose columns begin below each other.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-            line += &format!("{cell:width$}  ");
-        }
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
 }

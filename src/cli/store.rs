@@ -1,4 +1,4 @@
-//! `tollgate store`: what a store outside this process needs before it can be used.
+//! `tollgate store`: prepares stores outside this process.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,20 +6,23 @@ use std::process::ExitCode;
 use tollgate::config::{Config, Engine};
 use tollgate::store::{Migrated, migrate};
 
-/// Makes or upgrades the schema of every PostgreSQL that the configuration names.
+use super::load::{report_errors, report_warnings};
+use super::table::print;
+
+/// Creates or upgrades the schema of every PostgreSQL store of a configuration.
 pub fn migrate_all(path: Option<&Path>) -> ExitCode {
     let config = match Config::load(path) {
         Ok(config) => config,
-        Err(errors) => return super::refuse(&errors),
+        Err(errors) => return report_errors(&errors),
     };
-    super::warn(&config.warnings);
+    report_warnings(&config.warnings);
     let stores = config.stores.iter().filter_map(|store| match &store.engine {
         Engine::Postgres(remote) => Some((store.name.as_str(), &remote.settings)),
         Engine::Memory(_) | Engine::Redis(_) => None,
     });
     let stores: Vec<_> = stores.collect();
     if stores.is_empty() {
-        super::print("no store keeps its counters in PostgreSQL: nothing to do\n");
+        print("no store keeps its counters in PostgreSQL: nothing to do\n");
         return ExitCode::SUCCESS;
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -33,10 +36,10 @@ pub fn migrate_all(path: Option<&Path>) -> ExitCode {
     for (name, settings) in stores {
         match runtime.block_on(migrate(settings)) {
             Ok(done) => {
-                let done: Vec<String> = done.into_iter().map(said).collect();
-                super::print(&format!("stores.{name}: schema \"{}\": {}\n", settings.schema_name, done.join(", ")));
+                let done: Vec<String> = done.into_iter().map(describe).collect();
+                print(&format!("stores.{name}: schema \"{}\": {}\n", settings.schema_name, done.join(", ")));
             }
-            // The others may be fine.
+            // Continue with the other stores.
             Err(error) => {
                 eprintln!("tollgate: stores.{name}: {error}");
                 code = ExitCode::FAILURE;
@@ -46,7 +49,7 @@ pub fn migrate_all(path: Option<&Path>) -> ExitCode {
     code
 }
 
-fn said(done: Migrated) -> String {
+fn describe(done: Migrated) -> String {
     match done {
         Migrated::Created(version) => format!("created, version {version}"),
         Migrated::Upgraded(from, to) => format!("upgraded from version {from} to {to}"),

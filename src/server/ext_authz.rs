@@ -1,7 +1,7 @@
-//! What both doors of ext_authz share: the entries of a request, and the verdict on it.
+//! Shared by both ext_authz doors: the entries of a request, and the verdict on it.
 //!
-//! ext_authz has no descriptors, so one is made of the request: `remote_address`, `method`, `path` and `host`, and
-//! what the operator named. An entry that cannot be had is absent.
+//! ext_authz has no descriptors, so one is made from the request: `remote_address`, `method`, `path`, `host`, and the
+//! entries that the operator configured. An entry whose value is not in the request is absent.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -9,66 +9,67 @@ use std::net::IpAddr;
 use percent_encoding::percent_decode_str;
 
 use super::headers::{self, Header};
-use crate::decision::Decision;
+use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules;
 use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, RequestPart};
 
-/// A request that wants to pass, as a door was told of it.
+/// A request to authorize, as a door received it.
 pub(super) trait AuthzRequest {
-    /// Its method.
+    /// The method.
     fn method(&self) -> Option<Cow<'_, str>>;
 
-    /// Its path with its query.
+    /// The path and query.
     fn target(&self) -> Option<Cow<'_, str>>;
 
-    /// The host that it is for.
+    /// The host it is sent to.
     fn host(&self) -> Option<Cow<'_, str>>;
 
-    /// The headers of a name in lower case, one by one. Where Envoy joined them, that is one with commas.
+    /// The values of all headers with this lower-case name. Values that Envoy joined with commas are one value.
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>>;
 
-    /// The client's address, by what this door believes (semantics 34).
+    /// The client's address, from the headers that this door trusts (semantics 34).
     fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>>;
 
-    /// What the route says about itself.
+    /// A context extension of the route.
     fn context(&self, key: &str) -> Option<&str>;
 
-    /// What other filters said about the request.
+    /// A value of the request's dynamic metadata.
     fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>>;
 
-    /// Who the client's certificate says that it is.
+    /// The principal of the client's certificate.
     fn principal(&self) -> Option<&str>;
 }
 
-/// The question that a request asks.
-pub(super) fn question<'a>(asked: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
-    let target = asked.target();
+/// Makes the request that the rules decide: one descriptor with the entries of `authz_request`.
+pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
+    let target = authz_request.target();
     let path = target.clone().map(path);
     let always = [
-        ("remote_address", asked.remote_address(settings)),
-        ("method", asked.method()),
+        ("remote_address", authz_request.remote_address(settings)),
+        ("method", authz_request.method()),
         ("path", path),
-        ("host", asked.host().map(host)),
+        ("host", authz_request.host().map(host)),
     ];
-    let named = settings.entries.iter().map(|(key, source)| (key.as_str(), entry(asked, target.as_deref(), source)));
-    let entries = always.into_iter().chain(named);
+    let configured =
+        settings.entries.iter().map(|(key, source)| (key.as_str(), entry(authz_request, target.as_deref(), source)));
+    let entries = always.into_iter().chain(configured);
     let entries = entries.filter_map(|(key, value)| Some(Entry { key, value: value? })).collect();
     Request {
-        domain: asked.context("domain").unwrap_or(&settings.domain),
+        domain: authz_request.context("domain").unwrap_or(&settings.domain),
         descriptors: [Descriptor { entries, ..Descriptor::default() }].into_iter().collect(),
     }
 }
 
-fn entry<'a>(asked: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
+fn entry<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
     let value = match &source.from {
-        // A client that adds a second must not get a counter of its own by it.
-        RequestPart::Header(name) => asked.headers(name).next(),
-        RequestPart::Cookie(name) => cookie(asked, name),
+        // The first value: a client must not get its own counter by adding a second header.
+        RequestPart::Header(name) => request.headers(name).next(),
+        RequestPart::Cookie(name) => cookie(request, name),
         RequestPart::Query(name) => query(target?, name).map(Cow::Owned),
-        RequestPart::Context(key) => asked.context(key).map(Cow::Borrowed),
-        RequestPart::Metadata { namespace, path } => asked.metadata(namespace, path),
-        RequestPart::Principal => asked.principal().map(Cow::Borrowed),
+        RequestPart::Context(key) => request.context(key).map(Cow::Borrowed),
+        RequestPart::Metadata { namespace, path } => request.metadata(namespace, path),
+        RequestPart::Principal => request.principal().map(Cow::Borrowed),
     };
     value.or_else(|| source.default.as_deref().map(Cow::Borrowed))
 }
@@ -80,7 +81,7 @@ fn path(target: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// A host in its one spelling: lower case, without a port and without the dot of the root.
+/// The canonical host: lower case, without port and trailing dot.
 fn host(host: Cow<'_, str>) -> Cow<'_, str> {
     let name = match host.rsplit_once(':') {
         // The colons of an IPv6 address are inside brackets.
@@ -94,16 +95,16 @@ fn host(host: Cow<'_, str>) -> Cow<'_, str> {
     Cow::Owned(name.to_ascii_lowercase())
 }
 
-/// The first cookie of a name. Nothing but a semicolon parts cookies (RFC 6265, section 5.4): who could part them by
-/// another character would have a way to put one before the real one.
-fn cookie<'a>(asked: &'a impl AuthzRequest, name: &str) -> Option<Cow<'a, str>> {
-    asked.headers("cookie").find_map(|cookies| {
+/// The first cookie with this name. Only a semicolon separates cookies (RFC 6265, section 5.4): with any other separator
+/// a client could put a forged cookie before the real one.
+fn cookie<'a>(request: &'a impl AuthzRequest, name: &str) -> Option<Cow<'a, str>> {
+    request.headers("cookie").find_map(|cookies| {
         let pairs = cookies.split(';').filter_map(|pair| pair.trim_matches(' ').split_once('='));
         pairs.filter(|(key, _)| *key == name).map(|(_, value)| Cow::Owned(value.trim_matches('"').to_owned())).next()
     })
 }
 
-/// The first parameter of a name.
+/// The first query parameter with this name.
 fn query(target: &str, name: &str) -> Option<String> {
     let (_, query) = target.split_once('?')?;
     let query = query.split_once('#').map_or(query, |(query, _)| query);
@@ -112,7 +113,7 @@ fn query(target: &str, name: &str) -> Option<String> {
     pairs.filter(|(key, _)| decode(key) == name).map(|(_, value)| decode(value)).next()
 }
 
-/// The values of one header that is a list, joined by commas.
+/// Joins the values of a list header with commas.
 pub(super) fn joined<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Option<Cow<'a, str>> {
     let mut joined = values.next()?;
     for value in values {
@@ -123,12 +124,12 @@ pub(super) fn joined<'a>(mut values: impl Iterator<Item = Cow<'a, str>>) -> Opti
     Some(joined)
 }
 
-/// A value that is one address and nothing else. A header that came twice is joined, and so is none.
+/// Returns the value if it is a single IP address. A header that was sent twice is joined, and therefore rejected.
 pub(super) fn one_address(value: Cow<'_, str>) -> Option<Cow<'_, str>> {
     value.parse::<IpAddr>().is_ok().then_some(value)
 }
 
-/// The address that was written by the outermost of the proxies we trust: so many entries from the right.
+/// The address written by the outermost trusted proxy: `trusted_hops` entries from the right.
 pub(super) fn forwarded_for(header: &str, trusted_hops: usize) -> Option<&str> {
     let from_the_right = trusted_hops.checked_sub(1)?;
     let address = header.rsplit(',').nth(from_the_right)?.trim();
@@ -136,7 +137,7 @@ pub(super) fn forwarded_for(header: &str, trusted_hops: usize) -> Option<&str> {
     (!address.is_empty()).then_some(address)
 }
 
-/// Some proxies write the port as well: `192.0.2.7:4711`, `[2001:db8::7]:4711`.
+/// Removes the port that some proxies add: `192.0.2.7:4711`, `[2001:db8::7]:4711`.
 fn without_port(address: &str) -> &str {
     if let Some((address, _)) = address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         return address;
@@ -147,28 +148,28 @@ fn without_port(address: &str) -> &str {
     }
 }
 
-/// What a door answers.
+/// The answer of an ext_authz door.
 pub(super) struct Verdict {
-    /// The status of a refusal; none lets the request pass.
-    pub(super) refused: Option<u16>,
-    /// What to tell the client.
+    /// The HTTP status of a refusal. None allows the request.
+    pub(super) refusal_status: Option<u16>,
+    /// The headers for the client.
     pub(super) headers: Vec<Header>,
     /// The body of a refusal.
     pub(super) body: String,
 }
 
 impl Verdict {
-    /// The verdict that a decision means.
-    pub(super) fn of(decision: &Decision, families: HeaderFamilies) -> Self {
-        let mut headers = headers::of(decision, families);
-        let Some(refusal) = decision.refusal() else {
-            return Self { refused: None, headers, body: String::new() };
+    /// The verdict of a decision, with its refusal.
+    pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: HeaderFamilies) -> Self {
+        let mut headers = headers::of(decision, refusal, families);
+        let Some(refusal) = refusal else {
+            return Self { refusal_status: None, headers, body: String::new() };
         };
-        let body = headers::body(&refusal, families).map(|(body, media_type)| {
+        let body = headers::body(refusal, families).map(|(body, media_type)| {
             headers.push(("content-type", media_type));
             body
         });
-        Self { refused: Some(headers::status(&refusal)), headers, body: body.unwrap_or_default() }
+        Self { refusal_status: Some(headers::status(refusal)), headers, body: body.unwrap_or_default() }
     }
 }
 
@@ -176,7 +177,7 @@ impl Verdict {
 mod tests {
     use super::*;
 
-    /// Weaknesses R11, D6: the leftmost address is believed, which is whatever the client says.
+    /// The client chooses the leftmost address, so it must never be trusted.
     #[test]
     fn semantics_34_the_client_is_counted_from_the_right_and_never_the_leftmost() {
         let header = "6.6.6.6, 192.0.2.7 ,10.0.0.1";

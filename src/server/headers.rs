@@ -1,4 +1,4 @@
-//! What an answer tells the client: how much is left, until when, and why not.
+//! Headers and bodies of answers: what remains, until when, and why a request is refused.
 //!
 //! ```text
 //!   X-RateLimit-Limit: 30                          RateLimit-Policy: "login_ip";q=30;w=60
@@ -6,9 +6,9 @@
 //!   X-RateLimit-Reset: 12                          Retry-After: 12
 //! ```
 //!
-//! The left ones are custom; the right ones are draft-ietf-httpapi-ratelimit-headers-11 and RFC 9110. All speak of
-//! the check that decides: the refusing one with the longest wait, or else the one with the least left. Times are
-//! seconds from now, rounded up, so that who waits as long as told is not refused again.
+//! The left column is custom; the right column is draft-ietf-httpapi-ratelimit-headers-11 and RFC 9110. All describe the
+//! deciding check: the refusing check with the longest wait, else the check with the lowest remaining. Times are seconds
+//! from now, rounded up, so a client that waits that long is not refused again for being early.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -22,8 +22,8 @@ use crate::settings::HeaderFamilies;
 /// A header: its name in lower case, and a value that [`clean`] accepts.
 pub(super) type Header = (&'static str, String);
 
-/// The headers of a decision, by the families that are switched on.
-pub(super) fn of(decision: &Decision, families: HeaderFamilies) -> Vec<Header> {
+/// The headers of a decision and its refusal, of the enabled families.
+pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: HeaderFamilies) -> Vec<Header> {
     let mut headers = Vec::new();
     if (families.x_ratelimit || families.ietf)
         && let Some(deciding) = decision.tightest()
@@ -39,14 +39,14 @@ pub(super) fn of(decision: &Decision, families: HeaderFamilies) -> Vec<Header> {
         }
     }
     if families.retry_after
-        && let Some(wait) = decision.refusal().and_then(|refusal| refusal.retry_after)
+        && let Some(wait) = refusal.and_then(|refusal| refusal.retry_after)
     {
         headers.push(("retry-after", seconds(wait).max(1).to_string()));
     }
     headers
 }
 
-/// The time that a status tells: until the same check would pass, or else until nothing is counted (semantics 17).
+/// The reset time of a status: until the check would pass, else until the counter is empty (semantics 17).
 pub(super) fn until(counted: &CheckStatus<'_>) -> Duration {
     counted.retry_after.unwrap_or(counted.reset)
 }
@@ -56,15 +56,15 @@ pub(super) fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// Every limiter that counted, each once: a limiter with two keys is one policy.
+/// One policy for each limiter that counted the request. A limiter with two keys is one policy.
 fn policies(decision: &Decision) -> String {
     let mut text = String::new();
-    let mut told: Vec<&str> = Vec::new();
+    let mut listed: Vec<&str> = Vec::new();
     for counted in decision.checks() {
-        if told.contains(&counted.limiter) {
+        if listed.contains(&counted.limiter) {
             continue;
         }
-        told.push(counted.limiter);
+        listed.push(counted.limiter);
         if !text.is_empty() {
             text.push_str(", ");
         }
@@ -84,7 +84,7 @@ fn service_limit(counted: &CheckStatus<'_>) -> String {
     text
 }
 
-/// A string of structured fields (RFC 9651, section 3.3.3).
+/// Appends a string of structured fields (RFC 9651, section 3.3.3).
 fn quote(into: &mut String, text: &str) {
     into.push('"');
     for character in clean(text).chars() {
@@ -96,10 +96,10 @@ fn quote(into: &mut String, text: &str) {
     into.push('"');
 }
 
-/// A text as the value of a header: everything but visible ASCII and inner spaces becomes `?`.
+/// A text as the value of a header: all characters but visible ASCII and inner spaces become `?`.
 ///
-/// Envoy writes some of our headers to the client as they are, so a line break would be a second header. Every text
-/// that we emit and did not make from numbers goes through here.
+/// Envoy copies some headers of an answer to the client unchanged, so a line break would add a second header. Every
+/// header value that is not made from numbers goes through here.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     let text = text.trim_matches(' ');
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -108,7 +108,7 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(|character| if matches!(character, ' '..='~') { character } else { '?' }).collect())
 }
 
-/// The body of a refusal and its media type: what its rule says, or else a problem (RFC 9457) where switched on.
+/// The body of a refusal and its media type: the body of its rule, else a problem (RFC 9457) if enabled.
 pub(super) fn body(refusal: &Refusal<'_>, families: HeaderFamilies) -> Option<(String, String)> {
     if let Some(text) = refusal.text
         && let Some(body) = &text.body
@@ -119,10 +119,10 @@ pub(super) fn body(refusal: &Refusal<'_>, families: HeaderFamilies) -> Option<(S
     families.problem_json.then(|| (problem(refusal), "application/problem+json".to_owned()))
 }
 
-/// The HTTP status of a refusal: what its rule says, or else what its reason means.
+/// The HTTP status of a refusal: the status of its rule, else the one for its reason.
 pub(super) fn status(refusal: &Refusal<'_>) -> u16 {
     let chosen = refusal.text.and_then(|text| text.status);
-    // Gateways take 2xx for a yes.
+    // Gateways allow the request on 2xx.
     if let Some(status) = chosen.filter(|status| (300..=599).contains(status)) {
         return status;
     }
@@ -137,34 +137,34 @@ fn problem(refusal: &Refusal<'_>) -> String {
     let status = status(refusal);
     let title = ::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut problem = Map::new();
-    let mut tell = |name: &str, value: Value| problem.insert(name.to_owned(), value);
-    // "about:blank" says that the problem is what the status says.
-    tell("type", json!("about:blank"));
-    tell("title", json!(title.unwrap_or("Refused")));
-    tell("status", json!(status));
-    tell("detail", json!(detail(refusal)));
+    let mut set = |name: &str, value: Value| problem.insert(name.to_owned(), value);
+    // "about:blank": the problem has no meaning beyond its status.
+    set("type", json!("about:blank"));
+    set("title", json!(title.unwrap_or("Refused")));
+    set("status", json!(status));
+    set("detail", json!(detail(refusal)));
     for (name, value) in [("rule", refusal.rule), ("limiter", refusal.limiter)] {
         if let Some(value) = value {
-            tell(name, json!(value));
+            set(name, json!(value));
         }
     }
     if let Some(wait) = refusal.retry_after {
-        tell("retry_after", json!(seconds(wait).max(1)));
+        set("retry_after", json!(seconds(wait).max(1)));
     }
     Value::Object(problem).to_string()
 }
 
-/// Why, in the client's words.
+/// The reason, for the client.
 fn detail(refusal: &Refusal<'_>) -> &'static str {
     match (refusal.reason, refusal.retry_after) {
-        (Reason::Limit, Some(_)) => "this limit is used up; try again later",
-        (Reason::Limit, None) => "this request asks for more than the limit can ever allow",
+        (Reason::Limit, Some(_)) => "limit exceeded; try again later",
+        (Reason::Limit, None) => "this request asks for more than the limit ever allows; do not retry",
         (Reason::Denied, _) => "this request is not allowed",
         (Reason::Unmatched, _) => "no rule allows this request",
-        (Reason::MissingKey, _) => "this request does not say what it has to be counted by",
-        (Reason::NoLimiter, _) => "there is no limit for this kind of client",
-        (Reason::StoreError, _) => "the limit cannot be told at the moment; try again later",
-        (Reason::TooLarge, _) => "this request is too large to be judged",
+        (Reason::MissingKey, _) => "this request lacks a value that its limit needs",
+        (Reason::NoLimiter, _) => "no limit is configured for this kind of client",
+        (Reason::StoreError, _) => "rate limiting is temporarily unavailable; try again later",
+        (Reason::TooLarge, _) => "this request is too large to be checked",
     }
 }
 

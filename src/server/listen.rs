@@ -1,4 +1,4 @@
-//! Where a door listens: a TCP address or a Unix socket.
+//! Listeners of doors: a TCP address or a Unix socket.
 
 use std::fmt;
 use std::io;
@@ -13,64 +13,66 @@ use tokio_util::either::Either;
 
 use crate::settings::Listen;
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// The most connections that wait to be accepted.
+const LISTEN_BACKLOG: u32 = 1024;
 
-/// The kernel finds out that a silent peer is gone. Pings of HTTP/2 would too, but hyper then reads the clock and
+/// Lets the kernel find silent peers that are gone. HTTP/2 pings could too, but with them hyper reads the clock and
 /// takes a lock for every frame.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
 
-/// What a client connected through.
-pub(super) type Stream = Either<TcpStream, UnixStream>;
+/// The stream of a client's connection.
+pub(super) type ClientStream = Either<TcpStream, UnixStream>;
 
 /// Why a door cannot be opened: one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody else listens there.
+    /// Another process listens there.
     #[error("cannot listen on {0}: the address is in use; stop what listens there or choose another address")]
     InUse(Listen),
-    /// A file that is no socket has the path of a Unix socket. It is left alone.
-    #[error("cannot listen on {0}: a file that is no socket has this path; move it or choose another path")]
-    NoSocket(Listen),
-    /// Anything else the operating system says.
+    /// The path of a Unix socket belongs to a file that is not a socket. The file stays.
+    #[error(
+        "cannot listen on {0}: the path belongs to a file that is not a socket; move the file or choose another path"
+    )]
+    NotASocket(Listen),
+    /// Any other error of the operating system.
     #[error("cannot listen on {0}: {1}")]
     Io(Listen, io::Error),
 }
 
-/// The address that a listener really has: the free port that was found for port 0.
+/// The address a listener is bound to. A configured port 0 has become a real port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub enum BoundAddress {
     /// A TCP address.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
 }
 
-impl Bound {
-    /// The TCP address, where it is one.
+impl BoundAddress {
+    /// The address, if it is a TCP address.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
-            Bound::Tcp(address) => Some(*address),
-            Bound::Unix(_) => None,
+            BoundAddress::Tcp(address) => Some(*address),
+            BoundAddress::Unix(_) => None,
         }
     }
 }
 
-impl fmt::Display for Bound {
+impl fmt::Display for BoundAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Bound::Tcp(address) => address.fmt(f),
-            Bound::Unix(path) => write!(f, "unix:{}", path.display()),
+            BoundAddress::Tcp(address) => address.fmt(f),
+            BoundAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-/// An open door. A Unix socket is removed when it closes.
+/// A bound listener. Dropping it removes its Unix socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
-    bound: Bound,
+    bound: BoundAddress,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,7 @@ enum Socket {
 }
 
 impl Listener {
-    /// Opens it. A Unix socket that a dead process left behind is replaced.
+    /// Binds an address. A Unix socket that a dead process left behind is replaced.
     pub async fn bind(listen: &Listen) -> Result<Self, ListenError> {
         let bound = match listen {
             Listen::Tcp(address) => bind_tcp(*address),
@@ -92,20 +94,20 @@ impl Listener {
         })
     }
 
-    /// Its address.
-    pub fn bound(&self) -> &Bound {
+    /// The address it is bound to.
+    pub fn bound(&self) -> &BoundAddress {
         &self.bound
     }
 
-    pub(super) async fn accept(&self) -> io::Result<(Stream, Bound)> {
+    pub(super) async fn accept(&self) -> io::Result<(ClientStream, BoundAddress)> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Answers are small and awaited: they must not wait for more to send. Neither can fail but on a
-                // connection that has gone already, and that will be seen.
+                // Answers are small and must not wait for more data to send. Both options fail only on a connection that
+                // is closed already, which the next read finds.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                Ok((Either::Left(stream), Bound::Tcp(peer)))
+                Ok((Either::Left(stream), BoundAddress::Tcp(peer)))
             }
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -117,8 +119,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Bound::Unix(path) = &self.bound {
-            // Nothing is lost when it stays: whoever listens here next replaces it.
+        if let BoundAddress::Unix(path) = &self.bound {
+            // A socket that stays does no harm: the next listener replaces it.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -126,24 +128,24 @@ impl Drop for Listener {
 
 fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart must not wait for connections of the last run to be forgotten.
+    // A restart must not wait for old connections in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    let bound = Bound::Tcp(listener.local_addr()?);
+    let listener = socket.listen(LISTEN_BACKLOG)?;
+    let bound = BoundAddress::Tcp(listener.local_addr()?);
     Ok(Listener { socket: Socket::Tcp(listener), bound })
 }
 
 async fn bind_unix(listen: &Listen, path: &Path) -> Result<io::Result<Listener>, ListenError> {
     if let Ok(file) = std::fs::symlink_metadata(path) {
         if !file.file_type().is_socket() {
-            return Err(ListenError::NoSocket(listen.clone()));
+            return Err(ListenError::NotASocket(listen.clone()));
         }
         if UnixStream::connect(path).await.is_ok() {
             return Err(ListenError::InUse(listen.clone()));
         }
         std::fs::remove_file(path).map_err(|error| ListenError::Io(listen.clone(), error))?;
     }
-    let bound = Bound::Unix(path.to_owned());
+    let bound = BoundAddress::Unix(path.to_owned());
     Ok(UnixListener::bind(path).map(|listener| Listener { socket: Socket::Unix(listener), bound }))
 }

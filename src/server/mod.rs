@@ -1,22 +1,20 @@
-//! The doors: what gateways ask, turned into a [`Request`](crate::descriptor::Request), and the
-//! [`Decision`](crate::decision::Decision) turned into what they understand.
+//! The doors: they read what gateways ask into a [`Request`](crate::descriptor::Request), and write the
+//! [`Decision`](crate::decision::Decision) in the gateway's protocol.
 //!
 //! ```text
 //!   listen.rs     an address            -> connections
-//!   connection.rs a connection          -> requests, until it is told to stop
-//!   bounds.rs     what clients may take of all that, and how often they wanted more
+//!   connection/   a connection          -> requests, until it is closed
+//!   head.rs       the head of a request against the bounds on it
 //!   grpc/         RLS, ext_authz, health, reflection
-//!   http/         ext_authz over plain HTTP, in three flavours, and /healthcheck
-//!   service.rs       what all doors decide by: one version of rules and settings, and who watches
-//!   health.rs     whether requests should be sent here
-//!   admin/        metrics, health, and what operators ask
-//!   authz.rs      what both ext_authz doors share: entries of a request, the verdict on it
-//!   headers.rs    what an answer tells the client
-//!   panics.rs     a request that panics ends alone
+//!   http/         ext_authz over plain HTTP for Envoy, nginx, Caddy and Traefik, and /healthcheck
+//!   admin/        metrics, health, and the questions of operators
+//!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it
+//!   headers.rs    headers and bodies of answers
+//!   panics.rs     a panic ends one request and nothing else
 //! ```
 //!
-//! Nothing past a door knows protobuf or HTTP, and no door decides anything. What cannot be read is refused in the
-//! door's own words, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
+//! Protobuf and HTTP stay in this room, and no door decides anything. A request that cannot be read is refused in the
+//! door's own protocol, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
 
 pub mod admin;
 mod connection;
@@ -30,5 +28,5 @@ mod panics;
 
 pub use self::admin::Admin;
 pub use self::http::Http;
-pub use self::listen::{Bound, ListenError, Listener};
+pub use self::listen::{BoundAddress, ListenError, Listener};
 pub use self::panics::log_panics;

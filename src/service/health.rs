@@ -1,39 +1,40 @@
-//! Whether this process serves: one truth for `/livez`, `/readyz`, `/healthcheck` and gRPC health.
+//! Readiness of this process, shared by `/readyz`, `/healthcheck` and gRPC health.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+/// Waits for a required store.
 const WAITING: u8 = 0;
 const SERVING: u8 = 1;
-const LEAVING: u8 = 2;
+const STOPPING: u8 = 2;
 
-/// Says whether requests should be sent here. A process that is about to stop, or waits for a store, still answers those
-/// that are.
+/// Whether gateways should send requests here. A process that is stopping or waits for a store still answers those that
+/// arrive.
 #[derive(Debug)]
 pub struct Health(AtomicU8);
 
 impl Health {
-    /// It serves.
+    /// A process that serves.
     pub fn serving() -> Self {
         Self(AtomicU8::new(SERVING))
     }
 
-    /// Whether requests should be sent here.
+    /// Whether gateways should send requests here.
     pub fn ready(&self) -> bool {
         self.0.load(Ordering::Relaxed) == SERVING
     }
 
-    /// It waits for a store that is required.
-    pub(crate) fn wait(&self) {
+    /// Not ready until [`Health::set_serving`]: a required store has not answered yet.
+    pub(crate) fn set_waiting(&self) {
         self.0.store(WAITING, Ordering::Relaxed);
     }
 
-    /// What it waited for is there. Says whether it serves now: it may be about to stop already.
-    pub(crate) fn serve(&self) -> bool {
+    /// Ready, after waiting. Returns whether the process serves now; it may be stopping already.
+    pub(crate) fn set_serving(&self) -> bool {
         self.0.compare_exchange(WAITING, SERVING, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// It is about to stop.
-    pub(crate) fn leave(&self) {
-        self.0.store(LEAVING, Ordering::Relaxed);
+    /// Not ready: the process is stopping.
+    pub(crate) fn set_stopping(&self) {
+        self.0.store(STOPPING, Ordering::Relaxed);
     }
 }

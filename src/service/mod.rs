@@ -1,7 +1,7 @@
-//! What all doors decide by: one version of rules, stores and settings in use, a clock, and telemetry.
+//! The service behind all doors: the version in use of rules, stores and settings, a clock, and telemetry.
 //!
 //! ```text
-//!   server: rls, authz, http -> Service::current -> InUse::decide -> Version::decide -> Telemetry::decided
+//!   server: rls, authz, http -> Service::current -> CurrentGuard::decide -> Version::decide -> Telemetry::record_decision
 //!                                     |
 //!                                     '- Current { version, settings, handles }   replaced as a whole
 //! ```
@@ -25,36 +25,36 @@ use crate::lease::LeaseIds;
 use crate::limiter::LeaseStatus;
 use crate::plan::LeaseAction;
 use crate::settings::Settings;
-use crate::telemetry::{Door, DoorMetrics, Handles, Reload, Telemetry};
+use crate::telemetry::{Door, DoorMetrics, Handles, ReloadStatus, Telemetry};
 
-/// What doors decide by.
+/// Decides the requests of all doors.
 pub struct Service {
     current: ArcSwap<Current>,
     clock: Arc<dyn Clock>,
     leases: LeaseIds,
     telemetry: Telemetry,
     health: Health,
-    reloads: Mutex<Reload>,
+    reloads: Mutex<ReloadStatus>,
     doors: Arc<DoorMetrics>,
 }
 
-/// One version of everything that decides a request and words its answer.
+/// One version of everything that decides a request and shapes its answer.
 #[derive(Debug)]
 pub struct Current {
     /// Rules and stores.
     pub version: Arc<Version>,
-    /// How requests are read and answers are worded.
+    /// How requests are read and answers are written.
     pub settings: Settings,
     handles: Handles,
 }
 
-/// The version in use, held for one request.
-pub struct InUse<'a> {
+/// The version in use, for one request.
+pub struct CurrentGuard<'a> {
     service: &'a Service,
     current: Guard<Arc<Current>>,
 }
 
-impl Deref for InUse<'_> {
+impl Deref for CurrentGuard<'_> {
     type Target = Current;
 
     fn deref(&self) -> &Current {
@@ -62,15 +62,15 @@ impl Deref for InUse<'_> {
     }
 }
 
-impl InUse<'_> {
-    /// Decides a request that was read by this version, and counts it.
+impl CurrentGuard<'_> {
+    /// Decides a request and records the decision. The request must have been read by the settings of this version.
     pub async fn decide(&self, door: Door, request: &Request<'_>) -> Decision {
         let Service { clock, leases, telemetry, doors, .. } = self.service;
         let (now, began) = (clock.now(), Instant::now());
         let decision = self.version.decide(request, now, leases.next_id()).await;
-        // A clock of its own: the clock of the limits may be stepped, and has no unit below a microsecond.
+        // Not from `clock`: it may be stepped, and counts whole microseconds.
         let took = began.elapsed();
-        telemetry.decided(&self.handles, door, &decision, now, took);
+        telemetry.record_decision(&self.handles, door, &decision, now, took);
         if let Some(bound) = decision.exceeded_bound() {
             doors.exceeded.count(bound);
         }
@@ -78,20 +78,20 @@ impl InUse<'_> {
     }
 }
 
-impl fmt::Debug for InUse<'_> {
+impl fmt::Debug for CurrentGuard<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.current.fmt(f)
     }
 }
 
 impl Service {
-    /// A service that decides by this version.
+    /// A service with this first version.
     pub fn new(version: Version, settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let telemetry = Telemetry::new(settings.log.refusals_per_second);
         let handles = telemetry.prepare(&version.rules);
-        watch(&telemetry, &version);
+        watch_stores(&telemetry, &version);
         let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
-        let first = Reload { version: 1, last_taken: true, loaded_at: unix_seconds(), ..Reload::default() };
+        let first = ReloadStatus { version: 1, last_taken: true, loaded_at: unix_seconds(), ..ReloadStatus::default() };
         Self {
             current,
             clock,
@@ -103,14 +103,14 @@ impl Service {
         }
     }
 
-    /// Takes another version as a whole. Requests in flight finish by the one they began with.
+    /// Replaces the version in use as a whole. Requests in flight finish by the version they began with.
     pub fn replace(&self, version: Version, settings: Settings) {
         let handles = self.telemetry.prepare(&version.rules);
-        watch(&self.telemetry, &version);
-        self.telemetry.refusals.limit(settings.log.refusals_per_second);
+        watch_stores(&self.telemetry, &version);
+        self.telemetry.refusals.set_limit(settings.log.refusals_per_second);
         self.current.store(Arc::new(Current { version: Arc::new(version), settings, handles }));
         let mut reloads = self.reloads.lock();
-        *reloads = Reload {
+        *reloads = ReloadStatus {
             version: reloads.version + 1,
             taken: reloads.taken + 1,
             last_taken: true,
@@ -119,26 +119,26 @@ impl Service {
         };
     }
 
-    /// Records that a configuration was read and rejected: the one in use stays.
+    /// Records that a configuration was rejected. The version in use stays.
     pub fn record_failed_reload(&self) {
         let mut reloads = self.reloads.lock();
         reloads.refused += 1;
         reloads.last_taken = false;
     }
 
-    /// Records that the configuration that was read last is the one in use.
+    /// Records that the configuration read last is the one in use.
     pub fn record_unchanged_reload(&self) {
         self.reloads.lock().last_taken = true;
     }
 
-    /// Counts and times of the configurations that were read.
-    pub fn reloads(&self) -> Reload {
+    /// Counts and times of configuration reloads.
+    pub fn reloads(&self) -> ReloadStatus {
         *self.reloads.lock()
     }
 
     /// The version in use, for one request.
-    pub fn current(&self) -> InUse<'_> {
-        InUse { service: self, current: self.current.load() }
+    pub fn current(&self) -> CurrentGuard<'_> {
+        CurrentGuard { service: self, current: self.current.load() }
     }
 
     /// Releases every slot of a lease by the version in use; see [`Version::change_lease`].
@@ -147,33 +147,33 @@ impl Service {
         version.change_lease(lease, LeaseAction::Release, self.now()).await
     }
 
-    /// The moment that limits are decided at.
+    /// The time by which limits are decided.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Metrics, the log of refusals and the most refused.
+    /// Metrics, the log of refusals, and the rules and counters that refused most.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
-    /// Whether requests should be sent here.
+    /// The readiness of this process.
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// What clients take of the doors, and what was turned away.
+    /// Counters of the doors.
     pub fn doors(&self) -> &Arc<DoorMetrics> {
         &self.doors
     }
 }
 
-/// Lets the metrics count what shared stores are asked.
-fn watch(telemetry: &Telemetry, version: &Version) {
+/// Connects shared stores to their metrics.
+fn watch_stores(telemetry: &Telemetry, version: &Version) {
     version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 
-/// The wall clock, for people. Nothing is decided by it.
+/// Wall-clock time, to display only. No decision depends on it.
 fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

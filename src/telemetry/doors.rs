@@ -1,36 +1,36 @@
-//! What clients take of the doors, and what was turned away: counts that the doors keep.
+//! Counters that the doors keep: connections, requests in flight, and exceeded bounds.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::settings::Bound;
-use crate::telemetry::DoorFact;
+use crate::telemetry::MetricFamily;
 
-/// How often each bound was met.
+/// How often each bound was exceeded.
 #[derive(Debug, Default)]
 pub struct Exceeded([AtomicU64; Bound::ALL.len()]);
 
 impl Exceeded {
-    /// Counts one more.
+    /// Counts one more excess of a bound.
     pub fn count(&self, bound: Bound) {
         self.0[bound as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All of them, also those that nobody met.
+    /// The counts of all bounds, zeros included.
     pub fn counts(&self) -> impl Iterator<Item = (Bound, u64)> + '_ {
         Bound::ALL.into_iter().map(|bound| (bound, self.0[bound as usize].load(Ordering::Relaxed)))
     }
 }
 
-/// What clients take at the moment, and what was turned away since the start: one for all doors of a process.
+/// Resources that clients use now, and requests rejected since the start. Shared by all doors of a process.
 #[derive(Debug, Default)]
 pub struct DoorMetrics {
-    /// How often each bound was met.
+    /// How often each bound was exceeded.
     pub exceeded: Exceeded,
     /// Requests that panicked.
     pub panics: AtomicU64,
-    /// Requests under way.
+    /// Requests in flight.
     pub in_flight: AtomicU64,
-    /// Bytes kept of requests that have begun and not ended.
+    /// Memory held for unfinished requests, in bytes.
     pub unfinished_bytes: AtomicUsize,
     /// Open connections of the gRPC door.
     pub grpc_connections: AtomicU64,
@@ -41,10 +41,10 @@ pub struct DoorMetrics {
 }
 
 impl DoorMetrics {
-    /// The same for the metrics.
-    pub fn facts(&self) -> Vec<DoorFact> {
+    /// These counters as metrics.
+    pub fn families(&self) -> Vec<MetricFamily> {
         let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let fact = |name, text, label, counts, gauge| DoorFact { name, text, label, counts, gauge };
+        let family = |name, help, label, counts, gauge| MetricFamily { name, help, label, counts, gauge };
         let exceeded = self.exceeded.counts().map(|(bound, count)| (bound.name(), count)).collect();
         let open = [
             ("grpc", now(&self.grpc_connections)),
@@ -54,11 +54,11 @@ impl DoorMetrics {
         let one = |count| vec![("", count)];
         let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
         vec![
-            fact(EXCEEDED, "Times that a client exceeded a bound of server.bounds.", Some("bound"), exceeded, false),
-            fact(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
-            fact(CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
-            fact(UNDER_WAY, "Requests in flight.", None, one(now(&self.in_flight)), true),
-            fact(UNFINISHED, "Memory held for unfinished requests.", None, one(unfinished), true),
+            family(EXCEEDED, "Times that a client exceeded a bound of server.bounds.", Some("bound"), exceeded, false),
+            family(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
+            family(CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
+            family(IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
+            family(UNFINISHED, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }
 }
@@ -66,7 +66,7 @@ impl DoorMetrics {
 const EXCEEDED: &str = "tollgate_bounds_exceeded_total";
 const PANICS: &str = "tollgate_panics_total";
 const CONNECTIONS: &str = "tollgate_connections";
-const UNDER_WAY: &str = "tollgate_requests_under_way";
+const IN_FLIGHT: &str = "tollgate_requests_under_way";
 const UNFINISHED: &str = "tollgate_unfinished_bytes";
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Prometheus metrics.
 //!
-//! Handles are prepared when rules are built: counting a request looks nothing up and allocates nothing. Labels are
-//! bounded by the configuration, never by traffic. Names and units follow Prometheus practice.
+//! Handles are prepared with the rules, so counting a request needs no lookup and no allocation. The configuration bounds
+//! the labels; traffic does not. Names and units follow Prometheus practice.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ const EXPIRED: &str = "tollgate_leases_expired_total";
 const HELD: &str = "tollgate_leases_held";
 const KEYS: &str = "tollgate_store_keys";
 const BYTES: &str = "tollgate_store_bytes";
-const MOST_BYTES: &str = "tollgate_store_max_bytes";
+const MAX_BYTES: &str = "tollgate_store_max_bytes";
 const EVICTIONS: &str = "tollgate_store_evictions_total";
 const CALLS: &str = "tollgate_store_call_duration_seconds";
 const BATCH: &str = "tollgate_store_call_plans";
@@ -44,96 +44,104 @@ const VERSION: &str = "tollgate_config_version";
 const READY: &str = "tollgate_ready";
 const BUILD: &str = "tollgate_build_info";
 
-/// From a few microseconds, which is what a decision in memory takes, past the deadline of a shared store.
+/// Buckets in seconds: from a decision in memory (a few microseconds) to past the timeout of a shared store.
 const DURATION_BUCKETS: [f64; 14] =
     [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2];
 
-/// Plans in a call: powers of two, up to the largest batch by default.
+/// Buckets of plans in a call: powers of two up to the default batch limit.
 const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
-/// The most rules that have labels of their own. Those after them are counted together, as [`OTHERS`]: a process with a
-/// hundred thousand rules would have a million series.
-const MOST_RULES: usize = 2_000;
+/// The most rules with their own labels. Further rules are counted together as [`OTHER_RULES`]: a hundred thousand rules
+/// would make a million series.
+const MAX_LABELLED_RULES: usize = 2_000;
 
-/// The label of all rules past [`MOST_RULES`], and of their limiters.
-const OTHERS: &str = "(others)";
+/// The label of the rules past [`MAX_LABELLED_RULES`], and of their limiters.
+const OTHER_RULES: &str = "(others)";
 
-/// Every metric, whether it is a counter, a gauge or a histogram, and its help text.
-const DESCRIPTIONS: [(&str, Kind, &str); 28] = [
-    (DECISIONS, Kind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
+/// Every metric with its kind and help text.
+const DESCRIPTIONS: [(&str, MetricKind, &str); 28] = [
+    (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
-        Kind::Counter,
+        MetricKind::Counter,
         "Checks by rule and limiter: passed, refused, or failed because the store could not answer. Shadow checks are counted apart.",
     ),
-    (SKIPPED, Kind::Counter, "Checks skipped because the request has no value for an entry of their key."),
-    (OVERRIDES, Kind::Counter, "Limits sent with a request (overrides) that were ignored because they are invalid."),
+    (SKIPPED, MetricKind::Counter, "Checks skipped because the request has no value for an entry of their key."),
+    (
+        OVERRIDES,
+        MetricKind::Counter,
+        "Limits sent with a request (overrides) that were ignored because they are invalid.",
+    ),
     (
         SHADOW_REFUSALS,
-        Kind::Counter,
+        MetricKind::Counter,
         "Refusals that shadow mode did not enforce and that no check counts, such as deny rules, unmatched descriptors and missing entries.",
     ),
-    (DURATION, Kind::Histogram, "Time to decide a request, including the answer of its store."),
+    (DURATION, MetricKind::Histogram, "Time to decide a request, including the answer of its store."),
     (
         REQUESTS,
-        Kind::Counter,
+        MetricKind::Counter,
         "Requests by door and result: allowed, refused, unreadable (invalid or past a bound, and refused), or failed (an internal error).",
     ),
     (
         RELEASED,
-        Kind::Counter,
+        MetricKind::Counter,
         "Leases released: in time, late (expired but not yet cleared), or unknown (cleared or released before).",
     ),
-    (ACQUIRED, Kind::Counter, "Leases handed out."),
+    (ACQUIRED, MetricKind::Counter, "Leases handed out."),
     (
         EXPIRED,
-        Kind::Counter,
+        MetricKind::Counter,
         "Leases that a memory store cleared after they expired, because nobody had released them.",
     ),
-    (HELD, Kind::Gauge, "Slots held by leases in a memory store, including expired leases that are not yet cleared."),
-    (KEYS, Kind::Gauge, "Counters in a memory store."),
-    (BYTES, Kind::Gauge, "Memory used by the counters of a memory store."),
-    (MOST_BYTES, Kind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),
-    (EVICTIONS, Kind::Counter, "Counters evicted to make room in a full memory store."),
-    (CALLS, Kind::Histogram, "Time from a call to a shared store to its answer."),
-    (BATCH, Kind::Histogram, "Requests batched into one call to a shared store."),
+    (
+        HELD,
+        MetricKind::Gauge,
+        "Slots held by leases in a memory store, including expired leases that are not yet cleared.",
+    ),
+    (KEYS, MetricKind::Gauge, "Counters in a memory store."),
+    (BYTES, MetricKind::Gauge, "Memory used by the counters of a memory store."),
+    (MAX_BYTES, MetricKind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),
+    (EVICTIONS, MetricKind::Counter, "Counters evicted to make room in a full memory store."),
+    (CALLS, MetricKind::Histogram, "Time from a call to a shared store to its answer."),
+    (BATCH, MetricKind::Histogram, "Requests batched into one call to a shared store."),
     (
         STORE_ERRORS,
-        Kind::Counter,
+        MetricKind::Counter,
         "Requests that a shared store could not answer, by kind. The kind suspended is a request rejected by an open circuit breaker.",
     ),
     (
         POLICY,
-        Kind::Counter,
+        MetricKind::Counter,
         "Enforced checks answered without their store, by the on_store_error policy that answered: allow, deny or local.",
     ),
-    (SUSPENDED, Kind::Gauge, "1 while the circuit breaker of a shared store, or of one of its nodes, is open."),
+    (SUSPENDED, MetricKind::Gauge, "1 while the circuit breaker of a shared store, or of one of its nodes, is open."),
     (
         UNDONE,
-        Kind::Counter,
+        MetricKind::Counter,
         "Calls that took charges back, by result. Charges are taken back when another store or hash slot refuses, or when leased quota is left over.",
     ),
     (
         NEAR,
-        Kind::Counter,
+        MetricKind::Counter,
         "Requests answered without calling the shared store, from the refusal cache or from leased quota.",
     ),
-    (RELOADS, Kind::Counter, "Changed configurations read since the start, by result."),
-    (RELOADED, Kind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
-    (LOADED_AT, Kind::Gauge, "When the configuration in use was read, in Unix time."),
-    (VERSION, Kind::Gauge, "Configurations taken since the start, including the first."),
-    (READY, Kind::Gauge, "1 while this instance is ready for requests."),
-    (BUILD, Kind::Gauge, "Always 1. The version of tollgate is a label."),
+    (RELOADS, MetricKind::Counter, "Changed configurations read since the start, by result."),
+    (RELOADED, MetricKind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
+    (LOADED_AT, MetricKind::Gauge, "When the configuration in use was read, in Unix time."),
+    (VERSION, MetricKind::Gauge, "Configurations taken since the start, including the first."),
+    (READY, MetricKind::Gauge, "1 while this instance is ready for requests."),
+    (BUILD, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
 ];
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-/// Counts what is decided, and renders the counts.
+/// The metrics of a process.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -144,50 +152,50 @@ pub struct Metrics {
     process: Collector,
 }
 
-/// What is known when metrics are asked for, beside what was counted.
+/// Values read when metrics are scraped, in addition to those counted as they happen.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// Every store by its name.
+pub struct ScrapeInput {
+    /// Stores, by name.
     pub stores: Vec<(String, StoreFact)>,
-    /// Whether health says that it serves.
+    /// Whether this instance is ready.
     pub ready: bool,
-    /// The configuration.
-    pub config: Reload,
-    /// Counts that belong to doors.
-    pub doors: Vec<DoorFact>,
+    /// Configuration reloads.
+    pub config: ReloadStatus,
+    /// Metrics that the doors keep.
+    pub doors: Vec<MetricFamily>,
 }
 
-/// Counts of one metric that doors keep.
+/// One metric with the values of its label.
 #[derive(Clone, Debug)]
-pub struct DoorFact {
-    /// The metric.
+pub struct MetricFamily {
+    /// The name.
     pub name: &'static str,
-    /// What it counts.
-    pub text: &'static str,
-    /// The label's name; none where there is one count.
+    /// The help text.
+    pub help: &'static str,
+    /// The name of the label; none if there is a single value.
     pub label: Option<&'static str>,
-    /// The count by the label's value.
+    /// The value of the metric for each value of the label.
     pub counts: Vec<(&'static str, u64)>,
-    /// Whether it can go down.
+    /// Whether it is a gauge rather than a counter.
     pub gauge: bool,
 }
 
-/// What became of the configurations that were read.
+/// Counts and times of configuration reloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Reload {
-    /// How many were taken since the start, the first among them.
+pub struct ReloadStatus {
+    /// Configurations applied since the start, including the first.
     pub version: u64,
-    /// How many were taken after the first.
+    /// Configurations applied after the first.
     pub taken: u64,
-    /// How many were refused.
+    /// Configurations rejected.
     pub refused: u64,
-    /// Whether the last one was taken.
+    /// Whether the configuration read last is in use.
     pub last_taken: bool,
-    /// When the one in use was read, in seconds of Unix time.
+    /// When the configuration in use was read, in seconds of Unix time.
     pub loaded_at: f64,
 }
 
-/// A way in.
+/// A door that decides requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// Envoy's rate limit service.
@@ -198,23 +206,23 @@ pub enum Door {
     AuthzHttp,
 }
 
-/// What a door replied.
+/// How a door answered a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It may pass.
+    /// The request is allowed.
     Allowed,
-    /// It may not.
+    /// The request is refused.
     Refused,
-    /// What came could not be read, or was past a bound of the door: a refusal.
+    /// The request could not be read or exceeded a bound, and is refused.
     Unreadable,
-    /// It broke here.
+    /// Internal error.
     Failed,
 }
 
 impl Door {
     const ALL: [Door; 3] = [Door::Rls, Door::AuthzGrpc, Door::AuthzHttp];
 
-    /// The word in labels and logs.
+    /// The name in labels and logs.
     pub fn name(self) -> &'static str {
         match self {
             Door::Rls => "rls",
@@ -237,13 +245,13 @@ impl Reply {
     }
 }
 
-/// What decisions by one version of the rules are counted with.
+/// Metric handles for the decisions of one version of the rules.
 pub struct Handles {
     domains: Vec<DomainCounters>,
     targets: Vec<TargetCounters>,
-    /// Requests for a domain that no rule has.
+    /// Allowed requests for an unknown domain.
     no_domain: Counter,
-    /// The same past a bound.
+    /// Requests for an unknown domain that are too large.
     no_domain_too_large: Counter,
 }
 
@@ -254,15 +262,15 @@ struct DomainCounters {
     shadow_refusals: Counter,
     unmatched: Counter,
     too_large: Counter,
-    /// By rule: denied, missing key, no limiter.
+    /// For each rule: denied, missing key, no limiter.
     rules: Vec<[Counter; 3]>,
 }
 
-/// One limiter as one rule reaches it.
+/// Counters of one limiter as applied by one rule.
 struct TargetCounters {
-    /// Refusals that it decided: by its limit, and by its store's failure.
+    /// Refusals that it decided: limit exceeded, store error.
     decided: [Counter; 2],
-    /// Its checks: passed, refused, failed.
+    /// Checks: passed, refused, failed.
     enforced: [Counter; 3],
     shadow: [Counter; 3],
 }
@@ -313,7 +321,7 @@ impl StoreObserver for StoreMetrics {
 }
 
 impl Metrics {
-    /// Metrics with nothing counted.
+    /// Metrics with all counts zero.
     pub fn new() -> Self {
         let buckets = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &DURATION_BUCKETS)
@@ -324,9 +332,9 @@ impl Metrics {
         for (name, kind, text) in DESCRIPTIONS {
             let unit = if name.ends_with("_seconds") { Unit::Seconds } else { Unit::Count };
             match kind {
-                Kind::Counter => recorder.describe_counter(name.into(), Some(unit), text.into()),
-                Kind::Gauge => recorder.describe_gauge(name.into(), Some(unit), text.into()),
-                Kind::Histogram => recorder.describe_histogram(name.into(), Some(unit), text.into()),
+                MetricKind::Counter => recorder.describe_counter(name.into(), Some(unit), text.into()),
+                MetricKind::Gauge => recorder.describe_gauge(name.into(), Some(unit), text.into()),
+                MetricKind::Histogram => recorder.describe_histogram(name.into(), Some(unit), text.into()),
             }
         }
         let process = Collector::default();
@@ -347,12 +355,12 @@ impl Metrics {
         }
     }
 
-    /// Prepares the handles for decisions by these rules. A label that was there before goes on counting.
+    /// Prepares the handles for decisions by these rules. Existing series continue.
     pub fn prepare(&self, rules: &Rules) -> Handles {
         Handles::new(rules, &Registry(&self.recorder))
     }
 
-    /// An observer that counts what happens at a shared store.
+    /// An observer that counts the calls of a shared store.
     pub fn store_observer(&self, store: &str) -> Box<dyn StoreObserver> {
         let registry = Registry(&self.recorder);
         let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
@@ -368,73 +376,73 @@ impl Metrics {
         })
     }
 
-    /// Counts a decision, and the request that it answers at its door.
-    pub fn decided(&self, handles: &Handles, door: Door, decision: &Decision, took: Duration) {
-        self.replied(door, if decision.allowed() { Reply::Allowed } else { Reply::Refused });
+    /// Counts a decision and its answer.
+    pub fn record_decision(&self, handles: &Handles, door: Door, decision: &Decision, took: Duration) {
+        self.record_reply(door, if decision.allowed() { Reply::Allowed } else { Reply::Refused });
         self.duration.record(took);
         if decision.lease().is_some() {
             self.acquired.increment(1);
         }
         for status in &decision.applied().statuses {
-            self.released(*status);
+            self.record_release(*status);
         }
         handles.count(decision);
     }
 
-    /// Counts a request at its door that no decision answers.
-    pub fn replied(&self, door: Door, reply: Reply) {
+    /// Counts an answer that no decision made.
+    pub fn record_reply(&self, door: Door, reply: Reply) {
         self.doors[door as usize][reply as usize].increment(1);
     }
 
-    /// Counts a lease that was given back.
-    pub fn released(&self, status: LeaseStatus) {
-        let place = match status {
+    /// Counts a released lease.
+    pub fn record_release(&self, status: LeaseStatus) {
+        let index = match status {
             LeaseStatus::Done => 0,
             LeaseStatus::Expired => 1,
             LeaseStatus::Unknown => 2,
         };
-        self.released[place].increment(1);
+        self.released[index].increment(1);
     }
 
-    /// Everything counted, in Prometheus' text format, with what is known now.
-    pub fn render(&self, facts: &Facts) -> String {
+    /// Renders all metrics in Prometheus' text format.
+    pub fn render(&self, input: &ScrapeInput) -> String {
         let registry = Registry(&self.recorder);
-        for (name, usage) in &facts.stores {
+        for (name, usage) in &input.stores {
             let StoreFact::Memory(usage) = usage else { continue };
             let labels = [("store", name.as_str())];
             registry.gauge(KEYS, &labels).set(usage.keys as f64);
             registry.gauge(BYTES, &labels).set(usage.bytes as f64);
-            registry.gauge(MOST_BYTES, &labels).set(usage.max_bytes as f64);
+            registry.gauge(MAX_BYTES, &labels).set(usage.max_bytes as f64);
             registry.gauge(HELD, &labels).set(usage.leases as f64);
             registry.counter(EXPIRED, &labels).absolute(usage.expired_leases);
             registry.counter(EVICTIONS, &labels).absolute(usage.evictions);
         }
-        for fact in &facts.doors {
-            for (value, count) in &fact.counts {
-                let label = fact.label.map(|label| (label, *value));
-                match fact.gauge {
-                    true => registry.gauge(fact.name, label.as_slice()).set(*count as f64),
-                    false => registry.counter(fact.name, label.as_slice()).absolute(*count),
+        for family in &input.doors {
+            for (value, count) in &family.counts {
+                let label = family.label.map(|label| (label, *value));
+                match family.gauge {
+                    true => registry.gauge(family.name, label.as_slice()).set(*count as f64),
+                    false => registry.counter(family.name, label.as_slice()).absolute(*count),
                 }
             }
-            let text = fact.text.into();
-            match fact.gauge {
-                true => self.recorder.describe_gauge(fact.name.into(), None, text),
-                false => self.recorder.describe_counter(fact.name.into(), None, text),
+            let text = family.help.into();
+            match family.gauge {
+                true => self.recorder.describe_gauge(family.name.into(), None, text),
+                false => self.recorder.describe_counter(family.name.into(), None, text),
             }
         }
-        let Reload { version, taken, refused, last_taken, loaded_at } = facts.config;
+        let ReloadStatus { version, taken, refused, last_taken, loaded_at } = input.config;
         registry.counter(RELOADS, &[("result", "taken")]).absolute(taken);
         registry.counter(RELOADS, &[("result", "refused")]).absolute(refused);
         registry.gauge(RELOADED, &[]).set(f64::from(u8::from(last_taken)));
         registry.gauge(LOADED_AT, &[]).set(loaded_at);
         registry.gauge(VERSION, &[]).set(version as f64);
-        registry.gauge(READY, &[]).set(f64::from(u8::from(facts.ready)));
+        registry.gauge(READY, &[]).set(f64::from(u8::from(input.ready)));
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()
     }
 
-    /// Drains what histograms collected. To be called every few seconds, or they grow.
+    /// Drains the samples of histograms. Must be called every few seconds, or they grow.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -454,15 +462,15 @@ impl std::fmt::Debug for Metrics {
 
 impl Handles {
     fn new(rules: &Rules, registry: &Registry<'_>) -> Self {
-        // Domains and rules by their places, each rule under the label it is counted as.
+        // Domains and rules by index, and the label of each rule.
         let domains: Vec<(&str, Vec<RuleLabel<'_>>)> =
             rules.domain_names().map(|(name, rules)| (name, rules.collect())).collect();
-        let mut room = MOST_RULES;
+        let mut labels_left = MAX_LABELLED_RULES;
         let mut labels: Vec<Vec<&str>> = Vec::with_capacity(domains.len());
         for (_, rules) in &domains {
-            let (own, others) = rules.split_at(rules.len().min(room));
-            room -= own.len();
-            labels.push(own.iter().map(|rule| rule.name).chain(others.iter().map(|_| OTHERS)).collect());
+            let (own, others) = rules.split_at(rules.len().min(labels_left));
+            labels_left -= own.len();
+            labels.push(own.iter().map(|rule| rule.name).chain(others.iter().map(|_| OTHER_RULES)).collect());
         }
         let domain = |((name, _), labels): (&(&str, Vec<RuleLabel<'_>>), &Vec<&str>)| DomainCounters {
             allowed: registry.decisions(name, "", "", "allowed", ""),
@@ -479,11 +487,11 @@ impl Handles {
                 })
                 .collect(),
         };
-        let target = |((at, rule), limiter): ((usize, u32), &str)| {
-            let (domain, rules) = &domains[at];
-            let (known, rule) = (rules[rule as usize], labels[at][rule as usize]);
-            // Each of them may have a limiter of its own.
-            let limiter = if rule == OTHERS { OTHERS } else { limiter };
+        let target = |((domain_index, rule), limiter): ((usize, u32), &str)| {
+            let (domain, rules) = &domains[domain_index];
+            let (rule_modes, rule) = (rules[rule as usize], labels[domain_index][rule as usize]);
+            // Each of these rules may have its own limiter, so limiters are counted together too.
+            let limiter = if rule == OTHER_RULES { OTHER_RULES } else { limiter };
             let checks = |mode: &'static str, counted: bool| {
                 ["passed", "refused", "failed"].map(|verdict| {
                     let labels = [
@@ -497,12 +505,12 @@ impl Handles {
                 })
             };
             TargetCounters {
-                decided: [Reason::Limit, Reason::StoreError].map(|why| match known.enforced {
+                decided: [Reason::Limit, Reason::StoreError].map(|why| match rule_modes.enforced {
                     true => registry.decisions(domain, rule, limiter, "refused", why.name()),
                     false => Counter::noop(),
                 }),
-                enforced: checks("enforced", known.enforced),
-                shadow: checks("shadow", known.shadow),
+                enforced: checks("enforced", rule_modes.enforced),
+                shadow: checks("shadow", rule_modes.shadow),
             }
         };
         Self {
@@ -544,8 +552,8 @@ impl Handles {
             return;
         };
         let by_rule =
-            |place: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[place]);
-        let by_target = |place: usize| target.map(|target| &self.targets[target as usize].decided[place]);
+            |index: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[index]);
+        let by_target = |index: usize| target.map(|target| &self.targets[target as usize].decided[index]);
         let counter = match why {
             Reason::Limit => by_target(0),
             Reason::StoreError => by_target(1),
@@ -569,7 +577,7 @@ impl std::fmt::Debug for Handles {
 
 const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);
 
-/// Makes handles.
+/// Registers metrics and returns their handles.
 struct Registry<'a>(&'a PrometheusRecorder);
 
 impl Registry<'_> {

@@ -1,13 +1,13 @@
-//! What tollgate tells of itself: counts for machines, lines for people, and who is refused most.
+//! Metrics, the log of refusals, and the rules and counters that refuse most.
 //!
 //! ```text
-//!   Decision -> metrics.rs   counts by rule and limiter, by handles that were prepared with the rules
-//!            -> refusals.rs  a sampled line in the log
-//!            -> top.rs       the rules and counters refused most in the last minutes
+//!   Decision -> metrics.rs   counts by rule and limiter, through handles prepared with the rules
+//!            -> refusals.rs  log lines, limited per second
+//!            -> top.rs       the rules and counters that refused most in the last minutes
 //! ```
 //!
-//! Everything here is made from a [`Decision`] after it was made; nothing here can change one. No identity reaches a
-//! label or a line: labels are names from the configuration, and counters are told by their hashed names.
+//! Telemetry reads a [`Decision`] after it is made and cannot change it. No identity reaches a label or a log line:
+//! labels are names from the configuration, and counters appear under their hashed names.
 
 mod doors;
 mod metrics;
@@ -18,41 +18,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::doors::{DoorMetrics, Exceeded};
-pub use self::metrics::{Door, DoorFact, Facts, Handles, Metrics, Reload, Reply};
-pub use self::refusals::Refusals;
-pub use self::top::{Ranked, Top, Tops};
+pub use self::metrics::{Door, Handles, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
+pub use self::refusals::RefusalLog;
+pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;
 use crate::decision::Decision;
 use crate::rules::Rules;
 
-/// What watches decisions.
+/// Records decisions.
 #[derive(Debug)]
 pub struct Telemetry {
-    /// Counts.
+    /// Prometheus metrics.
     pub metrics: Metrics,
     /// The log of refusals.
-    pub refusals: Refusals,
-    /// Who is refused most.
+    pub refusals: RefusalLog,
+    /// The rules and counters that refused most.
     pub top: Top,
 }
 
 impl Telemetry {
-    /// Telemetry that has seen nothing, and logs so many refusals a second at most.
+    /// Empty telemetry that logs at most `refusals_per_second` refusals per second.
     pub fn new(refusals_per_second: u32) -> Self {
-        Self { metrics: Metrics::new(), refusals: Refusals::new(refusals_per_second), top: Top::new() }
+        Self { metrics: Metrics::new(), refusals: RefusalLog::new(refusals_per_second), top: Top::new() }
     }
 
-    /// Prepares what decisions by these rules are counted with.
+    /// Prepares the metric handles of these rules.
     pub fn prepare(&self, rules: &Arc<Rules>) -> Handles {
         self.metrics.prepare(rules)
     }
 
-    /// Sees a decision that was made at `now` and took so long.
-    pub fn decided(&self, handles: &Handles, door: Door, decision: &Decision, now: Timestamp, took: Duration) {
-        self.metrics.decided(handles, door, decision, took);
+    /// Records a decision made at `now`, and the time it took.
+    pub fn record_decision(&self, handles: &Handles, door: Door, decision: &Decision, now: Timestamp, took: Duration) {
+        self.metrics.record_decision(handles, door, decision, took);
         if let Some(refusal) = decision.refusal() {
             self.refusals.log(door, decision, &refusal, now);
-            self.top.refused(decision, &refusal, now);
+            self.top.record(decision, &refusal, now);
         }
         tracing::trace!(
             target: "tollgate::decisions",

@@ -1,4 +1,4 @@
-//! The log of refusals: some lines a second, and how many were left out since the last.
+//! The log of refusals: a limited number of lines per second, each with the number of refusals left out before it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -6,33 +6,37 @@ use super::Door;
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Refusal};
 
-/// Writes refusals to the log, so many a second at most.
+/// Logs refusals, with a limit of lines per second.
 #[derive(Debug)]
-pub struct Refusals {
-    most: AtomicU32,
-    /// The second in the upper half, and the lines written in it in the lower.
-    second: AtomicU64,
+pub struct RefusalLog {
+    lines_per_second: AtomicU32,
+    /// The current second in the upper half, and the lines written in it in the lower half.
+    second_and_lines: AtomicU64,
     left_out: AtomicU64,
 }
 
-impl Refusals {
-    /// A log of so many lines a second at most; none at all with zero.
-    pub fn new(most: u32) -> Self {
-        Self { most: AtomicU32::new(most), second: AtomicU64::new(0), left_out: AtomicU64::new(0) }
+impl RefusalLog {
+    /// A log of at most `lines_per_second`. Zero turns it off.
+    pub fn new(lines_per_second: u32) -> Self {
+        Self {
+            lines_per_second: AtomicU32::new(lines_per_second),
+            second_and_lines: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+        }
     }
 
-    /// Another bound, from now on.
-    pub fn limit(&self, most: u32) {
-        self.most.store(most, Ordering::Relaxed);
+    /// Changes the limit.
+    pub fn set_limit(&self, lines_per_second: u32) {
+        self.lines_per_second.store(lines_per_second, Ordering::Relaxed);
     }
 
-    /// Writes one, or counts it as left out.
+    /// Logs a refusal, or counts it as left out.
     pub fn log(&self, door: Door, decision: &Decision, refusal: &Refusal<'_>, now: Timestamp) {
-        let most = self.most.load(Ordering::Relaxed);
-        if most == 0 {
+        let limit = self.lines_per_second.load(Ordering::Relaxed);
+        if limit == 0 {
             return;
         }
-        if !self.may_write(now.micros() / 1_000_000, most) {
+        if !self.reserve_line(now.micros() / 1_000_000, limit) {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -51,12 +55,13 @@ impl Refusals {
         );
     }
 
-    fn may_write(&self, second: u64, most: u32) -> bool {
-        let next = |told: u64| {
-            let written = if told >> 32 == second & 0xffff_ffff { told as u32 } else { 0 };
-            (written < most).then(|| second << 32 | u64::from(written + 1))
+    /// Takes one of the lines of a second. Returns whether there was one.
+    fn reserve_line(&self, second: u64, limit: u32) -> bool {
+        let next = |last: u64| {
+            let written = if last >> 32 == second & 0xffff_ffff { last as u32 } else { 0 };
+            (written < limit).then(|| second << 32 | u64::from(written + 1))
         };
-        self.second.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+        self.second_and_lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 }
 
@@ -65,9 +70,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_has_room_for_so_many_lines_and_the_next_one_begins_anew() {
-        let refusals = Refusals::new(2);
-        let written = [7, 7, 7, 8, 8, 8].map(|second| refusals.may_write(second, 2));
+    fn a_second_has_its_limit_of_lines_and_the_next_second_starts_anew() {
+        let refusals = RefusalLog::new(2);
+        let written = [7, 7, 7, 8, 8, 8].map(|second| refusals.reserve_line(second, 2));
         assert_eq!(written, [true, true, false, true, true, false]);
     }
 }

@@ -1,9 +1,9 @@
-//! The rules and counters that were refused most in the last minutes, in bounded memory.
+//! The rules and counters that refused most in the last minutes, in bounded memory.
 //!
-//! Each minute has a sketch of its own by the space-saving algorithm (Metwally, Agrawal and El Abbadi, "Efficient
-//! computation of frequent and top-k elements in data streams", 2005): it keeps [`KEPT`] names, and one that is not
-//! among them takes the place of the least, with its count. So a count is never too low, it is too high by at most
-//! `over`, and whatever has more than one in [`KEPT`] of a minute's refusals is among them.
+//! Each minute has its own sketches by the space-saving algorithm (Metwally, Agrawal and El Abbadi, "Efficient
+//! computation of frequent and top-k elements in data streams", 2005). A sketch holds [`SKETCH_CAPACITY`] names. A new
+//! name replaces the one with the lowest count and inherits that count. So a count is never too low, and too high by at
+//! most `over`; a name with more than one in [`SKETCH_CAPACITY`] of a minute's refusals is always in the sketch.
 
 use std::hash::Hash;
 
@@ -15,129 +15,130 @@ use crate::clock::Timestamp;
 use crate::decision::{Decision, Refusal};
 use crate::plan::CounterName;
 
-/// How many minutes are remembered, the one under way among them.
-pub const MINUTES: usize = 10;
+/// Minutes retained, including the current one.
+pub const RETAINED_MINUTES: usize = 10;
 
-/// How many rules, and how many counters, are remembered of a minute.
-const KEPT: usize = 128;
+/// The most rules, and the most counters, in the sketches of one minute.
+const SKETCH_CAPACITY: usize = 128;
 
-/// Who was refused most.
+/// Counts refusals by rule and by counter, for the last minutes.
 #[derive(Debug)]
 pub struct Top {
-    minutes: Mutex<[Minute; MINUTES]>,
+    minutes: Mutex<[MinuteSketches; RETAINED_MINUTES]>,
 }
 
-/// The most refused of some minutes, the most first.
+/// The rules and counters that refused most, highest count first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tops {
+pub struct TopRefusals {
     /// By rule.
-    pub rules: Vec<Ranked>,
+    pub rules: Vec<TopEntry>,
     /// By counter.
-    pub counters: Vec<Ranked>,
+    pub counters: Vec<TopEntry>,
 }
 
 /// One rule, or one counter with the rule that applied it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ranked {
+pub struct TopEntry {
     /// The domain.
     pub domain: String,
-    /// The rule that refused; none where no rule did.
+    /// The rule that refused; empty if none did.
     pub rule: String,
-    /// The limiter that refused; none where no limiter did.
+    /// The limiter that refused; empty if none did.
     pub limiter: String,
-    /// The counter's hashed name.
+    /// The counter's hashed name; none for a rule.
     pub key: Option<CounterName>,
     /// Refusals.
     pub refused: u64,
-    /// By how much that may be too high.
+    /// The most by which `refused` may be too high.
     pub over: u64,
 }
 
 #[derive(Debug, Default)]
-struct Minute {
+struct MinuteSketches {
     number: u64,
-    rules: Sketch<Place>,
-    counters: Sketch<CounterName>,
+    rules: SpaceSavingSketch<RefusalSource>,
+    counters: SpaceSavingSketch<CounterName>,
 }
 
-/// A rule and limiter.
+/// The rule and limiter that refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Place {
+struct RefusalSource {
     domain: String,
     rule: String,
     limiter: String,
 }
 
-/// The same before it has to be kept.
+/// A borrowed [`RefusalSource`], for lookups without allocation.
 #[derive(Clone, Copy, Hash)]
-struct Found<'a> {
+struct RefusalSourceRef<'a> {
     domain: &'a str,
     rule: &'a str,
     limiter: &'a str,
 }
 
 #[derive(Debug)]
-struct Sketch<K> {
-    kept: HashMap<K, Kept, RandomState>,
+struct SpaceSavingSketch<K> {
+    entries: HashMap<K, SketchEntry, RandomState>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Kept {
+struct SketchEntry {
     count: u64,
     over: u64,
-    place: Place,
+    source: RefusalSource,
 }
 
 impl Top {
-    /// Nobody was refused yet.
+    /// No refusals yet.
     pub fn new() -> Self {
-        Self { minutes: Mutex::new(std::array::from_fn(|_| Minute::default())) }
+        Self { minutes: Mutex::new(std::array::from_fn(|_| MinuteSketches::default())) }
     }
 
     /// Counts a refusal.
-    pub fn refused(&self, decision: &Decision, refusal: &Refusal<'_>, now: Timestamp) {
-        let found = Found {
+    pub fn record(&self, decision: &Decision, refusal: &Refusal<'_>, now: Timestamp) {
+        let source = RefusalSourceRef {
             domain: decision.domain().unwrap_or_default(),
             rule: refusal.rule.unwrap_or_default(),
             limiter: refusal.limiter.unwrap_or_default(),
         };
-        self.count(found, decision.counter(), now);
+        self.count(source, decision.counter(), now);
     }
 
-    fn count(&self, found: Found<'_>, counter: Option<CounterName>, now: Timestamp) {
+    fn count(&self, source: RefusalSourceRef<'_>, counter: Option<CounterName>, now: Timestamp) {
         let number = minute(now);
         let mut minutes = self.minutes.lock();
-        let minute = &mut minutes[number as usize % MINUTES];
+        let minute = &mut minutes[number as usize % RETAINED_MINUTES];
         if minute.number != number {
-            *minute = Minute { number, ..Minute::default() };
+            *minute = MinuteSketches { number, ..MinuteSketches::default() };
         }
         if let Some(counter) = counter {
-            minute.counters.count(&counter, || (counter, found.place()));
+            minute.counters.count(&counter, || (counter, source.to_owned()));
         }
-        minute.rules.count(&found, || (found.place(), Place::default()));
+        minute.rules.count(&source, || (source.to_owned(), RefusalSource::default()));
     }
 
-    /// The most refused of the last minutes: this one and so many before, nine at most.
-    pub fn of_last(&self, before: usize, now: Timestamp) -> Tops {
+    /// The refusals of the current minute and of up to nine minutes `before` it.
+    pub fn of_last(&self, before: usize, now: Timestamp) -> TopRefusals {
         let number = minute(now);
-        let first = number.saturating_sub(before.min(MINUTES - 1) as u64);
-        let mut rules: HashMap<Place, Kept, RandomState> = HashMap::default();
-        let mut counters: HashMap<CounterName, Kept, RandomState> = HashMap::default();
+        let first = number.saturating_sub(before.min(RETAINED_MINUTES - 1) as u64);
+        let mut rules: HashMap<RefusalSource, SketchEntry, RandomState> = HashMap::default();
+        let mut counters: HashMap<CounterName, SketchEntry, RandomState> = HashMap::default();
         for minute in self.minutes.lock().iter().filter(|minute| (first..=number).contains(&minute.number)) {
             minute.rules.add_to(&mut rules);
             minute.counters.add_to(&mut counters);
         }
-        let ranked = |key: Option<CounterName>, place: Place, kept: &Kept| Ranked {
-            domain: place.domain,
-            rule: place.rule,
-            limiter: place.limiter,
+        let ranked = |key: Option<CounterName>, source: RefusalSource, entry: &SketchEntry| TopEntry {
+            domain: source.domain,
+            rule: source.rule,
+            limiter: source.limiter,
             key,
-            refused: kept.count,
-            over: kept.over,
+            refused: entry.count,
+            over: entry.over,
         };
-        let rules = rules.into_iter().map(|(place, kept)| ranked(None, place, &kept)).collect();
-        let counters = counters.into_iter().map(|(key, kept)| ranked(Some(key), kept.place.clone(), &kept)).collect();
-        Tops { rules: sorted(rules), counters: sorted(counters) }
+        let rules = rules.into_iter().map(|(source, entry)| ranked(None, source, &entry)).collect();
+        let counters =
+            counters.into_iter().map(|(key, entry)| ranked(Some(key), entry.source.clone(), &entry)).collect();
+        TopRefusals { rules: sorted(rules), counters: sorted(counters) }
     }
 }
 
@@ -147,49 +148,51 @@ impl Default for Top {
     }
 }
 
-impl<K: Hash + Eq + Clone> Sketch<K> {
-    fn count<Q: Hash + Equivalent<K>>(&mut self, key: &Q, owned: impl FnOnce() -> (K, Place)) {
-        if let Some(kept) = self.kept.get_mut(key) {
-            kept.count += 1;
+impl<K: Hash + Eq + Clone> SpaceSavingSketch<K> {
+    fn count<Q: Hash + Equivalent<K>>(&mut self, key: &Q, owned: impl FnOnce() -> (K, RefusalSource)) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.count += 1;
             return;
         }
-        let mut before = 0;
-        if self.kept.len() >= KEPT {
-            let least = self.kept.iter().min_by_key(|(_, kept)| kept.count);
-            if let Some((least, count)) = least.map(|(key, kept)| (key.clone(), kept.count)) {
-                self.kept.remove(&least);
-                before = count;
+        let mut inherited = 0;
+        if self.entries.len() >= SKETCH_CAPACITY {
+            let least = self.entries.iter().min_by_key(|(_, entry)| entry.count);
+            if let Some((least, count)) = least.map(|(key, entry)| (key.clone(), entry.count)) {
+                self.entries.remove(&least);
+                inherited = count;
             }
         }
-        let (key, place) = owned();
-        self.kept.insert(key, Kept { count: before + 1, over: before, place });
+        let (key, source) = owned();
+        self.entries.insert(key, SketchEntry { count: inherited + 1, over: inherited, source });
     }
 
-    fn add_to(&self, all: &mut HashMap<K, Kept, RandomState>) {
-        for (key, kept) in &self.kept {
-            let sum = all.entry(key.clone()).or_insert_with(|| Kept { place: kept.place.clone(), ..Kept::default() });
-            sum.count += kept.count;
-            sum.over += kept.over;
+    fn add_to(&self, all: &mut HashMap<K, SketchEntry, RandomState>) {
+        for (key, entry) in &self.entries {
+            let sum = all
+                .entry(key.clone())
+                .or_insert_with(|| SketchEntry { source: entry.source.clone(), ..SketchEntry::default() });
+            sum.count += entry.count;
+            sum.over += entry.over;
         }
     }
 }
 
-impl Found<'_> {
-    fn place(&self) -> Place {
-        let Found { domain, rule, limiter } = *self;
-        Place { domain: domain.to_owned(), rule: rule.to_owned(), limiter: limiter.to_owned() }
+impl RefusalSourceRef<'_> {
+    fn to_owned(self) -> RefusalSource {
+        let RefusalSourceRef { domain, rule, limiter } = self;
+        RefusalSource { domain: domain.to_owned(), rule: rule.to_owned(), limiter: limiter.to_owned() }
     }
 }
 
-impl Equivalent<Place> for Found<'_> {
-    fn equivalent(&self, place: &Place) -> bool {
-        self.domain == place.domain && self.rule == place.rule && self.limiter == place.limiter
+impl Equivalent<RefusalSource> for RefusalSourceRef<'_> {
+    fn equivalent(&self, source: &RefusalSource) -> bool {
+        self.domain == source.domain && self.rule == source.rule && self.limiter == source.limiter
     }
 }
 
-impl<K> Default for Sketch<K> {
+impl<K> Default for SpaceSavingSketch<K> {
     fn default() -> Self {
-        Self { kept: HashMap::default() }
+        Self { entries: HashMap::default() }
     }
 }
 
@@ -197,9 +200,10 @@ fn minute(now: Timestamp) -> u64 {
     now.micros() / 60_000_000
 }
 
-fn sorted(mut ranked: Vec<Ranked>) -> Vec<Ranked> {
-    let order =
-        |a: &Ranked, b: &Ranked| (b.refused, &a.domain, &a.rule, &a.key).cmp(&(a.refused, &b.domain, &b.rule, &b.key));
+fn sorted(mut ranked: Vec<TopEntry>) -> Vec<TopEntry> {
+    let order = |a: &TopEntry, b: &TopEntry| {
+        (b.refused, &a.domain, &a.rule, &a.key).cmp(&(a.refused, &b.domain, &b.rule, &b.key))
+    };
     ranked.sort_by(order);
     ranked
 }
@@ -210,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    const LOGIN: Found<'_> = Found { domain: "edge", rule: "login", limiter: "login_ip" };
+    const LOGIN: RefusalSourceRef<'_> = RefusalSourceRef { domain: "edge", rule: "login", limiter: "login_ip" };
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::EPOCH + Duration::from_secs(seconds)
@@ -227,9 +231,13 @@ mod tests {
             }
         }
         let tops = top.of_last(0, at(59));
-        assert_eq!(tops.counters.len(), KEPT);
-        let found = tops.counters.iter().find(|ranked| ranked.key == Some(attacked)).expect("it is kept");
-        assert!(found.refused - found.over <= 20_000 && found.refused >= 20_000, "{found:?}");
+        assert_eq!(tops.counters.len(), SKETCH_CAPACITY);
+        let attacked_entry =
+            tops.counters.iter().find(|ranked| ranked.key == Some(attacked)).expect("it is in the sketch");
+        assert!(
+            attacked_entry.refused - attacked_entry.over <= 20_000 && attacked_entry.refused >= 20_000,
+            "{attacked_entry:?}"
+        );
         assert_eq!(tops.rules.len(), 1);
         assert_eq!((tops.rules[0].refused, tops.rules[0].over), (1_020_000, 0));
     }

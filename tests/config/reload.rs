@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tollgate::app::{App, Look, Prepared, Reloader, Settled, Waiting};
+use tollgate::app::{App, PendingRestart, PreparedService, ReloadOutcome, Reloader, RestartSettings};
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Origin};
 use tollgate::decision::Decision;
@@ -41,14 +41,14 @@ impl Served {
         fs::write(directory.path().join("tollgate.toml"), format!("{SERVER}{text}")).expect("a file");
         let (origin, config) = Origin::read(Some(&directory.path().join("tollgate.toml")));
         let config = config.unwrap_or_else(|errors| panic!("{errors}"));
-        let settled = Settled::of(&config);
-        let prepared = Prepared::of(config).expect("it can be served");
+        let restart_settings = RestartSettings::of(&config);
+        let prepared = PreparedService::of(config).expect("it can be served");
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));
         let stores = prepared.stores().expect("stores in memory can be made");
         let plan = prepared.plan;
         let app = App::open_at(&prepared.settings, prepared.rules, stores, Arc::new(clock)).await;
         let app = app.expect("the doors open");
-        let (service, reloader) = (app.service().clone(), app.reloader(origin, &settled, plan));
+        let (service, reloader) = (app.service().clone(), app.reloader(origin, &restart_settings, plan));
         let grpc = app.grpc_address().tcp().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(app.serve(async move { drop(stopped.await) }));
@@ -60,14 +60,14 @@ impl Served {
     }
 
     /// Writes the file anew and looks at it.
-    fn become_(&mut self, text: &str) -> Look {
+    fn become_(&mut self, text: &str) -> ReloadOutcome {
         fs::write(self.file(), format!("{SERVER}{text}")).expect("a file");
-        self.reloader.look(false)
+        self.reloader.reload(false)
     }
 
     /// Writes the file anew, which must be taken as it is.
     fn take(&mut self, text: &str) {
-        assert_eq!(self.become_(text), Look::Taken { waiting: Vec::new() });
+        assert_eq!(self.become_(text), ReloadOutcome::Applied { pending: Vec::new() });
     }
 
     async fn ask(&self, entries: &[(&str, &str)]) -> Decision {
@@ -219,7 +219,7 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         "[stores.main]\nengine = 'redis'\nurl = 'rediss://localhost'\ntls_ca = 'no/such.pem'",
     ];
     for (number, bad) in bad.iter().enumerate() {
-        let Look::Refused(problems) = served.become_(bad) else { panic!("taken: {bad}") };
+        let ReloadOutcome::Rejected(problems) = served.become_(bad) else { panic!("taken: {bad}") };
         match Config::load(Some(&served.file())) {
             Err(errors) => assert_eq!(problems.join("\n"), errors.to_string()),
             // What `check` accepts, and cannot be served here.
@@ -228,17 +228,17 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
         assert!(!served.service.reloads().last_taken);
         assert!(served.service.health().ready(), "a bad file is no reason to send requests elsewhere");
-        assert_eq!(served.reloader.look(false), Look::Same, "it is told once");
+        assert_eq!(served.reloader.reload(false), ReloadOutcome::Unchanged, "it is told once");
     }
     fs::remove_file(served.file()).expect("removed");
     let missing = vec![format!("{}: no such file or directory", served.file().display())];
-    assert_eq!(served.reloader.look(false), Look::Refused(missing));
+    assert_eq!(served.reloader.reload(false), ReloadOutcome::Rejected(missing));
     fs::write(served.file(), "\n").expect("written");
-    assert!(matches!(served.reloader.look(false), Look::Refused(_)), "no rules would let everything pass");
-    assert!(matches!(served.reloader.look(true), Look::Refused(_)), "whoever asks is told again");
+    assert!(matches!(served.reloader.reload(false), ReloadOutcome::Rejected(_)), "no rules would let everything pass");
+    assert!(matches!(served.reloader.reload(true), ReloadOutcome::Rejected(_)), "whoever asks is told again");
     assert_eq!(served.passes("ada").await, 4, "nothing of it took effect");
 
-    assert_eq!(served.become_(&limited(FIVE)), Look::Same, "what is in use is there again");
+    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged, "what is in use is there again");
     assert!(served.service.reloads().last_taken);
     assert_eq!(served.service.reloads().version, 1);
 }
@@ -251,8 +251,8 @@ async fn what_does_not_change_is_no_reload_and_what_does_is_counted() {
         (1, 0, 0)
     );
     let first = served.service.reloads().loaded_at;
-    assert_eq!(served.become_(&limited(FIVE)), Look::Same);
-    assert_eq!(served.reloader.look(true), Look::Same);
+    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged);
+    assert_eq!(served.reloader.reload(true), ReloadOutcome::Unchanged);
     assert_eq!(served.service.reloads().loaded_at, first);
     served.take(&limited(&FIVE.replace('5', "6")));
     assert_eq!(
@@ -273,14 +273,15 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
     );
     let text = format!("{SERVER}{other}").replace("grpc = '127.0.0.1:0'", "grpc = '127.0.0.1:1'");
     fs::write(served.file(), text).expect("written");
-    let waiting = |key: &str, old: &str, new: &str| Waiting { key: key.into(), old: old.into(), new: new.into() };
+    let pending =
+        |key: &str, old: &str, new: &str| PendingRestart { key: key.into(), old: old.into(), new: new.into() };
     let all = vec![
-        waiting("server.grpc", "127.0.0.1:0", "127.0.0.1:1"),
-        waiting("stores.main.max_memory", "2097152", "4194304"),
-        waiting("stores.main.snapshot", "none", "kept"),
-        waiting("stores.main.snapshot_interval", "none", "60s"),
+        pending("server.grpc", "127.0.0.1:0", "127.0.0.1:1"),
+        pending("stores.main.max_memory", "2097152", "4194304"),
+        pending("stores.main.snapshot", "none", "kept"),
+        pending("stores.main.snapshot_interval", "none", "60s"),
     ];
-    assert_eq!(served.reloader.look(false), Look::Taken { waiting: all });
+    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: all });
     assert_eq!(served.passes("ada").await, 6, "the rest is taken");
     assert_eq!(served.service.current().settings.grpc.to_string(), "127.0.0.1:0");
     let bytes = |fact| match fact {
@@ -289,8 +290,8 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
     };
     let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
-    // It goes on waiting, and nothing waits any more once it is taken back.
-    assert!(matches!(served.become_(&other), Look::Taken { waiting } if waiting.len() == 3));
+    // It stays pending, and nothing is pending once it is taken back.
+    assert!(matches!(served.become_(&other), ReloadOutcome::Applied { pending } if pending.len() == 3));
     served
         .take(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")));
 }
@@ -302,7 +303,7 @@ async fn semantics_02_another_secret_is_another_name_for_every_counter() {
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}secret = 'sixteen characters or more'\n{}", secret("another"));
     fs::write(served.file(), text).expect("written");
-    assert_eq!(served.reloader.look(false), Look::Taken { waiting: Vec::new() });
+    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: Vec::new() });
     assert_eq!(served.passes("ada").await, 5);
 }
 
@@ -312,7 +313,7 @@ async fn semantics_13_the_kill_switch_is_a_reload() {
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}mode = 'shadow'\n{}", limited(FIVE));
     fs::write(served.file(), text).expect("written");
-    assert_eq!(served.reloader.look(false), Look::Taken { waiting: Vec::new() });
+    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: Vec::new() });
     assert!(served.ask(&[("account", "ada")]).await.allowed());
     served.take(&limited(FIVE));
     assert_eq!(served.passes("ada").await, 0);

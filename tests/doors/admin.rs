@@ -425,7 +425,7 @@ async fn a_question_that_makes_no_sense_is_told_why() {
     for page in ["origin: http://evil.example", "sec-fetch-site: same-origin"] {
         let head = format!("POST /state HTTP/1.1\r\ncontent-type: application/json\r\n{page}");
         let answer = send(&service, &head, &ada.to_string()).await;
-        assert_eq!(complaint(answer), (403, "expected no request of a web page".to_owned()));
+        assert_eq!(complaint(answer), (403, "requests from web pages are rejected".to_owned()));
     }
     let typed = send(&service, "POST /state HTTP/1.1\r\ncontent-type: text/plain", &ada.to_string()).await;
     assert_eq!(complaint(typed), (415, "expected \"content-type: application/json\"".to_owned()));
@@ -469,18 +469,18 @@ async fn a_question_that_makes_no_sense_is_told_why() {
         lift
     };
     for (question, status, expected) in [
-        (lift(json!({ "who": " " })), 400, "who is empty, expected a word for the audit log"),
-        (lift(json!({ "why": "" })), 400, "why is empty, expected a word for the audit log"),
+        (lift(json!({ "who": " " })), 400, "who is empty, expected a text for the audit log"),
+        (lift(json!({ "why": "" })), 400, "why is empty, expected a text for the audit log"),
         (
             lift(json!({ "why": "Ada is locked out" })),
             400,
-            "why holds the account, which would stand in the audit log: say it without",
+            "why contains the value of account, which must not reach the audit log: write it without",
         ),
-        (lift(json!({ "entries": [] })), 400, "entries is empty, expected those of an identity"),
+        (lift(json!({ "entries": [] })), 400, "entries is empty, expected the entries of an identity"),
         (
             lift(json!({ "limiter": "logn" })),
             404,
-            "no limiter \"logn\" counts by these entries; those that do: login, tight, slow",
+            "no limiter \"logn\" has a key of these entries, expected one of: login, tight, slow",
         ),
         (
             lift(json!({ "entries": [["acount", "ada"]] })),

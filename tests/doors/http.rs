@@ -63,9 +63,9 @@ async fn a_gateway_that_does_not_say_what_is_asked_for_is_told_so_and_lets_nothi
         let ask =
             async |headers: &str| service.ask(&format!("GET /authz/{path} HTTP/1.1\r\nhost: h\r\n{headers}")).await;
         let answer = ask(&format!("{prefix}-method: POST")).await;
-        assert_eq!((answer.status, answer.body), (400, format!("expected a header {prefix}-uri\n")));
+        assert_eq!((answer.status, answer.body), (400, format!("expected the header {prefix}-uri\n")));
         let answer = ask(&format!("{prefix}-uri: /login\r\n{prefix}-method:")).await;
-        assert_eq!((answer.status, answer.body), (400, format!("expected a header {prefix}-method\n")));
+        assert_eq!((answer.status, answer.body), (400, format!("expected the header {prefix}-method\n")));
         assert_eq!(ask(&format!("{prefix}-uri: /\r\n{prefix}-method: GET")).await.status, 200);
     }
 }

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tollgate::clock::ManualClock;
 use tollgate::rules::RuleBook;
-use tollgate::server::Bound;
+use tollgate::server::BoundAddress;
 use tollgate::settings::{Listen, Settings};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -91,7 +91,7 @@ async fn a_busy_address_is_one_clear_line() {
     let file = directory.path().join("precious.txt");
     std::fs::write(&file, "precious").expect("a file");
     let line = refusal(Settings { grpc: Listen::Unix(file.clone()), ..settings() }).await;
-    assert!(line.contains("a file that is no socket has this path"), "{line}");
+    assert!(line.contains("the path belongs to a file that is not a socket"), "{line}");
     assert_eq!(std::fs::read_to_string(&file).expect("it stays"), "precious");
 }
 
@@ -148,7 +148,7 @@ async fn reflection_lists_what_is_served_and_tells_published_types() {
 async fn who_is_told_to_stop_says_so_and_finishes_what_it_began() {
     let app = open(&settings(), once(), ManualClock::default()).await.expect("the doors open");
     let (Some(grpc), Some(http)) = (app.grpc_address().tcp(), app.http_address().tcp()) else { panic!("two ports") };
-    assert_eq!(app.grpc_address(), &Bound::Tcp(grpc));
+    assert_eq!(app.grpc_address(), &BoundAddress::Tcp(grpc));
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(app.serve(async move { drop(stopped.await) }));
 

@@ -245,7 +245,7 @@ fn the_first_signal_lets_requests_finish_and_the_second_ends_at_once() {
     whole.read_to_string(&mut answer).expect("answered");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     signal(&child, "-INT");
-    until("tollgate: stopping: requests under way may finish, again to stop at once");
+    until("tollgate: stopping: waiting for requests in flight; send the signal again to stop at once");
     signal(&child, "-TERM");
     assert_eq!(child.wait().expect("ended").code(), Some(130));
     assert!(!said.contains('\u{1b}'), "colours in a pipe: {said}");
@@ -386,7 +386,7 @@ fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
     child.wait().expect("ended");
     assert!(output.contains("tollgate: gRPC on ") || output.contains("tollgate: server."), "{output}");
     assert!(output.contains("no configuration found, so there are no rules and every request passes"), "{output}");
-    assert!(output.contains("only this machine is listened to"), "{output}");
+    assert!(output.contains("it listens on this machine only"), "{output}");
     if let Some(addresses) = output.lines().find_map(|line| line.strip_prefix("tollgate: gRPC on ")) {
         let (doors, admin) = addresses.split_once(", admin on ").unwrap_or((addresses, "127.0.0.1:9090"));
         assert_eq!((doors, admin), ("127.0.0.1:8081, HTTP on 127.0.0.1:8080", "127.0.0.1:9090"));

@@ -42,7 +42,7 @@ fn cells(table: &str) -> Vec<Vec<&str>> {
 fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
     let (Some(first), Some(second)) = (Redis::start(), Redis::start()) else { return };
     let served = serve(&login(first.port, "", 2));
-    let taken = || served.said().matches("another configuration is in use").count();
+    let taken = || served.said().matches("configuration applied").count();
     let reload = |toml: &str, times: usize| {
         fs::write(served.directory.path().join("tollgate.toml"), toml).expect("a file in the test's directory");
         until("it is taken", || taken() == times);

@@ -97,8 +97,7 @@ fn who_is_locked_out_is_found_and_let_in_again() {
 fn state_says_where_to_look_when_no_limit_refuses() {
     let served = Served::start(&login(), &[]);
     let state = served.run(&["state", "edge", "account=bob"]);
-    let hint =
-        "tollgate: none of these refuses; tollgate explain --server says what the rules make of a whole request\n";
+    let hint = "tollgate: none of these refuses; tollgate explain --server shows how the rules treat a whole request\n";
     assert!(state.ends_with(hint), "{state}");
     sign_in(&served, "bob");
     sign_in(&served, "bob");
@@ -133,15 +132,17 @@ fn a_wrong_word_is_answered_with_the_right_ones() {
         ),
         (
             &["lift", "edge", "account=bob", "--why", "x", "--limiter", "login"],
-            format!("{admin}: no limiter \"login\" counts by these entries; those that do: login_account, exports"),
+            format!(
+                "{admin}: no limiter \"login\" has a key of these entries, expected one of: login_account, exports"
+            ),
         ),
         (
             &["lift", "edge", "account=bob", "--why", "Bob called"],
-            format!("{admin}: why holds the account, which would stand in the audit log: say it without"),
+            format!("{admin}: why contains the value of account, which must not reach the audit log: write it without"),
         ),
         (
             &["lift", "edge", "account=bob", "--why", ""],
-            format!("{admin}: why is empty, expected a word for the audit log"),
+            format!("{admin}: why is empty, expected a text for the audit log"),
         ),
     ] {
         assert_eq!(served.complaint(arguments), format!("tollgate: {expected}\n"), "{arguments:?}");
@@ -187,12 +188,12 @@ fn a_server_is_named_by_flag_variable_or_configuration() {
         (
             "[server]\nadmin = 'off'\n",
             &["top"][..],
-            "tollgate: server.admin is \"off\" in the configuration: there is nobody to ask\n",
+            "tollgate: server.admin is \"off\" in the configuration: the server has no admin port\n",
         ),
         (
             "[server]\nadmin = '127.0.0.1:0'\n",
             &["top"],
-            "tollgate: server.admin has port 0 in the configuration, which is any: name the --server\n",
+            "tollgate: server.admin has port 0 in the configuration, so the port is unknown: name it with --server\n",
         ),
         (
             "",
@@ -204,7 +205,7 @@ fn a_server_is_named_by_flag_variable_or_configuration() {
             &["top", "--server", "unix:gone.sock"],
             "tollgate: cannot reach the admin port at unix:gone.sock; is tollgate running there? name its admin port with --server: No such file or directory (os error 2)\n",
         ),
-        ("[server\n", &["top"], "\nthe configuration says where to ask; name a --server to ask without it\n"),
+        ("[server\n", &["top"], "\nthe configuration has the address of the server; name it with --server instead\n"),
     ] {
         let output = run(toml, arguments);
         assert_eq!(output.status.code(), Some(1));
@@ -213,10 +214,7 @@ fn a_server_is_named_by_flag_variable_or_configuration() {
     let http = served.complaint(&["top", "--server", &served.http]);
     assert_eq!(http, format!("tollgate: {}: 404 Not Found: is this the admin port?\n", served.http));
     let grpc = served.complaint(&["top", "--server", &served.grpc]);
-    assert!(
-        grpc.starts_with(&format!("tollgate: {} answers in another way than an admin port does", served.grpc)),
-        "{grpc}"
-    );
+    assert!(grpc.starts_with(&format!("tollgate: {} does not answer as an admin port", served.grpc)), "{grpc}");
 }
 
 #[test]
@@ -226,7 +224,7 @@ fn a_token_is_shown_from_a_file_a_variable_or_the_configuration() {
     let state = ["state", "edge", "account=bob"];
     let wants = |what: &str| {
         format!(
-            "tollgate: {} wants {what}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN\n",
+            "tollgate: {} needs {what}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN\n",
             served.admin
         )
     };
@@ -300,7 +298,7 @@ fn lifts_are_logged_whatever_the_log_is_told() {
         served.until("why=\"ticket\"");
     }
     let served = Served::start(&login(), &[("RUST_LOG", "tollgate=loud")]);
-    served.until("RUST_LOG makes no sense and is not heeded");
+    served.until("RUST_LOG is invalid, using \"info\"");
     sign_in(&served, "bob");
     sign_in(&served, "bob");
     sign_in(&served, "bob");

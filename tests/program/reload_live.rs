@@ -14,8 +14,8 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_respons
 use crate::support::processes::{Ask, PATIENCE, Process, ports, until};
 use crate::support::service::{Rls, descriptor, question};
 
-const TAKEN: &str = "another configuration is in use";
-const REFUSED: &str = "the configuration is refused";
+const TAKEN: &str = "configuration applied";
+const REFUSED: &str = "configuration rejected";
 
 /// The program, serving a place in a directory.
 struct Live {
@@ -102,7 +102,7 @@ fn a_swap_of_a_mounted_volume_and_of_its_secret_is_one_reload_each() {
     until("the second version is in use", || live.said(TAKEN) == 1);
     assert_eq!([live.status("ada"), live.status("ada")], [200, 429], "one was used before");
     mount(&secrets, "..second", "key", "another sixteen characters");
-    until("the second secret is in use", || live.said("all counters start afresh") == 1);
+    until("the second secret is in use", || live.said("all counters start at zero") == 1);
     assert_eq!([live.status("ada"), live.status("ada")], [200, 200]);
     mount(&conf, "..third", "app.toml", "[limiters");
     until("it is refused", || live.said(REFUSED) == 1);
@@ -120,7 +120,7 @@ fn sighup_looks_again_and_ends_nothing() {
     let file = directory.path().join("tollgate.toml");
     let live = Live::start(&directory, "tollgate.toml", |listens| write(&file, &format!("{listens}{}", login(1))));
     live.process.signal("-HUP");
-    until("nothing has changed", || live.said("the configuration is the one in use") == 1);
+    until("nothing has changed", || live.said("configuration unchanged") == 1);
     let text = fs::read_to_string(&file).expect("it is there").replace("limit = 1", "limit = 2");
     replace(&file, &text);
     live.process.signal("-HUP");

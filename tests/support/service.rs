@@ -21,7 +21,7 @@ use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
 use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
-use tollgate::server::Bound;
+use tollgate::server::BoundAddress;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
@@ -74,7 +74,7 @@ impl Doors {
         let service = app.service().clone();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let (grpc, http) = (app.grpc_address().tcp(), app.http_address().tcp());
-        let admin = app.admin_address().and_then(Bound::tcp);
+        let admin = app.admin_address().and_then(BoundAddress::tcp);
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async move { drop(stopped.await) }));
         let (grpc, http, admin) = (grpc.unwrap_or(nowhere), http.unwrap_or(nowhere), admin.unwrap_or(nowhere));

@@ -1,11 +1,11 @@
-//! What the admin port is asked and answers, as JSON. The command line reads and writes the same.
+//! Bodies of requests and answers of the admin port, as JSON. The command line uses the same types.
 
 use serde::{Deserialize, Serialize};
 
-/// Whose counters are meant: all of a domain whose keys are made of these entries.
+/// Selects the counters of an identity: all counters of the domain whose keys consist of these entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Identity {
+pub struct IdentityQuery {
     /// The domain.
     pub domain: String,
     /// The entries, names and values.
@@ -13,20 +13,20 @@ pub struct Identity {
     pub entries: Vec<(String, String)>,
 }
 
-/// Which counters to forget, who says so and why.
+/// Resets the counters of an identity, and says who asks for it and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Lift {
+pub struct LiftRequest {
     /// The domain.
     pub domain: String,
     /// The entries, names and values.
     pub entries: Vec<(String, String)>,
-    /// Only the counters of this limiter, if one is named.
+    /// If present, only the counters of this limiter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limiter: Option<String>,
-    /// Who asks for it, for the audit log.
+    /// The person who asks, for the audit log.
     pub who: String,
-    /// Why, for the audit log. A text that holds the value of one of the entries is refused.
+    /// The reason, for the audit log. A text that contains the value of an entry is rejected.
     pub why: String,
 }
 
@@ -43,69 +43,69 @@ pub struct CounterState {
     pub key: String,
     /// The store that holds it.
     pub store: String,
-    /// Whether it holds slots of concurrency.
+    /// Whether it holds the slots of a concurrency limit.
     pub slots: bool,
-    /// Whether it counts and never denies.
+    /// Whether the rule is in shadow mode: it counts and never refuses.
     pub shadow: bool,
-    /// What it holds.
+    /// The value of the counter.
     #[serde(flatten)]
-    pub state: State,
+    pub state: CounterReading,
 }
 
-/// What a counter holds.
+/// The value of a counter, or why it could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum CounterReading {
     /// It was read.
     Holds {
-        /// The most units it holds: the burst of a bucket, the limit of a window, the slots of a concurrency.
+        /// The capacity: the burst of a bucket, the limit of a window, the slots of a concurrency limit.
         limit: u32,
         /// Units used.
         used: u32,
         /// Units left.
         remaining: u32,
-        /// Whether one unit more would pass.
+        /// Whether one more unit would pass.
         passes: bool,
-        /// Milliseconds until one unit more would pass; absent when it passes, or never will.
+        /// Milliseconds until one more unit would pass. Null when it passes now or never will.
         retry_after_ms: Option<u64>,
-        /// Milliseconds until nothing is counted.
+        /// Milliseconds until the counter is empty.
         reset_ms: u64,
     },
-    /// The store could not say.
+    /// The store could not be read.
     Unknown {
-        /// Why.
+        /// The reason.
         error: String,
     },
 }
 
-/// A counter that was to be forgotten.
+/// A counter after a [`LiftRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lifted {
+pub struct LiftedCounter {
     /// The limiter.
     pub limiter: String,
     /// The counter's hashed name.
     pub key: String,
-    /// Whether it held anything.
+    /// Whether it was not empty.
     pub held: bool,
-    /// Why it could not be forgotten.
+    /// Why it could not be reset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// The most refused of the last minutes.
+/// The rules and counters that refused most in the last minutes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopRefused {
-    /// How many minutes, the one under way among them.
+    /// The number of minutes, including the current one.
     pub minutes: usize,
-    /// By rule, the most first.
-    pub rules: Vec<Refused>,
-    /// By counter, the most first.
-    pub keys: Vec<Refused>,
+    /// By rule, highest count first.
+    pub rules: Vec<RefusalCount>,
+    /// By counter, highest count first.
+    pub keys: Vec<RefusalCount>,
 }
 
-/// A rule, or a counter, and how often it refused.
+/// Refusals of one rule or one counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct RefusalCount {
     /// The domain.
     pub domain: String,
     /// The rule.
@@ -117,13 +117,13 @@ pub struct Refused {
     pub key: Option<String>,
     /// Refusals.
     pub refused: u64,
-    /// By how many that may be too high.
+    /// The most by which `refused` may be too high.
     pub over: u64,
 }
 
-/// Why a question was not answered.
+/// The body of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Complaint {
-    /// In words.
+pub struct ErrorBody {
+    /// The error text.
     pub error: String,
 }

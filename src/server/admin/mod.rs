@@ -1,17 +1,17 @@
-//! The admin port: metrics and health for machines, and what operators ask in the night.
+//! The admin port: metrics and health for machines, and the questions of operators.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /metrics` | Prometheus' text format |
-//! | `GET /livez`, `/readyz`, `/healthcheck` | whether it lives, whether it should be asked |
+//! | `GET /livez`, `/readyz`, `/healthcheck` | liveness and readiness |
 //! | `GET /status` | version, configuration, stores |
-//! | `GET /top?minutes=5` | the rules and hashed keys refused most |
+//! | `GET /top?minutes=5` | the rules and hashed keys that refused most |
 //! | `POST /state` | the counters of an identity |
-//! | `POST /lift` | forgets them, with who and why in the audit log |
-//! | `POST /explain` | what the rules in use make of a request, in words |
+//! | `POST /lift` | resets them, and writes who and why to the audit log |
+//! | `POST /explain` | how the rules in use treat a request, as text |
 //!
-//! Bodies are JSON and say so in `content-type`, and what a browser says to come from a web page is not answered. With a
-//! token configured, all but metrics and health want `authorization: Bearer <token>`.
+//! Bodies are JSON and need the `content-type` of JSON. Requests that a browser marks as coming from a web page are
+//! rejected. If a token is configured, all paths but metrics and health need `authorization: Bearer <token>`.
 
 pub mod api;
 
@@ -33,7 +33,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::api::{Complaint, CounterState, Identity, Lift, Lifted, Refused, State, TopRefused};
+use self::api::{
+    CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
+};
 use super::connection::{self, AcceptOptions};
 use super::http::{health, respond};
 use super::listen::Listener;
@@ -43,20 +45,20 @@ use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service};
 use crate::store::StoreFact;
-use crate::telemetry::{Facts, Ranked, Reload};
+use crate::telemetry::{ReloadStatus, ScrapeInput, TopEntry};
 
-/// The largest question.
-const LARGEST_BODY: usize = 64 << 10;
+/// The largest body of a request.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// How long a client may take for a body.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time a client has to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The minutes that `/top` tells of when it is not asked for others.
-const MINUTES: usize = 5;
+/// The default of `minutes` in `/top`.
+const DEFAULT_TOP_MINUTES: usize = 5;
 
-type Answer = Response<Full<Bytes>>;
+type AdminResponse = Response<Full<Bytes>>;
 
-/// A request that the admin port answers. All of them need the token, where there is one, but [`METRICS`].
+/// A request that the admin port answers. All but [`METRICS_PATH`] need the token, if one is configured.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// The method.
@@ -66,11 +68,11 @@ pub struct Route {
 }
 
 /// The path of the metrics.
-const METRICS: &str = "/metrics";
+const METRICS_PATH: &str = "/metrics";
 
-/// Every request that is answered here, beside those about health. `docs/admin-api.md` describes each.
+/// Every request that is answered here, except health checks. `docs/admin-api.md` describes each.
 pub const ROUTES: [Route; 6] = [
-    Route { method: Method::GET, path: METRICS },
+    Route { method: Method::GET, path: METRICS_PATH },
     Route { method: Method::GET, path: "/status" },
     Route { method: Method::GET, path: "/top" },
     Route { method: Method::POST, path: "/state" },
@@ -78,15 +80,15 @@ pub const ROUTES: [Route; 6] = [
     Route { method: Method::POST, path: "/explain" },
 ];
 
-/// Why a question was not answered, with the status that says so.
-struct Unanswered(StatusCode, String);
+/// An error answer: its status and text.
+struct AdminError(StatusCode, String);
 
-/// The services of the admin port.
+/// The admin port.
 #[derive(Clone, Debug)]
 pub struct Admin(Arc<Service>);
 
 impl Admin {
-    /// The services over a service.
+    /// The admin port of a service.
     pub fn new(service: Arc<Service>) -> Self {
         Self(service)
     }
@@ -109,41 +111,41 @@ impl Admin {
                 async move {
                     let answer = panics::catch(admin.0.doors(), admin.answer(request)).await;
                     drop(in_flight);
-                    let complaint = || Complaint { error: "this met an error of ours".to_owned() };
-                    let broke = || json(StatusCode::INTERNAL_SERVER_ERROR, &complaint());
-                    Ok::<_, Infallible>(answer.unwrap_or_else(broke))
+                    let error = || ErrorBody { error: "internal error".to_owned() };
+                    let failed = || json(StatusCode::INTERNAL_SERVER_ERROR, &error());
+                    Ok::<_, Infallible>(answer.unwrap_or_else(failed))
                 }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer);
             let connection = connection::drive(connection, activity);
             async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "an admin connection broke");
+                    tracing::debug!(%error, "admin connection failed");
                 }
             }
         })
         .await;
     }
 
-    async fn answer(&self, request: http::Request<Incoming>) -> Answer {
+    async fn answer(&self, request: http::Request<Incoming>) -> AdminResponse {
         let (head, body) = request.into_parts();
         let current = self.0.current();
         let Some(route) = ROUTES.into_iter().find(|route| route.path == head.uri.path()) else {
             return health(self.0.health(), head.uri.path());
         };
-        let private = route.path != METRICS;
-        if private && from_a_page(&head.headers) {
-            let error = "expected no request of a web page".to_owned();
-            return json(StatusCode::FORBIDDEN, &Complaint { error });
+        let needs_token = route.path != METRICS_PATH;
+        if needs_token && is_from_web_page(&head.headers) {
+            let error = "requests from web pages are rejected".to_owned();
+            return json(StatusCode::FORBIDDEN, &ErrorBody { error });
         }
-        if private && !authorised(&head.headers, &current) {
+        if needs_token && !is_authorised(&head.headers, &current) {
             let error = "expected \"authorization: Bearer <server.admin_token>\"".to_owned();
-            let mut answer = json(StatusCode::UNAUTHORIZED, &Complaint { error });
+            let mut answer = json(StatusCode::UNAUTHORIZED, &ErrorBody { error });
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
         let answered = self.answer_authorised(&route, &head, body, &current).await;
-        answered.unwrap_or_else(|Unanswered(status, error)| json(status, &Complaint { error }))
+        answered.unwrap_or_else(|AdminError(status, error)| json(status, &ErrorBody { error }))
     }
 
     async fn answer_authorised(
@@ -152,41 +154,41 @@ impl Admin {
         head: &Parts,
         body: Incoming,
         current: &Current,
-    ) -> Result<Answer, Unanswered> {
+    ) -> Result<AdminResponse, AdminError> {
         if head.method != route.method {
-            return Err(unanswered(StatusCode::METHOD_NOT_ALLOWED, &format!("expected {}", route.method)));
+            return Err(admin_error(StatusCode::METHOD_NOT_ALLOWED, &format!("expected {}", route.method)));
         }
         match route.path {
-            METRICS => Ok(self.metrics(current)),
+            METRICS_PATH => Ok(self.metrics(current)),
             "/status" => Ok(self.status(current)),
             "/top" => self.top(head),
-            "/state" => self.state(current, &read(head, body).await?).await,
+            "/state" => self.counter_states(current, &read(head, body).await?).await,
             "/lift" => self.lift(current, &read(head, body).await?).await,
             "/explain" => Ok(self.explain(current, &read(head, body).await?)),
             path => unreachable!("{path} has a route and no answer"),
         }
     }
 
-    fn metrics(&self, current: &Current) -> Answer {
-        let text = self.0.telemetry().metrics.render(&self.facts(current));
+    fn metrics(&self, current: &Current) -> AdminResponse {
+        let text = self.0.telemetry().metrics.render(&self.scrape_input(current));
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
         respond(StatusCode::OK, headers, text)
     }
 
-    fn facts(&self, current: &Current) -> Facts {
+    fn scrape_input(&self, current: &Current) -> ScrapeInput {
         let names = current.version.rules.stores().iter().cloned();
-        Facts {
+        ScrapeInput {
             stores: names.zip(current.version.stores.facts()).collect(),
             ready: self.0.health().ready(),
             config: self.0.reloads(),
-            doors: self.0.doors().facts(),
+            doors: self.0.doors().families(),
         }
     }
 
-    fn status(&self, current: &Current) -> Answer {
-        let Facts { stores, ready, config, .. } = self.facts(current);
-        let Reload { version, taken, refused, last_taken, loaded_at } = config;
+    fn status(&self, current: &Current) -> AdminResponse {
+        let ScrapeInput { stores, ready, config, .. } = self.scrape_input(current);
+        let ReloadStatus { version, taken, refused, last_taken, loaded_at } = config;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let store = |(name, fact): (String, StoreFact)| {
             let json = match fact {
@@ -202,7 +204,7 @@ impl Admin {
             };
             (name, json)
         };
-        tell(&json!({
+        json_ok(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "ready": ready,
             "config": {
@@ -216,15 +218,15 @@ impl Admin {
         }))
     }
 
-    fn top(&self, head: &Parts) -> Result<Answer, Unanswered> {
+    fn top(&self, head: &Parts) -> Result<AdminResponse, AdminError> {
         let query = head.uri.query().unwrap_or_default();
         let minutes = match query.split('&').find_map(|pair| pair.strip_prefix("minutes=")) {
-            None => MINUTES,
+            None => DEFAULT_TOP_MINUTES,
             Some(text) => text.parse().ok().filter(|minutes| (1..=10).contains(minutes)).ok_or_else(|| {
-                unanswered(StatusCode::BAD_REQUEST, &format!("minutes is {text:?}, expected 1 to 10"))
+                admin_error(StatusCode::BAD_REQUEST, &format!("minutes is {text:?}, expected 1 to 10"))
             })?,
         };
-        let refused = |ranked: Ranked| Refused {
+        let refused = |ranked: TopEntry| RefusalCount {
             domain: ranked.domain,
             rule: ranked.rule,
             limiter: ranked.limiter,
@@ -233,22 +235,22 @@ impl Admin {
             over: ranked.over,
         };
         let tops = self.0.telemetry().top.of_last(minutes - 1, self.0.now());
-        Ok(tell(&TopRefused {
+        Ok(json_ok(&TopRefused {
             minutes,
             rules: tops.rules.into_iter().map(refused).collect(),
             keys: tops.counters.into_iter().map(refused).collect(),
         }))
     }
 
-    async fn state(&self, current: &Current, identity: &Identity) -> Result<Answer, Unanswered> {
+    async fn counter_states(&self, current: &Current, identity: &IdentityQuery) -> Result<AdminResponse, AdminError> {
         let known = self.counters(current, &identity.domain, &identity.entries)?;
-        Ok(tell(&self.states(current, &known).await))
+        Ok(json_ok(&self.read_counters(current, &known).await))
     }
 
-    /// What the counters hold now.
-    async fn states(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
+    /// The values of the counters now.
+    async fn read_counters(&self, current: &Current, known: &[KnownCounter]) -> Vec<CounterState> {
         let version = &current.version;
-        let looked = version.read_counters(known.iter().map(|counter| counter.check), self.0.now()).await;
+        let applied = version.read_counters(known.iter().map(|counter| counter.check), self.0.now()).await;
         let state = |(counter, answer): (&KnownCounter, Result<Outcome, Fault>)| CounterState {
             rule: counter.rule.clone(),
             limiter: counter.limiter.clone(),
@@ -258,8 +260,8 @@ impl Admin {
             slots: counter.slots,
             shadow: counter.shadow,
             state: match answer {
-                Err(fault) => State::Unknown { error: fault.to_string() },
-                Ok(outcome) => State::Holds {
+                Err(fault) => CounterReading::Unknown { error: fault.to_string() },
+                Ok(outcome) => CounterReading::Holds {
                     limit: outcome.limit,
                     used: outcome.limit.saturating_sub(outcome.remaining),
                     remaining: outcome.remaining,
@@ -269,25 +271,26 @@ impl Admin {
                 },
             },
         };
-        known.iter().zip(looked.answers).map(state).collect()
+        known.iter().zip(applied.answers).map(state).collect()
     }
 
-    async fn lift(&self, current: &Current, lift: &Lift) -> Result<Answer, Unanswered> {
+    async fn lift(&self, current: &Current, lift: &LiftRequest) -> Result<AdminResponse, AdminError> {
         for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
             if text.trim().is_empty() {
-                return Err(unanswered(
+                return Err(admin_error(
                     StatusCode::BAD_REQUEST,
-                    &format!("{name} is empty, expected a word for the audit log"),
+                    &format!("{name} is empty, expected a text for the audit log"),
                 ));
             }
         }
         if lift.entries.is_empty() {
-            return Err(unanswered(StatusCode::BAD_REQUEST, "entries is empty, expected those of an identity"));
+            return Err(admin_error(StatusCode::BAD_REQUEST, "entries is empty, expected the entries of an identity"));
         }
         for (name, text) in [("who", &lift.who), ("why", &lift.why)] {
-            let Some((entry, _)) = lift.entries.iter().find(|(_, value)| tells(text, value)) else { continue };
-            let error = format!("{name} holds the {entry}, which would stand in the audit log: say it without");
-            return Err(unanswered(StatusCode::BAD_REQUEST, &error));
+            let Some((entry, _)) = lift.entries.iter().find(|(_, value)| reveals(text, value)) else { continue };
+            let error =
+                format!("{name} contains the value of {entry}, which must not reach the audit log: write it without");
+            return Err(admin_error(StatusCode::BAD_REQUEST, &error));
         }
         let mut known = self.counters(current, &lift.domain, &lift.entries)?;
         if let Some(limiter) = &lift.limiter {
@@ -295,17 +298,19 @@ impl Admin {
             known.retain(|counter| counter.limiter == *limiter);
             if known.is_empty() {
                 others.dedup();
-                let error =
-                    format!("no limiter {limiter:?} counts by these entries; those that do: {}", others.join(", "));
-                return Err(unanswered(StatusCode::NOT_FOUND, &error));
+                let error = format!(
+                    "no limiter {limiter:?} has a key of these entries, expected one of: {}",
+                    others.join(", ")
+                );
+                return Err(admin_error(StatusCode::NOT_FOUND, &error));
             }
         }
-        let mut lifted: Vec<Lifted> = Vec::with_capacity(known.len());
+        let mut lifted: Vec<LiftedCounter> = Vec::with_capacity(known.len());
         for KnownCounter { limiter, check, .. } in known {
             let key = check.counter.to_string();
-            // Tiers share a counter, which is forgotten once.
+            // Tiers share a counter, which is reset once.
             if let Some(same) = lifted.iter().find(|lifted| lifted.key == key).cloned() {
-                lifted.push(Lifted { limiter, ..same });
+                lifted.push(LiftedCounter { limiter, ..same });
                 continue;
             }
             let forgotten = current.version.stores.forget(check.store, check.counter).await;
@@ -323,12 +328,12 @@ impl Admin {
                     "a limit could not be lifted"
                 ),
             }
-            lifted.push(Lifted { limiter, key, held, error });
+            lifted.push(LiftedCounter { limiter, key, held, error });
         }
-        Ok(tell(&lifted))
+        Ok(json_ok(&lifted))
     }
 
-    fn explain(&self, current: &Current, identity: &Identity) -> Answer {
+    fn explain(&self, current: &Current, identity: &IdentityQuery) -> AdminResponse {
         let (rules, now) = (&current.version.rules, self.0.now());
         let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
         let mut headers = HeaderMap::new();
@@ -336,69 +341,69 @@ impl Admin {
         respond(StatusCode::OK, headers, text)
     }
 
-    /// The counters that are identified by entries.
+    /// The counters whose keys consist of these entries.
     fn counters(
         &self,
         current: &Current,
         domain: &str,
         entries: &[(String, String)],
-    ) -> Result<Vec<KnownCounter>, Unanswered> {
+    ) -> Result<Vec<KnownCounter>, AdminError> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let known = current.version.rules.counters(domain, &descriptor, self.0.now());
-        known.map_err(|error| unanswered(StatusCode::NOT_FOUND, &error.to_string()))
+        known.map_err(|error| admin_error(StatusCode::NOT_FOUND, &error.to_string()))
     }
 }
 
-/// Whether a text holds the value of an entry. One or two characters are in every text.
-fn tells(text: &str, value: &str) -> bool {
+/// Whether a text contains the value of an entry. Values of one or two characters are ignored: every text has them.
+fn reveals(text: &str, value: &str) -> bool {
     let value = value.trim();
     value.chars().count() > 2 && text.to_lowercase().contains(&value.to_lowercase())
 }
 
-/// Whether a browser says that a page sent this: a page can have any name, also one that leads to this machine.
-fn from_a_page(headers: &HeaderMap) -> bool {
+/// Whether a browser marks the request as sent by a web page. A page can send requests to this machine under any name.
+fn is_from_web_page(headers: &HeaderMap) -> bool {
     headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site")
 }
 
-/// Whether the token was shown, if there is one. Each byte is compared, so that the time tells nothing.
-fn authorised(headers: &HeaderMap, current: &Current) -> bool {
+/// Whether the request has the token, if one is configured. Compares all bytes, so the time reveals nothing.
+fn is_authorised(headers: &HeaderMap, current: &Current) -> bool {
     let Some(token) = &current.settings.admin.token else { return true };
-    let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let shown = match shown.split_at_checked(b"Bearer ".len()) {
-        Some((scheme, shown)) if scheme.eq_ignore_ascii_case(b"Bearer ") => shown,
+    let token_bytes = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let token_bytes = match token_bytes.split_at_checked(b"Bearer ".len()) {
+        Some((scheme, token_bytes)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token_bytes,
         _ => b"",
     };
-    let differ = shown.iter().zip(token.0.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
-    shown.len() == token.0.len() && differ == 0
+    let differ = token_bytes.iter().zip(token.0.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
+    token_bytes.len() == token.0.len() && differ == 0
 }
 
-/// Reads a question of JSON.
-async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, Unanswered> {
+/// Reads a JSON body.
+async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, AdminError> {
     let json = head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
     if !json {
-        return Err(unanswered(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
+        return Err(admin_error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
     }
-    let collected = tokio::time::timeout(PATIENCE, Limited::new(body, LARGEST_BODY).collect()).await;
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     let bytes = match collected {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => return Err(unanswered(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
-        Err(_) => return Err(unanswered(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+        Ok(Err(_)) => return Err(admin_error(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Err(_) => return Err(admin_error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive within 10 s")),
     };
-    serde_json::from_slice(&bytes).map_err(|error| unanswered(StatusCode::BAD_REQUEST, &error.to_string()))
+    serde_json::from_slice(&bytes).map_err(|error| admin_error(StatusCode::BAD_REQUEST, &error.to_string()))
 }
 
-fn tell(told: &impl Serialize) -> Answer {
-    json(StatusCode::OK, told)
+fn json_ok(body: &impl Serialize) -> AdminResponse {
+    json(StatusCode::OK, body)
 }
 
-fn unanswered(status: StatusCode, error: &str) -> Unanswered {
-    Unanswered(status, error.to_owned())
+fn admin_error(status: StatusCode, error: &str) -> AdminError {
+    AdminError(status, error.to_owned())
 }
 
-fn json(status: StatusCode, told: &impl Serialize) -> Answer {
+fn json(status: StatusCode, body: &impl Serialize) -> AdminResponse {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let mut text = serde_json::to_vec(told).expect("answers are texts and numbers");
+    let mut text = serde_json::to_vec(body).expect("answers consist of texts and numbers");
     text.push(b'\n');
     respond(status, headers, text)
 }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use self::activity::WatchedConnection;
 pub(super) use self::activity::{Activity, InFlight};
 use self::framing::FrameScanner;
-use super::listen::{self, Listener, Stream};
+use super::listen::{self, ClientStream, Listener};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
@@ -55,7 +55,7 @@ pub(super) struct AcceptOptions {
 /// Returns when the last connection has finished. The caller bounds that time.
 pub(super) async fn accept<S, F>(listener: Listener, stop: CancellationToken, options: AcceptOptions, serve: S)
 where
-    S: Fn(ObservedStream, listen::Bound, Arc<Activity>) -> F,
+    S: Fn(ObservedStream, listen::BoundAddress, Arc<Activity>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
     let AcceptOptions { bounds, doors, open } = options;
@@ -169,7 +169,7 @@ pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Ac
 /// A stream that records the client's progress.
 #[derive(Debug)]
 pub(super) struct ObservedStream {
-    stream: Stream,
+    stream: ClientStream,
     scanner: FrameScanner,
     activity: Arc<Activity>,
 }

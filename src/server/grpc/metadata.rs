@@ -6,11 +6,11 @@
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 
 use super::wire::Writer;
-use crate::decision::Decision;
+use crate::decision::{Decision, Refusal};
 
 /// The fields that are present, by name.
-fn facts(decision: &Decision) -> impl Iterator<Item = (&'static str, &str)> {
-    let (rule, limiter) = match decision.refusal() {
+fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let (rule, limiter) = match refusal {
         Some(refusal) => (refusal.rule, refusal.limiter),
         None => decision.tightest().map(|counted| (counted.rule, counted.limiter)).unzip(),
     };
@@ -23,7 +23,7 @@ fn facts(decision: &Decision) -> impl Iterator<Item = (&'static str, &str)> {
 pub(super) fn message(decision: &Decision) -> Option<Struct> {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
     let fields: std::collections::HashMap<_, _> =
-        facts(decision).map(|(name, value)| (name.to_owned(), text(value))).collect();
+        facts(decision, decision.refusal().as_ref()).map(|(name, value)| (name.to_owned(), text(value))).collect();
     (!fields.is_empty()).then_some(Struct { fields })
 }
 
@@ -32,8 +32,8 @@ pub(super) fn message(decision: &Decision) -> Option<Struct> {
 /// ```text
 ///   Struct { fields: 1 = repeated Entry { key: 1 = name, value: 2 = Value { string_value: 3 = text } } }
 /// ```
-pub(super) fn write(decision: &Decision, field: u32, writer: &mut Writer) {
-    let mut facts = facts(decision).peekable();
+pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u32, writer: &mut Writer) {
+    let mut facts = facts(decision, refusal).peekable();
     if facts.peek().is_none() {
         return;
     }

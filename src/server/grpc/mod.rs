@@ -112,7 +112,7 @@ impl Grpc {
 
     /// Reports SERVING, unless the process is draining.
     pub async fn set_serving(&self) {
-        if self.0.service.health().serve() {
+        if self.0.service.health().set_serving() {
             self.report(ServingStatus::Serving).await;
         }
     }
@@ -124,7 +124,7 @@ impl Grpc {
 
     /// Reports NOT_SERVING because the process is about to stop. Calls are still answered.
     pub async fn set_draining(&self) {
-        self.0.service.health().leave();
+        self.0.service.health().set_stopping();
         self.report(ServingStatus::NotServing).await;
     }
 
@@ -295,7 +295,7 @@ impl Services {
     /// The response to a request that panicked: an error, so Envoy's `failure_mode_deny` decides.
     fn fail(&self, door: Option<Door>) -> http::Response<GuardedBody> {
         if let Some(door) = door {
-            self.service.telemetry().metrics.replied(door, Reply::Failed);
+            self.service.telemetry().metrics.record_reply(door, Reply::Failed);
         }
         Status::internal("internal error; see the log of tollgate").into_http::<Body>().map(GuardedBody::from)
     }
@@ -311,7 +311,7 @@ impl Services {
         if status == TOO_LARGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
         }
-        self.service.telemetry().metrics.replied(door, Reply::Unreadable);
+        self.service.telemetry().metrics.record_reply(door, Reply::Unreadable);
         let mut trailers = http::HeaderMap::with_capacity(1);
         trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
         let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });

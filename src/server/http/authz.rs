@@ -1,14 +1,14 @@
 //! ext_authz over plain HTTP.
 //!
-//! Beside the headers for the client an answer tells the gateway, in `x-tollgate-rule`, `-limiter`, `-tier` and
-//! `-lease`, what RLS tells in its metadata. Envoy makes metadata of them with
+//! Beside the headers for the client, an answer has `x-tollgate-rule`, `-limiter`, `-tier` and `-lease` for the gateway:
+//! the same facts that RLS returns as metadata. Envoy turns them into metadata with
 //! `dynamic_metadata_from_headers: {patterns: [{prefix: x-tollgate-}]}`.
 //!
-//! nginx makes 500 of every refusal but 401 and 403. So it is answered 403, with the status that was meant in
-//! `x-tollgate-status`, from which its configuration makes the answer to the client.
+//! nginx turns every refusal but 401 and 403 into 500. It is therefore answered 403, with the real status in
+//! `x-tollgate-status`, from which its configuration restores the answer to the client.
 //!
-//! A lease whose answer nobody hears is not undone here, as it is over gRPC: over HTTP/1 hyper takes an answer whole
-//! and at once, so there is no moment at which it would be known. It expires.
+//! When a client disconnects before it receives a lease, the lease is not released here, as it is over gRPC: hyper takes
+//! an HTTP/1 response as a whole, so the failure is never reported. The lease expires.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
-use super::gateway::{Flavour, Told};
+use super::gateway::{Gateway, GatewayRequest};
 use super::respond;
-use crate::decision::Decision;
-use crate::server::ext_authz::{Verdict, question};
+use crate::decision::{Decision, Refusal};
+use crate::server::ext_authz::{Verdict, descriptor_request};
 use crate::server::headers::clean;
 use crate::service::Service;
 use crate::telemetry::{Door, Reply};
 
-/// ext_authz over a service.
+/// Answers ext_authz requests by a service.
 #[derive(Debug)]
-pub(super) struct Authz {
+pub(super) struct HttpAuthz {
     service: Arc<Service>,
 }
 
-impl Authz {
+impl HttpAuthz {
     pub(super) fn new(service: Arc<Service>) -> Self {
         Self { service }
     }
@@ -41,41 +41,43 @@ impl Authz {
         &self.service
     }
 
-    pub(super) async fn answer(&self, flavour: Flavour, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        let told = Told { flavour, head, peer };
-        if let Some(missing) = told.missing() {
-            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
-            return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected a header {missing}\n"));
+    pub(super) async fn answer(&self, gateway: Gateway, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+        let request = GatewayRequest { gateway, head, peer };
+        if let Some(missing) = request.missing_header() {
+            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+            return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected the header {missing}\n"));
         }
         let current = self.service.current();
-        let question = question(&told, &current.settings.authz);
-        let decision = current.decide(Door::AuthzHttp, &question).await;
-        let Verdict { refused, headers: for_client, body } = Verdict::of(&decision, current.settings.authz_headers);
+        let request = descriptor_request(&request, &current.settings.authz);
+        let decision = current.decide(Door::AuthzHttp, &request).await;
+        let refusal = decision.refusal();
+        let Verdict { refusal_status, headers: for_client, body } =
+            Verdict::of(&decision, refusal.as_ref(), current.settings.authz_headers);
         let mut headers = HeaderMap::with_capacity(12);
         for (name, value) in for_client {
             put(&mut headers, HeaderName::from_static(name), &value);
         }
-        tell_gateway(&mut headers, &decision);
-        let Some(meant) = refused else { return respond(StatusCode::OK, headers, Bytes::new()) };
-        let meant = StatusCode::from_u16(meant).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-        let status = match (flavour, meant) {
-            (Flavour::Envoy | Flavour::Forward, _) | (Flavour::Nginx, StatusCode::UNAUTHORIZED) => meant,
-            (Flavour::Nginx, _) => StatusCode::FORBIDDEN,
+        put_gateway_headers(&mut headers, &decision, refusal.as_ref());
+        let Some(status) = refusal_status else { return respond(StatusCode::OK, headers, Bytes::new()) };
+        let client_status = StatusCode::from_u16(status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let status = match (gateway, client_status) {
+            (Gateway::Envoy | Gateway::ForwardAuth, _) | (Gateway::Nginx, StatusCode::UNAUTHORIZED) => client_status,
+            (Gateway::Nginx, _) => StatusCode::FORBIDDEN,
         };
-        if flavour == Flavour::Nginx {
-            headers.insert("x-tollgate-status", HeaderValue::from(meant.as_u16()));
+        if gateway == Gateway::Nginx {
+            headers.insert("x-tollgate-status", HeaderValue::from(client_status.as_u16()));
         }
         respond(status, headers, body)
     }
 }
 
-fn tell_gateway(headers: &mut HeaderMap, decision: &Decision) {
-    let limiter = match decision.refusal() {
-        Some(refusal) => refusal.limiter,
-        None => decision.tightest().map(|counted| counted.limiter),
+fn put_gateway_headers<'a>(headers: &mut HeaderMap, decision: &'a Decision, refusal: Option<&Refusal<'a>>) {
+    let (rule, limiter) = match refusal {
+        Some(refusal) => (refusal.rule, refusal.limiter),
+        None => decision.tightest().map(|counted| (counted.rule, counted.limiter)).unzip(),
     };
     let facts = [
-        ("x-tollgate-rule", decision.rule()),
+        ("x-tollgate-rule", rule),
         ("x-tollgate-limiter", limiter),
         ("x-tollgate-tier", decision.tier()),
         ("x-tollgate-lease", decision.lease()),

@@ -1,14 +1,13 @@
-//! How gateways ask about a request by plain HTTP, and which of what they say is believed.
+//! Requests of gateways over plain HTTP, and which of their headers are trusted.
 //!
-//! Whoever can connect to this door is believed to be the gateway: bind it where only gateways are. What a gateway
-//! merely passes on is the *client's* word; so each flavour believes the headers that its gateway writes itself, and
-//! no others.
+//! Every client of this door is trusted as a gateway: bind it where only gateways can connect. A header that a gateway
+//! merely passes on was chosen by *its client*. So for each gateway only the headers that it writes itself are trusted.
 //!
-//! | flavour | client's address |
+//! | gateway | client's address |
 //! |---|---|
-//! | envoy | `x-envoy-external-address` with `trust_external_address`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. Both have to be among `allowed_headers`, or Envoy sends neither and all clients are one: Envoy. |
-//! | nginx | `X-Real-IP`, which the sample sets to `$remote_addr`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. A location that does not set it passes on the client's. |
-//! | forward | the last of `X-Forwarded-For`, which the asking proxy writes, or `trusted_hops` from the right; else the peer |
+//! | envoy | `x-envoy-external-address` with `trust_external_address`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. `allowed_headers` must name both headers. Without them Envoy sends neither, and all clients share Envoy's own address. |
+//! | nginx | `X-Real-IP`, which the sample sets to `$remote_addr`; else `X-Forwarded-For`, `trusted_hops` from the right; else the peer. A location that does not set `X-Real-IP` passes on the client's. |
+//! | forward | the last address of `X-Forwarded-For`, which the calling proxy writes, or the one `trusted_hops` from the right; else the peer |
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -18,85 +17,87 @@ use http::request::Parts;
 use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address};
 use crate::settings::AuthzSettings;
 
-/// Who asks, and so how.
+/// The gateway that asks, which decides how its request is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flavour {
+pub(super) enum Gateway {
     /// Envoy's raw HTTP service: method, path and host are the request's own, behind a prefix.
     Envoy,
-    /// nginx `auth_request`: a GET whose headers tell method and URI.
+    /// nginx `auth_request`: a GET with method and URI in headers.
     Nginx,
-    /// Caddy `forward_auth` and Traefik ForwardAuth: a GET whose `X-Forwarded-*` headers tell them.
-    Forward,
+    /// Caddy `forward_auth` and Traefik ForwardAuth: a GET with method and URI in `X-Forwarded-*` headers.
+    ForwardAuth,
 }
 
-const ENVOY: &str = "/authz/envoy";
+/// The `path_prefix` of Envoy's HTTP service.
+const ENVOY_PREFIX: &str = "/authz/envoy";
 
-impl Flavour {
-    /// The flavour that a path asks for.
+impl Gateway {
+    /// The gateway that uses this path.
     pub(super) fn of(path: &str) -> Option<Self> {
         match path {
-            "/authz/nginx" => Some(Flavour::Nginx),
-            "/authz/forward" => Some(Flavour::Forward),
-            path => {
-                path.strip_prefix(ENVOY).filter(|rest| rest.is_empty() || rest.starts_with('/')).map(|_| Flavour::Envoy)
-            }
+            "/authz/nginx" => Some(Gateway::Nginx),
+            "/authz/forward" => Some(Gateway::ForwardAuth),
+            path => path
+                .strip_prefix(ENVOY_PREFIX)
+                .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+                .map(|_| Gateway::Envoy),
         }
     }
 }
 
 /// A request that a gateway asks about.
-pub(super) struct Told<'a> {
-    pub(super) flavour: Flavour,
+pub(super) struct GatewayRequest<'a> {
+    pub(super) gateway: Gateway,
     pub(super) head: &'a Parts,
     pub(super) peer: Option<IpAddr>,
 }
 
-impl Told<'_> {
-    /// The first header of a name that says anything.
+impl GatewayRequest<'_> {
+    /// The first header with this name, if it is not empty.
     fn header(&self, name: &'static str) -> Option<Cow<'_, str>> {
         self.headers(name).next().filter(|value| !value.is_empty())
     }
 
-    /// The header that tells what is asked for, where the gateway did not send it. Rules about paths and methods
-    /// would not match, and the request would pass.
-    pub(super) fn missing(&self) -> Option<&'static str> {
-        let (uri, method) = match self.flavour {
-            Flavour::Envoy => return None,
-            Flavour::Nginx => ("x-original-uri", "x-original-method"),
-            Flavour::Forward => ("x-forwarded-uri", "x-forwarded-method"),
+    /// A required header that the gateway did not send. Without it, rules about paths and methods would not match, and
+    /// the request would pass.
+    pub(super) fn missing_header(&self) -> Option<&'static str> {
+        let (uri, method) = match self.gateway {
+            Gateway::Envoy => return None,
+            Gateway::Nginx => ("x-original-uri", "x-original-method"),
+            Gateway::ForwardAuth => ("x-forwarded-uri", "x-forwarded-method"),
         };
         [uri, method].into_iter().find(|name| self.header(name).is_none())
     }
 }
 
-impl AuthzRequest for Told<'_> {
+impl AuthzRequest for GatewayRequest<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
-        match self.flavour {
-            Flavour::Envoy => Some(Cow::Borrowed(self.head.method.as_str())),
-            Flavour::Nginx => self.header("x-original-method"),
-            Flavour::Forward => self.header("x-forwarded-method"),
+        match self.gateway {
+            Gateway::Envoy => Some(Cow::Borrowed(self.head.method.as_str())),
+            Gateway::Nginx => self.header("x-original-method"),
+            Gateway::ForwardAuth => self.header("x-forwarded-method"),
         }
     }
 
     fn target(&self) -> Option<Cow<'_, str>> {
-        match self.flavour {
-            Flavour::Envoy => {
+        match self.gateway {
+            Gateway::Envoy => {
                 let target = self.head.uri.path_and_query()?.as_str();
-                target.strip_prefix(ENVOY).map(Cow::Borrowed)
+                target.strip_prefix(ENVOY_PREFIX).map(Cow::Borrowed)
             }
-            Flavour::Nginx => self.header("x-original-uri"),
-            Flavour::Forward => self.header("x-forwarded-uri"),
+            Gateway::Nginx => self.header("x-original-uri"),
+            Gateway::ForwardAuth => self.header("x-forwarded-uri"),
         }
     }
 
     fn host(&self) -> Option<Cow<'_, str>> {
-        match self.flavour {
-            // HTTP/2 has the host in its target.
-            Flavour::Envoy | Flavour::Nginx => match self.head.uri.authority() {
+        match self.gateway {
+            // HTTP/2 sends the host as the authority.
+            Gateway::Envoy | Gateway::Nginx => match self.head.uri.authority() {
                 Some(authority) => Some(Cow::Borrowed(authority.as_str())),
                 None => self.header("host"),
             },
-            Flavour::Forward => self.header("x-forwarded-host"),
+            Gateway::ForwardAuth => self.header("x-forwarded-host"),
         }
     }
 
@@ -106,20 +107,20 @@ impl AuthzRequest for Told<'_> {
 
     fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>> {
         let hops = settings.trusted_hops;
-        let (written, hops) = match self.flavour {
-            Flavour::Envoy if settings.trust_external_address => {
+        let (gateway_header, hops) = match self.gateway {
+            Gateway::Envoy if settings.trust_external_address => {
                 (joined(self.headers("x-envoy-external-address")), hops)
             }
-            Flavour::Envoy => (None, hops),
-            Flavour::Nginx => (joined(self.headers("x-real-ip")), hops),
-            Flavour::Forward => (None, hops.max(1)),
+            Gateway::Envoy => (None, hops),
+            Gateway::Nginx => (joined(self.headers("x-real-ip")), hops),
+            Gateway::ForwardAuth => (None, hops.max(1)),
         };
         let forwarded = || {
             let header = joined(self.headers("x-forwarded-for"))?;
             forwarded_for(&header, hops).map(|address| Cow::Owned(address.to_owned()))
         };
         let peer = || self.peer.map(|peer| Cow::Owned(peer.to_string()));
-        written.and_then(one_address).or_else(forwarded).or_else(peer)
+        gateway_header.and_then(one_address).or_else(forwarded).or_else(peer)
     }
 
     fn context(&self, _: &str) -> Option<&str> {

@@ -1,13 +1,13 @@
-//! The plain HTTP door: ext_authz in three flavours, and `/healthcheck`.
+//! The plain HTTP door: ext_authz for several gateways, and `/healthcheck`.
 //!
-//! | path | asked by | about |
+//! | path | gateway | describes the request by |
 //! |---|---|---|
-//! | `/authz/envoy/<path>` | Envoy's raw HTTP service with `path_prefix: /authz/envoy` | the request as it comes |
+//! | `/authz/envoy/<path>` | Envoy's raw HTTP service with `path_prefix: /authz/envoy` | the request itself |
 //! | `/authz/nginx` | `auth_request` | `X-Original-Method`, `X-Original-URI`, `Host`, `X-Real-IP` |
 //! | `/authz/forward` | Caddy, Traefik | `X-Forwarded-Method`, `-Uri`, `-Host`, `-For` |
 //!
-//! 200 lets pass, and nothing else does. A gateway that does not say what is asked for is answered 400, of which nginx
-//! makes 500. [`flavour`] says what each believes, and of whom.
+//! 200 allows the request, and no other status does. A gateway that does not send method and URI is answered 400, which
+//! nginx turns into 500. [`gateway`] lists the headers that are trusted for each gateway.
 
 mod authz;
 mod gateway;
@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
-use self::gateway::Flavour;
+use self::gateway::Gateway;
 use super::connection::{self, AcceptOptions, Activity, InFlight};
 use super::listen::{self, Listener};
 use super::panics;
@@ -37,41 +37,41 @@ use crate::service::{Health, Service};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::{Door, Reply};
 
-/// The longest path that hyper reads; what is longer is answered 414, which refuses.
-const LONGEST_PATH: u64 = u16::MAX as u64 - 1;
+/// The longest path that hyper reads. A longer one is answered 414, which is a refusal.
+const MAX_PATH_BYTES: u64 = u16::MAX as u64 - 1;
 
-/// The services of the HTTP door.
+/// The HTTP door.
 #[derive(Clone, Debug)]
-pub struct Http(Arc<Doorway>);
+pub struct Http(Arc<RequestHandler>);
 
 #[derive(Debug)]
-struct Doorway {
-    authz: authz::Authz,
+struct RequestHandler {
+    authz: authz::HttpAuthz,
     bounds: Bounds,
     service: Arc<Service>,
 }
 
 impl Http {
-    /// The HTTP door of a service, with the bounds it has now.
+    /// The HTTP door of a service, with the bounds that are configured now.
     pub fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
-        Self(Arc::new(Doorway { authz: authz::Authz::new(service.clone()), bounds, service }))
+        Self(Arc::new(RequestHandler { authz: authz::HttpAuthz::new(service.clone()), bounds, service }))
     }
 
-    /// The answer to one head, without a connection: for fuzzing, where a connection for each would be most of the time.
+    /// Answers one request head without a connection. For fuzzing, where connections would take most of the time.
     #[doc(hidden)]
     pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         answer_head(&self.0.authz, head, peer).await
     }
 
-    /// Serves a listener until `stop`, and then its connections until they have finished.
+    /// Serves a listener until `stop`, and then its connections until they are closed.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
-        let Doorway { bounds, service, .. } = &*self.0;
+        let RequestHandler { bounds, service, .. } = &*self.0;
         let doors = service.doors();
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
-            // Ours costs less; hyper's is a new timer for each request.
+            // The watchdog of `connection` costs less: hyper makes a new timer for each request.
             .header_read_timeout(None)
             .max_buf_size(bounds.header_bytes)
             .max_headers(bounds.headers)
@@ -83,8 +83,8 @@ impl Http {
         connection::accept(listener, stop, options, |stream, peer, activity| {
             let service = self.0.clone();
             let peer = match peer {
-                listen::Bound::Tcp(peer) => Some(peer.ip()),
-                listen::Bound::Unix(_) => None,
+                listen::BoundAddress::Tcp(peer) => Some(peer.ip()),
+                listen::BoundAddress::Unix(_) => None,
             };
             let begin = activity.clone();
             let answer = service_fn(move |request| {
@@ -97,9 +97,9 @@ impl Http {
             let service = self.0.clone();
             async move {
                 if let Err(error) = connection.await {
-                    service.count_unread(&*error, &activity);
-                    // Without its sources: among them is what the client said when it went away.
-                    tracing::debug!(%error, "an HTTP connection broke");
+                    service.count_unread_head(&*error, &activity);
+                    // Without its sources: one of them may hold text from the client.
+                    tracing::debug!(%error, "HTTP connection failed");
                 }
             }
         })
@@ -107,7 +107,7 @@ impl Http {
     }
 }
 
-impl Doorway {
+impl RequestHandler {
     async fn answer(
         &self,
         request: http::Request<Incoming>,
@@ -115,54 +115,58 @@ impl Doorway {
         in_flight: Option<InFlight>,
     ) -> Response<Full<Bytes>> {
         if in_flight.is_none() {
-            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
-            return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests are under way\n");
+            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+            return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests in flight\n");
         }
-        let answered = panics::catch(self.service.doors(), self.answer_whole(request, peer)).await;
+        let answered = panics::catch(self.service.doors(), self.answer_request(request, peer)).await;
         answered.unwrap_or_else(|| {
-            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Failed);
-            respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "this met an error of ours\n")
+            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Failed);
+            respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "internal error\n")
         })
     }
 
-    /// Bodies decide nothing. A small one is passed over, so that the connection serves the next question; of another
-    /// the client is told that the connection closes.
-    async fn answer_whole(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+    /// Answers a request. Its body is ignored: a small one is read to its end, so the connection can be used again;
+    /// with a larger one the connection is closed.
+    async fn answer_request(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        // HTTP/2 ends a stream and keeps the connection.
+        // HTTP/2 can end the stream and keep the connection, so the body need not be read.
         if head.version == Version::HTTP_2 {
             if let Err(bound) = head::bytes(&self.bounds, &head.uri, &head.headers) {
                 self.service.doors().exceeded.count(bound);
-                self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
-                return respond(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, HeaderMap::new(), "too large a head\n");
+                self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+                return respond(
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                    HeaderMap::new(),
+                    "the request head is too large\n",
+                );
             }
             return answer_head(&self.authz, &head, peer).await;
         }
-        let passed_over = pass_over(body, &self.bounds).await;
+        let discarded = discard_body(body, &self.bounds).await;
         let mut response = answer_head(&self.authz, &head, peer).await;
-        if let Err(bound) = passed_over {
+        if let Err(bound) = discarded {
             self.service.doors().exceeded.count(bound);
         }
-        // A client that keeps its connection until we close it may be asking just then. Told before, it goes by itself.
-        if passed_over.is_err() || !self.service.health().ready() {
+        // A client that keeps its connection until we close it may be asking just then. GatewayRequest before, it goes by itself.
+        if discarded.is_err() || !self.service.health().ready() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    /// Counts a head that hyper refused by itself.
-    fn count_unread(&self, error: &(dyn Error + 'static), activity: &Activity) {
+    /// Counts a request head that hyper rejected.
+    fn count_unread_head(&self, error: &(dyn Error + 'static), activity: &Activity) {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
-            // It does not say whether that was for its size or for the number of headers.
-            self.service.telemetry().metrics.replied(Door::AuthzHttp, Reply::Unreadable);
-            let large = activity.http1_bytes() >= LONGEST_PATH.min(self.bounds.header_bytes as u64);
+            // The error does not tell whether the size or the number of headers was exceeded.
+            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+            let large = activity.http1_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
     }
 }
 
-/// Reads a body to its end, or tells past which bound it is.
-async fn pass_over(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
+/// Reads a body to its end, or returns the bound that it exceeds.
+async fn discard_body(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
     if body.is_end_stream() {
         return Ok(());
     }
@@ -171,7 +175,7 @@ async fn pass_over(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
     }
     let read = async {
         let mut left = bounds.body_bytes;
-        // What cannot be read breaks the connection by itself.
+        // A body that cannot be read fails its connection.
         while let Some(Ok(frame)) = body.frame().await {
             let bytes = frame.data_ref().map_or(0, Bytes::len);
             left = left.checked_sub(bytes as u64).ok_or(Bound::BodyBytes)?;
@@ -181,27 +185,27 @@ async fn pass_over(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
     tokio::time::timeout(bounds.request_timeout, read).await.unwrap_or(Err(Bound::RequestTimeout))
 }
 
-async fn answer_head(authz: &authz::Authz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-    match Flavour::of(head.uri.path()) {
-        Some(flavour) => authz.answer(flavour, head, peer).await,
+async fn answer_head(authz: &authz::HttpAuthz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+    match Gateway::of(head.uri.path()) {
+        Some(gateway) => authz.answer(gateway, head, peer).await,
         None => health(authz.service().health(), head.uri.path()),
     }
 }
 
-/// The answer about our health, or that there is nothing else here.
+/// The answer to a health check, or 404.
 pub(super) fn health(health: &Health, path: &str) -> Response<Full<Bytes>> {
-    let told = |well, text| {
-        let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let answer = |ready, text| {
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         respond(status, HeaderMap::new(), text)
     };
     match (path, health.ready()) {
-        ("/livez", _) | ("/healthcheck" | "/readyz", true) => told(true, "OK"),
-        ("/healthcheck" | "/readyz", false) => told(false, "not ready: stopping, or waiting for a store\n"),
-        _ => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path here\n"),
+        ("/livez", _) | ("/healthcheck" | "/readyz", true) => answer(true, "OK"),
+        ("/healthcheck" | "/readyz", false) => answer(false, "not ready: stopping, or waiting for a store\n"),
+        _ => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path\n"),
     }
 }
 
-/// An answer.
+/// Makes a response.
 pub(super) fn respond(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;

@@ -18,12 +18,13 @@ const DYNAMIC_METADATA: u32 = 4;
 
 /// Writes the response for a decision.
 pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
-    let Verdict { refused, headers, body } = Verdict::of(decision, families);
-    match refused {
+    let refusal = decision.refusal();
+    let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families);
+    match refusal_status {
         None => passed(&headers, writer),
         Some(status) => denied(status, &headers, &body, writer),
     }
-    metadata::write(decision, DYNAMIC_METADATA, writer);
+    metadata::write(decision, refusal.as_ref(), DYNAMIC_METADATA, writer);
 }
 
 fn passed(headers: &[Header], writer: &mut Writer) {
@@ -78,14 +79,14 @@ mod tests {
 
     /// The expected message, made of the generated types.
     fn expected_message(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
-        let Verdict { refused, headers, body } = Verdict::of(decision, families);
+        let Verdict { refusal_status, headers, body } = Verdict::of(decision, decision.refusal().as_ref(), families);
         let headers = headers.into_iter().map(|(name, value)| HeaderValueOption {
             header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
             append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
             ..HeaderValueOption::default()
         });
         let headers = headers.collect();
-        let (code, response) = match refused {
+        let (code, response) = match refusal_status {
             None => {
                 let ok = OkHttpResponse { response_headers_to_add: headers, ..OkHttpResponse::default() };
                 (Code::Ok, HttpResponse::OkResponse(ok))

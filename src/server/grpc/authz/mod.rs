@@ -17,7 +17,7 @@ use self::decoded::DecodedCheck;
 use super::lease_guard::HandedOutLease;
 use super::wire::Writer;
 use super::{RefusalFrame, unary};
-use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address, question};
+use crate::server::ext_authz::{AuthzRequest, descriptor_request, forwarded_for, joined, one_address};
 use crate::service::Service;
 use crate::settings;
 use crate::telemetry::Door;
@@ -51,8 +51,8 @@ impl GrpcAuthz {
 
     async fn decide(&self, request: &impl AuthzRequest) -> Response<Body> {
         let current = self.service.current();
-        let question = question(request, &current.settings.authz);
-        let decision = current.decide(Door::AuthzGrpc, &question).await;
+        let request = descriptor_request(request, &current.settings.authz);
+        let decision = current.decide(Door::AuthzGrpc, &request).await;
         let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
         unary::response(frame, decision.lease().map(|lease| HandedOutLease(lease.into())))
     }

@@ -227,8 +227,9 @@ fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
     for status in decision.statuses() {
         writer.message(2, |writer| write_status(&status, writer));
     }
-    let headers = headers::of(decision, families);
-    let body = decision.refusal().and_then(|refusal| headers::body(&refusal, families));
+    let refusal = decision.refusal();
+    let headers = headers::of(decision, refusal.as_ref(), families);
+    let body = refusal.as_ref().and_then(|refusal| headers::body(refusal, families));
     let media_type = body.as_ref().map(|(_, media_type)| ("content-type", media_type.as_str()));
     let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
     for (name, value) in headers.chain(media_type) {
@@ -240,7 +241,7 @@ fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
     if let Some((body, _)) = &body {
         writer.text(5, body.as_bytes());
     }
-    metadata::write(decision, 6, writer);
+    metadata::write(decision, refusal.as_ref(), 6, writer);
 }
 
 fn code(allowed: bool) -> Code {
@@ -317,9 +318,10 @@ pub(super) mod tests {
 
     /// The expected message, made of the generated types, without metadata.
     fn expected(decision: &Decision, families: HeaderFamilies) -> RateLimitResponse {
-        let mut headers: Vec<(String, String)> =
-            headers::of(decision, families).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let body = decision.refusal().and_then(|refusal| headers::body(&refusal, families));
+        let refusal = decision.refusal();
+        let headers = headers::of(decision, refusal.as_ref(), families).into_iter();
+        let mut headers: Vec<(String, String)> = headers.map(|(name, value)| (name.to_owned(), value)).collect();
+        let body = refusal.and_then(|refusal| headers::body(&refusal, families));
         let raw_body = body.map_or_else(Bytes::new, |(body, media_type)| {
             headers.push(("content-type".to_owned(), media_type));
             body.into()

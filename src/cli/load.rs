@@ -1,0 +1,42 @@
+//! Loads configurations for commands, and prints their errors and warnings.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tollgate::config::{Config, Errors, Problem, VARIABLE, places};
+use tollgate::rules::Rules;
+
+/// Loads the rules of a configuration. Prints what is wrong with it.
+pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
+    let config = Config::load(path).map_err(|errors| report_errors(&errors))?;
+    if config.files.is_empty() {
+        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_places());
+        return Err(ExitCode::FAILURE);
+    }
+    Rules::compile(config.book).map_err(|errors| {
+        errors.iter().for_each(|error| eprintln!("tollgate: {error}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// The places where a configuration is searched when none is named.
+pub fn searched_places() -> String {
+    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
+    format!("{VARIABLE} (not set), {}", places.join(", "))
+}
+
+/// Prints all errors of a configuration.
+pub fn report_errors(errors: &Errors) -> ExitCode {
+    eprintln!("{errors}");
+    ExitCode::FAILURE
+}
+
+/// Prints the warnings of a configuration.
+pub fn report_warnings(warnings: &[Problem]) {
+    for Problem { file, line, text } in warnings {
+        match line {
+            Some(line) => eprintln!("{file}:{line}: warning: {text}"),
+            None => eprintln!("{file}: warning: {text}"),
+        }
+    }
+}
