@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Selects the counters of an identity: all counters of the domain whose keys consist of these entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub struct IdentityQuery {
     /// The domain.
     pub domain: String,
@@ -15,7 +15,7 @@ pub struct IdentityQuery {
 
 /// Resets the counters of an identity, and says who asks for it and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub struct LiftRequest {
     /// The domain.
     pub domain: String,
