@@ -23,10 +23,10 @@ use tokio::task::JoinHandle;
 
 use super::sentinel::Sentinels;
 use super::settings::{Address, Credentials, RedisSettings};
-use super::tls::Tls;
 use super::warnings::Warnings;
 use super::wire::Problem;
 use crate::plan::Fault;
+use crate::tls::TlsClient;
 
 /// How long to wait before a connection that failed is made again, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
@@ -39,7 +39,7 @@ const TRIED: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
     info: RedisConnectionInfo,
-    tls: Option<Tls>,
+    tls: Option<TlsClient>,
     connect_timeout: Duration,
     response_timeout: Duration,
 }
@@ -96,7 +96,7 @@ pub(super) enum Unanswered {
 }
 
 impl Dial {
-    pub(super) fn new(settings: &RedisSettings, credentials: &Credentials, db: u32, tls: Option<Tls>) -> Self {
+    pub(super) fn new(settings: &RedisSettings, credentials: &Credentials, db: u32, tls: Option<TlsClient>) -> Self {
         let mut info = RedisConnectionInfo::default().set_db(db.into()).set_skip_set_lib_name();
         if let Some(user) = &credentials.user {
             info = info.set_username(user);
@@ -150,7 +150,7 @@ impl Dial {
                 stream.set_nodelay(true)?;
                 match &self.tls {
                     None => Box::new(stream),
-                    Some(tls) => Box::new(tls.secure(host, stream).await?),
+                    Some(tls) => Box::new(tls.connect(host, stream).await?),
                 }
             }
         })

@@ -13,7 +13,6 @@ mod cluster;
 mod link;
 mod sentinel;
 mod settings;
-mod tls;
 mod warnings;
 mod wire;
 
@@ -25,14 +24,13 @@ use redis::{Cmd, Value};
 use self::cluster::Cluster;
 use self::link::{Dial, Link, Target};
 use self::sentinel::Sentinels;
-pub use self::settings::{Address, Credentials, Identity, Password, RedisSettings, TlsSettings, Topology};
-use self::tls::Tls;
-pub use self::tls::TlsError;
+pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology};
 use self::warnings::Warnings;
 use self::wire::{Keys, Named, Problem};
 use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
+use crate::tls::{TlsClient, TlsError};
 
 /// What the server knows the script by.
 static DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wire::SCRIPT).get_hash().to_owned());
@@ -60,7 +58,7 @@ impl Redis {
     /// [`TlsError`] when connections cannot be secured as the settings say.
     pub fn new(settings: &RedisSettings) -> Result<Self, TlsError> {
         let warnings = Arc::new(Warnings::default());
-        let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
+        let tls = settings.tls.as_ref().map(TlsClient::new).transpose()?;
         let dial = Dial::new(settings, &settings.credentials, settings.db, tls.clone());
         let to = |target| Way::Server(Link::open(target, dial.clone(), warnings.clone()));
         let way = match &settings.topology {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tls::TlsSettings;
+
 /// A Redis or Valkey that keeps counters. Two settings that are equal are the same store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RedisSettings {
@@ -62,26 +64,6 @@ pub struct Credentials {
 /// A password, which is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
-
-/// How connections are secured.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TlsSettings {
-    /// A file of PEM certificates to trust in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// What we show of ourselves.
-    pub identity: Option<Identity>,
-    /// The name that the server's certificate must carry, in place of the address.
-    pub server_name: Option<String>,
-}
-
-/// A client certificate.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Identity {
-    /// A file of PEM certificates, our own first.
-    pub certificate: PathBuf,
-    /// The file of its private key, PEM.
-    pub key: PathBuf,
-}
 
 impl RedisSettings {
     /// What keys begin with unless told otherwise.
