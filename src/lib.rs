@@ -25,6 +25,7 @@
 //! | [`clock`] | moments, and the clocks that give them |
 //! | [`descriptor`] | what is asked: domain, descriptors, entries, hits |
 //! | [`settings`] | what the operator chose for the doors |
+//! | [`tls`] | one TLS client for shared stores |
 //! | [`limiter`] | the arithmetic: one file for each algorithm |
 //! | [`plan`] | what rules ask and stores answer; [`plan::advance`] is its meaning |
 //! | [`secret`] | the deployment's secret, and the hashed names of counters |
@@ -73,3 +74,4 @@ pub mod settings;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+pub mod tls;

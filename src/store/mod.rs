@@ -17,9 +17,7 @@ use tokio::time::Instant;
 use self::compensation::Route;
 pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
-pub use self::redis::{
-    Address, Credentials, Identity, Password, Redis, RedisSettings, TlsError, TlsSettings, Topology,
-};
+pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
 pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreObserver, Wrapper};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};

@@ -14,8 +14,9 @@ use tollgate::limiter::{
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
     Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle,
-    Stores, TlsSettings, Topology,
+    Stores, Topology,
 };
+use tollgate::tls::{ClientCertificate, TlsSettings};
 
 use super::redis_client::{one, plan};
 use super::undone::as_is_undone;
@@ -572,10 +573,7 @@ fn a_cluster_with_tls_and_a_password_is_let_into() {
         credentials: credentials("sesame"),
         tls: Some(TlsSettings {
             ca: Some(files.authority.clone()),
-            identity: Some(tollgate::store::Identity {
-                certificate: files.client.clone(),
-                key: files.client_key.clone(),
-            }),
+            identity: Some(ClientCertificate { certificate: files.client.clone(), key: files.client_key.clone() }),
             ..TlsSettings::default()
         }),
         ..RedisSettings::new(Topology::Cluster(vec![Address::Tcp("127.0.0.1".to_owned(), port)]))

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tollgate::limiter::{FixedWindow, Limit};
 use tollgate::plan::Fault;
-use tollgate::store::{Address, Backend, Credentials, Identity, Password, Redis, RedisSettings, TlsSettings, Topology};
+use tollgate::store::{Address, Backend, Credentials, Password, Redis, RedisSettings, Topology};
+use tollgate::tls::{ClientCertificate, TlsSettings};
 
 use super::redis_client::{answers, apply, at, connected, counter, decide, one, plan, runtime};
 use crate::support::processes::PATIENCE;
@@ -99,7 +100,7 @@ fn tls_trusts_the_authority_that_is_named_and_shows_our_certificate() {
     let Some(server) = Setup::redis().map(|setup| setup.tls().start()) else { return };
     let (port, files) = server.tls();
     let proxy = Proxy::to(port);
-    let identity = Identity { certificate: files.client.clone(), key: files.client_key.clone() };
+    let identity = ClientCertificate { certificate: files.client.clone(), key: files.client_key.clone() };
     let tls = TlsSettings { ca: Some(files.authority.clone()), identity: Some(identity), server_name: None };
     let secured = |tls: &TlsSettings| RedisSettings { tls: Some(tls.clone()), ..at(proxy.port) };
     runtime().block_on(async {

@@ -9,9 +9,9 @@ use crate::config::schema;
 use crate::config::schema::decode::{Choice, Field, Table};
 use crate::config::schema::values::Hidden;
 use crate::store::{
-    Address, Credentials, Identity, Password, PostgresSettings, QueueSettings, RedisSettings, SharedSettings,
-    TlsSettings, Topology,
+    Address, Credentials, Password, PostgresSettings, QueueSettings, RedisSettings, SharedSettings, Topology,
 };
+use crate::tls::{ClientCertificate, TlsSettings};
 
 /// The port of Redis where none is said.
 const REDIS_PORT: u16 = 6379;
@@ -164,7 +164,7 @@ fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<
         }
     }
     let identity = match (path(&store.tls_certificate), path(&store.tls_key)) {
-        (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (None, None) => None,
         (one, _) => {
             let (given, other) = match one.is_some() {

@@ -15,7 +15,6 @@
 
 mod migrate;
 mod settings;
-mod tls;
 mod wire;
 
 use std::sync::Arc;
@@ -32,7 +31,6 @@ use self::migrate::Names;
 pub use self::migrate::{MigrateError, Migrated};
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::settings::{Understood, said};
-use self::tls::Tls;
 use self::wire::{Call, Id, int};
 use super::shared::Backend;
 use crate::clock::Timestamp;
@@ -94,7 +92,7 @@ impl Postgres {
             // Whatever cannot be written to refuses this, though there is nothing to write.
             probe: format!("UPDATE {} SET swept = swept WHERE false", names.of("meta")),
         };
-        let manager = Manager::from_config(config, tls.0, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(settings.pool_size)
             .wait_timeout(Some(settings.response_timeout))
@@ -134,7 +132,7 @@ impl Drop for Postgres {
 ///
 /// The settings cannot be understood, or the server says no. Nothing was changed then.
 pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, MigrateError> {
-    let Understood { config, tls: Tls(tls), names } = settings.understand()?;
+    let Understood { config, tls, names } = settings.understand()?;
     let (mut client, connection) = config.connect(tls).await?;
     let connection = tokio::spawn(connection);
     let done = migrate::migrate(&mut client, &names, settings.unlogged, true).await;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::migrate::Names;
-use super::tls::Tls;
+use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
 
 /// Where a PostgreSQL is and how it is used.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub struct PostgresSettings {
 }
 
 /// Why settings cannot be. Its text continues a path: `stores.main.url ...`.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum PostgresSettingsError {
     /// See the text. It tells nothing of the URL, which holds a password.
     #[error("url cannot be read: {0}")]
@@ -72,9 +73,9 @@ pub enum PostgresSettingsError {
     /// See the text.
     #[error("pool_size is 0, expected more than zero")]
     NoConnections,
-    /// See the text.
-    #[error("ca cannot be used: {0}")]
-    Ca(String),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Default for PostgresSettings {
@@ -118,7 +119,7 @@ impl fmt::Debug for PostgresSettings {
 /// Settings that were understood.
 pub(super) struct Understood {
     pub(super) config: Config,
-    pub(super) tls: Tls,
+    pub(super) tls: MakeRustlsConnect,
     pub(super) names: Names,
 }
 
@@ -154,7 +155,11 @@ impl PostgresSettings {
             None => ca.is_some() && !local,
         };
         config.ssl_mode(if wanted { SslMode::Require } else { SslMode::Disable });
-        let tls = Tls::new(wanted, ca.as_deref()).map_err(PostgresSettingsError::Ca)?;
+        let tls = match wanted {
+            true => client_config(&TlsSettings { ca, ..TlsSettings::default() })?,
+            false => untrusting_config(),
+        };
+        let tls = MakeRustlsConnect::new(tls);
         if config.get_application_name().is_none() {
             config.application_name("tollgate");
         }

@@ -1,19 +1,20 @@
-//! Counters in Redis or Valkey: every call is one script, which decides a batch of plans where the counters are.
+//! Counters in Redis or Valkey. Each call runs one script on the server, which decides a batch of plans.
 //!
 //! ```text
-//!   plans -> wire::encode -> link -> EVALSHA script.lua -> wire::decode -> answers
+//!   plans -> wire::encode -> connection -> EVALSHA script.lua -> wire::decode -> answers
 //! ```
 //!
-//! In a cluster, plans of one slot are a call, and the calls of several slots are under way at the same time.
+//! In a cluster, the plans of one hash slot are one call, and the calls of several slots are in flight together.
 //!
-//! `script.lua` is [`crate::plan::advance`] in Lua; it tells what is counted, and what follows from that is computed
-//! here, by the same arithmetic as everywhere.
+//! `script.lua` is [`crate::plan::advance`] in Lua. It returns what is counted, from which the outcomes are computed here
+//! by the arithmetic of `limiter`.
 
 mod cluster;
-mod link;
+mod connection;
+mod dial;
+mod hash_slot;
 mod sentinel;
 mod settings;
-mod tls;
 mod warnings;
 mod wire;
 
@@ -23,191 +24,193 @@ use futures_util::future::join_all;
 use redis::{Cmd, Value};
 
 use self::cluster::Cluster;
-use self::link::{Dial, Link, Target};
+use self::connection::{RedisConnection, ServerChoice};
+use self::dial::Dial;
+use self::hash_slot::hash_slot;
 use self::sentinel::Sentinels;
-pub use self::settings::{Address, Credentials, Identity, Password, RedisSettings, TlsSettings, Topology};
-use self::tls::Tls;
-pub use self::tls::TlsError;
+pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology};
 use self::warnings::Warnings;
-use self::wire::{Keys, Named, Problem};
+use self::wire::{CommandError, Keys, ScriptRef};
 use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
+use crate::tls::{TlsClient, TlsError};
 
-/// What the server knows the script by.
-static DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wire::SCRIPT).get_hash().to_owned());
+/// The SHA-1 digest that `EVALSHA` names the script by.
+static SCRIPT_DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wire::SCRIPT).get_hash().to_owned());
 
-/// A Redis or Valkey that keeps counters.
+/// A Redis or Valkey store.
 #[derive(Debug)]
 pub struct Redis {
-    way: Way,
+    servers: Servers,
     keys: Keys,
     warnings: Arc<Warnings>,
 }
 
-/// How servers are reached.
+/// The connections to one server, or to the nodes of a cluster.
 #[derive(Debug)]
-enum Way {
-    Server(Link),
+enum Servers {
+    Single(RedisConnection),
     Cluster(Cluster),
 }
 
 impl Redis {
-    /// A Redis that is connected to from now on, in the background. To be called within a runtime.
+    /// Starts to connect in the background. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// [`TlsError`] when connections cannot be secured as the settings say.
+    /// [`TlsError`] when the TLS settings are invalid.
     pub fn new(settings: &RedisSettings) -> Result<Self, TlsError> {
         let warnings = Arc::new(Warnings::default());
-        let tls = settings.tls.as_ref().map(Tls::new).transpose()?;
+        let tls = settings.tls.as_ref().map(TlsClient::new).transpose()?;
         let dial = Dial::new(settings, &settings.credentials, settings.db, tls.clone());
-        let to = |target| Way::Server(Link::open(target, dial.clone(), warnings.clone()));
-        let way = match &settings.topology {
-            Topology::Standalone(address) => to(Target::Server(address.clone())),
+        let single = |server| Servers::Single(RedisConnection::open(server, dial.clone(), warnings.clone()));
+        let servers = match &settings.topology {
+            Topology::Standalone(address) => single(ServerChoice::Fixed(address.clone())),
             Topology::Sentinel { sentinels, master, credentials } => {
                 let dial = Dial::new(settings, credentials, 0, tls);
-                to(Target::Master(Sentinels::new(sentinels.clone(), master, dial)))
+                single(ServerChoice::Master(Sentinels::new(sentinels.clone(), master, dial)))
             }
-            Topology::Cluster(seeds) => Way::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone())),
+            Topology::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone())),
         };
-        let tagged = matches!(way, Way::Cluster(_));
-        Ok(Self { way, keys: Keys::new(&settings.key_prefix, tagged), warnings })
+        let tagged = matches!(servers, Servers::Cluster(_));
+        Ok(Self { servers, keys: Keys::new(&settings.key_prefix, tagged), warnings })
     }
 
-    /// Asks by the script's digest, and with its text if the server does not know it: then nothing was executed.
-    async fn call(&self, plans: &[Plan], now: Option<Timestamp>) -> Result<Value, Problem> {
-        let cmd = wire::encode(plans, now, &self.keys, Named::Digest(&DIGEST));
+    /// Calls the script by its digest, and by its text if the server replies that it does not have it.
+    async fn call(&self, plans: &[Plan], now: Option<Timestamp>) -> Result<Value, CommandError> {
+        let cmd = wire::encode(plans, now, &self.keys, ScriptRef::Digest(&SCRIPT_DIGEST));
         let partition = plans.first().map_or(0, partition);
-        match self.ask(partition, &cmd).await {
-            Err(problem) if problem.text.starts_with("NOSCRIPT") => {
-                self.ask(partition, &wire::encode(plans, now, &self.keys, Named::Text)).await
+        match self.send(partition, &cmd).await {
+            Err(error) if error.text.starts_with("NOSCRIPT") => {
+                self.send(partition, &wire::encode(plans, now, &self.keys, ScriptRef::Text)).await
             }
-            answer => answer,
+            result => result,
         }
     }
 
-    /// Asks the server that has a partition.
-    async fn ask(&self, partition: u16, cmd: &Cmd) -> Result<Value, Problem> {
-        match &self.way {
-            Way::Server(link) => link.ask(cmd).await.map_err(Problem::from),
-            Way::Cluster(cluster) => cluster.ask(self.slot(partition), cmd).await,
+    /// Sends a command to the server of a partition.
+    async fn send(&self, partition: u16, cmd: &Cmd) -> Result<Value, CommandError> {
+        match &self.servers {
+            Servers::Single(connection) => connection.send(cmd).await.map_err(CommandError::from),
+            Servers::Cluster(cluster) => cluster.send(self.hash_slot(partition), cmd).await,
         }
     }
 
-    fn slot(&self, partition: u16) -> u16 {
-        cluster::slot(&self.keys.in_partition(partition))
+    fn hash_slot(&self, partition: u16) -> u16 {
+        hash_slot(&self.keys.in_partition(partition))
     }
 
-    /// Executes plans of one slot, or of one server.
-    async fn execute_there(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    /// Executes plans of one hash slot, or of a single server, in calls that the script can hold.
+    async fn execute_on_one(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
         let mut answers = Vec::with_capacity(plans.len());
         let mut rest = plans;
         while !rest.is_empty() {
-            let (some, others) = rest.split_at(wire::fitting(rest));
-            match some {
-                [plan] if !wire::can_be_asked(plan) => answers.push(Err(Fault::Script)),
-                some => answers.append(&mut self.execute_some(some, now).await),
+            let (batch, others) = rest.split_at(wire::batch_size(rest));
+            match batch {
+                [plan] if !wire::is_encodable(plan) => answers.push(Err(Fault::Script)),
+                batch => answers.append(&mut self.execute_batch(batch, now).await),
             }
             rest = others;
         }
         answers
     }
 
-    /// Executes plans of several slots, those of each slot in order.
-    async fn execute_apart(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
-        let slots: Vec<u16> = plans.iter().map(|plan| self.slot(partition(plan))).collect();
+    /// Executes plans of several hash slots: those of one slot in order, several slots concurrently.
+    async fn execute_by_slot(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+        let slots: Vec<u16> = plans.iter().map(|plan| self.hash_slot(partition(plan))).collect();
         if slots.iter().all(|&slot| slot == slots[0]) {
-            return self.execute_there(plans, now).await;
+            return self.execute_on_one(plans, now).await;
         }
         let mut order: Vec<usize> = (0..plans.len()).collect();
-        order.sort_by_key(|&number| slots[number]);
+        order.sort_by_key(|&index| slots[index]);
         let parts = order.chunk_by(|&one, &other| slots[one] == slots[other]).map(async |part| match part {
-            &[number] => self.execute_there(&plans[number..=number], now).await,
+            &[index] => self.execute_on_one(&plans[index..=index], now).await,
             part => {
-                let plans: Vec<Plan> = part.iter().map(|&number| plans[number].clone()).collect();
-                self.execute_there(&plans, now).await
+                let plans: Vec<Plan> = part.iter().map(|&index| plans[index].clone()).collect();
+                self.execute_on_one(&plans, now).await
             }
         });
         let mut answers: Vec<_> = order.iter().copied().zip(join_all(parts).await.into_iter().flatten()).collect();
-        answers.sort_unstable_by_key(|(number, _)| *number);
+        answers.sort_unstable_by_key(|(index, _)| *index);
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    async fn execute_some(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute_batch(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
         match self.call(plans, now).await {
             Ok(reply) => {
                 let answers = wire::decode(plans, &reply).into_iter();
-                answers.map(|answer| answer.map_err(|problem| self.warn(problem))).collect()
+                answers.map(|answer| answer.map_err(|error| self.warn(error))).collect()
             }
-            Err(problem) => {
-                let fault = self.warn(problem);
+            Err(error) => {
+                let fault = self.warn(error);
                 plans.iter().map(|_| Err(fault)).collect()
             }
         }
     }
 
-    fn warn(&self, problem: Problem) -> Fault {
-        if let (Way::Server(link), true) = (&self.way, problem.text.starts_with("READONLY")) {
-            link.look_again();
+    /// Logs an error. A read-only server is left for another one.
+    fn warn(&self, error: CommandError) -> Fault {
+        if let (Servers::Single(connection), true) = (&self.servers, error.text.starts_with("READONLY")) {
+            connection.reconnect();
         }
-        // Of a connection that is not there its supervisor tells.
-        if !problem.text.is_empty() {
-            self.warnings.say(&problem.text);
+        // The supervisor of a connection has logged why none is open; there is no text then.
+        if !error.text.is_empty() {
+            self.warnings.warn(&error.text);
         }
-        problem.fault
+        error.fault
     }
 }
 
 impl Backend for Redis {
     async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
-        match &self.way {
-            Way::Server(_) => self.execute_there(plans, now).await,
-            Way::Cluster(_) => self.execute_apart(plans, now).await,
+        match &self.servers {
+            Servers::Single(_) => self.execute_on_one(plans, now).await,
+            Servers::Cluster(_) => self.execute_by_slot(plans, now).await,
         }
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         let cmd = redis::cmd("UNLINK").arg(&self.keys.of(counter)).take();
-        match self.ask(counter.partition(), &cmd).await {
+        match self.send(counter.partition(), &cmd).await {
             Ok(Value::Int(keys)) => Ok(keys > 0),
             Ok(_) => Err(Fault::Script),
-            Err(problem) => Err(self.warn(problem)),
+            Err(error) => Err(self.warn(error)),
         }
     }
 
-    /// Writes a key that holds no counter: nothing else says that one can be written.
+    /// Writes a key that holds no counter: only a write shows that writes are accepted.
     async fn probe(&self) -> Result<(), Fault> {
-        if let Way::Cluster(cluster) = &self.way {
+        if let Servers::Cluster(cluster) = &self.servers {
             return cluster.probe(&self.keys).await;
         }
         let cmd = redis::cmd("SET").arg(self.keys.probe()).arg("").arg("PX").arg(60_000).take();
-        self.ask(0, &cmd).await.map(drop).map_err(|problem| self.warn(problem))
+        self.send(0, &cmd).await.map(drop).map_err(|error| self.warn(error))
     }
 
     fn lanes(&self) -> usize {
-        match &self.way {
-            Way::Server(_) => 1,
-            Way::Cluster(_) => cluster::LANES,
+        match &self.servers {
+            Servers::Single(_) => 1,
+            Servers::Cluster(_) => cluster::LANES,
         }
     }
 
     fn lane(&self, plan: &Plan) -> usize {
-        match &self.way {
-            Way::Server(_) => 0,
-            Way::Cluster(cluster) => cluster.lane(self.slot(partition(plan))),
+        match &self.servers {
+            Servers::Single(_) => 0,
+            Servers::Cluster(cluster) => cluster.lane(self.hash_slot(partition(plan))),
         }
     }
 
     async fn probe_lane(&self, lane: usize) -> Result<(), Fault> {
-        match &self.way {
-            Way::Server(_) => self.probe().await,
-            Way::Cluster(cluster) => cluster.probe_lane(lane, &self.keys).await,
+        match &self.servers {
+            Servers::Single(_) => self.probe().await,
+            Servers::Cluster(cluster) => cluster.probe_lane(lane, &self.keys).await,
         }
     }
 }
 
-/// Where a plan is decided. All of its counters have one partition, where that matters.
+/// The partition of a plan. In a cluster all of its counters have the same.
 fn partition(plan: &Plan) -> u16 {
     let checks = plan.checks.iter().map(|check| check.counter);
     let changes = plan.changes.iter().map(|change| change.counter);

@@ -1,93 +1,75 @@
-//! Where a Redis is, who we are to it, and how long we wait.
+//! The settings of a Redis store: addresses, credentials, TLS, timeouts.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A Redis or Valkey that keeps counters. Two settings that are equal are the same store.
+use crate::tls::TlsSettings;
+
+/// The settings of a Redis or Valkey store. Equal settings mean the same store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RedisSettings {
-    /// Where it is, and how it is spread.
+    /// Its servers.
     pub topology: Topology,
-    /// Who we are to it: an ACL user with its password, or the password of the default user.
+    /// An ACL user with its password, or the password of the default user.
     pub credentials: Credentials,
-    /// How connections over TCP are secured, those to sentinels too; `None` sends everything in the clear.
+    /// TLS of connections over TCP, including those to sentinels. `None` means no encryption.
     pub tls: Option<TlsSettings>,
-    /// The number of the database.
+    /// The database number.
     pub db: u32,
-    /// What every key begins with, so that others can use the same Redis.
+    /// The prefix of every key, so that other programs can use the same Redis.
     pub key_prefix: String,
-    /// How long a connection may take to be made: addresses resolved, secured, and let in.
+    /// The timeout of a new connection: name resolution, TLS handshake and authentication together.
     pub connect_timeout: Duration,
-    /// How long a call may take before its connection counts as broken.
+    /// The timeout of a call. A connection that exceeds it is abandoned.
     pub response_timeout: Duration,
 }
 
-/// How a Redis is spread.
+/// The servers of a Redis.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Topology {
     /// One server.
     Standalone(Address),
-    /// One server that sentinels watch, and replace when it fails.
+    /// A master that sentinels monitor, and replace when it fails.
     Sentinel {
-        /// The sentinels, of which one that answers is enough.
+        /// The sentinels. One that answers is enough.
         sentinels: Vec<Address>,
-        /// What the sentinels call the server.
+        /// The name of the master at the sentinels.
         master: String,
-        /// Who we are to the sentinels.
+        /// The credentials for the sentinels themselves.
         credentials: Credentials,
     },
-    /// A cluster, of which these are some nodes: one that answers is enough to find the others.
+    /// A cluster, by some of its nodes. One that answers is enough to find the others.
     Cluster(Vec<Address>),
 }
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Address {
-    /// A name or an IP address, and a port.
+    /// A host name or an IP address, and a port.
     Tcp(String, u16),
     /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// Who we are to a server. Nobody by default, which a server without a password lets in.
+/// Credentials for a server. The default has none, which a server without a password accepts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Credentials {
-    /// The ACL user; the default user when there is none.
+    /// The ACL user. `None` means the default user.
     pub user: Option<String>,
     /// The password.
     pub password: Option<Password>,
 }
 
-/// A password, which is never shown.
+/// A password. `Debug` redacts it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
-/// How connections are secured.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TlsSettings {
-    /// A file of PEM certificates to trust in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// What we show of ourselves.
-    pub identity: Option<Identity>,
-    /// The name that the server's certificate must carry, in place of the address.
-    pub server_name: Option<String>,
-}
-
-/// A client certificate.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Identity {
-    /// A file of PEM certificates, our own first.
-    pub certificate: PathBuf,
-    /// The file of its private key, PEM.
-    pub key: PathBuf,
-}
-
 impl RedisSettings {
-    /// What keys begin with unless told otherwise.
+    /// The default prefix of keys.
     pub const KEY_PREFIX: &'static str = "tollgate:";
 
-    /// Everything else as it is by default.
+    /// Default settings for these servers.
     pub fn new(topology: Topology) -> Self {
         Self {
             topology,
@@ -102,7 +84,7 @@ impl RedisSettings {
 }
 
 impl Password {
-    /// This password.
+    /// Wraps a password.
     pub fn new(password: impl Into<String>) -> Self {
         Self(password.into())
     }

@@ -1,12 +1,12 @@
-//! What goes wrong with a server is told now and then, not each time.
+//! Rate-limited warnings about one store.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long it is quiet after a warning.
-const QUIET: Duration = Duration::from_secs(10);
+/// The shortest time between two warnings.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Warnings about one Redis.
 #[derive(Debug, Default)]
@@ -15,10 +15,10 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
-    /// Warns, unless that was done just now.
-    pub(super) fn say(&self, text: &dyn Display) {
+    /// Logs a warning, unless another was logged within the interval.
+    pub(super) fn warn(&self, text: &dyn Display) {
         let mut last = self.last.lock();
-        if last.is_none_or(|last| last.elapsed() >= QUIET) {
+        if last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
             *last = Some(Instant::now());
             tracing::warn!("redis: {text}");
         }

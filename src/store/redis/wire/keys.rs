@@ -1,28 +1,28 @@
-//! What counters are called in Redis.
+//! The keys of counters in Redis.
 
 use smallvec::SmallVec;
 
 use crate::plan::CounterName;
 
-/// The version of the layout of keys and of what is in them (semantics 2).
-const LAYOUT: &str = "1";
+/// The version of the layout of keys and values (semantics 2).
+const LAYOUT_VERSION: &str = "1";
 
-/// How counters are called in this Redis.
+/// The key layout of one store.
 #[derive(Clone, Debug)]
 pub(in crate::store::redis) struct Keys {
-    /// What every key begins with.
-    start: Vec<u8>,
-    /// Whether keys of one partition are in one slot of a cluster.
+    /// The prefix of every key, with the version.
+    prefix: Vec<u8>,
+    /// Whether the partition is the hash tag of keys, as a cluster needs.
     tagged: bool,
 }
 
 impl Keys {
     /// Keys that begin with `prefix`.
     pub(in crate::store::redis) fn new(prefix: &str, tagged: bool) -> Self {
-        Self { start: [prefix, LAYOUT].concat().into_bytes(), tagged }
+        Self { prefix: [prefix, LAYOUT_VERSION].concat().into_bytes(), tagged }
     }
 
-    /// The key of a counter. In a cluster the partition is its hash tag:
+    /// Writes the key of a counter. In a cluster the partition is its hash tag:
     ///
     /// ```text
     ///   tollgate:1 <16 bytes of the name>
@@ -32,7 +32,7 @@ impl Keys {
     /// A key of up to 31 bytes with the state of a bucket takes 88 bytes of Redis.
     pub(super) fn write(&self, counter: CounterName, key: &mut Vec<u8>) {
         key.clear();
-        key.extend_from_slice(&self.start);
+        key.extend_from_slice(&self.prefix);
         let [first, second] = counter.0;
         if self.tagged {
             key.extend_from_slice(&tag(counter.partition()));
@@ -44,32 +44,32 @@ impl Keys {
         }
     }
 
-    /// The keys that a counter may have: what it counts, and since when its leases are held.
+    /// The keys that a counter may have: its state, or its leases by expiry; and its leases by acquisition.
     pub(in crate::store::redis) fn of(&self, counter: CounterName) -> [Vec<u8>; 2] {
         let mut key = Vec::new();
         self.write(counter, &mut key);
-        let mut beside = key.clone();
-        beside.push(BESIDE);
-        [key, beside]
+        let mut acquired = key.clone();
+        acquired.push(ACQUIRED_SUFFIX);
+        [key, acquired]
     }
 
-    /// What the keys of one partition begin with in a cluster, which decides their slot.
+    /// The prefix of the keys of one partition in a cluster, which determines their hash slot.
     pub(in crate::store::redis) fn in_partition(&self, partition: u16) -> SmallVec<[u8; 64]> {
-        let mut start = SmallVec::from_slice(&self.start);
-        start.extend_from_slice(&tag(partition));
-        start
+        let mut prefix = SmallVec::from_slice(&self.prefix);
+        prefix.extend_from_slice(&tag(partition));
+        prefix
     }
 
-    /// A key that holds no counter, to try whether keys can be written.
+    /// The key that a probe writes. It holds no counter.
     pub(in crate::store::redis) fn probe(&self) -> Vec<u8> {
-        [&self.start[..], b"probe"].concat()
+        [&self.prefix[..], b"probe"].concat()
     }
 }
 
-/// What the key of the second set of leases ends with.
-pub(super) const BESIDE: u8 = b'a';
+/// The suffix of the key of leases by acquisition.
+pub(super) const ACQUIRED_SUFFIX: u8 = b'a';
 
-/// A partition in three characters between braces. They are never empty and never a brace, which would end the tag.
+/// A partition as a hash tag: three characters between braces, none of them a brace.
 fn tag(partition: u16) -> [u8; 5] {
     let part = |shift: u16| b'0' + ((partition >> shift) & 0x3f) as u8;
     [b'{', part(12), part(6), part(0), b'}']
@@ -90,11 +90,11 @@ mod tests {
     }
 
     #[test]
-    fn counters_of_one_home_have_one_tag_and_still_two_keys() {
+    fn counters_of_one_partition_have_one_tag_and_still_two_keys() {
         let keys = Keys::new("tollgate:", true);
         let of = |first, second| keys.of(CounterName([first, second])).map(|key| (key[10..15].to_vec(), key));
-        let [(tag, one), (beside, _)] = of(1, 0x0001_ffff);
-        assert_eq!(tag, beside);
+        let [(tag, one), (second, _)] = of(1, 0x0001_ffff);
+        assert_eq!(tag, second);
         let [(same, another), _] = of(1, 0x0002_ffff);
         assert_eq!(same, tag);
         assert_ne!(one, another);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_home_has_a_tag_of_its_own_that_ends_where_it_should() {
+    fn every_partition_has_a_tag_of_its_own_that_ends_where_it_should() {
         let tags: HashSet<[u8; 5]> = (0..=u16::MAX).map(tag).collect();
         assert_eq!(tags.len(), 1 << 16);
         for [open, inside @ .., close] in tags {

@@ -1,30 +1,30 @@
-//! The reply to a batch of plans as their answers.
+//! Decodes the reply to a batch of plans.
 
 use redis::Value;
 
-use super::problem::Problem;
+use super::error::CommandError;
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, LeaseStatus, Limit, State};
 use crate::plan::{Applied, Check, Outcome, Plan};
 
-/// The answers in a reply, one for each plan that was asked.
-pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Vec<Result<Applied, Problem>> {
+/// The answers in a reply, one for each plan.
+pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Vec<Result<Applied, CommandError>> {
     let Value::Array(items) = reply else {
-        return plans.iter().map(|_| Err(Problem::garbled())).collect();
+        return plans.iter().map(|_| Err(CommandError::malformed_reply())).collect();
     };
-    let mut items = Items { items: items.iter() };
-    let Some(now) = items.number().and_then(|now| u64::try_from(now).ok()) else {
-        return plans.iter().map(|_| Err(Problem::garbled())).collect();
+    let mut reader = ReplyReader { items: items.iter() };
+    let Some(now) = reader.number().and_then(|now| u64::try_from(now).ok()) else {
+        return plans.iter().map(|_| Err(CommandError::malformed_reply())).collect();
     };
     let now = Timestamp::from_micros(now);
-    plans.iter().map(|plan| items.plan(plan, now)).collect()
+    plans.iter().map(|plan| reader.plan(plan, now)).collect()
 }
 
-struct Items<'a> {
+struct ReplyReader<'a> {
     items: std::slice::Iter<'a, Value>,
 }
 
-impl Items<'_> {
+impl ReplyReader<'_> {
     fn number(&mut self) -> Option<i64> {
         match self.items.next() {
             Some(Value::Int(number)) => Some(*number),
@@ -32,15 +32,15 @@ impl Items<'_> {
         }
     }
 
-    /// A number that is never negative.
+    /// A number that must not be negative.
     fn count(&mut self) -> Option<u64> {
         self.number().and_then(|number| u64::try_from(number).ok())
     }
 
-    fn plan(&mut self, plan: &Plan, now: Timestamp) -> Result<Applied, Problem> {
+    fn plan(&mut self, plan: &Plan, now: Timestamp) -> Result<Applied, CommandError> {
         if let Some(Value::BulkString(text)) = self.items.as_slice().first() {
             self.items.next();
-            return Err(Problem::from(&*String::from_utf8_lossy(text)));
+            return Err(CommandError::from(&*String::from_utf8_lossy(text)));
         }
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for _ in &plan.changes {
@@ -48,18 +48,18 @@ impl Items<'_> {
                 Some(0) => LeaseStatus::Done,
                 Some(1) => LeaseStatus::Expired,
                 Some(2) => LeaseStatus::Unknown,
-                _ => return Err(Problem::garbled()),
+                _ => return Err(CommandError::malformed_reply()),
             });
         }
         for check in &plan.checks {
-            let outcome = self.outcome(check, now).ok_or_else(Problem::garbled)?;
+            let outcome = self.outcome(check, now).ok_or_else(CommandError::malformed_reply)?;
             applied.admitted &= outcome.passes || check.shadow;
             applied.answers.push(Ok(outcome));
         }
         Ok(applied)
     }
 
-    /// What a check came to. Of what is told whole, the arithmetic here tells the rest.
+    /// The outcome of a check. Where the script returns the whole state, the outcome is computed from it.
     fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<Outcome> {
         let first = self.number()?;
         let passes = first >= 0;
@@ -78,15 +78,15 @@ impl Items<'_> {
             }
             Limit::SlidingWindow(_) | Limit::Concurrency(_) => {
                 let (reset, wait) = (self.count()?, self.number()?);
-                return Some(told(check, passes, count()?, reset, wait));
+                return Some(outcome_of_counted(check, passes, count()?, reset, wait));
             }
         };
         Some(check.outcome(state, passes, now))
     }
 }
 
-/// What a check of a log or of leases came to, which is told without its state.
-fn told(check: &Check, passes: bool, counted: u32, reset: u64, wait: i64) -> Outcome {
+/// The outcome of a check of a log or of leases, whose state is not in the reply.
+fn outcome_of_counted(check: &Check, passes: bool, counted: u32, reset: u64, wait: i64) -> Outcome {
     let limit = match &check.limit {
         Limit::Concurrency(slots) => slots.max,
         Limit::SlidingWindow(window) => window.limit,
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_the_problem_of_its_plan_alone() {
+    fn a_text_is_the_error_of_its_plan_alone() {
         let text = Value::BulkString(b"OOM no memory".to_vec());
         let reply = Value::Array(vec![Value::Int(5), Value::Int(0), text, Value::Int(2)]);
         let answers = decode(&[release(), release(), release()], &reply);
@@ -131,7 +131,7 @@ mod tests {
     fn a_reply_that_is_cut_short_answers_nothing_more() {
         for reply in [Value::Nil, Value::Array(vec![]), Value::Array(vec![Value::Int(5)])] {
             let answers = decode(&[release()], &reply);
-            assert_eq!(answers[0].as_ref().expect_err("it is garbled").fault, Fault::Script, "{reply:?}");
+            assert_eq!(answers[0].as_ref().expect_err("it is malformed").fault, Fault::Script, "{reply:?}");
         }
     }
 }

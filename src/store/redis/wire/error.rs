@@ -1,30 +1,30 @@
-//! What goes wrong, in the store's words and in ours.
+//! Errors of Redis, classified as faults.
 
 use redis::{ErrorKind, RedisError};
 
-use super::super::link::Unanswered;
 use crate::plan::Fault;
 
-/// Why a plan has no answer: what it means to us, and what the store said.
+/// A failed command: its fault, and the text of the error, which is empty where the supervisor of the connection has
+/// logged it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store::redis) struct Problem {
+pub(in crate::store::redis) struct CommandError {
     pub(in crate::store::redis) fault: Fault,
     pub(in crate::store::redis) text: String,
 }
 
-impl Problem {
-    pub(super) fn garbled() -> Self {
-        Self { fault: Fault::Script, text: "the reply of the script is not what it should be".to_owned() }
+impl CommandError {
+    pub(super) fn malformed_reply() -> Self {
+        Self { fault: Fault::Script, text: "the script's reply is malformed".to_owned() }
     }
 }
 
-impl From<&str> for Problem {
+impl From<&str> for CommandError {
     fn from(text: &str) -> Self {
         Self { fault: fault(text), text: text.to_owned() }
     }
 }
 
-impl From<RedisError> for Problem {
+impl From<RedisError> for CommandError {
     fn from(error: RedisError) -> Self {
         let text = match (error.code(), error.detail()) {
             (Some(code), Some(detail)) => format!("{code} {detail}"),
@@ -40,16 +40,7 @@ impl From<RedisError> for Problem {
     }
 }
 
-impl From<Unanswered> for Problem {
-    fn from(unanswered: Unanswered) -> Self {
-        match unanswered {
-            Unanswered::Absent(fault) => Self { fault, text: String::new() },
-            Unanswered::Failed(error) => error.into(),
-        }
-    }
-}
-
-/// What an error of the store means, by the word that it begins with.
+/// The fault of an error text, by its first word.
 fn fault(text: &str) -> Fault {
     match text.split(' ').next().unwrap_or_default() {
         "OOM" => Fault::OutOfMemory,
@@ -68,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_store_says_has_a_meaning() {
+    fn an_error_text_is_classified_by_its_first_word() {
         let cases = [
             ("OOM command not allowed when used memory > 'maxmemory'.", Fault::OutOfMemory),
             ("READONLY You can't write against a read only replica.", Fault::ReadOnly),
@@ -86,7 +77,7 @@ mod tests {
             ("", Fault::Script),
         ];
         for (text, expected) in cases {
-            assert_eq!(Problem::from(text).fault, expected, "{text}");
+            assert_eq!(CommandError::from(text).fault, expected, "{text}");
         }
     }
 }

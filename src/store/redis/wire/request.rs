@@ -1,69 +1,77 @@
-//! A batch of plans as a command.
+//! Encodes a batch of plans as a command.
 
 use hashbrown::HashTable;
 use redis::Cmd;
 
-use super::SCRIPT;
-use super::keys::{BESIDE, Keys};
+use super::keys::{ACQUIRED_SUFFIX, Keys};
 use super::shapes::Shapes;
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
 use crate::plan::{Check, CounterName, LeaseAction, Plan};
 
-/// How many times the plans of one call may name a counter: what a script can hold at ease, and two bytes can number.
-const MOST_NAMED: usize = 8192;
+/// The script that decides.
+pub(in crate::store::redis) const SCRIPT: &str = include_str!("../script.lua");
 
-/// How the script is named.
+/// The most counter references in one call, each counted twice for the two keys of leases: well within the Lua stack,
+/// and an index fits in two bytes.
+const MAX_REFERENCES: usize = 8192;
+
+/// How a command names the script.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store::redis) enum Named<'a> {
-    /// By its digest, as the server keeps it.
+pub(in crate::store::redis) enum ScriptRef<'a> {
+    /// By its digest, if the server has it.
     Digest(&'a str),
-    /// By its text, which the server keeps from then on.
+    /// By its text, which the server then keeps.
     Text,
 }
 
-/// How many of these plans go into one call: at least one.
-pub(in crate::store::redis) fn fitting(plans: &[Plan]) -> usize {
-    let mut named = 0;
+/// The number of these plans that go into one call, at least one.
+pub(in crate::store::redis) fn batch_size(plans: &[Plan]) -> usize {
+    let mut references = 0;
     let fits = plans.iter().take_while(|plan| {
-        named += names(plan);
-        named <= MOST_NAMED
+        references += references_of(plan);
+        references <= MAX_REFERENCES
     });
     fits.count().max(1)
 }
 
-/// Whether a plan can be asked at all. What is longer was refused long before it came here.
-pub(in crate::store::redis) fn can_be_asked(plan: &Plan) -> bool {
-    names(plan) < usize::from(u16::MAX)
+/// Whether the indexes of a plan fit in two bytes. Longer plans are refused before they reach a store.
+pub(in crate::store::redis) fn is_encodable(plan: &Plan) -> bool {
+    references_of(plan) < usize::from(u16::MAX)
 }
 
-fn names(plan: &Plan) -> usize {
+fn references_of(plan: &Plan) -> usize {
     2 * (plan.checks.len() + plan.changes.len() + plan.undos.len())
 }
 
-/// The command that executes these plans, which [`fitting`] says go into one call.
-pub(in crate::store::redis) fn encode(plans: &[Plan], now: Option<Timestamp>, keys: &Keys, script: Named<'_>) -> Cmd {
-    let mut named = Counters::of(plans);
+/// The command that executes these plans, which [`batch_size`] puts into one call.
+pub(in crate::store::redis) fn encode(
+    plans: &[Plan],
+    now: Option<Timestamp>,
+    keys: &Keys,
+    script: ScriptRef<'_>,
+) -> Cmd {
+    let mut counters = CounterTable::of(plans);
     let mut shapes = Shapes::default();
     let mut program = Vec::with_capacity(10 + 16 * plans.len());
     program.extend_from_slice(&now.map_or(-1.0, |now| now.micros() as f64).to_le_bytes());
-    short(&mut program, named.lists[0].len());
+    put_u16(&mut program, counters.lists[0].len());
     for plan in plans {
-        program_of(plan, &mut named, &mut shapes, &mut program);
+        encode_plan(plan, &mut counters, &mut shapes, &mut program);
     }
 
     let mut cmd = match script {
-        Named::Digest(digest) => redis::cmd("EVALSHA").arg(digest).take(),
-        Named::Text => redis::cmd("EVAL").arg(SCRIPT).take(),
+        ScriptRef::Digest(digest) => redis::cmd("EVALSHA").arg(digest).take(),
+        ScriptRef::Text => redis::cmd("EVAL").arg(SCRIPT).take(),
     };
-    cmd.arg(named.keys());
+    cmd.arg(counters.keys());
     let mut key = Vec::with_capacity(40);
-    for (kind, list) in named.lists.iter().enumerate() {
+    for (kind, list) in counters.lists.iter().enumerate() {
         for &counter in list {
             keys.write(counter, &mut key);
             cmd.arg(&key[..]);
             if kind == LEASES {
-                key.push(BESIDE);
+                key.push(ACQUIRED_SUFFIX);
                 cmd.arg(&key[..]);
             }
         }
@@ -78,23 +86,23 @@ pub(in crate::store::redis) fn encode(plans: &[Plan], now: Option<Timestamp>, ke
     cmd
 }
 
-fn program_of(plan: &Plan, named: &mut Counters, shapes: &mut Shapes, program: &mut Vec<u8>) {
+fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
     if let ([group], true) = (&plan.groups[..], plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused) {
         let bucket = |check: &Check| matches!(check.limit, Limit::TokenBucket(_)) && check.refund == 0;
         match &plan.checks[..] {
             [check] if bucket(check) => {
                 program.push(0);
-                short(program, shapes.of_check(check));
-                short(program, named.next());
+                put_u16(program, shapes.of_check(check));
+                put_u16(program, counters.next());
                 return;
             }
-            checks if checks.iter().all(|check| place_of(&check.limit) == STRINGS) => {
+            checks if checks.iter().all(|check| key_group(&check.limit) == STRINGS) => {
                 program.push(2);
-                short(program, (*group).into());
-                short(program, 0);
+                put_u16(program, (*group).into());
+                put_u16(program, 0);
                 for check in checks {
-                    short(program, shapes.of_check(check));
-                    short(program, named.next());
+                    put_u16(program, shapes.of_check(check));
+                    put_u16(program, counters.next());
                 }
                 return;
             }
@@ -105,9 +113,9 @@ fn program_of(plan: &Plan, named: &mut Counters, shapes: &mut Shapes, program: &
     let start = program.len();
     program.extend_from_slice(&[0; 4]);
     program.push(plan.refused.into());
-    short(program, plan.changes.len());
-    short(program, plan.undos.len());
-    short(program, plan.groups.len());
+    put_u16(program, plan.changes.len());
+    put_u16(program, plan.undos.len());
+    put_u16(program, plan.groups.len());
     program.extend_from_slice(&plan.lease.0.to_be_bytes());
     for change in &plan.changes {
         let (renew, length) = match change.action {
@@ -115,42 +123,42 @@ fn program_of(plan: &Plan, named: &mut Counters, shapes: &mut Shapes, program: &
             LeaseAction::Renew(length) => (1, length),
         };
         program.push(renew);
-        short(program, named.next());
-        double(program, length);
+        put_u16(program, counters.next());
+        put_f64(program, length);
         program.extend_from_slice(&change.lease.0.to_be_bytes());
     }
     for undo in &plan.undos {
-        short(program, shapes.of_undo(undo));
-        short(program, named.next());
-        double(program, undo.at.micros());
-        double(program, undo.reset);
+        put_u16(program, shapes.of_undo(undo));
+        put_u16(program, counters.next());
+        put_f64(program, undo.at.micros());
+        put_f64(program, undo.reset);
     }
     for group in plan.groups() {
-        short(program, group.len());
+        put_u16(program, group.len());
         for check in group {
-            short(program, shapes.of_check(check));
-            short(program, named.next());
+            put_u16(program, shapes.of_check(check));
+            put_u16(program, counters.next());
         }
     }
-    let length = u32::try_from(program.len() - start - 4).expect("a plan of 16 bits of names is short");
+    let length = u32::try_from(program.len() - start - 4).expect("a plan with 16 bits of references is short");
     program[start..start + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-fn short(program: &mut Vec<u8>, number: usize) {
-    let number = u16::try_from(number).expect("a call names no more than two bytes can number");
+fn put_u16(program: &mut Vec<u8>, number: usize) {
+    let number = u16::try_from(number).expect("a call has fewer references than two bytes can count");
     program.extend_from_slice(&number.to_le_bytes());
 }
 
-fn double(program: &mut Vec<u8>, number: u64) {
+fn put_f64(program: &mut Vec<u8>, number: u64) {
     program.extend_from_slice(&(number as f64).to_le_bytes());
 }
 
-/// The places of KEYS: what is one short string first, because those are read in one go.
+/// The groups of `KEYS`. Short strings are first, because the script reads them with one `MGET`.
 const STRINGS: usize = 0;
 const LOGS: usize = 1;
 const LEASES: usize = 2;
 
-fn place_of(limit: &Limit) -> usize {
+fn key_group(limit: &Limit) -> usize {
     match limit {
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => STRINGS,
         Limit::SlidingWindow(_) => LOGS,
@@ -158,31 +166,31 @@ fn place_of(limit: &Limit) -> usize {
     }
 }
 
-/// The counters of a batch, each once, and where they are named.
-struct Counters {
+/// The counters of a batch, each once, and the references to them.
+struct CounterTable {
     lists: [Vec<CounterName>; 3],
-    /// For each time that a counter is named, in the order of the program: which list, and where in it.
-    named: Vec<(usize, usize)>,
+    /// The list and the index in it of each reference, in the order of the program.
+    references: Vec<(usize, usize)>,
     next: usize,
 }
 
-impl Counters {
+impl CounterTable {
     fn of(plans: &[Plan]) -> Self {
-        let count = plans.iter().map(names).sum::<usize>() / 2;
+        let count = plans.iter().map(references_of).sum::<usize>() / 2;
         let lists = [Vec::with_capacity(count), Vec::new(), Vec::new()];
-        let mut counters = Self { lists, named: Vec::with_capacity(count), next: 0 };
+        let mut counters = Self { lists, references: Vec::with_capacity(count), next: 0 };
         let mut seen = HashTable::with_capacity(count);
         for plan in plans {
-            plan.changes.iter().for_each(|change| counters.name(&mut seen, LEASES, change.counter));
-            plan.undos.iter().for_each(|undo| counters.name(&mut seen, place_of(&undo.limit), undo.counter));
-            plan.checks.iter().for_each(|check| counters.name(&mut seen, place_of(&check.limit), check.counter));
+            plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASES, change.counter));
+            plan.undos.iter().for_each(|undo| counters.add(&mut seen, key_group(&undo.limit), undo.counter));
+            plan.checks.iter().for_each(|check| counters.add(&mut seen, key_group(&check.limit), check.counter));
         }
         counters
     }
 
-    fn name(&mut self, seen: &mut HashTable<(usize, usize)>, kind: usize, counter: CounterName) {
+    fn add(&mut self, seen: &mut HashTable<(usize, usize)>, kind: usize, counter: CounterName) {
         let list = &mut self.lists[kind];
-        // A name is a hash already.
+        // A counter's name is already a hash.
         let found = seen.find(counter.0[0], |&(other, place)| other == kind && list[place] == counter);
         let place = match found {
             Some(&(_, place)) => place,
@@ -194,12 +202,12 @@ impl Counters {
                 place
             }
         };
-        self.named.push((kind, place));
+        self.references.push((kind, place));
     }
 
-    /// The place in KEYS of the counter that is named next.
+    /// The index in `KEYS`, from 1, of the next reference of the program.
     fn next(&mut self) -> usize {
-        let (kind, place) = self.named[self.next];
+        let (kind, place) = self.references[self.next];
         self.next += 1;
         let [strings, logs, _] = &self.lists;
         1 + match kind {
@@ -231,9 +239,9 @@ mod tests {
         Limit::TokenBucket(TokenBucket::new(5, 1_000_000, 5, 0).expect("it can be held"))
     }
 
-    /// The words of a command.
+    /// The arguments of a command.
     fn words(plans: &[Plan]) -> Vec<Vec<u8>> {
-        let cmd = encode(plans, None, &Keys::new("p:", false), Named::Digest("digest"));
+        let cmd = encode(plans, None, &Keys::new("p:", false), ScriptRef::Digest("digest"));
         let words = cmd.args_iter().map(|word| match word {
             redis::Arg::Simple(word) => word.to_vec(),
             _ => unreachable!("no cursor is sent"),
@@ -242,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_and_a_shape_that_are_asked_twice_are_sent_once() {
+    fn a_counter_and_a_shape_that_occur_twice_are_sent_once() {
         let words = words(&[plan(&[check(1, bucket())]), plan(&[check(1, bucket())]), plan(&[check(2, bucket())])]);
         assert_eq!(words[2], b"2", "keys");
         assert_eq!(words.len(), 3 + 2 + 1 + 1, "two keys, the program and one shape");
@@ -255,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_one_short_string_is_named_first() {
+    fn short_strings_are_the_first_keys() {
         let log = Limit::SlidingWindow(SlidingWindow { limit: 5, window: 1_000_000 });
         let words = words(&[plan(&[check(1, log), check(2, bucket())])]);
         assert_eq!(words[2], b"2");
@@ -264,11 +272,15 @@ mod tests {
     }
 
     #[test]
-    fn a_call_names_no_more_than_a_script_can_hold() {
+    fn a_call_has_no_more_references_than_a_script_can_hold() {
         let long = plan(&vec![check(1, bucket()); 3_000]);
-        assert_eq!(fitting(&[long.clone(), long.clone()]), 1);
-        assert_eq!(fitting(&[plan(&vec![check(1, bucket()); 30_000])]), 1, "one is asked whatever it names");
-        assert!(can_be_asked(&long));
-        assert!(!can_be_asked(&plan(&vec![check(1, bucket()); 40_000])));
+        assert_eq!(batch_size(&[long.clone(), long.clone()]), 1);
+        assert_eq!(
+            batch_size(&[plan(&vec![check(1, bucket()); 30_000])]),
+            1,
+            "a single plan is sent whatever its size"
+        );
+        assert!(is_encodable(&long));
+        assert!(!is_encodable(&plan(&vec![check(1, bucket()); 40_000])));
     }
 }
