@@ -149,7 +149,7 @@ impl RequestHandler {
         if let Err(bound) = discarded {
             self.service.doors().exceeded.count(bound);
         }
-        // A client that keeps its connection until we close it may be asking just then. GatewayRequest before, it goes by itself.
+        // Closing a kept connection could meet the client's next request. With this header the client closes it.
         if discarded.is_err() || !self.service.health().ready() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
