@@ -4,13 +4,13 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// Small allocations of many threads are most of what a request costs beside its syscalls.
+/// Small allocations on many threads are most of the cost of a request apart from its syscalls.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // One byte in a huge page takes two megabytes, and the kernel joins pages that were given back into whole ones again:
-    // of a process that uses 2 MB it made 30. Where it cannot be told so, more memory is taken and nothing else changes.
+    // With huge pages one used byte costs 2 MB, and the kernel merges freed pages into huge pages again: a process that
+    // uses 2 MB grew to 30 MB. If the call fails, the process only uses more memory.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     cli::run()
 }

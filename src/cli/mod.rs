@@ -47,7 +47,7 @@ Examples:
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
-Exit codes: 0 done, 1 errors in the configuration or a failed command, 2 usage, 130 stopped by a second signal.";
+Exit codes: 0 done, 1 invalid configuration or failed command, 2 usage, 130 stopped by two signals.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

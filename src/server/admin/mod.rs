@@ -60,7 +60,7 @@ type AdminResponse = Response<Full<Bytes>>;
 
 /// A request that the admin port answers. All but [`METRICS_PATH`] need the token, if one is configured.
 #[derive(Clone, Debug)]
-pub struct Route {
+pub struct AdminRoute {
     /// The method.
     pub method: Method,
     /// The path.
@@ -71,13 +71,13 @@ pub struct Route {
 const METRICS_PATH: &str = "/metrics";
 
 /// Every request that is answered here, except health checks. `docs/admin-api.md` describes each.
-pub const ROUTES: [Route; 6] = [
-    Route { method: Method::GET, path: METRICS_PATH },
-    Route { method: Method::GET, path: "/status" },
-    Route { method: Method::GET, path: "/top" },
-    Route { method: Method::POST, path: "/state" },
-    Route { method: Method::POST, path: "/lift" },
-    Route { method: Method::POST, path: "/explain" },
+pub const ROUTES: [AdminRoute; 6] = [
+    AdminRoute { method: Method::GET, path: METRICS_PATH },
+    AdminRoute { method: Method::GET, path: "/status" },
+    AdminRoute { method: Method::GET, path: "/top" },
+    AdminRoute { method: Method::POST, path: "/state" },
+    AdminRoute { method: Method::POST, path: "/lift" },
+    AdminRoute { method: Method::POST, path: "/explain" },
 ];
 
 /// An error answer: its status and text.
@@ -150,7 +150,7 @@ impl Admin {
 
     async fn answer_authorised(
         &self,
-        route: &Route,
+        route: &AdminRoute,
         head: &Parts,
         body: Incoming,
         current: &Current,

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use super::gateway::{Gateway, GatewayRequest};
-use super::respond;
+use super::response::respond;
 use crate::decision::{Decision, Refusal};
 use crate::server::ext_authz::{Verdict, descriptor_request};
 use crate::server::headers::clean;

@@ -11,6 +11,7 @@
 
 mod authz;
 mod gateway;
+mod response;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -29,11 +30,12 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
 use self::gateway::Gateway;
+pub(super) use self::response::{health, respond};
 use super::connection::{self, AcceptOptions, Activity, InFlight};
 use super::listen::{self, Listener};
 use super::panics;
 use crate::server::head;
-use crate::service::{Health, Service};
+use crate::service::Service;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::{Door, Reply};
 
@@ -147,7 +149,7 @@ impl RequestHandler {
         if let Err(bound) = discarded {
             self.service.doors().exceeded.count(bound);
         }
-        // A client that keeps its connection until we close it may be asking just then. GatewayRequest before, it goes by itself.
+        // Closing a kept connection could meet the client's next request. With this header the client closes it.
         if discarded.is_err() || !self.service.health().ready() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -190,25 +192,4 @@ async fn answer_head(authz: &authz::HttpAuthz, head: &Parts, peer: Option<IpAddr
         Some(gateway) => authz.answer(gateway, head, peer).await,
         None => health(authz.service().health(), head.uri.path()),
     }
-}
-
-/// The answer to a health check, or 404.
-pub(super) fn health(health: &Health, path: &str) -> Response<Full<Bytes>> {
-    let answer = |ready, text| {
-        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        respond(status, HeaderMap::new(), text)
-    };
-    match (path, health.ready()) {
-        ("/livez", _) | ("/healthcheck" | "/readyz", true) => answer(true, "OK"),
-        ("/healthcheck" | "/readyz", false) => answer(false, "not ready: stopping, or waiting for a store\n"),
-        _ => respond(StatusCode::NOT_FOUND, HeaderMap::new(), "no such path\n"),
-    }
-}
-
-/// Makes a response.
-pub(super) fn respond(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }
