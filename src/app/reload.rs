@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Prepared, StorePlan, Unservable};
-use crate::config::{Config, Engine, Origin, Problem, Watch};
+use crate::config::{Config, ConfigWatcher, Origin, Problem};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
@@ -94,7 +94,7 @@ impl Reloader {
         let mut told = false;
         loop {
             // Before looking: what changes from now on is heard.
-            let mut watch = match Watch::over(&self.last) {
+            let mut watch = match ConfigWatcher::over(&self.last) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     if !told {
@@ -279,7 +279,7 @@ impl Settled {
         bound("idle_timeout", idle_timeout.map_or("off".to_owned(), |timeout| format!("{timeout:?}")));
         for store in &config.stores {
             let of = |key: &str| format!("stores.{}.{key}", store.name);
-            if let Engine::Memory(memory) = &store.engine {
+            if let crate::store::StoreConfig::Memory(memory) = &store.config {
                 settle(of("max_memory"), Some(memory.max_memory.to_string()));
                 settle(of("max_keys"), memory.max_keys.map(|keys| keys.to_string()));
             }

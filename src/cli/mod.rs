@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tollgate::config::{Errors, Problem, VARIABLE, places};
+use tollgate::config::{CONFIG_VARIABLE, Errors, Problem, search_paths};
 use tollgate::server::admin::api::Lift;
 
 use self::client::Place;
@@ -251,8 +251,8 @@ fn print(text: &str) {
 
 /// Where a configuration that nobody named was looked for.
 fn looked_at() -> String {
-    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
-    format!("{VARIABLE} (not set), {}", places.join(", "))
+    let places: Vec<String> = search_paths().iter().map(|place| place.display().to_string()).collect();
+    format!("{CONFIG_VARIABLE} (not set), {}", places.join(", "))
 }
 
 /// Tells everything that is wrong with a configuration.
