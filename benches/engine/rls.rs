@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 use tollgate::rules::Rules;
 use tollgate::store::{MemorySettings, Stores};
 
@@ -53,7 +53,7 @@ const END_HEADERS: u8 = 4;
 
 /// Serves and asks once by every login, and then `requests` times, which are counted. All are admitted.
 pub fn count(requests: usize) {
-    let source = Source { name: "bench.toml".into(), text: RULES.into() };
+    let source = SourceText { name: "bench.toml".into(), text: RULES.into() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let rules = Rules::compile(config.book).expect("the rules are right");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

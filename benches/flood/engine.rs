@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cpu_time::ThreadTime;
 use tollgate::clock::{Clock, ManualClock, Timestamp};
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
 use tollgate::rules::Rules;
@@ -155,7 +155,7 @@ struct Bench {
 impl Bench {
     /// With a store of so many bytes.
     fn of(max_memory: usize) -> Self {
-        let source = Source { name: "flood.toml".to_owned(), text: RULES.to_owned() };
+        let source = SourceText { name: "flood.toml".to_owned(), text: RULES.to_owned() };
         let config = Config::read(&[source], &|_| None).expect("the rules are right");
         let rules = Rules::compile(config.book).expect("the rules compile");
         let clock = ManualClock::at(Timestamp::from_secs(1_800_000_000));

@@ -1,42 +1,41 @@
-//! Builds what is served from a checked configuration: settings, compiled rules, and stores by name.
+//! From a checked configuration to compiled rules and open stores.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::SnapshotFile;
-use crate::config::{Config, Engine, Remote};
+use crate::config::Config;
 use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
-use crate::store::{
-    MemorySettings, Next, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Stores,
-};
+use crate::store::{Next, Postgres, Redis, Shared, SharedSettings, StoreConfig, StoreHandle, Stores};
 
 /// A configuration that is ready to be served.
 #[derive(Debug)]
 pub struct PreparedService {
-    /// The settings of the doors.
+    /// The settings of the ports.
     pub settings: Settings,
     /// The rules, compiled.
     pub rules: Rules,
-    /// The stores, in the order by which rules index them.
+    /// The stores, in the order of the indexes that rules have.
     pub plan: StorePlan,
-    /// The snapshot files of memory stores.
+    /// The snapshots of memory stores.
     pub snapshots: Vec<SnapshotFile>,
 }
 
-/// The stores of a configuration, by their names.
+/// The stores of a configuration, by index.
 #[derive(Clone, Debug, Default)]
-pub struct StorePlan(Vec<(String, StoreKind)>);
+pub struct StorePlan(Vec<PlannedStore>);
 
-/// How a store is made. Two that are equal are the same store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum StoreKind {
-    Memory(MemorySettings),
-    Redis(RedisSettings, SharedSettings, bool),
-    Postgres(PostgresSettings, SharedSettings, bool),
+/// One store of a configuration.
+#[derive(Clone, Debug)]
+struct PlannedStore {
+    name: String,
+    config: StoreConfig,
+    /// Whether readiness waits until it has answered once.
+    required: bool,
 }
 
-/// Why a configuration cannot be served: at least one line.
+/// Why a valid configuration cannot be served. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildError(pub Vec<String>);
 
@@ -49,96 +48,87 @@ impl fmt::Display for BuildError {
 impl std::error::Error for BuildError {}
 
 impl PreparedService {
-    /// Prepares a configuration. Nothing in use changes.
+    /// Compiles a configuration. Does not change what is serving.
     ///
     /// # Errors
     ///
-    /// The rules cannot be compiled. Reading a configuration finds these errors first.
+    /// The rules do not compile. Reading a configuration refuses such rules already.
     pub fn of(config: Config) -> Result<Self, BuildError> {
         let mut book = config.book;
         let mut plan = StorePlan::default();
         let mut snapshots = Vec::new();
         for (index, store) in config.stores.into_iter().enumerate() {
-            let kind = match store.engine {
-                Engine::Memory(settings) => StoreKind::Memory(settings),
-                Engine::Redis(Remote { settings, shared, required, .. }) => {
-                    StoreKind::Redis(settings, shared, required)
-                }
-                Engine::Postgres(Remote { settings, shared, required, .. }) => {
-                    StoreKind::Postgres(settings, shared, required)
-                }
-            };
-            if let StoreKind::Redis(_, SharedSettings { partitioned: true, tag, .. }, _) = &kind {
+            if let StoreConfig::Redis(_, SharedSettings { partitioned: true, tag, .. }) = &store.config {
                 let store = u16::try_from(index)
                     .map_err(|_| BuildError(vec!["too many stores, expected at most 65536".to_owned()]))?;
                 book.partitioned.push(PartitionedStore { store, tag: tag.clone() });
             }
-            plan.0.push((store.name, kind));
             if let Some(snapshot) = store.snapshot {
                 snapshots.push(SnapshotFile { store: index, path: snapshot.path, interval: snapshot.interval });
             }
+            plan.0.push(PlannedStore { name: store.name, config: store.config, required: store.required });
         }
-        // Reading has reported all errors that compiling can find, each with its line. This is a second check.
+        // Reading refuses everything that compiling does, with its place in the file; this catches what it might miss.
         let rules =
             Rules::compile(book).map_err(|errors| BuildError(errors.iter().map(ToString::to_string).collect()))?;
         Ok(Self { settings: config.server, rules, plan, snapshots })
     }
 
-    /// Makes its stores. Memory stores are empty; shared stores start to connect. Must be called within a runtime.
+    /// Opens the stores. Memory stores are empty; connections to the others begin. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// The settings of a store cannot be used: a file of certificates is missing, for example.
+    /// The settings of a store are unusable, such as a missing certificate file.
     pub fn stores(&self) -> Result<Stores, BuildError> {
         self.stores_after(&StorePlan::default(), &Stores::memory(&[]))
     }
 
-    /// Makes its stores. A store in use with the same name and settings is kept, with its counters.
+    /// Opens the stores. One with the name and settings of a store in use is that store, with its counters.
     pub(super) fn stores_after(&self, old: &StorePlan, stores: &Stores) -> Result<Stores, BuildError> {
-        let kept = |name: &str, kind: &StoreKind| {
-            let same = |(known, before): &(String, StoreKind)| known == name && before.is(kind);
-            old.0.iter().position(same)
-        };
-        let mut next = Vec::new();
+        let mut handles = Vec::new();
         let mut problems = Vec::new();
-        for (name, kind) in &self.plan.0 {
-            match kept(name, kind).map_or_else(|| kind.make().map(Next::New), |index| Ok(Next::Keep(index))) {
-                Ok(store) => next.push(store),
-                Err(problem) => problems.push(format!("stores.{name}: {problem}")),
+        for store in &self.plan.0 {
+            let handle = match old.0.iter().position(|before| before.is_same_store(store)) {
+                Some(index) => Ok(Next::Keep(index)),
+                None => open(&store.config).map(Next::New),
+            };
+            match handle {
+                Ok(handle) => handles.push(handle),
+                Err(problem) => problems.push(format!("stores.{}: {problem}", store.name)),
             }
         }
-        if problems.is_empty() { Ok(stores.next(next)) } else { Err(BuildError(problems)) }
+        if problems.is_empty() { Ok(stores.next(handles)) } else { Err(BuildError(problems)) }
     }
 }
 
 impl StorePlan {
-    /// The stores that must answer once before this process is ready.
+    /// The names of the stores that must answer once before this instance is ready.
     pub(super) fn required(&self) -> impl Iterator<Item = &str> {
-        let required = |kind: &StoreKind| match kind {
-            StoreKind::Memory(_) => false,
-            StoreKind::Redis(_, _, required) | StoreKind::Postgres(_, _, required) => *required,
-        };
-        self.0.iter().filter(move |(_, kind)| required(kind)).map(|(name, _)| name.as_str())
+        self.0.iter().filter(|store| store.required).map(|store| store.name.as_str())
     }
 }
 
-impl StoreKind {
-    /// Whether a store that was made so can go on as the other. The bounds of a memory store wait for a restart.
-    fn is(&self, other: &Self) -> bool {
-        matches!((self, other), (StoreKind::Memory(_), StoreKind::Memory(_))) || self == other
+impl PlannedStore {
+    /// Whether a store opened for this one can serve the other, with the counters it holds.
+    fn is_same_store(&self, other: &Self) -> bool {
+        let memory = matches!(other.config, StoreConfig::Memory(_));
+        self.name == other.name
+            && self.config.is_same_store(&other.config)
+            && (memory || self.required == other.required)
     }
+}
 
-    fn make(&self) -> Result<StoreHandle, String> {
-        Ok(match self {
-            StoreKind::Memory(settings) => StoreHandle::Memory(*settings),
-            StoreKind::Redis(settings, shared, _) => {
-                let backend = Redis::new(settings).map_err(|error| error.to_string())?;
-                StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
-            }
-            StoreKind::Postgres(settings, shared, _) => {
-                let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
-                StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
-            }
-        })
-    }
+/// Makes a store. One outside this process is connected to from now on.
+fn open(config: &StoreConfig) -> Result<StoreHandle, String> {
+    Ok(match config {
+        StoreConfig::Memory(settings) => StoreHandle::Memory(*settings),
+        StoreConfig::Redis(settings, shared) => {
+            let backend = Redis::new(settings).map_err(|error| error.to_string())?;
+            StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+        }
+        StoreConfig::Postgres(settings, shared) => {
+            let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
+            StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+        }
+    })
 }

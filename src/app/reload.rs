@@ -20,11 +20,12 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{BuildError, PreparedService, StorePlan};
-use crate::config::{Config, Engine, Origin, Problem, Watch};
+use crate::config::{Config, ConfigWatcher, Origin, Problem};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::{Bounds, Settings};
+use crate::store::StoreConfig;
 use crate::telemetry::ReloadStatus;
 
 /// How long [`drop_rules`] waits for requests that still use the previous rules.
@@ -101,7 +102,7 @@ impl Reloader {
         let mut warned = false;
         loop {
             // Watch before reading, so that no change in between is missed.
-            let mut watch = match Watch::over(&self.last_read) {
+            let mut watch = match ConfigWatcher::over(&self.last_read) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     if !warned {
@@ -294,7 +295,7 @@ impl RestartSettings {
         bound("idle_timeout", idle_timeout.map_or("off".to_owned(), |timeout| format!("{timeout:?}")));
         for store in &config.stores {
             let of = |key: &str| format!("stores.{}.{key}", store.name);
-            if let Engine::Memory(memory) = &store.engine {
+            if let StoreConfig::Memory(memory) = &store.config {
                 insert(of("max_memory"), Some(memory.max_memory.to_string()));
                 insert(of("max_keys"), memory.max_keys.map(|keys| keys.to_string()));
             }

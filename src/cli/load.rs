@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::config::{Config, Errors, Problem, VARIABLE, places};
+use tollgate::config::{CONFIG_VARIABLE, Config, Errors, Problem, search_paths};
 use tollgate::rules::Rules;
 
 /// Loads the rules of a configuration. Prints what is wrong with it.
@@ -21,8 +21,8 @@ pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
 
 /// The places where a configuration is searched when none is named.
 pub fn searched_places() -> String {
-    let places: Vec<String> = places().iter().map(|place| place.display().to_string()).collect();
-    format!("{VARIABLE} (not set), {}", places.join(", "))
+    let places: Vec<String> = search_paths().iter().map(|place| place.display().to_string()).collect();
+    format!("{CONFIG_VARIABLE} (not set), {}", places.join(", "))
 }
 
 /// Prints all errors of a configuration.

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::config::{Config, Engine};
-use tollgate::store::{Migrated, migrate};
+use tollgate::config::Config;
+use tollgate::store::{Migrated, StoreConfig, migrate};
 
 use super::load::{report_errors, report_warnings};
 use super::table::print;
@@ -16,9 +16,9 @@ pub fn migrate_all(path: Option<&Path>) -> ExitCode {
         Err(errors) => return report_errors(&errors),
     };
     report_warnings(&config.warnings);
-    let stores = config.stores.iter().filter_map(|store| match &store.engine {
-        Engine::Postgres(remote) => Some((store.name.as_str(), &remote.settings)),
-        Engine::Memory(_) | Engine::Redis(_) => None,
+    let stores = config.stores.iter().filter_map(|store| match &store.config {
+        StoreConfig::Postgres(settings, _) => Some((store.name.as_str(), settings)),
+        StoreConfig::Memory(_) | StoreConfig::Redis(..) => None,
     });
     let stores: Vec<_> = stores.collect();
     if stores.is_empty() {

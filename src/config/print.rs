@@ -1,21 +1,31 @@
-//! The configuration as it takes effect, for `check --print`: every default written out, every secret masked, and
-//! in a form that can be read again.
+//! Prints the effective configuration for `check --print`: defaults written out, secrets masked, readable again.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::configuration::{Config, NamedStore};
 use super::document::node::{MASK, masked};
-use super::{Config, Engine, Remote, Store};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
 };
 use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
+use crate::store::StoreConfig;
 
-/// The whole configuration as YAML.
-pub(super) fn yaml(config: &Config) -> String {
+impl Config {
+    /// The effective configuration as YAML that can be read again: defaults written out, secrets masked.
+    pub fn effective(&self) -> String {
+        let mut tree = tree(self);
+        escape(&mut tree);
+        let yaml = serde_yaml::to_string(&tree).expect("a tree of texts and numbers is always YAML");
+        unmark(&yaml)
+    }
+}
+
+/// The effective configuration as a tree.
+pub(super) fn tree(config: &Config) -> Value {
     let book = &config.book;
     let mut server = json!({
         "grpc": config.server.grpc.to_string(),
@@ -38,7 +48,7 @@ pub(super) fn yaml(config: &Config) -> String {
     let authz = &config.server.authz;
     let entries: Map<String, Value> =
         authz.entries.iter().map(|(name, source)| (name.clone(), entry_source(source))).collect();
-    let mut whole = json!({
+    json!({
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
@@ -54,10 +64,7 @@ pub(super) fn yaml(config: &Config) -> String {
             "format": if log.json { "json" } else { "text" },
             "refusals_per_second": log.refusals_per_second,
         },
-    });
-    escape(&mut whole);
-    let yaml = serde_yaml::to_string(&whole).expect("a tree of texts and numbers is always YAML");
-    unmark(&yaml)
+    })
 }
 
 fn named(entries: impl Iterator<Item = (String, Value)>) -> Value {
@@ -112,36 +119,34 @@ fn entry_source(source: &EntrySource) -> Value {
     table
 }
 
-fn store(store: &Store) -> Value {
-    let mut table = json!({ "engine": store.engine.name(), "timeout": duration(store.timeout) });
-    match &store.engine {
-        Engine::Memory(settings) => {
-            table["max_memory"] = settings.max_memory.into();
-            if let Some(keys) = settings.max_keys {
-                table["max_keys"] = keys.into();
-            }
-            if let Some(snapshot) = &store.snapshot {
-                table["snapshot"] = snapshot.path.to_string_lossy().into();
-                table["snapshot_interval"] = duration(snapshot.interval).into();
-            }
+fn store(store: &NamedStore) -> Value {
+    let mut table = json!({ "engine": store.config.kind(), "timeout": duration(store.timeout) });
+    if let StoreConfig::Memory(settings) = &store.config {
+        table["max_memory"] = settings.max_memory.into();
+        if let Some(keys) = settings.max_keys {
+            table["max_keys"] = keys.into();
         }
-        Engine::Redis(Remote { url, options, .. }) | Engine::Postgres(Remote { url, options, .. }) => {
-            table["url"] = shown(&url.0).into();
-            for (key, written) in options {
-                // As the file has it: a number, a truth value, or a text in quotes.
-                table[*key] = serde_json::from_str(written).unwrap_or_else(|_| written.as_str().into());
-            }
+        if let Some(snapshot) = &store.snapshot {
+            table["snapshot"] = snapshot.path.to_string_lossy().into();
+            table["snapshot_interval"] = duration(snapshot.interval).into();
         }
+    }
+    if let Some(url) = &store.url {
+        table["url"] = shown(&url.0).into();
+    }
+    for (key, written) in &store.options {
+        // As written: a number, a boolean, or a text in quotes.
+        table[*key] = serde_json::from_str(written).unwrap_or_else(|_| written.as_str().into());
     }
     table
 }
 
-/// A URL as it may be shown. What is no URL may be all secret.
+/// A URL without its credentials. A text that is not a URL may be a secret, so it is masked whole.
 fn shown(url: &str) -> Cow<'_, str> {
     if url.contains("://") { masked(url) } else { MASK.into() }
 }
 
-fn limiter(limiter: &Limiter, stores: &[Store]) -> Value {
+fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
     let mut table = Map::new();
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
     match &limiter.quota {
@@ -269,10 +274,10 @@ fn matcher(matcher: &Matcher) -> Value {
     }
 }
 
-/// What breaks a line in YAML 1.1, which is written, and not in YAML 1.2, which is read: how it is marked, what it is, and
-/// its escape. A mark stands behind a delete, for whose sake the whole text is written with escapes. So that nothing
-/// else is taken for one, a delete and a backslash are marked too.
-const ODD: [(char, char, &str); 5] = [
+/// Characters that break a line in YAML 1.1, which is written, but not in YAML 1.2, which is read: mark, character and
+/// YAML escape. A mark follows a DEL character, which makes the writer quote the text with escapes. DEL and backslash
+/// are marked too, so that no other text looks like a mark.
+const MARKED: [(char, char, &str); 5] = [
     ('N', '\u{85}', r"\N"),
     ('L', '\u{2028}', r"\L"),
     ('P', '\u{2029}', r"\P"),
@@ -280,16 +285,16 @@ const ODD: [(char, char, &str); 5] = [
     ('B', '\\', r"\\"),
 ];
 
-/// Makes texts and keys what a file has to have in their place.
+/// Escapes texts and keys as a file must write them.
 fn escape(value: &mut Value) {
     match value {
-        // A dollar sign stands doubled in a file.
+        // A file writes a dollar sign twice.
         Value::String(text) => *text = marked(&text.replace('$', "$$")),
         Value::Array(items) => items.iter_mut().for_each(escape),
         Value::Object(entries) => {
             let escaped = std::mem::take(entries).into_iter().map(|(key, mut value)| {
                 escape(&mut value);
-                // Of keys, only in those that could name a variable.
+                // Keys only where they could name a variable.
                 let key = if key.contains("${") { key.replace('$', "$$") } else { key };
                 (marked(&key), value)
             });
@@ -300,7 +305,7 @@ fn escape(value: &mut Value) {
 }
 
 fn marked(text: &str) -> String {
-    let mark = |c| ODD.iter().find(|(_, odd, _)| c == *odd).map(|(mark, ..)| ['\u{7f}', *mark]);
+    let mark = |c| MARKED.iter().find(|(_, odd, _)| c == *odd).map(|(mark, ..)| ['\u{7f}', *mark]);
     text.chars().fold(String::with_capacity(text.len()), |mut marked, c| {
         match mark(c) {
             Some(mark) => marked.extend(mark),
@@ -314,7 +319,7 @@ fn unmark(yaml: &str) -> String {
     let mut parts = yaml.split(r"\x7F");
     let mut unmarked = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        let found = ODD.iter().find_map(|(mark, _, escape)| Some((part.strip_prefix(*mark)?, escape)));
+        let found = MARKED.iter().find_map(|(mark, _, escape)| Some((part.strip_prefix(*mark)?, escape)));
         let (rest, escape) = found.expect("every delete stands before a mark");
         unmarked.push_str(escape);
         unmarked.push_str(rest);
@@ -373,18 +378,18 @@ pub(super) fn duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Source;
+    use crate::config::SourceText;
 
     #[test]
     fn a_text_with_odd_breaks_of_lines_is_printed_so_that_it_reads_the_same() {
         let text = "a\u{2028}b\u{7f}N\u{85}c\u{2029}$\\x7FL \u{7f}";
         let read = |name: &str, text: String| {
-            let source = Source { name: name.to_owned(), text };
+            let source = SourceText { name: name.to_owned(), text };
             Config::read(&[source], &|_| None).expect("it is accepted")
         };
         let rule = json!([{ "domain": "edge", "name": "odd", "action": "deny", "body": text.replace('$', "$$") }]);
         let config = read("odd.yaml", format!("rules: {rule}"));
         assert_eq!(config.book.rules[0].refusal.body.as_deref(), Some(text));
-        assert_eq!(read("printed.yaml", yaml(&config)).book.rules[0].refusal.body.as_deref(), Some(text));
+        assert_eq!(read("printed.yaml", config.effective()).book.rules[0].refusal.body.as_deref(), Some(text));
     }
 }

@@ -3,6 +3,7 @@
 //! A store knows no rules: it executes checks, whose meaning is [`crate::plan::advance`].
 
 mod compensation;
+mod config;
 mod memory;
 mod postgres;
 mod redis;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::compensation::Route;
+pub use self::config::StoreConfig;
 pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};

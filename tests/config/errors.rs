@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 
 fn variables(name: &str) -> Option<String> {
     match name {
@@ -51,7 +51,7 @@ fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
                         _ => text.rotate_left(random.below(8).min(place)),
                     }
                 }
-                let source = Source { name: name.clone(), text: text.into_iter().collect() };
+                let source = SourceText { name: name.clone(), text: text.into_iter().collect() };
                 drop(Config::read(&[source], &variables));
             }
         }
@@ -72,7 +72,7 @@ fn each_broken_file_is_told_everything_that_is_wrong_with_it_at_once() {
     let mut all = String::new();
     for name in names {
         let text = std::fs::read_to_string(directory.join(&name)).expect("readable");
-        let source = Source { name, text };
+        let source = SourceText { name, text };
         let errors = Config::read(std::slice::from_ref(&source), &variables);
         let errors = errors.expect_err(&source.name);
         writeln!(all, "{errors}\n").expect("writing to a text never fails");

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::config::{Config, Engine, Errors, Source, json_schema};
+use tollgate::config::{Config, Errors, SourceText, json_schema};
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
 use tollgate::rules::{Action, Charge, Matcher, Normaliser, RequestBounds, Rules};
 use tollgate::settings::Listen;
+use tollgate::store::StoreConfig;
 use tollgate::store::{MemorySettings, Stores};
 
 fn directory() -> PathBuf {
@@ -18,12 +19,12 @@ fn directory() -> PathBuf {
 }
 
 /// Every sample: path and text.
-fn samples() -> Vec<Source> {
-    let mut samples: Vec<Source> = std::fs::read_dir(directory())
+fn samples() -> Vec<SourceText> {
+    let mut samples: Vec<SourceText> = std::fs::read_dir(directory())
         .expect("the samples are there")
         .map(|entry| entry.expect("readable").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "toml" || ending == "yaml"))
-        .map(|path| Source {
+        .map(|path| SourceText {
             text: std::fs::read_to_string(&path).expect("readable"),
             name: path.file_name().expect("a file").to_string_lossy().into_owned(),
         })
@@ -37,7 +38,7 @@ fn sample(name: &str) -> Config {
 }
 
 fn read_with(name: &str, text: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Config, Errors> {
-    Config::read(&[Source { name: name.to_owned(), text: text.to_owned() }], variables)
+    Config::read(&[SourceText { name: name.to_owned(), text: text.to_owned() }], variables)
 }
 
 fn read(text: &str) -> Config {
@@ -197,7 +198,7 @@ fn the_schema_in_config_is_the_one_that_the_program_prints() {
     assert!(committed.contains("https://json-schema.org/draft/2020-12/schema"));
 }
 
-fn as_json(source: &Source) -> serde_json::Value {
+fn as_json(source: &SourceText) -> serde_json::Value {
     match source.name.ends_with(".toml") {
         true => toml::from_str(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.name)),
         false => serde_yaml::from_str(&source.text).unwrap_or_else(|error| panic!("{}: {error}", source.name)),
@@ -205,7 +206,7 @@ fn as_json(source: &Source) -> serde_json::Value {
 }
 
 /// What the schema has against a file.
-fn objections(schema: &jsonschema::Validator, source: &Source) -> String {
+fn objections(schema: &jsonschema::Validator, source: &SourceText) -> String {
     schema.iter_errors(&as_json(source)).map(|error| format!("{}: {error}\n", error.instance_path())).collect()
 }
 
@@ -215,7 +216,7 @@ fn the_schema_accepts_every_sample_and_what_print_shows_of_it() {
     for source in samples() {
         assert_eq!(objections(&schema, &source), "", "{}", source.name);
         let effective = read_with(&source.name, &source.text, &|_| None).expect("read").effective();
-        let printed = Source { name: "effective.yaml".to_owned(), text: effective };
+        let printed = SourceText { name: "effective.yaml".to_owned(), text: effective };
         assert_eq!(objections(&schema, &printed), "", "{} as printed", source.name);
     }
 }
@@ -242,7 +243,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
         "unknown_keys.yaml",
     ] {
         let text = std::fs::read_to_string(broken.join(name)).expect(name);
-        assert!(!schema.is_valid(&as_json(&Source { name: name.to_owned(), text })), "{name} passes");
+        assert!(!schema.is_valid(&as_json(&SourceText { name: name.to_owned(), text })), "{name} passes");
     }
 }
 
@@ -250,7 +251,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
 fn without_anything_there_is_a_memory_store_and_no_rule() {
     let config = Config::read(&[], &|_| None).expect("nothing is wrong");
     assert_eq!(config.server, tollgate::settings::Settings::default());
-    assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 256 << 20));
+    assert!(matches!(config.stores[0].config, StoreConfig::Memory(settings) if settings.max_memory == 256 << 20));
     assert_eq!(config.book.stores, ["memory"]);
     assert!(config.book.rules.is_empty() && config.book.secret.is_development());
     for empty in ["", "# nothing\n"] {
@@ -269,7 +270,7 @@ fn the_largest_bounds_are_taken() {
 fn a_memory_store_has_a_mebibyte_at_least() {
     for written in ["1048576", "'1MiB'", "'1024KiB'"] {
         let config = read(&format!("[stores.a]\nengine = 'memory'\nmax_memory = {written}\n"));
-        assert!(matches!(config.stores[0].engine, Engine::Memory(settings) if settings.max_memory == 1 << 20));
+        assert!(matches!(config.stores[0].config, StoreConfig::Memory(settings) if settings.max_memory == 1 << 20));
     }
 }
 
@@ -458,8 +459,8 @@ fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
                 [limiters.c]\nalgorithm = 'sliding_window'\nlimit = '${EMPTY:-7}'\nwindow_seconds = '${SECONDS:-60}'\n\
                 fail_closed = '${CLOSED:-true}'\n";
     let config = read_with("a.toml", text, &environment).unwrap_or_else(|errors| panic!("{errors}"));
-    let Engine::Redis(remote) = &config.stores[0].engine else { panic!("redis") };
-    assert_eq!(remote.url.0, "redis://127.0.0.1:6379/0");
+    assert_eq!(config.stores[0].config.kind(), "redis");
+    assert_eq!(config.stores[0].url.as_ref().expect("a URL").0, "redis://127.0.0.1:6379/0");
     let quota = |name: &str| limiter(&config, name).quota.clone().expect(name);
     assert_eq!((quota("login_ip").limit, quota("login_ip").window), (25, Duration::from_secs(60)));
     assert_eq!((quota("b").limit, quota("b").window), (5, Duration::from_secs(2)));
@@ -695,7 +696,7 @@ trusted_proxy_networks = ["10.0.0.0/8", "::1"]
     assert!(api.quota.is_some() && api.concurrency.is_some_and(|slots| slots.max == 10), "joined: two checks");
     assert!(limiter(&config, "only_slots").quota.is_none());
     let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
-    assert_eq!(objections(&schema, &Source { name: "a.toml".to_owned(), text: text.to_owned() }), "");
+    assert_eq!(objections(&schema, &SourceText { name: "a.toml".to_owned(), text: text.to_owned() }), "");
 }
 
 #[test]
@@ -746,11 +747,12 @@ fn a_connection_is_not_given_up_before_the_decision_that_waits_for_it() {
         let config = read(&format!(
             "[stores.a]\nengine = 'redis'\nurl = 'redis://a'\n{timeout}\n[stores.b]\nengine = 'postgres'\nurl = 'postgres://b/c'\n{timeout}\n"
         ));
-        let [Engine::Redis(redis), Engine::Postgres(postgres)] = [&config.stores[0].engine, &config.stores[1].engine]
+        let [StoreConfig::Redis(redis, _), StoreConfig::Postgres(postgres, _)] =
+            [&config.stores[0].config, &config.stores[1].config]
         else {
             panic!("one of each");
         };
-        let millis = [redis.settings.response_timeout, postgres.settings.response_timeout];
+        let millis = [redis.response_timeout, postgres.response_timeout];
         assert_eq!(millis.map(|time| time.as_millis()), [patience; 2], "{timeout}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 use tollgate::rules::{Rule, RuleBook};
 use tollgate::settings::{AdminSettings, Settings, Token};
 
@@ -60,7 +60,7 @@ fn shadow(rule: Rule) -> Rule {
 
 /// A service with this configuration, on free ports.
 async fn configured(toml: &str) -> Doors {
-    let source = Source { name: "a.toml".to_owned(), text: toml.to_owned() };
+    let source = SourceText { name: "a.toml".to_owned(), text: toml.to_owned() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let doors = settings();
     let settings = Settings { grpc: doors.grpc, http: doors.http, admin: doors.admin, ..config.server };

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
@@ -79,7 +79,7 @@ fn every_configuration_is_accepted() {
             true => block.text,
             false => format!("{}\n{A_RULE}", block.text),
         };
-        let source = Source { name: format!("{} block.toml", block.document), text };
+        let source = SourceText { name: format!("{} block.toml", block.document), text };
         let secrets = ["TOLLGATE_ADMIN_TOKEN", "TOLLGATE_SECRET", "REDIS_PASSWORD"];
         let variable = |name: &str| secrets.contains(&name).then(|| "of sixteen letters".to_owned());
         let config = Config::read(&[source], &variable).unwrap_or_else(|errors| panic!("{errors}"));

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use crate::config::document::problem::{Place, Problems, nearest, remedy};
+use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::schema;
-use crate::config::schema::decode::{At, Choice, Field, Table};
+use crate::config::schema::decode::{Choice, Field, Located, SchemaTable};
 use crate::config::schema::values::{Item, Positive};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
@@ -21,8 +21,8 @@ const LEASE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(in crate::config) struct Limiters {
     all: Vec<(String, Option<Limiter>)>,
-    /// The place of each name.
-    places: HashMap<String, usize>,
+    /// The index of each name.
+    indexes: HashMap<String, usize>,
 }
 
 impl Limiters {
@@ -33,12 +33,12 @@ impl Limiters {
 
     /// Whether one has this name.
     pub(in crate::config) fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.indexes.contains_key(name)
     }
 
     /// The limiter of this name, unless it was refused.
     pub(in crate::config) fn get(&self, name: &str) -> Option<&Limiter> {
-        self.all[*self.places.get(name)?].1.as_ref()
+        self.all[*self.indexes.get(name)?].1.as_ref()
     }
 
     /// Those that were not refused.
@@ -51,12 +51,13 @@ impl Limiters {
 pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
-        let limiter = written.and_then(|written| Reading { item, written, stores, problems: &mut *problems }.limiter());
+        let limiter =
+            written.and_then(|written| LimiterReader { item, written, stores, problems: &mut *problems }.limiter());
         (item.name.clone(), limiter)
     };
     let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
-    let places = all.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
-    Limiters { all, places }
+    let indexes = all.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
+    Limiters { all, indexes }
 }
 
 /// The algorithms that have a key.
@@ -73,19 +74,19 @@ fn owners(key: &str) -> &'static [schema::Algorithm] {
 }
 
 /// One limiter while it is read.
-struct Reading<'a> {
+struct LimiterReader<'a> {
     item: &'a Item<schema::Limiter>,
     written: &'a schema::Limiter,
     stores: &'a [String],
     problems: &'a mut Problems,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> LimiterReader<'a> {
     fn limiter(mut self) -> Option<Limiter> {
         if self.item.name.contains(['{', '}']) {
-            let path = &self.item.place.path;
+            let path = &self.item.location.path;
             self.problems.error(
-                self.item.place.spot,
+                self.item.location.position,
                 format!("{path} is a name, expected no braces: rules fill those with entries"),
             );
         }
@@ -110,23 +111,23 @@ impl<'a> Reading<'a> {
     }
 
     fn missing(&mut self, key: &str, expected: &str) {
-        let path = format!("{}.{key}", self.item.place.path);
-        self.problems.missing(self.item.place.spot, &path, format!("is missing, expected {expected}"));
+        let path = format!("{}.{key}", self.item.location.path);
+        self.problems.missing(self.item.location.position, &path, format!("is missing, expected {expected}"));
     }
 
     fn store(&mut self) -> Option<u16> {
-        let place = match self.written.store.get() {
+        let index = match self.written.store.get() {
             Some(name) => {
-                let place = self.stores.iter().position(|store| *store == **name);
-                if place.is_none() && !self.problems.is_torn() {
+                let index = self.stores.iter().position(|store| *store == **name);
+                if index.is_none() && !self.problems.is_torn() {
                     let remedy = remedy(name, self.stores.iter().map(String::as_str), "stores");
-                    self.problems.refuse(&name.place, format!("which no store is named{remedy}"));
+                    self.problems.refuse(&name.location, format!("which no store is named{remedy}"));
                 }
-                place?
+                index?
             }
             None => self.stores.iter().position(|store| store == "main").unwrap_or(0),
         };
-        u16::try_from(place).ok()
+        u16::try_from(index).ok()
     }
 
     fn on_store_error(&mut self) -> OnStoreError {
@@ -134,7 +135,7 @@ impl<'a> Reading<'a> {
         match (self.written.on_store_error.get(), closed) {
             (Some(chosen), closed) => {
                 if let Some(closed) = closed {
-                    self.problems.refuse(&closed.place, "but on_store_error is given too; expected one of them");
+                    self.problems.refuse(&closed.location, "but on_store_error is given too; expected one of them");
                 }
                 match chosen.value {
                     schema::OnStoreError::Allow => OnStoreError::Allow,
@@ -150,11 +151,11 @@ impl<'a> Reading<'a> {
 
     fn concurrency(&mut self) -> Option<Concurrency> {
         if let (Some(lease), true) = (self.written.lease.get(), self.written.max_concurrent.is_absent()) {
-            self.problems.refuse(&lease.place, "but there is no max_concurrent whose slots it could end");
+            self.problems.refuse(&lease.location, "but there is no max_concurrent whose slots it could end");
         }
         let lease = match self.written.lease.get() {
             Some(lease) if lease.0 > MAX_WINDOW => {
-                self.problems.refuse(&lease.place, "expected at most 3650d");
+                self.problems.refuse(&lease.location, "expected at most 3650d");
                 LEASE
             }
             Some(lease) => lease.0,
@@ -162,7 +163,8 @@ impl<'a> Reading<'a> {
         };
         let max = self.written.max_concurrent.get()?;
         if max.0 > u64::from(MAX_SLOTS) {
-            self.problems.refuse(&max.place, format!("expected at most {MAX_SLOTS}, because every slot is remembered"));
+            self.problems
+                .refuse(&max.location, format!("expected at most {MAX_SLOTS}, because every slot is remembered"));
             return None;
         }
         Some(Concurrency { max: u32::from(max.value), lease: u64::try_from(lease.as_micros()).unwrap_or(u64::MAX) })
@@ -195,12 +197,12 @@ impl<'a> Reading<'a> {
     }
 
     fn foreign_keys(&mut self, algorithm: schema::Algorithm) {
-        for (key, place) in self.written.given() {
+        for (key, location) in self.written.given() {
             let owners = owners(key);
             if !owners.contains(&algorithm) {
                 let words: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
                 let (word, words) = (algorithm.word(), words.join(", "));
-                self.problems.refuse(place, format!("but {word} has no {key}; it belongs to {words}"));
+                self.problems.refuse(location, format!("but {word} has no {key}; it belongs to {words}"));
             }
         }
     }
@@ -229,19 +231,19 @@ impl<'a> Reading<'a> {
         let max_debt = written.max_debt.copied().map(|debt| debt.0);
         let burst = written.burst.copied().map(u32::from);
         if let Some(rate) = written.rate_per_second.get() {
-            let others = [written.limit.place(), written.window.place(), written.window_seconds.place()];
+            let others = [written.limit.location(), written.window.location(), written.window_seconds.location()];
             if let Some(other) = others.into_iter().flatten().next() {
                 self.problems
                     .refuse(other, "but rate_per_second is given too; expected a rate, or a limit and a window");
                 return None;
             }
             if rate.0 > f64::from(u32::MAX) {
-                self.problems.refuse(&rate.place, format!("expected at most {}", u32::MAX));
+                self.problems.refuse(&rate.location, format!("expected at most {}", u32::MAX));
                 return None;
             }
             let (limit, window) = fraction(rate);
             let held = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
-            return self.count(limit, window, Algorithm::TokenBucket { burst: Some(held), max_debt }, &rate.place);
+            return self.count(limit, window, Algorithm::TokenBucket { burst: Some(held), max_debt }, &rate.location);
         }
         if !written.rate_per_second.is_absent() {
             return None;
@@ -260,15 +262,15 @@ impl<'a> Reading<'a> {
                 return None;
             }
             if let Some(zone) = written.timezone.get() {
-                self.problems.refuse(&zone.place, "but there is no calendar that could follow it");
+                self.problems.refuse(&zone.location, "but there is no calendar that could follow it");
             }
             return match written.alignment.get() {
-                Some(At { value: schema::Alignment::FirstHit, .. }) => Some(Schedule::FirstHit),
-                Some(At { value: schema::Alignment::Epoch, .. }) | None => Some(Schedule::Epoch),
+                Some(Located { value: schema::Alignment::FirstHit, .. }) => Some(Schedule::FirstHit),
+                Some(Located { value: schema::Alignment::Epoch, .. }) | None => Some(Schedule::Epoch),
             };
         };
         if let Some(alignment) = written.alignment.get() {
-            self.problems.refuse(&alignment.place, "but calendar is given too; expected one of them");
+            self.problems.refuse(&alignment.location, "but calendar is given too; expected one of them");
         }
         let zone = match written.timezone.get() {
             None => TimeZone::UTC,
@@ -278,7 +280,8 @@ impl<'a> Reading<'a> {
                     let names: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
                     let near = nearest(name, names.iter().map(String::as_str));
                     let near = near.map_or(String::new(), |name| format!("; did you mean {name:?}?"));
-                    self.problems.refuse(&name.place, format!("expected a time zone such as \"Europe/Berlin\"{near}"));
+                    self.problems
+                        .refuse(&name.location, format!("expected a time zone such as \"Europe/Berlin\"{near}"));
                     return None;
                 }
             },
@@ -301,22 +304,24 @@ impl<'a> Reading<'a> {
         }
         let window = self.length(&algorithm);
         let limit = written.limit.get()?;
-        let (window, place) = window?;
-        let place = place.unwrap_or(&limit.place);
-        self.count(u32::from(limit.value), window, algorithm, place)
+        let (window, location) = window?;
+        let location = location.unwrap_or(&limit.location);
+        self.count(u32::from(limit.value), window, algorithm, location)
     }
 
-    fn length(&mut self, algorithm: &Algorithm) -> Option<(Duration, Option<&'a Place>)> {
+    fn length(&mut self, algorithm: &Algorithm) -> Option<(Duration, Option<&'a Location>)> {
         let written = self.written;
         if let (Some(window), Some(seconds)) = (written.window.get(), written.window_seconds.get()) {
-            self.problems
-                .refuse(&seconds.place, format!("but window is {} too; expected one of them", window.place.shown));
+            self.problems.refuse(
+                &seconds.location,
+                format!("but window is {} too; expected one of them", window.location.shown),
+            );
         }
-        let given = written.window.get().map(|window| (window.0, Some(&window.place)));
-        let given = given.or_else(|| written.window_seconds.get().map(|seconds| (seconds.0, Some(&seconds.place))));
+        let given = written.window.get().map(|window| (window.0, Some(&window.location)));
+        let given = given.or_else(|| written.window_seconds.get().map(|seconds| (seconds.0, Some(&seconds.location))));
         if let Algorithm::FixedWindow(Schedule::Calendar(calendar)) = algorithm {
-            if let Some((_, Some(place))) = given {
-                self.problems.refuse(place, "but calendar is given too; expected one of them");
+            if let Some((_, Some(location))) = given {
+                self.problems.refuse(location, "but calendar is given too; expected one of them");
             }
             return Some((calendar.unit.nominal_length(), None));
         }
@@ -328,16 +333,16 @@ impl<'a> Reading<'a> {
     }
 
     /// Whether these numbers can be counted.
-    fn count(&mut self, limit: u32, window: Duration, algorithm: Algorithm, place: &Place) -> Option<Quota> {
+    fn count(&mut self, limit: u32, window: Duration, algorithm: Algorithm, location: &Location) -> Option<Quota> {
         let written = self.written;
         let error = match Quota::new(limit, window, algorithm) {
             Ok(quota) => return Some(quota),
             Err(error) => error,
         };
-        let numbers = written.burst.place().or(written.limit.place()).unwrap_or(place);
-        let place = match error {
-            SpecError::Zero | SpecError::WindowTooLong => place,
-            SpecError::LogTooLarge => written.limit.place().unwrap_or(place),
+        let numbers = written.burst.location().or(written.limit.location()).unwrap_or(location);
+        let location = match error {
+            SpecError::Zero | SpecError::WindowTooLong => location,
+            SpecError::LogTooLarge => written.limit.location().unwrap_or(location),
             SpecError::Rate(_) => numbers,
         };
         let reason = match error {
@@ -346,7 +351,7 @@ impl<'a> Reading<'a> {
             }
             error => error.to_string(),
         };
-        self.problems.refuse(place, reason);
+        self.problems.refuse(location, reason);
         None
     }
 }

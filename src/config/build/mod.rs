@@ -1,6 +1,7 @@
-//! From the tables that were read to what the program runs on.
+//! From the typed tables to what the program runs on.
 
 pub(super) mod limiters;
 pub(super) mod rules;
 pub(super) mod server;
-mod stores;
+pub(super) mod stores;
+mod urls;

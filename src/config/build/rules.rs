@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use super::limiters::Limiters;
 use super::server::FIXED_ENTRIES;
-use crate::config::document::node::Spot;
-use crate::config::document::problem::{Place, Problems, nearest, remedy};
+use crate::config::document::node::Position;
+use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::schema;
-use crate::config::schema::decode::At;
+use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter};
 use crate::rules::{
@@ -36,20 +36,20 @@ pub(in crate::config) fn rules(
         let Some(written) = &item.value else { continue };
         domains.push(domain(item, written, known.get(item.name.as_str()).copied(), problems));
     }
-    let mut first: HashMap<(&str, &str), &At<schema::Rule>> = HashMap::new();
+    let mut first: HashMap<(&str, &str), &Located<schema::Rule>> = HashMap::new();
     let mut rules = Vec::new();
     for written in file.rules.items() {
         if let (Some(domain), Some(name)) = (written.domain.get(), written.name.get())
             && let Some(first) = first.insert((domain, name), written)
         {
-            let first = problems.locate(first.name.place().unwrap_or(&first.place).spot);
+            let first = problems.locate(first.name.location().unwrap_or(&first.location).position);
             let reason = format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
-            problems.refuse(&name.place, reason);
+            problems.refuse(&name.location, reason);
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = known.get(domain).copied();
         let addresses = domains.iter().find(|known| known.name == domain).map_or(&[][..], |known| &known.addresses);
-        let mut reading = Reading { written, limiters, entries, addresses, problems };
+        let mut reading = RuleReader { written, limiters, entries, addresses, problems };
         rules.extend(reading.rule());
     }
     idle(file, server, &domains, &rules, problems);
@@ -71,7 +71,7 @@ fn idle(file: &schema::File, server: &Settings, domains: &[Domain], rules: &[Rul
     if rules.is_empty() {
         // Without any file this is no oversight, and who serves is told anyway.
         if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
-            problems.note(Spot { file: 0, line: 0 }, "there are no rules, so every request passes");
+            problems.note(Position { file: 0, line: 0 }, "there are no rules, so every request passes");
         }
         return;
     }
@@ -84,10 +84,13 @@ fn idle(file: &schema::File, server: &Settings, domains: &[Domain], rules: &[Rul
     let ruled: BTreeSet<&str> = rules.iter().map(|rule| rule.domain.as_str()).collect();
     let remedy = remedy(asked, ruled, "domains with rules");
     let reason = format!("a domain without rules: what ext_authz asks passes, unless its route names another{remedy}");
-    match authz.domain.place() {
-        Some(place) => problems.warn(place, reason),
+    match authz.domain.location() {
+        Some(location) => problems.warn(location, reason),
         None => {
-            problems.note(authz.place.spot, format!("{}.domain is {asked:?} by default, {reason}", authz.place.path));
+            problems.note(
+                authz.location.position,
+                format!("{}.domain is {asked:?} by default, {reason}", authz.location.path),
+            );
         }
     }
 }
@@ -133,8 +136,8 @@ impl Entries {
     }
 }
 
-fn normalisers(list: &[At<schema::Normaliser>]) -> Vec<Normaliser> {
-    let normaliser = |written: &At<schema::Normaliser>| match written.value {
+fn normalisers(list: &[Located<schema::Normaliser>]) -> Vec<Normaliser> {
+    let normaliser = |written: &Located<schema::Normaliser>| match written.value {
         schema::Normaliser::Lowercase => Normaliser::Lowercase,
         schema::Normaliser::Trim => Normaliser::Trim,
         schema::Normaliser::Path => Normaliser::Path,
@@ -150,13 +153,13 @@ fn domain(
 ) -> Domain {
     let mut normalise = Vec::new();
     for rewriting in written.normalise.named() {
-        expected(&rewriting.name, &rewriting.place, entries, problems);
+        expected(&rewriting.name, &rewriting.location, entries, problems);
         if let Some(list) = &rewriting.value {
             normalise.push((rewriting.name.clone(), normalisers(&list.items)));
         }
     }
     for address in written.addresses.items() {
-        expected(address, &address.place, entries, problems);
+        expected(address, &address.location, entries, problems);
     }
     Domain {
         name: item.name.clone(),
@@ -171,24 +174,24 @@ fn domain(
 }
 
 /// Refuses an entry that a domain says its clients never send, and doubts one that ext_authz never makes.
-fn expected(entry: &str, place: &Place, entries: Option<&Entries>, problems: &mut Problems) {
+fn expected(entry: &str, location: &Location, entries: Option<&Entries>, problems: &mut Problems) {
     let Some(entries) = entries.filter(|entries| !entries.names.iter().any(|known| known == entry)) else { return };
     let names = entries.names.iter().map(String::as_str);
-    let named = format!("{} names {entry:?}, an entry that", place.path);
+    let named = format!("{} names {entry:?}, an entry that", location.path);
     if entries.others == Others::None {
         let remedy = remedy(entry, names, "its entries");
-        problems.error(place.spot, format!("{named} the domain never has{remedy}"));
+        problems.error(location.position, format!("{named} the domain never has{remedy}"));
     } else if entries.others == Others::NotOfAuthz || nearest(entry, names.clone()).is_some() {
         let remedy = remedy(entry, names, "its entries");
         let domain = &entries.domain;
         let silence = format!("where clients of RLS send it, list all that they send in domains.{domain}.entries");
-        problems.note(place.spot, format!("{named} [authz] never makes{remedy}; {silence}"));
+        problems.note(location.position, format!("{named} [authz] never makes{remedy}; {silence}"));
     }
 }
 
 /// One rule while it is read.
-struct Reading<'a> {
-    written: &'a At<schema::Rule>,
+struct RuleReader<'a> {
+    written: &'a Located<schema::Rule>,
     limiters: &'a Limiters,
     /// The entries of its domain, where something is known of them.
     entries: Option<&'a Entries>,
@@ -196,19 +199,19 @@ struct Reading<'a> {
     problems: &'a mut Problems,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> RuleReader<'a> {
     fn rule(&mut self) -> Option<Rule> {
         let written = self.written;
         for text in [written.domain.get(), written.name.get()].into_iter().flatten() {
             if let Err(reason) = name(text) {
-                self.problems.refuse(&text.place, reason);
+                self.problems.refuse(&text.location, reason);
             }
         }
         let mut matches = Vec::new();
         for item in written.matches.named() {
-            expected(&item.name, &item.place, self.entries, self.problems);
+            expected(&item.name, &item.location, self.entries, self.problems);
             let Some(test) = &item.value else { continue };
-            let at = At { value: test.clone(), place: item.place.clone() };
+            let at = Located { value: test.clone(), location: item.location.clone() };
             matches.push((item.name.clone(), self.matcher(&item.name, &at)));
         }
         let action = self.action();
@@ -218,19 +221,20 @@ impl<'a> Reading<'a> {
         if let Some(percent) = enforce_percent {
             if shadow {
                 self.problems
-                    .refuse(&percent.place, "but mode is \"shadow\", which enforces for none; expected one of them");
+                    .refuse(&percent.location, "but mode is \"shadow\", which enforces for none; expected one of them");
             }
             if !written.action.is_absent() {
-                self.problems.refuse(&percent.place, "but only the key of a limiter can be picked by: it needs apply");
+                self.problems
+                    .refuse(&percent.location, "but only the key of a limiter can be picked by: it needs apply");
             }
         }
         if shadow {
             const REASON: &str = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
             if let Some(allow) = written.action.get().filter(|action| action.value == schema::Verdict::Allow) {
-                self.problems.warn(&allow.place, REASON);
+                self.problems.warn(&allow.location, REASON);
             }
             if let Some(last) = written.last.get().filter(|switch| switch.0) {
-                self.problems.warn(&last.place, REASON);
+                self.problems.warn(&last.location, REASON);
             }
         }
         Some(Rule {
@@ -245,14 +249,14 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn matcher(&mut self, entry: &str, test: &At<schema::Match>) -> Matcher {
+    fn matcher(&mut self, entry: &str, test: &Located<schema::Match>) -> Matcher {
         match &test.value {
             schema::Match::Text(text) => {
                 let matcher = Matcher::parse(text);
                 let address = entry == REMOTE_ADDRESS || self.addresses.iter().any(|address| address == entry);
                 if address && matches!(matcher, Matcher::Exact(_)) && text.parse::<IpAddr>().is_err() {
                     let example = "\"10.1.2.3\", a block such as \"10.0.0.0/8\" or a pattern";
-                    self.problems.refuse(&test.place, format!("expected an address such as {example}"));
+                    self.problems.refuse(&test.location, format!("expected an address such as {example}"));
                 }
                 matcher
             }
@@ -265,25 +269,27 @@ impl<'a> Reading<'a> {
         let written = self.written;
         let Some(action) = written.action.get() else {
             if written.apply.is_absent() && written.action.is_absent() {
-                let path = &written.place.path;
+                let path = &written.location.path;
                 let expected = "a list of limiters, or action = \"allow\" or \"deny\"";
                 self.problems.missing(
-                    written.place.spot,
+                    written.location.position,
                     &format!("{path}.apply"),
                     format!("is missing, expected {expected}"),
                 );
             }
             let list = written.apply.get()?;
             if list.is_empty && !self.problems.is_torn() {
-                self.problems
-                    .error(list.place.spot, format!("{} is empty, expected at least one limiter", list.place.path));
+                self.problems.error(
+                    list.location.position,
+                    format!("{} is empty, expected at least one limiter", list.location.path),
+                );
             }
             let applies: Vec<Option<Apply>> = list.items.iter().map(|apply| self.apply(apply)).collect();
             return applies.into_iter().collect::<Option<Vec<Apply>>>().map(Action::Apply);
         };
         if !written.apply.is_absent() {
             let reason = "but the rule applies limiters too; leave one out";
-            self.problems.refuse(&action.place, reason);
+            self.problems.refuse(&action.location, reason);
         }
         Some(match action.value {
             schema::Verdict::Allow => Action::Allow,
@@ -294,15 +300,15 @@ impl<'a> Reading<'a> {
     fn refusal(&mut self) -> RefusalText {
         let written = self.written;
         if written.action.copied() == Some(schema::Verdict::Allow) {
-            let texts = [written.status.place(), written.body.place(), written.content_type.place()];
-            for place in texts.into_iter().flatten() {
-                self.problems.refuse(place, "but a rule that allows has no refusal to say it in");
+            let texts = [written.status.location(), written.body.location(), written.content_type.location()];
+            for location in texts.into_iter().flatten() {
+                self.problems.refuse(location, "but a rule that allows has no refusal to say it in");
             }
         }
         if let Some(kind) = written.content_type.get()
             && !(kind.contains('/') && kind.chars().all(|c| c.is_ascii_graphic() || c == ' '))
         {
-            self.problems.refuse(&kind.place, "expected a media type such as \"application/json\"");
+            self.problems.refuse(&kind.location, "expected a media type such as \"application/json\"");
         }
         RefusalText {
             status: written.status.copied().and_then(|status| u16::try_from(status.0).ok()),
@@ -311,7 +317,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn apply(&mut self, written: &At<schema::Apply>) -> Option<Apply> {
+    fn apply(&mut self, written: &Located<schema::Apply>) -> Option<Apply> {
         let reached = self.reached(written);
         let charge = match written.charge.copied() {
             Some(schema::Charge::Own) => Charge::Own,
@@ -324,11 +330,11 @@ impl<'a> Reading<'a> {
             if limiter.concurrency.is_some() {
                 let reason = format!("but {name:?} holds slots, which refused requests never release");
                 if let Some(charge) = written.charge.get().filter(|charge| charge.value != schema::Charge::Admitted) {
-                    self.problems.refuse(&charge.place, format!("{reason}; expected \"admitted\""));
+                    self.problems.refuse(&charge.location, format!("{reason}; expected \"admitted\""));
                 }
                 if let Some(overdraw) = overdraw {
                     self.problems.refuse(
-                        &overdraw.place,
+                        &overdraw.location,
                         format!("but {name:?} holds slots, of which none is left over; expected false"),
                     );
                 }
@@ -336,7 +342,7 @@ impl<'a> Reading<'a> {
             let exact = limiter.quota.as_ref().is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow));
             if let (Some(overdraw), true) = (overdraw, exact) {
                 let reason = format!("but {name:?} is a sliding_window, which remembers no more grants than its limit");
-                self.problems.refuse(&overdraw.place, format!("{reason}; expected false, or another algorithm"));
+                self.problems.refuse(&overdraw.location, format!("{reason}; expected false, or another algorithm"));
             }
         }
         let key = self.key(written);
@@ -357,23 +363,23 @@ impl<'a> Reading<'a> {
     fn key(&mut self, written: &schema::Apply) -> Vec<KeyEntry> {
         let mut key: Vec<KeyEntry> = Vec::new();
         for part in written.key.items() {
-            let (entry, normalise, place) = match &part.value {
-                schema::KeyPart::Entry(entry) => (entry.clone(), Vec::new(), &part.place),
-                schema::KeyPart::Table(table) => {
+            let (entry, normalise, location) = match &part.value {
+                schema::KeyEntry::Entry(entry) => (entry.clone(), Vec::new(), &part.location),
+                schema::KeyEntry::Table(table) => {
                     let Some(entry) = table.entry.get() else { continue };
                     let mut normalise = normalisers(table.normalise.items());
                     if let Some(bits) = table.ipv6_prefix.copied() {
                         normalise.push(Normaliser::Ipv6Prefix(u8::try_from(bits.0).unwrap_or(128)));
                     }
-                    (entry.value.clone(), normalise, &entry.place)
+                    (entry.value.clone(), normalise, &entry.location)
                 }
             };
-            expected(&entry, place, self.entries, self.problems);
+            expected(&entry, location, self.entries, self.problems);
             if entry.is_empty() {
-                self.problems.refuse(place, "expected the name of an entry");
+                self.problems.refuse(location, "expected the name of an entry");
             }
             if key.iter().any(|part| part.entry == entry) {
-                self.problems.refuse(place, "but the key holds that entry already");
+                self.problems.refuse(location, "but the key holds that entry already");
             }
             key.push(KeyEntry { entry, normalise });
         }
@@ -393,8 +399,9 @@ impl<'a> Reading<'a> {
         };
         if template.entries.is_empty() {
             if let Some(otherwise) = otherwise {
-                let reason = format!("but limiter is {}, which has no {{entry}} to be filled", reference.place.shown);
-                self.problems.refuse(&otherwise.place, reason);
+                let reason =
+                    format!("but limiter is {}, which has no {{entry}} to be filled", reference.location.shown);
+                self.problems.refuse(&otherwise.location, reason);
             }
             if !limiters.has(reference) {
                 self.unknown(reference);
@@ -402,7 +409,7 @@ impl<'a> Reading<'a> {
             return limiters.get(reference).into_iter().collect();
         }
         for entry in &template.entries {
-            expected(entry, &reference.place, self.entries, self.problems);
+            expected(entry, &reference.location, self.entries, self.problems);
         }
         let fitting: Vec<&str> = limiters.names().filter(|name| template.fits(name)).collect();
         if fitting.is_empty() {
@@ -410,7 +417,7 @@ impl<'a> Reading<'a> {
                 return Vec::new();
             }
             let remedy = remedy(reference, limiters.names(), "limiters");
-            self.problems.refuse(&reference.place, format!("but no limiter's name has that shape{remedy}"));
+            self.problems.refuse(&reference.location, format!("but no limiter's name has that shape{remedy}"));
         } else {
             self.values(&template, reference, otherwise);
             self.alike(&fitting, reference);
@@ -419,25 +426,27 @@ impl<'a> Reading<'a> {
         fitting.into_iter().chain(otherwise).filter_map(|name| limiters.get(name)).collect()
     }
 
-    fn unknown(&mut self, name: &At<String>) {
+    fn unknown(&mut self, name: &Located<String>) {
         if self.problems.is_torn() {
             return;
         }
         let remedy = remedy(name, self.limiters.names(), "limiters");
-        self.problems.refuse(&name.place, format!("which no limiter is named{remedy}"));
+        self.problems.refuse(&name.location, format!("which no limiter is named{remedy}"));
     }
 
-    fn template(&mut self, reference: &At<String>) -> Option<Template> {
-        let template = Template::parse(reference);
+    fn template(&mut self, reference: &Located<String>) -> Option<NameTemplate> {
+        let template = NameTemplate::parse(reference);
         if template.is_none() {
-            self.problems
-                .refuse(&reference.place, "expected a limiter's name, perhaps with entries in braces: \"api_{tier}\"");
+            self.problems.refuse(
+                &reference.location,
+                "expected a limiter's name, perhaps with entries in braces: \"api_{tier}\"",
+            );
         }
         template
     }
 
     /// Values that the rule's own match lets through and that come to no limiter, and values that nobody foresaw.
-    fn values(&mut self, template: &Template, reference: &At<String>, otherwise: Option<&At<String>>) {
+    fn values(&mut self, template: &NameTemplate, reference: &Located<String>, otherwise: Option<&Located<String>>) {
         if otherwise.is_some() {
             return;
         }
@@ -448,25 +457,25 @@ impl<'a> Reading<'a> {
         let Some(exact) = single.and_then(|item| exact(item.value.as_ref()?)) else {
             let entries = template.entries.join("} and {");
             let reason = format!("and has no otherwise: a request whose {{{entries}}} fits no limiter is refused");
-            self.problems.warn(&reference.place, reason);
+            self.problems.warn(&reference.location, reason);
             return;
         };
-        for (value, place) in exact {
+        for (value, location) in exact {
             let name = template.fill(&value);
             if !self.limiters.has(&name) && !self.problems.is_torn() {
-                let reason = match place {
-                    Some(place) => format!("{} is {}", place.path, place.shown),
+                let reason = match location {
+                    Some(location) => format!("{} is {}", location.path, location.shown),
                     None => format!("match lets {value:?} through"),
                 };
                 let remedy = remedy(&name, self.limiters.names(), "limiters");
                 self.problems
-                    .refuse(&reference.place, format!("but {reason} and no limiter is named {name:?}{remedy}"));
+                    .refuse(&reference.location, format!("but {reason} and no limiter is named {name:?}{remedy}"));
             }
         }
     }
 
     /// Tiers share a counter only where algorithm, window and store are the same (semantics 1).
-    fn alike(&mut self, fitting: &[&str], reference: &At<String>) {
+    fn alike(&mut self, fitting: &[&str], reference: &Located<String>) {
         let mut kinds = fitting.iter().filter_map(|name| {
             let limiter = self.limiters.get(name)?;
             let quota = limiter.quota.as_ref().map(|quota| quota.kind());
@@ -477,13 +486,13 @@ impl<'a> Reading<'a> {
             let reason = format!(
                 "but {first:?} and {other:?} differ in algorithm, window or store: who changes between them starts afresh"
             );
-            self.problems.warn(&reference.place, reason);
+            self.problems.warn(&reference.location, reason);
         }
     }
 }
 
 /// The exact values that a test lets through, when those are all.
-fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Place>)>> {
+fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>> {
     match test {
         schema::Match::Text(text) => match Matcher::parse(text) {
             Matcher::Exact(value) => Some(vec![(value, None)]),
@@ -493,7 +502,7 @@ fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Place>)>> {
             .iter()
             .map(|item| match &item.value {
                 schema::Match::Text(text) => match Matcher::parse(text) {
-                    Matcher::Exact(value) => Some((value, Some(item.place.clone()))),
+                    Matcher::Exact(value) => Some((value, Some(item.location.clone()))),
                     _ => None,
                 },
                 schema::Match::Any(_) | schema::Match::Not(_) => None,
@@ -504,13 +513,13 @@ fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Place>)>> {
 }
 
 /// A limiter's name with entries in braces.
-struct Template {
+struct NameTemplate {
     /// The texts around the entries: one more than there are entries.
     texts: Vec<String>,
     entries: Vec<String>,
 }
 
-impl Template {
+impl NameTemplate {
     fn parse(reference: &str) -> Option<Self> {
         let mut texts = vec![];
         let mut entries = vec![];
@@ -535,7 +544,7 @@ impl Template {
         let Some(mut rest) = rest.strip_suffix(&**last) else { return false };
         for text in &self.texts[1..self.texts.len() - 1] {
             match rest.find(&**text) {
-                Some(place) => rest = &rest[place + text.len()..],
+                Some(offset) => rest = &rest[offset + text.len()..],
                 None => return false,
             }
         }

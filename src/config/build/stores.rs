@@ -1,34 +1,174 @@
-//! Stores outside this process: what their keys come to.
+//! The tables of stores.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-
-use crate::config::document::problem::{Place, Problems};
+use super::urls::read;
+use crate::config::configuration::{NamedStore, SnapshotFile};
+use crate::config::document::problem::{Location, Problems};
 use crate::config::schema;
-use crate::config::schema::decode::{Choice, Field, Table};
-use crate::config::schema::values::Hidden;
+use crate::config::schema::decode::{Choice, Field, SchemaTable};
+use crate::config::schema::values::{Count, Hidden, Item};
 use crate::store::{
-    Address, Credentials, Password, PostgresSettings, QueueSettings, RedisSettings, SharedSettings, Topology,
+    Address, Credentials, MemorySettings, Password, PostgresSettings, QueueSettings, RedisSettings, SharedSettings,
+    StoreConfig, Topology,
 };
 use crate::tls::{ClientCertificate, TlsSettings};
 
-/// The port of Redis where none is said.
-const REDIS_PORT: u16 = 6379;
+/// The default timeout of a store: half of Envoy's default timeout.
+const DEFAULT_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// What a Redis URL says.
-#[derive(Debug, Default)]
-struct RedisUrl {
-    tls: bool,
-    user: Option<String>,
-    password: Option<String>,
-    addresses: Vec<Address>,
-    db: Option<u32>,
+/// The default time between two snapshots.
+const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Builds the stores. Without any there is one in this process's memory.
+pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<NamedStore> {
+    let mut stores: Vec<NamedStore> = Vec::new();
+    for item in file.stores.named() {
+        if let Some(path) = item.value.as_ref().and_then(|store| store.snapshot.get())
+            && stores
+                .iter()
+                .filter_map(|store| store.snapshot.as_ref())
+                .any(|snapshot| is_same_path(&snapshot.path, Path::new(&path.value)))
+        {
+            problems.refuse(&path.location, "which another store writes its snapshot to");
+        }
+        let mut store = memory(&item.name);
+        if let Some(written) = &item.value {
+            store.timeout = written.timeout.copied().map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+            // A refused store keeps its name and index, so that its limiters are not refused as well.
+            if let Some(config) = config(item, written, problems) {
+                store.config = config;
+            }
+            if !matches!(store.config, StoreConfig::Memory(_)) {
+                store.required = written.required.copied().is_some_and(|switch| switch.0);
+                store.url = written.url.get().map(|url| url.value.clone());
+                let options =
+                    written.given().into_iter().filter(|(key, _)| !["engine", "timeout", "url"].contains(key));
+                store.options = options.map(|(key, location)| (key, location.shown.clone())).collect();
+            }
+            store.snapshot = snapshot(written, problems);
+        }
+        stores.push(store);
+    }
+    if stores.is_empty() {
+        stores.push(memory("memory"));
+    }
+    stores
 }
 
-/// How a store is asked, of the keys that all of them have.
-pub(in crate::config) fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
-    let count = |field: &Field<crate::config::schema::values::Count>| field.copied().map(usize::from);
+/// A memory store with every default.
+fn memory(name: &str) -> NamedStore {
+    NamedStore {
+        name: name.to_owned(),
+        config: StoreConfig::Memory(MemorySettings::default()),
+        timeout: DEFAULT_TIMEOUT,
+        required: false,
+        snapshot: None,
+        url: None,
+        options: Vec::new(),
+    }
+}
+
+/// Whether two paths are equal once they are absolute.
+fn is_same_path(a: &Path, b: &Path) -> bool {
+    let absolute = |path| std::path::absolute(path).ok();
+    a == b || absolute(a).is_some_and(|a| absolute(b) == Some(a))
+}
+
+/// The snapshot of a memory store.
+fn snapshot(store: &schema::Store, problems: &mut Problems) -> Option<SnapshotFile> {
+    let interval = store.snapshot_interval.copied().map_or(DEFAULT_SNAPSHOT_INTERVAL, |interval| interval.0);
+    let Some(path) = store.snapshot.get() else {
+        if let Some(location) = store.snapshot_interval.location() {
+            problems.refuse(location, "but the store has no snapshot to write");
+        }
+        return None;
+    };
+    if path.value.is_empty() {
+        problems.refuse(&path.location, "expected the name of a file");
+    }
+    Some(SnapshotFile { path: PathBuf::from(&path.value), interval })
+}
+
+/// The engines that have a key.
+fn owners(key: &str) -> &'static [schema::StoreKind] {
+    use schema::StoreKind::{Memory, Postgres, Redis};
+    match key {
+        "max_memory" | "max_keys" | "snapshot" | "snapshot_interval" => &[Memory],
+        "mode"
+        | "sentinel_master"
+        | "sentinel_username"
+        | "sentinel_password"
+        | "hash_tag"
+        | "db"
+        | "username"
+        | "password"
+        | "key_prefix"
+        | "tls_certificate"
+        | "tls_key"
+        | "tls_server_name"
+        | "socket_timeout"
+        | "socket_connect_timeout" => &[Redis],
+        "table_name" | "schema_name" | "auto_create" | "unlogged" | "synchronous_commit" => &[Postgres],
+        "url" | "instances" | "required" | "max_batch" | "max_calls" | "refusal_cache" | "quota_lease" | "tls_ca"
+        | "pool_min_size" | "pool_max_size" | "timing_margin_ms" => &[Redis, Postgres],
+        _ => &[Memory, Redis, Postgres],
+    }
+}
+
+fn config(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Problems) -> Option<StoreConfig> {
+    let kind = store.engine.copied()?;
+    let schemes: &[&str] = match kind {
+        schema::StoreKind::Memory => &[],
+        schema::StoreKind::Redis => &["redis://", "rediss://", "redis+unix://"],
+        schema::StoreKind::Postgres => &["postgres://", "postgresql://"],
+    };
+    for (key, location) in store.given() {
+        let owners = owners(key);
+        if !owners.contains(&kind) {
+            let words: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
+            let (word, words) = (kind.word(), words.join(" and "));
+            problems.refuse(location, format!("but a {word} store has no {key}; it belongs to {words}"));
+        }
+    }
+    if kind == schema::StoreKind::Memory {
+        let default = MemorySettings::default();
+        let max_memory = store.max_memory.copied().map(|bytes| usize::try_from(bytes.0).unwrap_or(usize::MAX));
+        let max_keys = store.max_keys.copied().map(usize::from);
+        let max_memory = max_memory.unwrap_or(default.max_memory);
+        return Some(StoreConfig::Memory(MemorySettings { max_memory, max_keys }));
+    }
+    let Some(url) = store.url.get() else {
+        if store.url.is_absent() {
+            let example = schemes[0];
+            let path = format!("{}.url", item.location.path);
+            problems.missing(
+                item.location.position,
+                &path,
+                format!("is missing, expected one such as \"{example}host/0\""),
+            );
+        }
+        return None;
+    };
+    if !schemes.iter().any(|scheme| url.value.0.starts_with(scheme)) {
+        problems.refuse(&url.location, format!("expected it to begin with {}", schemes.join(" or ")));
+        return None;
+    }
+    let timeout = store.timeout.copied().map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+    let shared = shared(&item.name, timeout, store);
+    let (location, url) = (&url.location, &url.value);
+    Some(match kind {
+        schema::StoreKind::Postgres => StoreConfig::Postgres(postgres(store, url, timeout, location, problems), shared),
+        schema::StoreKind::Redis | schema::StoreKind::Memory => {
+            StoreConfig::Redis(redis(store, url, timeout, location, problems)?, shared)
+        }
+    })
+}
+
+/// The settings that all shared stores have.
+fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
+    let count = |field: &Field<Count>| field.copied().map(usize::from);
     let default = QueueSettings::default();
     let remote = QueueSettings {
         deadline: timeout,
@@ -47,12 +187,12 @@ pub(in crate::config) fn shared(name: &str, timeout: Duration, store: &schema::S
     }
 }
 
-/// What the keys of a PostgreSQL store come to, whose answers decisions wait for so long.
-pub(in crate::config) fn postgres(
+/// The settings of a PostgreSQL store that decisions wait `timeout` for.
+fn postgres(
     store: &schema::Store,
     url: &Hidden,
     timeout: Duration,
-    place: &Place,
+    location: &Location,
     problems: &mut Problems,
 ) -> PostgresSettings {
     let default = PostgresSettings::default();
@@ -66,29 +206,29 @@ pub(in crate::config) fn postgres(
         ca: text(&store.tls_ca).map(Into::into),
         unlogged: store.unlogged.copied().map_or(default.unlogged, |switch| switch.0),
         synchronous_commit: store.synchronous_commit.copied().map_or(default.synchronous_commit, |switch| switch.0),
-        // A connection is not given up before the decision that waits for its answer. A row that somebody holds is given
-        // up sooner, since others wait behind it.
+        // A connection must not time out before the decision that waits for it. Waiting for a locked row ends sooner,
+        // because other batches wait behind it.
         response_timeout: default.response_timeout.max(timeout),
         ..default
     };
     if let Err(error) = settings.check() {
-        problems.refuse(place, format!("which cannot be used: {error}"));
+        problems.refuse(location, format!("which cannot be used: {error}"));
     }
     settings
 }
 
-/// What the keys of a Redis store come to, whose answers decisions wait for so long.
-pub(in crate::config) fn redis(
+/// The settings of a Redis store that decisions wait `timeout` for.
+fn redis(
     store: &schema::Store,
     url: &Hidden,
     timeout: Duration,
-    place: &Place,
+    location: &Location,
     problems: &mut Problems,
 ) -> Option<RedisSettings> {
     let read = match read(&url.0) {
         Ok(read) => read,
         Err(error) => {
-            problems.refuse(place, error);
+            problems.refuse(location, error);
             return None;
         }
     };
@@ -96,14 +236,14 @@ pub(in crate::config) fn redis(
     let secret = |field: &Field<Hidden>| field.get().map(|secret| Password::new(secret.value.0.clone()));
     let mode = store.mode.copied().unwrap_or(schema::RedisMode::Standalone);
     let of_sentinels = ["sentinel_master", "sentinel_username", "sentinel_password"];
-    for (key, place) in store.given() {
+    for (key, location) in store.given() {
         let (belongs, word) = match key {
             _ if of_sentinels.contains(&key) => (mode == schema::RedisMode::Sentinel, "sentinel"),
             "hash_tag" => (mode == schema::RedisMode::Cluster, "cluster"),
             _ => continue,
         };
         if !belongs {
-            problems.refuse(place, format!("but mode is \"{}\"; it belongs to \"{word}\"", mode.word()));
+            problems.refuse(location, format!("but mode is \"{}\"; it belongs to \"{word}\"", mode.word()));
         }
     }
     let sockets = read.addresses.iter().any(|address| matches!(address, Address::Unix(_)));
@@ -111,12 +251,12 @@ pub(in crate::config) fn redis(
     let topology = match mode {
         schema::RedisMode::Standalone => {
             if addresses.len() > 1 {
-                problems.refuse(place, "names several servers, expected one, or mode = \"sentinel\" or \"cluster\"");
+                problems.refuse(location, "names several servers, expected one, or mode = \"sentinel\" or \"cluster\"");
             }
             Topology::Standalone(addresses.swap_remove(0))
         }
         _ if sockets => {
-            problems.refuse(place, format!("is a socket, but mode is \"{}\"", mode.word()));
+            problems.refuse(location, format!("is a socket, but mode is \"{}\"", mode.word()));
             return None;
         }
         schema::RedisMode::Sentinel => Topology::Sentinel {
@@ -141,26 +281,26 @@ pub(in crate::config) fn redis(
     let db = store.db.copied().map(|db| u32::try_from(db.0).unwrap_or(u32::MAX));
     settings.db = db.or(read.db).unwrap_or(0);
     if mode == schema::RedisMode::Cluster && settings.db > 0 {
-        problems.refuse(place, format!("is database {} of a cluster, which has only 0", settings.db));
+        problems.refuse(location, format!("is database {} of a cluster, which has only 0", settings.db));
     }
     if mode == schema::RedisMode::Cluster && settings.key_prefix.contains('{') {
-        let place = store.key_prefix.place().unwrap_or(place);
-        problems.refuse(place, "has a {, which says in a cluster where a key lives");
+        let location = store.key_prefix.location().unwrap_or(location);
+        problems.refuse(location, "has a {, which in a cluster selects the hash slot of a key");
     }
     if let Some(timeout) = store.socket_connect_timeout.copied() {
         settings.connect_timeout = timeout.0;
     }
-    // A connection is not given up before the decision that waits for its answer.
+    // A connection must not time out before the decision that waits for it.
     settings.response_timeout = settings.response_timeout.max(timeout);
     Some(settings)
 }
 
-/// How connections to Redis are secured: where the URL says `rediss`.
+/// TLS to Redis, when the scheme of the URL is `rediss`.
 fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<TlsSettings> {
     let path = |field: &Field<String>| field.get().map(|text| text.value.clone().into());
-    for (key, place) in store.given() {
+    for (key, location) in store.given() {
         if !secured && key.starts_with("tls_") {
-            problems.refuse(place, "but the URL does not begin with rediss://, so nothing is secured");
+            problems.refuse(location, "but the URL does not begin with rediss://, so TLS is not used");
         }
     }
     let identity = match (path(&store.tls_certificate), path(&store.tls_key)) {
@@ -168,135 +308,15 @@ fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<
         (None, None) => None,
         (one, _) => {
             let (given, other) = match one.is_some() {
-                true => (store.tls_certificate.place(), "tls_key"),
-                false => (store.tls_key.place(), "tls_certificate"),
+                true => (store.tls_certificate.location(), "tls_key"),
+                false => (store.tls_key.location(), "tls_certificate"),
             };
-            if let Some(place) = given {
-                problems.refuse(place, format!("but there is no {other}: a certificate goes with its key"));
+            if let Some(location) = given {
+                problems.refuse(location, format!("but there is no {other}: a certificate goes with its key"));
             }
             None
         }
     };
     let server_name = store.tls_server_name.get().map(|text| text.value.clone());
     secured.then(|| TlsSettings { ca: path(&store.tls_ca), identity, server_name })
-}
-
-/// Reads `redis://user:password@host:port,host:port/db`, the same with `rediss://`, or `redis+unix:///path?db=0`.
-/// Errors continue the name of the key, and tell nothing of the URL, which may hold a password.
-fn read(url: &str) -> Result<RedisUrl, String> {
-    let (scheme, rest) = url.split_once("://").ok_or("is no URL")?;
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let mut read = RedisUrl { tls: scheme == "rediss", ..RedisUrl::default() };
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=') {
-            Some(("db", db)) => read.db = Some(number(db)?),
-            Some(("user" | "username", user)) => read.user = Some(decoded(user)?),
-            Some(("pass" | "password", password)) => read.password = Some(decoded(password)?),
-            // What other clients say there means nothing to the counters.
-            _ => {}
-        }
-    }
-    if scheme == "redis+unix" {
-        if !rest.starts_with('/') {
-            return Err("expected three slashes before the path of a socket: redis+unix:///run/redis.sock".to_owned());
-        }
-        read.addresses.push(Address::Unix(decoded(rest)?.into()));
-        return Ok(read);
-    }
-    // A password may hold anything but an @, so the last one is where the hosts begin.
-    let (authority, path) = match rest.rfind('@') {
-        Some(at) => match rest[at..].find('/') {
-            Some(slash) => rest.split_at(at + slash),
-            None => (rest, ""),
-        },
-        None => rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash)),
-    };
-    let hosts = match authority.rsplit_once('@') {
-        Some((who, hosts)) => {
-            let (user, password) = who.split_once(':').map_or((who, None), |(user, password)| (user, Some(password)));
-            read.user = Some(decoded(user)?).filter(|user| !user.is_empty()).or(read.user);
-            read.password = password.map(decoded).transpose()?.or(read.password);
-            hosts
-        }
-        None => authority,
-    };
-    let db = path.trim_matches('/');
-    if !db.is_empty() {
-        read.db = Some(number(db)?);
-    }
-    read.addresses = hosts.split(',').map(address).collect::<Result<_, _>>()?;
-    Ok(read)
-}
-
-fn address(host: &str) -> Result<Address, String> {
-    // An IPv6 address is in brackets, and nothing but a port comes after them.
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').unwrap_or_default(),
-        None => host.find(':').map_or((host, ""), |colon| host.split_at(colon)),
-    };
-    let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
-    let (false, Some(port)) = (name.is_empty() || name.contains(['[', ']']), port) else {
-        return Err("names no host, expected one such as \"redis://host:6379/0\"".to_owned());
-    };
-    let port = match port {
-        "" => REDIS_PORT,
-        port => match port.parse() {
-            Ok(0) | Err(_) => return Err("has a port that is none, expected 1 to 65535".to_owned()),
-            Ok(port) => port,
-        },
-    };
-    Ok(Address::Tcp(name.to_owned(), port))
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    text.parse()
-        .map_err(|_| "has a database that is no number, expected one such as \"redis://host:6379/0\"".to_owned())
-}
-
-fn decoded(text: &str) -> Result<String, String> {
-    let text = percent_decode_str(text).decode_utf8();
-    text.map(|text| text.into_owned()).map_err(|_| "is not UTF-8 once its percent escapes are decoded".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tcp(host: &str, port: u16) -> Address {
-        Address::Tcp(host.to_owned(), port)
-    }
-
-    #[test]
-    fn a_redis_url_says_who_where_and_which() {
-        let read = |url| read(url).expect("it can be read");
-        let whole = read("rediss://me:s%40cret@h.example:1234/3");
-        assert!(whole.tls);
-        assert_eq!((whole.user.as_deref(), whole.password.as_deref(), whole.db), (Some("me"), Some("s@cret"), Some(3)));
-        assert_eq!(whole.addresses, [tcp("h.example", 1234)]);
-        let slash = read("redis://:a/b@c@h");
-        assert_eq!((slash.user, slash.password.as_deref()), (None, Some("a/b@c")));
-        assert_eq!(read("redis://[::1]:7,b,c:9/").addresses, [tcp("::1", 7), tcp("b", 6379), tcp("c", 9)]);
-        let unix = read("redis+unix:///run/a%20b.sock?db=2&pass=x");
-        assert_eq!((unix.db, unix.password.as_deref()), (Some(2), Some("x")));
-        assert_eq!(unix.addresses, [Address::Unix("/run/a b.sock".into())]);
-    }
-
-    #[test]
-    fn a_redis_url_that_cannot_be_read_shows_nothing_of_itself() {
-        for url in [
-            "redis://",
-            "redis://hush:hush@",
-            "redis://[hush",
-            "redis://[::1]hush",
-            "redis://hush:0",
-            "redis://h:hush",
-            "redis://h/hush",
-            "redis+unix://hush",
-            "hush",
-            "redis://h,,i",
-        ] {
-            let error = read(url).expect_err(url);
-            assert!(!error.contains("hush"), "{url}: {error}");
-        }
-    }
 }

@@ -12,12 +12,12 @@
 use std::io;
 use std::path::Path;
 
-use super::node::{Node, Text, Value, join};
-use super::origin::Disk;
+use super::disk::Disk;
+use super::node::{TreeNode, Value, WrittenText, join};
 use super::problem::Problems;
 
 /// The largest file that `${file:...}` reads, in bytes.
-const LARGEST_FILE: u64 = 64 * 1024;
+const MAX_INCLUDED_FILE_BYTES: u64 = 64 * 1024;
 
 /// Looks a variable up.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -25,7 +25,7 @@ pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// Expands the texts and keys of a tree. Numbers stay texts until the schema wants a number.
 ///
 /// What stands around a variable may be half a secret, so errors never quote it.
-pub fn expand(node: &mut Node, directory: &Path, variables: Variables<'_>, disk: &Disk, problems: &mut Problems) {
+pub fn expand(node: &mut TreeNode, directory: &Path, variables: Variables<'_>, disk: &Disk, problems: &mut Problems) {
     Expansion { directory, variables, disk, problems }.node(node, "");
 }
 
@@ -37,23 +37,23 @@ struct Expansion<'a> {
 }
 
 impl Expansion<'_> {
-    fn node(&mut self, node: &mut Node, path: &str) {
-        let spot = node.spot;
+    fn node(&mut self, node: &mut TreeNode, path: &str) {
+        let position = node.position;
         match &mut node.value {
-            Value::Text(Text { text, written }) if text.contains('$') => match self.text(text) {
+            Value::Text(WrittenText { text, written }) if text.contains('$') => match self.text(text) {
                 Ok(expanded) => {
                     if expanded != *text {
                         *written = Some(std::mem::replace(text, expanded));
                     }
                 }
                 Err(reason) => {
-                    self.problems.error(spot, format!("{path} {reason}"));
+                    self.problems.error(position, format!("{path} {reason}"));
                     node.value = Value::Lost;
                 }
             },
             Value::List(items) => {
-                for (place, item) in items.iter_mut().enumerate() {
-                    self.node(item, &format!("{path}[{place}]"));
+                for (index, item) in items.iter_mut().enumerate() {
+                    self.node(item, &format!("{path}[{index}]"));
                 }
             }
             Value::Table(entries) => {
@@ -63,7 +63,7 @@ impl Expansion<'_> {
                             Ok(expanded) => key.text = expanded,
                             Err(reason) => {
                                 let table = if path.is_empty() { "the file" } else { path };
-                                self.problems.error(key.spot, format!("a key of {table} {reason}"));
+                                self.problems.error(key.position, format!("a key of {table} {reason}"));
                             }
                         }
                     }
@@ -78,9 +78,9 @@ impl Expansion<'_> {
     fn text(&self, text: &str) -> Result<String, String> {
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some(place) = rest.find('$') {
-            expanded.push_str(&rest[..place]);
-            rest = &rest[place + 1..];
+        while let Some(index) = rest.find('$') {
+            expanded.push_str(&rest[..index]);
+            rest = &rest[index + 1..];
             if let Some(after) = rest.strip_prefix('$') {
                 expanded.push('$');
                 rest = after;
@@ -132,8 +132,8 @@ impl Expansion<'_> {
     fn file(&self, path: &str) -> Result<String, String> {
         let full = self.directory.join(path);
         let unreadable = |error: io::Error| format!("needs the file {path}, which cannot be read: {error}");
-        let bytes = self.disk.read(&full, LARGEST_FILE).map_err(unreadable)?;
-        if bytes.len() as u64 > LARGEST_FILE {
+        let bytes = self.disk.read(&full, MAX_INCLUDED_FILE_BYTES).map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_INCLUDED_FILE_BYTES {
             return Err(format!("needs the file {path}, which is larger than 64 KiB"));
         }
         let text = String::from_utf8(bytes).map_err(|_| unreadable(io::Error::other("not UTF-8")))?;

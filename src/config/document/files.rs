@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::disk::Disk;
 use super::expand::{Variables, expand};
-use super::node::{Key, Node, Spot, Value, join};
-use super::origin::Disk;
+use super::node::{Key, Position, TreeNode, Value, join};
 use super::problem::{Errors, Problems};
 use super::{toml, yaml};
 
 /// The variable that names the configuration when the command line does not.
-pub const VARIABLE: &str = "TOLLGATE_CONFIG";
+pub const CONFIG_VARIABLE: &str = "TOLLGATE_CONFIG";
 
 /// The endings that are read.
 const ENDINGS: [&str; 3] = ["toml", "yaml", "yml"];
@@ -23,7 +23,7 @@ const SHARED: [&str; 9] =
 
 /// The text of one file.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub struct SourceText {
     /// Its name, as errors show it.
     pub name: String,
     /// What it holds. The ending of its name says whether it is TOML or YAML.
@@ -31,7 +31,7 @@ pub struct Source {
 }
 
 /// Where a configuration is looked for when none is named, in this order.
-pub fn places() -> Vec<PathBuf> {
+pub fn search_paths() -> Vec<PathBuf> {
     let stems = ["tollgate", "config/tollgate"];
     let files =
         stems.iter().flat_map(|stem| ENDINGS.iter().map(move |ending| PathBuf::from(format!("./{stem}.{ending}"))));
@@ -43,9 +43,9 @@ pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<Pat
     if let Some(path) = named {
         return Ok(Some(path.to_owned()));
     }
-    if let Some(path) = variables(VARIABLE).filter(|path| !path.is_empty()) {
+    if let Some(path) = variables(CONFIG_VARIABLE).filter(|path| !path.is_empty()) {
         if !Path::new(&path).exists() {
-            return Err(Errors::one(path, format!("no such file or directory; {VARIABLE} names it")));
+            return Err(Errors::one(path, format!("no such file or directory; {CONFIG_VARIABLE} names it")));
         }
         return Ok(Some(path.into()));
     }
@@ -53,12 +53,12 @@ pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<Pat
         true => files_of(path).is_ok_and(|files| !files.is_empty()),
         false => path.exists(),
     };
-    Ok(places().into_iter().find(there))
+    Ok(search_paths().into_iter().find(there))
 }
 
 /// Reads a file, or the files of a directory in the order of their names.
-pub fn read(path: &Path, disk: &Disk) -> Result<Vec<Source>, Errors> {
-    disk.looked_at(path);
+pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
+    disk.record_directory(path);
     let refuse = |path: &Path, text: String| Errors::one(path.display().to_string(), text);
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => refuse(path, "no such file or directory".to_owned()),
@@ -83,7 +83,7 @@ pub fn read(path: &Path, disk: &Disk) -> Result<Vec<Source>, Errors> {
             let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
             refuse(&file, format!("not UTF-8 at line {line}"))
         })?;
-        sources.push(Source { name: file.display().to_string(), text });
+        sources.push(SourceText { name: file.display().to_string(), text });
     }
     Ok(sources)
 }
@@ -107,7 +107,7 @@ fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// The files as one tree, their variables expanded.
-pub fn tree(sources: &[Source], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> Node {
+pub fn tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> TreeNode {
     let mut whole = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let file = u16::try_from(number).unwrap_or(u16::MAX);
@@ -121,14 +121,18 @@ pub fn tree(sources: &[Source], variables: Variables<'_>, disk: &Disk, problems:
             Value::Table(entries) => merge(&mut whole, entries, "", problems),
             Value::Null => {}
             // Its text may be `password:secret` without the space that makes it a table.
-            Value::Text(_) => problems.error(node.spot, "the file is a text, expected a table such as \"limiters\""),
-            other => problems.error(node.spot, format!("the file is {other}, expected a table such as \"limiters\"")),
+            Value::Text(_) => {
+                problems.error(node.position, "the file is a text, expected a table such as \"limiters\"")
+            }
+            other => {
+                problems.error(node.position, format!("the file is {other}, expected a table such as \"limiters\""))
+            }
         }
     }
-    Node { value: Value::Table(whole), spot: Spot { file: 0, line: 0 } }
+    TreeNode { value: Value::Table(whole), position: Position { file: 0, line: 0 } }
 }
 
-fn merge(into: &mut Vec<(Key, Node)>, from: Vec<(Key, Node)>, path: &str, problems: &mut Problems) {
+fn merge(into: &mut Vec<(Key, TreeNode)>, from: Vec<(Key, TreeNode)>, path: &str, problems: &mut Problems) {
     for (key, node) in from {
         let path = join(path, &key.text);
         let Some((first_key, first)) = into.iter_mut().find(|(first, _)| first.text == key.text) else {
@@ -141,8 +145,8 @@ fn merge(into: &mut Vec<(Key, Node)>, from: Vec<(Key, Node)>, path: &str, proble
             }
             (Value::List(first), Value::List(more)) if path == "rules" => first.extend(more),
             (_, _) => {
-                let first = problems.locate(first_key.spot);
-                problems.error(key.spot, format!("{path} is defined twice; the first is at {first}"));
+                let first = problems.locate(first_key.position);
+                problems.error(key.position, format!("{path} is defined twice; the first is at {first}"));
             }
         }
     }

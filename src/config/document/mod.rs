@@ -1,5 +1,6 @@
-//! Files in TOML or YAML as one tree of values, each with its place.
+//! Files in TOML or YAML as one tree of values, each with its line.
 
+pub(super) mod disk;
 pub(super) mod expand;
 pub(super) mod files;
 pub(super) mod node;

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// A place in one of the files read: what an error points at.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Spot {
+pub struct Position {
     /// The place of the file among those read.
     pub file: u16,
     /// The line, counted from one.
@@ -16,11 +16,11 @@ pub struct Spot {
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct TreeNode {
     /// What is there.
     pub value: Value,
     /// Where.
-    pub spot: Spot,
+    pub position: Position,
 }
 
 /// A value as both formats have it.
@@ -31,13 +31,13 @@ pub enum Value {
     /// A truth value.
     Bool(bool),
     /// A number.
-    Number(Number),
+    Number(WrittenNumber),
     /// A text.
-    Text(Text),
+    Text(WrittenText),
     /// A list.
-    List(Vec<Node>),
+    List(Vec<TreeNode>),
     /// A table, in the order of the file, each key once.
-    Table(Vec<(Key, Node)>),
+    Table(Vec<(Key, TreeNode)>),
     /// Something of one format that no setting takes: a date, a tagged value.
     Other(String),
     /// A text whose variables could not be expanded, which was told already.
@@ -46,7 +46,7 @@ pub enum Value {
 
 /// A number as written.
 #[derive(Clone, Debug)]
-pub struct Number {
+pub struct WrittenNumber {
     /// How the file has it.
     pub written: String,
     /// Its value when it is whole and fits.
@@ -55,7 +55,7 @@ pub struct Number {
     pub float: f64,
 }
 
-impl Number {
+impl WrittenNumber {
     /// Reads the digits of both formats: signs, `_` between digits, `0x`, `0o`, `0b`, fractions and exponents.
     pub fn parse(written: &str) -> Option<Self> {
         let plain = written.replace('_', "");
@@ -86,7 +86,7 @@ impl Number {
 
 /// A text, with how it was written where a variable was expanded in it.
 #[derive(Clone, Debug)]
-pub struct Text {
+pub struct WrittenText {
     /// The text that counts.
     pub text: String,
     /// The text before its variables were expanded, when it had any. What came out of the environment may be a
@@ -100,7 +100,7 @@ pub struct Key {
     /// Its text.
     pub text: String,
     /// Where.
-    pub spot: Spot,
+    pub position: Position,
 }
 
 /// Shows a value the way an error does: short, without the credentials of a URL, and never what came out of a variable.
@@ -110,7 +110,7 @@ impl fmt::Display for Value {
             Value::Null => f.write_str("empty"),
             Value::Bool(value) => value.fmt(f),
             Value::Number(number) => f.write_str(&number.written),
-            Value::Text(Text { text, written }) => {
+            Value::Text(WrittenText { text, written }) => {
                 let text = &masked(written.as_ref().unwrap_or(text));
                 match text.char_indices().nth(60) {
                     Some((end, _)) => write!(f, "\"{}...\"", text[..end].escape_debug()),

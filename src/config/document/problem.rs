@@ -1,8 +1,8 @@
-//! What is wrong with a configuration: everything at once, each with its place.
+//! What is wrong with a configuration: everything at once, each with its location.
 
 use std::fmt;
 
-use super::node::Spot;
+use super::node::Position;
 
 /// One thing that is wrong, or worth a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected
 /// more than zero`.
@@ -42,8 +42,8 @@ impl Errors {
 
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, problem) in self.0.iter().enumerate() {
-            if place > 0 {
+        for (index, problem) in self.0.iter().enumerate() {
+            if index > 0 {
                 writeln!(f)?;
             }
             problem.fmt(f)?;
@@ -58,25 +58,25 @@ impl std::error::Error for Errors {}
 #[derive(Debug, Default)]
 pub struct Problems {
     files: Vec<String>,
-    errors: Vec<(Spot, String)>,
-    warnings: Vec<(Spot, String)>,
+    errors: Vec<(Position, String)>,
+    warnings: Vec<(Position, String)>,
     /// Where a file could not be read as its format: nearby, and about what is absent, there is nothing to say.
-    torn: Vec<Spot>,
+    torn: Vec<Position>,
     /// Lines of which an error before them has told: from here to this line of the same file.
-    lost: Vec<(Spot, u32)>,
+    lost: Vec<(Position, u32)>,
     /// Paths that a misspelt key was meant for: they are not missing as well.
     excused: Vec<String>,
 }
 
 /// Where a value stands and what it is called: the beginning of every error about it.
 #[derive(Clone, Debug, Default)]
-pub struct Place {
+pub struct Location {
     /// The path inside the configuration.
     pub path: String,
     /// The value as an error shows it.
     pub shown: String,
     /// The file and line.
-    pub spot: Spot,
+    pub position: Position,
 }
 
 impl Problems {
@@ -91,47 +91,47 @@ impl Problems {
     }
 
     /// The name of the file and the line: `a.toml:3`.
-    pub fn locate(&self, spot: Spot) -> String {
-        format!("{}:{}", self.file(spot), spot.line)
+    pub fn locate(&self, position: Position) -> String {
+        format!("{}:{}", self.file(position), position.line)
     }
 
     /// Something that is wrong.
-    pub fn error(&mut self, spot: Spot, text: impl Into<String>) {
-        self.errors.push((spot, text.into()));
+    pub fn error(&mut self, position: Position, text: impl Into<String>) {
+        self.errors.push((position, text.into()));
     }
 
     /// A value that cannot be: the path and the value come before `reason`.
-    pub fn refuse(&mut self, place: &Place, reason: impl fmt::Display) {
-        self.error(place.spot, format!("{} is {}, {reason}", place.path, place.shown));
+    pub fn refuse(&mut self, location: &Location, reason: impl fmt::Display) {
+        self.error(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
     /// A value that works and is worth a word.
-    pub fn warn(&mut self, place: &Place, reason: impl fmt::Display) {
-        self.note(place.spot, format!("{} is {}, {reason}", place.path, place.shown));
+    pub fn warn(&mut self, location: &Location, reason: impl fmt::Display) {
+        self.note(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
     /// Something that works and is worth a word.
-    pub fn note(&mut self, spot: Spot, text: impl Into<String>) {
-        self.warnings.push((spot, text.into()));
+    pub fn note(&mut self, position: Position, text: impl Into<String>) {
+        self.warnings.push((position, text.into()));
     }
 
     /// A file that is not well formed here, so that part of it may be lost.
-    pub fn tear(&mut self, spot: Spot, text: impl Into<String>) {
-        self.torn.push(spot);
-        self.error(spot, text);
+    pub fn tear(&mut self, position: Position, text: impl Into<String>) {
+        self.torn.push(position);
+        self.error(position, text);
     }
 
     /// Lines, to `last`, that an error before them makes unreadable: what seems wrong with them is not worth a word.
-    pub fn lose(&mut self, first: Spot, last: u32) {
+    pub fn lose(&mut self, first: Position, last: u32) {
         self.lost.push((first, last));
     }
 
     /// Something that is not there. Where part of a file was lost, or a key is misspelt, it may well have been.
-    pub fn missing(&mut self, spot: Spot, path: &str, text: impl fmt::Display) {
+    pub fn missing(&mut self, position: Position, path: &str, text: impl fmt::Display) {
         let excused =
             |excused: &String| excused.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
         if !self.is_torn() && !self.excused.iter().any(excused) {
-            self.error(spot, format!("{path} {text}"));
+            self.error(position, format!("{path} {text}"));
         }
     }
 
@@ -156,34 +156,36 @@ impl Problems {
         // What a torn line made of itself is not worth a second error.
         let mut seen = Vec::new();
         let lost = std::mem::take(&mut self.lost);
-        errors.retain(|(spot, _)| {
-            !lost.iter().any(|(first, last)| spot.file == first.file && (first.line..=*last).contains(&spot.line))
+        errors.retain(|(position, _)| {
+            !lost
+                .iter()
+                .any(|(first, last)| position.file == first.file && (first.line..=*last).contains(&position.line))
         });
-        errors.retain(|(spot, _)| {
-            !torn.contains(spot)
-                || !seen.contains(spot) && {
-                    seen.push(*spot);
+        errors.retain(|(position, _)| {
+            !torn.contains(position)
+                || !seen.contains(position) && {
+                    seen.push(*position);
                     true
                 }
         });
         Err(Errors(self.sorted(errors)))
     }
 
-    fn sorted(&self, mut found: Vec<(Spot, String)>) -> Vec<Problem> {
-        found.sort_by_key(|(spot, _)| *spot);
+    fn sorted(&self, mut found: Vec<(Position, String)>) -> Vec<Problem> {
+        found.sort_by_key(|(position, _)| *position);
         found.dedup();
         found
             .into_iter()
-            .map(|(spot, text)| Problem {
-                file: self.file(spot).to_owned(),
-                line: (spot.line > 0).then_some(spot.line),
+            .map(|(position, text)| Problem {
+                file: self.file(position).to_owned(),
+                line: (position.line > 0).then_some(position.line),
                 text,
             })
             .collect()
     }
 
-    fn file(&self, spot: Spot) -> &str {
-        self.files.get(usize::from(spot.file)).map_or("configuration", String::as_str)
+    fn file(&self, position: Position) -> &str {
+        self.files.get(usize::from(position.file)).map_or("configuration", String::as_str)
     }
 }
 

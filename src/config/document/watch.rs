@@ -23,30 +23,30 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout_at};
 
 use super::files::has_ending;
-use crate::config::Origin;
+use super::origin::Origin;
 
 /// How long nothing must happen before what happened is one change. A swap of a volume takes a few milliseconds.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET_PERIOD: Duration = Duration::from_millis(100);
 
-/// The longest that a change waits for quiet, or for a file that is being written to be closed.
-const LONGEST: Duration = Duration::from_secs(5);
+/// The longest that a change waits for quiet_period, or for a file that is being written to be closed.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// As many symbolic links as Linux follows on the way to a file.
-const MOST_LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
 /// A watch over what a configuration was read from.
 #[derive(Debug)]
-pub struct Watch {
-    heard: UnboundedReceiver<Heard>,
-    /// [`QUIET`], and longer in tests, whose own writing may be held up.
-    quiet: Duration,
+pub struct ConfigWatcher {
+    events: UnboundedReceiver<FileEvent>,
+    /// [`QUIET_PERIOD`], and longer in tests, whose own writing may be held up.
+    quiet_period: Duration,
     /// Ends its thread when dropped.
     _watcher: RecommendedWatcher,
 }
 
 /// What happened to a file or directory that matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Heard {
+enum FileEvent {
     /// It is there, gone, or another one.
     Changed,
     /// Some of its content was written.
@@ -55,21 +55,21 @@ enum Heard {
     Written(PathBuf),
 }
 
-impl Watch {
+impl ConfigWatcher {
     /// Watches from now on.
     ///
     /// # Errors
     ///
     /// The system gives no more watches, or a directory that something was read from cannot be watched.
     pub fn over(origin: &Origin) -> notify::Result<Self> {
-        let names = Names::of(origin);
+        let names = WatchedNames::of(origin);
         let directories: Vec<PathBuf> = names.0.keys().cloned().collect();
-        let (tell, heard) = mpsc::unbounded_channel();
+        let (sender, events) = mpsc::unbounded_channel();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             // An event that was lost may have been any: reading again finds out. Nobody listens to a dropped watch.
             match event {
-                Ok(event) => names.hear(&event).into_iter().for_each(|heard| drop(tell.send(heard))),
-                Err(_) => drop(tell.send(Heard::Changed)),
+                Ok(event) => names.events_of(&event).into_iter().for_each(|event| drop(sender.send(event))),
+                Err(_) => drop(sender.send(FileEvent::Changed)),
             }
         })?;
         for directory in directories {
@@ -79,28 +79,28 @@ impl Watch {
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(Self { heard, quiet: QUIET, _watcher: watcher })
+        Ok(Self { events, quiet_period: QUIET_PERIOD, _watcher: watcher })
     }
 
     /// Waits for the next change: from the first that happened until nothing happens and no file is half written, or
     /// for five seconds.
     pub async fn changed(&mut self) {
         let mut writing = BTreeSet::new();
-        self.hear(&mut writing).await;
-        let at_last = Instant::now() + LONGEST;
+        self.next_event(&mut writing).await;
+        let latest = Instant::now() + MAX_WAIT;
         loop {
-            let quiet = if writing.is_empty() { Instant::now() + self.quiet } else { at_last };
-            if timeout_at(quiet.min(at_last), self.hear(&mut writing)).await.is_err() {
+            let quiet_period = if writing.is_empty() { Instant::now() + self.quiet_period } else { latest };
+            if timeout_at(quiet_period.min(latest), self.next_event(&mut writing)).await.is_err() {
                 return;
             }
         }
     }
 
-    async fn hear(&mut self, writing: &mut BTreeSet<PathBuf>) {
-        match self.heard.recv().await {
-            Some(Heard::Changed) => {}
-            Some(Heard::Writing(path)) => drop(writing.insert(path)),
-            Some(Heard::Written(path)) => drop(writing.remove(&path)),
+    async fn next_event(&mut self, writing: &mut BTreeSet<PathBuf>) {
+        match self.events.recv().await {
+            Some(FileEvent::Changed) => {}
+            Some(FileEvent::Writing(path)) => drop(writing.insert(path)),
+            Some(FileEvent::Written(path)) => drop(writing.remove(&path)),
             // The watcher's thread has ended, so nothing will be heard.
             None => std::future::pending().await,
         }
@@ -120,16 +120,16 @@ fn is_refused(error: &notify::Error) -> bool {
 
 /// The names that matter, by the directory they are in.
 #[derive(Debug, Default)]
-struct Names(BTreeMap<PathBuf, Wanted>);
+struct WatchedNames(BTreeMap<PathBuf, WatchedDirectory>);
 
 #[derive(Debug, Default)]
-struct Wanted {
+struct WatchedDirectory {
     names: BTreeSet<OsString>,
     /// Every file that has the ending of one matters, whether it was there or not.
     configurations: bool,
 }
 
-impl Names {
+impl WatchedNames {
     fn of(origin: &Origin) -> Self {
         let mut names = Self::default();
         for path in origin.paths() {
@@ -153,7 +153,7 @@ impl Names {
                     self.0.entry(real.clone()).or_default().names.insert(name.to_owned());
                     real.push(name);
                     match std::fs::read_link(&real) {
-                        Ok(target) if links < MOST_LINKS => {
+                        Ok(target) if links < MAX_SYMLINKS => {
                             links += 1;
                             real.pop();
                             let parts = target.components().map(|part| part.as_os_str().to_owned());
@@ -172,28 +172,28 @@ impl Names {
     }
 
     /// What an event says about the names that matter.
-    fn hear(&self, event: &Event) -> Vec<Heard> {
+    fn events_of(&self, event: &Event) -> Vec<FileEvent> {
         if event.need_rescan() {
-            return vec![Heard::Changed];
+            return vec![FileEvent::Changed];
         }
-        let of: fn(&Path) -> Heard = match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => |path| Heard::Written(path.to_owned()),
+        let of: fn(&Path) -> FileEvent = match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => |path| FileEvent::Written(path.to_owned()),
             // Reading is what we do ourselves.
             EventKind::Access(_) => return Vec::new(),
-            EventKind::Modify(ModifyKind::Data(_)) => |path| Heard::Writing(path.to_owned()),
-            _ => |_| Heard::Changed,
+            EventKind::Modify(ModifyKind::Data(_)) => |path| FileEvent::Writing(path.to_owned()),
+            _ => |_| FileEvent::Changed,
         };
-        event.paths.iter().filter(|path| self.matter(path)).map(|path| of(path)).collect()
+        event.paths.iter().filter(|path| self.is_watched(path)).map(|path| of(path)).collect()
     }
 
-    fn matter(&self, path: &Path) -> bool {
+    fn is_watched(&self, path: &Path) -> bool {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return false };
-        self.0.get(directory).is_some_and(|wanted| wanted.wants(name))
+        self.0.get(directory).is_some_and(|watched| watched.includes(name))
     }
 }
 
-impl Wanted {
-    fn wants(&self, name: &OsStr) -> bool {
+impl WatchedDirectory {
+    fn includes(&self, name: &OsStr) -> bool {
         self.names.contains(name) || self.configurations && has_ending(Path::new(name))
     }
 }
@@ -209,8 +209,8 @@ mod tests {
 
     use super::*;
 
-    /// Longer than quiet takes, many times.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    /// Longer than quiet_period takes, many times.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     fn directory() -> TempDir {
         tempfile::tempdir().expect("a directory")
@@ -226,18 +226,18 @@ mod tests {
         origin
     }
 
-    fn watch(origin: &Origin) -> Watch {
-        let watch = Watch::over(origin).expect("the system watches");
-        Watch { quiet: 5 * QUIET, ..watch }
+    fn watch(origin: &Origin) -> ConfigWatcher {
+        let watch = ConfigWatcher::over(origin).expect("the system watches");
+        ConfigWatcher { quiet_period: 5 * QUIET_PERIOD, ..watch }
     }
 
-    async fn changed(watch: &mut Watch) {
-        timeout(PATIENCE, watch.changed()).await.expect("the change is heard");
+    async fn changed(watch: &mut ConfigWatcher) {
+        timeout(TEST_TIMEOUT, watch.changed()).await.expect("the change is heard");
     }
 
     /// Nothing is left to be heard: what happened was one change.
-    fn is_quiet(watch: &Watch) -> bool {
-        watch.heard.is_empty()
+    fn is_quiet(watch: &ConfigWatcher) -> bool {
+        watch.events.is_empty()
     }
 
     /// A volume as Kubernetes mounts it, with a first version of its files.
@@ -349,8 +349,8 @@ mod tests {
         drop(origin.read_again());
         fs::remove_file(&place).expect("removed");
         // Events come in order.
-        let first = timeout(PATIENCE, watch.heard.recv()).await.expect("the removal is heard");
-        assert_eq!(first, Some(Heard::Changed));
+        let first = timeout(TEST_TIMEOUT, watch.events.recv()).await.expect("the removal is heard");
+        assert_eq!(first, Some(FileEvent::Changed));
         assert!(is_quiet(&watch));
     }
 
@@ -362,10 +362,10 @@ mod tests {
         let mut watch = watch(&origin(&place));
         let mut file = File::create(&place).expect("it can be written");
         file.write_all(b"# the first half").expect("written");
-        let heard = watch.heard.recv().await;
-        assert_eq!(heard, Some(Heard::Writing(place.clone())));
+        let heard = watch.events.recv().await;
+        assert_eq!(heard, Some(FileEvent::Writing(place.clone())));
         file.write_all(b"# and more").expect("written");
-        assert!(timeout(3 * watch.quiet, watch.changed()).await.is_err(), "the file is still open");
+        assert!(timeout(3 * watch.quiet_period, watch.changed()).await.is_err(), "the file is still open");
         file.write_all(b"# and the rest").expect("written");
         drop(file);
         changed(&mut watch).await;
@@ -377,7 +377,7 @@ mod tests {
         let directory = directory();
         symlink("b", directory.path().join("a")).expect("a link");
         symlink("a", directory.path().join("b")).expect("a link");
-        let mut names = Names::default();
+        let mut names = WatchedNames::default();
         names.follow(&directory.path().join("a"));
         assert!(names.0[&directory.path().canonicalize().expect("it is there")].names.len() == 2);
     }

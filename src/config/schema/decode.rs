@@ -7,8 +7,8 @@ use std::ops::Deref;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use crate::config::document::node::{Key, Node, Spot, Value, join};
-use crate::config::document::problem::{Place, Problems, nearest, remedy};
+use crate::config::document::node::{Key, Position, TreeNode, Value, join};
+use crate::config::document::problem::{Location, Problems, nearest, remedy};
 
 /// What can stand in a configuration.
 pub trait Decode: JsonSchema + Sized {
@@ -19,16 +19,16 @@ pub trait Decode: JsonSchema + Sized {
     const SECRET: bool = false;
 
     /// Reads a value. None after an error was told.
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self>;
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self>;
 }
 
 /// A table with known keys.
-pub trait Table: Decode {
+pub trait SchemaTable: Decode {
     /// The keys that it knows.
     const KEYS: &'static [&'static str];
 
     /// The keys that are there and can be read, with their places.
-    fn given(&self) -> Vec<(&'static str, &Place)>;
+    fn given(&self) -> Vec<(&'static str, &Location)>;
 }
 
 /// A choice of words.
@@ -42,14 +42,14 @@ pub trait Choice: Decode {
 
 /// A value and where it was given.
 #[derive(Clone, Debug)]
-pub struct At<T> {
+pub struct Located<T> {
     /// The value.
     pub value: T,
     /// Its path, its looks, its file and line.
-    pub place: Place,
+    pub location: Location,
 }
 
-impl<T> Deref for At<T> {
+impl<T> Deref for Located<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -61,7 +61,7 @@ impl<T> Deref for At<T> {
 #[derive(Clone, Debug)]
 pub enum Field<T> {
     /// It is there and can be read.
-    Given(At<T>),
+    Given(Located<T>),
     /// It is not there.
     Absent,
     /// It is there, and an error about it was told.
@@ -70,7 +70,7 @@ pub enum Field<T> {
 
 impl<T> Field<T> {
     /// The value when there is a good one.
-    pub fn get(&self) -> Option<&At<T>> {
+    pub fn get(&self) -> Option<&Located<T>> {
         match self {
             Field::Given(value) => Some(value),
             Field::Absent | Field::Refused => None,
@@ -83,8 +83,8 @@ impl<T> Field<T> {
     }
 
     /// Where it was given, if it was and could be read.
-    pub fn place(&self) -> Option<&Place> {
-        self.get().map(|value| &value.place)
+    pub fn location(&self) -> Option<&Location> {
+        self.get().map(|value| &value.location)
     }
 }
 
@@ -99,80 +99,80 @@ impl<T: Copy> Field<T> {
 const SECRETS: [&str; 3] = ["secret", "url", "password"];
 
 /// Reads one value.
-pub fn field<T: Decode>(node: &Node, path: String, problems: &mut Problems) -> Field<T> {
+pub fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) -> Field<T> {
     let secret = T::SECRET || SECRETS.iter().any(|key| path.rsplit('.').next() == Some(key));
     let shown = if secret { "\"***\"".to_owned() } else { node.value.to_string() };
     if matches!(node.value, Value::Lost) {
         return Field::Refused;
     }
-    let place = Place { path, shown, spot: node.spot };
-    match T::decode(node, &place, problems) {
-        Some(value) => Field::Given(At { value, place }),
+    let location = Location { path, shown, position: node.position };
+    match T::decode(node, &location, problems) {
+        Some(value) => Field::Given(Located { value, location }),
         None => Field::Refused,
     }
 }
 
 /// The entries of a table.
-pub fn entries<'a>(node: &'a Node, place: &Place, problems: &mut Problems) -> Option<&'a [(Key, Node)]> {
+pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Problems) -> Option<&'a [(Key, TreeNode)]> {
     match &node.value {
         Value::Table(entries) => Some(entries),
         Value::Null => Some(&[]),
         // It may well be `password:secret` without the space that makes it a table.
         Value::Text(_) => {
-            problems.error(place.spot, format!("{} is a text, expected a table", place.path));
+            problems.error(location.position, format!("{} is a text, expected a table", location.path));
             None
         }
         _ => {
-            problems.refuse(place, "expected a table");
+            problems.refuse(location, "expected a table");
             None
         }
     }
 }
 
 /// Refuses the keys that a table does not have.
-pub fn known_keys(entries: &[(Key, Node)], place: &Place, known: &[&str], problems: &mut Problems) {
+pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[&str], problems: &mut Problems) {
     for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&*key.text)) {
         // What follows the word in `{ password:secret }` is no name.
         let foreign = key.text.char_indices().find(|(_, c)| !c.is_alphanumeric() && !matches!(c, '_' | '-' | '.'));
         if let Some((end, mark)) = foreign {
-            let path = join(&place.path, &key.text[..end]);
+            let path = join(&location.path, &key.text[..end]);
             let reason = match mark {
                 ':' => "a colon without a space, expected one after it".to_owned(),
                 mark => format!("{mark:?}, expected a known key; no key has that"),
             };
-            problems.error(key.spot, format!("{path} is followed by {reason}"));
+            problems.error(key.position, format!("{path} is followed by {reason}"));
             continue;
         }
-        let path = join(&place.path, &key.text);
+        let path = join(&location.path, &key.text);
         let remedy = remedy(&key.text, known.iter().copied(), "known keys");
-        problems.error(key.spot, format!("{path} is not a known key{remedy}"));
+        problems.error(key.position, format!("{path} is not a known key{remedy}"));
         if let Some(meant) = nearest(&key.text, known.iter().copied()) {
-            problems.excuse(join(&place.path, meant));
+            problems.excuse(join(&location.path, meant));
         }
     }
 }
 
 /// Reads the value of a key; tells when a required one is not there.
 pub fn key<T: Decode>(
-    entries: &[(Key, Node)],
+    entries: &[(Key, TreeNode)],
     name: &str,
     required: bool,
-    place: &Place,
+    location: &Location,
     problems: &mut Problems,
 ) -> Field<T> {
-    let path = join(&place.path, name);
+    let path = join(&location.path, name);
     match entries.iter().find(|(key, _)| key.text == name) {
         Some((key, node)) => {
             // A list that begins on the next line is still told at its key.
-            let spot = Spot { line: key.spot.line.max(1), ..key.spot };
+            let position = Position { line: key.position.line.max(1), ..key.position };
             match &node.value {
                 Value::List(_) | Value::Table(_) => field(node, path, problems),
-                _ => field(&Node { spot, value: node.value.clone() }, path, problems),
+                _ => field(&TreeNode { position, value: node.value.clone() }, path, problems),
             }
         }
         None => {
             if required {
-                problems.missing(place.spot, &path, format!("is missing, expected {}", T::expected()));
+                problems.missing(location.position, &path, format!("is missing, expected {}", T::expected()));
             }
             Field::Absent
         }
@@ -194,12 +194,12 @@ macro_rules! table {
             $( $(#[doc = $doc])* pub $field: $crate::config::schema::decode::Field<$type>, )*
         }
 
-        impl $crate::config::schema::decode::Table for $name {
+        impl $crate::config::schema::decode::SchemaTable for $name {
             const KEYS: &'static [&'static str] = &[$( table!(@key $field $($key)?) ),*];
 
-            fn given(&self) -> Vec<(&'static str, &$crate::config::document::problem::Place)> {
-                let fields = [$( (table!(@key $field $($key)?), self.$field.place()) ),*];
-                fields.into_iter().filter_map(|(key, place)| Some((key, place?))).collect()
+            fn given(&self) -> Vec<(&'static str, &$crate::config::document::problem::Location)> {
+                let fields = [$( (table!(@key $field $($key)?), self.$field.location()) ),*];
+                fields.into_iter().filter_map(|(key, location)| Some((key, location?))).collect()
             }
         }
 
@@ -209,15 +209,15 @@ macro_rules! table {
             }
 
             fn decode(
-                node: &$crate::config::document::node::Node,
-                place: &$crate::config::document::problem::Place,
+                node: &$crate::config::document::node::TreeNode,
+                location: &$crate::config::document::problem::Location,
                 problems: &mut $crate::config::document::problem::Problems,
             ) -> Option<Self> {
-                let entries = $crate::config::schema::decode::entries(node, place, problems)?;
+                let entries = $crate::config::schema::decode::entries(node, location, problems)?;
                 $crate::config::schema::decode::known_keys(
                     entries,
-                    place,
-                    <Self as $crate::config::schema::decode::Table>::KEYS,
+                    location,
+                    <Self as $crate::config::schema::decode::SchemaTable>::KEYS,
                     problems,
                 );
                 Some(Self {
@@ -225,7 +225,7 @@ macro_rules! table {
                         entries,
                         table!(@key $field $($key)?),
                         table!(@required $($required)?),
-                        place,
+                        location,
                         problems,
                     ), )*
                 })
@@ -281,13 +281,13 @@ macro_rules! choice {
             }
 
             fn decode(
-                node: &$crate::config::document::node::Node,
-                place: &$crate::config::document::problem::Place,
+                node: &$crate::config::document::node::TreeNode,
+                location: &$crate::config::document::problem::Location,
                 problems: &mut $crate::config::document::problem::Problems,
             ) -> Option<Self> {
                 $crate::config::schema::decode::word(
                     node,
-                    place,
+                    location,
                     <Self as $crate::config::schema::decode::Choice>::WORDS,
                     problems,
                 )
@@ -317,8 +317,8 @@ pub(in crate::config) use choice;
 
 /// Reads one of some words.
 pub fn word(
-    node: &Node,
-    place: &Place,
+    node: &TreeNode,
+    location: &Location,
     words: &'static [&'static str],
     problems: &mut Problems,
 ) -> Option<&'static str> {
@@ -336,7 +336,7 @@ pub fn word(
             [word] => format!("expected {word:?}"),
             words => format!("expected one of {}", words.join(", ")),
         };
-        problems.refuse(place, format!("{expected}{near}"));
+        problems.refuse(location, format!("{expected}{near}"));
     }
     found
 }

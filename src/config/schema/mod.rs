@@ -9,13 +9,13 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::document::node::{Node, Value};
-use super::document::problem::{Place, Problems};
-use super::schema::decode::{At, Decode, Field, choice, entries, field, key, known_keys, table};
+use super::document::node::{TreeNode, Value};
+use super::document::problem::{Location, Problems};
+use super::schema::decode::{Decode, Field, Located, choice, entries, field, key, known_keys, table};
 use super::schema::values::{
-    Amount, BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, List,
-    Memory, MessageBytes, Named, Pause, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status, Streams,
-    Switch, UnfinishedBytes, Units,
+    Amount, BodyBytes, ByName, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden,
+    Lines, List, Memory, MessageBytes, Pause, Percent, Positive, PrefixLength, Seconds, Span, SpanOrOff, Status,
+    Streams, Switch, UnfinishedBytes, Units,
 };
 
 table! {
@@ -24,12 +24,12 @@ table! {
         /// Where tollgate listens, and what holds for the whole process.
         server: Server,
         /// Where counters are kept, by name. Without any there is one store in this process's memory.
-        stores: Named<Store>,
+        stores: ByName<Store>,
         /// Named algorithms with their numbers, by name.
-        limiters: Named<Limiter>,
+        limiters: ByName<Limiter>,
         /// Settings of domains, by name. A domain without any has the defaults.
-        domains: Named<Domain>,
-        /// Which descriptors are matched and which limiters apply to them. Files in name order, then place in the file.
+        domains: ByName<Domain>,
+        /// Which descriptors are matched and which limiters apply to them. Files in name order, then order in the file.
         rules: List<Rule>,
         /// How ext_authz, which has no descriptors, makes entries of a request.
         authz: Authz,
@@ -44,9 +44,9 @@ table! {
     /// Where tollgate listens, and what holds for the whole process.
     Server {
         /// The address of RLS, ext_authz, health and reflection: `0.0.0.0:8081` (the default), `[::]:8081` or `unix:/run/tollgate.sock`. Port 0 takes a free one.
-        grpc: Listen,
+        grpc: ListenAddress,
         /// The address of ext_authz over plain HTTP and of `/healthcheck`: `0.0.0.0:8080` by default.
-        http: Listen,
+        http: ListenAddress,
         /// The address of metrics, health, and of what `tollgate state`, `lift` and `explain --server` ask: `127.0.0.1:9090` by default, which is done without when it is taken. `off` opens none. Wherever others can reach it, `admin_token` is needed.
         admin: AdminListen,
         /// What has to be shown, as a bearer token, to ask about identities or to lift their limits. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
@@ -152,7 +152,7 @@ table! {
     /// A place where counters are kept.
     Store {
         /// What keeps them: `memory`, or what several instances share.
-        [required] engine: Engine,
+        [required] engine: StoreKind,
         /// Where the server is, of redis and postgres: `redis://user:password@host:6379/0`, `rediss://` for TLS, `redis+unix:///run/redis.sock`, `postgres://user:password@host/database`. Sentinels and nodes of a cluster are named one after the other: `redis://a:26379,b:26379`.
         url: Hidden,
         /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default: Envoy waits 20 ms for us.
@@ -208,7 +208,7 @@ table! {
         /// Connections to PostgreSQL held open at most: `8` by default. Of no effect on Redis, which needs one.
         pool_max_size: Count,
         /// Of rate-sync: of no effect, because the store's own clock decides.
-        timing_margin_ms: Number,
+        timing_margin_ms: IgnoredNumber,
         /// Of rate-sync: of no effect, because `timeout` says how long a decision waits.
         socket_timeout: Seconds,
         /// How long connecting to Redis may take, in seconds: `0.25` by default.
@@ -240,7 +240,7 @@ choice! {
 
 choice! {
     /// What keeps counters.
-    Engine {
+    StoreKind {
         /// This process.
         "memory" => Memory,
         /// Redis or Valkey.
@@ -352,7 +352,7 @@ table! {
         /// `shadow` counts and reports but never denies.
         mode: Mode,
         /// Rewritings of entries before they are matched and counted: `{ path = ["path"], account = ["lowercase", "trim"] }`.
-        normalise: Named<List<Normaliser>>,
+        normalise: ByName<List<Normaliser>>,
         /// Entries that are addresses, beside `remote_address`.
         addresses: List<String>,
         /// All entries that clients of this domain send. When given, a rule that names any other is refused.
@@ -400,7 +400,7 @@ table! {
         /// What refusals, metrics and logs call it; once a domain.
         [required] name: String,
         /// The entries that must be there, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. Without any, every descriptor matches.
-        matches as "match": Named<Match>,
+        matches as "match": ByName<Match>,
         /// The limiters that apply.
         apply: List<Apply>,
         /// `allow` ends the walk and keeps the checks found before; `deny` refuses and charges nothing. Instead of `apply`.
@@ -428,7 +428,7 @@ table! {
         /// The limiter for a filled name that no limiter has. Without it such a request is refused.
         otherwise: String,
         /// The entries whose values identify the counter. Without any there is one counter for all.
-        key: List<KeyPart>,
+        key: List<KeyEntry>,
         /// When it is charged.
         charge: Charge,
         /// Passes as long as one whole unit is left, and charges the whole cost. False by default.
@@ -476,33 +476,33 @@ table! {
 
 /// An entry of a key: its name, or a table that says more.
 #[derive(Clone, Debug)]
-pub enum KeyPart {
+pub enum KeyEntry {
     /// Only the name.
     Entry(String),
     /// With rewritings.
     Table(Box<KeyTable>),
 }
 
-impl Decode for KeyPart {
+impl Decode for KeyEntry {
     fn expected() -> String {
         "the name of an entry or { entry = ..., normalise = [...] }".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
-            Value::Text(text) => Some(KeyPart::Entry(text.text.clone())),
-            Value::Table(_) => KeyTable::decode(node, place, problems).map(|table| KeyPart::Table(Box::new(table))),
+            Value::Text(text) => Some(KeyEntry::Entry(text.text.clone())),
+            Value::Table(_) => KeyTable::decode(node, location, problems).map(|table| KeyEntry::Table(Box::new(table))),
             _ => {
-                problems.refuse(place, format!("expected {}", Self::expected()));
+                problems.refuse(location, format!("expected {}", Self::expected()));
                 None
             }
         }
     }
 }
 
-impl JsonSchema for KeyPart {
+impl JsonSchema for KeyEntry {
     fn schema_name() -> Cow<'static, str> {
-        "KeyPart".into()
+        "KeyEntry".into()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
@@ -519,9 +519,9 @@ pub enum Match {
     /// A text, a pattern or a block of addresses.
     Text(String),
     /// Any of these.
-    Any(Vec<At<Match>>),
+    Any(Vec<Located<Match>>),
     /// None of this.
-    Not(Box<At<Match>>),
+    Not(Box<Located<Match>>),
 }
 
 impl Decode for Match {
@@ -529,19 +529,19 @@ impl Decode for Match {
         "a text, a list of texts or { not = ... }".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
-                String::decode(node, place, problems).map(Match::Text)
+                String::decode(node, location, problems).map(Match::Text)
             }
             Value::List(items) if items.is_empty() => {
-                problems.refuse(place, "expected at least one item: an empty list matches nothing");
+                problems.refuse(location, "expected at least one item: an empty list matches nothing");
                 None
             }
             Value::List(items) => {
                 let mut any = Vec::with_capacity(items.len());
                 for (index, item) in items.iter().enumerate() {
-                    match field(item, format!("{}[{index}]", place.path), problems) {
+                    match field(item, format!("{}[{index}]", location.path), problems) {
                         Field::Given(item) => any.push(item),
                         Field::Absent | Field::Refused => {}
                     }
@@ -549,15 +549,15 @@ impl Decode for Match {
                 Some(Match::Any(any))
             }
             Value::Table(_) => {
-                let entries = entries(node, place, problems)?;
-                known_keys(entries, place, &["not"], problems);
-                match key::<Match>(entries, "not", true, place, problems) {
+                let entries = entries(node, location, problems)?;
+                known_keys(entries, location, &["not"], problems);
+                match key::<Match>(entries, "not", true, location, problems) {
                     Field::Given(inner) => Some(Match::Not(Box::new(inner))),
                     Field::Absent | Field::Refused => None,
                 }
             }
             Value::Null | Value::Other(_) | Value::Lost => {
-                problems.refuse(place, format!("expected {}", Self::expected()));
+                problems.refuse(location, format!("expected {}", Self::expected()));
                 None
             }
         }
@@ -597,12 +597,12 @@ table! {
         /// Whether an address in `x-envoy-external-address` wins over that; off by default. Envoy writes that header with `use_remote_address: true`, for clients with a public address; what others send in it, it passes on. Switch it on only where every client has a public address, or clients choose theirs.
         trust_external_address: Switch,
         /// More entries, by name, each from one place of the request. An entry that cannot be had is absent.
-        entries: Named<EntrySource>,
+        entries: ByName<EntrySource>,
     }
 }
 
 table! {
-    /// Where an entry's value comes from: exactly one place, and perhaps a default.
+    /// Where an entry's value comes from: exactly one location, and perhaps a default.
     EntrySource {
         /// A request header; of several with the name, the first. Over gRPC Envoy sends several as one, with commas, unless its filter has `encode_raw_headers: true`.
         header: String,
@@ -631,20 +631,25 @@ table! {
 
 /// An address to listen on.
 #[derive(Clone, Debug)]
-pub struct Listen(pub crate::settings::Listen);
+pub struct ListenAddress(pub crate::settings::Listen);
 
-impl Decode for Listen {
+impl Decode for ListenAddress {
     fn expected() -> String {
         "an address such as 0.0.0.0:8081, [::]:8081 or unix:/run/tollgate.sock".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        address(node, place, problems, &Self::expected()).map(Listen)
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        address(node, location, problems, &Self::expected()).map(ListenAddress)
     }
 }
 
 /// Reads where to listen.
-fn address(node: &Node, place: &Place, problems: &mut Problems, expected: &str) -> Option<crate::settings::Listen> {
+fn address(
+    node: &TreeNode,
+    location: &Location,
+    problems: &mut Problems,
+    expected: &str,
+) -> Option<crate::settings::Listen> {
     use crate::settings::Listen as Address;
     let text = match &node.value {
         Value::Text(text) => &*text.text,
@@ -661,16 +666,16 @@ fn address(node: &Node, place: &Place, problems: &mut Problems, expected: &str) 
             digits && format!("{host}:0").parse::<std::net::SocketAddr>().is_ok()
         });
         match port {
-            Some((_, port)) => problems.refuse(place, format!("but a port is at most 65535, and {port} is more")),
-            None => problems.refuse(place, format!("expected {expected}")),
+            Some((_, port)) => problems.refuse(location, format!("but a port is at most 65535, and {port} is more")),
+            None => problems.refuse(location, format!("expected {expected}")),
         }
     }
     address
 }
 
-impl JsonSchema for Listen {
+impl JsonSchema for ListenAddress {
     fn schema_name() -> Cow<'static, str> {
-        "Listen".into()
+        "ListenAddress".into()
     }
 
     fn inline_schema() -> bool {
@@ -691,10 +696,10 @@ impl Decode for AdminListen {
         "an address such as 127.0.0.1:9090 or unix:/run/tollgate-admin.sock, or off".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(text) if *text.text == *"off" => Some(Self(None)),
-            _ => address(node, place, problems, &Self::expected()).map(|listen| Self(Some(listen))),
+            _ => address(node, location, problems, &Self::expected()).map(|listen| Self(Some(listen))),
         }
     }
 }
@@ -715,28 +720,28 @@ impl JsonSchema for AdminListen {
 
 /// A number of rate-sync's that has no effect here.
 #[derive(Clone, Copy, Debug)]
-pub struct Number;
+pub struct IgnoredNumber;
 
-impl Decode for Number {
+impl Decode for IgnoredNumber {
     fn expected() -> String {
         "a number".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
-            Value::Number(number) if number.float >= 0.0 => Some(Number),
-            Value::Text(text) if text.text.parse::<f64>().is_ok() => Some(Number),
+            Value::Number(number) if number.float >= 0.0 => Some(IgnoredNumber),
+            Value::Text(text) if text.text.parse::<f64>().is_ok() => Some(IgnoredNumber),
             _ => {
-                problems.refuse(place, "expected a number, zero or more");
+                problems.refuse(location, "expected a number, zero or more");
                 None
             }
         }
     }
 }
 
-impl JsonSchema for Number {
+impl JsonSchema for IgnoredNumber {
     fn schema_name() -> Cow<'static, str> {
-        "Number".into()
+        "IgnoredNumber".into()
     }
 
     fn inline_schema() -> bool {
@@ -746,4 +751,11 @@ impl JsonSchema for Number {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "\\$|^[0-9.]" }] })
     }
+}
+
+/// The JSON Schema (draft 2020-12) of a configuration, made from the tables that read it.
+pub fn json_schema() -> serde_json::Value {
+    let mut schema = schemars::generate::SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<File>();
+    schema.insert("title".to_owned(), "tollgate configuration".into());
+    schema.to_value()
 }

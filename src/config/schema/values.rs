@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::decode::{At, Decode, Field, entries, field, variable_schema};
-use crate::config::document::node::{Node, Number, Text, Value, join};
-use crate::config::document::problem::{Place, Problems};
+use super::decode::{Decode, Field, Located, entries, field, variable_schema};
+use crate::config::document::node::{TreeNode, Value, WrittenNumber, WrittenText, join};
+use crate::config::document::problem::{Location, Problems};
 use crate::rules::RequestBounds;
 
 /// A text.
@@ -18,19 +18,19 @@ impl Decode for String {
         "a text".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(text) => Some(text.text.clone()),
-            Value::Number(Number { written, .. }) => {
-                problems.refuse(place, format!("expected a text; write \"{written}\" in quotes"));
+            Value::Number(WrittenNumber { written, .. }) => {
+                problems.refuse(location, format!("expected a text; write \"{written}\" in quotes"));
                 None
             }
             Value::Bool(value) => {
-                problems.refuse(place, format!("expected a text; write \"{value}\" in quotes"));
+                problems.refuse(location, format!("expected a text; write \"{value}\" in quotes"));
                 None
             }
             _ => {
-                problems.refuse(place, "expected a text");
+                problems.refuse(location, "expected a text");
                 None
             }
         }
@@ -54,11 +54,11 @@ impl Decode for Hidden {
         "a text".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Text(text) => Some(Hidden(text.text.clone())),
             _ => {
-                problems.refuse(place, "expected a text in quotes");
+                problems.refuse(location, "expected a text in quotes");
                 None
             }
         }
@@ -74,18 +74,18 @@ impl Decode for Switch {
         "true or false".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
             Value::Bool(value) => Some(Switch(*value)),
             // Only a variable makes a truth value out of a text.
-            Value::Text(Text { text, written: Some(_) }) if text == "true" => Some(Switch(true)),
-            Value::Text(Text { text, written: Some(_) }) if text == "false" => Some(Switch(false)),
-            Value::Text(Text { text, written: None }) if text == "true" || text == "false" => {
-                problems.refuse(place, format!("expected true or false; write {text} without quotes"));
+            Value::Text(WrittenText { text, written: Some(_) }) if text == "true" => Some(Switch(true)),
+            Value::Text(WrittenText { text, written: Some(_) }) if text == "false" => Some(Switch(false)),
+            Value::Text(WrittenText { text, written: None }) if text == "true" || text == "false" => {
+                problems.refuse(location, format!("expected true or false; write {text} without quotes"));
                 None
             }
             _ => {
-                problems.refuse(place, "expected true or false");
+                problems.refuse(location, "expected true or false");
                 None
             }
         }
@@ -107,18 +107,18 @@ impl JsonSchema for Switch {
 }
 
 /// The number of a value: a number, or a text that is one, as variables make them.
-fn number(node: &Node) -> Option<Cow<'_, Number>> {
+fn number(node: &TreeNode) -> Option<Cow<'_, WrittenNumber>> {
     match &node.value {
         Value::Number(number) => Some(Cow::Borrowed(number)),
-        Value::Text(Text { text, .. }) => Number::parse(text.trim()).map(Cow::Owned),
+        Value::Text(WrittenText { text, .. }) => WrittenNumber::parse(text.trim()).map(Cow::Owned),
         _ => None,
     }
 }
 
 /// A whole number between two bounds, both included.
-fn whole(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Problems) -> Option<u64> {
+fn whole(node: &TreeNode, location: &Location, least: u64, most: u64, problems: &mut Problems) -> Option<u64> {
     let Some(number) = number(node) else {
-        problems.refuse(place, "expected a whole number");
+        problems.refuse(location, "expected a whole number");
         return None;
     };
     let reason = match number.whole {
@@ -130,7 +130,7 @@ fn whole(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Probl
         None if number.float <= most as f64 => "expected a whole number, without a point or exponent".to_owned(),
         _ => format!("expected at most {most}"),
     };
-    problems.refuse(place, reason);
+    problems.refuse(location, reason);
     None
 }
 
@@ -146,8 +146,8 @@ macro_rules! bounded {
                 format!("a whole number from {} to {}", $least, $most)
             }
 
-            fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-                whole(node, place, $least, $most, problems).map(Self)
+            fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+                whole(node, location, $least, $most, problems).map(Self)
             }
         }
 
@@ -240,11 +240,11 @@ impl Decode for Positive {
         "a number more than zero".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match number(node) {
-            None => problems.refuse(place, "expected a number"),
-            Some(number) if number.float <= 0.0 => problems.refuse(place, "expected more than zero"),
-            Some(number) if !number.float.is_finite() => problems.refuse(place, "expected a finite number"),
+            None => problems.refuse(location, "expected a number"),
+            Some(number) if number.float <= 0.0 => problems.refuse(location, "expected more than zero"),
+            Some(number) if !number.float.is_finite() => problems.refuse(location, "expected a finite number"),
             Some(number) => return Some(Self(number.float)),
         }
         None
@@ -277,21 +277,20 @@ impl Decode for Span {
         "a duration such as \"30s\"".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        let Value::Text(Text { text, .. }) = &node.value else {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        let Value::Text(WrittenText { text, .. }) = &node.value else {
             match number(node) {
                 Some(number) => problems
-                    .refuse(place, format!("expected a duration with its unit, such as \"{}s\"", number.written)),
-                None => {
-                    problems.refuse(place, "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\"")
-                }
+                    .refuse(location, format!("expected a duration with its unit, such as \"{}s\"", number.written)),
+                None => problems
+                    .refuse(location, "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\""),
             }
             return None;
         };
         match span(text.trim()) {
-            Ok(Duration::ZERO) => problems.refuse(place, "expected more than zero"),
+            Ok(Duration::ZERO) => problems.refuse(location, "expected more than zero"),
             Ok(duration) => return Some(Span(duration)),
-            Err(reason) => problems.refuse(place, reason),
+            Err(reason) => problems.refuse(location, reason),
         }
         None
     }
@@ -306,10 +305,12 @@ impl Decode for Pause {
         Span::expected()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
-            Value::Text(Text { text, .. }) if span(text.trim()) == Ok(Duration::ZERO) => Some(Pause(Duration::ZERO)),
-            _ => Span::decode(node, place, problems).map(|span| Pause(span.0)),
+            Value::Text(WrittenText { text, .. }) if span(text.trim()) == Ok(Duration::ZERO) => {
+                Some(Pause(Duration::ZERO))
+            }
+            _ => Span::decode(node, location, problems).map(|span| Pause(span.0)),
         }
     }
 }
@@ -378,15 +379,15 @@ impl Decode for Seconds {
         "a number of seconds or a duration such as \"30s\"".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         let Some(number) = number(node) else {
-            return Span::decode(node, place, problems).map(|span| Seconds(span.0));
+            return Span::decode(node, location, problems).map(|span| Seconds(span.0));
         };
         match Duration::try_from_secs_f64(number.float) {
-            _ if number.float <= 0.0 => problems.refuse(place, "expected more than zero"),
+            _ if number.float <= 0.0 => problems.refuse(location, "expected more than zero"),
             Ok(duration) if duration > Duration::ZERO => return Some(Seconds(duration)),
-            Ok(_) => problems.refuse(place, "expected more than zero"),
-            Err(_) => problems.refuse(place, "expected at most 3650d"),
+            Ok(_) => problems.refuse(location, "expected more than zero"),
+            Err(_) => problems.refuse(location, "expected at most 3650d"),
         }
         None
     }
@@ -407,10 +408,10 @@ impl JsonSchema for Seconds {
 }
 
 /// A number of bytes between two bounds, both included: `"256MiB"`, or a bare number.
-fn size(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Problems) -> Option<u64> {
+fn size(node: &TreeNode, location: &Location, least: u64, most: u64, problems: &mut Problems) -> Option<u64> {
     let bytes = match (&node.value, number(node)) {
-        (_, Some(_)) => whole(node, place, 1, u64::MAX >> 1, problems)?,
-        (Value::Text(Text { text, .. }), None) => {
+        (_, Some(_)) => whole(node, location, 1, u64::MAX >> 1, problems)?,
+        (Value::Text(WrittenText { text, .. }), None) => {
             let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
             let unit: Option<u64> = match text[digits..].trim_start() {
                 "B" => Some(1),
@@ -424,19 +425,19 @@ fn size(node: &Node, place: &Place, least: u64, most: u64, problems: &mut Proble
             };
             let bytes = unit.and_then(|unit| text[..digits].parse::<u64>().ok()?.checked_mul(unit));
             if bytes.is_none() {
-                problems.refuse(place, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
+                problems.refuse(location, "expected a size such as \"256MiB\", \"1GiB\" or a number of bytes");
             }
             bytes?
         }
         (_, None) => {
-            problems.refuse(place, "expected a size such as \"256MiB\"");
+            problems.refuse(location, "expected a size such as \"256MiB\"");
             return None;
         }
     };
     match bytes {
-        0 => problems.refuse(place, "expected more than zero"),
-        _ if bytes < least => problems.refuse(place, format!("expected at least {}", shown_size(least))),
-        _ if bytes > most => problems.refuse(place, format!("expected at most {}", shown_size(most))),
+        0 => problems.refuse(location, "expected more than zero"),
+        _ if bytes < least => problems.refuse(location, format!("expected at least {}", shown_size(least))),
+        _ if bytes > most => problems.refuse(location, format!("expected at most {}", shown_size(most))),
         _ => return Some(bytes),
     }
     None
@@ -463,8 +464,8 @@ macro_rules! sizes {
                 "a size such as \"256MiB\"".to_owned()
             }
 
-            fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-                size(node, place, $least, $most, problems).map(Self)
+            fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+                size(node, location, $least, $most, problems).map(Self)
             }
         }
 
@@ -514,14 +515,14 @@ impl Decode for SpanOrOff {
         "a duration such as \"1h\", or \"off\"".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         match &node.value {
-            Value::Text(Text { text, .. }) if text.trim() == "off" => Some(SpanOrOff(None)),
-            Value::Text(Text { text, .. }) if span(text.trim()).is_err() => {
-                problems.refuse(place, format!("expected {}", Self::expected()));
+            Value::Text(WrittenText { text, .. }) if text.trim() == "off" => Some(SpanOrOff(None)),
+            Value::Text(WrittenText { text, .. }) if span(text.trim()).is_err() => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
                 None
             }
-            _ => Span::decode(node, place, problems).map(|span| SpanOrOff(Some(span.0))),
+            _ => Span::decode(node, location, problems).map(|span| SpanOrOff(Some(span.0))),
         }
     }
 }
@@ -544,7 +545,7 @@ impl JsonSchema for SpanOrOff {
 #[derive(Clone, Debug)]
 pub struct List<T> {
     /// The items that could be read.
-    pub items: Vec<At<T>>,
+    pub items: Vec<Located<T>>,
     /// Whether the file has none, not even a bad one.
     pub is_empty: bool,
 }
@@ -554,23 +555,23 @@ impl<T: Decode> Decode for List<T> {
         format!("a list, each {}", T::expected())
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         let Value::List(items) = &node.value else {
             let remedy = match &node.value {
-                Value::Text(_) | Value::Number(_) => format!("; write [{}]", place.shown),
+                Value::Text(_) | Value::Number(_) => format!("; write [{}]", location.shown),
                 _ => String::new(),
             };
-            problems.refuse(place, format!("expected a list{remedy}"));
+            problems.refuse(location, format!("expected a list{remedy}"));
             return None;
         };
         let mut list = Vec::with_capacity(items.len());
-        let (mut index, mut file) = (0, place.spot.file);
+        let (mut index, mut file) = (0, location.position.file);
         for item in items {
             // A list put together from several files counts anew in each, as its reader does.
-            if item.spot.file != file {
-                (index, file) = (0, item.spot.file);
+            if item.position.file != file {
+                (index, file) = (0, item.position.file);
             }
-            if let Field::Given(value) = field(item, format!("{}[{index}]", place.path), problems) {
+            if let Field::Given(value) = field(item, format!("{}[{index}]", location.path), problems) {
                 list.push(value);
             }
             index += 1;
@@ -605,7 +606,7 @@ pub fn name(text: &str) -> Result<(), &'static str> {
 
 /// A table whose keys are names that the operator chose, in the order of the file.
 #[derive(Clone, Debug)]
-pub struct Named<T>(pub Vec<Item<T>>);
+pub struct ByName<T>(pub Vec<Item<T>>);
 
 /// One of them.
 #[derive(Clone, Debug)]
@@ -613,36 +614,36 @@ pub struct Item<T> {
     /// Its name.
     pub name: String,
     /// Where its name stands.
-    pub place: Place,
+    pub location: Location,
     /// What it names. None after an error was told.
     pub value: Option<T>,
 }
 
-impl<T: Decode> Decode for Named<T> {
+impl<T: Decode> Decode for ByName<T> {
     fn expected() -> String {
         "a table".to_owned()
     }
 
-    fn decode(node: &Node, place: &Place, problems: &mut Problems) -> Option<Self> {
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         let mut named = Vec::new();
-        for (key, node) in entries(node, place, problems)? {
-            let path = join(&place.path, &key.text);
+        for (key, node) in entries(node, location, problems)? {
+            let path = join(&location.path, &key.text);
             if let Err(reason) = name(&key.text) {
-                problems.error(key.spot, format!("{path} is a name, {reason}"));
+                problems.error(key.position, format!("{path} is a name, {reason}"));
             }
-            let place = Place { path: path.clone(), shown: node.value.to_string(), spot: key.spot };
-            let node = Node { spot: key.spot, value: node.value.clone() };
+            let location = Location { path: path.clone(), shown: node.value.to_string(), position: key.position };
+            let node = TreeNode { position: key.position, value: node.value.clone() };
             let value = match field(&node, path, problems) {
                 Field::Given(value) => Some(value.value),
                 Field::Absent | Field::Refused => None,
             };
-            named.push(Item { name: key.text.clone(), place, value });
+            named.push(Item { name: key.text.clone(), location, value });
         }
-        Some(Named(named))
+        Some(ByName(named))
     }
 }
 
-impl<T: JsonSchema> JsonSchema for Named<T> {
+impl<T: JsonSchema> JsonSchema for ByName<T> {
     fn schema_name() -> Cow<'static, str> {
         format!("NamesOf{}", T::schema_name()).into()
     }
@@ -658,12 +659,12 @@ impl<T: JsonSchema> JsonSchema for Named<T> {
 
 impl<T> Field<List<T>> {
     /// The items; none when there is no list.
-    pub fn items(&self) -> &[At<T>] {
+    pub fn items(&self) -> &[Located<T>] {
         self.get().map_or(&[], |list| &list.value.items)
     }
 }
 
-impl<T> Field<Named<T>> {
+impl<T> Field<ByName<T>> {
     /// What is named; nothing when there is no table.
     pub fn named(&self) -> &[Item<T>] {
         self.get().map_or(&[], |named| &named.value.0)

@@ -1,6 +1,6 @@
 //! Any text as a configuration, in TOML and in YAML: it is refused with a place, or what is printed of it means the same.
 
-use tollgate::config::{Config, Errors, Source};
+use tollgate::config::{Config, Errors, SourceText};
 use tollgate::limiter::Algorithm;
 use tollgate::rules::{RuleBook, Rules};
 
@@ -19,7 +19,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn read(name: &str, text: &str) -> Result<Config, Errors> {
-    let source = Source { name: name.to_owned(), text: text.to_owned() };
+    let source = SourceText { name: name.to_owned(), text: text.to_owned() };
     Config::read(&[source], &|name| (name == "SET").then(|| "7 ${SET} $".to_owned()))
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::runtime::{Builder, Runtime};
 use tollgate::clock::{Clock, ManualClock, Timestamp};
-use tollgate::config::{Config, Source};
+use tollgate::config::{Config, SourceText};
 use tollgate::decision::Decision;
 use tollgate::descriptor::Request;
 use tollgate::engine::Version;
@@ -34,7 +34,7 @@ pub struct Doors {
 impl Doors {
     /// Doors that decide by these rules, as a file has them.
     pub fn open(text: &str) -> Self {
-        let source = Source { name: "fuzz.toml".to_owned(), text: text.to_owned() };
+        let source = SourceText { name: "fuzz.toml".to_owned(), text: text.to_owned() };
         let config = match Config::read(&[source], &|_| None) {
             Ok(config) => config,
             Err(errors) => panic!("the target's own rules are refused: {errors}"),

@@ -1,0 +1,55 @@
+//! A configuration that was read and checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::document::problem::Problem;
+use super::schema::values::Hidden;
+use crate::rules::RuleBook;
+use crate::settings::Settings;
+use crate::store::StoreConfig;
+
+/// A whole configuration, checked.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The settings of the ports.
+    pub server: Settings,
+    /// The stores, in the order of the indexes that limiters have. Never empty after reading.
+    pub stores: Vec<NamedStore>,
+    /// The limiters, domains and rules.
+    pub book: RuleBook,
+    /// The declared entries by domain, for the domains that declare them. The rules were checked against these.
+    pub entries: Vec<(String, Vec<String>)>,
+    /// Warnings: the configuration works, but these deserve attention.
+    pub warnings: Vec<Problem>,
+    /// The names of the files that were read. Empty when none was found.
+    pub files: Vec<String>,
+}
+
+/// A store of the configuration.
+#[derive(Clone, Debug)]
+pub struct NamedStore {
+    /// Its name.
+    pub name: String,
+    /// Its kind and settings.
+    pub config: StoreConfig,
+    /// How long a decision waits for it.
+    pub timeout: Duration,
+    /// Whether readiness waits until it has answered once.
+    pub required: bool,
+    /// The snapshot that its counters survive a restart in. Memory stores only.
+    pub snapshot: Option<SnapshotFile>,
+    /// Its URL. Redis and PostgreSQL only.
+    pub url: Option<Hidden>,
+    /// The other keys of a Redis or PostgreSQL store as written, secrets masked.
+    pub options: Vec<(&'static str, String)>,
+}
+
+/// A file that counters survive a restart in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// The path.
+    pub path: PathBuf,
+    /// How often it is written.
+    pub interval: Duration,
+}

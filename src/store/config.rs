@@ -1,0 +1,33 @@
+//! A store as a configuration describes it.
+
+use super::memory::MemorySettings;
+use super::postgres::PostgresSettings;
+use super::redis::RedisSettings;
+use super::shared::SharedSettings;
+
+/// A store as a configuration describes it: which kind, and what that kind needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// This process's memory.
+    Memory(MemorySettings),
+    /// Redis or Valkey.
+    Redis(RedisSettings, SharedSettings),
+    /// PostgreSQL.
+    Postgres(PostgresSettings, SharedSettings),
+}
+
+impl StoreConfig {
+    /// The kind's name in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            StoreConfig::Memory(_) => "memory",
+            StoreConfig::Redis(..) => "redis",
+            StoreConfig::Postgres(..) => "postgres",
+        }
+    }
+
+    /// Whether a store opened from one of them can serve the other. The bounds of a memory store change at a restart only.
+    pub fn is_same_store(&self, other: &Self) -> bool {
+        matches!((self, other), (StoreConfig::Memory(_), StoreConfig::Memory(_))) || self == other
+    }
+}
