@@ -63,3 +63,22 @@ impl Plan {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::{Concurrency, Limit};
+
+    #[test]
+    fn groups_of_a_plan_end_where_it_says() {
+        let limit = Limit::Concurrency(Concurrency { max: 2, lease: 1 });
+        let check = Check::charge(CounterName::default(), limit, 1);
+        let plan = Plan {
+            checks: [check, check, check].into_iter().collect(),
+            groups: [2, 3].into_iter().collect(),
+            ..Plan::default()
+        };
+        let sizes: Vec<usize> = plan.groups().map(<[Check]>::len).collect();
+        assert_eq!(sizes, [2, 1]);
+    }
+}

@@ -15,7 +15,8 @@
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::Stores;
+use super::route::Route;
+use super::stores::Stores;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
@@ -25,16 +26,6 @@ type Partition = (u16, u16);
 
 /// This process's memory.
 const MEMORY: Partition = (u16::MAX, 0);
-
-/// Where a plan is executed.
-pub(super) enum Route {
-    /// In this process's memory.
-    Memory,
-    /// In one partition of a shared store.
-    Store(u16),
-    /// In several partitions.
-    Several,
-}
 
 /// The checks of a group in one partition.
 struct Step {

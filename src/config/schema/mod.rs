@@ -7,7 +7,7 @@ pub(super) mod values;
 
 use std::borrow::Cow;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::document::node::{TreeNode, Value};
 use super::document::problem::{Location, Problems};
@@ -506,7 +506,7 @@ impl JsonSchema for KeyEntry {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+        schemars::json_schema!({
             "description": "An entry of a key: its name, or a table that says more.",
             "anyOf": [{ "type": "string" }, generator.subschema_for::<KeyTable>()],
         })
@@ -571,7 +571,7 @@ impl JsonSchema for Match {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let inner = generator.subschema_for::<Match>();
-        json_schema!({
+        schemars::json_schema!({
             "description": "A test of one entry's value: a text, \"*\", a pattern, a block of addresses, a list of these, or { not = ... }.",
             "anyOf": [
                 { "type": "string" },
@@ -683,7 +683,7 @@ impl JsonSchema for ListenAddress {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "\\$|^unix:.|:[0-9]+$" })
+        schemars::json_schema!({ "type": "string", "pattern": "\\$|^unix:.|:[0-9]+$" })
     }
 }
 
@@ -714,7 +714,7 @@ impl JsonSchema for AdminListen {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "\\$|^off$|^unix:.|:[0-9]+$" })
+        schemars::json_schema!({ "type": "string", "pattern": "\\$|^off$|^unix:.|:[0-9]+$" })
     }
 }
 
@@ -749,7 +749,7 @@ impl JsonSchema for IgnoredNumber {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "\\$|^[0-9.]" }] })
+        schemars::json_schema!({ "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "\\$|^[0-9.]" }] })
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
-use crate::plan::{Charges, CounterName, Plan};
+use crate::plan::{Charges, CounterName};
 
 const NOW: Timestamp = Timestamp::from_secs(1_000);
 const SECOND: u64 = 1_000_000;
@@ -90,18 +90,6 @@ fn a_lease_that_is_asked_for_twice_takes_one_slot() {
     let mut held = StateCell::default();
     assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
     assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);
-}
-
-#[test]
-fn groups_of_a_plan_end_where_it_says() {
-    let [bucket, log, ..] = of_each_algorithm(2);
-    let plan = Plan {
-        checks: [check(bucket, 1), check(log, 1), check(bucket, 2)].into_iter().collect(),
-        groups: [2, 3].into_iter().collect(),
-        ..Plan::default()
-    };
-    let sizes: Vec<usize> = plan.groups().map(<[Check]>::len).collect();
-    assert_eq!(sizes, [2, 1]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod authz;
 mod budget;
+mod frame;
 mod generated;
 mod lease_guard;
 mod metadata;
@@ -16,14 +17,13 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::SERVICE_NAME as AUTHZ;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -34,6 +34,7 @@ use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use self::budget::{Budget, MeteredBody, TotalBudget};
+use self::frame::RefusalFrame;
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
 use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
 use self::unary::ReadError;
@@ -333,18 +334,6 @@ impl Services {
 /// The error for a request past a bound; a method that decides replaces it by its refusal.
 fn over_bound() -> BoxedCall {
     Box::pin(async { Ok(Status::resource_exhausted("the request exceeds a bound of server.bounds").into_http()) })
-}
-
-/// Makes the frame of a refusal for a request that cannot be read.
-type RefusalFrame = fn() -> Bytes;
-
-/// Frames a message: the flag for no compression, four bytes of length, the encoding.
-fn frame(message: &impl Message) -> Bytes {
-    let mut frame = BytesMut::with_capacity(5 + message.encoded_len());
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.encoded_len()).expect("a refusal is a few bytes"));
-    message.encode(&mut frame).expect("the buffer grows");
-    frame.freeze()
 }
 
 fn reflection() -> (Reflection, Reflection) {

@@ -7,7 +7,9 @@
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, GenericClient};
 
-use super::settings::{PostgresSettingsError, said};
+use super::error::with_causes;
+use super::names::{SchemaNames, quoted};
+use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this tollgate makes and knows.
 const VERSION: i32 = 1;
@@ -19,13 +21,6 @@ const APPLY: &str = include_str!("apply.sql");
 
 /// How long making the schema may wait for who else makes it.
 const PATIENCE: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
-
-/// What everything is called.
-#[derive(Clone, Debug)]
-pub(super) struct Names {
-    schema: String,
-    prefix: String,
-}
 
 /// Why a schema cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +51,7 @@ pub enum MigrateError {
     #[error(transparent)]
     Settings(#[from] PostgresSettingsError),
     /// The server says no, or cannot be asked.
-    #[error("{}", said(.0))]
+    #[error("{}", with_causes(.0))]
     Server(#[from] Error),
 }
 
@@ -76,46 +71,9 @@ pub enum Migrated {
     },
 }
 
-impl Names {
-    /// Of a schema and prefix that are fit for names.
-    pub(super) fn new(schema: &str, prefix: &str) -> Self {
-        Self { schema: schema.to_owned(), prefix: prefix.to_owned() }
-    }
-
-    /// The name of the schema, as it was given.
-    pub(super) fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    /// The quoted name of something in the schema.
-    pub(super) fn of(&self, thing: &str) -> String {
-        let Self { schema, prefix } = self;
-        match thing {
-            "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
-            "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            thing => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{thing}_v1"))),
-        }
-    }
-
-    /// A template with its names.
-    fn fill(&self, template: &str, unlogged: bool) -> String {
-        let mut sql = template.replace("{unlogged}", if unlogged { "UNLOGGED" } else { "" });
-        for thing in ["meta", "counters", "grants", "leases", "leases_by_expiry", "apply", "rescale", "forget", "sweep"]
-        {
-            sql = sql.replace(&format!("{{{thing}}}"), &self.of(thing));
-        }
-        sql
-    }
-}
-
-/// A name as an identifier.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// Whether the schema is there and of a version that can be used.
-pub(super) async fn check(client: &impl GenericClient, names: &Names) -> Result<(), MigrateError> {
-    let schema = || names.schema.clone();
+pub(super) async fn check(client: &impl GenericClient, names: &SchemaNames) -> Result<(), MigrateError> {
+    let schema = || names.schema().to_owned();
     match version(client, names).await? {
         None => Err(MigrateError::Missing(schema())),
         Some((found, _)) if found < VERSION => Err(MigrateError::Older { schema: schema(), found }),
@@ -125,7 +83,7 @@ pub(super) async fn check(client: &impl GenericClient, names: &Names) -> Result<
 }
 
 /// The schema's version and the oldest that it serves; `None` when there is none.
-async fn version(client: &impl GenericClient, names: &Names) -> Result<Option<(i32, i32)>, Error> {
+async fn version(client: &impl GenericClient, names: &SchemaNames) -> Result<Option<(i32, i32)>, Error> {
     let sql = format!("SELECT version, oldest FROM {}", names.of("meta"));
     match client.query_opt(&sql, &[]).await {
         Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
@@ -145,7 +103,7 @@ fn is_missing(error: &Error) -> bool {
 /// where they are logged and should not be, or the other way round.
 pub(super) async fn migrate(
     client: &mut Client,
-    names: &Names,
+    names: &SchemaNames,
     unlogged: bool,
     rewrite: bool,
 ) -> Result<Vec<Migrated>, MigrateError> {
@@ -160,14 +118,14 @@ pub(super) async fn migrate(
     let mut done = Vec::new();
     match found {
         Some((found, oldest)) if oldest > VERSION => {
-            return Err(MigrateError::Newer { schema: names.schema.clone(), found });
+            return Err(MigrateError::Newer { schema: names.schema().to_owned(), found });
         }
         Some((found, _)) if found >= VERSION => done.push(Migrated::Current(found)),
         older => {
             let schema = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
             // Asked for first, because making what is there needs the right to make it too.
-            if !transaction.query_one(schema, &[&names.schema]).await?.get::<_, bool>(0) {
-                transaction.batch_execute(&format!("CREATE SCHEMA {}", quoted(&names.schema))).await?;
+            if !transaction.query_one(schema, &[&names.schema()]).await?.get::<_, bool>(0) {
+                transaction.batch_execute(&format!("CREATE SCHEMA {}", quoted(names.schema()))).await?;
             }
             transaction.batch_execute(&names.fill(TABLES, unlogged)).await?;
             transaction.batch_execute(&names.fill(APPLY, unlogged)).await?;
@@ -191,7 +149,7 @@ pub(super) async fn migrate(
 }
 
 /// Rewrites the tables that are logged and should not be, or the other way round. Says whether any was.
-async fn set_logged(client: &impl GenericClient, names: &Names, unlogged: bool) -> Result<bool, Error> {
+async fn set_logged(client: &impl GenericClient, names: &SchemaNames, unlogged: bool) -> Result<bool, Error> {
     let mut rewritten = false;
     for table in ["counters", "grants", "leases"].map(|table| names.of(table)) {
         let is = "SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass($1)";
@@ -210,7 +168,7 @@ mod tests {
 
     #[test]
     fn every_name_of_the_templates_is_filled_in() {
-        let names = Names::new("a\"b", "p_");
+        let names = SchemaNames::new("a\"b", "p_");
         let sql = names.fill(TABLES, true) + &names.fill(APPLY, true);
         let code: Vec<&str> = sql.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
         assert!(code.iter().all(|line| !line.contains(['{', '}'])), "{code:?}");

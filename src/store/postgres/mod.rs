@@ -13,7 +13,9 @@
 //! What is asked goes on when nobody waits for its answer any more: a connection that is half made, or in the middle of
 //! a statement, is of use to the next caller.
 
+mod error;
 mod migrate;
+mod names;
 mod settings;
 mod wire;
 
@@ -27,10 +29,11 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::Error;
 
-use self::migrate::Names;
+use self::error::with_causes;
 pub use self::migrate::{MigrateError, Migrated};
+use self::names::SchemaNames;
+use self::settings::Understood;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
-use self::settings::{Understood, said};
 use self::wire::{Call, Id, int};
 use super::shared::Backend;
 use crate::clock::Timestamp;
@@ -220,14 +223,14 @@ impl Link {
         let told = &mut self.told.lock()[fault as usize];
         if told.is_none_or(|told| told.elapsed() >= TELL) {
             *told = Some(Instant::now());
-            tracing::warn!(fault = fault.name(), error = said(error), "postgres");
+            tracing::warn!(fault = fault.name(), error = with_causes(error), "postgres");
         }
         fault
     }
 }
 
 /// What happens to a connection when it is made.
-fn made(settings: &PostgresSettings, names: Names, apply: String) -> Hook {
+fn made(settings: &PostgresSettings, names: SchemaNames, apply: String) -> Hook {
     // Zero would be for ever.
     let [statement, lock] =
         [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().clamp(1, i32::MAX as u128));

@@ -8,7 +8,8 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::migrate::Names;
+use super::error::with_causes;
+use super::names::SchemaNames;
 use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
 
 /// Where a PostgreSQL is and how it is used.
@@ -120,7 +121,7 @@ impl fmt::Debug for PostgresSettings {
 pub(super) struct Understood {
     pub(super) config: Config,
     pub(super) tls: MakeRustlsConnect,
-    pub(super) names: Names,
+    pub(super) names: SchemaNames,
 }
 
 impl PostgresSettings {
@@ -139,9 +140,9 @@ impl PostgresSettings {
             return Err(PostgresSettingsError::NoConnections);
         }
         let names =
-            Names::new(name("schema_name", &self.schema_name, 1)?, name("table_prefix", &self.table_prefix, 0)?);
+            SchemaNames::new(name("schema_name", &self.schema_name, 1)?, name("table_prefix", &self.table_prefix, 0)?);
         let (url, asked) = without_tls(&self.url);
-        let mut config: Config = url.parse().map_err(|error| PostgresSettingsError::Url(said(&error)))?;
+        let mut config: Config = url.parse().map_err(|error| PostgresSettingsError::Url(with_causes(&error)))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(PostgresSettingsError::NoHost);
         }
@@ -208,20 +209,6 @@ fn without_tls(url: &str) -> (String, Asked) {
         url.split_whitespace().filter(|pair| keep(pair)).collect::<Vec<_>>().join(" ")
     };
     (kept, asked)
-}
-
-/// An error with its causes: the client library keeps them apart.
-pub(super) fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -73,9 +73,10 @@ mod tests {
     use envoy_types::pb::google::rpc;
     use prost::Message;
 
-    use super::super::super::{frame, rls};
     use super::*;
     use crate::descriptor::{Descriptor, Request};
+    use crate::server::grpc::frame::fixtures;
+    use crate::server::grpc::frame::frame;
 
     /// The expected message, made of the generated types.
     fn expected_message(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
@@ -105,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_written_as_the_generated_types_would_write_it() {
-        let engine = rls::tests::engine();
+        let engine = fixtures::engine();
         let long = format!("/{}", "l".repeat(200));
         let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
         let none = HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: false, problem_json: false };

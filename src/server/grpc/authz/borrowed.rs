@@ -18,7 +18,7 @@ use prost::encoding::decode_varint;
 use smallvec::SmallVec;
 
 use super::super::wire::{byte, part, text};
-use super::{client, present};
+use super::address::{client, present};
 use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 

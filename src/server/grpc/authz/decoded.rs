@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, 
 use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
-use super::{client, present};
+use super::address::{client, present};
 use crate::server::ext_authz::AuthzRequest;
 use crate::settings;
 

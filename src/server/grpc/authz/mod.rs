@@ -3,7 +3,6 @@
 //! The client's address is `x-envoy-external-address` where the operator trusts it; else the entry of `X-Forwarded-For`
 //! at `trusted_hops` from the right; else the direct peer.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,14 +13,15 @@ use tonic::body::Body;
 
 use self::borrowed::BorrowedCheck;
 use self::decoded::DecodedCheck;
+use super::frame::RefusalFrame;
 use super::lease_guard::HandedOutLease;
+use super::unary;
 use super::wire::Writer;
-use super::{RefusalFrame, unary};
-use crate::server::ext_authz::{AuthzRequest, descriptor_request, forwarded_for, joined, one_address};
+use crate::server::ext_authz::{AuthzRequest, descriptor_request};
 use crate::service::Service;
-use crate::settings;
 use crate::telemetry::Door;
 
+mod address;
 mod answer;
 mod borrowed;
 mod decoded;
@@ -56,28 +56,4 @@ impl GrpcAuthz {
         let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
         unary::response(frame, decision.lease().map(|lease| HandedOutLease(lease.into())))
     }
-}
-
-/// The client's address: from the headers that the operator trusts, else the peer's.
-fn client<'a>(
-    request: &'a impl AuthzRequest,
-    peer: Option<&'a str>,
-    settings: &settings::AuthzSettings,
-) -> Option<Cow<'a, str>> {
-    if settings.trust_external_address
-        && let Some(address) = joined(request.headers("x-envoy-external-address")).and_then(one_address)
-    {
-        return Some(address);
-    }
-    if let Some(header) = joined(request.headers("x-forwarded-for"))
-        && let Some(address) = forwarded_for(&header, settings.trusted_hops)
-    {
-        return Some(Cow::Owned(address.to_owned()));
-    }
-    present(peer?)
-}
-
-/// A string, or `None` when empty: proto3 has no other absence.
-fn present(text: &str) -> Option<Cow<'_, str>> {
-    (!text.is_empty()).then_some(Cow::Borrowed(text))
 }

@@ -11,6 +11,7 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::body::Body;
 
+use super::frame::{RefusalFrame, frame};
 use super::generated::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use super::generated::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
 use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
@@ -19,7 +20,7 @@ use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimi
 use super::generated::envoy::r#type::v3::RateLimitUnit;
 use super::lease_guard::HandedOutLease;
 use super::wire::{Writer, byte, part, text};
-use super::{RefusalFrame, frame, metadata, unary};
+use super::{metadata, unary};
 use crate::decision::{self, CheckStatus, Decision};
 use crate::descriptor::{self, Descriptor, Entry, Hits, LimitOverride};
 use crate::rules::RequestBounds;
@@ -299,9 +300,7 @@ fn unit(window: Duration) -> (Unit, u32) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::sync::Arc;
-
+mod tests {
     use envoy_types::pb::google::protobuf::Struct;
     use proptest::prelude::*;
     use proptest::test_runner::RngSeed;
@@ -310,11 +309,7 @@ pub(super) mod tests {
     use super::super::generated::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry as RlsEntry;
     use super::super::generated::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit};
     use super::*;
-    use crate::clock::{ManualClock, Timestamp};
-    use crate::engine::Engine;
-    use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-    use crate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
-    use crate::store::{MemorySettings, Stores};
+    use crate::server::grpc::frame::fixtures::engine;
 
     /// The expected message, made of the generated types, without metadata.
     fn expected(decision: &Decision, families: HeaderFamilies) -> RateLimitResponse {
@@ -355,63 +350,6 @@ pub(super) mod tests {
             }),
             quota: None,
         }
-    }
-
-    fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
-        Rule {
-            domain: "edge".into(),
-            name: name.into(),
-            matches: vec![("path".into(), Matcher::parse(&format!("/{limiter}")))],
-            action: Action::Apply(vec![Apply {
-                limiter: limiter.into(),
-                otherwise: None,
-                key: vec![KeyEntry { entry: "account".into(), normalise: vec![] }],
-                charge: Charge::Admitted,
-                overdraw: false,
-                missing: Missing::Skip,
-            }]),
-            last: false,
-            shadow: false,
-            enforce_percent: None,
-            refusal,
-        }
-    }
-
-    /// An engine with a window of 90 s, a bucket of half a second, and a concurrency limit with a name of 200 bytes and a
-    /// refusal with a body.
-    pub(in crate::server::grpc) fn engine() -> Engine {
-        let limiter = |name: &str, quota: Option<Quota>, concurrency| Limiter {
-            name: name.into(),
-            store: 0,
-            quota,
-            concurrency,
-            on_store_error: OnStoreError::Local,
-            overridable: false,
-        };
-        let window = Quota::new(2, Duration::from_secs(90), Algorithm::SlidingWindow).expect("the numbers fit");
-        let bucket = Algorithm::TokenBucket { burst: Some(3), max_debt: None };
-        let bucket = Quota::new(2, Duration::from_millis(500), bucket).expect("the numbers fit");
-        let long = "l".repeat(200);
-        let text = RefusalText { status: None, body: Some("b".repeat(20_000)), content_type: None };
-        let book = RuleBook {
-            limiters: vec![
-                limiter("window", Some(window), None),
-                limiter("bucket", Some(bucket), None),
-                limiter(&long, None, Some(Concurrency { max: 1, lease: 60_000_000 })),
-            ],
-            rules: vec![
-                rule("by window", "window", RefusalText::default()),
-                rule("by bucket", "bucket", RefusalText::default()),
-                rule("by slots", &long, text),
-            ],
-            ..RuleBook::default()
-        };
-        let clock = ManualClock::at(Timestamp::from_micros(1_700_000_000_123_456));
-        Engine::new(
-            Rules::compile(book).expect("the rules are right"),
-            Stores::memory(&[MemorySettings::default()]),
-            Arc::new(clock),
-        )
     }
 
     #[tokio::test]

@@ -1,0 +1,200 @@
+//! The stores of a deployment: which of them executes a plan.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
+use super::route::Route;
+use super::shared::{Shared, StoreObserver};
+use crate::clock::Timestamp;
+use crate::plan::{Applied, CounterName, Fault, Plan};
+
+/// The stores of a deployment. Every check names one by index.
+#[derive(Debug)]
+pub struct Stores {
+    /// A space for each store. The space of a shared store stays empty.
+    pub(super) memory: Memory,
+    /// Shared stores by index; empty if there are none, so that a decision finds that out quickly.
+    shared: Vec<Option<Arc<Shared>>>,
+    /// For tests: shared stores decide by the caller's clock instead of their own.
+    by_callers_clock: bool,
+}
+
+/// The state of a store, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreFact {
+    /// A memory store.
+    Memory(Usage),
+    /// A shared store.
+    Shared {
+        /// Whether its circuit breaker is open.
+        circuit_open: bool,
+    },
+}
+
+/// A store to put into [`Stores`].
+#[derive(Debug)]
+pub enum StoreHandle {
+    /// A new store in this process's memory.
+    Memory(MemorySettings),
+    /// A shared store.
+    Shared(Arc<Shared>),
+}
+
+/// A store of the next configuration.
+#[derive(Debug)]
+pub enum Next {
+    /// The store at this index, with all its counters.
+    Keep(usize),
+    /// A new store.
+    New(StoreHandle),
+}
+
+impl Stores {
+    /// Stores in this process's memory. [`Check::store`](crate::plan::Check) is the index here.
+    pub fn memory(spaces: &[MemorySettings]) -> Self {
+        Self { memory: Memory::new(spaces), shared: Vec::new(), by_callers_clock: false }
+    }
+
+    /// Stores of any kind. [`Check::store`](crate::plan::Check) is the index here.
+    pub fn of(handles: impl IntoIterator<Item = StoreHandle>) -> Self {
+        Self::memory(&[]).next(handles.into_iter().map(Next::New))
+    }
+
+    /// The stores of the next configuration: kept ones, with all their counters, and new ones.
+    pub fn next(&self, stores: impl IntoIterator<Item = Next>) -> Self {
+        let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
+        if shared.iter().all(Option::is_none) {
+            shared.clear();
+        }
+        Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
+    }
+
+    /// The space of a store, and the shared store if it is one.
+    fn resolve(&self, store: Next) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+        match store {
+            Next::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
+            Next::New(StoreHandle::Memory(settings)) => (Err(settings), None),
+            Next::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+        }
+    }
+
+    /// For tests: makes shared stores decide by the caller's clock instead of their own.
+    pub fn by_callers_clock(self) -> Self {
+        Self { by_callers_clock: true, ..self }
+    }
+
+    /// Executes a plan: its lease changes, then its undos, then its groups in order, each admitted completely or not at
+    /// all.
+    ///
+    /// `now` is this process's clock. A shared store decides by its own.
+    pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        if self.shared.is_empty() {
+            return self.memory.apply(plan, now);
+        }
+        match self.route(plan) {
+            Route::Memory => self.memory.apply(plan, now),
+            Route::Store(store) => {
+                let shared = self.shared(store).expect("the route names a shared store");
+                self.apply_shared(shared, plan, now).await
+            }
+            Route::Several => self.apply_saga(plan, now).await,
+        }
+    }
+
+    /// Removes a counter of the store at index `store` and returns whether it held anything.
+    ///
+    /// # Errors
+    ///
+    /// The store did not answer.
+    pub async fn forget(&self, store: u16, counter: CounterName) -> Result<bool, Fault> {
+        match self.shared(store) {
+            Some(shared) => shared.forget(counter).await,
+            None => Ok(self.memory.forget(store, &counter)),
+        }
+    }
+
+    /// Removes counters that have expired at `now`. Called periodically; no lock is held for long.
+    pub fn sweep(&self, now: Timestamp) {
+        self.memory.sweep(now);
+        self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.injected_now(now)));
+    }
+
+    /// Whether a store answers and accepts writes. A memory store always does.
+    pub async fn answers(&self, store: usize) -> bool {
+        match self.shared.get(store).and_then(Option::as_ref) {
+            Some(shared) => shared.queue().probe().await.is_ok(),
+            None => true,
+        }
+    }
+
+    /// Returns unused leased quota to the shared stores, within `timeout`. Called before the process ends.
+    pub async fn return_leased_quota(&self, now: Timestamp, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        for shared in self.shared.iter().flatten() {
+            shared.return_leased_quota(now, self.injected_now(now), deadline).await;
+        }
+    }
+
+    /// Writes the counters of the memory store at index `store` to a file.
+    pub fn save(&self, store: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+        self.memory.save(store, path, owner)
+    }
+
+    /// Reads the counters of the memory store at index `store` from a file, completely or not at all.
+    pub fn load(
+        &self,
+        store: usize,
+        path: &Path,
+        owner: &Owner,
+        now: Timestamp,
+    ) -> Result<Option<usize>, SnapshotError> {
+        self.memory.load(store, path, owner, now)
+    }
+
+    /// The state of each store.
+    pub fn facts(&self) -> Vec<StoreFact> {
+        let shared = |index: usize| self.shared.get(index).and_then(Option::as_ref);
+        let fact = |(index, usage)| match shared(index) {
+            Some(shared) => StoreFact::Shared { circuit_open: shared.queue().circuit_open() },
+            None => StoreFact::Memory(usage),
+        };
+        self.memory.usage().into_iter().enumerate().map(fact).collect()
+    }
+
+    /// Sets the observer of each shared store, made by `observer` for its index.
+    pub fn observe(&self, observer: impl Fn(usize) -> Box<dyn StoreObserver>) {
+        for (index, shared) in self.shared.iter().enumerate() {
+            if let Some(shared) = shared {
+                shared.queue().observe(observer(index));
+            }
+        }
+    }
+
+    pub(super) fn shared(&self, store: u16) -> Option<&Shared> {
+        self.shared.get(usize::from(store))?.as_deref()
+    }
+
+    /// The deadline of a plan that begins now: the latest of its stores' deadlines.
+    pub(super) fn deadline(&self, plan: &Plan) -> Instant {
+        let stores = plan.checks.iter().map(|check| check.store).chain(plan.changes.iter().map(|change| change.store));
+        let deadlines = stores.filter_map(|store| Some(self.shared(store)?.queue().deadline()));
+        deadlines.max().unwrap_or_else(Instant::now)
+    }
+
+    /// The time that replaces a shared store's own clock, in tests.
+    pub(super) fn injected_now(&self, now: Timestamp) -> Option<Timestamp> {
+        self.by_callers_clock.then_some(now)
+    }
+
+    /// Executes a plan whose counters are all in one partition of one shared store.
+    async fn apply_shared(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
+        match shared.ask(plan, now, self.injected_now(now), shared.queue().deadline()).await {
+            Ok(applied) => applied,
+            Err(fault) => shared.fallback(plan, fault, now),
+        }
+    }
+}
