@@ -50,13 +50,17 @@
 //! * No identity reaches a store, a log or a label: counters are named by a keyed hash.
 //! * Rules in use are immutable and replaced as a whole; a request sees one version.
 
+#![cfg_attr(
+    not(feature = "server"),
+    allow(dead_code, reason = "crate-private items that only the rooms of the server use")
+)]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 #[cfg(feature = "server")]
 pub mod app;
 pub mod clock;
-#[cfg(feature = "config")]
+#[cfg(feature = "server")]
 pub mod config;
 pub mod decision;
 pub mod descriptor;
@@ -74,4 +78,5 @@ pub mod settings;
 pub mod store;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub mod tls;

@@ -24,6 +24,7 @@ pub use self::book::{
     Unmatched,
 };
 pub use self::compile::CompileError;
+#[cfg(feature = "server")]
 pub(crate) use self::compiled::RuleLabel;
 pub use self::compiled::Rules;
 pub use self::explain::{

@@ -1,8 +1,11 @@
 //! A store as a configuration describes it.
 
 use super::memory::MemorySettings;
+#[cfg(feature = "postgres")]
 use super::postgres::PostgresSettings;
+#[cfg(feature = "redis")]
 use super::redis::RedisSettings;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use super::shared::SharedSettings;
 
 /// A store as a configuration describes it: which kind, and what that kind needs.
@@ -11,8 +14,10 @@ pub enum StoreConfig {
     /// This process's memory.
     Memory(MemorySettings),
     /// Redis or Valkey.
+    #[cfg(feature = "redis")]
     Redis(RedisSettings, SharedSettings),
     /// PostgreSQL.
+    #[cfg(feature = "postgres")]
     Postgres(PostgresSettings, SharedSettings),
 }
 
@@ -21,7 +26,9 @@ impl StoreConfig {
     pub fn kind(&self) -> &'static str {
         match self {
             StoreConfig::Memory(_) => "memory",
+            #[cfg(feature = "redis")]
             StoreConfig::Redis(..) => "redis",
+            #[cfg(feature = "postgres")]
             StoreConfig::Postgres(..) => "postgres",
         }
     }

@@ -5,7 +5,9 @@
 mod compensation;
 mod config;
 mod memory;
+#[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
 mod redis;
 mod route;
 mod shared;
@@ -13,7 +15,9 @@ mod stores;
 
 pub use self::config::StoreConfig;
 pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
+#[cfg(feature = "postgres")]
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
+#[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
 pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreObserver, Wrapper};
 pub use self::stores::{Next, StoreFact, StoreHandle, Stores};
