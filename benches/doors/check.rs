@@ -1,4 +1,4 @@
-//! The answers, before anything is measured: a limit of three admits three, at every door.
+//! Checks the answers before anything is measured: every door admits three requests under a limit of three.
 
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use http::uri::PathAndQuery;
@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 use crate::questions::{ADDRESS, AUTHZ, RLS, authz, authz_headers, rls};
 use crate::server::Server;
 
-/// Asks each door four times.
+/// Sends four requests to each door.
 pub fn verdicts(server: &Server) {
     const EXPECTED: [bool; 4] = [true, true, true, false];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -1,4 +1,4 @@
-//! A client of RLS for questions that differ from each other: h2load sends one and the same.
+//! A client of RLS that sends a different message each time. h2load repeats one message.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::questions::RLS;
 
 const CONNECTIONS: usize = 4;
 
-/// Asks so many questions, so many at a time on each connection. The frame of each is made from its number, and what
-/// was answered is told with it: whether the request was admitted.
+/// Sends a number of requests, with `streams` in flight on each connection. `frame` makes a request from its number;
+/// `answered` gets that number and whether the request was admitted.
 pub fn ask(
     server: SocketAddr,
     streams: usize,
@@ -53,7 +53,7 @@ pub fn ask(
     });
 }
 
-/// Whether it is admitted.
+/// Sends one request and returns whether it is admitted.
 async fn call(client: SendRequest<Bytes>, frame: Bytes) -> bool {
     let path = format!("http://tollgate{RLS}");
     let request = http::Request::post(path).header("content-type", "application/grpc").header("te", "trailers");

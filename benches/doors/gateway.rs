@@ -1,15 +1,15 @@
-//! What a client of a gateway notices: a real Envoy that asks tollgate, beside the same Envoy asking a service that does
-//! nothing.
+//! Latency that a client of a gateway sees: a real Envoy that calls tollgate, beside the same Envoy calling a service
+//! that does nothing.
 //!
 //! ```text
-//!   client -> Envoy :a -> RLS that does nothing    one Envoy, one worker; the answer is its own (that of its filter for
-//!          -> Envoy :b -> RLS of tollgate          health checks), so that nothing but the question is in between
+//! client -> Envoy :a -> RLS that does nothing    one Envoy with one worker, which answers by its own health check
+//!        -> Envoy :b -> RLS of tollgate          filter, so that the rate limit call is the only other work
 //! ```
 //!
-//! A `direct_response` would not do: Envoy's filter asks nobody about a route that leads nowhere.
+//! A `direct_response` would not do: Envoy's rate limit filter makes no call for a route without a cluster.
 //!
-//! Requests come at a fixed rate: hardly any, or a share of what the gateway can do when it asks the service that does
-//! nothing. The services take turns, each of which comes to a median and a 99th of a hundred.
+//! Requests come at a fixed rate: far below capacity, or at a share of the capacity measured with the service that does
+//! nothing. The services take turns; each turn yields a median and a 99th percentile.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -19,33 +19,33 @@ use std::time::{Duration, Instant};
 use crate::server::Server;
 use crate::{ROUNDS, median, paced};
 
-/// What the services are called that there always are.
+/// Names of the services that are always measured.
 pub const NOTHING: &str = "RLS that does nothing";
 pub const MEMORY: &str = "tollgate, two limiters in memory";
 
-/// Requests a second when nothing else goes on: each has long been answered when the next one comes.
+/// Requests per second of an idle gateway: each is answered long before the next one is due.
 const IDLE: f64 = 100.0;
 
-/// How long a turn takes.
+/// Length of a turn.
 const TURN: Duration = Duration::from_secs(4);
 
-/// The same at the idle rate, so that ten requests of a turn are slower than its 99th of a hundred.
+/// Length of a turn at the idle rate: ten of its requests are slower than its 99th percentile.
 const IDLE_TURN: Duration = Duration::from_secs(10);
 
 /// Connections of h2load.
 const CLIENTS: usize = 8;
 
-/// How requests come.
+/// How requests are spaced.
 #[derive(Clone, Copy)]
 enum Pace {
     Idle,
-    /// At half of the capacity, evenly.
+    /// At half of the capacity, evenly spaced.
     Half,
-    /// At a quarter of the capacity, as h2load sends them: what is due in ten milliseconds comes at once.
+    /// At a quarter of the capacity, as h2load sends them: all requests due within ten milliseconds go out at once.
     Bursts,
 }
 
-/// Measures and prints the tables. The first service is what the others are compared with.
+/// Measures and prints the tables. The first service is the baseline of the others.
 pub fn report(envoy: &str, services: &[(&str, &Server)]) {
     let servers: Vec<&Server> = services.iter().map(|(_, server)| *server).collect();
     let gateway = Gateway::start(envoy, &servers);
@@ -79,7 +79,7 @@ pub fn report(envoy: &str, services: &[(&str, &Server)]) {
     }
 }
 
-/// Envoy asks, and does as it is told: a limit of three admits three.
+/// Checks that Envoy asks and enforces the answer: a limit of three admits three.
 fn verdicts(port: u16) {
     let mut stream = TcpStream::connect(local(port)).expect("Envoy listens");
     let statuses = [(); 4].map(|()| paced::ask(&mut stream, &request("/check")));
@@ -90,16 +90,16 @@ fn request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: gateway\r\nx-account: load\r\n\r\n")
 }
 
-/// What a turn came to, in microseconds.
+/// The result of a turn, in microseconds.
 struct Turn {
     p50: f64,
     p99: f64,
 }
 
-/// The Envoy. It ends with this value.
+/// The running Envoy. It stops when this is dropped.
 struct Gateway {
     process: Child,
-    /// Where it asks which service, in their order.
+    /// The listener port for each service, in their order.
     ports: Vec<u16>,
     log: PathBuf,
 }
@@ -128,7 +128,7 @@ impl Gateway {
         Self { process, ports, log: directory.join("latencies") }
     }
 
-    /// Requests a second when nobody waits between them, asking the service that does nothing.
+    /// The throughput in requests per second with the service that does nothing, when requests follow without a pause.
     fn capacity(&self) -> f64 {
         let said = self.load(self.ports[0], &["-n", "40000"]);
         let rate = said.lines().find_map(|line| line.strip_prefix("finished in "));
@@ -166,7 +166,7 @@ impl Gateway {
             .output()
             .expect("h2load is installed");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        // All passed: a gateway that refuses is quicker.
+        // All must be admitted: a gateway refuses faster than it forwards.
         let passed = said.contains(" 0 failed") && said.contains(" 0 4xx, 0 5xx");
         assert!(output.status.success() && passed, "{said}{}", String::from_utf8_lossy(&output.stderr));
         said
@@ -182,7 +182,7 @@ impl Drop for Gateway {
     }
 }
 
-/// The third column of h2load's log: microseconds from a request to the end of its answer.
+/// The third column of h2load's log: microseconds from a request to the end of its response.
 fn latencies(log: &Path) -> Vec<f64> {
     let text = std::fs::read_to_string(log).expect("h2load writes its log");
     text.lines().map(|line| line.split('\t').nth(2).and_then(|micros| micros.parse().ok()).expect("a time")).collect()
@@ -197,7 +197,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// A listener for each service, which is asked before Envoy answers by itself.
+/// One listener for each service. Envoy calls the service, then answers the request itself.
 fn configuration(services: impl Iterator<Item = (u16, SocketAddr)>) -> String {
     let mut listeners = String::new();
     let mut clusters = String::new();

@@ -1,4 +1,4 @@
-//! h2load: so many requests of one kind, and none of them may fail.
+//! Load by h2load: a number of requests of one kind, none of which may fail.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::server::Server;
 
-/// Requests of one turn.
+/// Requests of a turn.
 pub const REQUESTS: u32 = 100_000;
 
-/// What h2load is told.
+/// The arguments of h2load.
 pub struct Load {
     arguments: Vec<String>,
     path: String,
@@ -18,7 +18,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Calls a method with one message, framed.
+    /// Calls a gRPC method with one framed message.
     pub fn grpc(path: &str, frame: &[u8]) -> Self {
         let file = std::env::temp_dir().join(format!("tollgate-bench-{}-{:x}", std::process::id(), checksum(frame)));
         std::fs::File::create(&file)
@@ -31,7 +31,7 @@ impl Load {
         Self { arguments, path: path.into(), http: false, frame: Some(file) }
     }
 
-    /// Asks the plain HTTP door as Envoy does.
+    /// Sends requests to the plain HTTP door as Envoy does.
     pub fn http(server: &Server, path: &str, headers: &[(String, String)]) -> Self {
         assert!(server.http.is_some(), "there is an HTTP door");
         let shape = ["--h1", "-c", "50"].map(String::from);
@@ -44,7 +44,7 @@ impl Load {
         }
     }
 
-    /// Runs once against a server.
+    /// Runs the load once against a server.
     pub fn run(&self, server: &Server) {
         let address = if self.http { server.http.expect("it was there") } else { server.grpc };
         let requests = REQUESTS.to_string();

@@ -1,11 +1,11 @@
-//! The doors under load: CPU per request of tollgate, beside a tonic server that does nothing and the same service
-//! on hyper that does nothing.
+//! The doors under load: CPU per request of tollgate, beside a tonic server that does nothing and the same service on
+//! hyper that does nothing.
 //!
-//! The server has core 0, h2load has core 1. CPU is user and system time of the server's process over a run of so
-//! many requests. The contenders take turns; what is told is the median of their turns. h2load does not look at what
-//! is answered, so that is checked before.
+//! The server runs on core 0, h2load on core 1. CPU is user and system time of the server's process over a run. The
+//! contenders take turns, and the median of their turns is printed. h2load does not check responses, so `check` does
+//! that first.
 //!
-//! `benches/run.sh` builds what this starts and says where it is.
+//! `benches/run.sh` builds the programs that this starts and passes their paths.
 
 mod check;
 mod client;
@@ -116,7 +116,7 @@ impl Contender<'_> {
     }
 }
 
-/// How soon it serves, what it takes when idle, and what it weighs.
+/// Time to serve, memory when idle, and size of the binary.
 fn footprint(tollgate: &[&str]) {
     let mut starts = Vec::new();
     let mut resident = Vec::new();

@@ -1,24 +1,25 @@
-//! Requests at an even pace, each of them sent when it is due, however long the others take.
+//! Requests at an even pace: each is sent when it is due, however long the others take.
 //!
 //! ```text
 //!   due              0     1/r    2/r    3/r         32/r
 //!   by connection    1st   2nd    3rd    4th   ...   1st   ...
 //! ```
 //!
-//! h2load is no use for it: with `--rps`, its connections all send at the same moment, and what is due in ten
-//! milliseconds follows at once.
+//! h2load cannot do this: with `--rps`, its connections all send at the same moment, and all requests due within ten
+//! milliseconds go out at once.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Connections, each on a thread of its own: a thread's sleep is exact to some microseconds, tokio's to a millisecond.
+/// Connections, each on its own thread: a thread sleeps to within some microseconds, tokio to within a millisecond.
 const CONNECTIONS: usize = 32;
 
-/// Asks so many times a second for so long. Returns the microseconds from each request to the end of its answer.
+/// Sends `rate` requests per second for `length`. Returns the microseconds from each request to the end of its
+/// response.
 pub fn latencies(address: SocketAddr, request: &str, rate: f64, length: Duration) -> Vec<f64> {
     let requests = (rate * length.as_secs_f64()) as usize;
-    // By then all are connected.
+    // All connections are open by then.
     let begin = Instant::now() + Duration::from_millis(100);
     let connection = |first| {
         let mut stream = TcpStream::connect(address).expect("it listens");
@@ -30,10 +31,10 @@ pub fn latencies(address: SocketAddr, request: &str, rate: f64, length: Duration
                     std::thread::sleep(early);
                     Instant::now()
                 }
-                // The connection was busy: a client would have waited from when it was due.
+                // The connection was busy: a client would have waited since the request was due.
                 None => due,
             };
-            // A gateway that refuses is quicker.
+            // All must be admitted: a gateway refuses faster than it forwards.
             assert_eq!(ask(&mut stream, request), 200);
             sent.elapsed().as_secs_f64() * 1e6
         };
@@ -45,7 +46,7 @@ pub fn latencies(address: SocketAddr, request: &str, rate: f64, length: Duration
     })
 }
 
-/// Sends a request and reads its answer, which has no body. Returns the status.
+/// Sends a request, reads its response, which has no body, and returns the status.
 pub fn ask(stream: &mut TcpStream, request: &str) -> u16 {
     stream.write_all(request.as_bytes()).expect("it reads");
     let (mut answer, mut length) = ([0; 1024], 0);

@@ -1,4 +1,5 @@
-//! What is asked: one login with three entries through RLS, the same with twenty headers through ext_authz.
+//! The requests of the benches: a login with three entries through RLS, and the same with twenty headers through
+//! ext_authz.
 
 use envoy_types::pb::envoy::config::core::v3::address::Address as Kind;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
@@ -14,7 +15,7 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitRequest;
 pub const RLS: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 pub const AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// The address that asks where it does not matter.
+/// The client's address where it does not matter.
 pub const ADDRESS: &str = "192.0.2.7";
 
 /// One descriptor of three entries.
@@ -32,7 +33,7 @@ pub fn rls(domain: &str, path: &str, account: &str, address: &str) -> RateLimitR
     }
 }
 
-/// A request as Envoy tells it with `encode_raw_headers`, which docs/envoy.md advises.
+/// A request as Envoy sends it with `encode_raw_headers`, which docs/envoy.md recommends.
 pub fn authz(path: &str, account: &str) -> CheckRequest {
     let peer = |address: &str, port| {
         let port_specifier = Some(PortSpecifier::PortValue(port));
@@ -98,7 +99,7 @@ pub fn authz_frame(path: &str, account: &str) -> Vec<u8> {
     frame(&authz(path, account))
 }
 
-/// As gRPC frames a message: not compressed, four bytes of length, the message.
+/// Frames a message for gRPC: a zero for "not compressed", four bytes of length, the message.
 fn frame(message: &impl Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a question is short");

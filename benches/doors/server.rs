@@ -1,34 +1,34 @@
-//! A server's process: started, watched through /proc, and ended.
+//! A server's process: start, CPU and memory from /proc, stop.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The kernel counts CPU in hundredths of a second, on every architecture that Linux tells user space about.
+/// The unit of CPU times in /proc: a hundredth of a second on every architecture of Linux.
 const TICK: Duration = Duration::from_millis(10);
 
-/// User and system time of a process so far.
+/// User and system time of a process since its start.
 pub fn cpu_of(process: u32) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process is running");
-    // The second field, the name, may hold anything up to its closing parenthesis.
+    // The second field, the name, may contain anything, including spaces and parentheses.
     let (_, fields) = text.rsplit_once(')').expect("the name is in parentheses");
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let ticks = |number: usize| -> u32 { fields[number].parse().expect("a number of ticks") };
     TICK * (ticks(11) + ticks(12))
 }
 
-/// A running server, pinned to core 0. It ends with this value.
+/// A running server, pinned to core 0. It stops when this is dropped.
 pub struct Server {
     process: Child,
     started: Instant,
     pub grpc: SocketAddr,
-    /// Where it has one.
+    /// The address of its HTTP door, if it has one.
     pub http: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Starts a command line and waits until it says where it listens.
+    /// Starts a command and waits until it prints its addresses.
     pub fn start(command: &[&str]) -> Self {
         let started = Instant::now();
         let mut process = Command::new("taskset")
@@ -48,7 +48,7 @@ impl Server {
                 break;
             }
         }
-        // What it says later is read, so that it never waits for a reader.
+        // Later output is read too, so that the server never blocks on a full pipe.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         let address = |door: &str| {
             let (_, after) = line.split_once(door)?;
@@ -58,12 +58,12 @@ impl Server {
         Self { http: address("HTTP on "), grpc, process, started }
     }
 
-    /// User and system time so far.
+    /// User and system time since its start.
     pub fn cpu(&self) -> Duration {
         cpu_of(self.process.id())
     }
 
-    /// Resident bytes.
+    /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process.id());
         let text = std::fs::read_to_string(path).expect("the server is running");
@@ -71,13 +71,13 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") * 1024
     }
 
-    /// The time from its start to its first answer.
+    /// The time from its start to its first response.
     pub fn until_healthy(&self) -> Duration {
         assert_eq!(self.get("/healthcheck", &[]), 200);
         self.started.elapsed()
     }
 
-    /// Asks the HTTP door. Returns the status.
+    /// Sends a GET to the HTTP door and returns the status.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> u16 {
         let address = self.http.expect("this server has an HTTP door");
         let mut stream = TcpStream::connect(address).expect("it listens");
@@ -92,7 +92,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // taskset became the server, so this is its process.
+        // taskset replaced itself with the server, so this is the server's process.
         drop(self.process.kill().and_then(|()| self.process.wait()));
     }
 }

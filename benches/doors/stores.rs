@@ -1,7 +1,7 @@
-//! What a shared store costs: CPU of tollgate and of Redis per request, beside the memory store and a tonic server that
-//! does nothing, in one run; and how that grows with limiters, with instances, and with the primaries of a cluster.
+//! The cost of a shared store: CPU of tollgate and of Redis per request, beside the memory store and a tonic server
+//! that does nothing, in one run; and its growth with limiters, with instances, and with the primaries of a cluster.
 //!
-//! Everything has core 0 but who asks, which has core 1. CPU is user and system time of the processes.
+//! The clients run on core 1, everything else on core 0. CPU is user and system time of the processes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,30 +15,30 @@ use crate::processes::{Cluster, Redis, until};
 use crate::server::Server;
 use crate::{ROUNDS, client, gateway, median, questions};
 
-/// Accounts that are asked about in turn, where there are many.
+/// Accounts that requests take in turn, where there are many.
 const ACCOUNTS: usize = 10_000;
 
-/// Questions under way on each connection, as many as h2load has.
+/// Requests in flight on each connection, as many as h2load has.
 const STREAMS: usize = 50;
 
-/// How many primaries the clusters have.
+/// Numbers of primaries in the clusters.
 const PRIMARIES: [usize; 3] = [1, 3, 6];
 
-/// Settings by which each request is a call of its own.
+/// Store settings that send each request as a call of its own.
 const UNBATCHED: &str = "max_batch = 1\nmax_calls = 64\n";
 
-/// How long a cluster is watched that nobody asks.
+/// How long an idle cluster is watched.
 const REST: Duration = Duration::from_secs(5);
 
-/// What is asked about.
+/// The accounts of the requests.
 enum Asking {
-    /// One account.
+    /// A single account.
     One(Load),
-    /// Many in turn, framed.
+    /// Many accounts in turn, as framed messages.
     Many(Arc<[Bytes]>),
 }
 
-/// Servers that share the load of one line of the table.
+/// Servers that share the load of one row of the table.
 struct Contender<'a> {
     name: String,
     servers: Vec<&'a Server>,
@@ -47,7 +47,7 @@ struct Contender<'a> {
     turns: Vec<Spent>,
 }
 
-/// Microseconds of CPU for each request: of all servers together, and of each node of the store.
+/// Microseconds of CPU per request: of all servers together, and of each node of the store.
 struct Spent {
     service: f64,
     nodes: Vec<f64>,
@@ -55,12 +55,12 @@ struct Spent {
 
 impl Spent {
     fn store(&self) -> f64 {
-        // The sum of no floats is -0.
+        // The sum of an empty iterator of floats is -0.
         self.nodes.iter().fold(0.0, |sum, node| sum + node)
     }
 }
 
-/// A contender that is asked about one account.
+/// A contender that gets requests of one account.
 fn of<'a>(name: &str, servers: &[&'a Server], redis: Option<&'a Redis>, domain: &str) -> Contender<'a> {
     let frame = questions::rls_frame(domain, "/login", "load", questions::ADDRESS);
     let asking = Asking::One(Load::grpc(questions::RLS, &frame));
@@ -83,7 +83,7 @@ impl Contender<'_> {
         self.turns.push(Spent { service: micros(after.0, before.0), nodes });
     }
 
-    /// Of the servers together, and of each node, so far.
+    /// CPU of the servers together, and of each node, since their start.
     fn cpu(&self) -> (Duration, Vec<Duration>) {
         (self.servers.iter().map(|server| server.cpu()).sum(), self.nodes.iter().map(|node| node.cpu()).collect())
     }
@@ -92,7 +92,7 @@ impl Contender<'_> {
         median(self.turns.iter().map(part).collect())
     }
 
-    /// The service, and all nodes together.
+    /// The medians of the service, and of all nodes together.
     fn medians(&self) -> (f64, f64) {
         (self.median(|spent| spent.service), self.median(Spent::store))
     }
@@ -112,7 +112,7 @@ impl Asking {
     }
 }
 
-/// How tollgate is started with a store.
+/// Starts tollgate with a store.
 struct Starter<'a> {
     program: &'a str,
     configuration: String,
@@ -129,10 +129,10 @@ impl<'a> Starter<'a> {
         self.start("")
     }
 
-    /// Counts in the Redis on these ports, with more settings of the store.
+    /// Starts it with the Redis on these ports and further settings of the store.
     fn redis(&self, ports: &[u16], more: &str) -> Server {
         let nodes = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
-        // A bench is no gateway: what takes longer than its core has time for is to be counted too.
+        // The timeout is long: here, requests that wait for a saturated core are measured too.
         let store = format!("engine = \"redis\"\nurl = \"redis://{nodes}\"\nrequired = true\ntimeout = \"5s\"\n{more}");
         let server = self.start(&format!("\n[stores.main]\n{store}"));
         until("the store answers", || server.get("/healthcheck", &[]) == 200);
@@ -253,7 +253,7 @@ fn primaries(starter: &Starter) {
     }
 }
 
-/// What the nodes of each take while nobody asks, in microseconds a second.
+/// CPU of the nodes of each contender while idle, in microseconds per second.
 fn at_rest(contenders: &[Contender]) -> Vec<f64> {
     let nodes = |contender: &Contender| contender.cpu().1.into_iter().sum::<Duration>();
     let before: Vec<Duration> = contenders.iter().map(nodes).collect();

@@ -1,4 +1,4 @@
-//! What cannot be left out: naming and hashing two counters, and touching both in a plain table.
+//! The work that no engine can avoid: naming and hashing two counters, and updating both in a plain table.
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
@@ -42,7 +42,7 @@ impl Bare {
         })
     }
 
-    /// Drains a counter and adds one to it. Says what it came to.
+    /// Drains a counter, adds one to it, and returns the new value.
     pub fn update(&self, name: CounterName, now: u64) -> u64 {
         let hash = |name: &CounterName| name.0[0];
         let mut shard = self.shards[(name.0[1] % 64) as usize].lock();

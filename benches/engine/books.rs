@@ -1,4 +1,4 @@
-//! The rules that are measured, and how they are asked.
+//! The rules that are measured, and the engines that decide by them.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
 use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
 use tollgate::store::{MemorySettings, Stores};
 
-/// A limiter with a quota that no bench uses up.
+/// A limiter with a quota that no bench exhausts.
 pub fn limiter(name: &str, algorithm: Algorithm, limit: u32) -> Limiter {
     let quota = Quota::new(limit, Duration::from_secs(3_600), algorithm).expect("the numbers fit");
     Limiter { quota: Some(quota), concurrency: None, ..bare(name) }
 }
 
-/// A limiter of slots.
+/// A limiter of concurrency slots.
 pub fn slots(name: &str, max: u32) -> Limiter {
     Limiter { quota: None, concurrency: Some(Concurrency { max, lease: 3_600_000_000 }), ..bare(name) }
 }
@@ -35,7 +35,7 @@ fn bare(name: &str) -> Limiter {
     }
 }
 
-/// A token bucket that holds a million.
+/// A token bucket of a million tokens.
 pub fn bucket(name: &str) -> Limiter {
     limiter(name, Algorithm::TokenBucket { burst: None, max_debt: None }, 1_000_000)
 }
@@ -66,14 +66,14 @@ pub fn rule(name: &str, matches: Vec<(String, Matcher)>, applies: Vec<Apply>) ->
     }
 }
 
-/// An engine on one memory store.
+/// An engine with one memory store.
 pub fn engine(limiters: Vec<Limiter>, rules: Vec<Rule>, memory: MemorySettings) -> Engine {
     let book = RuleBook { limiters, rules, ..RuleBook::default() };
     let rules = Rules::compile(book).expect("the rules are right");
     Engine::new(rules, Stores::memory(&[memory]), Arc::new(SystemClock::new()))
 }
 
-/// Two token buckets on every login, by its account and by its client.
+/// An engine that applies two token buckets to every login, by its account and by its client.
 pub fn composite() -> Engine {
     let applies = vec![apply("per_account", "account"), apply("per_client", "client")];
     let matches = vec![("path".to_owned(), Matcher::parse("/login"))];
@@ -81,7 +81,7 @@ pub fn composite() -> Engine {
     engine(limiters, vec![rule("login", matches, applies)], MemorySettings::default())
 }
 
-/// The answer of an engine whose stores never make it wait.
+/// The decision of an engine whose stores answer at once.
 pub fn decide(engine: &Engine, request: &Request<'_>) -> Decision {
     match pin!(engine.decide(request)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(decision) => decision,

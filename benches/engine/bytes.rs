@@ -1,4 +1,4 @@
-//! What a counter weighs: growth of the process's resident memory over the counters of a full store.
+//! Memory of a counter: the growth of the process's resident memory, divided by the counters of a full store.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tollgate::store::{MemorySettings, StoreFact};
 use crate::books::{apply, bucket, decide, engine, limiter, rule, slots};
 use crate::timing::line;
 
-/// What each store may hold.
+/// The memory limit of each store, in bytes.
 const MEMORY: usize = 256 << 20;
-/// So many new keys at a time, until they no longer add to those that are held.
+/// New keys of a step. Steps repeat until the number of stored keys no longer grows.
 const CHUNK: usize = 8_192;
 
-/// An algorithm, the units each of its counters holds, and its goal in bytes.
+/// Algorithms, each with the units that its counters hold and its goal in bytes.
 const ALGORITHMS: [(&str, u32, &str); 7] = [
     ("token_bucket", 1, "goal 64"),
     ("fixed_window", 1, ""),
@@ -26,7 +26,7 @@ const ALGORITHMS: [(&str, u32, &str); 7] = [
     ("concurrency of 2", 2, ""),
 ];
 
-/// Prints the table. Each algorithm has a process of its own.
+/// Prints the table. Each algorithm runs in a process of its own.
 pub fn report() {
     println!("bytes: growth of RSS over keys in a full store of 256 MiB");
     let bench = std::env::current_exe().expect("this program has a path");
@@ -37,7 +37,7 @@ pub fn report() {
     }
 }
 
-/// Fills a store and prints what a counter weighs.
+/// Fills a store and prints the memory of a counter.
 pub fn measure(algorithm: &str) {
     let (_, held, _) = *ALGORITHMS.iter().find(|(name, ..)| *name == algorithm).expect("one of the table");
     let memory = MemorySettings { max_memory: MEMORY, max_keys: None };
@@ -55,7 +55,7 @@ pub fn measure(algorithm: &str) {
         }
         let StoreFact::Memory(usage) = engine.current().stores.facts()[0] else { panic!("it is in memory") };
         let known = std::mem::replace(&mut keys, usage.keys);
-        // Full: what is new takes the place of what is old, or is turned away.
+        // The store is full: new keys evict old ones or are rejected.
         if keys - known < CHUNK / 50 {
             break;
         }
@@ -64,8 +64,8 @@ pub fn measure(algorithm: &str) {
     println!("{:.1} B", (resident() - before) as f64 / keys as f64);
 }
 
-/// Waits until the allocator has returned what tables left behind as they grew. It does so a second late, and only when
-/// it is asked for something; before that a key weighs 3 to 11 bytes more, by how long the filling took.
+/// Waits until the allocator has returned the memory of tables that have grown. It returns it a second late, and only
+/// during a later call; until then a key appears 3 to 11 bytes larger, depending on how long the filling took.
 fn settle(ask: &impl Fn(usize)) {
     for _ in 0..15 {
         std::thread::sleep(Duration::from_millis(100));
@@ -85,7 +85,7 @@ fn of(algorithm: &str) -> Limiter {
     }
 }
 
-/// Resident bytes of this process.
+/// Resident memory of this process, in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a resident size");

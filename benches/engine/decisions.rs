@@ -1,4 +1,4 @@
-//! Decisions a second of a two-limiter composite over a million accounts and a million clients.
+//! Decisions per second of two limiters over a million accounts and a million clients.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -13,14 +13,14 @@ use crate::timing::{Draws, compare, line};
 
 /// Values of each of the two keys.
 const KEYS: usize = 1_000_000;
-/// Requests of one turn.
+/// Requests of a turn.
 const REQUESTS: usize = 1 << 20;
 
-/// How traffic falls on the keys.
+/// How requests are distributed over the keys.
 #[derive(Clone, Copy)]
 enum Traffic {
     Uniform,
-    /// Half of it on one key in a hundred.
+    /// Half of the requests on one key in a hundred.
     Skewed,
 }
 
@@ -53,7 +53,7 @@ impl Login {
 
 impl Traffic {
     fn logins(self, draws: &mut Draws) -> Vec<Login> {
-        // Both of a login are hot or neither is, as of a client that asks often for its own account.
+        // Both keys of a login are hot or neither is: a busy client uses its own account.
         (0..REQUESTS)
             .map(|_| match self {
                 Traffic::Skewed if draws.below(2) == 0 => Login::of(draws.below(KEYS / 100), draws.below(KEYS / 100)),
@@ -85,7 +85,7 @@ pub fn report() {
     );
 }
 
-/// Only the engine, for a profiler to look at.
+/// Runs the engine alone, for a profiler.
 pub fn profile(rounds: usize) {
     let (engine, bare) = (composite(), Bare::new());
     fill(&engine, &bare);
@@ -95,7 +95,8 @@ pub fn profile(rounds: usize) {
     }
 }
 
-/// So many decisions on few counters, or what is left out of them: instructions are counted, not misses of the cache.
+/// Makes `requests` decisions on few counters, or only the unavoidable part of them: this counts instructions, not
+/// cache misses.
 pub fn count(bare_only: bool, requests: usize) {
     let (engine, bare) = (composite(), Bare::new());
     let mut draws = Draws(7);
@@ -153,7 +154,7 @@ fn update(bare: &Bare, logins: &[Login], now: u64) {
     }
 }
 
-/// Every key is known before anything is measured.
+/// Inserts every key before anything is measured.
 fn fill(engine: &Engine, bare: &Bare) {
     for key in 0..KEYS {
         let login = Login::of(key, key);

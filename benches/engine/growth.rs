@@ -1,4 +1,4 @@
-//! How the cost of a decision grows: with rules, with keys, and from one core to two.
+//! The growth of a decision's cost: with rules, with keys, and from one core to two.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::books::{apply, bucket, decide, engine, rule};
 use crate::rules::Many;
 use crate::timing::{Draws, compare, line};
 
-/// Requests of one turn.
+/// Requests of a turn.
 const REQUESTS: usize = 1 << 18;
 
 /// Prints the tables.
@@ -57,7 +57,7 @@ fn keys() {
     }
 }
 
-/// Two threads on one engine: what a decision costs each of them.
+/// Two threads on one engine: the cost of a decision on each.
 fn cores() {
     println!("cores: one token bucket, a million keys, so many threads on one engine");
     let engine = one_bucket(256 << 20);
@@ -73,8 +73,8 @@ fn cores() {
     }
 }
 
-/// Decisions a second of one thread's CPU time, of so many threads at once: what they cost each other, whatever else the
-/// machine does.
+/// Decisions per second of CPU time of a thread, while `threads` of them run at once: this shows their mutual cost,
+/// independent of other load on the machine.
 fn together(engine: &Engine, threads: usize, round: u64) -> f64 {
     let barrier = Barrier::new(threads);
     let cpu: Duration = std::thread::scope(|scope| {

@@ -1,21 +1,22 @@
-//! Instructions of a decision and of a request, as valgrind counts them: numbers that do not depend on what else the
-//! machine does. Some of them are held to a baseline.
+//! Instructions of a decision and of a request, counted by valgrind, so that other load on the machine does not change
+//! them. Some are held to a baseline.
 
 use std::process::Command;
 
 use crate::timing::line;
 use crate::{decisions, rls, rules};
 
-/// What is counted. Each has a process of its own.
+/// The cases that are counted, each in a process of its own.
 const COUNTED: [&str; 5] = ["bare", "two buckets", "10 rules", "10 000 rules", RLS];
 
 const RLS: &str = "RLS, two buckets";
 
-/// The allowed numbers, and what they were counted with.
+/// The allowed counts, with the build and the machine that they were counted on.
 const BASELINE: &str = include_str!("instructions.baseline");
 const BASELINE_FILE: &str = "benches/engine/instructions.baseline";
 
-/// How much more than its baseline a row may be, and how much less before the baseline is to follow, in percent.
+/// The difference to its baseline that a row may have, in percent: above it the bench fails, below it the baseline
+/// should be lowered.
 const TOLERANCE: f64 = 1.0;
 
 /// Prints the table, and returns whether no row is above its baseline.
@@ -40,7 +41,7 @@ pub fn report() -> bool {
     holds
 }
 
-/// Runs what is counted, `requests` times after a first time that is not counted.
+/// Runs a case `requests` times, after a first time that is not counted.
 pub fn run(what: &str, requests: usize) {
     match what {
         "bare" => decisions::count(true, requests),
@@ -52,13 +53,13 @@ pub fn run(what: &str, requests: usize) {
     }
 }
 
-/// Runs what is counted, and nothing else: valgrind collects from where this function begins until it ends.
+/// Runs the counted work and nothing else: valgrind collects while this function runs.
 #[inline(never)]
 pub fn counted<T>(run: impl FnOnce() -> T) -> T {
     std::hint::black_box(run())
 }
 
-/// The name of that function, as valgrind has it.
+/// The name of that function in valgrind's notation.
 const COUNTED_FUNCTION: &str = "*::instructions::counted*";
 
 /// Instructions of one request.
@@ -70,7 +71,7 @@ fn count(what: &str) -> usize {
         .arg(format!("--toggle-collect={COUNTED_FUNCTION}"))
         .arg(bench)
         .args(["instructions", what, &requests.to_string()])
-        // The allocator gives memory back by the time that has passed.
+        // The allocator returns memory after a delay in wall time, which would vary the count.
         .env("MIMALLOC_PURGE_DELAY", "-1")
         .output()
         .unwrap_or_else(|error| panic!("cannot run valgrind, which make servers installs: {error}"));
@@ -82,7 +83,7 @@ fn count(what: &str) -> usize {
     collected / requests
 }
 
-/// Whether a row is at most as much above its baseline as is allowed.
+/// Whether a row exceeds its baseline by no more than the tolerance.
 fn judge(what: &str, counted: usize, allowed: usize) -> bool {
     let percent = 100.0 * (counted as f64 / allowed as f64 - 1.0);
     if percent > TOLERANCE {
@@ -100,7 +101,7 @@ fn judge(what: &str, counted: usize, allowed: usize) -> bool {
     percent <= TOLERANCE
 }
 
-/// What the file says: the build and the machine, each by its key, and the rows.
+/// The content of the baseline file: build and machine by their keys, and the rows.
 struct Baseline<'a> {
     build: [(&'a str, &'a str); 4],
     rows: Vec<(&'a str, usize)>,
@@ -128,7 +129,7 @@ impl<'a> Baseline<'a> {
         Self { build, rows }
     }
 
-    /// In what this build and this machine differ from those of the baseline, so that numbers cannot be compared.
+    /// The differences of this build and machine from those of the baseline. With any, counts cannot be compared.
     fn differences(&self) -> Vec<String> {
         let here = [
             if cfg!(debug_assertions) { "test".to_owned() } else { "bench".to_owned() },

@@ -1,7 +1,7 @@
-//! The engine in process: what a decision costs, what a counter weighs, and what many rules cost.
+//! The engine in process: the cost of a decision, the memory of a counter, and the cost of many rules.
 //!
-//! One thread, CPU time of that thread, the allocator of the real binary. Everything that is compared is measured in
-//! turns within one run, because two runs on a shared machine differ by more than the goals do.
+//! One thread, CPU time of that thread, the allocator of the real binary. Contenders take turns within one run, because
+//! two runs on a shared machine differ by more than the goals do.
 //!
 //! ```text
 //!   cargo bench --bench engine                 all of it
@@ -25,7 +25,7 @@ mod timing;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    // Cargo adds `--bench` of its own.
+    // Cargo adds `--bench` to the arguments.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => {
@@ -40,16 +40,16 @@ fn main() {
         ["rules"] => rules::report(),
         ["bytes"] => bytes::report(),
         ["growth"] => growth::report(),
-        // In a process of its own, so that nothing but its table has grown.
+        // A process of its own, in which only its table grows.
         ["bytes", algorithm] => bytes::measure(algorithm),
         ["instructions"] => held(instructions::report()),
-        // In a process of its own, so that valgrind counts it.
+        // A process of its own, for valgrind.
         ["instructions", what, requests] => instructions::run(what, requests.parse().expect("a number of requests")),
         other => panic!("{other:?} is none of decisions, rules, bytes, growth, instructions"),
     }
 }
 
-/// Ends the process with 1 where a goal that must hold does not.
+/// Exits with 1 if a required goal is missed.
 fn held(holds: bool) {
     if !holds {
         std::process::exit(1);

@@ -1,7 +1,7 @@
-//! Requests to the RLS door in this process: the whole server over a real connection, asked by the barest client.
+//! Requests to the RLS door in this process: the whole server over a real connection, called by a minimal client.
 //!
-//! Server and client share one thread, so that every run does the same. The client has its frames ready and reads only
-//! the heads of what comes back: of a request it takes some hundred instructions. The kernel's are not counted.
+//! Server and client share one thread, so every run does the same work. The client has its frames ready and reads only
+//! the frame heads of responses, about a hundred instructions per request. Instructions of the kernel are not counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::instructions::counted;
 use crate::questions::{RLS, rls_frame};
 use crate::timing::Draws;
 
-/// The two buckets of `books::composite`, as a file has them.
+/// The two buckets of `books::composite`, as a configuration file.
 const RULES: &str = r#"
 [server]
 grpc = "127.0.0.1:0"
@@ -51,7 +51,7 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// Serves and asks once by every login, and then `requests` times, which are counted. All are admitted.
+/// Serves, sends every login once, and then sends `requests` requests, which are counted. All are admitted.
 pub fn count(requests: usize) {
     let source = SourceText { name: "bench.toml".into(), text: RULES.into() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
@@ -59,7 +59,7 @@ pub fn count(requests: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (mut client, frames) = runtime.block_on(async {
         let stores = Stores::memory(&[MemorySettings::default()]);
-        // Time stands still, so that no bucket is full again and forgotten because the machine is slow.
+        // The clock stands still: on a slow machine, buckets would otherwise refill and be swept.
         let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000)));
         let app = App::open_at(&config.server, rules, stores, clock).await.expect("ports are free");
         let address = app.grpc_address().tcp().expect("it is TCP");
@@ -87,7 +87,7 @@ pub fn count(requests: usize) {
     });
 }
 
-/// A client of one connection that waits for every answer before it asks again.
+/// A client of one connection that waits for each response before it sends the next request.
 struct Client {
     stream: TcpStream,
     next_stream: u32,
@@ -98,7 +98,7 @@ impl Client {
     async fn connect(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).await.expect("the door is open");
         stream.set_nodelay(true).expect("it is TCP");
-        // Windows that no answers of this run fill.
+        // Windows that the responses of this run cannot exhaust.
         let window = (1_u32 << 31) - 1;
         let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
         let mut words = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -108,7 +108,7 @@ impl Client {
         Self { stream, next_stream: 1, answer: Vec::new() }
     }
 
-    /// Asks, and waits for the end of the answer, which is that the request is admitted.
+    /// Sends a request and waits for the end of its response, which must admit it.
     async fn ask(&mut self, message: &[u8]) {
         let (stream, first) = (self.next_stream, self.next_stream == 1);
         self.next_stream += 2;
@@ -127,7 +127,7 @@ impl Client {
             let reply = match kind {
                 SETTINGS | PING if flags & ACK == 0 => Some(payload[..if kind == PING { 8 } else { 0 }].to_vec()),
                 GOAWAY => panic!("the connection is refused: {payload:?}"),
-                // A message of gRPC: five bytes, then `overall_code`, whose tag is 8, is OK, which is 1.
+                // A gRPC message: five bytes of framing, then `overall_code` (tag 8) with OK (1).
                 DATA => {
                     admitted = payload[5..].starts_with(&[8, 1]);
                     None
@@ -147,7 +147,7 @@ impl Client {
         }
     }
 
-    /// Type, flags, stream and length of the next frame, once all of it is here.
+    /// Type, flags, stream and length of the next frame, once it has arrived in full.
     fn head(&self) -> Option<(u8, u8, u32, usize)> {
         let head = self.answer.first_chunk::<9>()?;
         let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
@@ -164,7 +164,8 @@ fn frame(words: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
     words.extend(payload);
 }
 
-/// POST by http, and four headers that the server is to remember (RFC 7541, 6.2.1).
+/// The first HEADERS of a connection: POST over http, and four headers that the server adds to its table (RFC 7541,
+/// 6.2.1).
 fn first_head() -> Vec<u8> {
     let mut head = vec![0x83, 0x86];
     let mut text = |prefix: &[u8], texts: &[&str]| {
@@ -181,7 +182,7 @@ fn first_head() -> Vec<u8> {
     head
 }
 
-/// The same once they are remembered, as every client but a new one sends it.
+/// The HEADERS of later requests, by index into that table.
 fn later_head() -> Vec<u8> {
     vec![0x83, 0x86, 0x80 | 65, 0x80 | 64, 0x80 | 63, 0x80 | 62]
 }

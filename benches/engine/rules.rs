@@ -13,9 +13,9 @@ use crate::books::{apply, bucket, decide, engine, rule};
 use crate::instructions::counted;
 use crate::timing::{Draws, compare, line};
 
-/// Requests of one turn.
+/// Requests of a turn.
 const REQUESTS: usize = 1 << 17;
-/// Rules of the two books.
+/// Numbers of rules in the two books.
 pub const FEW: usize = 10;
 pub const MANY: usize = 10_000;
 
@@ -38,7 +38,7 @@ pub fn report() {
     line("10 000 rules", &format!("{many:.0} ns = {:.2} x", many / few), "goal 1.5 x");
 }
 
-/// So many decisions by so many rules.
+/// Makes `requests` decisions by a book of `rules` rules.
 pub fn count(rules: usize, requests: usize) {
     let engine = book(rules);
     let mut draws = Draws(11);
@@ -47,7 +47,7 @@ pub fn count(rules: usize, requests: usize) {
     counted(|| (0..requests / asked.len()).for_each(|_| ask(&engine, &asked)));
 }
 
-/// So many rules, and what is asked of them.
+/// A book of many rules and the requests for it.
 pub struct Many {
     engine: Engine,
     asked: Vec<Question>,
@@ -56,7 +56,7 @@ pub struct Many {
 impl Many {
     pub fn of(rules: usize) -> Self {
         let mut draws = Draws(11);
-        // One rule is the one for all.
+        // The last rule matches every request.
         let asked = (0..10_000).map(|_| Question::of(draws.below(rules.max(2) - 1))).collect();
         Self { engine: book(rules), asked }
     }
@@ -68,7 +68,8 @@ impl Many {
     }
 }
 
-/// Rules of four kinds in turn, all of which apply one limiter to one entry, and one that every request matches.
+/// Rules of four kinds in turn, each of which applies one limiter to one entry, and one rule that every request
+/// matches.
 fn book(rules: usize) -> Engine {
     let of_kind = |number: usize| -> Rule {
         let matches = match number % 4 {
@@ -92,7 +93,7 @@ fn tenants(number: usize) -> [String; 3] {
     [0, 1, 2].map(|member| format!("tenant-{number}-{member}"))
 }
 
-/// What concerns one rule and stays out of every other.
+/// The entries that match one rule and no other.
 struct Question {
     path: String,
     address: String,

@@ -1,17 +1,17 @@
-//! CPU time, and turns.
+//! CPU time of contenders that take turns.
 
 use std::time::Duration;
 
-/// How often each contender has its turn.
+/// Turns of each contender.
 pub const ROUNDS: usize = 7;
 
-/// What one contender does in its turn: so many operations, already prepared.
+/// The turn of a contender: a number of operations that are already prepared.
 pub type Turn<'a> = &'a mut dyn FnMut();
 
 /// Nanoseconds of CPU per operation of each contender: the median over its turns.
 ///
-/// The contenders take turns, so that a slow minute of the machine slows all of them. `prepare` runs before every
-/// turn and is not measured.
+/// The contenders take turns, so that a slow minute of the machine slows all of them. `prepare` runs before every turn
+/// and is not measured.
 pub fn compare(operations: usize, prepare: &mut dyn FnMut(), contenders: &mut [Turn<'_>]) -> Vec<f64> {
     let mut turns: Vec<Vec<f64>> = contenders.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
@@ -30,14 +30,14 @@ fn median(mut turns: Vec<f64>) -> f64 {
     turns[turns.len() / 2]
 }
 
-/// CPU time of this thread. The kernel brings it up to date at its ticks, so a turn should last a tenth of a second.
+/// CPU time of this thread. The kernel updates it at its ticks, so a turn should last a tenth of a second.
 fn cpu() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux with scheduler statistics");
     let nanoseconds = text.split_whitespace().next().and_then(|first| first.parse().ok());
     Duration::from_nanos(nanoseconds.expect("schedstat begins with the time on the CPU"))
 }
 
-/// Numbers at random that are the same in every run (xorshift64).
+/// Pseudorandom numbers, the same in every run (xorshift64).
 pub struct Draws(pub u64);
 
 impl Draws {
@@ -50,7 +50,7 @@ impl Draws {
     }
 }
 
-/// One line of a table: what, what it came to, and the goal.
+/// Prints a row of a table: the case, its result, and the goal.
 pub fn line(what: &str, measured: &str, goal: &str) {
     println!("  {what:<58} {measured:>22}   {goal}");
 }

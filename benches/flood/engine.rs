@@ -1,4 +1,4 @@
-//! The flood in process: one thread, its CPU time, a clock that waits to be told.
+//! The flood in process: one thread, its CPU time, and a manual clock.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -17,21 +17,21 @@ use tollgate::store::{MemorySettings, StoreFact, Stores, Usage};
 use crate::{LIMIT, ORDINARY, RULES, WINDOW, address, line, mixed};
 
 const FLOOD: u64 = 20_000_000;
-/// So the flood lasts ten minutes: two windows of the account under attack.
+/// The time between requests. The flood lasts ten minutes: two windows of the attacked account.
 const STEP: Duration = Duration::from_micros(30);
-/// One in so many is ordinary, and one in so many tries the account under attack.
+/// Of this many requests one is ordinary, and one attacks the account.
 const EVERY_ORDINARY: u64 = 10;
 const EVERY_ATTACK: u64 = 1_000;
-/// So often a store without a flood is measured in between: what a decision costs differs from minute to minute.
+/// How many times a store without a flood is measured in between: the cost of a decision varies from minute to minute.
 const TURNS: u64 = 20;
-/// The stores forget this often, as the process does.
+/// Requests between two sweeps of the stores, which gives the interval of the real process.
 const SWEEP: u64 = 5_000_000 / 30;
 const TABLE: usize = 256 << 20;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 pub fn report() -> bool {
     let flood = std::env::var("FLOOD").map_or(FLOOD, |text| text.parse().expect("a number of requests"));
-    // The first also for what the second finds: whatever is not the process's own doing falls on other requests.
+    // Two runs, to tell slow requests apart: delays by other processes hit different requests in each run.
     let (first, second) = (Run::of(flood), Run::of(flood));
 
     println!("{flood} requests of {flood} addresses and accounts in process, a store of 256 MiB (the default)");
@@ -68,25 +68,25 @@ pub fn report() -> bool {
     met.iter().all(|met| *met)
 }
 
-/// What a flood came to.
+/// The results of a flood.
 struct Run {
-    /// An ordinary decision by a store that is not flooded.
+    /// Ordinary decisions by a store without a flood.
     without: Costs,
     ordinary: Costs,
     new: Costs,
     sweeps: Costs,
-    /// When the account under attack was admitted.
+    /// When the attacked account was admitted.
     admitted: Vec<Timestamp>,
     /// The requests that took a millisecond or more, by their number, and the longest of them.
     slow: HashMap<u64, Duration>,
-    /// Resident bytes at most, beyond those of the idle process.
+    /// Peak resident memory beyond that of the idle process, in bytes.
     grown: usize,
     usage: Usage,
     reading: Duration,
 }
 
 impl Run {
-    /// The same requests each time.
+    /// Runs a flood. Every run has the same requests.
     fn of(flood: u64) -> Self {
         let (bench, quiet) = (Bench::of(TABLE), Bench::of(TABLE));
         quiet.warm(5 * ORDINARY);
@@ -98,7 +98,7 @@ impl Run {
         let mut most = resident();
         for number in 0..flood {
             if number % flood.div_ceil(TURNS) == 0 {
-                // The first of them find what they need out of the cache.
+                // The first decisions run on a cold cache.
                 quiet.warm(ORDINARY);
                 (ORDINARY..2 * ORDINARY).for_each(|number| without.add(quiet.ordinary(number)));
             }
@@ -130,14 +130,14 @@ impl Run {
         Self { without, ordinary, new, sweeps, admitted, slow, grown, usage, reading: bench.reading }
     }
 
-    /// The longest of the requests that took a millisecond in both runs: what one of them took at least.
+    /// The longest of the requests that took a millisecond in both runs, by its shorter time.
     fn longest_of_both(&self, other: &Self) -> Option<Duration> {
         let both = self.slow.iter().filter_map(|(number, took)| Some(*took.min(other.slow.get(number)?)));
         both.max()
     }
 }
 
-/// The account under attack has its limit in each window, and nothing more.
+/// Whether the attacked account got exactly its limit in each window.
 fn limited(admitted: &[Timestamp], flood: u64) -> bool {
     let crowded = admitted.windows(LIMIT + 1).any(|six| six[LIMIT] - six[0] < WINDOW);
     let windows = (flood * STEP.as_micros() as u64).div_ceil(WINDOW) as usize;
@@ -148,12 +148,12 @@ fn limited(admitted: &[Timestamp], flood: u64) -> bool {
 struct Bench {
     engine: Engine,
     clock: ManualClock,
-    /// What reading the clock costs.
+    /// The cost of reading the clock.
     reading: Duration,
 }
 
 impl Bench {
-    /// With a store of so many bytes.
+    /// An engine with a store of at most `max_memory` bytes.
     fn of(max_memory: usize) -> Self {
         let source = SourceText { name: "flood.toml".to_owned(), text: RULES.to_owned() };
         let config = Config::read(&[source], &|_| None).expect("the rules are right");
@@ -168,7 +168,7 @@ impl Bench {
         Self { engine: Engine::new(rules, stores, Arc::new(clock.clone())), clock, reading }
     }
 
-    /// Decides an ordinary call. Says what it cost.
+    /// Decides an ordinary request and returns its cost.
     fn ordinary(&self, number: u64) -> Duration {
         let number = mixed(number) % ORDINARY;
         let (allowed, took) = self.ask("/call", number, number);
@@ -176,14 +176,14 @@ impl Bench {
         took
     }
 
-    /// Decides so many ordinary calls.
+    /// Decides a number of ordinary requests.
     fn warm(&self, calls: u64) {
         for number in 0..calls {
             self.ordinary(number);
         }
     }
 
-    /// Says whether a request is admitted, and what it cost.
+    /// Decides a request. Returns whether it is admitted, and its cost.
     fn ask(&self, path: &str, number: u64, account: u64) -> (bool, Duration) {
         let (address, account) = (address(number).to_string(), format!("account-{account}"));
         let entries = [("path", path), ("remote_address", &*address), ("account", &*account)];
@@ -196,7 +196,7 @@ impl Bench {
         (decision.allowed(), began.elapsed())
     }
 
-    /// Lets the stores forget. Says what it cost.
+    /// Sweeps the stores and returns the cost.
     fn sweep(&self) -> Duration {
         let began = ThreadTime::now();
         self.engine.current().stores.sweep(self.clock.now());
@@ -204,7 +204,7 @@ impl Bench {
     }
 }
 
-/// What some decisions cost.
+/// The costs of some decisions.
 #[derive(Default)]
 struct Costs {
     number: u32,
@@ -224,7 +224,7 @@ impl Costs {
     }
 }
 
-/// The longest of a few sweeps of a store that is one full shard, of which a part is due.
+/// The longest of a few sweeps of a store that is one full shard, part of which has expired.
 fn shard_sweep() -> Duration {
     let sweep = |_| {
         let bench = Bench::of(1 << 20);
@@ -242,7 +242,7 @@ fn mib(bytes: usize) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Resident bytes of this process.
+/// Resident memory of this process, in bytes.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("a number of pages") * 4096

@@ -1,12 +1,12 @@
-//! A flood of keys that nobody has seen before, against a store that is full: what the process takes, what a decision
-//! costs, how long a lock is held at most, and whether an account under attack stays limited.
+//! A flood of new keys against a full store: memory of the process, cost of a decision, longest hold of a lock, and
+//! whether an attacked account stays limited.
 //!
 //! ```text
 //!   cargo bench --bench flood                    20 million requests in process
 //!   cargo bench --bench flood -- rls TOLLGATE    2 million through the RLS door of this binary
 //! ```
 //!
-//! Each request of the flood brings an address and an account of its own, so two new counters.
+//! Each request of the flood has a new address and a new account, so it needs two new counters.
 
 #[path = "../doors/client.rs"]
 mod client;
@@ -23,7 +23,7 @@ mod server;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    // Cargo adds `--bench` of its own.
+    // Cargo adds `--bench` to the arguments.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let held = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => engine::report(),
@@ -33,7 +33,8 @@ fn main() {
     std::process::exit(if held { 0 } else { 1 });
 }
 
-/// The rules of both: logins as docs/getting-started.md limits them, and ordinary calls that are always admitted.
+/// The rules of both floods: logins limited as in docs/getting-started.md, and ordinary requests that are always
+/// admitted.
 const RULES: &str = r#"
 [server]
 grpc = "127.0.0.1:0"
@@ -62,26 +63,26 @@ match = { path = "/call" }
 apply = [{ limiter = "call_ip", key = ["remote_address"] }, { limiter = "call_account", key = ["account"] }]
 "#;
 
-/// What one account is allowed, and in how many microseconds.
+/// The limit of one account and its window in microseconds.
 const LIMIT: usize = 5;
 const WINDOW: u64 = 300_000_000;
 
 /// Ordinary accounts and their addresses.
 const ORDINARY: u64 = 100_000;
 
-/// A number of the flood, mixed so that neighbours lie far from each other.
+/// Scrambles a number of the flood, so that neighbours lie far apart.
 fn mixed(number: u64) -> u64 {
     let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
 
-/// The address of a number: each has a /64 of its own, which is what is counted.
+/// The address of a number, each in a /64 of its own, which is what rules count by.
 fn address(number: u64) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::from(0x2000 << 112 | u128::from(mixed(number) >> 4) << 64 | 1)
 }
 
-/// One line of a table: what, what it came to, the goal, and whether it was met.
+/// Prints a row of a table: the case, its result, the goal, and whether it was met.
 fn line(what: &str, measured: String, goal: &str, met: bool) -> bool {
     println!("  {what:<62} {measured:>20}   {goal:<14} {}", if met { "met" } else { "MISSED" });
     met

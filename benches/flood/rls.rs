@@ -1,4 +1,4 @@
-//! The flood through the RLS door of the released binary.
+//! The flood through the RLS door of the release binary.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use crate::server::Server;
 use crate::{LIMIT, ORDINARY, RULES, address, line, mixed};
 
 const FLOOD: u64 = 2_000_000;
-/// Less than the default, so that two million requests fill it more than three times over.
+/// The memory limit of the store, in bytes: below the default, so that two million requests fill it more than three
+/// times over.
 const TABLE: u64 = 64 << 20;
 const EVERY_ATTACK: u64 = 1_000;
-/// Questions under way on each connection.
+/// Requests in flight on each connection.
 const STREAMS: usize = 25;
 
 pub fn report(tollgate: &str) -> bool {
@@ -29,7 +30,7 @@ pub fn report(tollgate: &str) -> bool {
     let before = run(&server, 2 * ORDINARY, ordinary);
     assert_eq!(before.admitted, 2 * ORDINARY, "ordinary calls are admitted");
 
-    // In ten turns, so that the most that was resident is seen, and what is ordinary in between.
+    // Ten turns, to sample resident memory and to measure ordinary requests in between.
     let (mut during, mut between) = (Vec::new(), Vec::new());
     let (mut most, mut attacked) = (0, 0);
     for turn in 0..10 {
@@ -56,7 +57,7 @@ pub fn report(tollgate: &str) -> bool {
         let ratio = mean(turns) / before.micros;
         line(what, format!("{:.1} us = {ratio:.2} x", mean(turns)), "2 x", ratio <= 2.0)
     };
-    // What it had when it was idle held the ordinary counters already.
+    // The idle process already held the ordinary counters.
     let grown = most.saturating_sub(idle);
     let met = [
         line("resident memory, beyond what it was before", mib(grown), "64 MiB", grown <= TABLE),
@@ -67,15 +68,15 @@ pub fn report(tollgate: &str) -> bool {
     met.iter().all(|met| *met)
 }
 
-/// What a run came to.
+/// The results of a run.
 struct Run {
     micros: f64,
     admitted: u64,
-    /// Of the account under attack.
+    /// Admitted requests of the attacked account.
     attacked: usize,
 }
 
-/// Asks so many questions, each made from its number: path, address and account.
+/// Sends a number of requests. Path, address and account are made from each request's number.
 fn run(
     server: &Server,
     questions: u64,

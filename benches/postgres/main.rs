@@ -1,7 +1,8 @@
-//! Decisions a second of a PostgreSQL on this machine, and what one costs its processor.
+//! Decisions per second of a PostgreSQL on this machine, and the CPU time that each costs it.
 //!
-//! 64 callers wait for one decision each, as a door under load does; what comes meanwhile shares the next call. On one
-//! key every batch writes one row and waits for the one before; on 10 000 keys it writes as many rows as it has plans.
+//! 64 callers wait for one decision each, as a loaded door does; plans that arrive during a call share the next one. On
+//! one key every batch writes one row and waits for the batch before; on 10 000 keys it writes as many rows as it has
+//! plans.
 
 #[expect(dead_code, unused_imports, reason = "tests start the other servers")]
 #[path = "../../tests/support/processes/mod.rs"]
@@ -23,7 +24,7 @@ const HOUR: u64 = 3_600_000_000;
 fn main() {
     let seconds = std::env::args().find_map(|text| text.parse().ok()).unwrap_or(5);
     let Some(setup) = Setup::new() else { return };
-    // As it would be run: what is committed is on the disk.
+    // As in production: a commit is flushed to disk.
     let server = setup.line("fsync = on").line("shared_buffers = 512MB").line("max_wal_size = 4GB").start();
     let database = server.database();
     let url = server.url(&database);
@@ -62,7 +63,7 @@ fn main() {
     }
 }
 
-/// Lets the callers ask for a while. Says how many answers there were, and in what time.
+/// Lets the callers send requests for a while. Returns the number of answers and the time taken.
 fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) -> (u64, Duration) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -70,7 +71,7 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
         let store = Postgres::new(settings).expect("the settings are fine");
         let remote = QueueSettings { deadline: Duration::from_secs(10), ..QueueSettings::default() };
         let remote = Arc::new(Queue::new("bench", store, remote));
-        // The schema is made and the connections are there before it counts.
+        // The schema is created and the connections are open before measuring.
         for _ in 0..100 {
             remote.ask(plan(0, limit, 0), None, remote.deadline()).await.expect("an answer");
         }
@@ -102,7 +103,7 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
 }
 
 fn plan(key: u64, limit: Limit, lease: u64) -> Plan {
-    // A counter of one algorithm is none of another's.
+    // Each algorithm has its own counters.
     let kind = match limit {
         Limit::TokenBucket(_) => 0,
         Limit::SlidingWindow(_) => 1,

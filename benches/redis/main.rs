@@ -1,5 +1,5 @@
-//! What a decision costs Redis: its own processor time, by its own count, beside scripts and commands of the plainest
-//! kind on the same server in the same run. `cargo run --release --example redis_cpu`
+//! The cost of a decision in Redis: the server's CPU time as it reports it, beside minimal scripts and commands on the
+//! same server in the same run. `cargo run --release --example redis_cpu`
 
 mod server;
 
@@ -12,16 +12,16 @@ use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 use crate::server::Server;
 
-/// GCRA as it is commonly written, for any number of buckets.
+/// A common form of GCRA for any number of buckets.
 const BARE: &str = include_str!("bare_gcra.lua");
 
 /// Decisions of each row in each round.
 const DECISIONS: usize = 64_000;
 
-/// Each row is measured so often, in turn with the others; the median counts.
+/// Rounds. The rows take turns in each, and the median counts.
 const ROUNDS: usize = 5;
 
-/// Counters that are asked in turn.
+/// Counters that decisions take in turn.
 const COUNTERS: usize = 4_096;
 
 const SECOND: u64 = 1_000_000;
@@ -82,7 +82,7 @@ async fn measure() {
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-/// Where the counters of windows begin.
+/// The first number of the counters of windows.
 const WINDOWS: usize = 1 << 20;
 
 fn counter(number: usize) -> CounterName {
@@ -105,7 +105,7 @@ fn bucket() -> Limit {
     Limit::TokenBucket(TokenBucket::new(100, SECOND, 100, 0).expect("it can be held"))
 }
 
-/// Microseconds of the server's processor for each of so many decisions.
+/// Microseconds of the server's CPU time per decision.
 async fn cost<F: Future<Output = ()>>(server: &Server, decisions: usize, work: impl FnOnce() -> F) -> f64 {
     let before = server.cpu().await;
     work().await;
@@ -123,7 +123,7 @@ async fn bare(server: &Server, batch: usize) -> f64 {
             for number in 0..batch {
                 cmd.arg([b"bare:", &key(counter(call * batch + number))[..]].concat());
             }
-            // Microseconds of a token, and of all.
+            // Microseconds of one token, and of a full bucket.
             cmd.arg(SECOND / 100).arg(SECOND);
             cmd
         })
@@ -176,7 +176,7 @@ async fn one_bucket(server: &Server, store: &Redis) -> f64 {
     .await
 }
 
-/// Fills a window with grants, one at a moment.
+/// Fills a window with single grants at distinct moments.
 async fn fill(store: &Redis, window: SlidingWindow) {
     let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
     for number in 0..window.limit {
@@ -184,11 +184,11 @@ async fn fill(store: &Redis, window: SlidingWindow) {
     }
 }
 
-/// Charges of a full window, each of which forgets the oldest grant.
+/// Charges of a full window, each of which drops the oldest grant.
 async fn full_window(server: &Server, store: &Redis, window: SlidingWindow, begin: Timestamp) -> f64 {
     let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
     let step = window.window / u64::from(window.limit);
-    // Once around, so that the grants are a step apart.
+    // One full window first, so that the grants are a step apart.
     let mut now = begin;
     for _ in 0..window.limit {
         now = now.plus(step);

@@ -1,4 +1,4 @@
-//! A Redis of the bench's own, which keeps nothing.
+//! A Redis of the bench, without persistence.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 
-/// A running server. It ends when this is dropped.
+/// A running server. It stops when this is dropped.
 pub struct Server {
     process: Child,
     pub port: u16,
@@ -14,7 +14,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one, and waits until it answers.
+    /// Starts a server and waits until it answers.
     pub async fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
@@ -40,7 +40,7 @@ impl Server {
         client.get_multiplexed_async_connection().await
     }
 
-    /// The processor time that it has used.
+    /// CPU time that the server has used.
     pub async fn cpu(&self) -> Duration {
         let mut connection = self.connection().await;
         let text: String = redis::cmd("INFO").arg("cpu").query_async(&mut connection).await.expect("it answers");
@@ -51,7 +51,7 @@ impl Server {
         seconds("used_cpu_user") + seconds("used_cpu_sys")
     }
 
-    /// Bytes that a key takes with what it holds.
+    /// Bytes that a key takes with its value.
     pub async fn memory_usage(&self, key: &[u8]) -> u64 {
         let mut connection = self.connection().await;
         let bytes = redis::cmd("MEMORY").arg("USAGE").arg(key).query_async(&mut connection).await;

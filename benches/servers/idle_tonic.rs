@@ -1,5 +1,5 @@
-//! The idle tonic server: what a rate limit service costs that is written as tonic shows it and decides nothing.
-//! tonic's own transport, the system's allocator.
+//! A tonic server that decides nothing: the cost of a rate limit service written as in tonic's examples, with tonic's
+//! own transport and the system's allocator.
 
 mod noop;
 

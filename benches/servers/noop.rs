@@ -1,4 +1,4 @@
-//! The rate limit service that decides nothing: one OK status for every question.
+//! A rate limit service that decides nothing: one OK status for every request.
 
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_service_server::{
@@ -18,12 +18,12 @@ impl RateLimitService for Noop {
     }
 }
 
-/// The service as it was generated.
+/// The generated service around it.
 pub fn service() -> RateLimitServiceServer<Noop> {
     RateLimitServiceServer::new(Noop)
 }
 
-/// Says where it listens, in the words of the real program.
+/// Prints the address in the form of the real program.
 pub fn announce(address: std::net::SocketAddr) {
     eprintln!("noop: gRPC on {address}");
 }

@@ -1,5 +1,5 @@
-//! The no-op generated service on hyper: the same service, answered by hyper's HTTP/2 directly, with mimalloc. What
-//! remains when everything but the protocol is left out.
+//! The no-op service on hyper: the generated service, served directly by hyper's HTTP/2, with mimalloc. It shows the
+//! cost of the protocol alone.
 
 mod noop;
 
