@@ -1,4 +1,4 @@
-//! Configuration: what a file means, what is said about a broken one, and what a reload changes.
+//! Configuration: the meaning of a file, the errors about a broken one, and the effects of a reload.
 
 mod support;
 

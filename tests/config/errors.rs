@@ -1,4 +1,4 @@
-//! Every broken file of tests/config/broken with everything that is said about it.
+//! Every broken file of tests/config/broken with all errors that are reported for it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,7 +12,7 @@ fn variables(name: &str) -> Option<String> {
     }
 }
 
-/// Random numbers that are the same in every run (xorshift64).
+/// Pseudorandom numbers, the same in every run (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -32,7 +32,7 @@ fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
         for entry in std::fs::read_dir(root.join(directory)).expect("the directory is there") {
             let path = entry.expect("readable").path();
             let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-            // A bomb is slow by design, and a schema is no configuration.
+            // An alias bomb is slow by design, and a schema is not a configuration.
             if name.starts_with("alias_bomb") || name.ends_with(".json") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! What a configuration means: the samples, the schema, variables, directories, and files of rate-sync.
+//! The meaning of a configuration: samples, schema, variables, directories, and files of rate-sync.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
 }
 
-/// Every sample: path and text.
+/// Every sample, with its path and text.
 fn samples() -> Vec<SourceText> {
     let mut samples: Vec<SourceText> = std::fs::read_dir(directory())
         .expect("the samples are there")
@@ -107,7 +107,7 @@ fn the_login_sample_means_what_its_comments_say() {
     assert_eq!(config.server.authz.domain, "edge");
 }
 
-/// An engine by a sample, with a clock that waits to be told.
+/// An engine with the rules of a sample, and its manual clock.
 fn engine(name: &str) -> (engine::Engine, ManualClock) {
     let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
     let config = sample(name);
@@ -116,7 +116,7 @@ fn engine(name: &str) -> (engine::Engine, ManualClock) {
     (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
 }
 
-/// What a sample decides: the limiter that refuses, or none.
+/// The limiter that refuses a request under a sample's rules, if one does.
 fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
     let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
     let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
@@ -205,7 +205,7 @@ fn as_json(source: &SourceText) -> serde_json::Value {
     }
 }
 
-/// What the schema has against a file.
+/// The schema's objections to a file.
 fn objections(schema: &jsonschema::Validator, source: &SourceText) -> String {
     schema.iter_errors(&as_json(source)).map(|error| format!("{}: {error}\n", error.instance_path())).collect()
 }
@@ -432,7 +432,7 @@ fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
     assert!(refused(&elsewhere).contains("an entry that the domain never has"));
 }
 
-// Variables.
+// Variables
 
 fn environment(name: &str) -> Option<String> {
     let value = match name {
@@ -544,7 +544,7 @@ fn a_url_shows_only_what_is_plainly_no_credential() {
     }
 }
 
-// Directories.
+// Directories
 
 fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
@@ -554,7 +554,7 @@ fn written(files: &[(&str, &str)]) -> tempfile::TempDir {
     directory
 }
 
-/// What is wrong with a directory, with its own path left out.
+/// The errors of a directory, without its own path.
 fn directory_errors(files: &[(&str, &str)]) -> String {
     let directory = written(files);
     let errors = Config::load(Some(directory.path())).expect_err("refused").to_string();
@@ -625,7 +625,7 @@ fn paths_that_cannot_be_read_are_told() {
     assert!(errors.ends_with("a.toml: not UTF-8 at line 2"), "{errors}");
 }
 
-// Files of rate-sync.
+// Files of rate-sync
 
 #[test]
 fn a_rate_sync_file_is_read_as_it_is() {

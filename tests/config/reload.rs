@@ -1,4 +1,4 @@
-//! Another configuration while it serves: taken whole or not at all, and what counters keep (semantics 29).
+//! Reloads: a new configuration is applied as a whole or not at all, and counters keep their state (semantics 29).
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use tollgate::telemetry::Door;
 
 use crate::support::service::{CHECK, Rls};
 
-/// Served from a file, which becomes another when a test says so.
+/// A service that is served from a file which the test replaces.
 struct Served {
     directory: TempDir,
     service: Arc<Service>,
@@ -59,13 +59,13 @@ impl Served {
         self.directory.path().join("tollgate.toml")
     }
 
-    /// Writes the file anew and looks at it.
+    /// Replaces the file and reloads it.
     fn become_(&mut self, text: &str) -> ReloadOutcome {
         fs::write(self.file(), format!("{SERVER}{text}")).expect("a file");
         self.reloader.reload(false)
     }
 
-    /// Writes the file anew, which must be taken as it is.
+    /// Replaces the file and reloads it; it must be applied in full.
     fn take(&mut self, text: &str) {
         assert_eq!(self.become_(text), ReloadOutcome::Applied { pending: Vec::new() });
     }
@@ -76,7 +76,7 @@ impl Served {
         self.service.current().decide(Door::Rls, &request).await
     }
 
-    /// How many requests of an account pass before one is refused.
+    /// The number of requests of an account that pass before one is refused.
     async fn passes(&self, account: &str) -> usize {
         for passed in 0..100 {
             if !self.ask(&[("account", account)]).await.allowed() {
@@ -154,7 +154,7 @@ async fn semantics_29_a_changed_algorithm_store_alignment_or_window_is_a_fresh_c
         assert_eq!(served.passes("ada").await, 5, "{before}");
         served.take(&login(after));
         assert_eq!(served.passes("ada").await, 5, "{after}: a fresh counter");
-        // The one before was not forgotten: nothing is charged twice when a mistake is taken back.
+        // The earlier counter still exists: taking a mistake back does not charge anything twice.
         served.take(&login(before));
         assert_eq!(served.passes("ada").await, 0, "{before}");
         served.take(&login(before).replace("store = 'main'", "store = 'other'"));
@@ -191,12 +191,12 @@ async fn a_slot_that_was_taken_before_a_reload_is_given_back_after_it() {
     let mut served = Served::of(&exports("[stores.main]\nengine = 'memory'\n", 2)).await;
     let held = [served.ask(&[("account", "ada")]).await, served.ask(&[("account", "ada")]).await];
     let [first, second] = held.map(|decision| decision.lease().expect("a lease").to_string());
-    // Its store has another place now, and its limiter another number.
+    // Its store has another index now, and its limiter another number.
     served.take(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 0);
     assert_eq!(served.service.release(&first).await, Some(LeaseStatus::Done));
     assert_eq!(served.passes("ada").await, 0, "the other is still held");
-    // Even without any rule that takes one.
+    // Its slots are still in use without a rule that applies it.
     served.take("[stores.main]\nengine = 'memory'\n");
     assert_eq!(served.service.release(&second).await, Some(LeaseStatus::Done));
     served.take(&exports("[stores.main]\nengine = 'memory'\n", 1));
@@ -222,7 +222,7 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         let ReloadOutcome::Rejected(problems) = served.become_(bad) else { panic!("taken: {bad}") };
         match Config::load(Some(&served.file())) {
             Err(errors) => assert_eq!(problems.join("\n"), errors.to_string()),
-            // What `check` accepts, and cannot be served here.
+            // `check` accepts it, but this machine cannot serve it.
             Ok(_) => assert!(problems[0].starts_with("stores.main: no/such.pem: "), "{problems:?}"),
         }
         assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
@@ -290,7 +290,7 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
     };
     let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
-    // It stays pending, and nothing is pending once it is taken back.
+    // It stays pending until the file says again what is in use.
     assert!(matches!(served.become_(&other), ReloadOutcome::Applied { pending } if pending.len() == 3));
     served
         .take(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")));
@@ -319,7 +319,7 @@ async fn semantics_13_the_kill_switch_is_a_reload() {
     assert_eq!(served.passes("ada").await, 0);
 }
 
-/// A version whose settings say who somebody is, and whose rules let nobody else pass.
+/// A version that reads `who` from a header of its own and denies every other value.
 fn version(who: &str) -> String {
     format!(
         "[authz]\ndomain = 'edge'\n[authz.entries]\nwho = {{ header = 'x-{who}' }}\n[domains.edge]\nunmatched = 'deny'\n\
