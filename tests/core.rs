@@ -1,5 +1,5 @@
-//! What the library means, with no socket and no process beside it: semantics, the behaviour of each algorithm,
-//! properties that always hold, races of threads, and the fuzz targets over bounded input.
+//! The meaning of the library, without sockets or other processes: semantics, behaviour of each algorithm, properties,
+//! races between threads, and the fuzz targets on bounded input.
 
 mod support;
 

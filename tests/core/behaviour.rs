@@ -1,24 +1,23 @@
-//! What users of rate limiters expect, case by case, on the memory store with a clock that waits to be told.
+//! Behaviour that users of rate limiters expect, case by case, on the memory store with a manual clock.
 //!
-//! The cases are numbered as in the catalogue that the project keeps of the libraries whose users it serves:
-//! W windows, B buckets, P pacing, C concurrency, M several limits at once, S state, H headers and hashes.
+//! The cases are numbered as in the project's catalogue of the libraries that its users come from:
 //!
 //! | not here | because |
 //! | --- | --- |
-//! | W4, W5, P1 to P5, C3, C4, C7 | they wait for a slot or a token: the acquire API's |
-//! | C5 | a guard that gives back on the way out is the library's; a stream that breaks off is the door's |
-//! | M4, M5 | "any of" is no operator of a plan |
-//! | H1, H3, E | what a door answers and what configuration refuses |
+//! | W4, W5, P1 to P5, C3, C4, C7 | they wait for a slot or a token, which is the acquire API |
+//! | C5 | a guard that releases when it is dropped belongs to the library; a reset stream belongs to the doors |
+//! | M4, M5 | a plan has no "any of" |
+//! | H1, H3, E | they are about responses of the doors and errors of the configuration |
 //!
-//! What those libraries get wrong is numbered too: R in rate-sync, D in distributed-rate-limiter, A in async-ratelimit.
-//! A test here or in another file that names such a weakness fails if tollgate has it. Of these there is none, for they
-//! are no service's:
+//! Known faults of those libraries are numbered too: R in rate-sync, D in distributed-rate-limiter, A in
+//! async-ratelimit. A test, here or in another file, that names such a weakness fails if tollgate has it. The following
+//! do not apply to a service and have no test:
 //!
 //! | no test | because |
 //! | --- | --- |
-//! | R6 | every request fails for the annotations of FastAPI's dependencies: no framework calls us in its own process |
-//! | R17 | each waiter asks the store every 5 ms: a request that does not pass is refused, and nobody waits here |
-//! | D10 | a Python package lacks what it needs, and its documented imports: this is one binary; for documents see R29 |
+//! | R6 | annotations break FastAPI's dependency injection: no framework calls tollgate in its own process |
+//! | R17 | each waiter polls the store every 5 ms: tollgate refuses at once, so nothing waits |
+//! | D10 | a Python package misses dependencies and documented imports: tollgate is one binary; for its documents see R29 |
 
 use std::time::Duration;
 
@@ -47,7 +46,7 @@ fn per_account(limiters: Vec<Limiter>, applied: &[&str]) -> World {
 
 const A: &[(&str, &str)] = &[("account", "a")];
 
-/// What is left after each of some calls, or none where it was refused.
+/// The units left after each of some requests; none where the request was refused.
 fn calls(world: &World, count: usize) -> Vec<Option<u32>> {
     let call = |_| {
         let decision = world.ask(A);
@@ -97,7 +96,7 @@ fn case_w07_two_windows_after_a_full_one_nothing_is_counted() {
     }
 }
 
-/// Weakness A2: what was counted before an idle day still weighs.
+/// Weakness A2: hits from before an idle day still count.
 #[test]
 fn case_w08_a_full_window_is_free_after_a_day() {
     for algorithm in [LOG, PAIR, EPOCH, FIRST_HIT] {
@@ -181,7 +180,7 @@ fn case_b04_a_drained_bucket_of_three_is_full_after_two_windows() {
     assert_eq!(world.admits(5, A), 3);
 }
 
-/// Weakness A1: parts of a token are lost whenever somebody asks.
+/// Weakness A1: every request drops the fraction of a token.
 #[test]
 fn case_b05_asking_often_does_not_starve_a_client() {
     let world = one(10, secs(60), bucket(None));
@@ -203,7 +202,7 @@ fn case_b06_idling_earns_the_rate_and_no_more() {
     assert_eq!(world.admits(150, A), 2);
 }
 
-/// Weakness D1: the cost is taken and never counted.
+/// Weakness D1: the cost of a request is accepted and ignored.
 #[test]
 fn case_b07_a_call_pays_its_cost() {
     let world = one(10, secs(60), bucket(None));
@@ -219,7 +218,7 @@ fn case_b08_idling_fills_the_burst() {
     assert_eq!(world.admits(30, A), 20);
 }
 
-/// Weakness R1: a margin for slow clocks lets more pass than the rate, and from 100 a second on everything.
+/// Weakness R1: an allowance for slow clocks admits more than the rate, and everything from 100 a second on.
 #[test]
 fn case_p06_a_rate_admits_what_it_says_under_a_hammer() {
     for rate in [5, 10, 50, 90, 100, 1_000] {
@@ -239,14 +238,14 @@ fn case_p06_a_rate_admits_what_it_says_under_a_hammer() {
 
 // Concurrency
 
-/// The lease of a request that passes.
+/// The lease of a request that is admitted.
 fn acquire(world: &World) -> Option<String> {
     let decision = world.ask(A);
     assert_eq!(decision.lease().is_some(), decision.allowed(), "who passes holds a lease");
     decision.lease().map(str::to_owned)
 }
 
-/// Gives a lease back, as Envoy does when the stream ends.
+/// Releases a lease as Envoy does when the stream ends.
 fn release(world: &World, lease: &str) {
     let decision = world.decide([Descriptor::of([("release", lease)])]);
     assert!(decision.allowed(), "a release is never refused");
@@ -320,7 +319,7 @@ fn case_c10_a_rate_joined_with_slots_never_lets_more_run() {
     assert_eq!(most, 3);
 }
 
-/// Weakness R3: slots are forgotten while they are held, the sooner the faster the rate.
+/// Weakness R3: slots in use are forgotten, and sooner at a higher rate.
 #[test]
 fn case_c11_a_slot_is_held_however_fast_the_rate_is() {
     let joined =
@@ -341,7 +340,7 @@ fn case_c12_the_slot_of_a_killed_holder_is_free_when_its_lease_ends_and_not_befo
     assert_eq!(world.admits(3, A), 2);
 }
 
-/// Weakness R4: under traffic the slot of a killed holder never comes back.
+/// Weakness R4: under traffic, the slot of a killed holder is never freed.
 #[test]
 fn a_slot_that_nobody_gives_back_is_free_in_time_while_others_come_and_go() {
     let world = two_slots();
@@ -358,7 +357,7 @@ fn a_slot_that_nobody_gives_back_is_free_in_time_while_others_come_and_go() {
     assert!(world.passes(A), "the lease has ended");
 }
 
-/// Weakness R3: a release that comes late takes the slot of another.
+/// Weakness R3: a late release frees the slot of another holder.
 #[test]
 fn case_c13_a_late_release_frees_nobody_elses_slot() {
     use futures_util::FutureExt;
@@ -373,7 +372,7 @@ fn case_c13_a_late_release_frees_nobody_elses_slot() {
     assert!(!world.passes(A));
 }
 
-/// Weakness R14: a unit is gone although no slot was free.
+/// Weakness R14: a unit is charged although no slot was free.
 #[test]
 fn case_c14_a_refusal_for_want_of_a_slot_does_not_charge_the_window() {
     let limiters = vec![quota("window", 5, secs(60), LOG), slots("slots", 1, secs(300))];
@@ -433,7 +432,7 @@ fn case_m06_the_fourth_try_on_an_account_of_three_is_refused_by_the_account() {
     assert_eq!(refused.refusal().and_then(|refusal| refusal.limiter), Some("account"));
 }
 
-/// Weakness R10: limits are asked one after the other, and what was charged before a refusal stays charged.
+/// Weakness R10: limits are checked one after the other, and charges made before a refusal remain.
 #[test]
 fn case_m07_refused_tries_on_one_account_leave_the_address_for_another() {
     let world = address_and_account(10, 3);
@@ -444,13 +443,13 @@ fn case_m07_refused_tries_on_one_account_leave_the_address_for_another() {
     assert_eq!(address.remaining, 6, "3 and this one were charged");
 }
 
-/// Weakness R9: looking and then charging charges twice.
+/// Weakness R9: a peek followed by a charge charges twice.
 #[test]
 fn case_m08_two_limits_of_ten_checked_together_admit_ten_of_twenty() {
     assert_eq!(address_and_account(10, 10).admits(20, &login("1.2.3.4", "a")), 10);
 }
 
-/// Weakness R9: looking consumes.
+/// Weakness R9: a peek consumes.
 #[test]
 fn case_m09_peeking_takes_nothing() {
     let world = address_and_account(10, 10);
@@ -460,7 +459,7 @@ fn case_m09_peeking_takes_nothing() {
     assert_eq!(world.admits(11, &login("1.2.3.4", "a")), 10);
 }
 
-/// Weaknesses R9, R28: what nobody configured has no limit, and nobody chose that.
+/// Weaknesses R9, R28: a limiter that is not configured silently has no limit.
 #[test]
 fn case_m10_descriptors_that_no_rule_knows_follow_the_domain() {
     use tollgate::rules::{Domain, RuleBook, Unmatched};
@@ -481,7 +480,7 @@ fn case_m10_descriptors_that_no_rule_knows_follow_the_domain() {
 
 // State, keys
 
-/// Weaknesses D5, A4: limiters that see the same identity share a counter.
+/// Weaknesses D5, A4: limiters of the same identity share a counter.
 #[test]
 fn case_s07_two_limiters_and_one_identity_are_independent() {
     let limiters = vec![quota("reads", 2, secs(60), LOG), quota("writes", 2, secs(60), LOG)];

@@ -1,14 +1,14 @@
-//! A second opinion on every algorithm, slow and plain: what was granted is kept one by one, and how long to wait is
-//! not computed but looked for. It shares nothing with `limiter` but the words of a check.
+//! A second implementation of every algorithm, slow and plain: it stores every grant, and searches for the time to wait
+//! instead of computing it. It shares only the types of a check with `limiter`.
 //!
 //! ```text
-//!   left(now)  = what the numbers allow - what is counted at now      in grains, so that parts of a token are exact
-//!   passes     = left is enough
-//!   retry, reset: at that moment it holds, one microsecond earlier it did not
+//! left(now)  = allowed units - units counted at now             in grains, so that fractions of a token are exact
+//! passes     = enough units are left
+//! retry, reset: true at that moment and false one microsecond earlier
 //! ```
 //!
-//! Only a bucket whose numbers changed is not known exactly: the implementation rounds what was used up, by less than
-//! one of its own parts of a token. Then `left` is a range, and inside it the implementation is believed.
+//! Only a bucket whose numbers changed is not known exactly: the implementation rounds its level by less than one of
+//! its own fractions of a token. Then `left` is a range, and within it the implementation's answer is accepted.
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, CalendarBounds, LeaseId, LeaseStatus};
@@ -16,10 +16,10 @@ use tollgate::plan::{Check, Needs, Outcome};
 
 use crate::support::reference::numbers::Numbers;
 
-/// Grains in a unit: every window that the tests use divides it.
+/// Grains in a unit: a multiple of every window that the tests use.
 const UNIT: i128 = 7 * 3_600_000_000;
 
-/// What is counted, kept plainly.
+/// The state of a counter, in its plainest form.
 #[derive(Clone, Debug)]
 pub enum Model {
     Bucket(Bucket),
@@ -30,7 +30,7 @@ pub enum Model {
 }
 
 impl Model {
-    /// Nothing counted yet by these numbers' algorithm.
+    /// The empty state of these numbers' algorithm.
     pub fn of(numbers: Numbers) -> Self {
         match numbers {
             Numbers::Bucket { .. } => Model::Bucket(Bucket::default()),
@@ -41,7 +41,7 @@ impl Model {
         }
     }
 
-    /// Follows a check through its group and says where `outcome` is wrong. `refused` says that another check of the
+    /// Applies a check of a group and describes an error of `outcome`, if it has one. `refused`: another check of the
     /// group refuses.
     pub fn follow(
         &mut self,
@@ -75,7 +75,7 @@ impl Model {
         self.agree(numbers, check, now, outcome);
     }
 
-    /// Compares what the implementation says of the state after the group.
+    /// Compares `outcome` with the state after the group.
     fn agree(&self, numbers: Numbers, check: &Check, now: u64, outcome: &Outcome) {
         if check.always_denied {
             assert_eq!((outcome.limit, outcome.remaining, outcome.retry_after), (0, 0, None), "always_denied");
@@ -103,7 +103,7 @@ impl Model {
         }
     }
 
-    /// Whether all needs are met at a moment: surely, and possibly.
+    /// Whether all needs are met at a moment: certainly, and possibly.
     fn met(&self, numbers: Numbers, needs: &Needs, now: u64) -> (bool, bool) {
         let (least, most) = self.left(numbers, now);
         let enough = |left: i128| {
@@ -113,7 +113,7 @@ impl Model {
         (enough(least), enough(most))
     }
 
-    /// Moments ahead of now become now.
+    /// Moves grants that lie in the future to now.
     fn correct(&mut self, numbers: Numbers, now: u64) {
         match (self, numbers) {
             (Model::Bucket(bucket), _) => bucket.at = bucket.at.min(now),
@@ -150,7 +150,7 @@ impl Model {
         }
     }
 
-    /// What is left at a moment, at least and at most, in grains. Negative when more is counted than allowed.
+    /// The grains left at a moment: the least and the most possible. Negative when more is counted than allowed.
     fn left(&self, numbers: Numbers, now: u64) -> (i128, i128) {
         let exactly = |limit: u32, counted: u64| {
             let left = (i128::from(limit) - i128::from(counted)) * UNIT;
@@ -170,7 +170,7 @@ impl Model {
         }
     }
 
-    /// Whether nothing is counted at a moment: surely, and possibly.
+    /// Whether nothing is counted at a moment: certainly, and possibly.
     fn forgotten(&self, numbers: Numbers, now: u64) -> (bool, bool) {
         let exactly = |forgotten: bool| (forgotten, forgotten);
         match (self, numbers) {
@@ -186,7 +186,7 @@ impl Model {
         }
     }
 
-    /// Gives a lease back, or lets it live longer.
+    /// Releases a lease or extends it.
     pub fn change(&mut self, lease: LeaseId, renew: Option<u64>, now: Timestamp, status: LeaseStatus) {
         let Model::Slots(slots) = self else { unreachable!("only slots are given back") };
         let now = now.micros();
@@ -206,7 +206,7 @@ impl Model {
     }
 }
 
-/// What was used of a bucket, in grains, at least and at most, as of the last time it was written.
+/// The level of a bucket in grains when it was last written: the least and the most possible.
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
     least: i128,
@@ -220,7 +220,7 @@ impl Bucket {
         let Numbers::Bucket { tokens, window, burst, debt } = numbers else { unreachable!("it is a bucket's") };
         let mut most = self.most;
         if self.written_by.is_some_and(|writer| parts(writer) != parts(numbers)) && most > 0 {
-            // Rounded up into other parts of a token, by way of a grid of at least 2^19 parts.
+            // Rounded up to other fractions of a token, by a grid of at least 2^19 steps.
             most += UNIT / i128::from(parts(numbers)) + UNIT / (1 << 18) + 1;
         }
         let owed = (i128::from(burst) + i128::from(debt)) * UNIT;
@@ -241,10 +241,10 @@ impl Bucket {
     }
 }
 
-/// Into how many parts a token is divided so that a microsecond drains a whole number of them.
+/// The number of fractions of a token such that a microsecond drains a whole number of them.
 fn parts(numbers: Numbers) -> u64 {
     let Numbers::Bucket { tokens, window, .. } = numbers else { unreachable!("it is a bucket's") };
-    // A whole number of parts drains when parts * tokens / window is whole.
+    // A whole number of fractions drains when fractions * tokens / window is whole.
     let (mut divisor, mut rest) = (window, u64::from(tokens));
     while rest > 0 {
         (divisor, rest) = (rest, divisor % rest);
@@ -263,7 +263,7 @@ impl Log {
         self.grants.iter().filter(|grant| **grant + window > now).count()
     }
 
-    /// The oldest grants that count go. What no longer counts goes with them, but nothing goes for nothing.
+    /// Removes the oldest grants that count, and expired ones with them. Does nothing if none counts.
     fn refund(&mut self, window: u64, now: u64, units: u32) {
         if self.counted(window, now) > 0 {
             self.grants.retain(|grant| grant + window > now);
@@ -272,7 +272,7 @@ impl Log {
         }
     }
 
-    /// Past the limit the oldest grant goes for the newest, but there are never fewer than there were.
+    /// Past the limit the newest grant replaces the oldest, but the number of grants never falls.
     fn charge(&mut self, limit: u32, window: u64, now: u64, units: u32) {
         self.grants.retain(|grant| grant + window > now);
         let full = self.grants.len().max(limit as usize);
@@ -286,7 +286,7 @@ impl Log {
 #[derive(Clone, Debug, Default)]
 pub struct Pair {
     units: Vec<(u64, u64)>,
-    /// The window that was current when something was written.
+    /// The current window when the counter was last written.
     latest: u64,
 }
 
@@ -303,7 +303,7 @@ impl Pair {
         units.sum::<u64>().min(u32::MAX.into())
     }
 
-    /// The formula of semantics 22.
+    /// The estimate of semantics 22.
     fn estimate(&self, window: u64, now: u64) -> u64 {
         let (number, elapsed) = (now / window, now % window);
         let s = window.div_ceil(1 << 20);
@@ -329,7 +329,7 @@ impl Pair {
     }
 }
 
-/// Every hit of the window that is open.
+/// Every hit of the current window.
 #[derive(Clone, Debug, Default)]
 pub struct Fixed {
     window: Option<(u64, u64)>,
@@ -367,7 +367,7 @@ impl Fixed {
     }
 }
 
-/// Where a window that is hit now starts and ends.
+/// The start and end of a window that is hit now.
 fn around(alignment: Alignment, now: u64) -> (u64, u64) {
     match alignment {
         Alignment::Epoch(window) => (now / window * window, (now / window + 1) * window),
@@ -380,7 +380,7 @@ fn around(alignment: Alignment, now: u64) -> (u64, u64) {
     }
 }
 
-/// Every lease that was not given back.
+/// Every lease that was not released.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     leases: Vec<Held>,

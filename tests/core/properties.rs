@@ -1,4 +1,4 @@
-//! What always holds, whatever is asked in whatever order. Seeds are fixed, so every run asks the same.
+//! Properties that hold for every sequence of requests. Seeds are fixed, so every run has the same sequences.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -24,22 +24,22 @@ use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, Scope
 
 const HOUR: u64 = 3_600 * SECOND;
 
-/// Where the clock goes before a step.
+/// How the clock moves before a step.
 #[derive(Clone, Copy, Debug)]
 enum Move {
-    /// Sixteenths of the window, and microseconds more.
+    /// By sixteenths of the window, and some microseconds.
     By(i64, i64),
-    /// To the moment at which the last refusal said to come back, and microseconds more.
+    /// To the retry time of the last refusal, and some microseconds.
     Retry(i64),
-    /// To the moment at which nothing was to be counted, and microseconds more.
+    /// To the last reset time, and some microseconds.
     Reset(i64),
 }
 
-/// One thing asked of one counter.
+/// One request to one counter.
 #[derive(Clone, Debug)]
 struct Step {
     to: Move,
-    /// Which of the case's numbers decide it.
+    /// The index of the numbers that decide it.
     numbers: prop::sample::Index,
     needs: Needs,
     charges: Charges,
@@ -66,7 +66,7 @@ fn moves() -> impl Strategy<Value = Move> {
 fn steps(most: u32, slots: bool) -> impl Strategy<Value = Step> {
     let asks = asks(ANYTHING, most).prop_map(move |(mut needs, charges, refund)| {
         if slots {
-            // A slot is one slot, whatever the hits.
+            // A check of slots takes one slot, whatever the hits.
             needs.fits = needs.fits.min(1);
         }
         (needs, charges, refund)
@@ -93,7 +93,7 @@ fn steps(most: u32, slots: bool) -> impl Strategy<Value = Step> {
     )
 }
 
-/// Follows one counter through steps, with the model beside it. Only what `advance` says it wrote is kept.
+/// Applies steps to one counter and to its model. Between steps, only the state that `advance` wrote is stored.
 fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
     let (mut state, mut model) = (State::Empty, Model::of(numbers[0]));
     let (mut now, mut retry, mut reset) = (START, START, START);
@@ -219,7 +219,7 @@ fn slots_agree_with_a_list_of_leases() {
 
 // Whole plans
 
-/// Nothing but charges, and time that moves on.
+/// Charges only, and a clock that never steps back.
 const PLAIN: Scope = Scope {
     every_verb: false,
     charges_on_refusals: false,
@@ -229,14 +229,14 @@ const PLAIN: Scope = Scope {
     several_groups: false,
 };
 
-/// The numbers a check of the plans is decided by, where they do not change.
+/// The numbers that decide a check of the plans, where they do not change.
 fn numbers_of(check: &Check) -> Numbers {
     let counters = counters();
     let counter = counters.iter().find(|counter| counter.name == check.counter).expect("plans ask these counters");
     counter.numbers[0]
 }
 
-/// Walks through plans, with the reference that decides them and the moment of each.
+/// Applies plans to the reference, and visits each with its moment.
 fn walk(steps: &[(i64, Plan)], mut visit: impl FnMut(&mut Reference, &Plan, Timestamp)) {
     let (mut reference, mut now) = (Reference::default(), START);
     for (by, plan) in steps {
@@ -245,10 +245,10 @@ fn walk(steps: &[(i64, Plan)], mut visit: impl FnMut(&mut Reference, &Plan, Time
     }
 }
 
-/// Units that were admitted on one counter, by their moments.
+/// Units admitted on one counter, with their moments.
 type Admitted = Vec<(u64, u32)>;
 
-/// Units within `length` from any admitted moment on.
+/// The most units admitted within `length` after any admitted moment.
 fn most_within(admitted: &Admitted, length: u64) -> u64 {
     let from = |&(start, _): &(u64, u32)| {
         let inside = admitted.iter().filter(|(moment, _)| (start..start + length).contains(moment));
@@ -327,7 +327,7 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                         let (_, log) = admitted.entry(check.counter).or_insert((numbers, Vec::new()));
                         match (passes, outcome.passes) {
                             (true, _) => log.push((now.micros(), check.charges.admitted)),
-                            // What a refusal pays for is no admitted unit, but it can be a window's first hit.
+                            // The charge of a refusal admits no unit, but it can be the first hit of a window.
                             (false, true) if check.charges.passed > 0 => log.push((now.micros(), 0)),
                             (false, false) if check.charges.refused > 0 => log.push((now.micros(), 0)),
                             (false, _) => {}
@@ -364,13 +364,13 @@ fn a_refusals_retry_after_is_exact() {
             let waits: Option<Vec<u64>> = refusing.collect();
             let admits_after = |wait: u64| reference.clone().apply(plan, now.plus(wait)).admitted;
             match waits {
-                // One of them never passes.
+                // At least one check never passes.
                 None => assert!(!admits_after(1_000 * HOUR)),
                 Some(waits) => {
                     let longest = waits.into_iter().max().expect("a refused plan has a refusing check");
                     assert!(longest > 0, "a refusal waits");
                     assert!(!admits_after(longest - 1), "sooner than {longest}");
-                    // A check that passed and paid for the refusal may have nothing left for the next try.
+                    // A check that passed and was charged for the refusal may have nothing left for the retry.
                     let paid = plan.checks.iter().zip(&applied.answers).any(|(check, answer)| {
                         !check.shadow && check.charges.passed > 0 && answer.is_ok_and(|outcome| outcome.passes)
                     });
@@ -388,7 +388,7 @@ fn a_refused_plan_changes_no_later_answer() {
     let scope = Scope { every_verdict: true, ..PLAIN };
     let refused = std::cell::Cell::new(0);
     always(400, plans(scope, 250), |steps| {
-        // The second world never sees what the first one refuses.
+        // The second counters never see the plans that the first ones refuse.
         let mut without = Reference::default();
         walk(&steps, |reference, plan, now| {
             let applied = reference.apply(plan, now);
@@ -404,9 +404,9 @@ fn a_refused_plan_changes_no_later_answer() {
     assert!(refused.get() > 10_000, "{} refused plans", refused.get());
 }
 
-// The ends of all numbers
+// The limits of all numbers
 
-/// From one to the largest, each size as likely as the next.
+/// From one to the largest, with every magnitude equally likely.
 fn of_any_size(largest: u64) -> impl Strategy<Value = u64> {
     let bits = 64 - largest.leading_zeros();
     let sized = (0..=bits, any::<u64>())
@@ -438,7 +438,7 @@ fn any_quota() -> impl Strategy<Value = Quota> {
     )
 }
 
-/// The largest integer that a double counts exactly.
+/// The largest integer up to which a double is exact.
 const EXACT: u64 = 1 << 53;
 
 #[test]
@@ -450,7 +450,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
         let (mut held, mut now) = (StateCell::default(), START);
         let mut admitted: Admitted = Vec::new();
         for (number, (by, cost, how, exact)) in steps.into_iter().enumerate() {
-            // Up to the year 2255; the largest moments are still counted exactly.
+            // Up to the year 2255; the largest timestamps are still exact.
             now = Timestamp::from_micros((now.micros() + by / 16).min(EXACT - 1));
             let mut cost = if exact { cost.min(quota.limit).max(1) } else { cost };
             if matches!(quota.algorithm, Algorithm::SlidingWindow) {
@@ -494,7 +494,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
             }
             Algorithm::SlidingWindow => Numbers::Log { limit: quota.limit, window },
             Algorithm::SlidingCounter => Numbers::Pair { limit: quota.limit, window },
-            // Refunds and restarts move the windows of first hits; epoch windows cover the arithmetic.
+            // Refunds and restarts move the windows that start at the first hit; epoch windows cover the arithmetic.
             Algorithm::FixedWindow(_) => return,
         };
         admits_no_more_than(numbers, &admitted);
@@ -532,7 +532,7 @@ fn a_configured_rate_is_met_within_a_percent_and_never_exceeded() {
 // Names
 
 fn part() -> impl Strategy<Value = String> {
-    // Few characters, many of them separators, so that a sloppy name would collide.
+    // Few characters, many of them separators, so that ambiguous names would collide.
     prop::collection::vec(select(vec!['a', 'b', ':', '/', '\0', '|', 'é', '1']), 0..5)
         .prop_map(|characters| characters.into_iter().collect())
 }

@@ -1,4 +1,4 @@
-//! Many threads at once, on the machine's own clock: the configured number is the admitted number.
+//! Many threads at once, on the machine's own clock: exactly the configured number is admitted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Barrier, Mutex};
@@ -19,7 +19,7 @@ const THREADS: usize = 20;
 const TRIES: usize = 500;
 const A: &[(&str, &str)] = &[("account", "a")];
 
-/// No window of this length ends during a test that is not unlucky by a millionth.
+/// The window of the tests: a boundary falls into a test with a probability of about a millionth.
 const WINDOW: std::time::Duration = secs(86_400);
 
 fn engine(limiters: Vec<Limiter>, rules: Vec<Rule>) -> Engine {
@@ -33,7 +33,7 @@ fn decide(engine: &Engine, entries: &[(&str, &str)]) -> Decision {
     engine.decide(&request).now_or_never().expect("the memory store never waits")
 }
 
-/// Lets 500 requests go at one moment and counts those that pass.
+/// Starts 500 requests at the same moment and counts the admitted ones.
 fn stampede(engine: &Engine, request: impl Fn(&Engine, usize) -> bool + Sync) -> usize {
     let start = Barrier::new(THREADS);
     thread::scope(|scope| {
@@ -87,7 +87,7 @@ fn a_composite_of_two_limits_and_slots_admits_what_its_smallest_admits() {
 
 #[test]
 fn plans_that_meet_in_opposite_orders_neither_block_each_other_nor_admit_more() {
-    // Each request charges two of four accounts, in both orders.
+    // Each request charges two of four accounts, in either order.
     let engine = engine(
         vec![quota("account", 10, WINDOW, Algorithm::SlidingWindow)],
         vec![applies("all", [apply("account", &["account"])])],
@@ -141,7 +141,7 @@ fn leases_taken_and_given_back_by_many_threads_never_exceed_their_slots() {
         let Some(lease) = decision.lease() else { return false };
         most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         running.fetch_sub(1, Ordering::SeqCst);
-        // Twice is once, also when both are under way.
+        // Releasing twice releases once, also when both are in flight.
         let statuses = [0; 2].map(|_| engine.release(lease).now_or_never().expect("the memory store never waits"));
         assert_eq!(statuses, [Some(LeaseStatus::Done), Some(LeaseStatus::Unknown)]);
         true

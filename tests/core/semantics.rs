@@ -1,16 +1,16 @@
-//! The decided meanings of `docs/semantics.md`, one test or more for each number that the core keeps.
+//! The definitions of `docs/semantics.md`, with at least one test for each number that concerns the core.
 //!
 //! | number | where else |
 //! | --- | --- |
-//! | 1, 2, 24, 27 | also beside the code: `rules/naming.rs`, `rules/matcher.rs`, `rules/normalise.rs` |
+//! | 1, 2, 24, 27 | also beside the code, in `src/rules/` |
 //! | 3 | also `limiter/tests.rs`, and `races.rs` for the machine's clock |
 //! | 4 | also `properties.rs`, which goes to the ends of all numbers |
 //! | 17 (units), 19, 28 (the answer on the wire), 33 to 36 | the doors' tests |
-//! | 29 (files), 32 | what reloads, and what survives a restart |
+//! | 29 (files), 32 | the tests of reloads and of restarts |
 //! | 30 | `tests/stores/memory.rs` |
-//! | 31 | also what befalls shared stores: `tests/stores/compensation.rs`, `tests/shared_stores/` |
+//! | 31 | also failures of shared stores: `tests/stores/compensation.rs`, `tests/shared_stores/` |
 //!
-//! The last tests here hold the page to the tests, wherever those are.
+//! The last tests of this file compare the page with the numbers that all tests cite.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,7 +51,7 @@ fn one(limiter: Limiter) -> World {
     World::new(vec![limiter], vec![applies("all", [apply(&name, &["account"])])])
 }
 
-/// The same world under another book: its counters stay.
+/// The same world with other rules: its counters stay.
 fn reloaded(world: World, book: RuleBook) -> World {
     let World { engine, clock } = world;
     let rules = Arc::new(Rules::compile(book).expect("the book compiles"));
@@ -60,12 +60,12 @@ fn reloaded(world: World, book: RuleBook) -> World {
     World { engine, clock }
 }
 
-/// Rules by which an entry `see` chooses the limiter to look at.
+/// A rule that applies the limiter to requests whose entry `see` names it.
 fn on_sight(limiter: &str, key: &[&str]) -> Rule {
     rule(limiter, &[("see", limiter)], Action::Apply(vec![apply(limiter, key)]))
 }
 
-/// The limiter that a refusal names.
+/// The limiter that a refusal reports.
 fn refusing(decision: &Decision) -> Option<&str> {
     decision.refusal().and_then(|refusal| refusal.limiter)
 }
@@ -277,10 +277,10 @@ fn semantics_06_each_way_of_passing_is_tested_with_its_own_highest_cost() {
     };
     assert!(asked(1, 8).allowed());
     assert_eq!(world.left(&[("account", "a"), ("by", "fits")]), 2, "the highest cost was charged");
-    // Three do not fit into two, though a unit is left for the overdraft: refused, and the overdraft is charged.
+    // Three units do not fit into two, although one is left for the overdraft: refused, and the overdraft is charged.
     assert!(!asked(3, 1).allowed());
     assert_eq!(world.left(&[("account", "a"), ("by", "fits")]), 1);
-    // One fits and one is left: twenty are charged beyond the limit.
+    // One unit fits and one is left: twenty are charged beyond the limit.
     assert!(asked(1, 20).allowed());
     assert!(!asked(1, 1).allowed());
 }
@@ -324,7 +324,7 @@ fn semantics_06_an_outcome_describes_the_state_after_its_group() {
     assert_eq!(remaining(&refused), 0, "the refused cost has been charged already");
 }
 
-/// Weakness A5: who brings no key is not limited.
+/// Weakness A5: a request without a key is not limited.
 #[test]
 fn semantics_07_leaving_out_the_account_does_not_switch_off_the_limit_on_the_address() {
     let limiters = vec![quota("login_ip", 2, secs(60), LOG), quota("login_account", 1, secs(60), LOG)];
@@ -716,7 +716,7 @@ fn semantics_15_of_several_refusals_the_longest_wait_decides_and_is_named() {
     assert_eq!(retry_after(&never), None, "never is the longest wait");
 }
 
-/// A world whose second store is too small to hold anything.
+/// A world whose second store is too small for any counter.
 fn with_a_full_store(on_store_error: OnStoreError, applied: Vec<Apply>) -> World {
     let nowhere = Limiter { store: 1, on_store_error, ..quota("nowhere", 5, secs(60), LOG) };
     let book = RuleBook {
@@ -915,7 +915,7 @@ fn semantics_20_a_bucket_admits_at_most_its_burst_and_its_rate() {
     assert_eq!(first_hour, 100 + 99, "about twice the limit in the first hour");
 }
 
-/// Weakness D9: the limit told is the rate, and more than that remains.
+/// Weakness D9: the reported limit is the rate, and the reported remaining exceeds it.
 #[test]
 fn semantics_20_the_limit_told_is_the_burst_and_reset_is_until_full() {
     let world = one(quota("limiter", 60, secs(60), bucket(Some(5))));
@@ -1089,7 +1089,7 @@ fn semantics_24_retry_after_is_the_expiry_that_frees_a_slot() {
     assert_eq!(retry_after(&world.ask(&of_tier("free", "a"))), Some(secs(50)), "held - max + 1 = 3: the third");
 }
 
-/// Weakness R10: slots that were taken together are never given back.
+/// Weakness R10: slots that were taken together are never released.
 #[test]
 fn semantics_24_one_lease_holds_all_slots_of_a_request() {
     let limiters = vec![slots("per_account", 1, secs(60)), slots("all", 1, secs(60))];
@@ -1114,12 +1114,12 @@ fn semantics_24_at_most_eight_slots() {
         assert_eq!(refused.refusal().map(|refusal| refusal.reason), Some(Reason::TooLarge));
     };
     too_many(&world_of(9).ask(A));
-    // Whoever looks before it takes takes no fewer, and whoever asks twice for eight takes no more.
+    // A peek in the same request takes no slots away from the count, and a second charge of the same eight adds none.
     let twice = |count, first| world_of(count).decide([hits(first, A), hits(Hits::Charge(1), A)]);
     too_many(&twice(9, Hits::Peek));
     assert!(twice(8, Hits::Peek).allowed());
     assert!(twice(8, Hits::Charge(1)).allowed());
-    // One that was in shadow first is enforced by the rule after it.
+    // A limiter first applied in shadow mode is enforced by the rule after it.
     let limiters = names.iter().map(|name| slots(name, 1, secs(60))).collect();
     let all = |rule| applies(rule, names.iter().map(|name| apply(name, &["account"])).collect::<Vec<_>>());
     too_many(&with_shadow(all("trial"), vec![all("all")], limiters).ask(A));
@@ -1271,7 +1271,7 @@ fn semantics_25_rules_apply_in_the_order_they_are_written() {
     assert!(!World::new(vec![], rules.into_iter().rev().collect()).passes(A));
 }
 
-/// Weakness R28: a limiter that is not there limits nobody.
+/// Weakness R28: a missing limiter does not limit.
 #[test]
 fn semantics_26_a_template_that_finds_no_limiter_takes_its_otherwise_or_refuses() {
     let limiters = vec![quota("api_free", 1, secs(60), LOG), quota("api_pro", 5, secs(60), LOG)];
@@ -1464,7 +1464,7 @@ fn page() -> Vec<usize> {
     page.lines().filter_map(|line| line.strip_prefix("### ")).map(number).collect()
 }
 
-/// The files in a folder of the project and in the folders in it: the name and the text of each.
+/// The files below a folder of the project: the path and the text of each.
 fn texts(folder: &str) -> Vec<(String, String)> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![project.join(folder)];
@@ -1484,13 +1484,13 @@ fn texts(folder: &str) -> Vec<(String, String)> {
     texts
 }
 
-/// The digits that a text begins with.
+/// The digits at the start of a text.
 fn digits(text: &str) -> &str {
     let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     &text[..end]
 }
 
-/// The numbers that a text cites, of a row its ends: 5, 9 and 12 of "semantics 5 and 9 to 12".
+/// The numbers that a text cites, a range by its two ends: 5, 9 and 12 of "semantics 5 and 9 to 12".
 fn cited(text: &str) -> BTreeSet<usize> {
     let mut cited = BTreeSet::new();
     for citation in text.split("semantics ").skip(1) {

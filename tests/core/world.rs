@@ -1,4 +1,4 @@
-//! A whole engine in a few words: a book, a memory store and a clock that waits to be told.
+//! A whole engine for tests: rules, a memory store and a manual clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tollgate::store::{MemorySettings, Stores};
 
 use crate::support::fixtures::DOMAIN;
 
-/// Where the clock stands at first: an aligned start of every window up to a day.
+/// The initial time: an aligned start of every window up to a day.
 pub const START: Timestamp = Timestamp::from_secs(19_676 * 86_400);
 
 /// An engine and its clock.
@@ -24,12 +24,12 @@ pub struct World {
 }
 
 impl World {
-    /// With these limiters and rules, all else as it is by default.
+    /// A world of these limiters and rules, otherwise with defaults.
     pub fn new(limiters: Vec<Limiter>, rules: Vec<Rule>) -> Self {
         Self::of(RuleBook { limiters, rules, ..RuleBook::default() })
     }
 
-    /// With this book, and a memory store for each store it names.
+    /// A world of this book, with a memory store for each store that it names.
     pub fn of(book: RuleBook) -> Self {
         let spaces = vec![MemorySettings::default(); book.stores.len()];
         let clock = ManualClock::at(START);
@@ -37,28 +37,28 @@ impl World {
         Self { engine: Engine::new(rules, Stores::memory(&spaces), Arc::new(clock.clone())), clock }
     }
 
-    /// Decides descriptors together. The memory store never waits.
+    /// Decides descriptors together. The memory store answers at once.
     pub fn decide<'a>(&self, descriptors: impl IntoIterator<Item = Descriptor<'a>>) -> Decision {
         let request = Request { domain: DOMAIN, descriptors: descriptors.into_iter().collect() };
         self.engine.decide(&request).now_or_never().expect("the memory store never waits")
     }
 
-    /// Decides one descriptor that brings one hit.
+    /// Decides one descriptor with one hit.
     pub fn ask(&self, entries: &[(&str, &str)]) -> Decision {
         self.decide([Descriptor::of(entries.iter().copied())])
     }
 
-    /// Whether one hit of these entries passes.
+    /// Whether one hit with these entries passes.
     pub fn passes(&self, entries: &[(&str, &str)]) -> bool {
         self.ask(entries).allowed()
     }
 
-    /// How many of `tries` pass, one after the other at this moment.
+    /// How many of `tries` pass, one after the other at the same moment.
     pub fn admits(&self, tries: usize, entries: &[(&str, &str)]) -> usize {
         (0..tries).filter(|_| self.passes(entries)).count()
     }
 
-    /// What is left, seen without charging.
+    /// The units left, by a peek.
     pub fn left(&self, entries: &[(&str, &str)]) -> u32 {
         let peek = self.decide([hits(Hits::Peek, entries)]);
         peek.tightest().expect("a limiter applies").remaining
@@ -70,7 +70,7 @@ impl World {
     }
 }
 
-/// A descriptor with its own hits.
+/// A descriptor with a number of hits.
 pub fn hits<'a>(hits: Hits, entries: &[(&'a str, &'a str)]) -> Descriptor<'a> {
     Descriptor { hits, ..Descriptor::of(entries.iter().copied()) }
 }

@@ -1,8 +1,8 @@
-//! The fuzz targets on stable Rust: each runs over its corpus, and then over a bounded number of inputs made of it.
+//! The fuzz targets on stable Rust: each runs over its corpus, then over a bounded number of inputs derived from it.
 //!
-//! The same seed makes the same inputs. A failure names it, and keeps the input in a file. `TOLLGATE_FUZZ_SEED` begins
-//! at another one, `TOLLGATE_FUZZ_ROUNDS` makes more, and `TOLLGATE_FUZZ_INPUT` runs the files that it names and nothing
-//! else. `make fuzz` runs the targets for longer, led by coverage.
+//! The same seed makes the same inputs. A failure prints the seed and saves the input to a file. `TOLLGATE_FUZZ_SEED`
+//! sets the first seed, `TOLLGATE_FUZZ_ROUNDS` the number of inputs, and `TOLLGATE_FUZZ_INPUT` names files to run
+//! instead. `make fuzz` runs the targets for longer, guided by coverage.
 
 mod targets;
 
@@ -98,7 +98,7 @@ fn read(file: &Path) -> Vec<u8> {
 }
 
 impl Dice {
-    /// A part of some bytes: short ones are likelier, for they are words.
+    /// A slice of some bytes, more often a short one: short slices are words.
     fn part<'a>(&mut self, of: &'a [u8]) -> &'a [u8] {
         let longest = [4, 16, 64, 1024][self.below(4)];
         let start = self.below(of.len());
@@ -106,7 +106,7 @@ impl Dice {
         &of[start..end]
     }
 
-    /// A file of the corpus with some of it changed, some left out, and parts of others within.
+    /// A file of the corpus with some bytes changed, some removed, and parts of other files inserted.
     fn input(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
         const ODD: [&[u8]; 12] =
             [b"0", b"-1", b"4294967296", b"18446744073709551615", b"\xff", b"\0", b"%", b"\"", b"$", b"*", b"{", b"\n"];

@@ -1,4 +1,4 @@
-//! Any bytes as a question to ext_authz over gRPC.
+//! Any bytes as an ext_authz request over gRPC.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,5 @@
-//! Any text as a configuration, in TOML and in YAML: it is refused with a place, or what is printed of it means the same.
+//! Any text as a configuration, in TOML and in YAML: it is rejected with a location, or its printed form means the
+//! same.
 
 use tollgate::config::{Config, Errors, SourceText};
 use tollgate::limiter::Algorithm;
@@ -6,7 +7,7 @@ use tollgate::rules::{RuleBook, Rules};
 
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // That would read files of this machine.
+    // A `file:` would read files of this machine.
     if text.contains("file:") {
         return;
     }
@@ -30,7 +31,7 @@ fn prints_what_is_accepted_and_equal(mut config: Config) {
         Err(errors) => panic!("what is printed is refused: {errors}\n{printed}"),
     };
     assert_eq!(again.effective(), printed);
-    // What is printed was chosen.
+    // The printed form states the admin address explicitly.
     config.server.admin.chosen = true;
     assert_eq!(again.server, config.server);
     assert_eq!(meaning(&again.book), meaning(&config.book));
@@ -39,7 +40,7 @@ fn prints_what_is_accepted_and_equal(mut config: Config) {
     }
 }
 
-/// Rules as they can be compared: a burst that is left out is the limit.
+/// Rules in a comparable form: an omitted burst is replaced by the limit.
 fn meaning(book: &RuleBook) -> String {
     let mut book = book.clone();
     for quota in book.limiters.iter_mut().filter_map(|limiter| limiter.quota.as_mut()) {
@@ -52,7 +53,7 @@ fn meaning(book: &RuleBook) -> String {
 
 fn have_places(errors: &Errors, name: &str, text: &str) {
     assert!(errors.iter().count() > 0, "refused without an error");
-    // An error may stand at the end, after the last line.
+    // An error may be located at the end, after the last line.
     let lines = text.split(['\n', '\r']).count() as u32 + 1;
     for error in errors.iter() {
         assert_eq!(error.file, name, "{error}");

@@ -1,7 +1,7 @@
-//! Any bytes as a run of requests at moments: what was admitted is counted again, as simply as can be.
+//! Any bytes as a sequence of timed requests; admitted units are counted again in the simplest way.
 //!
 //! ```text
-//!   four bytes a request    | who: 2 bits, which limiter: 2 bits, time: 4 bits | hits | time | time |
+//! four bytes a request    | account: 2 bits, limiter: 2 bits, time: 4 bits | hits | time | time |
 //! ```
 
 use std::collections::HashMap;
@@ -54,7 +54,7 @@ pub fn run(data: &[u8]) {
     for bytes in data.chunks_exact(4) {
         let account = ["a", "b", "A", ""][usize::from(bytes[0] & 3)];
         let kind = ["log", "window", "bucket", "slots"][usize::from(bytes[0] >> 2 & 3)];
-        // Mostly less than a second, at times minutes.
+        // Mostly less than a second, sometimes minutes.
         let step = u64::from(u16::from_le_bytes([bytes[2], bytes[3]])) << (bytes[0] >> 4);
         doors.advance(Duration::from_micros(step));
         let units = u64::from(bytes[1] % 9);
@@ -66,7 +66,7 @@ pub fn run(data: &[u8]) {
         if before.is_empty() && kind != "bucket" {
             assert_eq!(allowed, kind == "slots" || units <= LIMIT, "the first of {kind} has all of its limit");
         }
-        // A peek takes nothing.
+        // A peek charges nothing.
         if allowed && units > 0 {
             before.push((doors.now(), units));
             match kind {
@@ -82,14 +82,14 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// No more than the limit counts at the moment of the last.
+/// The units that count at the moment of the last request do not exceed the limit.
 fn within(admitted: &[(Timestamp, u64)], counts: impl Fn(Timestamp, Timestamp) -> bool, limit: u64) {
     let last = admitted.last().expect("one was admitted").0;
     let counted: u64 = admitted.iter().filter(|(moment, _)| counts(last, *moment)).map(|(_, units)| units).sum();
     assert!(counted <= limit, "{counted} of {limit} were admitted");
 }
 
-/// From each moment to the last, no more than the burst and what came in between.
+/// From each request to the last, no more units than the burst and the refill in between.
 fn refilled(admitted: &[(Timestamp, u64)]) {
     let last = admitted.last().expect("one was admitted").0;
     let mut taken = 0;

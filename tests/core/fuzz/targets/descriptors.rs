@@ -1,4 +1,4 @@
-//! Any bytes as a question to Envoy's rate limit service: read by the door, planned, decided and answered.
+//! Any bytes as a request to Envoy's rate limit service: decoded by the door, planned, decided and answered.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ const DESCRIPTORS: usize = 4;
 const ENTRIES: usize = 5;
 const OVER_LIMIT: i32 = 2;
 
-/// The first rule comes to every account. The others are there to be met on the way.
+/// The first rule matches every account. The others only have to be evaluated.
 static DOORS: LazyLock<Doors> = LazyLock::new(|| {
     Doors::open(
         r#"

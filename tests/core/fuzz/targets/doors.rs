@@ -1,4 +1,4 @@
-//! What the targets share: doors with rules of their own and nothing counted yet, and somebody who waits for answers.
+//! Shared by the targets: doors with their rules and empty counters, and an executor that waits for responses.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Doors that decide by these rules, as a file has them.
+    /// Doors with these rules, given as a configuration file.
     pub fn open(text: &str) -> Self {
         let source = SourceText { name: "fuzz.toml".to_owned(), text: text.to_owned() };
         let config = match Config::read(&[source], &|_| None) {
@@ -47,14 +47,14 @@ impl Doors {
         Self { http: Http::new(service.clone()), grpc, service, rules, settings: config.server, clock }
     }
 
-    /// Forgets all that was counted, and when.
+    /// Clears all counters and resets the clock.
     pub fn forget(&self) -> &Self {
         self.clock.set(START);
         self.service.replace(Version { rules: self.rules.clone(), stores: stores() }, self.settings.clone());
         self
     }
 
-    /// What the gRPC door answers to a message.
+    /// The response of the gRPC door to a message.
     pub fn call(&self, method: &str, message: &[u8]) -> Bytes {
         let mut frame = BytesMut::with_capacity(5 + message.len());
         frame.put_u8(0);
@@ -65,7 +65,7 @@ impl Doors {
         answer.split_off(5)
     }
 
-    /// The decision, without a door.
+    /// The decision on a request, without a door.
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         wait(self.service.current().decide(Door::Rls, request))
     }
@@ -78,7 +78,7 @@ impl Doors {
         self.clock.now()
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         self.clock.advance(by);
     }
@@ -88,7 +88,7 @@ fn stores() -> Stores {
     Stores::memory(&[MemorySettings { max_memory: 256 << 10, max_keys: None }])
 }
 
-/// Waits for an answer, on this thread alone.
+/// Waits for a future on this thread.
 pub fn wait<T>(answer: impl Future<Output = T>) -> T {
     thread_local! {
         static RUNTIME: RefCell<Runtime> =

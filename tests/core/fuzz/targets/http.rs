@@ -1,4 +1,4 @@
-//! Any head of a request: as it came to the door itself, and as a client's that each gateway asks about.
+//! Any request head: as a request to the door itself, and as a client's request that each gateway asks about.
 //!
 //! ```text
 //!   POST /login HTTP/1.1
@@ -99,11 +99,11 @@ fn as_it_came(method: &Method, target: &HeaderValue, headers: &HeaderMap) {
     }
 }
 
-/// A client that has used up its limit has used it up whatever it says, and a path is the same in all its spellings.
+/// Once a client's limit is used up, no header lets the client pass, and all spellings of a path count as one.
 fn as_a_clients(target: &HeaderValue, head: &Parts, is_envoy: bool) {
     let door = &DOORS.forget().http;
     let login = match is_envoy {
-        // It is a URI, in which a fragment is no part of the request.
+        // It is a URI, and a fragment is not part of a request.
         true => {
             head.uri.path_and_query().and_then(|target| target.as_str().strip_prefix("/authz/envoy")).map(Cow::from)
         }
@@ -119,14 +119,14 @@ fn as_a_clients(target: &HeaderValue, head: &Parts, is_envoy: bool) {
     assert_ne!(ask(door, head), StatusCode::OK, "the limit counts whatever the client says");
 }
 
-/// nginx is told by 403 of any refusal; before the limit is used up there is but one.
+/// For nginx every refusal is 403; before the limit is used up only one kind of refusal is possible.
 fn told(status: &StatusCode) -> bool {
     *status == StatusCode::FORBIDDEN
 }
 
 type Gateway = fn(&Method, &HeaderValue, HeaderMap) -> Option<Parts>;
 
-/// Envoy sends the request itself, and has appended who connected to it.
+/// Envoy forwards the request and appends the address of its peer.
 fn envoy(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Option<Parts> {
     headers.append("x-forwarded-for", HeaderValue::from_static(CLIENT));
     if !target.as_bytes().starts_with(b"/") {
@@ -135,7 +135,7 @@ fn envoy(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Optio
     head(method.clone(), &[b"/authz/envoy", target.as_bytes()].concat(), headers)
 }
 
-/// nginx passes the client's headers on and sets its own.
+/// nginx passes on the client's headers and sets its own.
 fn nginx(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Option<Parts> {
     headers.insert("x-original-method", HeaderValue::from_str(method.as_str()).ok()?);
     headers.insert("x-original-uri", told_target(target)?);
@@ -143,7 +143,7 @@ fn nginx(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Optio
     head(Method::GET, b"/authz/nginx", headers)
 }
 
-/// Caddy and Traefik set theirs and append who connected to them.
+/// Caddy and Traefik set their own headers and append the address of their peer.
 fn forward(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Option<Parts> {
     headers.insert("x-forwarded-method", HeaderValue::from_str(method.as_str()).ok()?);
     headers.insert("x-forwarded-uri", told_target(target)?);
@@ -151,7 +151,7 @@ fn forward(method: &Method, target: &HeaderValue, mut headers: HeaderMap) -> Opt
     head(Method::GET, b"/authz/forward", headers)
 }
 
-/// A gateway asks about nothing that has no target.
+/// A gateway makes no call about a request without a target.
 fn told_target(target: &HeaderValue) -> Option<HeaderValue> {
     (!target.is_empty()).then(|| target.clone())
 }

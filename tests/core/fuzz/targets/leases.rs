@@ -1,4 +1,4 @@
-//! Any text as a lease: only the one that was handed out gives its slot back.
+//! Any text as a lease: only the lease that was handed out releases its slot.
 
 use std::sync::LazyLock;
 
@@ -22,8 +22,8 @@ static DOORS: LazyLock<Doors> = LazyLock::new(|| {
     )
 });
 
-/// The bytes replace some of a genuine lease from the place that the first of them says, or, where that is zero, are
-/// the whole text.
+/// The first byte selects where the others replace a part of a genuine lease. If it is zero, the others are the whole
+/// text.
 pub fn run(data: &[u8]) {
     let doors = DOORS.forget();
     let ask = |key: &str, value: &str| {

@@ -1,7 +1,8 @@
-//! What is fuzzed. Each target takes any bytes and holds what they came to against what must always be true.
+//! The fuzz targets. Each takes any bytes and checks invariants of the result.
 //!
-//! `tests/core/fuzz` runs them on stable Rust as a part of the tests: the corpus first, then a bounded number of inputs
-//! made of it. `fuzz/fuzz_targets` gives the same functions to libFuzzer, which is led by coverage: see `fuzz/README.md`.
+//! `tests/core/fuzz` runs them on stable Rust as part of the tests: the corpus first, then a bounded number of inputs
+//! derived from it. `fuzz/fuzz_targets` gives the same functions to libFuzzer, which is guided by coverage: see
+//! `fuzz/README.md`.
 
 pub mod authz;
 pub mod configuration;

@@ -1,4 +1,4 @@
-//! Any text as a path, an address or an account: rewritten once is rewritten for good.
+//! Any text as a path, an address or an account: normalising is idempotent.
 
 use std::borrow::Cow;
 

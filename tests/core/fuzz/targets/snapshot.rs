@@ -1,4 +1,4 @@
-//! Any bytes as the file that counters survive in: read whole or not at all, and what was read is written the same.
+//! Any bytes as a snapshot file: it is loaded as a whole or rejected, and what was loaded is written the same.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
     let keys = memory.usage()[0].keys;
     assert!(keys <= loaded, "{keys} counters of {loaded}");
 
-    // Written and read again, it is all there.
+    // Writing and loading again preserves everything.
     let written = write(&memory);
     let (again, loaded) = load(&written, false);
     assert_eq!(loaded, Some(keys));
@@ -27,7 +27,7 @@ pub fn run(data: &[u8]) {
     damaged[place] ^= 1 << (place % 8);
     assert!(load(&damaged, false).1.is_none(), "byte {place} is damaged and nobody saw");
 
-    // Whatever the states are, both decide alike.
+    // Whatever the states are, both stores decide alike.
     for (name, kind) in counters(&written) {
         let plan = plan(name, limit(kind));
         let (one, other) = (memory.apply(&plan, NOW), again.apply(&plan, NOW));
@@ -39,7 +39,7 @@ fn owner() -> Owner {
     Owner { fingerprint: [7; 16], store: "main".to_owned() }
 }
 
-/// A store that has taken what it could; nothing, where the bytes are refused.
+/// A store that has loaded the file as far as it could; an empty one if the file was rejected.
 fn load(bytes: &[u8], seal: bool) -> (Memory, Option<usize>) {
     let memory = Memory::new(&[MemorySettings { max_memory: BYTES, max_keys: None }]);
     let loaded = memory.load_bytes(0, bytes, seal, &owner(), NOW);
@@ -58,7 +58,7 @@ fn write(memory: &Memory) -> Vec<u8> {
     std::fs::read(&path).expect("it was written")
 }
 
-/// The names and kinds of what a file holds, as `src/store/snapshot.rs` draws it.
+/// The names and kinds of the counters in a file, by the layout in `src/store/memory/snapshot.rs`.
 fn counters(file: &[u8]) -> Vec<(CounterName, u8)> {
     let number = |place: usize| u64::from_le_bytes(file[place..place + 8].try_into().expect("eight bytes"));
     let mut place = 18 + 4 + 16 + 4 + owner().store.len();
@@ -77,7 +77,7 @@ fn counters(file: &[u8]) -> Vec<(CounterName, u8)> {
     counters
 }
 
-/// A limit that keeps states of a kind.
+/// A limit whose counters have states of this kind.
 fn limit(kind: u8) -> Limit {
     let window = 60_000_000;
     match kind {
