@@ -1,4 +1,4 @@
-//! The whole service in this process, asked over real sockets at each of its doors.
+//! The whole service in this process, called over real sockets at each of its doors.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! A request that panics ends alone. In a binary of its own, because there is one hook for panics in a process.
+//! A request that panics does not affect others. This is a binary of its own because a process has a single panic hook.
 
 mod support;
 
@@ -23,7 +23,7 @@ fn two() -> RuleBook {
     book([window("two", 2, 60)], [rule("two", &[("account", "*")], &[("two", &["account"])])])
 }
 
-/// A clock that panics when told, with an identity in what it says.
+/// A clock that panics on demand, with an identity in the panic message.
 #[derive(Clone)]
 struct Brittle {
     clock: ManualClock,
@@ -35,20 +35,20 @@ const PLANTED: &str = "al.planted@example.org";
 impl Clock for Brittle {
     fn now(&self) -> Timestamp {
         if self.breaks.load(Ordering::SeqCst) {
-            // As slicing a text does at a wrong place.
+            // As slicing a string inside a character does.
             panic!("byte index 1 is not a char boundary of `{PLANTED}`");
         }
         self.clock.now()
     }
 }
 
-/// What was logged.
+/// The log of the process.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // Also where a failure of this test can be read.
+        // Copied to the output of this test, for when it fails.
         eprint!("{}", String::from_utf8_lossy(bytes));
         self.0.lock().expect("nobody panics with it").extend_from_slice(bytes);
         Ok(bytes.len())
@@ -67,7 +67,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Weakness D2: what fails inside of a decision lets it pass.
+/// Weakness D2: a failure inside a decision lets the request pass.
 #[tokio::test]
 async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_without_its_values() {
     let log = Log::default();
@@ -84,7 +84,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     let rls = service.rls().await;
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OK);
 
-    // A request of the same connection is under way when others panic.
+    // A request on the same connection is in flight when others panic.
     let client = connect(service.grpc).await;
     let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     let mut plain = TcpStream::connect(service.http).await.expect("the door is open");
@@ -108,15 +108,15 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     assert!(!says_no(SHOULD_RATE_LIMIT, response).await);
     plain.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.expect("it stands");
     assert!(String::from_utf8_lossy(&closed(&mut plain).await).contains("HTTP/1.1 200"));
-    // Nothing was counted for those that panicked, and nothing is stuck.
+    // The panicked requests charged nothing, and nothing is blocked.
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OK);
     assert_eq!(rls.one(&[("account", PLANTED)]).await.overall_code, OVER_LIMIT);
     assert_eq!(service.service.doors().in_flight.load(Ordering::Relaxed), 0);
 
-    // What stands in the code as it is may be shown.
+    // A message that is a literal of the code may be logged.
     assert!(std::panic::catch_unwind(|| panic!("as it stands in the code")).is_err());
     let log = String::from_utf8(log.0.lock().expect("nobody panics with it").clone()).expect("text");
-    // The stores are swept by the same clock, perhaps just then.
+    // The sweep reads the same clock, and may panic too.
     assert!(log.matches("ERROR").count() >= 4, "{log}");
     assert!(log.contains("tests/panics.rs:") && log.contains("as it stands in the code"), "{log}");
     assert!(!log.contains(PLANTED), "{log}");

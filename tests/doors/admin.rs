@@ -1,4 +1,4 @@
-//! The admin port: what it counts, what it tells an operator, and whom it tells nothing.
+//! The admin port: its metrics, its answers to an operator, and the requests that it rejects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,26 +18,26 @@ async fn get(service: &Doors, path: &str) -> Answer {
     send(service, &format!("GET {path} HTTP/1.1"), "").await
 }
 
-/// Sends a request line with more headers, if any, and a body.
+/// Sends a request with this request line and any further headers, and a body.
 async fn send(service: &Doors, head: &str, body: &str) -> Answer {
     let length = body.len();
     let text = format!("{head}\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
     exchange(service.admin, text.as_bytes()).await
 }
 
-/// Asks a question of JSON.
+/// Sends a JSON request.
 async fn post(service: &Doors, path: &str, question: &Value) -> Answer {
     send(service, &format!("POST {path} HTTP/1.1\r\ncontent-type: application/json"), &question.to_string()).await
 }
 
-/// The answer to a question of JSON that is answered.
+/// The JSON body of a successful response.
 async fn told(service: &Doors, path: &str, question: &Value) -> Value {
     let answer = post(service, path, question).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     serde_json::from_str(&answer.body).expect("JSON")
 }
 
-/// All series, and what they came to.
+/// All series with their values.
 async fn scrape(service: &Doors) -> BTreeMap<String, f64> {
     let answer = get(service, "/metrics").await;
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
@@ -46,7 +46,7 @@ async fn scrape(service: &Doors) -> BTreeMap<String, f64> {
     series.map(|(series, value)| (series.to_owned(), value.parse().expect("a number"))).collect()
 }
 
-/// What was counted of our own, where it was.
+/// The series of tollgate's own that are above zero.
 async fn counted(service: &Doors) -> Vec<String> {
     let ours = |(series, value): &(String, f64)| {
         series.starts_with("tollgate_") && series.contains("_total") && !series.contains("_bounds_") && *value > 0.0
@@ -132,7 +132,7 @@ async fn metrics_say_exactly_what_was_decided() {
     assert!(all["process_resident_memory_bytes"] > 0.0);
 }
 
-/// Weakness R25: identities are labels.
+/// Weakness R25: identities appear as label values.
 #[tokio::test]
 async fn a_request_brings_no_series_whatever_is_in_it() {
     let service = Doors::start(watched()).await;
@@ -170,7 +170,7 @@ async fn three_thousand_rules_do_not_make_three_thousand_labels() {
                 series.split([',', '{', '}']).find_map(|pair| pair.strip_prefix(label)?.strip_prefix('='))
             })
             .collect();
-        // Two thousand with a name of their own, those after them, and none.
+        // Two thousand values of their own, one value for all further ones, and one for none.
         assert_eq!(values.len(), 2_002, "{label}");
     }
     let refused = |name: &str| {
@@ -238,7 +238,7 @@ match = { path = "/device" }
 apply = [{ limiter = "login", key = ["account", "device"] }]
 "#;
 
-/// What is told of each counter: limiter, rule, used, remaining, passes, until when.
+/// The fields of each counter: limiter, rule, used, remaining, passes, and the time until it is empty.
 fn states(told: &Value) -> Vec<(String, String, u64, u64, bool, u64)> {
     let text = |counter: &Value, key: &str| counter[key].as_str().expect(key).to_owned();
     let number = |counter: &Value, key: &str| counter["holds"][key].as_u64().unwrap_or(0);
@@ -260,7 +260,7 @@ fn expected(rows: &[(&str, &str, u64, u64, bool, u64)]) -> Vec<(String, String, 
     rows.iter().map(owned).collect()
 }
 
-/// Weakness R24: the state told is made up, and not what decides.
+/// Weakness R24: the reported state is not the one that decides.
 #[tokio::test]
 async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     let service = configured(STATES).await;
@@ -270,7 +270,7 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     }
     rls.one(&[("path", "/export"), ("account", "Ada"), ("tier", "free")]).await;
     let ada = json!({ "domain": "edge", "entries": [["account", "Ada"]] });
-    // The tier is left open, so both are told; they share the counter of the account.
+    // The tier is not given, so both are reported; they share the counter of the account.
     let all = told(&service, "/state", &ada).await;
     assert_eq!(
         states(&all),
@@ -285,13 +285,13 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     assert_eq!(all[0]["key"], all[1]["key"]);
     let kinds: Vec<_> = all.as_array().expect("counters").iter().map(|one| (&one["slots"], &one["shadow"])).collect();
     assert_eq!(kinds[3..], [(&json!(false), &json!(false)), (&json!(true), &json!(true))]);
-    // A bucket is read as of now: three tokens come back in 108 seconds.
+    // A bucket is read at the current time: three tokens refill in 108 seconds.
     service.clock.advance(Duration::from_secs(108));
     let pro = json!({ "domain": "edge", "entries": [["account", "Ada"], ["tier", "free"]] });
     let later = states(&told(&service, "/state", &pro).await);
     assert_eq!(later[0], expected(&[("api_free", "quota", 0, 20, true, 0)])[0]);
     assert_eq!(later[1].0, "month", "the tier is given, so the other one is not told");
-    // A name is counted as the rules count it.
+    // A value is normalised as the rules do it.
     let loud = json!({ "domain": "edge", "entries": [["account", "ADA"]] });
     let loud = states(&told(&service, "/state", &loud).await);
     assert_eq!((loud[0].2, loud[3].2), (0, 2), "only the login limiter counts in lower case");
@@ -301,11 +301,11 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
         expected(&[("whole", "login", 0, 50, true, 0)]),
         "two within the minute before the last"
     );
-    // Looking charges nothing.
+    // Reading the state charges nothing.
     assert_eq!(states(&told(&service, "/state", &ada).await)[3].2, 2);
 }
 
-/// Weakness A11: nobody outside can reset a counter.
+/// Weakness A11: counters cannot be reset from outside.
 #[tokio::test]
 async fn a_lifted_identity_is_let_in_again_and_no_other_is() {
     let service = configured(STATES).await;
@@ -328,7 +328,7 @@ async fn a_lifted_identity_is_let_in_again_and_no_other_is() {
     lift.as_object_mut().expect("an object").remove("limiter");
     let lifted = told(&service, "/lift", &lift).await;
     let held: Vec<_> = lifted.as_array().expect("all of them").iter().map(|one| one["held"].as_bool()).collect();
-    // Of two tiers one counter goes, and nothing was held of the exports.
+    // Of the two tiers one counter is lifted; the counter of exports was empty.
     assert_eq!(held, [false, false, true, true, false].map(Some));
     assert_eq!(month(&told(&service, "/state", &ada).await), Some(0));
 }
@@ -345,7 +345,7 @@ async fn a_slot_that_is_lifted_is_free() {
     });
     assert_eq!(told(&service, "/lift", &lift).await[0]["held"], true);
     let next = lease(&rls.one(&slow).await).expect("it is free");
-    // Who comes with the slot that was lifted gives back nobody else's.
+    // Releasing the lifted lease does not free another holder's slot.
     rls.one(&[("release", &held)]).await;
     assert_eq!(lease(&rls.one(&slow).await), None);
     rls.one(&[("release", &next)]).await;
@@ -536,7 +536,8 @@ async fn a_process_that_is_told_to_stop_is_alive_and_not_ready() {
     for path in ["/livez", "/readyz", "/healthcheck"] {
         assert_eq!(get(&service, path).await.status, 200, "{path}");
     }
-    // A request under way keeps the process: connections are taken in order, so it is there once a later one is.
+    // A request in flight keeps the process running. Connections are accepted in order, so this one is known once a
+    // later one is.
     let mut in_flight = TcpStream::connect(service.http).await.expect("it listens");
     in_flight.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nhost: a\r\n").await.expect("sent");
     assert_eq!(service.ask("GET /readyz HTTP/1.1\r\nhost: a").await.status, 200);

@@ -1,4 +1,4 @@
-//! ext_authz over gRPC, asked over a real socket in the words of Envoy.
+//! ext_authz over gRPC, called over a real socket with messages as Envoy sends them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tollgate::store::{MemorySettings, Stores};
 
 use crate::support::service::*;
 
-/// What Envoy tells about a request.
+/// A check as Envoy sends it for this request.
 fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
     let http = HttpRequest {
         method: method.into(),
@@ -103,12 +103,12 @@ fn settings_with(entries: &[(&str, RequestPart)], trusted_hops: usize) -> Settin
     Settings { authz, ..settings() }
 }
 
-/// Counts to one by an entry: what was asked before is refused.
+/// Rules that admit one request per value of an entry.
 fn once_by(entry: &str) -> RuleBook {
     book([window("once", 1, 60)], [rule("once", &[], &[("once", &[entry])])])
 }
 
-/// Asks twice whether two requests are counted as one.
+/// Whether two requests are counted as one: the first must pass, and then the second is refused.
 async fn same(settings: Settings, entry: &str, first: CheckRequest, second: CheckRequest) -> bool {
     let service = Doors::start_with(settings, once_by(entry)).await;
     let rls = service.rls().await;
@@ -148,7 +148,7 @@ async fn a_refusal_says_why_and_until_when() {
     assert_eq!(facts(&answer)["rule"], "login");
     assert_eq!(facts(&answer)["limiter"], "login_account");
 
-    // Other methods and paths are not the rule's.
+    // The rule does not apply to other methods and paths.
     assert_eq!(status(&check(&rls, asked("GET", "/login", &[("x-account", "al")])).await), 200);
     assert_eq!(status(&check(&rls, login("/logout")).await), 200);
 }
@@ -163,21 +163,21 @@ async fn semantics_34_the_address_is_what_envoy_vouches_for() {
     };
     let external = |address| ("x-envoy-external-address", address);
     let forwarded = |list| ("x-forwarded-for", list);
-    // Unless Envoy is known to write its own header, that is the client's word like any other.
+    // Unless Envoy is configured to set the header, its value comes from the client and is ignored.
     assert!(same(false, 0, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
-    // Where it is, it wins over everything.
+    // If it is configured so, the header takes precedence.
     let seen = |list| [external("192.0.2.7"), forwarded(list)];
     assert!(same(true, 1, &seen("1.1.1.1"), &seen("2.2.2.2")).await);
     assert!(!same(true, 1, &[external("192.0.2.7")], &[external("192.0.2.8")]).await);
-    // Envoy writes one address and nothing else.
+    // Envoy writes a single address.
     assert!(same(true, 0, &[external("192.0.2.7,10.0.0.1")], &[external("192.0.2.8,10.0.0.1")]).await);
     assert!(same(true, 0, &[external("anybody")], &[external("somebody")]).await);
-    // Without trusted hops no forwarded address is believed.
+    // Without trusted hops, forwarded addresses are ignored.
     assert!(same(false, 0, &[forwarded("192.0.2.7")], &[forwarded("192.0.2.8")]).await);
-    // From the right, so that the client cannot choose.
+    // Counted from the right, so that the client cannot choose.
     assert!(same(false, 1, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
     assert!(!same(false, 2, &[forwarded("6.6.6.6, 192.0.2.7")], &[forwarded("7.7.7.7, 192.0.2.7")]).await);
-    // Fewer addresses than trusted hops: the peer.
+    // Fewer addresses than trusted hops: the address of the peer is used.
     assert!(same(false, 2, &[forwarded("6.6.6.6")], &[forwarded("7.7.7.7")]).await);
 }
 
@@ -200,7 +200,7 @@ async fn entries_come_from_wherever_the_operator_says() {
 
     let header = || RequestPart::Header("x-account".into());
     assert!(!same(header(), asked("GET", "/", &[("x-account", "a")]), asked("GET", "/", &[("x-account", "b")])).await);
-    // With encode_raw_headers the map is empty and every header stands by itself.
+    // With encode_raw_headers the map is empty and each header is an entry of a list.
     let raw = |name: &str, values: &[&str]| {
         let header =
             |value: &&str| HeaderValue { key: name.into(), raw_value: (*value).into(), ..HeaderValue::default() };
@@ -208,14 +208,14 @@ async fn entries_come_from_wherever_the_operator_says() {
         http(&mut asked).header_map = Some(HeaderMap { headers: values.iter().map(header).collect() });
         asked
     };
-    // The first counts, so that a second is no way to a counter of its own.
+    // The first value counts: a second header does not select another counter.
     assert!(same(header(), raw("X-Account", &["a", "b"]), raw("x-account", &["a", "c"])).await);
     assert!(same(header(), raw("X-Account", &["a", "b"]), asked("GET", "/", &[("x-account", "a")])).await);
 
     let cookie = |text| asked("GET", "/", &[("cookie", text)]);
     assert!(same(RequestPart::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
     assert!(!same(RequestPart::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
-    // Only semicolons part cookies: a comma is text like any other.
+    // Only semicolons separate cookies; a comma is part of the value.
     assert!(same(RequestPart::Cookie("sid".into()), cookie("a=1,sid=6; sid=7"), cookie("a=1,sid=5; sid=7")).await);
     assert!(same(RequestPart::Cookie("sid".into()), raw("cookie", &["a=1", "sid=7"]), cookie("a=1; sid=7")).await);
 
@@ -284,7 +284,7 @@ async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
     let rls = service.rls().await;
     let answer = check(&rls, asked("GET", "/", &[("x-account", "a")])).await;
     assert_eq!(facts(&answer)["tier"], "free");
-    // Leaving the account out does not open the limit on the address (semantics 7).
+    // Omitting the account does not avoid the limit on the address (semantics 7).
     assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
     let answer = check(&rls, asked("GET", "/", &[])).await;
     assert_eq!(status(&answer), 429);
@@ -333,11 +333,11 @@ async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
     let mut huge = asked("POST", "/", &[]);
     http(&mut huge).raw_body = vec![0; 2 << 20];
     assert_eq!(status(&check(&rls, huge).await), 429);
-    // A string of the message that is no UTF-8: field 1 is a message, with 0xff for the one text in it.
+    // Invalid UTF-8 in a string: field 1 is a message whose string is the byte 0xff.
     let garbage = prost_types::Any { type_url: "\u{7f}".into(), value: vec![0xff] };
     let answer: CheckResponse = rls.call(CHECK, garbage).await.expect("never an error of gRPC");
     assert_eq!(status(&answer), 429);
-    // Of a connection, not of a request, only the peer is known.
+    // An empty message is a valid check.
     assert_eq!(status(&check(&rls, CheckRequest::default()).await), 200);
 }
 

@@ -1,6 +1,6 @@
-//! Past each bound: the refusal or the closed connection that it says, a count of it, and nobody else in trouble.
+//! Each bound, when exceeded: the documented refusal or closed connection, its metric, and no effect on other clients.
 //!
-//! `docs/limits.md` is the table of these. What hostile clients do beside is in `hostile.rs`.
+//! `docs/limits.md` lists the bounds. Other behaviour with hostile clients is in `hostile.rs`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::service::*;
 
-/// Short, and longer than a busy machine keeps anybody waiting.
+/// A short timeout that a busy machine still keeps for honest clients.
 const SOON: Duration = Duration::from_millis(500);
 const HEALTHCHECK: &[u8] = b"GET /healthcheck HTTP/1.1\r\nhost: h\r\n\r\n";
 
@@ -32,15 +32,15 @@ async fn start(bounds: Bounds) -> Doors {
     Doors::start_with(settings, two()).await
 }
 
-/// The head of a frame of a mebibyte, of which never that much is sent.
+/// The frame head of a message of one mebibyte that is never sent in full.
 const UNFINISHED: &[u8] = &[0, 0, 16, 0, 0];
 
-/// Calls both questions with these headers and a body, and says whether they are refused, in words that Envoy reads.
+/// Calls both methods with these headers and a body. Whether they refuse in a form that Envoy reads.
 async fn refused(client: &SendRequest<Bytes>, headers: &[(&str, &str)], body: &Bytes) -> bool {
     let mut refused = Vec::new();
     for path in [SHOULD_RATE_LIMIT, CHECK] {
         let (response, mut stream) = begin(client, path, headers, body.clone()).await;
-        // What was refused already needs no end.
+        // A request that is already refused does not have to end.
         let _ = stream.send_data(Bytes::new(), true);
         refused.push(says_no(path, response).await);
     }
@@ -48,7 +48,7 @@ async fn refused(client: &SendRequest<Bytes>, headers: &[(&str, &str)], body: &B
     refused[0]
 }
 
-/// Waits for what is bound to become true.
+/// Waits until a condition holds.
 async fn until(what: &str, is: impl Fn() -> bool) {
     let wait = async {
         while !is() {
@@ -147,7 +147,7 @@ async fn semantics_28_too_many_descriptors_entries_or_checks_are_refused() {
 async fn semantics_28_a_message_of_half_a_million_descriptors_is_refused_before_it_is_made_anything_of() {
     let service = start(Bounds::default()).await;
     let client = connect(service.grpc).await;
-    // Each is two bytes; the field at the end is one that only the generated types know to pass over.
+    // Each descriptor is two bytes. The last field is unknown, so only the generated types can skip it.
     for last in [&b""[..], b"\x78\x01"] {
         let message: Vec<u8> = [&b"\x0a\x04edge"[..], &b"\x12\x00".repeat(500_000), last].concat();
         let mut frame = vec![0];
@@ -155,7 +155,7 @@ async fn semantics_28_a_message_of_half_a_million_descriptors_is_refused_before_
         frame.extend(message);
         assert!(refused(&client, &[], &Bytes::from(frame)).await);
     }
-    // One of them all is told of more than the bound; the answer tells of no more.
+    // The response has one status more than the bound, however many descriptors the request has.
     let rls = service.rls().await;
     let answer = rls.ask(question("edge", vec![descriptor(&[]); 100_000])).await;
     assert_eq!((answer.overall_code, answer.statuses.len()), (OVER_LIMIT, 101));
@@ -171,7 +171,7 @@ async fn semantics_28_too_many_headers_are_refused() {
     assert!(!refused(&client, &headers[..30], &Bytes::from_static(&[0; 5])).await);
     assert!(refused(&client, &headers, &Bytes::from_static(&[0; 5])).await);
     assert_eq!(service.met(Bound::Headers), 2);
-    // The plain door, by HTTP/1 and by HTTP/2.
+    // The plain door, over HTTP/1 and HTTP/2.
     let lines: String = names.iter().map(|name| format!("\r\n{name}: 1")).collect();
     let head = format!("GET /authz/envoy/ HTTP/1.1\r\nhost: h{lines}");
     assert_eq!(service.ask(&head).await.status, 431);
@@ -222,7 +222,7 @@ async fn a_question_before_a_body_too_large_is_answered_and_the_connection_close
         assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     }
     assert_eq!(service.met(Bound::BodyBytes), 2);
-    // What fits keeps the connection for the next question.
+    // A body within the bound keeps the connection open for the next request.
     for fits in [format!("content-length: 1000\r\n\r\n{}", "x".repeat(1000)), chunked(&["x"; 10])] {
         let next = "GET /authz/envoy/ HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
         let both = exchange(service.http, format!("{}{next}", ask(&fits)).as_bytes()).await;
@@ -249,14 +249,14 @@ async fn semantics_28_unfinished_requests_are_refused_before_they_fill_the_memor
     }
     let kept = || service.service.doors().unfinished_bytes.load(Ordering::Relaxed);
     until("both", || kept() > 80 << 10).await;
-    // One more of the first connection, and then one of a third, for which the process has no room.
+    // One more on the first connection, and then one on a third, for which the process has no memory left.
     let (response, _stream) = begin(&clients[0], CHECK, &[], part.clone()).await;
     assert!(says_no(CHECK, response).await);
     assert_eq!(service.met(Bound::UnfinishedBytesPerConnection), 1);
     let (response, _stream) = begin(&clients[2], CHECK, &[], part.clone()).await;
     assert!(says_no(CHECK, response).await);
     assert_eq!(service.met(Bound::UnfinishedBytes), 1);
-    // What is whole is in nobody's way.
+    // A complete message is not affected.
     assert!(!refused(&clients[0], &[], &Bytes::from_static(&[0; 5])).await);
     held.clear();
     until("room", || kept() == 0).await;
@@ -304,7 +304,7 @@ async fn a_connection_too_many_waits_until_one_ends() {
     drop(clients.remove(0));
     assert_eq!(timeout(PATIENCE, clients[1].read_u8()).await.expect("in time").expect("an answer at last"), b'H');
     assert_eq!((open(), service.met(Bound::Connections)), ([2, 0], 1));
-    // The other door has room of its own.
+    // The other door has a budget of its own.
     assert_eq!(service.rls().await.one(&[("path", "/")]).await.overall_code, OK);
 }
 
@@ -312,7 +312,7 @@ async fn a_connection_too_many_waits_until_one_ends() {
 async fn a_stream_too_many_waits_until_one_ends() {
     let service = start(Bounds { streams: 2, ..Bounds::default() }).await;
     let client = connect(service.grpc).await;
-    // Its answer comes after our settings.
+    // The response comes after the server's settings.
     assert!(!refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
     let (first, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     let _second = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
@@ -321,7 +321,7 @@ async fn a_stream_too_many_waits_until_one_ends() {
     assert_eq!(service.met(Bound::Streams), 1);
     let (third, mut waiting) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
     waiting.send_data(Bytes::new(), true).expect("it is queued");
-    // Others are answered meanwhile, and it is not.
+    // Other connections are answered meanwhile; the request in the queue is not.
     assert_eq!(service.rls().await.one(&[("path", "/")]).await.overall_code, OK);
     assert_eq!(in_flight(), 2);
     stream.send_data(Bytes::new(), true).expect("it is sent");
@@ -333,7 +333,7 @@ async fn a_stream_too_many_waits_until_one_ends() {
 async fn a_client_that_never_finishes_a_head_is_closed() {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-    // Five bytes of a head that goes on in the next frame.
+    // The first five bytes of a header block that the next frame would continue.
     const HEADERS: &[u8] = &[0, 0, 5, 1, 0, 0, 0, 0, 1, 0x83, 0x86, 0x84, 0x40, 0x01];
     let service = start(Bounds { head_timeout: SOON, ..Bounds::default() }).await;
     let patient = connect(service.grpc).await;
@@ -347,7 +347,7 @@ async fn a_client_that_never_finishes_a_head_is_closed() {
         }
         assert_eq!(service.met(Bound::HeadTimeout), 2 * (number as u64 + 1), "{words:?}");
     }
-    // The second head of a connection is as the first.
+    // The timeout also applies to the second head of a connection.
     let mut stream = TcpStream::connect(service.http).await.expect("the door is open");
     stream.write_all(HEALTHCHECK).await.expect("it is sent");
     let mut begun = [0; 12];
@@ -355,7 +355,7 @@ async fn a_client_that_never_finishes_a_head_is_closed() {
     stream.write_all(b"GET /authz").await.expect("it is sent");
     closed(&mut stream).await;
     assert_eq!(service.met(Bound::HeadTimeout), 9);
-    // Who is between two requests is not in the middle of a head.
+    // A connection between two requests is not waiting for a head.
     assert!(!refused(&patient, &[], &Bytes::from_static(&[0; 5])).await);
 }
 
@@ -368,7 +368,7 @@ async fn semantics_28_a_request_that_never_ends_is_refused() {
         assert!(says_no(path, response).await);
         assert_eq!(service.met(Bound::RequestTimeout), number as u64 + 1);
     }
-    // What decides at the plain door is the head.
+    // The plain door decides by the head alone.
     let head = b"POST /authz/envoy/ HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\nhalf";
     let mut stream = TcpStream::connect(service.http).await.expect("the door is open");
     stream.write_all(head).await.expect("it is sent");
@@ -390,14 +390,14 @@ async fn a_connection_without_a_request_for_long_is_closed_and_a_watch_is_a_requ
         let mut plain = TcpStream::connect(service.http).await.expect("the door is open");
         plain.write_all(HEALTHCHECK).await.expect("it is sent");
         assert!(closed(&mut plain).await.starts_with(b"HTTP/1.1 200"));
-        // One of HTTP/2 is told first, so that no request of its is lost.
+        // An HTTP/2 connection gets a GOAWAY first, so that no request is lost.
         let stream = TcpStream::connect(service.grpc).await.expect("the door is open");
         let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
         timeout(PATIENCE, connection).await.expect("in time").expect("it ends in order");
         drop(client);
         assert_eq!(service.met(Bound::IdleTimeout), 2 * round);
     }
-    // Neither of those with a request was closed meanwhile.
+    // Neither connection with a request in flight was closed meanwhile.
     stream.send_data(Bytes::new(), true).expect("it is sent");
     assert!(!says_no(SHOULD_RATE_LIMIT, response).await);
     let stopping = tokio::spawn(service.stop());
@@ -406,8 +406,8 @@ async fn a_connection_without_a_request_for_long_is_closed_and_a_watch_is_a_requ
     stopping.await.expect("no panic");
 }
 
-/// Envoy gives up by itself, and what it resets is cancelled; a decision that came too late is better than an error
-/// that lets the request pass.
+/// Envoy enforces its own timeout and resets the stream, which cancels the request. A late decision is better than an
+/// error, which would let the request pass.
 #[tokio::test]
 async fn a_callers_deadline_that_has_passed_does_not_make_an_error_of_a_decision() {
     let service = start(Bounds::default()).await;

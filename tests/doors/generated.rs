@@ -1,6 +1,6 @@
-//! The code and the descriptors that are generated from `proto/` are committed; this keeps them true.
+//! Checks that the committed code and descriptors match those generated from `proto/`.
 //!
-//! `REGENERATE=1 cargo test --test doors generated` writes them anew.
+//! `REGENERATE=1 cargo test --test doors generated` writes them again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use prost::Message;
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-/// What is served, health and reflection aside.
+/// The services that are served, except health and reflection.
 const SERVED: [&str; 2] = ["envoy/service/ratelimit/v3/rls.proto", "envoy/service/auth/v3/external_auth.proto"];
 
 #[test]
@@ -46,15 +46,15 @@ fn reflection_tells_the_published_types() {
 
 #[test]
 fn our_definitions_agree_with_the_published_ones() {
-    // tonic-health carries the published definition of health; the wire cannot tell the two apart.
+    // tonic-health contains the published definition of health; on the wire both are the same.
     let ours = protox::compile(["grpc/health/v1/health.proto"], [root("proto")]).expect("proto/ compiles");
     let theirs = FileDescriptorSet::decode(tonic_health::pb::FILE_DESCRIPTOR_SET).expect("a descriptor set");
     assert_eq!(fields(&ours.file[0].message_type), fields(&theirs.file[0].message_type));
 }
 
-/// A request may hold texts that are no UTF-8. Proto3 answers those with an error, and Envoy lets requests pass on
-/// errors, so on our side of the wire they are bytes. Metadata is written straight to bytes, which spares a map of
-/// strings for every answer. The encoding is the same.
+/// A request may contain invalid UTF-8. Proto3 answers that with an error, and Envoy lets requests pass on errors, so
+/// such fields are bytes here. Metadata is written directly as bytes, which saves a map of strings per response. The
+/// encoding is the same.
 fn make_texts_bytes(set: &mut FileDescriptorSet) {
     let bytes = [
         ("RateLimitRequest", "domain"),
@@ -87,7 +87,7 @@ fn without_comments(mut set: FileDescriptorSet) -> FileDescriptorSet {
     set
 }
 
-/// Names, numbers and types, in the order of the numbers.
+/// Names, numbers and types of the fields, ordered by number.
 fn fields(messages: &[DescriptorProto]) -> Vec<(String, String, i32, i32)> {
     let of = |message: &DescriptorProto| {
         let name = message.name().to_owned();

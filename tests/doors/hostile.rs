@@ -1,4 +1,4 @@
-//! What the doors do with what no gateway would send: a clear answer, no panic, and alive afterwards.
+//! Input that no gateway would send: the doors give a clear response, do not panic, and keep serving.
 
 use std::net::SocketAddr;
 use std::sync::Once;
@@ -20,8 +20,8 @@ use tollgate::settings::Settings;
 use crate::support::dice::Dice;
 use crate::support::service::*;
 
-/// Panics of tasks, which hyper or tokio would swallow. A panic of another test in this process counts as well: that test
-/// has failed then.
+/// Panics of tasks, which hyper or tokio would swallow. A panic of another test in this process counts too, but then
+/// that test has failed as well.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 const ROUNDS: u64 = 10_000;
@@ -59,7 +59,7 @@ impl Dice {
         (0..self.below(most)).map(|_| self.roll() as u8).collect()
     }
 
-    /// Flips, cuts, doubles and fills.
+    /// Flips, truncates, duplicates and fills.
     fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..=self.below(4) {
             let place = self.below(bytes.len());
@@ -81,7 +81,7 @@ async fn alive(service: &Doors) {
     assert_eq!(service.ask("GET /healthcheck HTTP/1.1\r\nhost: h").await.status, 200);
 }
 
-/// A frame of gRPC that is right, or nearly.
+/// A gRPC frame that is correct or nearly so.
 fn frame(dice: &mut Dice, message: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     let (flag, length) = match dice.below(8) {
@@ -96,7 +96,7 @@ fn frame(dice: &mut Dice, message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// Sends a body to a method and reads the answer: its body without the framing, and its status of gRPC.
+/// Sends a body to a method and returns the response: its body without framing, and its gRPC status.
 async fn post(client: &SendRequest<Bytes>, path: &str, encoding: Option<&str>, body: Bytes) -> (Bytes, Option<String>) {
     let mut request = http::Request::post(format!("http://tollgate{path}")).header("content-type", "application/grpc");
     if let Some(encoding) = encoding {
@@ -104,12 +104,12 @@ async fn post(client: &SendRequest<Bytes>, path: &str, encoding: Option<&str>, b
     }
     let mut client = client.clone().ready().await.expect("the connection stands");
     let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
-    // What is refused by its head may have been answered already, and its stream is closed then.
+    // A request refused by its head may have been answered already, which closes its stream.
     let _ = stream.send_data(body, true);
     answer(response).await
 }
 
-/// No header may break a line, whatever was in the question.
+/// No response header may contain a line break, whatever the request contains.
 fn judge(path: &str, body: &[u8], status: Option<&str>) {
     assert_eq!(status, Some("0"), "{path} never answers with an error");
     let headers: Vec<(String, String)> = if path == CHECK {
@@ -210,7 +210,7 @@ async fn ten_thousand_random_and_mutated_http_requests_get_an_answer_or_a_closed
     alive(&service).await;
 }
 
-/// Sends bytes, then nothing more. Whether an answer of HTTP came before the connection closed.
+/// Sends bytes and no more. Whether an HTTP response came before the connection closed.
 async fn junk(address: SocketAddr, bytes: &[u8]) -> bool {
     let mut stream = TcpStream::connect(address).await.expect("the door is open");
     // The door may close before it has read everything.
@@ -231,7 +231,7 @@ async fn oversized_heads_are_refused_and_long_values_are_not() {
         let stream = TcpStream::connect(service.http).await.expect("the door is open");
         let (mut read, mut write) = stream.into_split();
         let head = format!("{hostile}\r\n\r\n");
-        // The door may close before it has read everything, so the answer is read while that is on its way.
+        // The door may close before it has read everything, so the response is read while the request is being sent.
         let sent = tokio::spawn(async move { drop(write.write_all(head.as_bytes()).await) });
         let mut answer = [0; 12];
         read.read_exact(&mut answer).await.expect("an answer");
@@ -257,14 +257,14 @@ async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory()
             drop(stream);
         });
     }
-    // No more than eight megabytes are kept: nine calls at most are still waited for.
+    // At most eight megabytes are buffered, so at most nine calls are still in flight.
     for _ in 9..CALLS {
         let answered = timeout(PATIENCE, in_flight.join_next()).await.expect("no room is left");
         answered.expect("there are more").expect("a clear answer");
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 100 << 20, "{grown} bytes more than before");
-    // What the others hold is nobody else's, and is given back with their connection.
+    // The buffers do not affect other connections and are freed with their own.
     alive(&service).await;
     drop((in_flight, client));
     let rls = service.rls().await;
@@ -294,7 +294,7 @@ async fn ten_thousand_descriptors_and_oversized_entries_are_answered_without_gro
     alive(&service).await;
 }
 
-/// Bytes of memory that this process holds.
+/// Resident memory of this process, in bytes.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("a number") * 4096
@@ -308,14 +308,14 @@ async fn silent_and_slow_connections_are_closed_and_hold_up_nobody() {
         let address = if number < 200 { service.grpc } else { service.http };
         held.spawn(async move {
             let mut stream = TcpStream::connect(address).await.expect("the door is open");
-            // Nothing at all, the beginning of a preface of HTTP/2 or all of it, the beginning of a head of HTTP/1.
+            // Nothing at all, part of an HTTP/2 preface or all of it, the start of an HTTP/1 head.
             let words: &[u8] = [&b""[..], b"PRI * HTTP", PREFACE, b"GET /authz"][number % 4];
             stream.write_all(words).await.expect("it is sent");
             let mut rest = Vec::new();
             let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it is closed in time");
         });
     }
-    // They are in the way of nobody.
+    // They do not block other connections.
     for _ in 0..10 {
         alive(&service).await;
     }

@@ -1,4 +1,4 @@
-//! ext_authz over plain HTTP, in the words of Envoy, nginx and Caddy.
+//! ext_authz over plain HTTP, with requests as Envoy, nginx and Caddy send them.
 
 use tollgate::rules::{Action, RefusalText, Rule, RuleBook};
 use tollgate::settings::{AuthzSettings, EntrySource, RequestPart, Settings};
@@ -97,7 +97,7 @@ async fn only_exactly_200_passes_so_a_refusal_never_says_2xx() {
     assert_eq!((answer.status, answer.header("content-type"), &*answer.body), (403, Some("text/plain"), "no"));
 }
 
-/// Whether two heads are counted as one client.
+/// Whether two requests count as one client.
 async fn same(path: &str, trusted_hops: usize, first: &str, second: &str) -> bool {
     same_by(settings_with(trusted_hops), path, first, second).await
 }
@@ -115,7 +115,7 @@ async fn same_by(settings: Settings, path: &str, first: &str, second: &str) -> b
     service.ask(&head(second)).await.status != 200
 }
 
-/// Weaknesses R11, D6: the leftmost address is believed, which is whatever the client says.
+/// Weaknesses R11, D6: the leftmost forwarded address is used, which the client can choose.
 #[tokio::test]
 async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_else() {
     let envoy = "/authz/envoy/";
@@ -131,7 +131,7 @@ async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_
     let nginx = "/authz/nginx";
     assert!(!same(nginx, 0, "\r\nx-real-ip: 192.0.2.7", "\r\nx-real-ip: 192.0.2.8").await);
     assert!(same(nginx, 0, "\r\nx-real-ip: anybody", "\r\nx-real-ip: somebody").await);
-    // nginx passes on all that the client says.
+    // nginx passes on every header of the client.
     assert!(same_by(believing.clone(), nginx, seven, eight).await);
     let forward = "/authz/forward";
     assert!(!same(forward, 0, "\r\nx-forwarded-for: 192.0.2.7", "\r\nx-forwarded-for: 192.0.2.8").await);

@@ -1,4 +1,4 @@
-//! Where the doors listen, what they say when they cannot, health, reflection, and how they close.
+//! The listeners of the doors, errors about them, health, reflection, and shutdown.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -50,7 +50,7 @@ async fn over_socket(path: &Path) -> Rls {
 async fn a_door_listens_on_a_unix_socket_and_removes_it_when_it_closes() {
     let directory = tempfile::tempdir().expect("a directory");
     let (grpc, http) = (directory.path().join("grpc.sock"), directory.path().join("http.sock"));
-    // A socket that nobody listens on is replaced.
+    // A socket file without a listener is replaced.
     drop(std::os::unix::net::UnixListener::bind(&grpc).expect("a socket"));
     assert!(std::fs::metadata(&grpc).expect("it stays").file_type().is_socket());
     let listen = Settings { grpc: Listen::Unix(grpc.clone()), http: Listen::Unix(http.clone()), ..settings() };
@@ -157,7 +157,7 @@ async fn who_is_told_to_stop_says_so_and_finishes_what_it_began() {
     let mut watch = tonic_health::pb::health_client::HealthClient::new(rls.0.clone());
     let mut watch = watch.watch(HealthCheckRequest::default()).await.expect("a watch").into_inner();
     assert_eq!(watch.message().await.expect("no error").map(|answer| answer.status), Some(SERVING));
-    // A request is under way: its head has begun.
+    // A request is in flight: its head has begun.
     let mut slow = TcpStream::connect(http).await.expect("open");
     slow.write_all(b"GET /healthcheck HTTP/1.1\r\nhost: h\r\n\r\nGET /healthcheck HT").await.expect("sent");
     let mut first = [0; 12];

@@ -1,4 +1,4 @@
-//! An acquired lease whose answer nobody hears is undone (semantics 24).
+//! An acquired lease is undone if its response cannot be delivered (semantics 24).
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{self, ResponseFuture, SendRequest};
@@ -15,7 +15,7 @@ fn exports() -> RuleBook {
     book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])])
 }
 
-/// A connection whose peer may send us no byte of any body: answers stay with it.
+/// A connection whose flow control window is zero: no response body can be sent on it.
 async fn deaf(service: &Doors) -> (SendRequest<Bytes>, JoinHandle<()>) {
     let stream = TcpStream::connect(service.grpc).await.expect("the door is open");
     let (client, connection) = client::Builder::new().initial_window_size(0).handshake(stream).await.expect("HTTP/2");
@@ -44,7 +44,7 @@ async fn remaining(rls: &Rls) -> u32 {
     rls.ask(question("edge", [peek])).await.statuses[0].limit_remaining
 }
 
-/// Asks until so many slots are free: giving back happens beside the calls.
+/// Polls until this number of slots is free: a release runs beside the calls.
 async fn until_free(rls: &Rls, slots: u32) {
     for _ in 0..100_000 {
         if remaining(rls).await == slots {
@@ -60,11 +60,11 @@ async fn a_lease_is_undone_when_its_stream_is_reset_before_the_reply() {
     let rls = service.rls().await;
     let (mut client, _connection) = deaf(&service).await;
     let (response, mut stream) = acquire(&mut client).await;
-    // The head of the answer needs no window. It says that the slot is taken and that the answer is on its way.
+    // The response head needs no window. It shows that the slot is taken and that the response is being sent.
     let answer = response.await.expect("the head of an answer");
     assert_eq!(answer.status(), 200);
     assert_eq!(remaining(&rls).await, 1);
-    // As Envoy does when the call took too long.
+    // As Envoy does after its timeout.
     stream.send_reset(Reason::INTERNAL_ERROR);
     until_free(&rls, 2).await;
 }

@@ -1,4 +1,4 @@
-//! Envoy's rate limit service, asked over a real socket.
+//! Envoy's rate limit service, called over a real socket.
 
 use std::time::Duration;
 
@@ -69,8 +69,8 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
     assert_eq!(told("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, None)));
 }
 
-/// Weakness R24: the moment told is cut to whole seconds, and may be over.
-/// Weakness D8: the wait told is none.
+/// Weakness R24: the reset time is truncated to whole seconds and may be in the past.
+/// Weakness D8: the reported wait is zero.
 #[tokio::test]
 async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
     let service = Doors::start(login()).await;
@@ -83,7 +83,7 @@ async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
     let until = answer.statuses[0].duration_until_reset.expect("a duration");
     assert_eq!((until.seconds, until.nanos), (300, 0));
     assert_eq!(header(&answer, "retry-after"), Some("300"));
-    // One microsecond before the wait is over it still refuses, then it admits.
+    // One microsecond before the wait ends it still refuses; then it admits.
     service.clock.advance(Duration::from_micros(299_499_998));
     assert_eq!(header(&ask().await, "retry-after"), Some("1"));
     service.clock.advance(Duration::from_micros(1));
@@ -103,7 +103,7 @@ async fn semantics_18_a_limit_that_comes_along_replaces_the_configured_one() {
     assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (7, Unit::Hour as i32, Some(2)));
     assert_eq!(answer.statuses[0].limit_remaining, 6);
     assert_eq!(rls.ask(question("edge", [asked(0, RateLimitUnit::Hour)])).await.overall_code, OVER_LIMIT);
-    // Without a known unit the configured limit holds: one of two was used.
+    // With an unknown unit the configured limit applies: one of two was used.
     let answer = rls.ask(question("edge", [asked(7, RateLimitUnit::Unknown)])).await;
     assert_eq!(answer.statuses[0].current_limit.as_ref().map(|limit| limit.requests_per_unit), Some(2));
 }
@@ -231,7 +231,7 @@ async fn semantics_28_past_a_size_the_answer_is_a_refusal() {
     // A long value is hashed, not refused.
     let long = "a".repeat(100_000);
     assert_eq!(rls.one(&[("path", "/login"), ("account", &long)]).await.overall_code, OK);
-    // A message past the bound is not even read.
+    // A message larger than the bound is not decoded.
     let huge = "a".repeat(3 << 20);
     assert_eq!(rls.one(&[("path", "/login"), ("account", &huge)]).await.overall_code, OVER_LIMIT);
     assert_eq!(rls.one(&[("path", "/login"), ("account", "b")]).await.overall_code, OK);
@@ -241,7 +241,7 @@ async fn semantics_28_past_a_size_the_answer_is_a_refusal() {
 async fn a_message_that_makes_no_sense_is_refused_in_words_of_rls() {
     let service = Doors::start(login()).await;
     let rls = service.rls().await;
-    // Field 2 is a list of messages; this says a message of 5 bytes and brings one.
+    // Field 2 is a list of messages; this claims a message of 5 bytes and contains one.
     let garbage = prost_types::Any { type_url: "\u{7f}\u{7f}".into(), value: vec![0x12, 0x05, 0xff] };
     let answer = rls.call(SHOULD_RATE_LIMIT, garbage).await;
     let answer: tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse = answer.expect("no error");
@@ -272,7 +272,7 @@ async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
     let client = connect(service.grpc).await;
     let mut refused = Vec::new();
     for _ in 0..3 {
-        // As an Envoy says it that has it in `initial_metadata`.
+        // As an Envoy sends it whose `initial_metadata` has the header.
         let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[("x-request-id", "7")], asked()).await;
         stream.send_data(Bytes::new(), true).expect("it is sent");
         refused.push(says_no(SHOULD_RATE_LIMIT, response).await);
@@ -286,7 +286,7 @@ async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
         Doors::start(book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])])).await;
     let rls = service.rls().await;
     let acquire = || rls.one(&[("slot", "al")]);
-    // A release is known by its only entry, whatever its hits or domain.
+    // A release is recognised by its only entry, whatever its hits or domain.
     let release = async |lease: &str| {
         let released =
             RateLimitDescriptor { hits_addend: Some(1), is_negative_hits: true, ..descriptor(&[("release", lease)]) };
@@ -304,15 +304,15 @@ async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
 
     assert_eq!(release(&first).await, OK);
     assert_eq!(remaining().await, 1);
-    // Twice is once.
+    // A second release changes nothing.
     assert_eq!(release(&first).await, OK);
     assert_eq!(remaining().await, 1);
-    // A forged one is an ordinary descriptor, which no rule matches.
+    // A forged lease is an ordinary descriptor that no rule matches.
     let forged = format!("{}{}", &second[..second.len() - 1], if second.ends_with('A') { 'B' } else { 'A' });
     assert_eq!(release(&forged).await, OK);
     assert_eq!(release("L17").await, OK);
     assert_eq!(remaining().await, 1);
-    // Long after it expired it is still no error.
+    // Long after it expired, releasing it is still not an error.
     service.clock.advance(Duration::from_secs(301));
     assert_eq!(release(&second).await, OK);
     assert_eq!(remaining().await, 2);
