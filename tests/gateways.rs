@@ -1,4 +1,4 @@
-//! The real binary behind real gateways: what a user of Envoy, nginx, Caddy, Traefik or HAProxy sees.
+//! The real binary behind real gateways, from the view of a client of Envoy, nginx, Caddy, Traefik or HAProxy.
 
 mod support;
 

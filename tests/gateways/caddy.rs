@@ -11,7 +11,7 @@ const CADDY: Sample = Sample { name: "caddy", command, gone: 502, slow: 504 };
 fn command(ports: &Ports, directory: &Path, timeouts: Timeouts) -> Option<Command> {
     let binary = installed::caddy()?;
     let text = timeouts.apply(&ports.rewrite(&read("examples/caddy/Caddyfile")));
-    // Its admin page has one port for all Caddys of a machine.
+    // The default port of the admin endpoint is the same for every Caddy on a machine.
     let file = site::write(directory, "Caddyfile", &format!("{{\n\tadmin off\n}}\n{text}"));
     let mut command = Command::new(binary);
     command.args(["run", "--adapter", "caddyfile", "--config", &file]);

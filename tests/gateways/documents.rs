@@ -1,4 +1,4 @@
-//! What the documents tell a reader to write or to run is read or run here.
+//! Reads or runs every command and configuration that the documents show.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use tollgate::config::{Config, SourceText};
 
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
-/// The documents: their commands, configuration and links.
+/// The documents whose commands, configuration and links are checked.
 const DOCUMENTS: [&str; 19] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -32,7 +32,7 @@ const DOCUMENTS: [&str; 19] = [
     "examples/README.md",
 ];
 
-/// The documents that show a rule to begin with, each with requests to try.
+/// The documents that show a first rule, with requests to try.
 const WITH_A_FIRST_RULE: [&str; 2] = ["README.md", GETTING_STARTED];
 
 const GETTING_STARTED: &str = "docs/getting-started.md";
@@ -74,7 +74,7 @@ fn every_configuration_is_accepted() {
     let written = all("toml");
     assert!(written.len() > WITH_A_FIRST_RULE.len(), "the documents show configuration");
     for block in written {
-        // What shows some tables alone is read beside rules.
+        // A fragment without rules is read together with some.
         let text = match block.text.contains("[[rules]]") {
             true => block.text,
             false => format!("{}\n{A_RULE}", block.text),
@@ -104,7 +104,7 @@ fn every_filter_is_accepted_by_a_real_envoy() {
     }
 }
 
-/// Weakness R29: what the documentation shows does not work.
+/// Weakness R29: the documented examples do not work.
 #[test]
 fn every_command_is_one_that_works() {
     let targets = read("Makefile");
@@ -114,7 +114,7 @@ fn every_command_is_one_that_works() {
         let command = line.split(" #").next().unwrap_or_default().trim();
         let words: Vec<&str> = command.split_whitespace().collect();
         match words.as_slice() {
-            // The demo's own test plays it.
+            // The demo has a test of its own.
             ["make", "demo", "STORE=redis"] => {}
             ["make", target] => assert!(targets.contains(&format!("\n{target}:")), "{line}"),
             ["target/release/tollgate" | "tollgate", "serve", "--config", file] => {
@@ -141,9 +141,10 @@ fn every_command_is_one_that_works() {
             ["cargo", "test", "--test", binary] => assert!(project().join("tests").join(binary).is_dir(), "{line}"),
             ["cargo", "test", "--lib", room] => assert!(project().join("src").join(room).is_dir(), "{line}"),
             ["cargo", "test", name] => assert!(read("docs/semantics.md").contains(name), "{line}"),
-            // These build or test what runs here, and the curl line has the next test to itself.
+            // These build or test the code that runs here; the next test covers the curl line.
             ["cargo", "build"] | ["cargo", "build", "--release"] | ["cargo", "test"] => {}
-            // A bench takes longer than a test may, and a profiler need not be here: what they run is there.
+            // A bench takes too long for a test, and a profiler need not be installed: only the bench's name is
+            // checked.
             ["CARGO_PROFILE_BENCH_STRIP=none", "cargo", "bench", "--bench", bench, ..] => {
                 assert!(is_bench(bench), "{line}")
             }
@@ -151,7 +152,7 @@ fn every_command_is_one_that_works() {
                 let bench = binary.strip_prefix("target/release/deps/").and_then(|name| name.strip_suffix("-*"));
                 assert!(bench.is_some_and(is_bench), "{line}");
             }
-            // The request of login.yaml, which its own tests send.
+            // The request of login.yaml, which the tests of that example send.
             ["curl", "-i", "-H", ..] => assert!(read("examples/envoy/login.yaml").contains(command), "{line}"),
             ["curl", "-i", "-X", "POST", ..] => assert!(line.contains(FIRST_REQUEST), "{line}"),
             [] => {}
@@ -171,7 +172,7 @@ fn the_sixth_call_of_a_first_rule_is_refused_as_the_readme_says() {
             tollgate.ask(&ask).expect(200);
         }
         let refused = tollgate.ask(&ask).expect(429);
-        // Five minutes from the first of them, which was a moment ago.
+        // Five minutes after the first request, which was sent a moment ago.
         assert!(matches!(refused.retry_after(), Some(270..=300)), "{refused:?}");
         assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
         assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
@@ -183,20 +184,20 @@ fn the_sixth_call_of_a_first_rule_is_refused_as_the_readme_says() {
     }
 }
 
-/// The refusal that the README shows, as curl prints it.
+/// The refusal shown in the README, as curl prints it.
 fn shown_refusal() -> String {
     let texts = blocks("README.md").into_iter().filter(|block| block.language == "text").map(|block| block.text);
     texts.into_iter().find(|text| text.starts_with("HTTP/1.1 429")).expect("the README shows a refusal")
 }
 
-/// An answer as `curl -i` prints it. The connection of the tests closes, that of curl does not.
+/// A response as `curl -i` prints it. The tests' connection closes, unlike that of curl.
 fn printed(answer: &Answer) -> String {
     let shown = answer.headers.iter().filter(|(name, _)| name != "connection");
     let headers: String = shown.map(|(name, value)| format!("{name}: {value}\n")).collect();
     format!("HTTP/1.1 429 Too Many Requests\n{headers}\n{}", answer.body)
 }
 
-/// A refusal without what passes: the seconds that are left, and the date.
+/// A refusal without its date and the seconds left.
 fn timeless(refusal: &str) -> String {
     let date = refusal.lines().find(|line| line.starts_with("date: ")).expect("a date");
     let seconds = refusal.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("a time to wait");
@@ -257,14 +258,14 @@ fn every_linked_file_is_there() {
     }
 }
 
-/// The rule that a document begins with; the one of the guide for documents without.
+/// The first rule of a document; that of the guide for documents without one.
 fn first_rule(document: &'static str) -> String {
     let document = if WITH_A_FIRST_RULE.contains(&document) { document } else { GETTING_STARTED };
     let rule = blocks(document).into_iter().find(|block| block.language == "toml");
     rule.expect("it shows a first rule").text
 }
 
-/// A rule that listens on this machine alone: one without addresses listens on all.
+/// The rule with loopback addresses: without addresses, it would listen on all interfaces.
 fn with_addresses(rule: &str) -> String {
     match rule.contains("[server]") {
         true => rule.to_owned(),
@@ -272,7 +273,7 @@ fn with_addresses(rule: &str) -> String {
     }
 }
 
-/// Runs the binary beside a `tollgate.toml` that holds the first rule of a document.
+/// Runs the binary in a new directory, where `tollgate.toml` contains the first rule of a document.
 fn in_a_new_project(document: &'static str, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().expect("a temporary directory");
     fs::write(directory.path().join("tollgate.toml"), first_rule(document)).expect("a file in the test's directory");
@@ -280,7 +281,7 @@ fn in_a_new_project(document: &'static str, arguments: &[&str]) -> Output {
     command.args(arguments).current_dir(directory.path()).output().expect("the binary runs")
 }
 
-/// Whether a configuration that a document names can be served.
+/// Whether a configuration that a document names is valid.
 fn served(document: &'static str, file: &str) -> bool {
     let text = match Path::new(file) {
         path if path == Path::new("tollgate.toml") => with_addresses(&first_rule(document)),

@@ -1,5 +1,4 @@
-//! What a real Envoy makes of each door's answers, beyond what the examples show. Each test changes an example in one
-//! place.
+//! The effect of each door's responses on a real Envoy, beyond the examples. Each test changes an example in one place.
 
 use std::thread;
 
@@ -9,13 +8,13 @@ fn example(name: &str) -> String {
     read(format!("examples/envoy/{name}"))
 }
 
-/// A text with a part of it replaced, which is there exactly once.
+/// Replaces a part of a text that must occur exactly once.
 fn with(text: &str, part: &str, other: &str) -> String {
     assert_eq!(text.matches(part).count(), 1, "{part:?} in\n{text}");
     text.replace(part, other)
 }
 
-/// An Envoy configuration whose only route tells the client what is in a filter's dynamic metadata.
+/// An Envoy configuration whose only route returns values of a filter's dynamic metadata to the client.
 fn telling(envoy: &str, filter: &str, keys: &[&str]) -> String {
     let headers: Vec<String> = keys
         .iter()
@@ -44,7 +43,7 @@ fn rls_tells_rule_limiter_and_lease_in_dynamic_metadata() {
     }
     assert_ne!(first.header("told-lease"), second.header("told-lease"));
 
-    // A refusal hands out no lease, but says what refused.
+    // A refusal has no lease, but names the limiter that refused.
     let slow = Ask::get("/slow").account("bob");
     let _held = [1, 2].map(|running| {
         let stream = slow.begin(gateway.port(10_000)).expect("Envoy accepts");
@@ -54,7 +53,7 @@ fn rls_tells_rule_limiter_and_lease_in_dynamic_metadata() {
     let refused = gateway.ask(&slow).expect(429);
     assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
 
-    // So does one for want of an account.
+    // So does a refusal for a missing account.
     let refused = gateway.ask(&Ask::get("/")).expect(429);
     assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
 }
@@ -118,10 +117,10 @@ fn a_refund_gives_units_back() {
     let Some(gateway) = Gateway::start(&envoy, &example("rls_filter.toml")) else { return };
     let order = Ask::post("/orders").account("ada").from("203.0.113.1");
     assert_eq!(gateway.ask(&order).expect(200).remaining(), Some(5));
-    // Four come back before five are charged.
+    // Four units are refunded before five are charged.
     assert_eq!(gateway.ask(&order.clone().header("x-refund", "yes")).expect(200).remaining(), Some(4));
     gateway.ask(&order).expect(429);
-    // What is given back of an untouched counter is nothing.
+    // A refund to an untouched counter has no effect.
     let fresh = Ask::get("/orders").account("bob").from("203.0.113.9").header("x-refund", "yes");
     assert_eq!(gateway.ask(&fresh).expect(200).remaining(), Some(9));
 }
@@ -155,7 +154,7 @@ fn retry_after_comes_once_even_where_envoy_writes_it_too() {
     let Some(gateway) = Gateway::start(&envoy, &example("rls_filter.toml")) else { return };
     let order = Ask::post("/orders").account("ada").from("203.0.113.1");
     for status in [200, 200, 429] {
-        // Answer::header() fails on a header that comes twice.
+        // Answer::header() fails on a duplicate header.
         assert_eq!(gateway.ask(&order).expect(status).retry_after().is_some(), status == 429);
     }
 }

@@ -1,11 +1,11 @@
-//! Every configuration in `examples/envoy/`, run by a real Envoy with the rules that go with it.
+//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use crate::support::processes::{Answer, Ask, Gateway, project, until};
 
-/// The examples that a test here runs: a new file without one is found out.
+/// The examples that this file tests: a new example without a test fails one here.
 const TESTED: [&str; 11] = [
     "concurrency.yaml",
     "ext_authz_grpc.yaml",
@@ -44,7 +44,7 @@ fn rls_by_routes_counts_the_site_and_the_search_together() {
     assert!(limits.contains("10;w=60"), "the site's: {limits}");
     assert!(limits.contains("6;w=60"), "the search's, as configured: {limits}");
 
-    // Three searches were let through, and each cost the site one. The refused one cost nothing.
+    // Three searches were admitted at a cost of one to the site each. The refused one was not charged.
     let page = Ask::get("/page").from("203.0.113.1");
     for left in (0..7).rev() {
         assert_eq!(gateway.ask(&page).expect(200).remaining(), Some(left));
@@ -65,12 +65,12 @@ fn rls_by_filter_charges_a_write_for_five() {
     let refused = from_home(Ask::get("/orders"), "ada").expect(429);
     assert!(matches!(refused.retry_after(), Some(50..=60)), "{refused:?}");
 
-    // Ten of the address's twenty are used. The third write of another account is refused by its account.
+    // Ten of the address's twenty are used. The account refuses the third write of another account.
     from_home(Ask::post("/orders"), "bob").expect(200);
     from_home(Ask::get("/orders"), "bob").expect(200);
     from_home(Ask::post("/orders"), "bob").expect(429);
     from_home(Ask::get("/orders"), "bob").expect(200);
-    // Seventeen are: no write fits any more, also without an account. What is refused costs the account nothing.
+    // Seventeen are used: no write fits any more, with or without an account. A refusal does not charge the account.
     from_home(Ask::post("/orders"), "cyd").expect(429);
     gateway.ask(&Ask::post("/orders").from("203.0.113.1")).expect(429);
     let elsewhere = gateway.ask(&Ask::post("/orders").account("cyd").from("203.0.113.2")).expect(200);
@@ -87,7 +87,7 @@ fn ext_authz_over_grpc_answers_with_status_headers_and_body() {
     let Some(gateway) = Gateway::example("ext_authz_grpc", "ext_authz") else { return };
     asked_through_ext_authz(&gateway);
 
-    // The route chose the domain, and with it the rules.
+    // The route selected the domain and so its rules.
     for (address, expected) in [("203.0.113.1", 200), ("203.0.113.2", 200), ("203.0.113.3", 429)] {
         gateway.ask(&Ask::get("/partner/feed").from(address)).expect(expected);
     }
@@ -101,7 +101,7 @@ fn ext_authz_over_http_answers_with_status_headers_and_body() {
     asked_through_ext_authz(&gateway);
 }
 
-/// What both ways to ask through ext_authz come to.
+/// Behaviour shared by both examples of ext_authz.
 fn asked_through_ext_authz(gateway: &Gateway) {
     let ada = Ask::get("/").account("ada").from("203.0.113.1");
     for left in [2, 1, 0] {
@@ -118,11 +118,11 @@ fn asked_through_ext_authz(gateway: &Gateway) {
     assert!(refused.body.contains("429"), "{refused:?}");
     assert_eq!(refused.remaining(), Some(0));
 
-    // The refused request cost the address nothing: two of its five are left.
+    // The refused request did not charge the address: two of its five are left.
     for (account, expected) in [("bob", 200), ("cyd", 200), ("dan", 429)] {
         gateway.ask(&Ask::get("/").account(account).from("203.0.113.1")).expect(expected);
     }
-    // An address cannot be made up: neither to the left of what the load balancer wrote, nor in Envoy's own header.
+    // An address cannot be forged, neither to the left of the load balancer's entry nor in Envoy's own header.
     for forged in ["198.51.100.1, 203.0.113.1", "10.0.0.1,203.0.113.1"] {
         gateway.ask(&Ask::get("/").from(forged)).expect(429);
     }
@@ -130,14 +130,14 @@ fn asked_through_ext_authz(gateway: &Gateway) {
     gateway.ask(&forged).expect(429);
     let elsewhere = gateway.ask(&Ask::get("/").account("dan").from("203.0.113.2")).expect(200);
     assert_eq!(elsewhere.remaining(), Some(2));
-    // Clients from inside are told apart as well.
+    // Internal clients are counted apart as well.
     for _ in 0..5 {
         gateway.ask(&Ask::get("/").from("10.1.2.3")).expect(200);
     }
     gateway.ask(&Ask::get("/").from("198.51.100.1, 10.1.2.3")).expect(429);
     gateway.ask(&Ask::get("/").from("10.1.2.4")).expect(200);
 
-    // A rule's own refusal, under each of its spellings.
+    // A rule's own refusal, for every spelling of its path.
     for path in ["/internal/keys", "//internal/keys", "/%69nternal/keys", "/a/../internal/keys?x=1"] {
         let hidden = gateway.ask(&Ask::get(path).from("203.0.113.3")).expect(404);
         assert_eq!(hidden.body, "no such page\n");
@@ -159,30 +159,30 @@ fn a_login_page_is_guarded_by_address_and_account() {
     let refused = gateway.ask(&login("ada", "203.0.113.6")).expect(429);
     assert!(matches!(refused.retry_after(), Some(290..=300)), "{refused:?}");
     assert_eq!(refused.header("x-ratelimit-limit"), Some("5, 5;w=300;name=\"login_account\""));
-    // One account has one counter, however it is written.
+    // All spellings of an account share a counter.
     gateway.ask(&login(" ADA ", "203.0.113.7")).expect(429);
     gateway.ask(&login("bob", "203.0.113.7")).expect(401);
 
-    // The address pays for what the account refuses: thirty tries, and it is out.
+    // The address is charged for what the account refuses: after thirty tries it is used up.
     for _ in 0..30 {
         gateway.ask(&login("ada", "198.51.100.1")).expect(429);
     }
     gateway.ask(&login("cyd", "198.51.100.1")).expect(429);
-    // What the address is refused costs the account nothing.
+    // A refusal by the address does not charge the account.
     for _ in 0..10 {
         gateway.ask(&login("cyd", "198.51.100.1")).expect(429);
     }
     for left in (0..5).rev() {
         assert_eq!(gateway.ask(&login("cyd", "203.0.113.8")).expect(401).remaining(), Some(left));
     }
-    // Leaving out the account, or hiding it, does not open the address's limit, nor does another spelling of the path.
+    // Neither a missing or disguised account nor another spelling of the path avoids the address's limit.
     gateway.ask(&Ask::post("/login").from("198.51.100.1")).expect(429);
     gateway.ask(&Ask::post("/login").json("{\"username\": 7}").from("198.51.100.1")).expect(429);
     gateway.ask(&Ask::post("/login").json("not json").from("198.51.100.1")).expect(429);
     for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b", "/./login"] {
         gateway.ask(&Ask::post(path).from("198.51.100.1")).expect(429);
     }
-    // Other pages are not the rule's business.
+    // The rule does not apply to other pages.
     gateway.ask(&Ask::get("/").from("198.51.100.1")).expect(200);
     gateway.ask(&Ask::get("/login").from("198.51.100.1")).expect(200);
 }
@@ -203,7 +203,7 @@ fn a_login_is_its_accounts_whatever_type_its_body_says_it_has() {
     for (number, kind) in read.iter().enumerate() {
         gateway.ask(&typed(*kind, ada).from(&format!("203.0.113.{number}"))).expect(429);
     }
-    // Whose account cannot be read is not let through, not even once.
+    // A request whose account cannot be read is refused, even the first.
     let form = Some("application/x-www-form-urlencoded");
     let unread = [
         typed(Some("text/plain"), ada),
@@ -219,9 +219,9 @@ fn a_login_is_its_accounts_whatever_type_its_body_says_it_has() {
     for (number, login) in unread.iter().enumerate() {
         gateway.ask(&login.clone().from(&format!("198.51.100.{number}"))).expect(429);
     }
-    // Of an account named twice the last counts, as it does for most readers of JSON.
+    // Of a duplicate account the last counts, as in most JSON parsers.
     gateway.ask(&typed(None, r#"{"username": "bob", "username": "ada"}"#).from("203.0.113.9")).expect(429);
-    // The address pays for those as well.
+    // The address is charged for those as well.
     for _ in 0..30 {
         gateway.ask(&unread[0].clone().from("192.0.2.1")).expect(429);
     }
@@ -237,13 +237,13 @@ fn only_failed_logins_count() {
     }
     for left in [2, 1, 0] {
         gateway.ask(&login("guess")).expect(401);
-        // Envoy reports the failure after its response; what is left is told by the next request, which costs nothing.
+        // Envoy reports the failure after its response; the next request, which costs nothing, shows what is left.
         until("the failure to be counted", || gateway.ask(&login("secret")).remaining() == Some(left));
     }
     let refused = gateway.ask(&login("secret")).expect(429);
     assert!(refused.retry_after().is_some_and(|seconds| (280..=300).contains(&seconds)), "{refused:?}");
     gateway.ask(&Ask::post("/login").account("bob")).expect(401);
-    // Another spelling of the path is the same page.
+    // Other spellings of the path are the same page.
     for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b"] {
         gateway.ask(&Ask::post(path).account("ada")).expect(429);
     }
@@ -264,7 +264,7 @@ fn leaving_out_the_account_does_not_lift_its_limit() {
         assert_ne!(gateway.ask(&ask.account("ada")).status, 429, "{example}");
         assert_eq!(gateway.upstream.seen().len(), 1, "{example}: what was refused did not reach it");
     }
-    // Pages that are no login need no account.
+    // Pages other than the login need no account.
     let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
     gateway.ask(&Ask::get("/")).expect(200);
 }
@@ -301,7 +301,7 @@ fn a_tier_gives_what_it_sells_and_an_upgrade_keeps_what_was_used() {
     uses_up(tokens::EVE_ENTERPRISE, "enterprise", 12, 12);
     // Three of six are used.
     uses_up(tokens::ADA_PRO, "pro", 3, 6);
-    // A token without a tier is Envoy's default; one with a tier that nobody sells is the rule's.
+    // A token without a tier gets Envoy's default; an unknown tier gets the default of the rule.
     uses_up(tokens::JOE_WITHOUT, "free", 3, 3);
     assert_eq!(ask(tokens::KIM_GOLD).expect(200).header("x-ratelimit-limit"), Some("3, 3;w=60;name=\"api_free\""));
 
@@ -319,7 +319,7 @@ fn slots_come_back_when_the_stream_ends_and_when_the_client_walks_away() {
     until("both to be running", || gateway.upstream.held() == 2);
     let refused = gateway.ask(&export).expect(429);
     assert!(matches!(refused.retry_after(), Some(1..=300)), "until the first lease ends at the latest: {refused:?}");
-    // A refused request holds nothing and so gives nothing back: the account is still full.
+    // A refused request holds no slot and releases none: the account is still full.
     gateway.ask(&export).expect(429);
     // Another account has slots of its own.
     let other = Ask::get("/slow").account("bob").begin(gateway.port(10_000)).expect("Envoy accepts");
@@ -331,11 +331,11 @@ fn slots_come_back_when_the_stream_ends_and_when_the_client_walks_away() {
     finish(other);
     gateway.upstream.close_gate();
 
-    // Both slots are free again once Envoy has reported the end.
+    // Both slots are free again once Envoy has reported the end of the requests.
     let (third, fourth) = (run(&gateway, &export, 1), run(&gateway, &export, 2));
     gateway.ask(&export).expect(429);
 
-    // One client walks away while its export runs.
+    // One client disconnects while its export runs.
     drop(third);
     let fifth = run(&gateway, &export, 2);
     gateway.ask(&export).expect(429);
@@ -344,8 +344,7 @@ fn slots_come_back_when_the_stream_ends_and_when_the_client_walks_away() {
     finish(fifth);
 }
 
-/// Starts a slow request that gets its slot, as soon as there is one, and so becomes the `running`th at the upstream
-/// that Envoy knows of.
+/// Starts a slow request as soon as it gets a slot, so that it is the `running`th at the upstream.
 fn run(gateway: &Gateway, ask: &Ask, running: u64) -> std::net::TcpStream {
     let active = || gateway.stat("cluster.upstream.upstream_rq_active");
     let mut started = None;
@@ -374,13 +373,13 @@ fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
     left(600);
     gateway.ask(&chat(400)).expect(200);
     left(200);
-    // Something is left, so this one passes, and costs more than there was.
+    // Some tokens are left, so this request passes, and costs more than there were.
     gateway.ask(&chat(400)).expect(200);
     until("the debt to be counted", || gateway.ask(&chat(0)).status == 429);
     let refused = gateway.ask(&chat(0)).expect(429);
     assert!(matches!(refused.retry_after(), Some(680..=724)), "201 tokens at 3.6 seconds: {refused:?}");
     let waits = refused.retry_after();
-    // What is refused reports no tokens.
+    // A refused request reports no tokens.
     assert!(gateway.ask(&chat(400)).expect(429).retry_after() <= waits);
     gateway.ask(&Ask::get("/v1/chat?tokens=10").account("bob")).expect(200);
 }
@@ -406,7 +405,7 @@ fn the_gateway_of_the_containers_asks_the_same_rules_at_three_doors() {
         }
         gateway.ask_at(port, &login).expect(429);
     }
-    // The doors count together: fifteen tries let through and three that the address paid for.
+    // The doors share the counter: fifteen tries that were admitted and three that only the address was charged for.
     for _ in 0..12 {
         gateway.ask_at(10_000, &Ask::post("/login").from("203.0.113.1")).expect(401);
     }

@@ -1,4 +1,4 @@
-//! What Envoy does when there is nobody to ask: each door fails the way its example says.
+//! Envoy without a running tollgate: each door fails as its example says.
 
 use crate::support::processes::{Ask, Gateway};
 

@@ -1,9 +1,9 @@
-//! Requests as Caddy's `forward_auth` and Traefik's ForwardAuth send them: a GET that tells in `X-Forwarded-*` what
-//! the client asked for, with all of the client's other headers.
+//! Requests as Caddy's `forward_auth` and Traefik's ForwardAuth send them: a GET with the client's method, URI and
+//! address in `X-Forwarded-*`, and all other headers of the client.
 
 use crate::support::processes::{Ask, Ports, Tollgate, read};
 
-/// The question that Caddy asks for a `POST` of this URI by the client at this address.
+/// The request that Caddy makes for a `POST` of this URI by the client at this address.
 fn question(uri: &str, client: &str) -> Ask {
     let query = uri.split_once('?').map_or(String::new(), |(_, query)| format!("?{query}"));
     Ask::get(&format!("/authz/forward{query}"))

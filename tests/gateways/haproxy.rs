@@ -13,7 +13,7 @@ fn command(ports: &Ports, directory: &Path, timeouts: Timeouts) -> Option<Comman
     configured(ports, directory, timeouts, &[])
 }
 
-/// The sample with other lines in the place of some.
+/// The sample with some lines replaced.
 fn configured(ports: &Ports, directory: &Path, timeouts: Timeouts, edits: &[(&str, &str)]) -> Option<Command> {
     let binary = installed::haproxy()?;
     let mut text = ports.rewrite(&read("examples/haproxy/haproxy.cfg"));
@@ -21,7 +21,7 @@ fn configured(ports: &Ports, directory: &Path, timeouts: Timeouts, edits: &[(&st
         assert!(text.contains(line), "the sample has no line {line}");
         text = text.replace(line, other);
     }
-    // The name of a socket is one for all HAProxys of a machine.
+    // Abstract socket names are shared by every HAProxy on a machine.
     let socket = format!("abns@tollgate-{}", ports.of(8_000));
     let renamed = |text: &str| text.replace("abns@tollgate", &socket);
     let script = site::write(directory, "tollgate.lua", &renamed(&read("examples/haproxy/tollgate.lua")));

@@ -32,11 +32,11 @@ fn nginx_asks_and_restores_the_refusal() {
     assert!(matches!(refused.retry_after(), Some(290..=300)), "{refused:?}");
     assert_eq!(refused.remaining(), Some(0));
     assert_eq!(refused.body, "too many requests\n");
-    // Other spellings of account and path, and another address, are the same account.
+    // Other spellings of account and path, and another address, share the account's counter.
     ask(&Ask::post("/login").account(" Ada").from("203.0.113.2")).expect(429);
     ask(&Ask::post("/x/..//%6Cogin?a=b").account("ada").from("203.0.113.3")).expect(429);
 
-    // The address is who the load balancer says it is, whatever else the client claims.
+    // The load balancer's header sets the address, whatever else the client sends.
     for n in 0..30 {
         ask(&Ask::post("/login").account(&format!("user{n}")).from("203.0.113.9")).expect(401);
     }
@@ -72,7 +72,7 @@ fn nginx_refuses_with_500_when_tollgate_hangs_and_when_it_is_gone() {
     site::fails_as_documented(&NGINX);
 }
 
-/// What stands around a file in `conf.d`: one process in the foreground that writes nowhere but below its prefix.
+/// The main configuration around a file in `conf.d`: one process in the foreground that writes only below its prefix.
 fn configuration(site: &str) -> String {
     let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let places: String = places.iter().map(|place| format!("{place}_temp_path {place};\n")).collect();

@@ -1,4 +1,4 @@
-//! Two instances behind a real Envoy are restarted one after the other, and no request notices.
+//! Two instances behind a real Envoy are restarted one after the other, without an effect on any request.
 
 use std::fs;
 use std::process::Command;
@@ -30,7 +30,7 @@ fn a_rolling_restart_of_two_instances_fails_no_request_and_lets_none_pass_unaske
     let mut running = INSTANCES.map(instance);
 
     let file = directory.path().join("envoy.yaml");
-    // Every request is asked about, however slow this machine is.
+    // A long timeout, so that every request gets a decision on a slow machine too.
     let envoy = ports.rewrite(&read("examples/envoy/two_instances.yaml")).replace("timeout: 0.25s", "timeout: 10s");
     fs::write(&file, envoy).expect("a file in the test's directory");
     let mut command = Command::new(binary);

@@ -1,5 +1,5 @@
-//! A gateway that asks over plain HTTP, with tollgate beside it and an upstream behind it; and what every such gateway
-//! has to do, whatever its configuration looks like.
+//! A gateway that calls tollgate over plain HTTP, with an upstream behind it; and the requirements on every such
+//! gateway, whatever its configuration looks like.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -11,15 +11,15 @@ use tempfile::TempDir;
 
 use crate::support::processes::{Answer, Ask, Ports, Process, Tollgate, Upstream, read};
 
-/// How long the samples wait for tollgate.
+/// The timeout for tollgate in the samples.
 pub const TIMEOUT: Duration = Duration::from_millis(250);
 
-/// What a loaded machine may add to a timeout. It is far below every timeout that a gateway has without its sample's.
+/// Delay that a loaded machine may add to a timeout. It is far below every gateway's default timeout.
 const SLACK: Duration = Duration::from_millis(700);
 
 /// The gateway of a sample.
 pub struct Sample {
-    /// Its name.
+    /// The name of the gateway.
     pub name: &'static str,
     /// The command that starts it, with its configuration in this directory. None when the gateway is not installed.
     pub command: fn(&Ports, &Path, Timeouts) -> Option<Command>,
@@ -29,12 +29,12 @@ pub struct Sample {
     pub slow: u16,
 }
 
-/// How long the gateway waits for tollgate.
+/// The gateway's timeout for tollgate.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Timeouts {
-    /// As long as the sample says.
+    /// As in the sample.
     Sample,
-    /// So long that a loaded machine does not make the gateway give up.
+    /// So long that a loaded machine does not reach it.
     Long,
 }
 
@@ -49,9 +49,9 @@ impl Timeouts {
     }
 }
 
-/// The three of them, running.
+/// Gateway, tollgate and upstream, running.
 pub struct Site {
-    /// What stands behind.
+    /// The upstream.
     pub upstream: Upstream,
     tollgate: Option<Tollgate>,
     gateway: Process,
@@ -93,7 +93,7 @@ impl Site {
         self.tollgate = None;
     }
 
-    /// A page whose answer takes at least `least`, and at most `most` and what the machine adds.
+    /// Requests a page whose response must take at least `least`, and at most `most` plus the slack.
     fn page_within(&self, least: Duration, most: Duration) -> Answer {
         let began = Instant::now();
         let answer = self.ask(&Ask::get("/page"));
@@ -107,14 +107,14 @@ impl Site {
     }
 }
 
-/// A file of the samples in the test's directory, on the test's ports and with these timeouts.
+/// Writes a file of the samples to the test's directory, with the test's ports and these timeouts.
 pub fn write(directory: &Path, name: &str, text: &str) -> String {
     let file = directory.join(name);
     fs::write(&file, text).expect("a file in the test's directory");
     file.to_str().expect("a path in UTF-8").to_owned()
 }
 
-/// Of 20 parallel requests of one account, as many reach the upstream as its limit says; the others get a refusal.
+/// Of 20 parallel requests of one account, exactly the limit reaches the upstream; the others are refused.
 pub fn admits_the_limit_exactly(sample: &Sample) -> Option<Vec<Answer>> {
     let site = Site::start(sample, Timeouts::Long, "")?;
     let login = Ask::post("/login").account("ada").body("guess");
@@ -132,7 +132,7 @@ pub fn admits_the_limit_exactly(sample: &Sample) -> Option<Vec<Answer>> {
     Some(admitted.into_iter().chain(refused).collect())
 }
 
-/// Method, path, address and host are those of the request and its peer, whatever the client claims in headers.
+/// Method, path, address and host are those of the request and its peer, whatever headers the client sends.
 pub fn clients_choose_nothing(sample: &Sample) {
     let rule = "[[rules]]\ndomain = 'web'\nname = 'host'\nmatch = { host = 'gateway.test', path = '/hosted' }\n\
                 action = 'deny'\nstatus = 404\n";
@@ -181,21 +181,20 @@ pub fn passes_on_what_rules_use(sample: &Sample) {
     }
 }
 
-/// A request is refused with the documented status: after the sample's timeout when tollgate hangs, at once when it is
-/// gone.
+/// A request gets the documented status: after the sample's timeout when tollgate hangs, at once when it is gone.
 pub fn fails_as_documented(sample: &Sample) {
     let Some(mut site) = Site::start(sample, Timeouts::Sample, "") else { return };
     site.hang_tollgate();
     let reached = site.reached("GET /page");
     site.page_within(TIMEOUT, TIMEOUT).expect(sample.slow);
-    // The next one too, over a connection that hangs or a new one.
+    // So does the next one, on the connection that hangs or on a new one.
     site.page_within(Duration::ZERO, TIMEOUT).expect(sample.slow);
     site.stop_tollgate();
     site.page_within(Duration::ZERO, Duration::ZERO).expect(sample.gone);
     assert_eq!(site.reached("GET /page"), reached, "a refused request goes no further");
 }
 
-/// A refusal is tollgate's own: status, headers and body.
+/// A refusal reaches the client as tollgate wrote it: status, headers and body.
 pub fn is_as_tollgate_wrote_it(refused: &Answer) {
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
     assert_eq!(refused.header("x-tollgate-rule"), Some("login"));
