@@ -1,4 +1,4 @@
-//! The real program: its command line, and what it does while it serves.
+//! The real program: its command line and its behaviour while it serves.
 
 mod support;
 

@@ -1,11 +1,11 @@
-//! The real program: what it says and with which code it ends.
+//! The real program: its output and its exit codes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The program in a directory of its own, without the variables of whoever runs the tests.
+/// The program in a directory of its own, without the caller's environment variables.
 fn tollgate(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.current_dir(directory).env_remove("TOLLGATE_CONFIG").env_remove("RUST_LOG").env("COLUMNS", "100");
@@ -138,7 +138,7 @@ fn rules_are_not_explained_where_there_is_no_configuration() {
     }
 }
 
-/// What `explain` says of a descriptor `a=b`, its last line apart.
+/// The output of `explain` for a descriptor `a=b`: all lines but the last, and the last.
 fn explained(text: &str) -> (String, String) {
     let directory = written(&[("tollgate.toml", text)]);
     let output = run(directory.path(), &["explain", "edge", "a=b"]);
@@ -202,7 +202,7 @@ fn schema_and_completions_print() {
     }
 }
 
-/// Starts `serve` and waits until it says that it listens; gives what it said until then.
+/// Starts `serve`, waits until it reports that it listens, and returns its output until then.
 fn serve(command: &mut Command) -> (std::process::Child, String) {
     let mut child = command.stderr(Stdio::piped()).spawn().expect("the program runs");
     let mut said = String::new();
@@ -238,7 +238,7 @@ fn the_first_signal_lets_requests_finish_and_the_second_ends_at_once() {
     let (_, address) = open.rsplit_once(' ').expect("an address");
     let mut half = TcpStream::connect(address).expect("connected");
     half.write_all(b"GET /authz/envoy/ HTTP/1.1\r\nHost: a\r\n").expect("sent");
-    // Connections are taken in order, so the half request is under way once a later one has its answer.
+    // Connections are accepted in order, so the unfinished request is in flight once a later one has its response.
     let mut whole = TcpStream::connect(address).expect("connected");
     whole.write_all(b"GET /healthcheck HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
@@ -304,7 +304,7 @@ fn a_named_path_that_is_missing_is_an_error_and_never_a_fall_through() {
     assert_eq!((err(&variable).as_str(), variable.status.code()), (expected, Some(1)));
 }
 
-/// The kernel would keep two megabytes for a byte, and more and more of them: `make soak` saw it as growth.
+/// The kernel would keep two megabytes for one byte, and more over time, which `make soak` saw as growth.
 #[test]
 fn serve_takes_no_huge_pages() {
     let directory = written(&[("tollgate.toml", &format!("{ANY_PORT}{RULE}"))]);
@@ -315,7 +315,7 @@ fn serve_takes_no_huge_pages() {
     // A kernel without huge pages has no such line.
     let enabled = status.lines().find(|line| line.starts_with("THP_enabled:"));
     assert!(enabled.is_none_or(|line| line.ends_with('0')), "{enabled:?}");
-    // What the allocator took before `main` as well: it is asked for at once.
+    // Memory that the allocator took before `main` as well, because the advice is given at once.
     let advised = maps.lines().filter(|line| line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg"));
     assert_eq!(advised.count(), 0);
 }
@@ -359,7 +359,7 @@ fn a_busy_port_is_one_clear_line() {
     assert!(said.starts_with("tollgate: server.grpc: ") && said.contains(&address), "{said}");
 }
 
-/// The first configuration that `serve` suggests, taken out of what it says.
+/// The first configuration that `serve` suggests, extracted from its output.
 fn suggested(said: &str) -> String {
     said.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
 }
@@ -375,7 +375,7 @@ fn serve_starts_with_the_file_it_finds() {
 
 #[test]
 fn serve_with_no_file_at_all_starts_and_says_what_to_write_first() {
-    // Nothing is configured, so it wants the default ports: where something else has them there is nothing to see.
+    // Without a configuration it needs the default ports: where they are taken, this test is skipped.
     let free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
     if !free(8080) || !free(8081) {
         return;

@@ -1,4 +1,4 @@
-//! Told to stop: who asks for its health is told, whoever is here is answered, and nothing that was counted is lost.
+//! Shutdown: health checks fail first, requests in flight are answered, and no charge is lost.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn draining(delay: Duration, timeout: Duration) -> Settings {
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// HTTP/2 by hand, so that nothing is done about a GOAWAY or a PING but what the test does.
+/// A raw HTTP/2 client: only the test reacts to a GOAWAY or a PING.
 struct Wire {
     stream: TcpStream,
     read: BytesMut,
@@ -67,7 +67,7 @@ impl Wire {
         self.stream.write_all(&frame).await.expect("it is sent");
     }
 
-    /// Begins to ask on a stream of its own.
+    /// Sends the head of a request on this stream.
     async fn begin(&mut self, stream: u32) {
         let mut head = BytesMut::new();
         let fields = [
@@ -79,7 +79,7 @@ impl Wire {
             ("content-type", "application/grpc"),
         ];
         for (name, value) in fields {
-            head.put_u8(0); // a literal that no table remembers
+            head.put_u8(0); // a literal without indexing
             for text in [name, value] {
                 head.put_u8(u8::try_from(text.len()).expect("shorter than 127 bytes"));
                 head.put_slice(text.as_bytes());
@@ -88,7 +88,7 @@ impl Wire {
         self.send(HEADERS, 4, stream, &head).await;
     }
 
-    /// Asks on a stream of its own.
+    /// Sends a whole request on this stream.
     async fn ask(&mut self, stream: u32) {
         self.begin(stream).await;
         let message = question("edge", [descriptor(&[("account", "ada")])]);
@@ -126,7 +126,7 @@ impl Wire {
         }
     }
 
-    /// Waits for the trailers of an answer.
+    /// Waits for the trailers of a response.
     async fn answered(&mut self, stream: u32) {
         let trailers = |frame: &Frame| {
             assert!(frame.kind != GOAWAY, "an end before the answer: {frame:?}");
@@ -135,7 +135,7 @@ impl Wire {
         self.next_of(trailers).await;
     }
 
-    /// The last stream that a GOAWAY lets come, and its reason.
+    /// The last stream that a GOAWAY admits, and its reason.
     async fn goaway(&mut self) -> (u32, u32) {
         let mut payload = self.next_of(|frame| frame.kind == GOAWAY).await.payload;
         (payload.get_u32(), payload.get_u32())
@@ -151,7 +151,7 @@ async fn a_call_between_the_first_goaway_and_the_second_is_answered() {
     service.begin_to_stop();
     assert_eq!(wire.goaway().await, (u32::MAX >> 1, 0), "every stream may still come");
     let ping = wire.next_of(|frame| frame.kind == PING && frame.flags & ACK == 0).await;
-    // Sent before we could know: it crosses the GOAWAY on its way.
+    // Sent before the client could have seen the GOAWAY.
     wire.ask(3).await;
     wire.answered(3).await;
     wire.send(PING, ACK, 0, &ping.payload).await;
@@ -187,7 +187,7 @@ async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
     for (path, status) in [("/readyz", 503), ("/healthcheck", 503), ("/livez", 200)] {
         assert_eq!(service.ask(&format!("GET {path} HTTP/1.1\r\nhost: a")).await.status, status, "{path}");
     }
-    // Those that are here, and those that come all the same.
+    // Open connections are still served, and so are new ones.
     for rls in [&rls, &service.rls().await] {
         rls.one(&[("account", "ada")]).await;
     }
@@ -201,7 +201,7 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
     let settings = Settings { bounds, ..draining(Duration::ZERO, Duration::from_millis(50)) };
     let service = Doors::start_with(settings, logins()).await;
     let mut wire = Wire::connect(&service).await;
-    // One question that an hour is allowed for is never asked to its end.
+    // A request that may take an hour and is never finished.
     wire.begin(1).await;
     let in_flight = || service.service.doors().in_flight.load(Ordering::Relaxed);
     while in_flight() == 0 {
@@ -213,7 +213,7 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
 #[tokio::test]
 async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
     let mut service = Doors::start_with(draining(Duration::ZERO, LONG), logins()).await;
-    // One says nothing at all, one begins and falls silent, and one watches.
+    // One connection sends nothing, one only begins, one is plain HTTP, and one watches.
     let _silent = TcpStream::connect(service.grpc).await.expect("the door is open");
     let _begun = Wire::connect(&service).await;
     let _plain = TcpStream::connect(service.http).await.expect("the door is open");
@@ -224,7 +224,7 @@ async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
     let next = watching.message().await.expect("it is told").expect("it goes on");
     assert_eq!(next.status(), ServingStatus::NotServing);
     assert!(matches!(watching.message().await, Ok(None) | Err(_)), "the watch ends");
-    // An hour is what it has. It is stopped as soon as they are known to be silent.
+    // The drain may take an hour, but ends as soon as the connections are known to be idle.
     tokio::time::timeout(Duration::from_secs(60), service.stop()).await.expect("nobody holds it up");
 }
 

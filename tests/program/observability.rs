@@ -1,4 +1,4 @@
-//! What `examples/observability` shows an operator is held to what the real program tells of itself.
+//! Checks `examples/observability` against the metrics of the real program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::binary::{DOORS, Served, both, exchange};
 use crate::support::processes::installed;
 
-/// Rules of every kind, so that every series is there.
+/// Rules of every kind, so that every series exists.
 const RULES: &str = r#"
 [stores.main]
 engine = "memory"
@@ -79,7 +79,7 @@ fn example(name: &str) -> String {
     fs::read_to_string(examples().join(name)).expect(name)
 }
 
-/// Runs promtool beside the examples. None where there is no promtool.
+/// Runs promtool beside the examples. None if it is not installed.
 fn promtool(arguments: &[&str], directory: &Path, input: &str) -> Option<Output> {
     let mut command = Command::new(installed::program("promtool")?);
     command.args(arguments).current_dir(directory);
@@ -94,7 +94,7 @@ fn passes(arguments: &[&str], directory: &Path) {
     assert!(output.status.success(), "promtool {arguments:?}: {}", both(&output));
 }
 
-/// The metrics that an expression names, a histogram by its name alone.
+/// The metrics in an expression, a histogram by its base name.
 fn named(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
     let metrics = words.filter(|word| word.starts_with("tollgate_") || word.starts_with("process_"));
@@ -123,14 +123,14 @@ fn dashboard() -> Value {
     serde_json::from_str(&example("grafana-dashboard.json")).expect("JSON")
 }
 
-/// The panels of the dashboard that show something.
+/// The panels of the dashboard that show data.
 fn panels() -> Vec<Value> {
     let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     panels.filter(|panel| panel["type"] != "row").cloned().collect()
 }
 
-/// What the dashboard asks, with the variables of Grafana filled in.
+/// The queries of the dashboard, with Grafana's variables filled in.
 fn asked() -> Vec<String> {
     let text = |value: &Value| value.as_str().expect("an expression").to_owned();
     let mut asked: Vec<String> = Vec::new();
@@ -171,7 +171,7 @@ fn every_metric_that_is_watched_is_there() {
     for metric in &watched {
         assert!(there(metric), "{metric} is not among the metrics");
     }
-    // And the other way round: what is told of requests is shown.
+    // Conversely, the dashboard shows every metric of requests.
     let ours = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE tollgate_")?.split(' ').next());
     let hidden: Vec<&str> = ours.filter(|name| !watched.contains(&format!("tollgate_{name}"))).collect();
     assert_eq!(hidden, [""; 0], "no alert and no panel shows these");
@@ -180,7 +180,7 @@ fn every_metric_that_is_watched_is_there() {
 #[test]
 fn every_label_that_is_asked_for_is_one_that_a_series_has() {
     let scrape = scrape();
-    // Of the scrape itself, of Prometheus' histograms, and of no metric: `by` and `on` take them too.
+    // Labels of the scrape and of histograms. `by` and `on` accept unknown labels without an error.
     let mut labels = BTreeSet::from(["job", "instance", "le"]);
     for line in scrape.lines().filter(|line| !line.starts_with('#')) {
         let inside = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(inside, _)| inside);

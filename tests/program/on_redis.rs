@@ -1,4 +1,4 @@
-//! The real program on a real Redis: reloading, finding and lifting, draining and metrics are what they are on memory.
+//! The real program with a real Redis: reload, search, lift, drain and metrics work as with the memory store.
 
 use std::fs;
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use crate::support::binary::{DOORS, Served, complaint, exchange, tollgate};
 use crate::support::processes::redis::{Redis, Setup};
 use crate::support::processes::{Proxy, until};
 
-/// A limit by account in a Redis, with more keys of the store.
+/// A limit by account in a Redis, with further keys of the store.
 fn login(port: u16, more: &str, limit: u32) -> String {
     format!(
         "{DOORS}secret = 'of this test, and no other'\n\n[stores.main]\nengine = 'redis'\n\
@@ -18,7 +18,7 @@ fn login(port: u16, more: &str, limit: u32) -> String {
     )
 }
 
-/// Serves it, and waits until the store has answered.
+/// Serves it and waits until the store has answered.
 fn serve(toml: &str) -> Served {
     Served::start(toml, &[]).ready()
 }
@@ -27,12 +27,12 @@ fn sign_in(served: &Served, account: &str) -> u16 {
     served.ask("GET /authz/envoy/", &format!("x-account: {account}\r\n"))
 }
 
-/// How many pass until one is refused.
+/// The number of requests that pass before one is refused.
 fn left(served: &Served, account: &str) -> usize {
     (0..1000).take_while(|_| sign_in(served, account) == 200).count()
 }
 
-/// The cells of a table's rows below its head.
+/// The cells of a table's rows below its header.
 fn cells(table: &str) -> Vec<Vec<&str>> {
     let rows = table.lines().skip(1).take_while(|line| !line.is_empty() && !line.starts_with("tollgate: "));
     rows.map(|row| row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
@@ -57,7 +57,7 @@ fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
     let kept = before.iter().find(|line| line.contains("cmd=evalsha")).and_then(id).expect("it is connected");
     assert!(connections(&first).contains(&kept), "the store is the same, connection and all");
     reload(&login(second.port, "", 3), 2);
-    // Until it is connected, what stands in for it decides.
+    // Until the store is connected, its fallback decides.
     let connected = |server: &Redis| {
         until("it is asked", || {
             sign_in(&served, "eve");
@@ -72,7 +72,7 @@ fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
     assert_eq!(left(&served, "ada"), 0, "the first store has not forgotten her");
 }
 
-/// Weakness R24: of a shared store the state is made up.
+/// Weakness R24: the reported state of a shared store is not the real one.
 #[test]
 fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
     let Some(server) = Redis::start() else { return };
@@ -96,7 +96,7 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     let Some(server) = Redis::start() else { return };
     let mut leasing = serve(&login(server.port, "quota_lease = 64", 200));
     let plain = serve(&login(server.port, "", 200));
-    // More and more is leased at once, and a part of the last block is used.
+    // Leases grow from block to block, and the last block is used in part.
     let used = (0..50).filter(|_| sign_in(&leasing, "ada") == 200).count();
     assert_eq!(used, 50);
     assert!(leasing.metric("tollgate_store_near_answers_total{store=\"main\",wrapper=\"quota_lease\"}") > 0.0);
@@ -186,7 +186,8 @@ fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_reque
     assert!(log.contains("a limit could not be lifted") && !log.contains("a limit was lifted"), "{log}");
 }
 
-/// Weakness R26: the password of a store is logged, and told to whoever lists the stores or has a mistake in their file.
+/// Weakness R26: the password of a store is logged, and shown in the list of stores and in errors about the
+/// configuration.
 #[test]
 fn the_password_of_a_store_is_told_nowhere() {
     const PASSWORD: &str = "planted-password";
@@ -204,7 +205,7 @@ fn the_password_of_a_store_is_told_nowhere() {
         fs::write(served.directory.path().join("wrong.toml"), toml.replace("'redis'", "'rediss'")).expect("a file");
         let wrong = served.complaint(&["check", "wrong.toml"]);
         assert!(wrong.contains("stores.main"), "{wrong}");
-        // And what is said of a store that does not let us in.
+        // So is the error about a store that rejects the password.
         server.ask::<()>(&["CONFIG", "SET", "requirepass", "another"]);
         let mut stranger = Served::start(&toml.replace("required = true", ""), &[("RUST_LOG", "trace")]);
         stranger.until("authentication failed");

@@ -1,4 +1,4 @@
-//! The command line of an operator at night, against the real program.
+//! The operator's command line, against the real program.
 
 use crate::support::binary::{DOORS, Served, both, complaint, exchange, tollgate};
 
@@ -34,7 +34,7 @@ domain = "edge"
 account = { header = "x-account" }
 "#;
 
-/// Doors with a secret, as a deployment has one.
+/// Doors with a secret, as in a deployment.
 fn login() -> String {
     format!("{DOORS}secret = 'of this test, and no other'\n{LOGIN}")
 }
@@ -43,7 +43,7 @@ fn sign_in(served: &Served, account: &str) -> u16 {
     served.ask("POST /authz/envoy/login", &format!("x-account: {account}\r\n"))
 }
 
-/// The cells of a table's rows below its head.
+/// The cells of a table's rows below its header.
 fn cells(table: &str) -> Vec<Vec<&str>> {
     let rows = table.lines().skip(1).take_while(|line| !line.is_empty() && !line.starts_with("tollgate: "));
     rows.map(|row| row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
@@ -57,7 +57,7 @@ fn who_is_locked_out_is_found_and_let_in_again() {
     }
     assert_eq!((sign_in(&served, "bob"), sign_in(&served, "eve")), (429, 429));
 
-    // Offline, by the secret of the configuration: the name that the log has.
+    // Offline, with the secret of the configuration: the name in the log.
     let key = served.run(&["key", "edge", "account=bob"]);
     let rows = cells(&key);
     let [hashed, "login_account", "login", "account"] = rows[0][..] else { panic!("{key}") };
@@ -106,7 +106,7 @@ fn state_says_where_to_look_when_no_limit_refuses() {
     assert!(explained.contains("rule login matches\n  login_account: one counter for account=bob\n"), "{explained}");
     let now = explained.split_once("\nnow\n").expect("what its counters hold").1;
     assert_eq!(cells(now)[0][3], "2 of 2");
-    // A server that is only meant for other commands is not asked.
+    // The setting of a server for other commands is ignored.
     let offline = served.run(&["explain", "edge", "path=/login", "account=bob"]);
     assert!(!offline.contains("\nnow\n"), "{offline}");
 }
@@ -236,7 +236,7 @@ fn a_token_is_shown_from_a_file_a_variable_or_the_configuration() {
     };
     worked(served.command(&state).env("TOLLGATE_ADMIN_TOKEN", token));
     worked(served.command(&state).args(["--config", "tollgate.toml"]));
-    // Files end with a line's end.
+    // Text files end with a newline.
     std::fs::write(served.directory.path().join("token"), format!("{token}\n")).expect("written");
     worked(served.command(&state).args(["--token-file", "token"]).env("TOLLGATE_ADMIN_TOKEN", "guessed"));
     let gone = served.command(&state).args(["--token-file", "gone"]).output().expect("the program runs");
@@ -245,7 +245,7 @@ fn a_token_is_shown_from_a_file_a_variable_or_the_configuration() {
     assert!(metrics.contains("tollgate_ready 1"), "{metrics}");
 }
 
-/// A text without the lengths of time in it, which pass, and the columns that move with them.
+/// A text without durations, which change, and without the column widths that depend on them.
 fn timeless(text: &str) -> String {
     let is_span = |word: &str| {
         let number = word.trim_end_matches(char::is_alphabetic);
@@ -273,7 +273,7 @@ fn the_transcript_of_the_page_for_operators_is_what_happens() {
     let transcript = texts.iter().find(|text| text.starts_with("$ tollgate state")).expect("a transcript");
     let mut played = 0;
     for (command, expected) in transcript.split("$ tollgate ").skip(1).filter_map(|step| step.split_once('\n')) {
-        // As a shell would split it.
+        // Splits it as a shell would.
         let quoted = command.split('"').enumerate();
         let arguments: Vec<&str> = quoted
             .flat_map(|(number, text)| match number % 2 {
@@ -313,7 +313,7 @@ fn no_refusal_is_logged_when_nobody_wants_them() {
         sign_in(&served, "bob");
     }
     served.run(&["lift", "edge", "account=bob", "--why", "ticket"]);
-    // The lift came after them.
+    // The lift was logged after them.
     served.until("tollgate::audit");
     assert!(!served.said().contains("tollgate::refusals"), "{}", served.said());
     assert!(served.run(&["top"]).contains("login_account"), "they are counted all the same");

@@ -1,9 +1,9 @@
-//! The pages that are made from the program, held to what it says. `UPDATE_DOCS=1` writes them anew.
+//! Checks the pages that are generated from the program. `UPDATE_DOCS=1` writes them again.
 //!
 //! | page | made from |
 //! |---|---|
 //! | `docs/metrics.md` | a scrape of the real binary |
-//! | `docs/admin-api.md` | its examples: the answers of the real binary to the requests of the page |
+//! | `docs/admin-api.md` | its examples: the responses of the real binary to the requests of the page |
 //! | `docs/algorithms.svg` | `limiter::advance` |
 
 mod plot;
@@ -25,7 +25,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Holds a file to what it should be, or writes it where that was asked for.
+/// Compares a file with its expected content, or writes it if requested.
 fn is_written(name: &str, made: &str) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(file(name), made).expect("writable");
@@ -40,7 +40,7 @@ fn is_written(name: &str, made: &str) {
 
 // docs/metrics.md
 
-/// Rules and stores of every kind, so that every series is there.
+/// Rules and stores of every kind, so that every series exists.
 const EVERY_SERIES: &str = r#"
 [stores.memory]
 engine = "memory"
@@ -73,7 +73,7 @@ mode = "shadow"
 apply = [{ limiter = "window", key = ["remote_address"] }]
 "#;
 
-/// Labels whose values are names that the operator chose, or the version.
+/// Labels whose values are names chosen by the operator, or the version.
 const CHOSEN: [(&str, &str); 5] = [
     ("domain", "a domain; empty for requests of a domain that is not configured"),
     ("rule", "a rule; `(others)` for all after the first 2 000; empty where no rule decided"),
@@ -85,7 +85,7 @@ const CHOSEN: [(&str, &str); 5] = [
     ("version", "the version of the binary"),
 ];
 
-/// The sections of the page, each with what the names in it begin with.
+/// The sections of the page, each with the prefix of its metrics.
 const SECTIONS: [(&str, &str); 5] = [
     ("Stores", "tollgate_store_"),
     ("Leases", "tollgate_leases_"),
@@ -94,12 +94,12 @@ const SECTIONS: [(&str, &str); 5] = [
     ("The process", "process_"),
 ];
 
-/// One metric as a scrape tells it.
+/// A metric as the scrape shows it.
 #[derive(Default)]
 struct Metric {
     kind: String,
     help: String,
-    /// The values of each label, as they come.
+    /// The values of each label, in the order of the scrape.
     labels: Vec<(String, BTreeSet<String>)>,
 }
 
@@ -147,7 +147,7 @@ fn unit(name: &str, help: &str) -> &'static str {
 fn tables(metrics: &BTreeMap<String, Metric>) -> String {
     let mut text = String::new();
     let section = |name: &str| SECTIONS.iter().position(|(_, begins)| name.starts_with(begins));
-    // The requests come first; their names begin like all others.
+    // The section of requests comes first: its prefix is the shortest and matches all others.
     for place in [3, 0, 1, 2, 4] {
         text += &format!(
             "\n## {}\n\n| series | type | labels | unit | meaning |\n|---|---|---|---|---|\n",
@@ -194,7 +194,7 @@ fn tables(metrics: &BTreeMap<String, Metric>) -> String {
 #[test]
 fn the_page_of_metrics_has_every_series_as_the_program_tells_it() {
     let served = Served::start(&format!("{DOORS}{EVERY_SERIES}"), &[]);
-    // Histograms have series once something was counted.
+    // A histogram has series only once it has an observation.
     served.ask("GET /authz/envoy/", "");
     let scrape = exchange(&served.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
     let (_, scrape) = scrape.split_once("\r\n\r\n").expect("an answer");
@@ -206,7 +206,7 @@ fn the_page_of_metrics_has_every_series_as_the_program_tells_it() {
     let page = read("docs/metrics.md");
     let (written, _) = page.split_once(BEGIN).expect("the mark where the tables begin");
     is_written("docs/metrics.md", &format!("{written}{BEGIN}{}", tables(&metrics)));
-    // A metric that this configuration has no series of would be missing.
+    // A metric without a series in this configuration would be missing.
     for name in named_in_the_source() {
         assert!(metrics.contains_key(&name), "{name} is in the source and not in the scrape of this test");
     }
@@ -218,7 +218,7 @@ fn the_page_of_metrics_has_every_series_as_the_program_tells_it() {
     }
 }
 
-/// The names of metrics that stand in the source, each a text of its own.
+/// The metric names in the source, each a string literal.
 fn named_in_the_source() -> BTreeSet<String> {
     let mut folders = vec![file("src")];
     let mut names = BTreeSet::new();
@@ -240,7 +240,7 @@ fn named_in_the_source() -> BTreeSet<String> {
 
 // docs/admin-api.md
 
-/// The configuration that the examples of the page are asked of. A secret makes their keys the same every time.
+/// The configuration for the examples of the page. With a secret, their keys are the same in every run.
 const ASKED: &str = r#"secret = 'of the examples in docs/admin-api.md'
 
 [limiters.login_account]
@@ -261,10 +261,10 @@ domain = "edge"
 account = { header = "x-account" }
 "#;
 
-/// Numbers that differ from one run to the next.
+/// Fields whose numbers differ between runs.
 const VOLATILE: [&str; 4] = ["age_seconds", "bytes", "reset_ms", "retry_after_ms"];
 
-/// The answer without what differs from one run to the next.
+/// A response without the numbers that differ between runs.
 fn steady(answer: &str) -> String {
     fn still(value: &mut Value) {
         match value {
@@ -287,7 +287,7 @@ fn steady(answer: &str) -> String {
     }
 }
 
-/// The paths in the headings of the page, each with its method: `## POST /state`.
+/// The methods and paths in the headings of the page, such as `## POST /state`.
 fn documented(page: &str) -> BTreeSet<(String, String)> {
     let headings = page.lines().filter_map(|line| line.strip_prefix("## ")?.split_once(" /"));
     headings
@@ -310,7 +310,7 @@ fn the_page_of_the_admin_port_has_every_request_and_no_other() {
             let answer = exchange(&served.admin, format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes());
             answer.split(' ').nth(1).map(str::to_owned).expect("a status")
         };
-        // A question without a body is one that has no content type.
+        // A request without a body has no content type.
         let expected = if method == "GET" { "200" } else { "415" };
         assert_eq!(status(&method), expected, "{method} {path}");
     }

@@ -1,4 +1,4 @@
-//! The real program while its files change under it.
+//! The real program while its configuration files change.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::support::service::{Rls, descriptor, question};
 const TAKEN: &str = "configuration applied";
 const REFUSED: &str = "configuration rejected";
 
-/// The program, serving a place in a directory.
+/// The program, serving a file or directory.
 struct Live {
     process: Process,
     grpc: u16,
@@ -25,7 +25,7 @@ struct Live {
 }
 
 impl Live {
-    /// Starts it. `server` are more lines of that table, written by `write` with where it listens.
+    /// Starts it. `write` writes the configuration with the given lines of `[server]`, which set the addresses.
     fn start(directory: &TempDir, place: &str, write: impl FnOnce(&str)) -> Self {
         let (grpc, http) = (ports::free(), ports::free());
         write(&format!("[server]\ngrpc = '127.0.0.1:{grpc}'\nhttp = '127.0.0.1:{http}'\nadmin = 'off'\n"));
@@ -44,14 +44,14 @@ impl Live {
         Ask::get("/authz/envoy/").account(account).send(self.http).expect("it answers").status
     }
 
-    /// What the system says of its memory, in KiB.
+    /// Resident memory, in KiB.
     fn resident(&self) -> i64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// How many files it has open.
+    /// The number of open files.
     fn files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("it lives").count()
     }
@@ -61,7 +61,7 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("a file in the test's directory");
 }
 
-/// Puts a file in the place of another, as careful editors do.
+/// Replaces a file by a rename, as careful editors do.
 fn replace(path: &Path, text: &str) {
     let beside = path.with_extension("new");
     write(&beside, text);
@@ -133,7 +133,7 @@ const WARM: usize = 60;
 const ACCOUNTS: usize = 400;
 const LIMIT: usize = 20;
 
-/// The part of the configuration that turns: a rule that tells which turn it is, and rules enough to be worth leaking.
+/// The changing part of the configuration: a rule that shows the version, and enough rules for a leak to be seen.
 fn turn(number: usize) -> String {
     let others: String = (0..300)
         .map(|other| {
@@ -168,7 +168,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
                 let (mut asked, mut refused) = (0, 0);
                 while !done.load(Ordering::Relaxed) {
                     let account = (first + asked * 7) % ACCOUNTS;
-                    // Panics on any error of the transport or of gRPC.
+                    // Fails on any error of transport or gRPC.
                     let answer = rls.one(&[("account", &account.to_string())]).await;
                     match answer.overall_code() {
                         Code::Ok => *passed.entry(account).or_default() += 1,
@@ -193,7 +193,7 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
             until("it is refused", || live.said(REFUSED) > before);
         } else {
             replace(&turning, &turn(number));
-            // Most are asked for, so that the test is short; the others are noticed.
+            // Most reloads are requested, to keep the test short; the others are found by watching.
             if number % 10 > 0 {
                 live.process.signal("-HUP");
             }
@@ -222,12 +222,12 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
     assert_eq!(taken, RELOADS - RELOADS / 4);
     assert!(over > 0 && passed.values().all(|times| *times <= LIMIT), "{passed:?}");
     assert_eq!(asked, over + passed.values().sum::<usize>());
-    // It goes up and down by ten MiB. A hundred versions that nobody let go would be five times that.
+    // Memory varies by ten MiB. A hundred leaked versions would be five times that.
     assert!(grown < 24 << 10, "memory grew by {grown} KiB over {} reloads", RELOADS - WARM);
     until("no file is left open", || live.files() <= warm.1);
 }
 
-/// Whether this is the turn that is in use.
+/// Whether this version is in use.
 async fn turns(rls: &Rls, number: usize) -> Code {
     let descriptor = descriptor(&[("turn", &number.to_string())]);
     rls.ask(question("turns", [descriptor])).await.overall_code()

@@ -1,4 +1,4 @@
-//! The real program, stopped and started: what a memory store with a snapshot still knows.
+//! The real program, stopped and started again: the counters that a memory store keeps in its snapshot.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A served configuration, and where its HTTP door is.
+/// A served configuration and the address of its HTTP door.
 struct Served {
     child: Child,
     http: String,
-    /// What it says besides, held so that it can be said.
+    /// Its remaining output, read so that it can keep writing.
     said: BufReader<std::process::ChildStderr>,
 }
 
@@ -66,7 +66,7 @@ account = {{ header = "x-account" }}
         Self { child, http, said }
     }
 
-    /// The status of one try.
+    /// The status of one attempt.
     fn ask(&self, account: &str) -> u16 {
         let mut stream = TcpStream::connect(&self.http).expect("it listens");
         let request = format!("POST /authz/envoy/login HTTP/1.0\r\nhost: a\r\nx-account: {account}\r\n\r\n");
@@ -76,7 +76,7 @@ account = {{ header = "x-account" }}
         answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
     }
 
-    /// Tells it to stop, and waits until it has. Says what it said on the way.
+    /// Tells it to stop, waits until it has, and returns its output.
     fn stop(mut self) -> String {
         let told = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(told.success());
@@ -89,7 +89,7 @@ account = {{ header = "x-account" }}
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Neither fails unless it has ended already, which is what is wanted.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -114,7 +114,8 @@ fn counts_survive_being_killed_as_of_the_last_interval() {
     let file = directory.path().join("kept.snapshot");
     let served = Served::start(directory.path(), "50ms");
     assert_eq!([served.ask("ada"), served.ask("ada"), served.ask("ada")], [200, 200, 200]);
-    // All three grants are in the file once it is 128 bytes long: 78 for head, end and seal, 26 for the counter, 24 for them.
+    // All three grants are in the file once it is 128 bytes long: 78 for head, end and seal, 26 for the counter, 24 for
+    // the grants.
     let began = Instant::now();
     while std::fs::metadata(&file).map_or(0, |file| file.len()) < 128 {
         assert!(began.elapsed() < PATIENCE, "no snapshot was written");

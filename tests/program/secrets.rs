@@ -1,5 +1,5 @@
-//! No identity and no secret leaves: the real program, told to log everything, is asked through every door with planted
-//! ones, and all that it says, writes and answers is searched for them.
+//! No identity and no secret leaks: the real program, logging at the highest level, gets requests with planted ones
+//! through every door, and all its logs, files and responses are searched for them.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,13 +15,13 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
 use crate::support::binary::{DOORS, PATIENCE, Served, both, exchange, tollgate};
 use crate::support::service::{CHECK, Rls, SHOULD_RATE_LIMIT, descriptor, lease, question};
 
-/// Every planted identity holds this word, in this case or another.
+/// Every planted identity contains this word, in some case.
 const PLANTED: &str = "planted";
 
-/// Planted identities that are no words.
+/// Planted identities that are not words.
 const ADDRESSES: [&str; 3] = ["203.0.113.77", "2001:db8:77:1:", "2001:db8:77:1::5"];
 
-/// Of the deployment and of its operators.
+/// Secrets of the deployment and of its operators.
 const SECRETS: [&str; 2] = ["hunter2hunter2hunter2", "correct horse battery"];
 
 fn configuration(format: &str) -> String {
@@ -87,7 +87,7 @@ subject = {{ metadata = "jwt:sub" }}
     )
 }
 
-/// Which of the words that were planted a text holds, in capitals or not.
+/// The planted words that a text contains, ignoring case.
 fn found_in(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     let words = std::iter::once(PLANTED).chain(ADDRESSES).chain(SECRETS);
@@ -100,7 +100,8 @@ fn nothing_in(what: &str, text: &str) {
     assert!(found.is_empty(), "{what} tells {found:?}:\n{}", lines.collect::<Vec<_>>().join("\n"));
 }
 
-/// Asks the door of plain HTTP in every flavour, past limits, and in ways that are refused, broken or hostile.
+/// Calls the plain HTTP door in the form of every gateway, beyond limits, and with refused, broken and hostile
+/// requests.
 fn ask_over_http(served: &Served) -> Vec<u16> {
     let headers = "x-account: planted-account\r\nx-api-key: planted-key\r\ncookie: session=planted-cookie\r\n\
                    x-forwarded-for: 203.0.113.77\r\nauthorization: Bearer planted-bearer\r\n";
@@ -139,16 +140,16 @@ fn ask_over_http(served: &Served) -> Vec<u16> {
     statuses
 }
 
-/// Sends what is no request, and waits a little for what comes of it: some of it waits for an end that never comes.
+/// Sends bytes that are not a request and waits briefly for a response: some of them only begin a request.
 fn hurl(address: &str, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-    // Who is sent nonsense may close in the middle of it.
+    // The server may close the connection early.
     let _ = stream.write_all(bytes);
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-/// A connection of HTTP/2 whose request has a path that cannot be one, and that says goodbye with words of its own.
+/// An HTTP/2 connection whose request has an invalid path, and whose GOAWAY carries debug data.
 fn malformed_http2(reason: u8) -> Vec<u8> {
     let path = b"planted path\x7f?q=planted";
     // :method POST, :scheme http, then :path by its index and its text (RFC 7541, 6.2.2).
@@ -169,7 +170,7 @@ fn malformed_http2(reason: u8) -> Vec<u8> {
     bytes
 }
 
-/// What Envoy tells about a request, with planted identities wherever there is room.
+/// A check as Envoy sends it, with planted identities in every field.
 fn check() -> CheckRequest {
     let headers = [("x-account", "planted-grpc"), ("cookie", "session=planted-cookie"), ("x-api-key", "planted-key")];
     let headers =
@@ -191,7 +192,7 @@ fn check() -> CheckRequest {
     CheckRequest { attributes: Some(attributes) }
 }
 
-/// Asks the gRPC door by both of its services, past limits, past bounds, and with what makes no sense. Gives a lease.
+/// Calls both services of the gRPC door, beyond limits and bounds, and with invalid messages. Returns a lease.
 async fn ask_over_grpc(served: &Served) -> String {
     let rls = Rls::at(&served.grpc).await;
     let held = lease(&rls.one(&[("account", "planted-rls")]).await).expect("a slot");
@@ -206,7 +207,7 @@ async fn ask_over_grpc(served: &Served) -> String {
     for _ in 0..3 {
         rls.call::<_, CheckResponse>(CHECK, check()).await.expect("an answer");
     }
-    // Bytes that are no message, at both services.
+    // Bytes that are not a valid message, to both services.
     let nonsense = || prost_types::Any { type_url: "planted".to_owned(), value: b"planted".to_vec() };
     let _ = rls.call::<_, RateLimitResponse>(SHOULD_RATE_LIMIT, nonsense()).await;
     let _ = rls.call::<_, CheckResponse>(CHECK, nonsense()).await;
@@ -214,7 +215,7 @@ async fn ask_over_grpc(served: &Served) -> String {
     held
 }
 
-/// Asks the admin port as an operator does, and as somebody who should not. Gives all its answers.
+/// Calls the admin port as an operator does, and without authorisation. Returns all responses.
 fn ask_as_operator(served: &Served) -> String {
     let mut said = String::new();
     for (token, arguments) in [
@@ -229,7 +230,7 @@ fn ask_as_operator(served: &Served) -> String {
         ("guessed", &["lift", "edge", "account=planted-account", "--why", "ticket 4711"]),
     ] {
         let output = served.command(arguments).env("TOLLGATE_ADMIN_TOKEN", token).output().expect("it runs");
-        // The domain that was asked is told again, to who asked.
+        // The domain of a request is repeated to its sender.
         said += &both(&output).replace("no domain \"planted\"", "");
     }
     let bearer = format!("authorization: Bearer {}\r\n", SECRETS[1]);
@@ -246,7 +247,7 @@ fn ask_as_operator(served: &Served) -> String {
     said
 }
 
-/// The runtime has threads of its own, so that the client of gRPC hears the door say goodbye while a test waits.
+/// The runtime is multi-threaded, so that the gRPC client sees the GOAWAY while the test blocks.
 async fn nothing_is_told(format: &str) {
     let mut served = Served::start(&configuration(format), &[("RUST_LOG", "trace")]);
     let statuses = ask_over_http(&served);
@@ -259,7 +260,7 @@ async fn nothing_is_told(format: &str) {
     nothing_in("the admin port", &answers);
     assert!(!answers.contains(&held));
 
-    // Told to stop, with a request under way.
+    // Told to stop with a request in flight.
     let mut in_flight = TcpStream::connect(&served.http).expect("it listens");
     in_flight.write_all(b"GET /authz/envoy/planted HTTP/1.1\r\nx-account: planted\r\n").expect("sent");
     let began = Instant::now();
@@ -293,7 +294,7 @@ async fn nothing_is_told(format: &str) {
 }
 
 /// Weakness R26: passwords are logged.
-/// Weakness A11: identities are.
+/// Weakness A11: identities are logged.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_identity_and_no_secret_is_told_in_a_log_for_people() {
     nothing_is_told("text").await;
@@ -304,7 +305,7 @@ async fn no_identity_and_no_secret_is_told_in_a_log_for_machines() {
     nothing_is_told("json").await;
 }
 
-/// Weakness R26: whoever lists the stores sees their passwords.
+/// Weakness R26: the list of stores shows their passwords.
 #[test]
 fn no_secret_is_printed_of_a_configuration() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,5 @@
-//! Draws what each algorithm admits of one load, as `docs/algorithms.svg`: small multiples over the same axes.
+//! Draws the admitted requests of each algorithm under one load as `docs/algorithms.svg`: small multiples on the same
+//! axes.
 
 use std::fmt::Write;
 
@@ -11,19 +12,19 @@ use tollgate::plan::{Check, CounterName, StateCell, advance};
 const SECOND: u64 = 1_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
-/// The limit of every window and the tokens of every bucket, in a minute.
+/// The limit of every window and the tokens of every bucket, per minute.
 const LIMIT: u32 = 60;
 
-/// What is drawn, in seconds.
+/// The length of the drawing, in seconds.
 const LENGTH: u64 = 240;
 
 /// The width of a bar, in seconds.
 const BAR: u64 = 5;
 
-/// The largest number of requests that is drawn.
+/// The largest number of requests on the vertical axis.
 const TOP: u64 = 120;
 
-/// The moments of all requests, in microseconds: sixty just before the edge of a window, sixty just after it, and later
+/// The times of all requests, in microseconds: sixty just before a window's boundary, sixty just after it, and later
 /// twice the rate of the limit.
 fn load() -> Vec<u64> {
     let evenly = |from: u64, to: u64, count: u64| {
@@ -32,9 +33,9 @@ fn load() -> Vec<u64> {
     evenly(45, 55, 60).chain(evenly(60, 70, 60)).chain(evenly(120, 220, 200)).collect()
 }
 
-/// The requests of a load that a limit admits. All use of the library is here.
+/// The requests of a load that a limit admits. Only this function uses the library.
 fn admitted(limit: Limit, load: &[u64]) -> Vec<u64> {
-    // The edge of a window of a minute, so that the axis begins with one.
+    // A boundary of windows of a minute, so that the axis begins with one.
     let start = 1_000_000 * MINUTE;
     let check = Check::charge(CounterName::default(), limit, 1);
     let mut held = [StateCell::default()];
@@ -50,11 +51,11 @@ struct Panel {
     name: &'static str,
     numbers: &'static str,
     limit: Limit,
-    /// What the dashed line stands at.
+    /// The height of the dashed line.
     bound: u64,
     /// How long a request counts for the line, in seconds.
     counts: u64,
-    /// What the line counts.
+    /// The meaning of the line.
     line: &'static str,
 }
 
@@ -99,7 +100,7 @@ fn panels() -> [Panel; 6] {
     ]
 }
 
-/// How many of these moments lie in the time of this length that ends at `end`.
+/// The number of these times within the `length` before `end`.
 fn within(moments: &[u64], end: u64, length: u64) -> u64 {
     moments.iter().filter(|&&moment| moment <= end && end < moment + length).count() as u64
 }
@@ -113,7 +114,7 @@ const HEIGHT: u64 = 150;
 const ACROSS: u64 = WIDTH + 62;
 const DOWN: u64 = HEIGHT + 74;
 
-/// Colours that are read on white and on black.
+/// Colours that are legible on white and on black.
 const STYLE: &str = "
   text { font-family: system-ui, 'Segoe UI', Helvetica, Arial, sans-serif; font-size: 12px; fill: #737a83 }
   .name { font-size: 14px; font-weight: 600 }
@@ -201,7 +202,7 @@ fn panel(draw: &mut impl FnMut(String), panel: &Panel, load: &[u64], first: bool
     for second in 0..=LENGTH {
         let count = within(&admitted, second * SECOND, length);
         let step = if second == 0 { "M" } else { "L" };
-        // Tenths of a pixel, or the line would be a staircase.
+        // Tenths of a pixel, for a smooth line.
         let (x, y) = (second * WIDTH * 10 / LENGTH, HEIGHT * 10 - count.min(TOP) * HEIGHT * 10 / TOP);
         write!(line, "{step}{}.{} {}.{}", x / 10, x % 10, y / 10, y % 10).expect("a text can be written to");
     }
