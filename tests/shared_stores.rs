@@ -1,7 +1,7 @@
 //! Several instances on one real store: races between them, and faults of the store under load.
 //!
-//! In a binary of their own, because faults are measured in milliseconds and races keep the machine busy: beside the tests
-//! of other binaries both would be flaky.
+//! This is a binary of its own: fault tests measure milliseconds and races keep the machine busy, so both would be
+//! flaky beside the tests of other binaries.
 
 mod support;
 
@@ -12,6 +12,6 @@ mod shared_stores {
     mod three_instances;
 }
 
-/// The machine. A fault is measured alone on it: it is locked for writing. Races may run beside each other: they lock it
-/// for reading.
+/// A lock on the machine. A fault test takes it for writing, because it needs the machine alone; races take it for
+/// reading and may run beside each other.
 static MACHINE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());

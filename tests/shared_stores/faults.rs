@@ -1,14 +1,14 @@
-//! What can befall a shared store while 200 requests are in flight, and what becomes of them: each limiter does what its
-//! `on_store_error` says, nobody waits for long, and once the store is back it counts again.
+//! Faults of a shared store while 200 requests are in flight: each limiter follows its `on_store_error`, no request
+//! waits for long, and the store counts again once it is back.
 //!
-//! `cargo test --test shared_stores faults -- --nocapture` prints what was measured:
+//! `cargo test --test shared_stores faults -- --nocapture` prints the measurements:
 //!
 //! ```text
-//!   used-up counters | strike | other counters    | mend | the store answers | used-up counters
-//!   the store's count         | policies                 | its count          | its count
+//! used-up counters | strike | other counters    | mend | the store answers | used-up counters
+//! the store's count         | policies                 | its count          | its count
 //! ```
 //!
-//! A stand-in has half of every limit here, as with two instances, so that an answer tells who gave it.
+//! A fallback has half of every limit here, as with two instances, so that a response shows its source.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -39,20 +39,20 @@ use crate::support::processes::{Ask, Cluster, PATIENCE, Postgres, Proxy, Sentine
 /// Requests in flight.
 const CALLERS: usize = 200;
 
-/// Between an answer and the caller's next request.
+/// The pause between a response and the caller's next request.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What the store admits of each limit, and what its stand-in does.
+/// The limit in the store, and in its fallback.
 const LIMIT: u32 = 50;
 const SHARE: u32 = LIMIT / 2;
 
-/// No decision may take longer on a machine that does other things too, nor recovery. What they take is printed.
+/// The longest allowed time of a decision and of the recovery, on a busy machine. The actual times are printed.
 const BOUND: Duration = Duration::from_secs(3);
 const RECOVERY: Duration = Duration::from_secs(10);
-/// Nor half of the decisions.
+/// The longest allowed time for the faster half of the decisions.
 const HALF: Duration = Duration::from_millis(50);
 
-/// What is asked: a limit for each policy, and something that never refuses, so that the store is always written to.
+/// The kinds of counters: one for each policy, and one that never refuses, so that the store is always written to.
 const ALLOW: usize = 0;
 const DENY: usize = 1;
 const LOCAL: usize = 2;
@@ -72,7 +72,7 @@ fn asked(kind: usize, fresh: bool) -> Check {
     }
 }
 
-/// Who gave an answer.
+/// The source of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Store,
@@ -84,13 +84,13 @@ enum By {
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     kind: usize,
-    /// On a counter that nobody asked for before the strike.
+    /// Whether its counter was not used before the fault.
     fresh: bool,
     began: Instant,
     took: Duration,
     by: By,
     admitted: bool,
-    /// In how many microseconds nothing will be counted, as it was told.
+    /// The reported reset, in microseconds.
     reset: u64,
 }
 
@@ -99,13 +99,13 @@ impl Seen {
         self.began + self.took
     }
 
-    /// When nothing will be counted any more, as it was told.
+    /// When the counter is empty, by the reported reset.
     fn forgotten(&self) -> Instant {
         self.ended() + Duration::from_micros(self.reset)
     }
 }
 
-/// One of those that share a store.
+/// An instance that shares the store.
 struct Instance {
     stores: Stores,
     clock: Box<dyn Clock>,
@@ -117,19 +117,19 @@ impl Instance {
     }
 }
 
-/// Who ask all the time.
+/// Callers that send requests without end.
 struct Crowd {
     callers: JoinSet<Vec<Seen>>,
     told: Arc<Told>,
 }
 
-/// What the callers tell while they ask.
+/// Counts that the callers share.
 #[derive(Default)]
 struct Told {
     enough: AtomicBool,
-    /// Which counters to ask: those that were used up before the strike, or others.
+    /// Which counters to use: those that were used up before the fault, or others.
     fresh: AtomicBool,
-    /// Answers by kind and by who gave them.
+    /// Responses by kind and source.
     answers: [[AtomicUsize; 3]; 4],
     /// Refusals by the store, by kind.
     refusals: [AtomicUsize; 4],
@@ -145,12 +145,12 @@ impl Crowd {
         Self { callers, told }
     }
 
-    /// Answers so far, by kind.
+    /// The responses so far, by kind.
     fn answers(&self, by: By) -> [usize; 4] {
         self.told.answers.each_ref().map(|kind| kind[by as usize].load(Ordering::SeqCst))
     }
 
-    /// Waits until each kind was answered so often by one of these since `before` was told.
+    /// Waits until each kind has got `times` more responses from these sources.
     fn answered(&self, what: &str, by: &[By], times: usize) {
         let count =
             || by.iter().map(|by| self.answers(*by)).fold([0; 4], |all, one| [0, 1, 2, 3].map(|k| all[k] + one[k]));
@@ -158,14 +158,14 @@ impl Crowd {
         until(what, || count().iter().zip(before).all(|(now, before)| now - before >= times));
     }
 
-    /// Waits until the store refuses each limited kind, from now on.
+    /// Waits until the store refuses each limited kind again.
     fn refused(&self) {
         let refusals = || [ALLOW, DENY, LOCAL].map(|kind| self.told.refusals[kind].load(Ordering::SeqCst));
         let before = refusals();
         until("the store refuses", || refusals().iter().zip(before).all(|(now, before)| *now > before));
     }
 
-    /// Lets them end, and tells what all of them saw.
+    /// Stops the callers and returns all their decisions.
     async fn dissolve(self) -> Vec<Seen> {
         self.told.enough.store(true, Ordering::SeqCst);
         let seen = tokio::time::timeout(PATIENCE, self.callers.join_all()).await;
@@ -206,14 +206,14 @@ async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen>
     seen
 }
 
-/// What a fault does.
+/// The effects of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expect {
     /// The store cannot answer until it is mended.
     away: bool,
-    /// The store comes back without what it counted.
+    /// The store comes back without its counters.
     forgets: bool,
-    /// It concerns the counters that were asked before.
+    /// The fault concerns the counters that were used before.
     known: bool,
 }
 
@@ -223,7 +223,7 @@ const AWAY_AND_FORGETS: Expect = Expect { away: true, ..FORGETS };
 const STAYS: Expect = Expect { away: false, ..AWAY };
 const KNOWN_AWAY: Expect = Expect { known: true, ..AWAY };
 
-/// Lets something befall a store under load, mends it, and holds what the callers saw to what was promised.
+/// Applies a fault to a store under load, mends it, and checks the callers' decisions against the documented behaviour.
 async fn befall<S>(
     fault: &str,
     store: &mut S,
@@ -235,7 +235,7 @@ async fn befall<S>(
     befall_all(fault, store, &[Instance::with(keeper)], expect, strike, mend).await;
 }
 
-/// The same with several instances, among which the callers are shared out. Gives what they saw.
+/// The same with several instances, which share the callers. Returns their decisions.
 async fn befall_all<S>(
     fault: &str,
     store: &mut S,
@@ -256,7 +256,7 @@ async fn befall_all<S>(
     let struck = Instant::now();
     if expect.away {
         crowd.answered("policies answer", &[By::StandIn, By::Policy], 200);
-        // As long as a fault takes to be noticed in every way: connections, timeouts, probes.
+        // Long enough for every way of noticing a fault: connections, timeouts, probes.
         tokio::time::sleep(Duration::from_millis(700).saturating_sub(struck.elapsed())).await;
     } else {
         crowd.answered("the store goes on", &[By::Store], 250);
@@ -271,7 +271,7 @@ async fn befall_all<S>(
     let seen = crowd.dissolve().await;
 
     let of = |kind: usize| seen.iter().filter(move |seen| seen.kind == kind);
-    // What takes nothing away is measured while it happens.
+    // A fault without an outage is measured while it happens.
     let (from, to) = if expect.away { (struck, mending) } else { (striking, mended) };
     let meanwhile = |kind| of(kind).filter(|seen| seen.began >= from && seen.ended() <= to);
     let passes = |seen: &&Seen| seen.admitted;
@@ -343,13 +343,13 @@ async fn until_connected(stores: &Stores) {
     }
 }
 
-/// How a store is asked here: within `deadline`, and beside one other instance.
+/// Settings with this `deadline` and one other instance.
 fn settings(deadline: Duration) -> SharedSettings {
     let remote = QueueSettings { deadline, ..QueueSettings::default() };
     SharedSettings { remote, instances: 2, ..SharedSettings::new("main") }
 }
 
-/// As it comes: 10 ms.
+/// The default deadline: 10 ms.
 fn in_time() -> SharedSettings {
     settings(QueueSettings::default().deadline)
 }
@@ -374,7 +374,7 @@ async fn a_redis_is_killed_and_starts_again_empty() {
     .await;
 }
 
-/// Weaknesses R18, A9: a store that hangs is waited for by every caller.
+/// Weaknesses R18, A9: every caller waits for a store that hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_frozen_and_goes_on() {
     let _alone = crate::MACHINE.write().await;
@@ -434,7 +434,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
     replica.synced();
     let keeper = on(primary.port);
     let demote = async |(primary, replica): &mut (Redis, Redis)| {
-        // It has what was counted, so nothing is forgotten.
+        // The replica has all counters, so nothing is forgotten.
         primary.followed_by(replica);
         replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
         primary.ask::<()>(&["REPLICAOF", "127.0.0.1", &replica.port.to_string()]);
@@ -452,7 +452,7 @@ async fn a_password_is_changed_and_changed_back() {
     let Some(server) = Setup::redis().map(|setup| setup.password("secret").start()) else { return };
     let credentials = Credentials { user: None, password: Some(Password::new("secret")) };
     let keeper = in_redis(in_time(), &RedisSettings { credentials, ..at(server.port) });
-    // Whoever is let in stays in.
+    // An authenticated connection stays authenticated.
     let mut inside = server.connection().expect("it is let in");
     let tell = |inside: &mut redis::Connection, words: &[&str]| {
         redis::cmd(words[0]).arg(&words[1..]).exec(inside).expect("it is done");
@@ -496,7 +496,7 @@ async fn sentinels_replace_a_primary_that_is_killed() {
     let topology = Topology::Sentinel { sentinels, master, credentials };
     let keeper = in_redis(in_time(), &RedisSettings::new(topology));
     let kill = async |all: &mut Sentinel| {
-        // Whoever is promoted has what was counted.
+        // A promoted replica has all counters.
         all.servers[1..].iter().for_each(|replica| all.servers[0].followed_by(replica));
         all.servers[0].kill();
     };
@@ -511,7 +511,7 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
     let settings = SharedSettings { partitioned: true, ..in_time() };
     let keeper = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
-    // Everything that is asked, before and after.
+    // The partitions of all counters, before and after.
     let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
     let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.partition()));
     let slots: BTreeSet<u16> = homes.map(|partition| cluster.slot_of_home(partition)).collect();
@@ -520,7 +520,8 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
         owners.iter().for_each(|(slot, owner)| step(cluster, *slot, (owner + round) % 3, (owner + round + 1) % 3));
     };
-    // Once as a whole. Then a move stays open for a while: who is asked for what it does not have sends us on.
+    // First a complete move. Then a move stays open for a while: a node answers with a redirect for keys that it does
+    // not have.
     let open = async |cluster: &mut Cluster| {
         each(cluster, 0, Cluster::move_slot);
         each(cluster, 1, Cluster::begin_move);
@@ -532,7 +533,7 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     befall("Cluster resharding", &mut cluster, keeper, STAYS, open, close).await;
 }
 
-/// A clock that goes wrong by so many seconds.
+/// A clock that can be set wrong by some seconds.
 #[derive(Clone)]
 struct Skewed {
     right: SystemClock,
@@ -546,7 +547,7 @@ impl Clock for Skewed {
     }
 }
 
-/// Three instances on one store, the clock of one of which goes wrong.
+/// Three instances on one store, one of them with a wrong clock.
 async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> StoreHandle) {
     let mut clock = Skewed { right: SystemClock::new(), by: Arc::default() };
     let wrong = Arc::new(Instance { stores: Stores::of([keeper()]), clock: Box::new(clock.clone()) });
@@ -554,7 +555,7 @@ async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Stor
     let by = async |clock: &mut Skewed| clock.by.store(seconds, Ordering::SeqCst);
     let right = async |clock: &mut Skewed| clock.by.store(0, Ordering::SeqCst);
     let seen = befall_all(fault, &mut clock, &instances, STAYS, by, right).await;
-    // Everybody is told the same: the moment at which a counter is forgotten, which the last that passed has set.
+    // All instances report the same reset, which the last admitted request has set.
     for (kind, fresh) in (0..4).flat_map(|kind| [(kind, false), (kind, true)]) {
         let told = || seen.iter().filter(|seen| seen.by == By::Store && (seen.kind, seen.fresh) == (kind, fresh));
         let moments = || told().map(Seen::forgotten);
@@ -582,14 +583,14 @@ async fn the_clock_of_one_instance_is_ahead_and_then_behind_on_a_postgres() {
     a_clock_goes_wrong("one of three clocks 700 s behind, PostgreSQL", -700, keeper).await;
 }
 
-/// A PostgreSQL with a database, and counters in it.
+/// A PostgreSQL with a database for counters.
 fn counters() -> Option<(Postgres, String)> {
     let server = postgres::Setup::new()?.start();
     let database = server.database();
     Some((server, database))
 }
 
-/// A decision waits longer here: 200 callers share what the disk commits.
+/// A longer deadline: 200 callers share the commits of one disk.
 fn in_a_postgres(server: &Postgres, database: &str) -> StoreHandle {
     in_postgres(settings(Duration::from_millis(100)), &in_process::postgres(server.url(database)))
 }
@@ -686,7 +687,7 @@ fn a_store_that_is_required_keeps_the_service_unready_until_it_has_answered_once
     let port = |address: &str| address.rsplit_once(':').expect("a port").1.parse().expect("a number");
     let told = |path: &str| Ask::get(path).send(port(&served.admin)).expect("it answers").status;
     assert_eq!((told("/livez"), told("/readyz")), (200, 503));
-    // Whoever asks all the same is answered by policy, which is to decide locally.
+    // Requests during the outage are decided by policy, here locally.
     let asked = || served.ask("GET /authz/envoy/", "");
     assert_eq!((asked(), asked(), told("/readyz")), (200, 429, 503));
     proxy.heal();

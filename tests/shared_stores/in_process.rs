@@ -1,4 +1,4 @@
-//! Instances of tollgate in this process that count in one real store, each over connections of its own.
+//! Instances of tollgate in this process that count in one real store, each with its own connections.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ pub fn at(port: u16) -> RedisSettings {
     RedisSettings::new(Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), port)))
 }
 
-/// Counters in a Redis, which may take as long as a decision waits.
+/// Counters in a Redis, whose timeout is at least the deadline of a decision.
 pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle {
     let response_timeout = redis.response_timeout.max(settings.remote.deadline);
     let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
     StoreHandle::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
 }
 
-/// Counters in a PostgreSQL, which may take as long as a decision waits.
+/// Counters in a PostgreSQL, whose timeouts are at least the deadline of a decision.
 pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> StoreHandle {
     let timeouts = [postgres.response_timeout, postgres.connect_timeout, postgres.lock_timeout];
     let [response_timeout, connect_timeout, lock_timeout] =
@@ -35,7 +35,7 @@ pub fn postgres(url: String) -> PostgresSettings {
     PostgresSettings { url, ..PostgresSettings::default() }
 }
 
-/// Asks a counter of the first store for one unit.
+/// A check of one unit on a counter of the first store.
 pub fn one(counter: u64, limit: Limit, on_store_error: OnStoreError) -> Check {
     Check {
         on_store_error,
@@ -43,7 +43,7 @@ pub fn one(counter: u64, limit: Limit, on_store_error: OnStoreError) -> Check {
     }
 }
 
-/// A plan of one group, which takes slots under this lease.
+/// A plan of one group that takes slots under this lease.
 pub fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
     Plan { lease: LeaseId(lease), ..Plan::of(checks) }
 }

@@ -1,8 +1,8 @@
-//! Three real processes on one store, on real time: the configured number is the admitted number.
+//! Three real processes on one store, in real time: exactly the configured number is admitted.
 //!
-//! Cases are named by their number in what the limiters before us got wrong: D (callers and failures), C (concurrency)
-//! and H (headers). Nothing here depends on how fast the machine is: windows that must not pass are a year long, and
-//! those who are to be paced are held to the time that they took.
+//! Cases have the number of a known fault in other limiters: D (callers and failures), C (concurrency) and H (headers).
+//! Nothing here depends on the speed of the machine: windows that must not end are a year long, and paced requests are
+//! checked against the time that they took.
 
 use std::fs::File;
 use std::path::Path;
@@ -25,10 +25,10 @@ use crate::support::service::{descriptor, lease, question};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-// Callers.
+// Callers
 
-/// 500 callers of each algorithm by itself, then of it among others. `places` is how many counters of different entries
-/// are decided apart: where it is more than one, others may be refused for what is then taken back.
+/// 500 callers of each algorithm alone, then of several at once. `places` is the number of partitions that are decided
+/// separately: with more than one, further requests may be refused because of charges that are then undone.
 async fn five_hundred_admit_ten(store: &str, places: usize) -> Instances {
     let instances = Instances::start(&of_each_algorithm(store, YEAR)).await;
     for algorithm in ALGORITHMS {
@@ -37,7 +37,7 @@ async fn five_hundred_admit_ten(store: &str, places: usize) -> Instances {
         let passed = instances.stampede(TRIES, &together).await;
         assert!(passed <= 10, "{algorithm}: {passed} passed");
         assert!(passed == 10 || places > 1, "{algorithm}: {passed} passed");
-        // What was charged in one place and refused in another was taken back, so that nothing is lost.
+        // Charges made in one partition and refused in another were undone, so no unit is lost.
         assert_eq!(passed + instances.left(&together).await, 10, "{algorithm}");
         let before = instances.plans();
         let answer = decided(&instances.doors[0], &composite(algorithm, "c")).await;
@@ -48,8 +48,8 @@ async fn five_hundred_admit_ten(store: &str, places: usize) -> Instances {
     instances
 }
 
-/// Weakness D3: callers without a connection pass.
-/// Weakness R27: grants of one moment count as one.
+/// Weakness D3: callers without a connection are admitted.
+/// Weakness R27: grants of the same microsecond count as one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d1_five_hundred_at_once_on_a_limit_of_ten_admit_exactly_ten_in_redis() {
     let _others = crate::MACHINE.read().await;
@@ -102,7 +102,7 @@ fn c2_ten_at_once_on_three_slots_hold_exactly_three_over_two_processes() {
     assert_eq!(tries(&served, 5), 3);
 }
 
-/// Weakness R5: at the HTTP door a token bucket never refuses.
+/// Weakness R5: a token bucket at the HTTP door never refuses.
 #[test]
 fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty() {
     let _others = crate::MACHINE.blocking_read();
@@ -115,7 +115,7 @@ fn d2_three_processes_of_twenty_tries_each_admit_exactly_thirty() {
     }
 }
 
-/// Weakness R13: a sliding window in PostgreSQL can be configured and not be used.
+/// Weakness R13: a sliding window in PostgreSQL can be configured but not used.
 #[test]
 fn d3_three_processes_of_five_tries_each_admit_exactly_ten_in_postgres() {
     let _others = crate::MACHINE.blocking_read();
@@ -124,8 +124,8 @@ fn d3_three_processes_of_five_tries_each_admit_exactly_ten_in_postgres() {
     assert_eq!(tries(&processes(INSTANCES, &service(&in_a_postgres(&server), &keys)), 5), 10);
 }
 
-/// Lets so many callers ask again and again until `admitted` have passed, and gives when each of those asked and was
-/// answered. What the store decided lies in between, so that no pause of the machine makes too much of it.
+/// Lets a number of callers send requests until `admitted` have passed, and returns the start and end of each of those.
+/// The store decided in between, so a pause of the machine does not make the result too large.
 async fn admitted(instances: &Instances, callers: usize, admitted: usize) -> Vec<(Instant, Instant)> {
     let (began, passed) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
     let caller = |number: usize| {
@@ -145,7 +145,7 @@ async fn admitted(instances: &Instances, callers: usize, admitted: usize) -> Vec
     std::mem::take(&mut *passed.lock())
 }
 
-/// The time from the first of these asking to the last of them being answered.
+/// The time from the first start to the last end.
 fn span(passed: &[(Instant, Instant)]) -> Duration {
     let asked = passed.iter().map(|(asked, _)| *asked).min().expect("some passed");
     passed.iter().map(|(_, answered)| *answered).max().expect("some passed") - asked
@@ -173,7 +173,7 @@ async fn d4_three_processes_at_one_a_second_admit_a_second_apart_by_postgres() {
     one_a_second_is_a_second_apart(&in_a_postgres(&server)).await;
 }
 
-/// Two seconds' worth beyond the burst: who admits too much is done sooner, and who admits too little never.
+/// Two seconds' worth beyond the burst: admitting too much ends sooner, and admitting too little does not end.
 async fn two_hundred_a_second_are_what_the_bucket_has(store: &str) {
     let keys = "algorithm = 'token_bucket'\nlimit = 200\nwindow = '1s'";
     let instances = Instances::start(&service(store, keys)).await;
@@ -184,7 +184,7 @@ async fn two_hundred_a_second_are_what_the_bucket_has(store: &str) {
     println!("{passed} admitted of {most} in {took:?}");
 }
 
-/// Weakness R1: rates above 100 a second are no limit.
+/// Weakness R1: a rate above 100 per second is not enforced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has_in_redis() {
     let _others = crate::MACHINE.read().await;
@@ -192,7 +192,7 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
     two_hundred_a_second_are_what_the_bucket_has(&in_a_redis(server.port)).await;
 }
 
-/// Weakness R1: rates above 100 a second are no limit.
+/// Weakness R1: a rate above 100 per second is not enforced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_has_in_postgres() {
     let _others = crate::MACHINE.read().await;
@@ -200,7 +200,7 @@ async fn d5_thirty_callers_at_two_hundred_a_second_are_admitted_what_the_bucket_
     two_hundred_a_second_are_what_the_bucket_has(&in_a_postgres(&server)).await;
 }
 
-/// Weaknesses R2, D3: callers without a connection pass.
+/// Weaknesses R2, D3: callers without a connection are admitted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_one_connection_a_process_to_redis_admit_one() {
     let _others = crate::MACHINE.read().await;
@@ -213,8 +213,8 @@ async fn d6_two_hundred_in_flight_over_one_connection_a_process_to_redis_admit_o
     assert_eq!((instances.plans(), instances.by_policy()), (200.0, 0.0));
 }
 
-/// Weakness R2: callers without a connection pass.
-/// Weakness R19: callers that meet at a row fail.
+/// Weakness R2: callers without a connection are admitted.
+/// Weakness R19: callers that contend for a row fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_two_hundred_in_flight_over_a_pool_of_one_a_process_to_postgres_admit_one() {
     let _others = crate::MACHINE.read().await;
@@ -227,7 +227,7 @@ async fn d6_two_hundred_in_flight_over_a_pool_of_one_a_process_to_postgres_admit
     assert!(instances.by_policy() < 20.0, "{} failed", instances.by_policy());
 }
 
-/// Weakness R20: who is refused holds a connection until there is room, and nobody can give anything back.
+/// Weakness R20: a refused caller holds a connection until it is admitted, so nothing can be released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_pools_of_two() {
     let _others = crate::MACHINE.read().await;
@@ -249,13 +249,13 @@ async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_pools_of_two
     assert_eq!(passed, 0, "there is room in a year only");
 }
 
-// Identities.
+// Identities
 
-/// What every request is planted with: nothing of it may be seen in a store.
+/// Part of every identity: it must not appear in a store.
 const PLANTED: &str = "planted";
 
-/// Lets 300 identities ask three processes, each of which may pass once, and gives how many connections there were
-/// before and after.
+/// Sends requests of 300 identities to three processes, each of which may pass once, and returns the number of
+/// connections before and after.
 async fn three_hundred_identities(store: &str, connections: impl Fn() -> usize) -> (usize, usize) {
     let keys =
         format!("algorithm = 'sliding_window'\nlimit = 1\nwindow = '{YEAR}'\nmax_concurrent = 3\nlease = '{YEAR}'");
@@ -267,7 +267,7 @@ async fn three_hundred_identities(store: &str, connections: impl Fn() -> usize) 
     };
     assert_eq!(passed("nobody").await, 1);
     let before = connections();
-    // Longer than a column or a key of those who keep identities as they are.
+    // Longer than a column or key that stores identities in clear.
     let accounts = (0..300).map(|number| format!("{PLANTED}-{number}@example.com/{}", "x".repeat(300)));
     for account in accounts {
         assert_eq!(passed(&account).await, 1, "{account}");
@@ -276,7 +276,7 @@ async fn three_hundred_identities(store: &str, connections: impl Fn() -> usize) 
 }
 
 /// Weakness R15: each identity has a connection of its own.
-/// Weakness A11: identities are kept as they are.
+/// Weakness A11: identities are stored in clear.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identities_bring_neither_connections_nor_their_names_to_redis() {
     let _others = crate::MACHINE.read().await;
@@ -294,8 +294,8 @@ async fn identities_bring_neither_connections_nor_their_names_to_redis() {
 }
 
 /// Weakness R15: each identity has connections of its own.
-/// Weakness R21: identities that are too long fail.
-/// Weakness A11: identities are kept as they are.
+/// Weakness R21: long identities fail.
+/// Weakness A11: identities are stored in clear.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
     let _others = crate::MACHINE.read().await;
@@ -316,9 +316,9 @@ async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
     }
 }
 
-// Failures.
+// Failures
 
-/// A service whose store is behind `proxy`, with a limit of two and each policy, chosen by the path.
+/// A service whose store is behind `proxy`, with a limit of two and each policy, selected by the path.
 fn with_policies(proxy: &Proxy, timeout: &str) -> String {
     let mut toml = format!(
         "{DOORS}secret = 'of this test, and no other'\n\n[stores.main]\n{}\ntimeout = '{timeout}'\n\n[authz]\ndomain = 'edge'\n\n\
@@ -343,14 +343,14 @@ fn statuses(served: &Served, policy: &str) -> [u16; 4] {
     [(); 4].map(|()| under(served, policy).status)
 }
 
-/// Waits until a process is answered by the store, by asking until what it may have is used up.
+/// Waits until the store decides for a process, by sending requests until a limit is used up.
 fn counts(served: &Served) {
     until("the store counts", || under(served, "deny").status == 429);
 }
 
-/// Weakness R8: errors of the store are neither policy, at the start or later.
-/// Weakness D7: without a store there is no start.
-/// Weakness A3: an outage refuses everybody where it should let pass.
+/// Weakness R8: the policy is not applied to errors of the store, at the start or later.
+/// Weakness D7: the service does not start without its store.
+/// Weakness A3: an outage refuses every request where it should admit them.
 #[test]
 fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_policy_and_d9_counts_when_it_comes() {
     let _others = crate::MACHINE.blocking_read();
@@ -381,7 +381,7 @@ fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_po
     assert_eq!(all("allow"), two_of_all);
 }
 
-/// Weaknesses R18, A9: a store that hangs holds up every caller for seconds, or for ever.
+/// Weaknesses R18, A9: a store that hangs delays every caller for seconds or for ever.
 #[test]
 fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_goes_on() {
     let _others = crate::MACHINE.blocking_read();
@@ -402,7 +402,7 @@ fn d8_decisions_go_on_while_the_store_is_frozen_and_d9_it_counts_again_when_it_g
     served.iter().for_each(counts);
 }
 
-/// A process whose wall clock is so many seconds off. What it measures lengths of time by is right.
+/// A process whose wall clock is some seconds off. Its monotonic clock is right.
 fn skewed(toml: &str, library: &Path, seconds: i64) -> Served {
     let wall = || SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs_f64();
     let (before, library, offset) = (wall(), library.display().to_string(), format!("{seconds:+}"));
@@ -413,11 +413,11 @@ fn skewed(toml: &str, library: &Path, seconds: i64) -> Served {
     served
 }
 
-/// Three processes, of which one is 30 s ahead and one 700 s behind, take turns.
+/// Three processes take turns; one is 30 s ahead and one 700 s behind.
 async fn skewed_clocks_change_nothing(store: &str) {
     let Some(library) = installed::faketime() else { return };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs();
-    // Who is behind has another window than the others, which have theirs for two more minutes.
+    // The process that is behind is in another window; that of the others lasts two more minutes.
     let window = (600..700).find(|window| now % window < window - 150).expect("one does not end soon");
     let toml = of_each_algorithm(store, &format!("{window}s"));
     let mut instances = Instances::of([30, 0, -700].map(|seconds| skewed(&toml, &library, seconds)).into()).await;
@@ -427,7 +427,7 @@ async fn skewed_clocks_change_nothing(store: &str) {
             let answer = decided(&instances.doors[turn % INSTANCES], &one(algorithm, "a")).await;
             assert!(passes(&answer), "{algorithm}: others' clocks block request {turn}");
             let reset = answer.statuses[0].duration_until_reset.expect("it applies").seconds;
-            // A bucket is like new once all that was taken has come back.
+            // A bucket is full once all taken tokens have refilled.
             let taken = if algorithm == "token_bucket" { turn as i64 + 1 } else { 10 };
             resets.push(reset + (10 - taken) * window as i64 / 10);
         }
@@ -437,7 +437,7 @@ async fn skewed_clocks_change_nothing(store: &str) {
         let (shortest, longest) = (resets.iter().min().expect("ten"), resets.iter().max().expect("ten"));
         assert!(longest - shortest < 25, "{algorithm}: what is told depends on who is asked: {resets:?}");
     }
-    // A process that is killed leaves behind what its clock is kept in.
+    // A killed process leaves the files of its clock behind.
     drop(instances.doors);
     instances.served.iter_mut().for_each(|served| drop(served.stop()));
 }
@@ -462,10 +462,10 @@ async fn a_rate_and_slots(store: &str) {
     let keys =
         format!("algorithm = 'token_bucket'\nlimit = 10\nwindow = '{YEAR}'\nmax_concurrent = 3\nlease = '{YEAR}'");
     let instances = Instances::start(&service(store, &keys)).await;
-    // Accounts of different slots, on a cluster.
+    // Accounts in different hash slots of a cluster.
     for account in ["one", "two", "three", "four"] {
         let acquire = async |door: usize| lease(&decided(&instances.doors[door], &of(account)).await);
-        // Any instance takes any lease back.
+        // Any instance releases any lease.
         let release = async |door: usize, held: String| {
             instances.doors[door].ask(question("edge", [descriptor(&[("release", &held)])])).await
         };
@@ -494,8 +494,8 @@ async fn d11_a_limiter_with_a_rate_and_slots_is_decided_at_once() {
     a_rate_and_slots(&in_a_redis(server.port)).await;
 }
 
-/// Weakness R16: keys of one call are in different slots, and the error that the cluster makes of that lets everything
-/// pass.
+/// Weakness R16: the keys of one call are in different hash slots, and the cluster's error about it admits every
+/// request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
     let _others = crate::MACHINE.read().await;
@@ -503,7 +503,7 @@ async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
     a_rate_and_slots(&in_a_cluster(&cluster)).await;
 }
 
-/// Weakness D2: what fails beside a decision turns a refusal into a pass.
+/// Weakness D2: a failure beside a decision turns a refusal into a pass.
 #[test]
 fn d12_a_log_that_cannot_be_written_changes_no_decision() {
     let _others = crate::MACHINE.blocking_read();
@@ -514,7 +514,7 @@ fn d12_a_log_that_cannot_be_written_changes_no_decision() {
     assert_eq!(tries.collect::<Vec<_>>(), [200, 200, 200, 200, 429, 429, 429, 429, 429]);
 }
 
-/// A process all of whose log is lost: every write to its device fails, which is full (full(4)).
+/// A process whose log is lost: every write to its device fails because the device is full (full(4)).
 struct Mute {
     child: Child,
     http: u16,
@@ -545,7 +545,7 @@ impl Mute {
 
 impl Drop for Mute {
     fn drop(&mut self) {
-        // Neither fails unless it has ended already, which is what is wanted.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -564,9 +564,9 @@ fn d13_scripts_that_are_flushed_all_the_time_change_no_answer() {
     assert_eq!(statuses.collect::<Vec<_>>(), [[200; 10].as_slice(), &[429; 5]].concat());
 }
 
-// Headers.
+// Headers
 
-/// Weakness D8: a refusal has no headers, and the wait told is none.
+/// Weakness D8: a refusal has no headers, and its reported wait is zero.
 #[test]
 fn h2_three_a_minute_through_redis_are_told_as_two_one_none_and_then_refused() {
     let _others = crate::MACHINE.blocking_read();

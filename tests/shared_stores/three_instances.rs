@@ -1,6 +1,6 @@
-//! Three real processes that count in one real store: what they are told, and who asks them.
+//! Three real processes that count in one real store: their configurations and their clients.
 //!
-//! Nobody passes without the store: every limiter here denies where it cannot tell.
+//! No request passes without the store: every limiter here denies when the store fails.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -17,12 +17,12 @@ use crate::support::service::{OK, OVER_LIMIT, Rls, descriptor, question};
 pub const INSTANCES: usize = 3;
 pub const TRIES: usize = 500;
 
-/// No window of this length ends during a test that is not unlucky by a millionth.
+/// The window of the tests: a boundary falls into a test with a probability of about a millionth.
 pub const YEAR: &str = "365d";
 
-// Configurations.
+// Configurations
 
-/// The doors, and a store that decisions wait for on a busy machine too. Then come limiters and rules.
+/// The doors, and a store with a deadline for a busy machine. Limiters and rules follow.
 fn counting_in(store: &str) -> String {
     format!(
         "{DOORS}drain_delay = '0s'\nsecret = 'of this test, and no other'\n\n\
@@ -60,8 +60,8 @@ pub fn service(store: &str, keys: &str) -> String {
 pub const ALGORITHMS: [&str; 6] =
     ["token_bucket", "sliding_window", "sliding_counter", "fixed_window", "first_hit", "concurrency"];
 
-/// A service with a limit of ten by account of each algorithm, which a descriptor names; and two more limits, so that a
-/// request with three descriptors is decided by three counters.
+/// A service with a limit of ten by account for each algorithm, which a descriptor names, and two more limits, so that
+/// a request with three descriptors is decided by three counters.
 pub fn of_each_algorithm(store: &str, window: &str) -> String {
     let mut toml = counting_in(store);
     let mut add = |name: &str, keys: &str, matched: &str, key: &str| {
@@ -84,7 +84,7 @@ pub fn of_each_algorithm(store: &str, window: &str) -> String {
     toml
 }
 
-// Processes, and who asks them.
+// Processes and their clients
 
 pub fn of(account: &str) -> RateLimitRequest {
     question("edge", [descriptor(&[("account", account)])])
@@ -94,7 +94,7 @@ pub fn one(algorithm: &str, account: &str) -> RateLimitRequest {
     question("edge", [descriptor(&[("algorithm", algorithm), ("account", account)])])
 }
 
-/// What is limited to twelve, to ten and to eleven at once.
+/// A request that is limited to twelve, to ten and to eleven at once.
 pub fn composite(algorithm: &str, account: &str) -> RateLimitRequest {
     let by_account = descriptor(&[("algorithm", algorithm), ("account", account)]);
     question("edge", [descriptor(&[("all", algorithm)]), by_account, descriptor(&[("running", algorithm)])])
@@ -104,8 +104,8 @@ pub fn passes(answer: &RateLimitResponse) -> bool {
     answer.overall_code == OK
 }
 
-/// Asks until the store has decided. On a busy machine it need not the first time: a PostgreSQL lets nobody wait for a row
-/// for longer than 100 ms. A refusal in its place is of no limit.
+/// Sends a request until the store has decided it. On a busy machine the first call may fail: in PostgreSQL, a call
+/// waits at most 100 ms for a row. A refusal by policy names no limit.
 pub async fn decided(door: &Rls, asked: &RateLimitRequest) -> RateLimitResponse {
     let began = Instant::now();
     loop {
@@ -118,12 +118,12 @@ pub async fn decided(door: &Rls, asked: &RateLimitRequest) -> RateLimitResponse 
     }
 }
 
-/// Processes that serve the same configuration, and are ready.
+/// Processes that serve the same configuration, once they are ready.
 pub fn processes(count: usize, toml: &str) -> Vec<Served> {
     (0..count).map(|_| Served::start(toml, &[]).ready()).collect()
 }
 
-/// Three processes, each with a connection to its gRPC door, as Envoy has one.
+/// Three processes, each with a connection to its gRPC door, as from an Envoy.
 pub struct Instances {
     pub served: Vec<Served>,
     pub doors: Vec<Rls>,
@@ -139,7 +139,7 @@ impl Instances {
         Self { served, doors }
     }
 
-    /// Lets so many callers ask at one moment, over all doors, and counts those that pass.
+    /// Lets a number of callers send a request at the same moment, over all doors, and counts the admitted ones.
     pub async fn stampede(&self, callers: usize, asked: &RateLimitRequest) -> usize {
         let start = Arc::new(tokio::sync::Barrier::new(callers));
         let caller = |number: usize| {
@@ -153,7 +153,7 @@ impl Instances {
         join_all(callers).await.into_iter().filter(|passed| *passed.as_ref().expect("it is answered")).count()
     }
 
-    /// Asks one door after the other until one refuses: what was left.
+    /// Sends requests to the doors in turn until one is refused. Returns the number that passed.
     pub async fn left(&self, asked: &RateLimitRequest) -> usize {
         let mut passed = 0;
         while passes(&decided(&self.doors[passed % INSTANCES], asked).await) {
@@ -163,12 +163,12 @@ impl Instances {
         passed
     }
 
-    /// How many limits were answered in the store's place so far: refused, that is, and asked again.
+    /// The number of limits that were decided by policy, refused and asked again.
     pub fn by_policy(&self) -> f64 {
         self.sum("tollgate_store_policy_answers_total{store=\"main\",policy=\"deny\"}")
     }
 
-    /// How many questions the store has answered.
+    /// The number of plans that the store has answered.
     pub fn plans(&self) -> f64 {
         self.sum("tollgate_store_call_plans_sum{store=\"main\"}")
     }
@@ -190,7 +190,7 @@ pub fn try_at(http: u16) -> Answer {
     Ask::get("/authz/envoy/").account("a").send(http).expect("it answers")
 }
 
-/// Lets so many tries go to the HTTP door of each of these at one moment. How many passed.
+/// Sends a number of requests to each HTTP door at the same moment. Returns how many passed.
 pub fn tries(served: &[Served], each: usize) -> usize {
     let start = Barrier::new(served.len() * each);
     thread::scope(|scope| {
