@@ -1,4 +1,4 @@
-//! Stores, one at a time: the contract that each of them keeps, and what is special about each.
+//! The stores, one at a time: the contract that each fulfils, and the specifics of each.
 
 mod support;
 

@@ -1,7 +1,8 @@
-//! Plans over several stores: all or nothing, in the documented order, with what a failure between them leaves behind.
+//! Plans over several stores: all or nothing, in the documented order, and with the documented result of a failure
+//! between stores.
 //!
-//! The shared stores here keep their counters in a memory store of this process, behind everything that a shared store
-//! is asked through; they fail, hang and come back as a test says.
+//! The shared stores here count in a memory store of this process, behind the code of every shared store; they fail,
+//! hang and recover when a test says so.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use super::fake::{BROKEN, HANGING, Kept, WELL, one};
 use super::undone::as_is_undone;
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
-/// Two shared stores and one in memory, which counters name 0, 1 and 2.
+/// Two shared stores and one in memory, with the indices 0, 1 and 2.
 fn stores(first: &Kept, second: &Kept, partitioned: bool) -> Stores {
     stores_within(Duration::from_secs(5), first, second, partitioned)
 }
@@ -55,11 +56,11 @@ fn group<const N: usize>(checks: [Check; N]) -> Plan {
     Plan { lease: LeaseId(1), ..Plan::of(checks) }
 }
 
-/// Compares plans whose counters are spread by `place` with the reference, answer by answer.
+/// Compares plans with the reference, answer by answer; `place` distributes their counters.
 fn as_one(partitioned: bool, place: fn(&mut Check)) {
-    // Between a charge and its undo nobody else asks here. A clock that steps back in between is another matter: the
-    // correction of semantics 3 was made for a charge that is then taken back. So are numbers that change: what a bucket
-    // held was counted anew by the charge's numbers.
+    // Between a charge and its undo, no other plan runs here. A clock that steps back in between is excluded: the
+    // correction of semantics 3 was made for a charge that is then undone. So are changing numbers: a bucket's level
+    // was converted to the numbers of the charge.
     let scope = Scope { backwards: false, changing: false, ..ANYTHING };
     let runtime = runtime();
     let _entered = runtime.enter();
@@ -150,7 +151,7 @@ fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_c
     assert!(passes(0), "in the store, one of two");
     first.be(BROKEN);
     assert_eq!([(); 3].map(|()| passes(0)), [true, true, false], "the stand-in starts empty, with the full limit");
-    // Back, and away again at once, and another counter is charged in between: the same outage still.
+    // It recovers and fails again at once, with a charge of another counter in between: still the same outage.
     counts_again(&runtime, &stores, &first);
     first.be(BROKEN);
     assert!(!passes(1_000), "a store that fails now and then gives nobody another limit");
@@ -177,7 +178,7 @@ fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit
     }
 }
 
-/// Lets a store be well until another counter of it is charged.
+/// Lets a store recover until another of its counters is charged.
 fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept) {
     kept.be(WELL);
     let other = |number| one(Check { counter: CounterName([number, 8]), ..check(0, OnStoreError::Deny) });
@@ -190,7 +191,7 @@ fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept)
     });
 }
 
-/// Counts the plans that a store could not answer, and those by which it took charges back.
+/// Counts the plans that a store could not answer, and those that undid charges.
 #[derive(Default)]
 struct FirstStore {
     faults: Arc<AtomicU64>,
@@ -215,7 +216,7 @@ impl StoreObserver for FirstStore {
     fn answered_nearby(&self, _by: Wrapper) {}
 }
 
-/// Counts the plans that the first store could not answer, whatever the reason, and those by which it took charges back.
+/// Counts the plans that the first store could not answer, for any reason, and those that undid charges.
 fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
     let counted = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     let [faults, undone] = &counted;
@@ -237,7 +238,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
     let wide = |check| Check { limit: Limit::SlidingWindow(SlidingWindow { limit: 100, window: 60_000_000 }), ..check };
     let plan = group([wide(check(0, OnStoreError::Deny)), wide(check(1, OnStoreError::Deny))]);
     runtime.block_on(async {
-        // As many as it would take to leave a store alone, had it failed them.
+        // As many failures of a store would open its circuit breaker.
         let asked = (0..20).map(|_| stores.apply(&plan, START));
         let answers = futures_util::future::join_all(asked).await;
         assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
@@ -262,7 +263,7 @@ fn a_store_is_not_blamed_for_having_been_asked_when_another_had_taken_all_the_ti
     let plan = group([check(0, OnStoreError::Allow), check(1, OnStoreError::Deny)]);
     runtime.block_on(async {
         let left_alone = |place: usize| stores.facts()[place] == StoreFact::Shared { circuit_open: true };
-        // Once more after the first have waited in vain: failures have to last.
+        // Repeated, because the circuit breaker opens only when failures last.
         while !left_alone(0) {
             futures_util::future::join_all((0..20).map(|_| stores.apply(&plan, START))).await;
         }
@@ -276,7 +277,7 @@ fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_o
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = Arc::new(stores(&first, &second, false));
-    // Of a window's count nobody can tell whose hit was taken back. The second store's limit is used up.
+    // The count of a window does not show whose hit was undone. The second store's limit is used up.
     let window = FixedWindow { limit: 10, alignment: Alignment::Epoch(3_600_000_000) };
     let counted = Check { limit: Limit::FixedWindow(window), ..check(0, OnStoreError::Deny) };
     let used_up = check(1, OnStoreError::Deny);
@@ -298,13 +299,13 @@ fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_o
         asked.abort();
         assert!(asked.await.is_err_and(|error| error.is_cancelled()));
         first.be(WELL);
-        // Whatever else was left in the queue is done before this.
+        // Earlier work in the queue is done before this plan.
         assert!(stores.apply(&group([counted]), START).await.admitted);
         assert_eq!(first.left(&counted), 4, "five were charged, and one more");
     });
 }
 
-/// Weakness R14: a unit is gone although nobody waits for it any more.
+/// Weakness R14: a unit is charged for a caller that no longer waits.
 #[test]
 fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
     let (first, second) = (Kept::new(), Kept::new());

@@ -1,7 +1,7 @@
-//! What every store must do: the same as `advance`, decision by decision.
+//! The contract of every store: the same answers as `advance`, decision by decision.
 //!
-//! A store joins by one test that hands [`the_contract`] a way to make an empty one. Time is injected, and steps back
-//! now and then; a store that decides by its own clock takes the injected one in these tests.
+//! A store joins with a test that passes [`the_contract`] a constructor of an empty store. Time is injected and
+//! sometimes steps back; a store that decides by its own clock uses the injected time in these tests.
 
 use std::future::Future;
 
@@ -36,7 +36,7 @@ fn same(number: usize, expected: &Applied, found: &Applied) {
     assert_eq!(found.answers, expected.answers, "answers of plan {number}");
     assert_eq!(found.statuses.len(), expected.statuses.len(), "statuses of plan {number}");
     for (found, expected) in found.statuses.iter().zip(&expected.statuses) {
-        // A store may have forgotten a lease that expired.
+        // A store may have forgotten an expired lease.
         let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
         assert!(found == expected || forgotten, "status of plan {number}: {found:?}, expected {expected:?}");
     }
@@ -53,7 +53,7 @@ fn the_memory_store_keeps_the_contract() {
 
 #[test]
 fn the_memory_store_keeps_it_while_it_is_swept() {
-    // A sweep forgets by the clock, so here the clock only moves on, and numbers stay.
+    // A sweep removes counters by the clock, so here the clock does not step back and numbers do not change.
     let scope = Scope { backwards: false, changing: false, ..ANYTHING };
     step_by_step(scope, &two_spaces, |store: &Stores, now| store.sweep(now));
 }

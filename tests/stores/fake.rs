@@ -1,5 +1,5 @@
-//! A shared store that keeps its counters in a memory store of this process, and fails or hangs as a test says: for what
-//! stands between requests and any shared store.
+//! A shared store that keeps its counters in a memory store of this process, and fails or hangs when a test says so. It
+//! tests the code between requests and any shared store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -12,21 +12,21 @@ use tollgate::store::{Backend, Memory, MemorySettings};
 
 use crate::support::reference::plans::START;
 
-/// One unit of a counter of the first store; without the store it is denied.
+/// A check of one unit on a counter of the first store; without the store it is denied.
 pub fn check(limit: Limit) -> Check {
     Check { on_store_error: OnStoreError::Deny, ..Check::charge(CounterName([1, 7]), limit, 1) }
 }
 
-/// A shared store that keeps its counters here.
+/// A shared store with its counters in this process.
 #[derive(Clone)]
 pub struct Kept(Arc<Inside>);
 
 pub struct Inside {
     memory: Memory,
     mood: AtomicU8,
-    /// Told when a call comes while it hangs.
+    /// Notified when a call arrives while it hangs.
     called: Notify,
-    /// Told when it is in another mood.
+    /// Notified when the mood changes.
     changed: Notify,
     calls: AtomicUsize,
 }
@@ -34,11 +34,11 @@ pub struct Inside {
 pub const WELL: u8 = 0;
 /// There is no connection to it.
 pub const BROKEN: u8 = 1;
-/// Nothing is answered until it is in another mood.
+/// No call is answered until the mood changes.
 pub const HANGING: u8 = 2;
-/// Answers come too late.
+/// Answers arrive after the deadline.
 pub const LATE: u8 = 3;
-/// It is well again, and whoever probes it does not see that yet.
+/// It works again, but probes still fail.
 pub const UNSEEN: u8 = 4;
 
 impl Kept {
@@ -53,7 +53,7 @@ impl Kept {
         self.0.changed.notify_waiters();
     }
 
-    /// Its mood, once it does not hang.
+    /// The mood, as soon as it is not hanging.
     async fn mood(&self) -> u8 {
         loop {
             let changed = self.0.changed.notified();
@@ -65,7 +65,7 @@ impl Kept {
         }
     }
 
-    /// How often it was asked.
+    /// The number of calls so far.
     pub fn calls(&self) -> usize {
         self.0.calls.load(Ordering::SeqCst)
     }
@@ -75,7 +75,7 @@ impl Kept {
         self.0.called.notified().await;
     }
 
-    /// Units left on a check's counter at the start.
+    /// Units left on a check's counter at the start time.
     pub fn left(&self, check: &Check) -> u32 {
         let look = Check { charges: Charges::default(), refund: 0, ..*check };
         self.0.memory.apply(&one(look), START).answers[0].expect("it is in memory").remaining

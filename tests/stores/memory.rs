@@ -1,4 +1,4 @@
-//! What the memory store holds, and what goes when it is full (semantics 30).
+//! The content of the memory store, and which counters it evicts when it is full (semantics 30).
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
@@ -11,7 +11,7 @@ use tollgate::store::{Memory, MemorySettings};
 const SECOND: u64 = 1_000_000;
 const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 
-/// The names of a flood: never the same twice, spread like hashes.
+/// The counter names of a flood: all different, distributed like hashes.
 fn name(number: u64) -> CounterName {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mix = || {
@@ -63,7 +63,7 @@ fn peek(counter: CounterName, limit: Limit) -> Check {
     }
 }
 
-/// A memory store of so many bytes, or keys.
+/// A memory store with a limit of bytes or keys.
 struct Small {
     memory: Memory,
     settings: MemorySettings,
@@ -97,7 +97,7 @@ impl Small {
         assert!(max_keys.is_none_or(|keys| usage.keys <= keys), "{} keys of {max_keys:?}", usage.keys);
     }
 
-    /// What is left of a counter, seen without charging.
+    /// The units left of a counter, by a peek.
     fn left(&mut self, counter: CounterName, limit: Limit) -> u32 {
         self.apply([peek(counter, limit)], NOW).answers[0].expect("a peek needs no room").remaining
     }
@@ -125,7 +125,7 @@ fn semantics_30_a_flood_of_keys_erases_neither_the_attacked_account_nor_one_that
 
 #[test]
 fn semantics_30_a_flood_through_an_attacked_account_does_not_free_it() {
-    // Each request charges an address of its own and the account under attack, which refuses.
+    // Each request charges an address of its own and the attacked account, which refuses.
     let mut store = Small::bytes(64 << 10);
     for number in 0..20_000 {
         let applied = store.apply([check(name(number), window(30), 1), check(VICTIM, window(5), 1)], NOW);
@@ -140,7 +140,7 @@ fn semantics_30_an_account_under_attack_has_its_limit_in_each_window_of_a_flood_
     let mut admitted = Vec::new();
     for number in 0..30_000 {
         let now = NOW.plus(number * SECOND / 20);
-        // Its tries come from addresses of their own, and most of what comes is about other accounts.
+        // The attacker's addresses are all different, and most requests are for other accounts.
         let account = if number % 10 == 0 { VICTIM } else { name(number) };
         let applied = store.apply([check(name(1 << 40 | number), window(30), 1), check(account, five, 1)], now);
         if applied.admitted && account == VICTIM {
@@ -167,7 +167,7 @@ fn semantics_30_debts_rank_as_exhausted() {
     assert_eq!(store.left(VICTIM, owing), 0);
 }
 
-/// Weaknesses R15, A8: every identity is kept for ever.
+/// Weaknesses R15, A8: every identity is stored for ever.
 #[test]
 fn semantics_30_every_kind_of_counter_stays_within_the_bytes() {
     let kinds = [window(5), log(3), log(200), bucket(9), pair(7), slots(4)];
@@ -179,7 +179,7 @@ fn semantics_30_every_kind_of_counter_stays_within_the_bytes() {
                 Limit::SlidingWindow(SlidingWindow { limit: 200, .. }) => 1 + (number % 90) as u32,
                 _ => 1,
             };
-            // Some keys are new and some come back.
+            // Some keys are new and some are repeated.
             let (first, second) = (name(number), name(1 << 40 | (number % 700)));
             let counters = [(first, kind(0)), (second, kinds[(number % 700) as usize % kinds.len()])];
             store.apply(counters.map(|(counter, limit)| check(counter, limit, cost(limit))), NOW.plus(number * 40_000));
@@ -231,7 +231,7 @@ fn a_store_full_of_busy_keys_still_uses_most_of_its_bytes() {
 
 #[test]
 fn semantics_30_leases_are_never_evicted_and_the_policy_answers_when_nothing_can_go() {
-    // Where the bytes are what is short, there may still be room for a count, but not for a lease.
+    // When bytes run out, there may still be room for a count, but not for a lease.
     let short_of_keys = [slots(2), window(5), log(5), bucket(5), pair(5)];
     for (mut store, limits) in [(Small::keys(50), &short_of_keys[..]), (Small::bytes(20_000), &short_of_keys[..1])] {
         let taken = (0..500).take_while(|&number| store.apply([check(name(number), slots(2), 1)], NOW).admitted);
@@ -282,7 +282,7 @@ fn semantics_30_counters_with_nothing_left_go_last() {
     assert!(left <= 1, "{left} went for one");
 }
 
-/// Logs of every size come and go, are charged several at a time, forgotten and begun anew.
+/// Logs of every size are created, charged several units at a time, forgotten and created again.
 #[test]
 fn semantics_30_logs_that_grow_and_shrink_in_a_full_store_stay_within_its_bytes() {
     let mut store = Small::bytes(1 << 20);
@@ -305,7 +305,7 @@ fn a_bucket_that_has_drained_goes_before_one_that_has_not() {
     for number in 0..32 {
         store.apply([check(name(number), bucket(10), 10)], NOW);
     }
-    // Half an hour later those are half full; these have nothing left.
+    // Half an hour later the first buckets are half full; the new ones are empty.
     let later = NOW.plus(1_800 * SECOND);
     for number in 32..64 {
         store.apply([check(name(number), bucket(10), 10)], later);
@@ -387,7 +387,7 @@ fn semantics_30_forgotten_counters_go_before_any_that_count() {
     assert_eq!(store.left(name(1_007), window(50)), 49);
 }
 
-/// Weaknesses R15, A8: every identity is kept for ever.
+/// Weaknesses R15, A8: every identity is stored for ever.
 #[test]
 fn a_sweep_forgets_what_expired_and_gives_memory_back() {
     let mut store = Small::bytes(8 << 20);
@@ -426,23 +426,23 @@ fn leases_that_nobody_gives_back_are_counted_once_when_they_are_forgotten() {
         let change = LeaseChange { store: 0, counter: name(1), lease: LeaseId(lease), action: LeaseAction::Release };
         store.memory.apply(&Plan { changes: [change].into_iter().collect(), ..Plan::default() }, now).statuses[0]
     };
-    // Of one counter the leases 1 to 4, of the next 5 to 8, and so on.
+    // The first counter has the leases 1 to 4, the next 5 to 8, and so on.
     for counter in 1..=3 {
         assert_eq!((0..4).filter(|_| store.apply([check(name(counter), limit, 1)], NOW).admitted).count(), 4);
     }
     assert_eq!(release(&store, 1, NOW), LeaseStatus::Done);
     let late = NOW.plus(11 * SECOND);
-    // One that comes late is told so, and a look forgets none.
+    // A late release gets its status, and a peek removes no lease.
     assert_eq!(release(&store, 2, late), LeaseStatus::Expired);
     store.apply([peek(name(1), limit)], late);
     assert_eq!(expired(&store), 0);
-    // Whoever takes the next slot clears the two that are left.
+    // The next acquire removes the two that are left.
     assert!(store.apply([check(name(1), limit, 1)], late).admitted);
     assert_eq!(expired(&store), 2);
-    // An operator who lifts a counter ends its leases.
+    // Lifting a counter ends its leases.
     assert!(store.memory.forget(0, &name(2)));
     assert_eq!(expired(&store), 2);
-    // The sweep clears what nobody asks for.
+    // The sweep removes the leases of counters that are no longer used.
     store.memory.sweep(late);
     assert_eq!(expired(&store), 6);
 }

@@ -1,4 +1,4 @@
-//! Counters in a real PostgreSQL: the contract of every store, and what can happen to this one.
+//! Counters in a real PostgreSQL: the contract of every store, and the failures of this one.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
 }
 
-/// Settings for a database, with the patience for a busy machine. Moments that tests give are long past, so nothing is
+/// Settings for a database, with timeouts for a busy machine. The timestamps of tests are long past, so nothing is
 /// swept.
 fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
     PostgresSettings {
@@ -41,7 +41,7 @@ fn store(server: &postgres::Postgres) -> Postgres {
     Postgres::new(&settings(server, &server.database())).expect("the settings are fine")
 }
 
-/// The same plan about other counters, so that each run of a test begins with none.
+/// The same plan on other counters, so that each run of a test begins with empty ones.
 fn salted(plan: &Plan, salt: u64) -> Plan {
     let mut plan = plan.clone();
     let other = |CounterName([first, second]): CounterName| CounterName([first, second ^ (salt << 32)]);
@@ -50,7 +50,7 @@ fn salted(plan: &Plan, salt: u64) -> Plan {
     plan
 }
 
-/// What takes the charges of a plan back.
+/// The plan that undoes the charges of a plan.
 fn undoing(plan: &Plan, applied: &Applied) -> Plan {
     let mut undos = Vec::new();
     for (check, answer) in plan.checks.iter().zip(&applied.answers) {
@@ -64,7 +64,7 @@ fn undoing(plan: &Plan, applied: &Applied) -> Plan {
     Plan { undos, lease: plan.lease, ..Plan::default() }
 }
 
-/// Runs of 250 random plans, some of them taken back afterwards, decided by PostgreSQL and by `advance`, `together` in a
+/// Runs of 250 random plans, some of them undone afterwards, decided by PostgreSQL and by `advance`, `together` in a
 /// call.
 fn the_contract(runs: u32, together: usize) {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -79,7 +79,7 @@ fn the_contract(runs: u32, together: usize) {
             let mut plans: Vec<Plan> = steps.iter().map(|(_, plan)| salted(plan, run.get())).collect();
             let mut expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
             if number % 3 == 0 && expected[0].admitted {
-                // At once, or by the next call at another moment.
+                // At once, or in the next call at another moment.
                 let undo = undoing(&plans[0], &expected[0]);
                 if number % 2 == 0 {
                     expected.push(reference.apply(&undo, now));
@@ -109,7 +109,7 @@ fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers)
     }
 }
 
-/// Weakness R21: the slot of a killed holder is never free again.
+/// Weakness R21: the slot of a killed holder is never freed.
 #[test]
 fn postgres_keeps_the_contract_plan_by_plan() {
     the_contract(20, 1);
@@ -120,7 +120,7 @@ fn postgres_keeps_the_contract_in_batches() {
     the_contract(80, 7);
 }
 
-/// One of each algorithm that admits `limit` units at once and none soon after.
+/// A limit of each algorithm that admits `limit` units at once and none soon after.
 fn of_each_algorithm(limit: u32) -> [Limit; 6] {
     let window = 3_600 * SECOND;
     [
@@ -137,14 +137,14 @@ fn check(name: u64, limit: Limit) -> Check {
     Check { on_store_error: OnStoreError::Deny, ..Check::charge(CounterName([name, name]), limit, 1) }
 }
 
-/// A plan of one group, held under a lease of its own.
+/// A plan of one group with a lease of its own.
 fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
     static LEASE: AtomicU64 = AtomicU64::new(1);
     let lease = LeaseId(LEASE.fetch_add(1, Ordering::Relaxed).into());
     Plan { lease, ..Plan::of(checks) }
 }
 
-/// A single check of a counter.
+/// A plan of a single check on a counter.
 fn one(name: u64) -> Plan {
     plan([check(name, of_each_algorithm(1_000_000)[0])])
 }
@@ -153,7 +153,7 @@ async fn ask(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
     store.execute(std::slice::from_ref(plan), None).await.pop().expect("one answer for each")
 }
 
-/// Waits until a store answers as expected.
+/// Waits until a condition on the store holds.
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
@@ -162,7 +162,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Decides plans at moments, one call each, and compares with `advance`.
+/// Decides plans at given moments, one call each, and compares them with `advance`.
 fn follow(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
     let Some(server) = postgres::Postgres::shared() else { return };
     runtime().block_on(async {
@@ -175,7 +175,7 @@ fn follow(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
     });
 }
 
-/// Numbers that are the same in every run.
+/// Pseudorandom numbers, the same in every run.
 fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
     move |below| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -200,7 +200,7 @@ fn a_long_log_is_searched_for_what_is_forgotten() {
     let mut next = numbers(1);
     let mut now = START;
     follow((0..700).map(|_| {
-        // Mostly close to each other; now and then many are forgotten at once, or a few.
+        // Mostly short steps; sometimes long ones, after which many or a few states expire.
         let by = if next(40) == 0 { next(90 * SECOND) } else { next(SECOND / 2) };
         now = now.plus(by);
         let limit = [100, 300, 300, 40][next(4) as usize];
@@ -261,7 +261,7 @@ fn the_largest_numbers_are_counted_exactly() {
     follow(calls);
 }
 
-/// Weakness R19: callers that meet at a row fail.
+/// Weakness R19: callers that contend for a row fail.
 /// Weakness R21: rows are locked outside of the transaction that writes them.
 #[test]
 fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
@@ -270,7 +270,7 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     runtime().block_on(async {
         let stores = [(); 3].map(|()| Arc::new(Postgres::new(&settings).expect("the settings are fine")));
         let limits = of_each_algorithm(10);
-        // Each algorithm by itself, and all of them together.
+        // Each algorithm alone, then all together.
         for kind in 0..=limits.len() {
             let asked = match kind {
                 6 => limits.iter().zip(60..).map(|(limit, name)| check(name, *limit)).collect(),
@@ -290,7 +290,7 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     });
 }
 
-/// Weakness R19: callers that meet at a row fail.
+/// Weakness R19: callers that contend for a row fail.
 #[test]
 fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -299,7 +299,7 @@ fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
     always(1, plans(ANYTHING, 1_600), |steps| {
         runtime().block_on(async {
             let store = Arc::new(Postgres::new(&settings).expect("the settings are fine"));
-            // Twenty counters: ten, and the same salted.
+            // Twenty counters: ten, and the same ten salted.
             let plans: Vec<Plan> =
                 steps.iter().zip(0..).map(|((_, plan), number)| salted(plan, number / 7 % 2)).collect();
             let counters: Vec<CounterName> =
@@ -314,7 +314,7 @@ fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
                     }
                 });
             }
-            // Rows that go while others wait for them.
+            // Rows that are deleted while others wait for them.
             for counter in counters.iter().step_by(97) {
                 store.forget(*counter).await.expect("it is forgotten");
             }
@@ -345,7 +345,7 @@ fn a_forgotten_counter_starts_afresh() {
 #[test]
 fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
     let Some(setup) = postgres::Setup::new() else { return };
-    // A page that is written for the first time after a checkpoint is written whole, which says nothing here.
+    // The first write to a page after a checkpoint logs the whole page, which would distort the measurement.
     let server = setup.line("full_page_writes = off").line("autovacuum = off").start();
     let database = server.database();
     runtime().block_on(async {
@@ -353,7 +353,7 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
         let window = 3_600 * SECOND;
         let written = async |name: u64, limit: u32| {
             let log = Limit::SlidingWindow(SlidingWindow { limit, window });
-            // Beyond the limit the oldest grant goes for the newest.
+            // Beyond the limit the newest grant replaces the oldest.
             let always = Charges { admitted: 1, passed: 1, refused: 1 };
             let asked = || plan([Check { charges: always, ..check(name, log) }]);
             for (number, chunk) in (0..u64::from(limit)).collect::<Vec<_>>().chunks(100).enumerate() {
@@ -361,7 +361,7 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
                 let now = START.plus(number as u64);
                 store.execute(&plans, Some(now)).await.into_iter().for_each(|answer| drop(answer.expect("an answer")));
             }
-            // One row for each grant, as if each had come at another moment.
+            // One row per grant, as if each had a moment of its own.
             let counter = format!("'00000000-0000-000{name}-0000-00000000000{name}'");
             let first = START.micros();
             server.execute(
@@ -392,7 +392,7 @@ async fn ask_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
     store.execute(std::slice::from_ref(plan), Some(now)).await.pop().expect("one answer for each").expect("an answer")
 }
 
-/// Weakness R21: rows stay for ever.
+/// Weakness R21: rows are never deleted.
 #[test]
 fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -409,7 +409,7 @@ fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
         let now = server.value(&database, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
         let now = Timestamp::from_micros(now.expect("a number").parse().expect("a number"));
         let ago = |hours: u64| Timestamp::from_micros(now.micros() - hours * 3_600 * SECOND);
-        // So many that one step is not enough; and some that count for a while.
+        // More rows than one step sweeps, and some that still count.
         for batch in 0..30 {
             let plans: Vec<Plan> = (0..20).map(|plan| all(1_000 + 200 * batch + 10 * plan)).collect();
             assert!(store.execute(&plans, Some(ago(100))).await.iter().all(Result::is_ok));
@@ -422,14 +422,14 @@ fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
             rows() == "6 1 1"
         })
         .await;
-        // An instance that was just swept by another does nothing.
+        // After a sweep by another instance, this one does nothing.
         server.execute(&database, "UPDATE tollgate.counters_v1 SET expires = 0");
         assert_eq!(server.value(&database, "SELECT tollgate.sweep_v1(0, 60000000)").as_deref(), Some("f"));
         assert_eq!(rows(), "6 1 1");
     });
 }
 
-/// Weakness R21: names are spliced into SQL.
+/// Weakness R21: names are interpolated into SQL.
 #[test]
 fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -447,7 +447,7 @@ fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
         assert_eq!(done.iter().filter(|done| **done == Migrated::Created(1)).count(), 1, "{done:?}");
         assert_eq!(done.iter().filter(|done| **done == Migrated::Current(1)).count(), 3, "{done:?}");
 
-        // What is in another schema, or has another prefix, counts apart.
+        // Another schema or prefix has counters of its own.
         let others = PostgresSettings { table_prefix: String::new(), ..settings.clone() };
         for settings in [settings, others] {
             let store = Postgres::new(&settings).expect("the settings are fine");
@@ -478,7 +478,7 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
         assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 1)]);
         assert!(ask(&fresh(), &one(1)).await.expect("an answer").admitted);
 
-        // Of a newer one that serves this one too.
+        // A newer version that is compatible with this one.
         version(7, 1);
         assert_eq!(fresh().probe().await, Ok(()));
         assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(7)]);
@@ -497,7 +497,7 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
     });
 }
 
-/// Weakness R22: who follows the documentation has a schema that does not work.
+/// Weakness R22: following the documentation creates a schema that does not work.
 #[test]
 fn who_is_not_known_or_not_let_is_denied() {
     let Some(server) = postgres::Postgres::shared() else { return };
@@ -517,7 +517,7 @@ fn who_is_not_known_or_not_let_is_denied() {
         let store = Postgres::new(&settings).expect("the settings are fine");
         assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied), "a guest makes no schema");
 
-        // One that was made by somebody else is used with no more than this.
+        // A schema created by another user is used with no more privileges than these.
         settings.auto_create = false;
         migrate(&PostgresSettings { url: right, ..settings.clone() }).await.expect("it is made");
         assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied));
@@ -580,7 +580,7 @@ fn a_row_that_another_session_holds_costs_those_who_want_it_their_patience_and_n
         assert_eq!(waiting.await.expect("no panic"), Some(Fault::Timeout));
         assert!(began.elapsed() >= settings.lock_timeout);
 
-        // Both connections taken: the next one waits for one of them.
+        // Both connections are in use: the next call waits for one of them.
         let (first, second, third) = (one(1), one(1), one(2));
         let all = tokio::join!(ask(&store, &first), ask(&store, &second), ask(&store, &third));
         assert_eq!((all.0.err(), all.1.err()), (Some(Fault::Timeout), Some(Fault::Timeout)));
@@ -600,7 +600,7 @@ fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_f
     let runtime = runtime();
     let store = runtime.block_on(async { Arc::new(Postgres::new(&settings).expect("the settings are fine")) });
     let over = Arc::new(AtomicBool::new(false));
-    // What does not drain meanwhile.
+    // An algorithm that does not drain during the test.
     let counted = |name| plan([check(name, of_each_algorithm(1_000_000)[4])]);
     let load = || {
         let (store, over) = (store.clone(), over.clone());
@@ -631,7 +631,7 @@ fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_f
     }
     assert!(faults.iter().all(|fault| matches!(fault, Fault::Unreachable | Fault::Timeout)), "{faults:?}");
     assert!(!faults.is_empty() && answered > 0);
-    // Whoever was told yes was counted; who was told nothing may have been.
+    // Every answered call was counted; those without an answer may have been.
     let count = "SELECT a FROM tollgate.counters_v1 ORDER BY counter LIMIT 1";
     let counted: u64 = server.value(&database, count).expect("it is there").parse().expect("a number");
     assert!(
@@ -666,7 +666,7 @@ fn a_database_that_cannot_be_written_to_says_so_until_it_can() {
         read_only("on");
         until("it is read only", async || store.probe().await == Err(Fault::ReadOnly)).await;
         assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::ReadOnly));
-        // Nobody ends its connections this time: those that cannot write are let go.
+        // Connections are not closed by the server this time: the store discards those that are read-only.
         server.execute("postgres", &format!("ALTER DATABASE {database} SET default_transaction_read_only = off"));
         until("it can be written to", async || ask(&store, &one(1)).await.is_ok()).await;
         assert_eq!(store.probe().await, Ok(()));

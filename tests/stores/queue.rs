@@ -1,4 +1,4 @@
-//! When a store outside this process is left alone, and what becomes of what is asked of it then.
+//! The circuit breaker of a store outside this process, and the requests to it while the breaker is open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,14 @@ use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, StoreHandle,
 use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;
 
-/// No test lasts as long.
+/// Longer than any test lasts.
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
 }
 
-/// A runtime whose clock stands still, and goes on to the next moment that anybody waits for once nobody can do anything
-/// before.
+/// A runtime with a paused clock, which advances to the next timer when all tasks are idle.
 fn held() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime starts")
 }
@@ -29,12 +28,12 @@ fn log(limit: u32) -> Check {
     check(Limit::SlidingWindow(SlidingWindow { limit, window: 60_000_000 }))
 }
 
-/// A store that calls have so long for, each plan a call of its own.
+/// A store with this deadline for calls, in which each plan is a call of its own.
 fn remote(kept: &Kept, deadline: Duration) -> Queue {
     Queue::new("main", kept.clone(), QueueSettings { deadline, batch: 1, calls: 64 })
 }
 
-/// Asks it, and waits for as long as it takes.
+/// Sends a plan and waits without a deadline.
 async fn ask(remote: &Queue, plan: &Plan) -> Result<bool, Fault> {
     let answer = remote.ask(plan.clone(), None, Instant::now() + HOUR).await;
     answer.map(|applied| applied.admitted)
@@ -65,7 +64,7 @@ fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
 fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    // Any two failures lie further apart than that.
+    // With a deadline of zero, any two failures are further apart than the deadline.
     let (remote, plan) = (remote(&kept, Duration::ZERO), one(log(100)));
     runtime.block_on(async {
         kept.be(LATE);
@@ -96,7 +95,7 @@ fn a_decision_waits_for_its_deadline_and_no_longer() {
     let (remote, plan) = (remote(&kept, deadline), one(log(1_000)));
     runtime.block_on(async {
         kept.be(HANGING);
-        // Whoever waits, and however many wait before them.
+        // Every caller, however many wait before it.
         let (begun, until) = (Instant::now(), remote.deadline());
         let answers = join_all((0..200).map(|_| remote.ask(plan.clone(), None, until))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Err(Fault::Timeout))));
@@ -108,7 +107,7 @@ fn a_decision_waits_for_its_deadline_and_no_longer() {
 #[test]
 fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_return() {
     const MILLISECOND: Duration = Duration::from_millis(1);
-    // It returns at any moment between two probes.
+    // It recovers at any moment between two probes.
     for (away, away_for) in [BROKEN, HANGING].into_iter().flat_map(|away| (1_000..1_100).map(move |time| (away, time)))
     {
         let (kept, runtime) = (Kept::new(), held());
@@ -120,7 +119,7 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
                 let answer = remote.ask(plan.clone(), None, remote.deadline()).await;
                 assert!(answer.is_err(), "it is away");
             }
-            // It is left alone all the time, and costs nobody a deadline.
+            // The circuit breaker stays open, and no caller waits.
             for _ in 0..away_for {
                 let begun = Instant::now();
                 assert_eq!(ask(&remote, &plan).await, Err(Fault::CircuitOpen));
@@ -137,7 +136,7 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
     }
 }
 
-/// Beside one other instance, so that an answer tells who gave it: what stands in has half of every limit.
+/// With one other instance, so that an answer shows its source: the fallback has half of every limit.
 #[test]
 fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
     let (kept, runtime) = (Kept::new(), held());
@@ -153,7 +152,7 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
     runtime.block_on(async {
         let mut admitted = 0;
         for second in 0..50 {
-            // So long that what stands in would be thrown away, had the store been away.
+            // So much time that the fallback would be discarded after an outage.
             let now = START.plus(second * 1_000_000);
             let decided = stores.apply(&flow, now).await.answers[0].expect("it is decided");
             assert_eq!(decided.limit, 1_000, "by the store");
@@ -167,7 +166,7 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
     });
 }
 
-/// A store of whose calls many plans can share one.
+/// A store whose calls can carry many plans.
 fn shared_calls(kept: &Kept) -> Queue {
     Queue::new("main", kept.clone(), QueueSettings { deadline: HOUR, batch: 64, calls: 2 })
 }
@@ -183,7 +182,7 @@ fn an_idle_store_is_asked_at_once_for_each() {
             assert_eq!(ask(&remote, &plan).await, Ok(true));
             assert_eq!(kept.calls(), asked, "nobody was waited for to share it");
         }
-        // Had anything waited for anything but its answer, the clock had gone on.
+        // Waiting for anything but the answers would have advanced the clock.
         assert_eq!(begun.elapsed(), Duration::ZERO);
     });
 }
@@ -200,14 +199,14 @@ fn what_comes_while_calls_are_under_way_shares_the_next_one() {
     runtime.block_on(async {
         kept.be(HANGING);
         let mut answers = Vec::new();
-        // As many calls as there may be at once.
+        // As many calls as may be in flight.
         for calls in 1..=2 {
             answers.push(asked());
             kept.called().await;
             assert_eq!(kept.calls(), calls);
         }
         answers.extend((0..130).map(|_| asked()));
-        // The clock goes on when all of them wait.
+        // The clock advances when all of them wait.
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(kept.calls(), 2);
         kept.be(WELL);
@@ -216,7 +215,7 @@ fn what_comes_while_calls_are_under_way_shares_the_next_one() {
     });
 }
 
-/// Uses a counter up, and gives all of it back with a plan while the store is left alone.
+/// Uses a counter up, and gives everything back with a plan while the circuit breaker is open.
 fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
@@ -254,6 +253,6 @@ fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it
         vec![Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 }]
     };
     given_back_while_left_alone(log, |_| Plan { undos: undo(), ..Plan::default() });
-    // Who asks for something in the same breath is told that it cannot be, and is not charged for it afterwards.
+    // If the same plan also charges, it is rejected, and the charge is not made later.
     given_back_while_left_alone(log, |lease| Plan { undos: undo(), lease, ..one(log) });
 }

@@ -1,4 +1,5 @@
-//! Redis keeps the contract: the same as `advance`, decision by decision, one plan a call and many.
+//! Redis fulfils the contract: the same answers as `advance`, decision by decision, with one plan per call and with
+//! many.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,7 +24,7 @@ fn bucket(limit: u32, window: u64) -> Limit {
     Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
 }
 
-/// One limit of each algorithm, and of fixed windows both kinds that a store aligns.
+/// A limit of each algorithm, and fixed windows of both kinds that a store aligns.
 fn of_each_algorithm(limit: u32, window: u64) -> [Limit; 6] {
     [
         bucket(limit, window),
@@ -35,13 +36,13 @@ fn of_each_algorithm(limit: u32, window: u64) -> [Limit; 6] {
     ]
 }
 
-/// The key of a counter, as the layout has it.
+/// The key of a counter, by the layout of keys.
 fn key(counter: u64) -> Vec<u8> {
     let [first, second] = redis_client::counter(counter).0;
     [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
 }
 
-/// A plan that takes back what one of the last plans was charged, by what was told of it then.
+/// A plan that undoes the charges of an earlier plan, from its answers.
 fn take_back(plan: &Plan, applied: &Applied) -> Plan {
     let charged = plan.checks.iter().zip(&applied.answers).filter(|(check, _)| check.charges.admitted > 0);
     let undos = charged.map(|(check, answer)| {
@@ -52,8 +53,8 @@ fn take_back(plan: &Plan, applied: &Applied) -> Plan {
     Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
 }
 
-/// Executes batches, each at one moment, and compares them with the reference plan by plan. What the first plan of one
-/// batch was charged is taken back at times at the end of the next.
+/// Executes batches, each at one moment, and compares them with the reference plan by plan. The charges of a batch's
+/// first plan are sometimes undone at the end of the next batch.
 async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run: &str) {
     let (mut reference, mut now) = (Reference::default(), START);
     let mut last: Option<(Plan, Applied)> = None;
@@ -76,7 +77,8 @@ async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run:
     }
 }
 
-/// 400 runs of 250 plans. Every other run sends each plan by itself; the others send batches of up to sixteen.
+/// 400 runs of 250 plans. Every other run sends each plan in a call of its own; the others send batches of up to
+/// sixteen.
 fn the_contract(to: &RedisSettings) {
     let (runtime, runs) = (runtime(), AtomicU32::new(0));
     always(400, plans(ANYTHING, 250), |steps| {
@@ -93,7 +95,7 @@ fn the_contract(to: &RedisSettings) {
     });
 }
 
-/// Weakness A7: an algorithm means one thing in memory and another in Redis.
+/// Weakness A7: an algorithm differs between memory and Redis.
 #[test]
 fn redis_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
@@ -115,7 +117,7 @@ fn a_primary_that_sentinels_watch_keeps_the_contract() {
     the_contract(&RedisSettings::new(topology));
 }
 
-/// Groups of checks of some of these counters, each by one of its numbers, with how far the clock moves before.
+/// Groups of checks on some of these counters, each with one of its numbers, and with the clock's step before each.
 fn groups(counters: Vec<Vec<Numbers>>, furthest: u64) -> impl Strategy<Value = Vec<(i64, Plan)>> {
     let furthest = i64::try_from(furthest).expect("it is not ages");
     let moves = prop_oneof![4 => 0..furthest / 50, 2 => Just(0), 1 => 0..furthest, 1 => -furthest / 10..0];
@@ -148,7 +150,7 @@ fn keeps_the_contract(counters: Vec<Vec<Numbers>>, furthest: u64) {
     });
 }
 
-/// What most plans are: a few buckets that are asked by the numbers that they were written by.
+/// The most frequent plans: a few buckets whose numbers do not change.
 #[test]
 fn groups_of_everyday_buckets_keep_the_contract() {
     let bucket = |tokens, window, burst, debt| vec![Numbers::Bucket { tokens, window, burst, debt }];
@@ -157,8 +159,7 @@ fn groups_of_everyday_buckets_keep_the_contract() {
     keeps_the_contract(counters, 30 * SECOND);
 }
 
-/// Numbers that the states of a bucket hardly hold: fractions of a token that are no round numbers, and levels that
-/// take weeks to drain.
+/// Extreme numbers of a bucket: fractions of a token that are not round, and levels that take weeks to drain.
 #[test]
 fn buckets_of_every_size_keep_the_contract() {
     let bucket = |tokens, window, burst, debt| Numbers::Bucket { tokens, window, burst, debt };
@@ -174,7 +175,7 @@ fn buckets_of_every_size_keep_the_contract() {
     keeps_the_contract(vec![all.clone(), all], 20 * day);
 }
 
-/// Logs that grow, turn round in their places and are forgotten by the hundred.
+/// Logs that grow, wrap around and are forgotten by the hundred.
 #[test]
 fn long_logs_keep_the_contract() {
     let log = |limit| Numbers::Log { limit, window: 10 * SECOND };
@@ -298,10 +299,10 @@ fn what_is_forgotten_counts_no_more() {
     });
 }
 
-/// Whatever is done, every key expires, a minute or more after it counts for nothing and not hours later.
-/// Weakness R3: slots expire while they are held.
+/// Every key expires, at least a minute after it stops counting and not hours later.
+/// Weakness R3: slots expire while they are in use.
 /// Weakness R16: some keys never expire.
-/// Weakness D4: a bucket with a large burst expires, and is full again.
+/// Weakness D4: a bucket with a large burst expires and is full again.
 #[test]
 fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
     let Some(server) = Server::start() else { return };

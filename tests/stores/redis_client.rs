@@ -1,4 +1,4 @@
-//! A Redis of a test, asked as the service asks it.
+//! A Redis of a test, called as the service calls it.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ pub fn at(port: u16) -> RedisSettings {
     RedisSettings::new(Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), port)))
 }
 
-/// A Redis that has answered.
+/// A Redis that has answered once.
 pub async fn connected(settings: &RedisSettings) -> Redis {
     let redis = Redis::new(settings).expect("its files can be read");
     answers(&redis).await;
@@ -35,12 +35,12 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
 }
 
-/// A counter of its own.
+/// The name of a counter.
 pub fn counter(number: u64) -> CounterName {
     CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number])
 }
 
-/// Asks for one unit.
+/// A check of one unit.
 pub fn one(counter: CounterName, limit: Limit) -> Check {
     Check::charge(counter, limit, 1)
 }
@@ -50,13 +50,13 @@ pub fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
     Plan { lease: LeaseId(7), ..Plan::of(checks) }
 }
 
-/// What the only check of a plan came to, by the clock of the server.
+/// The outcome of a single check, by the clock of the server.
 pub async fn decide(redis: &Redis, check: Check) -> Result<Outcome, Fault> {
     let applied = apply(redis, plan([check])).await?;
     applied.answers[0]
 }
 
-/// What a plan came to, by the clock of the server.
+/// The outcome of a plan, by the clock of the server.
 pub async fn apply(redis: &Redis, plan: Plan) -> Result<Applied, Fault> {
     redis.execute(&[plan], None).await.pop().expect("one answer for each plan")
 }

@@ -1,5 +1,5 @@
-//! Redis Cluster keeps the contract where counters share a partition, and never admits too often where they do not; slots
-//! move, replicas are promoted and nodes crash while decisions are made.
+//! Redis Cluster fulfils the contract where counters share a partition, and never admits too much where they do not;
+//! hash slots move, replicas are promoted and nodes crash while decisions are made.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, Scope
 
 const HOUR: u64 = 3_600 * SECOND;
 
-/// A wait that no test comes to the end of unless something hangs.
+/// A timeout that only a hang reaches.
 const LONG: Duration = Duration::from_secs(20);
 
 fn settings(cluster: &Cluster) -> RedisSettings {
@@ -34,7 +34,7 @@ fn settings(cluster: &Cluster) -> RedisSettings {
     RedisSettings::new(Topology::Cluster(seeds.collect()))
 }
 
-/// A cluster all nodes of which have answered.
+/// A cluster whose nodes have all answered.
 async fn connected(settings: &RedisSettings) -> Redis {
     let redis = Redis::new(settings).expect("its files can be read");
     for lane in 0..redis.lanes() {
@@ -47,7 +47,7 @@ async fn connected(settings: &RedisSettings) -> Redis {
     redis
 }
 
-/// A cluster as requests ask it.
+/// A cluster as requests use it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
     let remote = QueueSettings { deadline, ..QueueSettings::default() };
     let shared = SharedSettings { remote, partitioned: true, ..SharedSettings::new("cluster") };
@@ -58,12 +58,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
 }
 
-/// A counter that lives there.
+/// A counter in this partition.
 fn in_partition(partition: u16, number: u64) -> CounterName {
     CounterName([0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number + 1), number << 16 | u64::from(partition)])
 }
 
-/// The first homes that the nodes have, one each.
+/// The first partition on each of the nodes.
 fn homes<const N: usize>(cluster: &Cluster) -> [u16; N] {
     let of_node =
         |node| (0..=u16::MAX).find(|&partition| cluster.owner(cluster.slot_of_home(partition), 0) == Some(node));
@@ -82,7 +82,7 @@ fn slots(max: u32) -> Limit {
     Limit::Concurrency(Concurrency { max, lease: HOUR })
 }
 
-/// One limit of each algorithm, none of which gives anything back while a test runs.
+/// A limit of each algorithm; none frees units while a test runs.
 fn of_each_algorithm(limit: u32) -> [Limit; 5] {
     let fixed = FixedWindow { limit, alignment: Alignment::FirstHit(HOUR) };
     let pair = SlidingCounter { limit, window: 24 * HOUR };
@@ -94,13 +94,14 @@ fn same(place: &str, expected: &Applied, found: &Applied) {
     assert_eq!(found.answers, expected.answers, "answers of {place}");
     assert_eq!(found.statuses.len(), expected.statuses.len(), "statuses of {place}");
     for (found, expected) in found.statuses.iter().zip(&expected.statuses) {
-        // A store may have forgotten a lease that expired.
+        // A store may have forgotten an expired lease.
         let forgotten = (*found, *expected) == (LeaseStatus::Unknown, LeaseStatus::Expired);
         assert!(found == expected || forgotten, "status of {place}: {found:?}, expected {expected:?}");
     }
 }
 
-/// 400 runs of 250 plans, decided by the cluster and by `advance`, answer by answer. `prepare` is told the run.
+/// 400 runs of 250 plans, decided by the cluster and by `advance`, answer by answer. `prepare` gets the number of the
+/// run.
 fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     let (runtime, runs) = (runtime(), AtomicU32::new(0));
@@ -129,7 +130,7 @@ fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
 #[test]
 fn a_cluster_keeps_the_contract_where_counters_share_a_home() {
     step_by_step(ANYTHING, |run, plan| {
-        // Another partition every time, and so another slot.
+        // Another partition each time, and so another hash slot.
         let live = |CounterName([_, second]): &mut CounterName| {
             *second = *second & !0xffff | u64::from((run as u16).wrapping_mul(40_503));
         };
@@ -140,7 +141,7 @@ fn a_cluster_keeps_the_contract_where_counters_share_a_home() {
 
 #[test]
 fn a_plan_over_many_slots_is_decided_as_if_they_were_one() {
-    // As in the tests of spreading: what a charge did to a clock or to other numbers outlives its being taken back.
+    // As in the tests of compensation: the effect of an undone charge on a clock or on other numbers remains.
     let scope = Scope { backwards: false, changing: false, ..ANYTHING };
     step_by_step(scope, |_, plan| {
         plan.changes.clear();
@@ -148,7 +149,7 @@ fn a_plan_over_many_slots_is_decided_as_if_they_were_one() {
     });
 }
 
-/// Asks 500 times at once, each with its own lease. How many were admitted, and whether all were answered.
+/// Sends 500 requests at once, each with its own lease. Returns how many were admitted, and whether all were answered.
 async fn five_hundred(stores: &Arc<Stores>, checks: &[Check]) -> (u32, bool) {
     let callers = (0..500).map(|lease| {
         let (stores, plan) = (stores.clone(), Plan { lease: LeaseId(lease), ..plan(checks.iter().copied()) });
@@ -164,7 +165,7 @@ async fn five_hundred(stores: &Arc<Stores>, checks: &[Check]) -> (u32, bool) {
     (admitted, answered)
 }
 
-/// What is left of a check's counter.
+/// The units left of a check's counter.
 async fn left(stores: &Stores, check: Check) -> u32 {
     let look = Check { needs: Needs::default(), charges: Charges::default(), ..check };
     stores.apply(&plan([look]), START).await.answers[0].expect("it answers").remaining
@@ -264,7 +265,7 @@ fn d13_the_script_is_loaded_again_where_a_node_forgot_it() {
     });
 }
 
-/// Eight tasks that decide on some counters one after the other until it is dropped.
+/// Eight tasks that decide on some counters, one after the other, until this is dropped.
 struct Load {
     counted: Arc<Vec<Counted>>,
     stop: Arc<AtomicBool>,
@@ -276,7 +277,7 @@ struct Counted {
     admitted: AtomicU32,
     refused: AtomicU32,
     faults: AtomicU32,
-    /// Of those without a fault, in microseconds.
+    /// The longest decision without a fault, in microseconds.
     longest: AtomicU64,
 }
 
@@ -291,7 +292,7 @@ impl Counted {
 }
 
 impl Load {
-    /// To be called within a runtime. Whoever waits for what it does has to leave the runtime a thread.
+    /// Must be called within a runtime. A test that blocks on the result must leave the runtime a thread.
     fn begin(stores: &Arc<Stores>, checks: impl IntoIterator<Item = Check>) -> Self {
         let counted = |check| Counted {
             check: Check { on_store_error: OnStoreError::Deny, ..check },
@@ -331,10 +332,10 @@ impl Load {
         Self { tasks: (0..8).map(task).collect(), counted, stop }
     }
 
-    /// Waits for decisions on this counter that begin from now on.
+    /// Waits for decisions on this counter that begin after the call.
     fn decides(&self, number: usize) {
         let before = self.counted[number].decisions();
-        // Eight may be under way already.
+        // Eight may be in flight already.
         until("decisions are made", || self.counted[number].decisions() > before + 16);
     }
 
@@ -347,8 +348,8 @@ impl Load {
     }
 }
 
-/// Ends a load when every counter is used up. Each has to have admitted its limit, less what faults may have charged for
-/// nobody, and no more than `over`.
+/// Ends a load when every counter is used up. Each must have admitted its limit, less the charges of calls that failed,
+/// and no more than `over`.
 fn used_up(runtime: &tokio::runtime::Runtime, load: Load, limit: u32, over: u32) {
     until("every counter is used up", || {
         let refuses = |counted: &Counted| counted.refused.load(Ordering::SeqCst) > 16;
@@ -429,7 +430,7 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
 #[test]
 fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     let Some(setup) = Setup::redis() else { return };
-    // Otherwise the whole cluster refuses while slots have nobody, and two seconds more.
+    // By default, the whole cluster refuses while a slot has no node, and for two more seconds.
     let mut cluster = Cluster::of(&setup.line("cluster-require-full-coverage no"), 3, 1);
     let runtime = runtime();
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
@@ -447,7 +448,7 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     load.decides(0);
     used_up(&runtime, load, 500, 0);
 
-    // A crash loses what the replica had not been sent: at most what eight callers had under way.
+    // A crash loses what had not been replicated: at most what eight callers had in flight.
     let load = Load::begin(&stores, of_node(1, 2_000));
     load.decides(0);
     let others = Load::begin(&stores, [0, 2].map(|node| one(in_partition(homes[node], 50), bucket(50_000))));
@@ -491,12 +492,12 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
             cluster.nodes[0].kill()
         }
         gone(&load);
-        // Longer than it takes the others to see that it is gone.
+        // Longer than the other nodes take to notice that it is gone.
         let begun = Instant::now();
         until("a while has passed", || begun.elapsed() > Duration::from_secs(3));
         gone(&load);
         others.decides(0);
-        // What stands in for the node is not thrown away because the others count.
+        // The fallback of the node is kept although the other nodes count.
         let local = one(in_partition(homes[0], 2 + u64::from(freezes)), log(3));
         let mut admitted = 0;
         for lease in 0..6 {

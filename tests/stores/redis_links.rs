@@ -1,4 +1,4 @@
-//! How a Redis is reached: over what, as whom, and that a connection comes back by itself.
+//! Connections to Redis: transports, users, and reconnecting.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::support::processes::sentinel::{NAME, Sentinel};
 
 const HOUR: u64 = 3_600_000_000;
 
-/// Ten in an hour that does not end during a test.
+/// Ten per window, which does not end during a test.
 fn ten() -> Limit {
     Limit::FixedWindow(FixedWindow { limit: 10, alignment: tollgate::limiter::Alignment::FirstHit(HOUR) })
 }
@@ -25,7 +25,7 @@ async fn left(redis: &Redis) -> Result<u32, Fault> {
     decide(redis, one(counter(0), ten())).await.map(|outcome| outcome.remaining)
 }
 
-/// What it answers once it answers something else than that there is no connection yet.
+/// The first answer other than that there is no connection yet.
 async fn verdict(redis: &Redis) -> Result<(), Fault> {
     let began = Instant::now();
     loop {
@@ -51,7 +51,7 @@ fn a_unix_socket_leads_to_the_same_counters() {
     });
 }
 
-/// Weakness A4: whoever uses the same server shares its counters.
+/// Weakness A4: all users of a server share their counters.
 #[test]
 fn a_database_and_a_prefix_keep_counters_apart() {
     let Some(server) = Server::start() else { return };
@@ -71,7 +71,7 @@ fn a_database_and_a_prefix_keep_counters_apart() {
 #[test]
 fn a_user_with_a_password_is_let_in_to_its_keys_only() {
     let Some(server) = Setup::redis().map(|setup| setup.password("boss").start()) else { return };
-    // The rights that docs/stores.md names are enough.
+    // The permissions that docs/stores.md names are enough.
     let page = include_str!("../../docs/stores.md");
     let (_, rights) = page.split_once("An ACL user needs `").expect("the page names them");
     let rights = rights.split_once('`').expect("to the end").0.split_whitespace();
@@ -114,9 +114,9 @@ fn tls_trusts_the_authority_that_is_named_and_shows_our_certificate() {
         ];
         for tls in refused {
             let before = proxy.ended();
-            // A system that trusts nobody says so at once.
+            // A system without trusted roots rejects the settings at once.
             let Ok(redis) = Redis::new(&secured(&tls)) else { continue };
-            // The first may be of the settings before.
+            // The first answer may belong to the previous settings.
             let tried = async {
                 while proxy.ended() < before + 3 {
                     assert_eq!(left(&redis).await, Err(Fault::Unreachable), "{tls:?}");
@@ -157,7 +157,7 @@ fn a_connection_comes_back_by_itself() {
         while left(&redis).await != Err(Fault::Unreachable) {
             assert!(lost.elapsed() < PATIENCE, "it is noticed");
         }
-        // Without a connection the answer comes at once: nobody waits for one that is being made.
+        // Without a connection the answer comes at once: no call waits for a reconnect.
         let at_once = async {
             for _ in 0..1_000 {
                 assert_eq!(left(&redis).await, Err(Fault::Unreachable));
@@ -198,7 +198,7 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
             assert_eq!(counters(&watched.servers[before], &fresh(1)), 1);
             let now = watched.failover();
             let promoted = Instant::now();
-            // What is answered from here on is counted in the new server.
+            // From the first answer on, the new server counts.
             while apply(&redis, plan([fresh(2)])).await.is_err() {
                 assert!(promoted.elapsed() < PATIENCE, "the failover is followed");
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -208,14 +208,14 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
     });
 }
 
-/// How many keys a server has of a check's counter.
+/// The number of keys that a server has for a check's counter.
 fn counters(server: &Server, check: &tollgate::plan::Check) -> u32 {
     let [first, second] = check.counter.0;
     let key = [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat();
     server.ask(&[b"EXISTS".to_vec(), key])
 }
 
-/// A runtime that goes on while a test waits for a process.
+/// A runtime that keeps running while a test waits for a process.
 fn threads() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime starts")
 }

@@ -1,4 +1,4 @@
-//! The wrappers keep their contract around a real Redis.
+//! The wrappers fulfil their contract around a real Redis.
 
 use tollgate::store::{Redis, RedisSettings, Stores};
 
@@ -8,7 +8,7 @@ use super::wrapped::{
 };
 use crate::support::processes::redis::Redis as Server;
 
-/// An instance that finds nothing counted.
+/// An instance with empty counters.
 fn empty(server: &Server, run: u32, name: &str, wrapped: Wrapped) -> Stores {
     let settings = RedisSettings { key_prefix: format!("{name} {run}:"), ..at(server.port) };
     instance(Redis::new(&settings).expect("there is no file to read"), wrapped)

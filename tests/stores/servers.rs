@@ -1,4 +1,4 @@
-//! The servers that the tests of stores talk to are what they say they are, and end with the test.
+//! Checks the servers that the tests of stores use: they are what they claim to be, and end with the test.
 
 use std::fs;
 use std::path::Path;
@@ -197,7 +197,7 @@ fn postgres_freezes_goes_on_crashes_and_comes_back_and_leaves_nothing_behind() {
     let waiting = std::thread::spawn(move || {
         let mut socket = std::net::TcpStream::connect(("127.0.0.1", port)).expect("the system still listens");
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-        // An SSLRequest, which is answered with one byte (protocol-message-formats).
+        // An SSLRequest, which gets a response of one byte (protocol-message-formats).
         std::io::Write::write_all(&mut socket, &[0, 0, 0, 8, 4, 210, 22, 47]).expect("it is sent");
         std::io::Read::read(&mut socket, &mut [0]).is_ok()
     });

@@ -1,4 +1,4 @@
-//! A memory store's counters survive in a file: whole, at one moment, or not at all.
+//! The snapshot of a memory store: it preserves all counters at one moment, or none.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +41,7 @@ fn memory() -> Memory {
     Memory::new(&[MemorySettings::default()])
 }
 
-/// What a counter answers to one more charge.
+/// The outcome of one more charge to a counter.
 fn ask(memory: &Memory, counter: u64, limit: Limit, now: Timestamp, lease: u128) -> Outcome {
     memory.apply(&plan([check(counter, limit)], lease), now).answers[0].expect("there is room")
 }

@@ -1,10 +1,10 @@
-//! Plans as they can be spread over places that decide one after the other.
+//! Plans that can be spread over stores or partitions which decide one after the other.
 
 use tollgate::limiter::Limit;
 use tollgate::plan::{Charges, Plan};
 
-/// Leaves out what rules never make, plans of several groups that take slots, and overdrafts: what is charged past what a
-/// counter can hold is lost, and cannot be told from what is to stay when it is taken back.
+/// Removes what rules never produce, plans of several groups that take slots, and overdrafts: a charge beyond a
+/// counter's capacity is lost, so an undo cannot tell it from units that must stay.
 pub fn as_is_undone(plan: &mut Plan) {
     let several = plan.groups.len() > 1;
     for check in &mut plan.checks {

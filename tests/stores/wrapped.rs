@@ -27,10 +27,10 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts")
 }
 
-/// Random plans by one instance of the refusal cache: every verdict, and every refusal to the microsecond.
+/// Random plans by one instance with a refusal cache: compares every verdict, and every refusal to the microsecond.
 pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
     as_the_store(runs, empty, |plan, found, expected| {
-        // Checks that pass beside the refusing one show what they had left before.
+        // Checks that pass beside the refusing one report the units left before them.
         for (check, (found, expected)) in plan.checks.iter().zip(found.answers.iter().zip(&expected.answers)) {
             let refuses = expected.is_ok_and(|outcome| !outcome.passes);
             assert!(!refuses || found == expected, "{found:?}, expected {expected:?}: {check:?}");
@@ -38,10 +38,10 @@ pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
     });
 }
 
-/// Random plans by one instance of quota leases: every verdict, and every answer to what cannot be leased.
+/// Random plans by one instance with quota leases: compares every verdict, and every answer of what cannot be leased.
 pub fn leases_keep_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
     as_the_store(runs, empty, |plan, found, expected| {
-        // What is leased is used up in the store, and shown as left here.
+        // Leased units are used up in the store, and reported as left here.
         if plan.checks.len() > 1 {
             assert_eq!(found.answers, expected.answers);
         }

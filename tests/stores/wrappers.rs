@@ -1,6 +1,6 @@
-//! The wrappers of shared stores: a cache of refusals, and leases of quota.
+//! The wrappers of shared stores: the refusal cache and quota leases.
 //!
-//! With one instance and no refunds they answer as the store would; with several they never let more pass than the limit.
+//! With one instance and no refunds they answer as the store would; with several they never admit more than the limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +93,7 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
                 stores.return_leased_quota(START, Duration::from_secs(5)).await;
             } else {
                 stores.sweep(START.plus(2 * SECOND));
-                // It is posted; what is asked after it comes after it.
+                // The return is queued; a later request is answered after it.
                 assert!(
                     stores.apply(&one(Check { counter: CounterName([2, 7]), ..plan.checks[0] }), START).await.admitted
                 );
@@ -107,7 +107,7 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
 fn a_block_that_comes_when_its_caller_has_given_up_is_returned() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    // One call at a time: what is answered after a late one was asked after what that one took was returned.
+    // One call at a time: when a later call is answered, the block of the late call has been returned.
     let remote = QueueSettings { deadline: Duration::from_millis(50), calls: 1, ..QueueSettings::default() };
     let settings = WITH_LEASES(SharedSettings { remote, ..SharedSettings::new("main") });
     let stores = Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
@@ -142,7 +142,7 @@ proptest! {
         let limit = if is_bucket { bucket(20, 30) } else { window(60) };
         let (mut now, mut admitted) = (START, Vec::new());
         for (instance, by, cost) in steps {
-            // Mostly hot: several at once, then a pause.
+            // Mostly short steps, then a pause.
             now = now.plus(if by < 300_000 { by / 100 } else { by });
             let needs = Needs { fits: cost, ..Needs::default() };
             let plan = one(Check { needs, charges: Charges { admitted: cost, ..Charges::default() }, ..check(limit) });
