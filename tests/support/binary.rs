@@ -1,4 +1,4 @@
-//! The real program serving on free ports, all that it says, and its command line beside it.
+//! The real program serving on free ports, its output, and its command line.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-/// How long anything may take.
+/// The timeout of every wait.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The addresses of all doors, any free port. Stands before what a test configures.
+/// The addresses of all doors, with any free port. Precedes the configuration of a test.
 pub const DOORS: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n";
 
 /// `tollgate serve`, running. It is killed when this is dropped.
@@ -30,7 +30,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Serves a configuration, with these variables set.
+    /// Serves a configuration with these environment variables.
     pub fn start(toml: &str, variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("tollgate.toml"), toml).expect("a file in the test's directory");
@@ -46,7 +46,7 @@ impl Served {
                     let line = String::from_utf8_lossy(&line.expect("it is read")).into_owned();
                     *said.lock() += &format!("{line}\n");
                     if let Some(addresses) = line.strip_prefix("tollgate: gRPC on ") {
-                        // Nobody waits for a second one.
+                        // Only the first addresses are received.
                         let _ = found.send(addresses.to_owned());
                     }
                 }
@@ -63,12 +63,12 @@ impl Served {
         Self { grpc: grpc.to_owned(), http: http.to_owned(), admin: admin.to_owned(), child, said, readers, directory }
     }
 
-    /// All it said so far, to standard output and error.
+    /// Its output so far, both standard output and standard error.
     pub fn said(&self) -> String {
         self.said.lock().clone()
     }
 
-    /// Waits until it says something.
+    /// Waits until its output contains a text.
     pub fn until(&self, text: &str) {
         let began = Instant::now();
         while !self.said.lock().contains(text) {
@@ -77,7 +77,7 @@ impl Served {
         }
     }
 
-    /// Waits until it says that it is ready: its stores have answered.
+    /// Waits until it is ready: its stores have answered.
     pub fn ready(self) -> Self {
         let began = Instant::now();
         while !exchange(&self.admin, b"GET /readyz HTTP/1.0\r\n\r\n").contains(" 200 OK\r\n") {
@@ -87,7 +87,7 @@ impl Served {
         self
     }
 
-    /// A series of its metrics, by its name and labels as they are written.
+    /// The value of a series of its metrics, by name and labels as in the scrape.
     pub fn metric(&self, series: &str) -> f64 {
         let answer = exchange(&self.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
         let value = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -100,13 +100,13 @@ impl Served {
         assert!(sent.success());
     }
 
-    /// Tells it to stop, waits until it has, and gives all that it said.
+    /// Tells it to stop, waits until it has, and returns its output.
     pub fn stop(&mut self) -> String {
         self.signal("-TERM");
         self.wait()
     }
 
-    /// Waits until it has stopped, and gives all that it said.
+    /// Waits until it has stopped, and returns its output.
     pub fn wait(&mut self) -> String {
         assert!(self.child.wait().expect("a child's state").success(), "{}", self.said());
         for reader in self.readers.drain(..) {
@@ -115,14 +115,14 @@ impl Served {
         self.said()
     }
 
-    /// The command line beside its configuration, pointed at its admin port.
+    /// A command of its command line, in its directory and with its admin port.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = tollgate(self.directory.path());
         command.args(arguments).env("TOLLGATE_ADMIN", &self.admin);
         command
     }
 
-    /// What a command says, to both, which has to work.
+    /// The output of a command that must succeed, standard output first.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().expect("the program runs");
         let said = both(&output);
@@ -130,12 +130,12 @@ impl Served {
         said
     }
 
-    /// What a command complains of.
+    /// The standard error of a command that must be refused.
     pub fn complaint(&self, arguments: &[&str]) -> String {
         complaint(&mut self.command(arguments))
     }
 
-    /// The status of a request to the HTTP door with these lines in its head.
+    /// The status of a request to the HTTP door with this request line and these headers.
     pub fn ask(&self, line: &str, headers: &str) -> u16 {
         let answer = exchange(&self.http, format!("{line} HTTP/1.0\r\nhost: a\r\n{headers}\r\n").as_bytes());
         answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
@@ -144,13 +144,13 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Neither fails unless it has ended already, which is what is wanted.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The program in a directory, without the variables of whoever runs the tests.
+/// The program in a directory, without the caller's environment variables.
 pub fn tollgate(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.current_dir(directory).env("COLUMNS", "100").env("USER", "ann");
@@ -160,7 +160,7 @@ pub fn tollgate(directory: &Path) -> Command {
     command
 }
 
-/// What a command complains of; it has to fail with the code of a refusal.
+/// The standard error of a command, which must exit with the code of a refusal.
 pub fn complaint(command: &mut Command) -> String {
     let output = command.output().expect("the program runs");
     let said = both(&output);
@@ -168,18 +168,18 @@ pub fn complaint(command: &mut Command) -> String {
     said
 }
 
-/// What a command said to standard output, then to standard error.
+/// The standard output of a command, then its standard error.
 pub fn both(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Sends bytes and reads what comes back until the other side closes.
+/// Sends bytes and reads until the other side closes.
 pub fn exchange(address: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.write_all(bytes).expect("it is sent");
     let mut answer = Vec::new();
-    // Who is sent nonsense may close in the middle.
+    // The server may reset the connection on invalid input.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }

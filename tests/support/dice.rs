@@ -1,4 +1,4 @@
-//! Random numbers that are the same in every run.
+//! Pseudorandom numbers, the same in every run.
 
 /// SplitMix64 (Steele, Lea and Flood 2014): the same numbers for the same seed.
 pub struct Dice(pub u64);
@@ -13,7 +13,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`; zero when that is zero.
+    /// A number below `bound`; zero if `bound` is zero.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.roll() % bound.max(1) as u64) as usize
     }

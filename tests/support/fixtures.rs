@@ -1,11 +1,11 @@
-//! Limiters and rules in a few words.
+//! Short constructors of limiters and rules.
 
 use std::time::Duration;
 
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
 use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule};
 
-/// The domain that everything here asks.
+/// The domain of all rules here.
 pub const DOMAIN: &str = "edge";
 
 /// Seconds.
@@ -26,7 +26,7 @@ pub fn quota(name: &str, limit: u32, window: Duration, algorithm: Algorithm) -> 
     }
 }
 
-/// A limiter that holds slots.
+/// A limiter of concurrency slots.
 pub fn slots(name: &str, max: u32, lease: Duration) -> Limiter {
     let lease = u64::try_from(lease.as_micros()).expect("a lease is shorter than ages");
     Limiter {
@@ -39,12 +39,12 @@ pub fn slots(name: &str, max: u32, lease: Duration) -> Limiter {
     }
 }
 
-/// A bucket that holds its limit, or another burst.
+/// A token bucket whose burst is its limit or another number.
 pub fn bucket(burst: Option<u32>) -> Algorithm {
     Algorithm::TokenBucket { burst, max_debt: None }
 }
 
-/// A limiter with a key, charged when admitted.
+/// A limiter with a key, charged on admission.
 pub fn apply(limiter: &str, key: &[&str]) -> Apply {
     let part = |entry: &&str| KeyEntry { entry: (*entry).to_owned(), normalise: Vec::new() };
     Apply {
@@ -71,7 +71,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], action: Action) -> Rule {
     }
 }
 
-/// A rule that applies limiters to everything.
+/// A rule that applies limiters to every request.
 pub fn applies(name: &str, applies: impl Into<Vec<Apply>>) -> Rule {
     rule(name, &[], Action::Apply(applies.into()))
 }

@@ -1,4 +1,4 @@
-//! What several test binaries need: real processes, the service in this process, fixtures and the reference.
+//! Shared by several test binaries: real processes, the service in this process, fixtures and the reference.
 //!
 //! Helpers of a single binary are modules of that binary.
 

@@ -1,4 +1,4 @@
-//! The whole service on free ports, by a clock that waits to be told, and clients for its doors.
+//! The whole service on free ports with a manual clock, and clients for its doors.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitServic
 pub const OK: i32 = 1;
 pub const OVER_LIMIT: i32 = 2;
 
-/// How long an answer is waited for: as long as a machine with much else to do may need.
+/// The timeout of a response, with time for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -51,7 +51,7 @@ pub struct Doors {
     served: Option<JoinHandle<()>>,
 }
 
-/// The settings of tests: free ports of the loopback.
+/// The settings of tests: free loopback ports.
 pub fn settings() -> Settings {
     let free = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
     let admin = AdminSettings { listen: Some(free.clone()), chosen: true, token: None };
@@ -69,7 +69,7 @@ impl Doors {
         Self::serve(open(&settings, book, clock.clone()).await.expect("the doors open"), clock)
     }
 
-    /// Serves open doors.
+    /// Serves an app.
     pub fn serve(app: App, clock: ManualClock) -> Self {
         let service = app.service().clone();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -92,7 +92,7 @@ impl Doors {
         drop(self.stop.take());
     }
 
-    /// How often a bound was met.
+    /// The number of times that a bound was exceeded.
     pub fn met(&self, bound: settings::Bound) -> u64 {
         let counts = self.service.doors().exceeded.counts();
         counts.filter(|(met, _)| *met == bound).map(|(_, count)| count).sum()
@@ -102,7 +102,7 @@ impl Doors {
         Rls::at(self.grpc).await
     }
 
-    /// Asks over plain HTTP/1.1, on a connection of its own.
+    /// Sends a request over plain HTTP/1.1, on a new connection.
     pub async fn ask(&self, head: &str) -> Answer {
         exchange(self.http, format!("{head}\r\nconnection: close\r\n\r\n").as_bytes()).await
     }
@@ -113,7 +113,7 @@ pub async fn open(settings: &Settings, book: RuleBook, clock: ManualClock) -> Re
     App::open_at(settings, rules, Stores::memory(&[MemorySettings::default()]), Arc::new(clock)).await
 }
 
-/// Sends bytes and reads the answer to its end.
+/// Sends bytes and reads the response to its end.
 pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).await.expect("the door is open");
     stream.write_all(bytes).await.expect("bytes are sent");
@@ -122,7 +122,7 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Answer {
     Answer::read(&answer)
 }
 
-/// An answer of HTTP/1.1.
+/// An HTTP/1.1 response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -144,7 +144,7 @@ impl Answer {
     }
 }
 
-/// A connection of HTTP/2 without anything around it.
+/// A plain HTTP/2 connection.
 pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.expect("the door is open");
     let (client, connection) = client::handshake(stream).await.expect("HTTP/2");
@@ -152,7 +152,7 @@ pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     client
 }
 
-/// Begins a call with the first part of its body and does not end it.
+/// Begins a call with the first part of its body, without ending it.
 pub async fn begin(
     client: &SendRequest<Bytes>,
     path: &str,
@@ -165,12 +165,12 @@ pub async fn begin(
     }
     let mut client = client.clone().ready().await.expect("the connection stands");
     let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("a stream");
-    // What is refused by its head may have been answered already, and its stream is closed then.
+    // A request refused by its head may have been answered already, which closes its stream.
     let _ = stream.send_data(part, false);
     (response, stream)
 }
 
-/// The answer to a call: its body with the framing, and its status of gRPC.
+/// The response to a call: its body with framing, and its gRPC status.
 pub async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
     let response = timeout(PATIENCE, response).await.expect("in time").expect("an answer");
     assert_eq!(response.status(), 200);
@@ -188,7 +188,7 @@ pub async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
     (read.freeze(), head.or(status))
 }
 
-/// The frame of a question that no rule is about.
+/// A framed request that no rule matches.
 pub fn asked() -> Bytes {
     let message = question("edge", [descriptor(&[("path", "/")])]);
     let mut frame = BytesMut::new();
@@ -198,7 +198,7 @@ pub fn asked() -> Bytes {
     frame.freeze()
 }
 
-/// Whether the answer to a question is a refusal, in words that Envoy reads.
+/// Whether a response is a refusal in the form that Envoy reads.
 pub async fn says_no(path: &str, response: ResponseFuture) -> bool {
     let (body, status) = answer(response).await;
     assert_eq!(status.as_deref(), Some("0"), "{path} never answers with an error");
@@ -269,7 +269,7 @@ pub fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
     RateLimitDescriptor { entries, ..RateLimitDescriptor::default() }
 }
 
-/// The texts of an answer's metadata.
+/// The strings of a response's metadata.
 pub fn metadata(answer: &RateLimitResponse) -> Vec<(String, String)> {
     let fields = prost_types::Struct::decode(answer.dynamic_metadata.clone()).expect("a struct").fields;
     fields.into_iter().map(|(name, value)| (name, text(value))).collect()
@@ -343,7 +343,7 @@ pub fn book(limiters: impl IntoIterator<Item = Limiter>, rules: impl IntoIterato
     RuleBook { limiters: limiters.into_iter().collect(), rules: rules.into_iter().collect(), ..RuleBook::default() }
 }
 
-/// The address of text.
+/// Parses an address.
 pub fn address(text: &str) -> SocketAddr {
     SocketAddr::from_str(text).expect("an address")
 }

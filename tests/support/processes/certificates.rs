@@ -1,4 +1,4 @@
-//! An authority of a test's own, and what it signed.
+//! A certificate authority of a test, and certificates that it signed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Signs new ones: nobody who trusts others trusts these.
+    /// Creates a new authority and certificates, which clients of other authorities do not trust.
     pub fn make(directory: &Path) -> Self {
         let mut params = CertificateParams::new([]).expect("no names are names");
         params.distinguished_name.push(DnType::CommonName, "an authority of tests");

@@ -1,4 +1,4 @@
-//! A real Redis Cluster, and what can befall it: slots move, replicas are promoted, nodes crash.
+//! A real Redis Cluster and its events: hash slots move, replicas are promoted, nodes crash.
 
 use std::ops::RangeInclusive;
 
@@ -7,13 +7,14 @@ use redis::RedisResult;
 use super::redis::Setup;
 use super::{Redis, ports, until};
 
-/// How many slots there are.
+/// Hash slots of a cluster.
 const SLOTS: usize = 16_384;
 
-/// Milliseconds after which a node that says nothing is away.
+/// Milliseconds without an answer after which a node is considered failed.
 const NODE_TIMEOUT: u32 = 2_000;
 
-/// A cluster's nodes: first the primaries, with the slots in equal shares and in order, then the replicas of each.
+/// The nodes of a cluster: first the primaries, with equal shares of the hash slots in order, then the replicas of
+/// each.
 #[derive(Debug)]
 pub struct Cluster {
     /// The nodes.
@@ -41,14 +42,14 @@ impl Seen {
 }
 
 impl Cluster {
-    /// Starts one of Redis, and waits until all nodes agree that all is well. None when it is not installed.
+    /// Starts a cluster of Redis, and waits until all nodes agree that it works. None when Redis is not installed.
     pub fn start(primaries: usize, replicas: usize) -> Option<Self> {
-        // Where nobody is to take over, a node that the machine holds up for a while is not away.
+        // Without replicas there is no failover, so a node that the machine delays need not be considered failed.
         let timeout = if replicas == 0 { 15_000 } else { NODE_TIMEOUT };
         Setup::redis().map(|setup| Self::with(&setup, primaries, replicas, timeout))
     }
 
-    /// Starts one as this setup has it, and waits until all nodes agree that all is well.
+    /// Starts a cluster with this setup, and waits until all nodes agree that it works.
     pub fn of(setup: &Setup, primaries: usize, replicas: usize) -> Self {
         Self::with(setup, primaries, replicas, NODE_TIMEOUT)
     }
@@ -82,39 +83,39 @@ impl Cluster {
         self.nodes.iter().map(|node| node.port).collect()
     }
 
-    /// The slot of a key.
+    /// The hash slot of a key.
     pub fn slot(&self, key: &str) -> u16 {
         self.nodes[0].ask(&["CLUSTER", "KEYSLOT", key])
     }
 
-    /// The slot of a partition, by the tag that the layout of keys has.
+    /// The hash slot of a partition, by the hash tag in the layout of keys.
     pub fn slot_of_home(&self, partition: u16) -> u16 {
         let part = |shift: u16| char::from(b'0' + ((partition >> shift) & 0x3f) as u8);
         self.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
     }
 
-    /// Which of the nodes has a slot, as this one has it.
+    /// The node that owns a hash slot, from the view of the node `asked`.
     pub fn owner(&self, slot: u16, asked: usize) -> Option<usize> {
         let seen = seen(&self.nodes[asked]).expect("the node is there");
         let owner = seen.iter().find(|seen| seen.slots.iter().any(|slots| slots.contains(&slot)))?;
         self.nodes.iter().position(|node| node.port == owner.port)
     }
 
-    /// Moves a slot with all its keys, while it is used.
+    /// Moves a hash slot with all its keys, while it is used.
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) {
         self.begin_move(slot, from, to);
         self.move_keys(slot, from, to);
         self.end_move(slot, from, to);
     }
 
-    /// Opens a slot's move: from now on, a node that is asked for a key that it does not have answers ASK.
+    /// Begins to move a hash slot: from now on, the node redirects with ASK for keys that it does not have.
     pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
         let slot = &slot.to_string();
         self.nodes[to].ask::<()>(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &self.id(from)]);
         self.nodes[from].ask::<()>(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &self.id(to)]);
     }
 
-    /// Moves the keys of a slot whose move is open.
+    /// Moves the keys of a hash slot that is being moved.
     pub fn move_keys(&self, slot: u16, from: usize, to: usize) {
         loop {
             let keys: Vec<Vec<u8>> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"]);
@@ -128,11 +129,11 @@ impl Cluster {
         }
     }
 
-    /// Closes a slot's move: from now on, the node that had it answers MOVED.
+    /// Finishes the move of a hash slot: from now on, its previous node redirects with MOVED.
     pub fn end_move(&self, slot: u16, from: usize, to: usize) {
         let id = self.id(to);
-        // Who receives it is told first: otherwise there is a moment in which nobody has it. The others are told too, or
-        // one that hears of an earlier move only now would take the slot from who has it.
+        // The receiving node is told first: otherwise the slot has no owner for a moment. The others are told too: a
+        // node that learns of an earlier move only now would take the slot from its owner.
         let others = (0..self.nodes.len()).filter(|node| ![to, from].contains(node) && self.is_primary(*node));
         for node in [to, from].into_iter().chain(others) {
             self.nodes[node].ask::<()>(&["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", &id]);
@@ -140,7 +141,8 @@ impl Cluster {
         until("all know who is the latest", || self.agree_on_epochs());
     }
 
-    /// Whether all nodes have the same epoch for each, and no two have the same one: the later one has what both claim.
+    /// Whether all nodes see the same epoch for each node, and no two nodes have the same epoch. A slot that two nodes
+    /// claim belongs to the later epoch.
     fn agree_on_epochs(&self) -> bool {
         let epochs = |node| {
             let seen = seen(node).unwrap_or_default().into_iter();
@@ -160,9 +162,9 @@ impl Cluster {
         seen.iter().any(|seen| seen.port == port && seen.is_primary())
     }
 
-    /// Promotes a replica while its primary lives, and waits until it is one.
+    /// Promotes a replica while its primary runs, and waits until it is a primary.
     pub fn promote(&self, replica: usize) {
-        // Who votes refuses one that it still holds for a primary, and the replica asks no second time by itself.
+        // A node does not vote for a replica that it still considers a primary, and the replica does not ask again.
         for node in &self.nodes {
             until("all see a replica in it", || self.sees_replica(node, replica));
         }
@@ -204,7 +206,7 @@ impl Cluster {
 
 fn node(setup: &Setup, timeout: u32) -> Redis {
     let setup = setup.clone().line("cluster-enabled yes").line(format!("cluster-node-timeout {timeout}"));
-    // By itself, the bus would listen where outgoing connections have their ports.
+    // The default port of the bus lies in the range of outgoing connections.
     setup.line(format!("cluster-port {}", ports::free())).start()
 }
 
@@ -217,7 +219,7 @@ fn read(line: &str) -> Option<Seen> {
     let words: Vec<&str> = line.split(' ').collect();
     let [_, address, flags, _, _, _, epoch, link, slots @ ..] = words.as_slice() else { return None };
     let (_, port) = address.split_once('@')?.0.rsplit_once(':')?;
-    // A slot on its way is in brackets; it counts once it has arrived.
+    // A slot in transit is in brackets; it counts once it has arrived.
     let slots = slots.iter().filter(|slots| !slots.starts_with('[')).map(|slots| {
         let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
         Some(first.parse().ok()?..=last.parse().ok()?)

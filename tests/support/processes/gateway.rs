@@ -7,12 +7,12 @@ use tempfile::TempDir;
 
 use super::{Answer, Ask, Ports, Process, Tollgate, Upstream, installed, read};
 
-/// The three of them, running.
+/// Envoy, tollgate and upstream, running.
 #[derive(Debug)]
 pub struct Gateway {
-    /// What stands behind.
+    /// The upstream.
     pub upstream: Upstream,
-    /// Who decides. None once it has been stopped.
+    /// The service. None once it has been stopped.
     pub tollgate: Option<Tollgate>,
     envoy: Process,
     ports: Ports,
@@ -20,12 +20,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The gateway of `examples/envoy/<envoy>.yaml` and `examples/envoy/<rules>.toml`. None when there is no Envoy.
+    /// Starts `examples/envoy/<envoy>.yaml` with `examples/envoy/<rules>.toml`. None when Envoy is not installed.
     pub fn example(envoy: &str, rules: &str) -> Option<Self> {
         Self::start(&read(format!("examples/envoy/{envoy}.yaml")), &read(format!("examples/envoy/{rules}.toml")))
     }
 
-    /// A gateway of an Envoy configuration and rules. None when there is no Envoy.
+    /// Starts an Envoy configuration with rules. None when Envoy is not installed.
     pub fn start(envoy: &str, rules: &str) -> Option<Self> {
         let binary = installed::envoy()?;
         let ports = Ports::free();
@@ -47,37 +47,36 @@ impl Gateway {
         self.ask_at(10_000, ask)
     }
 
-    /// Sends a request through the listener of Envoy that the configuration has on this port.
+    /// Sends a request to the listener that the configuration has on the port `written`.
     pub fn ask_at(&self, written: u16, ask: &Ask) -> Answer {
         ask.send(self.ports.of(written)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.envoy.log()))
     }
 
-    /// Where the listener is that the configuration has on this port.
+    /// The actual port of the listener that the configuration has on the port `written`.
     pub fn port(&self, written: u16) -> u16 {
         self.ports.of(written)
     }
 
-    /// A counter of Envoy's.
+    /// The value of one of Envoy's counters.
     pub fn stat(&self, name: &str) -> u64 {
         let stats = self.ask_at(9_901, &Ask::get(&format!("/stats?filter=^{name}$"))).body;
         stats.trim().rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
     }
 
-    /// Stops tollgate, so that Envoy has nobody to ask.
+    /// Stops tollgate, so that Envoy's calls fail.
     pub fn stop_tollgate(&mut self) {
         self.tollgate = None;
     }
 }
 
-/// The configuration of the containers, whose hosts have names, on this machine.
+/// Replaces the host names of the containers by this machine's loopback address.
 fn on_loopback(envoy: &str) -> String {
     ["0.0.0.0", "tollgate", "upstream"]
         .iter()
         .fold(envoy.to_owned(), |text, host| text.replace(&format!("address: {host},"), "address: 127.0.0.1,"))
 }
 
-/// The configuration for a machine that does other things at the same time: nobody is let through, or refused, for
-/// asking slowly.
+/// Raises the timeouts for a busy machine, so that a slow call neither admits nor refuses a request.
 fn patient(envoy: &str) -> String {
     envoy.replace("timeout: 0.25s", "timeout: 10s")
 }

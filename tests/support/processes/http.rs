@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that sends what it is told and shows what came back, byte for byte.
+//! An HTTP/1.1 client that sends requests and returns responses byte for byte.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// A request with this method and target, as they go on the wire.
+    /// A request with this method and target, sent as they are.
     pub fn new(method: &str, target: &str) -> Self {
         Self { method: method.to_owned(), target: target.to_owned(), headers: Vec::new(), body: String::new() }
     }
@@ -32,34 +32,34 @@ impl Ask {
         Self::new("POST", target)
     }
 
-    /// With this header as well.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// From this address, as the load balancer in front of the gateway would say it.
+    /// Sets the client's address, as a load balancer in front of the gateway reports it.
     pub fn from(self, address: &str) -> Self {
         self.header("x-forwarded-for", address)
     }
 
-    /// For this account.
+    /// Sets the account.
     pub fn account(self, account: &str) -> Self {
         self.header("x-account", account)
     }
 
-    /// With a body of no type.
+    /// Sets a body without a content type.
     pub fn body(mut self, body: &str) -> Self {
         body.clone_into(&mut self.body);
         self
     }
 
-    /// With a JSON body.
+    /// Sets a JSON body.
     pub fn json(self, body: &str) -> Self {
         self.body(body).header("content-type", "application/json")
     }
 
-    /// Sends it and leaves the connection open. Dropping the stream is a client that walks away.
+    /// Sends it and leaves the connection open. Dropping the stream disconnects the client.
     pub fn begin(&self, port: u16) -> io::Result<TcpStream> {
         self.begin_on(TcpStream::connect(("127.0.0.1", port))?)
     }
@@ -78,12 +78,12 @@ impl Ask {
         Ok(stream)
     }
 
-    /// Sends it and reads the whole answer.
+    /// Sends it and reads the whole response.
     pub fn send(&self, port: u16) -> io::Result<Answer> {
         Answer::read(self.begin(port)?)
     }
 
-    /// The same by a client at this loopback address.
+    /// Sends it from this loopback address and reads the whole response.
     pub fn send_by(&self, client: Ipv4Addr, port: u16) -> io::Result<Answer> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::from((client, 0)).into())?;
@@ -92,19 +92,19 @@ impl Ask {
     }
 }
 
-/// What came back.
+/// A response.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
     /// The status.
     pub status: u16,
-    /// The headers in the order they came, names in lower case.
+    /// The headers in their order, names in lower case.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: String,
 }
 
 impl Answer {
-    /// Reads an answer until the connection closes.
+    /// Reads a response until the connection closes.
     pub fn read(mut stream: TcpStream) -> io::Result<Self> {
         let mut raw = Vec::new();
         stream.read_to_end(&mut raw)?;
@@ -128,7 +128,7 @@ impl Answer {
     ///
     /// # Panics
     ///
-    /// When it came more than once: none of the headers asked about may.
+    /// If the header occurs more than once.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| &**value);
         let value = values.next();
@@ -136,17 +136,17 @@ impl Answer {
         value
     }
 
-    /// The seconds in `Retry-After`.
+    /// The seconds of `Retry-After`.
     pub fn retry_after(&self) -> Option<u64> {
         self.header("retry-after").map(|seconds| seconds.parse().expect("retry-after is a whole number of seconds"))
     }
 
-    /// The number in `X-RateLimit-Remaining`.
+    /// The number of `X-RateLimit-Remaining`.
     pub fn remaining(&self) -> Option<u64> {
         self.header("x-ratelimit-remaining").map(|units| units.parse().expect("remaining is a number"))
     }
 
-    /// This answer, which has this status.
+    /// Checks the status and returns the response.
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:?}");
         self

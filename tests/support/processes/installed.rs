@@ -1,7 +1,7 @@
-//! Where the servers are that tests talk to, and what happens when they are not there.
+//! Finds the servers that tests need, and skips a test whose server is not installed.
 //!
-//! `make test` installs them and sets `TOLLGATE_REQUIRE_SERVERS`: then a missing one is a failure. Otherwise the test
-//! is left out, and says so past the test harness, which would keep it to itself.
+//! `make test` installs them and sets `TOLLGATE_REQUIRE_SERVERS`: then a missing server is a failure. Otherwise the
+//! test is skipped with a message, written past the test harness, which would capture it.
 
 use std::env;
 use std::fs;
@@ -42,12 +42,12 @@ pub fn traefik() -> Option<PathBuf> {
     found("traefik", named.or_else(|| on_path("traefik")).or_else(local))
 }
 
-/// Python 3, which the demo is written in.
+/// Python 3, for the demo.
 pub fn python() -> Option<PathBuf> {
     program("python3")
 }
 
-/// Redis, which is its own Sentinel too.
+/// Redis, which also runs as Sentinel.
 pub fn redis() -> Option<PathBuf> {
     program("redis-server")
 }
@@ -59,7 +59,7 @@ pub fn valkey() -> Option<PathBuf> {
     found("valkey-server", named.or_else(|| on_path("valkey-server")).or_else(local))
 }
 
-/// The directory of PostgreSQL's programs: the newest that Debian's packages brought, else where `PATH` has one.
+/// The directory of PostgreSQL's programs: the newest of Debian's packages, else the one in `PATH`.
 pub fn postgres() -> Option<PathBuf> {
     let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
@@ -68,7 +68,7 @@ pub fn postgres() -> Option<PathBuf> {
     found("postgres", directory.or_else(|| Some(on_path("initdb")?.parent()?.to_owned())))
 }
 
-/// The library that gives a process a wall clock of its own, in the directory of any architecture.
+/// The library that sets a process's wall clock, in the directory of any architecture.
 pub fn faketime() -> Option<PathBuf> {
     let libraries = fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
     found("libfaketime", libraries.map(|path| path.join("faketime/libfaketime.so.1")).find(|path| path.is_file()))
@@ -85,13 +85,13 @@ fn found(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
         let test = test.name().unwrap_or("a test");
         assert!(env::var_os("TOLLGATE_REQUIRE_SERVERS").is_none(), "{test} needs {name}: make servers installs it");
         let line = format!("left out: {test} needs {name}, which `make servers` installs\n");
-        // In one piece, so that tests that run at the same time do not write into it.
+        // Written at once, so that tests that run in parallel do not interleave.
         io::stderr().write_all(line.as_bytes()).expect("stderr is open");
     }
     path
 }
 
-/// A program from `PATH` that can be done without.
+/// A program from `PATH`, if it is there.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|directory| Path::new(&directory).join(name)).find(|path| path.is_file())

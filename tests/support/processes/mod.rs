@@ -1,8 +1,8 @@
-//! Real processes for tests: the tollgate binary, Envoy, nginx, and an upstream behind them; Redis, Valkey and PostgreSQL,
-//! and a bad network before them.
+//! Real processes for tests: the tollgate binary, Envoy, nginx, an upstream; Redis, Valkey and PostgreSQL, and a faulty
+//! network in front of them.
 //!
-//! Everything listens on free loopback ports, is waited for by asking it, and ends with the value that stands for it.
-//! Configurations are the ones a user reads, with their ports replaced: see [`Ports`].
+//! All processes listen on free loopback ports, are polled until they are ready, and end when their value is dropped.
+//! Configurations are the documented ones with other ports: see [`Ports`].
 
 pub mod certificates;
 pub mod cluster;
@@ -35,7 +35,7 @@ pub use self::sentinel::Sentinel;
 pub use self::tollgate::Tollgate;
 pub use self::upstream::Upstream;
 
-/// How long a real process may take to do what it is waited for.
+/// The timeout of every wait for a real process.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The root of the project.
@@ -49,11 +49,11 @@ pub fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Asks again until the answer is yes.
+/// Polls until a condition holds.
 ///
 /// # Panics
 ///
-/// When it never is.
+/// If it does not hold in time.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {

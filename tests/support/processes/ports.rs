@@ -1,15 +1,15 @@
-//! Free ports in the place of the readable ones that configurations name.
+//! Replaces the fixed ports of configurations by free ones.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The ports that samples name: Envoy's listeners and admin page, tollgate's doors, the listeners of the other gateways
+/// The ports in the samples: Envoy's listeners and admin page, tollgate's doors, the listeners of the other gateways,
 /// and the upstream.
 const WRITTEN: [u16; 11] = [10_000, 10_001, 10_002, 9_901, 8_081, 8_080, 8_083, 8_082, 8_000, 8_070, 9_000];
 
-/// A free port for each of the ports that samples name.
+/// A free port for each port in the samples.
 #[derive(Clone, Debug)]
 pub struct Ports(BTreeMap<u16, u16>);
 
@@ -19,12 +19,12 @@ impl Ports {
         Self(WRITTEN.into_iter().map(|written| (written, free())).collect())
     }
 
-    /// The port that stands in for a written one.
+    /// The free port for a port in the samples.
     pub fn of(&self, written: u16) -> u16 {
         self.0[&written]
     }
 
-    /// A configuration on these ports: written ones are replaced wherever they stand as a number of their own.
+    /// Replaces the ports in a configuration, wherever they are a number of their own.
     pub fn rewrite(&self, text: &str) -> String {
         let mut rewritten = String::with_capacity(text.len());
         let mut rest = text;
@@ -43,8 +43,8 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on. It lies below those that the system hands to outgoing connections, so that none of
-/// them takes it before it is listened on, and each process begins elsewhere.
+/// A port without a listener. It lies below the range of outgoing connections, so that none of them takes it first, and
+/// each process starts its search elsewhere.
 pub fn free() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {

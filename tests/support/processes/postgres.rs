@@ -1,7 +1,7 @@
 //! A real PostgreSQL.
 //!
-//! What `initdb` makes is kept beside the build and copied for each server, so that a server of its own costs a test
-//! less than a second. Tests that only need a database share a server, which ends with the last of them.
+//! The result of `initdb` is cached in the target directory and copied for each server, so a server costs a test less
+//! than a second. Tests that only need a database share a server, which ends with the last of them.
 
 use std::future::Future;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -19,15 +19,15 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use super::process::bound;
 use super::{Certificates, Process, installed, ports, until};
 
-/// Who tests connect as.
+/// The user of the tests.
 pub const USER: &str = "tollgate";
-/// And with what.
+/// The password of that user.
 pub const PASSWORD: &str = "secret";
 
-/// The user that PostgreSQL runs as when the tests run as root, whom it refuses.
+/// The account that runs PostgreSQL when the tests run as root, which PostgreSQL refuses.
 const ACCOUNT: &str = "postgres";
 
-/// What a server is to be, before it starts.
+/// The setup of a server, before it starts.
 #[derive(Clone, Debug)]
 pub struct Setup {
     programs: PathBuf,
@@ -36,19 +36,19 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// PostgreSQL as it is, asking for passwords. None when it is not installed.
+    /// PostgreSQL with its default configuration and passwords. None when it is not installed.
     pub fn new() -> Option<Self> {
         installed::postgres().map(|programs| Self { programs, lines: Vec::new(), tls: false })
     }
 
-    /// A line of its configuration, such as `max_connections = 5`.
+    /// Adds a line of configuration, such as `max_connections = 5`.
     #[must_use]
     pub fn line(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
         self
     }
 
-    /// Speaks TLS on its port, and nothing else.
+    /// Requires TLS on its port.
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
@@ -83,7 +83,7 @@ impl Setup {
             writeln!(text, "{line}").expect("a string takes it");
         }
         let kind = if self.tls { "hostssl" } else { "host" };
-        // What exists keeps its owner.
+        // An existing file keeps its owner.
         fs::write(data.join("postgresql.conf"), text).expect("a file in the test's directory");
         fs::write(
             data.join("pg_hba.conf"),
@@ -97,7 +97,7 @@ impl Setup {
     }
 
     fn launch(&self, directory: &TempDir, port: u16) -> Process {
-        // SIGQUIT is an immediate shutdown: nothing is written, and the shared memory is given back.
+        // SIGQUIT is an immediate shutdown: it writes nothing and frees the shared memory.
         let mut command = as_account(bound(&self.programs.join("postgres"), "QUIT"), account());
         command.arg("-D").arg(directory.path().join(DATA)).current_dir(directory.path());
         Process::start("postgres", &mut command, directory.path())
@@ -110,22 +110,22 @@ const DATA: &str = "data";
 /// A running server.
 #[derive(Debug)]
 pub struct Postgres {
-    // The process ends before its directory goes.
+    // Dropped before the directory.
     process: Process,
     setup: Setup,
-    /// Where it listens.
+    /// The port that it listens on.
     pub port: u16,
-    /// The files for TLS, when it was set up with it.
+    /// The files for TLS, if it uses TLS.
     pub certificates: Option<Certificates>,
     databases: AtomicU32,
     directory: TempDir,
 }
 
 impl Postgres {
-    /// A server that all tests share which are running now. None when it is not installed.
+    /// A server that all running tests share. None when it is not installed.
     pub fn shared() -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
-        // A test that failed while it held this has left it as it was.
+        // A test that failed with the lock held did not change the value.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = shared.upgrade() {
             return Some(running);
@@ -135,14 +135,14 @@ impl Postgres {
         Some(server)
     }
 
-    /// A new database that belongs to the tests' user. Says its name.
+    /// Creates a database that belongs to the tests' user, and returns its name.
     pub fn database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.execute("postgres", &format!("CREATE DATABASE {name} OWNER {USER}"));
         name
     }
 
-    /// Where a database is, for the tests' user.
+    /// The URL of a database for the tests' user.
     pub fn url(&self, database: &str) -> String {
         format!("postgresql://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
     }
@@ -151,47 +151,47 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// When one fails.
+    /// If one fails.
     pub fn execute(&self, database: &str, sql: &str) {
         self.value(database, sql);
     }
 
-    /// Runs statements as the superuser, and tells the first value of the last row.
+    /// Runs statements as the superuser, and returns the first value of the last row.
     ///
     /// # Panics
     ///
-    /// When one fails.
+    /// If one fails.
     pub fn value(&self, database: &str, sql: &str) -> Option<String> {
         let rows = query(&self.directory, self.port, database, sql);
         rows.unwrap_or_else(|error| panic!("{sql}: {error:?}\n{}", self.process.log()))
     }
 
-    /// The id of its first process.
+    /// The id of its main process.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// The processor time that it has used, all its processes together, in steps of 10 ms.
+    /// CPU time of all its processes, in steps of 10 ms.
     pub fn cpu(&self) -> Duration {
         self.processes().into_iter().map(cpu).sum()
     }
 
-    /// Stops all its processes: they take no time and give no answer until [`thaw`](Self::thaw).
+    /// Stops all its processes until [`thaw`](Self::thaw): they use no CPU and do not answer.
     pub fn freeze(&self) {
-        // The first one first, so that it starts no other.
+        // The main process first, so that it starts no others.
         for process in self.processes() {
             signal(process, "-STOP");
         }
     }
 
-    /// Lets it go on.
+    /// Continues its processes.
     pub fn thaw(&self) {
         for process in self.processes() {
             signal(process, "-CONT");
         }
     }
 
-    /// Ends all its processes as a crash would.
+    /// Kills all its processes, as a crash does.
     pub fn kill(&mut self) {
         let processes = self.processes();
         self.process.kill();
@@ -201,13 +201,13 @@ impl Postgres {
         until("postgres is gone", || processes.iter().all(|&process| stat(process).is_none_or(|stat| stat.dead)));
     }
 
-    /// Starts it again where it was, with all that it had.
+    /// Starts it again with its data, on the same port.
     pub fn restart(&mut self) {
         self.kill();
         self.process = self.setup.launch(&self.directory, self.port);
     }
 
-    /// The ids of its processes, the one that starts the others first.
+    /// The ids of its processes, the main process first.
     fn processes(&self) -> Vec<u32> {
         let first = self.process.id();
         let all = fs::read_dir("/proc").expect("Linux has /proc").flatten();
@@ -229,7 +229,7 @@ impl Drop for Postgres {
     }
 }
 
-/// Runs statements as the superuser, who is let in through the socket.
+/// Runs statements as the superuser, who may log in through the socket.
 fn query(directory: &TempDir, port: u16, database: &str, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
     let host = directory.path().display();
     let address = format!("host={host} port={port} user={ACCOUNT} dbname={database} connect_timeout=5");
@@ -249,7 +249,7 @@ async fn first(client: &Client, sql: &str) -> Result<Option<String>, tokio_postg
     Ok(rows.last().flatten())
 }
 
-/// Waits for something on a thread of its own: the test's may belong to a runtime, which must not be waited on.
+/// Runs a future on a thread of its own: the test's thread may belong to a runtime, in which blocking is not allowed.
 fn aside<T: Send>(work: impl Future<Output = T> + Send) -> T {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
@@ -260,7 +260,7 @@ fn aside<T: Send>(work: impl Future<Output = T> + Send) -> T {
     })
 }
 
-/// The user and group that PostgreSQL is to run as. None is whoever runs the tests.
+/// The user and group for PostgreSQL. None to use the caller's.
 fn account() -> Option<(u32, u32)> {
     let root = fs::metadata("/proc/self").expect("Linux has /proc").uid() == 0;
     root.then(|| {
@@ -286,15 +286,15 @@ fn give(path: &Path, account: Option<(u32, u32)>) {
     }
 }
 
-/// Keeps a file from everybody but its owner.
+/// Makes a file readable by its owner only.
 fn restrict(path: &Path) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("the test's file");
 }
 
-/// Where tests keep what takes long to make. None in examples, which use these rooms for other servers.
+/// The directory of cached files. None in the benches, which use these modules for other servers.
 const KEPT: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
 
-/// What `initdb` makes, which takes a second or more: made once for each version.
+/// The result of `initdb`, which takes a second or more: made once for each version.
 fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
     let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres runs").stdout;
     let version = String::from_utf8_lossy(&version).trim().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
@@ -309,7 +309,7 @@ fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
         initdb.args(["-U", ACCOUNT]).args(options).arg("-D").arg(&made).current_dir(directory.path());
         let output = initdb.output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        // Whole or not at all. Another test may have been faster: then its template serves as well.
+        // Moved into place at once. If another test was faster, its template is used.
         let moving = tempfile::tempdir_in(kept).expect("a directory beside the build");
         copy(&made, &moving.path().join(DATA));
         let _ = fs::rename(moving.path().join(DATA), &template);
@@ -323,19 +323,19 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn signal(process: u32, name: &str) {
-    // It may have ended by itself.
+    // The process may have ended already.
     let _ = Command::new("kill").args([name, &process.to_string()]).stderr(std::process::Stdio::null()).status();
 }
 
-/// A process as the system tells it.
+/// The state of a process as the kernel reports it.
 struct Stat {
     parent: u32,
     dead: bool,
     ticks: u64,
 }
 
-/// Reads `/proc/[pid]/stat` (proc(5)): after the name in brackets come the state, the parent, and from the fourteenth
-/// field on the time of itself and of children that ended.
+/// Reads `/proc/[pid]/stat` (proc(5)): after the name in parentheses come the state, the parent, and from the
+/// fourteenth field on the times of the process and of its ended children.
 fn stat(process: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();

@@ -1,4 +1,4 @@
-//! A process that ends with the test that started it.
+//! A process that ends with its test.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::{io, mem, thread};
 
 use super::{installed, until};
 
-/// A command whose process gets this signal when the tests end in a way that drops nothing.
+/// A command whose process gets this signal if the test process dies without dropping it.
 pub fn bound(program: &Path, signal: &str) -> Command {
     match installed::on_path("setpriv") {
         Some(setpriv) => {
@@ -21,15 +21,15 @@ pub fn bound(program: &Path, signal: &str) -> Command {
     }
 }
 
-/// Starts a process on a thread that stays: the system counts the thread that started it as its parent, not the whole
-/// process (prctl(2), PR_SET_PDEATHSIG), and a test's thread ends before what it shares with others.
+/// Starts a process from a thread that lives as long as the test process: the kernel counts the starting thread as the
+/// parent, not its process (prctl(2), PR_SET_PDEATHSIG), and a test's thread ends before servers that tests share.
 fn spawn(command: Command) -> io::Result<Child> {
     type Birth = (Command, Sender<io::Result<Child>>);
     static NURSERY: LazyLock<Sender<Birth>> = LazyLock::new(|| {
         let (nursery, births) = mpsc::channel::<Birth>();
         thread::spawn(move || {
             for (mut command, parent) in births {
-                // Who asked waits for the answer.
+                // The caller waits for the answer.
                 let _ = parent.send(command.spawn());
             }
         });
@@ -40,7 +40,7 @@ fn spawn(command: Command) -> io::Result<Child> {
     child.recv().expect("the nursery answers")
 }
 
-/// A running process, what it wrote, and its end when dropped.
+/// A running process with its output. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
     name: &'static str,
@@ -49,7 +49,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it. What it writes goes to a file in `directory`.
+    /// Starts a process. Its output goes to a file in `directory`.
     pub fn start(name: &'static str, command: &mut Command, directory: &Path) -> Self {
         let log = directory.join(format!("{name}.log"));
         let file = File::create(&log).expect("a file in the test's directory");
@@ -64,7 +64,7 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// When it ends instead, or never is: with what it wrote.
+    /// If it ends or does not become ready in time, with its output.
     pub fn ready(mut self, mut ready: impl FnMut() -> bool) -> Self {
         until(self.name, || {
             if let Some(status) = self.child.try_wait().expect("a child's state") {
@@ -86,14 +86,14 @@ impl Process {
         assert!(sent.success(), "{} is not there:\n{}", self.name, self.log());
     }
 
-    /// Ends it as a crash would, and waits until it is gone. Nothing when it has ended already.
+    /// Kills it, as a crash does, and waits until it is gone. Does nothing if it has ended already.
     pub fn kill(&mut self) {
-        // Neither fails unless it has ended already, which is what is wanted.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Waits until it has ended, and says with which code.
+    /// Waits until it has ended, and returns its exit code.
     pub fn ended(&mut self) -> Option<i32> {
         let mut code = None;
         until(self.name, || {
@@ -104,7 +104,7 @@ impl Process {
         code
     }
 
-    /// What it wrote so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A bad network: stands before a server, and delays, holds, cuts or refuses.
+//! A faulty network: a proxy in front of a server that delays, holds, closes or refuses connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{ports, until};
 
-/// What is done to connections, now.
+/// The current treatment of connections.
 #[derive(Clone, Copy, Debug, Default)]
 struct Weather {
     delay: Duration,
@@ -23,10 +23,10 @@ struct Weather {
     cuts: u64,
 }
 
-/// A port that leads to another, well or badly.
+/// A port that forwards to another.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Where it listens.
+    /// The port that it listens on.
     pub port: u16,
     weather: watch::Sender<Weather>,
     listening: watch::Receiver<bool>,
@@ -35,7 +35,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Leads to this port, without delay.
+    /// Forwards to this port, without delay.
     pub fn to(target: u16) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -49,18 +49,18 @@ impl Proxy {
         proxy
     }
 
-    /// Every answer comes this much later; more than one may be on its way.
+    /// Delays every answer; more than one may be in transit.
     pub fn delay(&self, delay: Duration) {
         self.weather.send_modify(|weather| weather.delay = delay);
     }
 
-    /// Holds what is sent in either direction, as a network does that loses all packets: connections stay, new ones
-    /// are made, nothing comes.
+    /// Holds all data in both directions, like a network that loses every packet: connections stay and are accepted,
+    /// and nothing arrives.
     pub fn blackhole(&self) {
         self.weather.send_modify(|weather| weather.held = true);
     }
 
-    /// Closes all connections. New ones are served.
+    /// Closes all connections. New ones are accepted.
     pub fn cut(&self) {
         self.weather.send_modify(|weather| weather.cuts += 1);
     }
@@ -71,13 +71,13 @@ impl Proxy {
         self.awaited(false);
     }
 
-    /// All is well again: what was held arrives, and there is no delay.
+    /// Ends all faults: held data arrives, and there is no delay.
     pub fn heal(&self) {
         self.weather.send_modify(|weather| *weather = Weather { cuts: weather.cuts, ..Weather::default() });
         self.awaited(true);
     }
 
-    /// How many connections there were that have ended.
+    /// The number of connections that have ended.
     pub fn ended(&self) -> usize {
         self.ended.load(Ordering::SeqCst)
     }
@@ -89,12 +89,12 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // A test may be asynchronous, where waiting for a runtime to end is not allowed.
+        // A test may be asynchronous, where blocking on a runtime's shutdown is not allowed.
         self.runtime.take().expect("only taken here").shutdown_background();
     }
 }
 
-/// Listens, except while connections are to be refused: the system does that where nobody listens.
+/// Listens, except while connections are to be refused: without a listener, the kernel refuses them.
 async fn listen(
     port: u16,
     target: SocketAddr,
@@ -124,7 +124,7 @@ async fn listen(
     }
 }
 
-/// Serves a connection until it is cut or either side is done.
+/// Forwards a connection until it is cut or either side closes.
 async fn serve(client: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
     let relayed = weather.clone();
     let cuts = weather.borrow().cuts;
@@ -134,10 +134,10 @@ async fn serve(client: TcpStream, target: SocketAddr, mut weather: watch::Receiv
     }
 }
 
-/// Carries both directions until either side is done.
+/// Forwards both directions until either side closes.
 async fn relay(client: TcpStream, target: SocketAddr, weather: watch::Receiver<Weather>) {
     let Ok(server) = TcpStream::connect(target).await else { return };
-    // Neither fails on a connection that is there; one that is gone shows when it is read.
+    // Both fail only on a closed connection, which the next read reports.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -147,7 +147,7 @@ async fn relay(client: TcpStream, target: SocketAddr, weather: watch::Receiver<W
     }
 }
 
-/// Carries one direction. What comes leaves when its own delay is over: it waits, but not for what came before it.
+/// Forwards one direction. Each piece of data leaves when its own delay is over, independent of earlier ones.
 async fn carry(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,

@@ -1,6 +1,6 @@
 //! A real Redis or Valkey.
 //!
-//! Where to reach it, asking it, and what can befall it: it freezes, crashes, comes back.
+//! Its addresses, commands, and faults: freeze, crash, restart.
 
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use super::process::bound;
 use super::{Certificates, Process, installed, ports, until};
 
-/// How long it may take to answer a test.
+/// The timeout of an answer to a test.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// What a server is to be, before it starts.
+/// The setup of a server, before it starts.
 #[derive(Clone, Debug)]
 pub struct Setup {
     program: PathBuf,
@@ -45,21 +45,21 @@ impl Setup {
         Self { program, core: None, lines: Vec::new(), password: None, socket: false, tls: false, sentinel: false }
     }
 
-    /// A line of its configuration, such as `maxmemory 2mb` or `user ada on >secret ~* +@all`.
+    /// Adds a line of configuration, such as `maxmemory 2mb` or `user ada on >secret ~* +@all`.
     #[must_use]
     pub fn line(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
         self
     }
 
-    /// Has this core of the machine and no other.
+    /// Pins it to this core of the machine.
     #[must_use]
     pub fn on_core(mut self, core: usize) -> Self {
         self.core = Some(core);
         self
     }
 
-    /// Asks everybody for this password.
+    /// Requires this password.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
@@ -73,15 +73,15 @@ impl Setup {
         self
     }
 
-    /// Listens on a port with TLS as well, which asks for the client's certificate unless a line says
-    /// `tls-auth-clients no`.
+    /// Listens on a port with TLS as well, which requires a client certificate unless a line says `tls-auth-clients
+    /// no`.
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Follows another, with its password.
+    /// Makes it a replica of another server, with that server's password.
     #[must_use]
     pub fn replica_of(self, primary: &Redis) -> Self {
         let setup = self.line(format!("replicaof 127.0.0.1 {}", primary.port));
@@ -91,21 +91,21 @@ impl Setup {
         }
     }
 
-    /// Is a sentinel, not a server.
+    /// Makes it a sentinel.
     #[must_use]
     pub fn sentinel(mut self) -> Self {
         self.sentinel = true;
         self
     }
 
-    /// Starts it. It keeps nothing over a restart unless a line says so.
+    /// Starts it. Without a line that says otherwise, it persists nothing.
     pub fn start(self) -> Redis {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let port = ports::free();
         let tls = self.tls.then(|| (ports::free(), Certificates::make(directory.path())));
         let mut text = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.path().display());
         if !self.sentinel {
-            // A replica is served without waiting for others to join it.
+            // The first replica need not wait for others to join its transfer.
             text += "save \"\"\nenable-debug-command yes\nrepl-diskless-sync-delay 0\n";
         }
         if self.socket {
@@ -129,10 +129,10 @@ impl Setup {
         Redis { process, setup: self, port, tls, directory }
     }
 
-    /// Starts the process, and waits until it has read what it kept, and answers.
+    /// Starts the process, and waits until it has loaded its data and answers.
     fn launch(&self, directory: &TempDir, port: u16) -> Process {
         let mut command = match self.core {
-            // taskset becomes the server, so the process is the server's.
+            // taskset replaces itself with the server, so the process is the server's.
             Some(core) => {
                 let mut command = bound(Path::new("taskset"), "KILL");
                 command.args(["-c", &core.to_string()]).arg(&self.program);
@@ -163,27 +163,27 @@ const SOCKET: &str = "redis.sock";
 /// A running server.
 #[derive(Debug)]
 pub struct Redis {
-    // The process ends before its directory goes.
+    // Dropped before the directory.
     process: Process,
     setup: Setup,
-    /// Where it listens without TLS.
+    /// Its port without TLS.
     pub port: u16,
     tls: Option<(u16, Certificates)>,
     directory: TempDir,
 }
 
 impl Redis {
-    /// A Redis as it is. None when it is not installed.
+    /// A Redis with the default setup. None when it is not installed.
     pub fn start() -> Option<Self> {
         Setup::redis().map(Setup::start)
     }
 
-    /// Where it listens, with its password.
+    /// Its URL, with its password.
     pub fn url(&self) -> String {
         self.setup.url(self.port)
     }
 
-    /// Where it listens with TLS, and the files for it.
+    /// Its port with TLS, and the certificates.
     pub fn tls(&self) -> (u16, &Certificates) {
         let (port, files) = self.tls.as_ref().expect("it was set up with TLS");
         (*port, files)
@@ -195,12 +195,12 @@ impl Redis {
         self.directory.path().join(SOCKET)
     }
 
-    /// A connection of its own.
+    /// A new connection.
     pub fn connection(&self) -> RedisResult<Connection> {
         patient(&Client::open(self.url())?)
     }
 
-    /// A connection of its own, with TLS and the client's certificate.
+    /// A new connection with TLS and the client's certificate.
     pub fn tls_connection(&self) -> RedisResult<Connection> {
         let (port, files) = self.tls();
         let pem = |path| fs::read(path).expect("a file of the test's directory");
@@ -218,23 +218,23 @@ impl Redis {
         command.query(&mut self.connection()?)
     }
 
-    /// Sends it a command that it carries out.
+    /// Sends a command that must succeed.
     ///
     /// # Panics
     ///
-    /// When it does not.
+    /// If it fails.
     pub fn ask<T: FromRedisValue>(&self, words: &[impl ToRedisArgs + Debug]) -> T {
         self.command(words)
             .unwrap_or_else(|error| panic!("{words:?} at {}: {error}\n{}", self.port, self.process.log()))
     }
 
-    /// A line of what it tells about itself, such as `role` of the section `replication`.
+    /// A field of INFO, such as `role` of the section `replication`.
     pub fn info(&self, section: &str, field: &str) -> String {
         let text: String = self.ask(&["INFO", section]);
         line(&text, field).unwrap_or_else(|| panic!("no {field} in {text}")).to_owned()
     }
 
-    /// Waits until it tells this of itself. It may not answer at times: a sentinel that gives a server another role
+    /// Waits until a field of INFO has a value. At times the server does not answer: a sentinel that changes its role
     /// closes its connections, and a replica does not answer while it loads.
     pub fn becomes(&self, section: &str, field: &str, value: &str) {
         until(&format!("{field} becomes {value}"), || {
@@ -242,18 +242,18 @@ impl Redis {
         });
     }
 
-    /// The processor time it has used.
+    /// CPU time that it has used.
     pub fn cpu(&self) -> Duration {
         let seconds = |field| self.info("cpu", field).parse().expect("it tells seconds");
         Duration::from_secs_f64(seconds("used_cpu_user")) + Duration::from_secs_f64(seconds("used_cpu_sys"))
     }
 
-    /// Waits until it has what the server has that it follows.
+    /// Waits until it has caught up with its primary.
     pub fn synced(&self) {
         self.becomes("replication", "master_link_status", "up");
     }
 
-    /// Waits until another server, which follows this one, has what was written here so far.
+    /// Waits until a replica has everything that was written here so far.
     pub fn followed_by(&self, replica: &Redis) {
         let written = "written so far";
         self.ask::<()>(&["SET", written, "1", "PX", "60000"]);
@@ -261,22 +261,22 @@ impl Redis {
         self.ask::<()>(&["DEL", written]);
     }
 
-    /// Its process, which takes no time and gives no answer until [`thaw`](Self::thaw).
+    /// Stops its process until [`thaw`](Self::thaw): it uses no CPU and does not answer.
     pub fn freeze(&self) {
         self.process.signal("-STOP");
     }
 
-    /// Lets it go on.
+    /// Continues its process.
     pub fn thaw(&self) {
         self.process.signal("-CONT");
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash does.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again where it was, with the configuration and the files that it had.
+    /// Starts it again on the same port, with its configuration and files.
     pub fn restart(&mut self) {
         self.kill();
         self.process = self.setup.launch(&self.directory, self.port);

@@ -1,29 +1,29 @@
-//! A real Sentinel: one that is written to, two that follow it, and three that watch.
+//! A real Sentinel setup: a primary, two replicas and three sentinels.
 
 use std::collections::HashMap;
 
 use super::redis::Setup;
 use super::{Redis, until};
 
-/// The name that the sentinels know the primary by.
+/// The sentinels' name for the primary.
 pub const NAME: &str = "limits";
 
-/// Three servers and three sentinels, of which two agree.
+/// Three servers and three sentinels, with a quorum of two.
 #[derive(Debug)]
 pub struct Sentinel {
     /// The first is the primary until a failover.
     pub servers: Vec<Redis>,
-    /// Who watches.
+    /// The sentinels.
     pub sentinels: Vec<Redis>,
 }
 
 impl Sentinel {
-    /// Starts them with Redis, and waits until everybody knows everybody. None when it is not installed.
+    /// Starts them with Redis, and waits until all know each other. None when Redis is not installed.
     pub fn start() -> Option<Self> {
         Setup::redis().map(|setup| Self::of(&setup))
     }
 
-    /// Starts them as this setup has it, and waits until everybody knows everybody.
+    /// Starts them with this setup, and waits until all know each other.
     pub fn of(setup: &Setup) -> Self {
         let primary = setup.clone().start();
         let mut servers: Vec<Redis> = (0..2).map(|_| setup.clone().replica_of(&primary).start()).collect();
@@ -40,16 +40,16 @@ impl Sentinel {
         self.sentinels.iter().map(|sentinel| sentinel.port).collect()
     }
 
-    /// Which of the servers is the primary, as the sentinels have it.
+    /// The index of the primary, according to the sentinels.
     pub fn primary(&self) -> usize {
         let port = named(&self.sentinels[0]);
         self.servers.iter().position(|server| server.port == port).expect("the primary is one of these")
     }
 
-    /// Has them promote a replica, and waits until it is the primary. Says which.
+    /// Makes the sentinels promote a replica, waits until it is the primary, and returns its index.
     pub fn failover(&self) -> usize {
         let before = self.primary();
-        // One that is under way is not begun again; one that came to nothing is.
+        // A failover in progress is not started again; one that failed is.
         until("a failover succeeds", || {
             let _ = self.sentinels[0].command::<()>(&["SENTINEL", "FAILOVER", NAME]);
             self.agreed().is_some_and(|primary| primary != before)
@@ -57,13 +57,13 @@ impl Sentinel {
         self.promoted(before)
     }
 
-    /// Waits until another than this one is the primary, for all sentinels. Says which.
+    /// Waits until all sentinels have another primary than this one, and returns its index.
     pub fn promoted(&self, before: usize) -> usize {
         until("a replica is promoted", || self.agreed().is_some_and(|primary| primary != before));
         self.primary()
     }
 
-    /// The primary, when all sentinels name the same and it is one: they change their minds while they promote.
+    /// The primary, if all sentinels name the same server and it is one: they may change their minds during a failover.
     fn agreed(&self) -> Option<usize> {
         let port = named(&self.sentinels[0]);
         let primary = self.servers.iter().position(|server| server.port == port)?;
@@ -71,7 +71,7 @@ impl Sentinel {
         (role == "master" && self.sentinels.iter().all(|sentinel| named(sentinel) == port)).then_some(primary)
     }
 
-    /// Waits until each of them knows the two replicas and the two others, so that a failover can succeed.
+    /// Waits until each of them knows the two replicas and the other two sentinels, so that a failover can succeed.
     fn settled(&self) {
         for sentinel in &self.sentinels {
             until("the sentinels know each other", || {
@@ -82,7 +82,7 @@ impl Sentinel {
     }
 }
 
-/// The port of the primary, as this sentinel has it.
+/// The port of the primary, according to this sentinel.
 fn named(sentinel: &Redis) -> u16 {
     let (_, port): (String, u16) = sentinel.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]);
     port
@@ -95,7 +95,7 @@ fn watching(setup: &Setup, primary: &Redis) -> Redis {
         .line(format!("sentinel down-after-milliseconds {NAME} 500"))
         .line(format!("sentinel failover-timeout {NAME} 2000"))
         .start();
-    // They look around every ten seconds and talk to each other every two: too slow for a test.
+    // By default they poll servers every ten seconds and each other every two, which is too slow for a test.
     sentinel.ask::<()>(&["SENTINEL", "DEBUG", "info-period", "200", "publish-period", "200"]);
     sentinel
 }

@@ -7,20 +7,20 @@ use tempfile::TempDir;
 
 use super::{Answer, Ask, Ports, Process, until};
 
-/// `tollgate serve` with a configuration of its own.
+/// `tollgate serve` with a configuration.
 #[derive(Debug)]
 pub struct Tollgate {
-    // The process ends before its directory goes.
+    // Dropped before the directory.
     process: Process,
     ports: Ports,
     _directory: TempDir,
 }
 
-/// Where it is. None in examples, which use these rooms for other servers.
+/// The path of the binary. None in the benches, which use these modules for other servers.
 const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_tollgate");
 
 impl Tollgate {
-    /// Serves this configuration, which listens on 8081 (gRPC) and 8080 (HTTP), on these ports.
+    /// Serves this configuration, whose ports 8081 (gRPC) and 8080 (HTTP) are replaced.
     pub fn start(toml: &str, ports: &Ports) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("tollgate.toml");
@@ -33,15 +33,15 @@ impl Tollgate {
         Self { process, ports: ports.clone(), _directory: directory }
     }
 
-    /// Asks its HTTP door.
+    /// Sends a request to its HTTP door.
     pub fn ask(&self, ask: &Ask) -> Answer {
         ask.send(self.ports.of(8_080)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.process.log()))
     }
 
-    /// Stops it as a debugger would: the system still accepts connections, and nothing answers them.
+    /// Stops its process as a debugger does: the kernel still accepts connections, and nothing answers them.
     pub fn hang(&self) {
         self.process.signal("-STOP");
-        // A thread runs on until the system next looks at it.
+        // A thread runs on until the kernel next schedules it.
         let threads = format!("/proc/{}/task", self.process.id());
         until("every thread has stopped", || {
             let mut threads = fs::read_dir(&threads).expect("a process's threads").flatten();

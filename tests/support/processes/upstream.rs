@@ -1,4 +1,5 @@
-//! What stands behind the gateway: an HTTP/1.1 server that answers as its test needs and remembers what reached it.
+//! The upstream behind the gateway: an HTTP/1.1 server that answers as its test needs and records the requests that
+//! reach it.
 //!
 //! ```text
 //!   POST /login              200 where x-password is "secret", else 401
@@ -48,7 +49,7 @@ impl Seen {
 }
 
 impl Upstream {
-    /// Starts one on this port.
+    /// Starts an upstream on this port.
     pub fn start(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a free port");
         let shared = Arc::new(Shared::default());
@@ -59,29 +60,29 @@ impl Upstream {
                     break;
                 }
                 let server = Arc::clone(&server);
-                // A client that went away is no matter of the upstream's.
+                // An error means that the client has disconnected.
                 thread::spawn(move || server.answer(stream).ok());
             }
         });
         Self { port, shared }
     }
 
-    /// What reached it so far.
+    /// The requests that have reached it.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many slow requests wait at the gate.
+    /// The number of slow requests that wait at the gate.
     pub fn held(&self) -> usize {
         self.shared.held.load(Ordering::SeqCst)
     }
 
-    /// Lets the slow requests go, and those that come.
+    /// Lets the waiting slow requests go, and later ones.
     pub fn open_gate(&self) {
         self.shared.set_gate(true);
     }
 
-    /// Holds the slow requests that come from now on.
+    /// Holds later slow requests.
     pub fn close_gate(&self) {
         self.shared.set_gate(false);
     }
@@ -91,7 +92,7 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.open_gate();
-        // Wakes the listener, so that it sees that it has been stopped.
+        // Wakes the listener, so that it notices the stop.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }

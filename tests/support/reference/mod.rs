@@ -1,4 +1,4 @@
-//! What every store is held against: random plans, and what the library's own `advance` makes of them.
+//! The reference for every store: random plans, and the answers of the library's own `advance`.
 
 pub mod numbers;
 pub mod plans;

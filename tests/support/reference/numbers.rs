@@ -1,8 +1,8 @@
-//! The numbers of a limiter, shared by the model and by those who ask.
+//! The numbers of a limiter, shared by the model and the generators of plans.
 
 use tollgate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
 
-/// The numbers of a limiter, as an operator would say them. Windows and leases are microseconds.
+/// The numbers of a limiter, as a configuration has them. Windows and leases are in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbers {
     Bucket { tokens: u32, window: u64, burst: u32, debt: u64 },
@@ -13,7 +13,7 @@ pub enum Numbers {
 }
 
 impl Numbers {
-    /// The same numbers in the implementation's words.
+    /// The limit with these numbers.
     pub fn limit(self) -> Limit {
         match self {
             Numbers::Bucket { tokens, window, burst, debt } => {

@@ -1,5 +1,5 @@
-//! Random plans over a few counters of every algorithm, and what `advance` makes of them one after the other: the
-//! meaning that every store is held against.
+//! Random plans over a few counters of every algorithm, and the answers of `advance` to them one after the other, which
+//! every store must give.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use super::numbers::Numbers;
 pub const SECOND: u64 = 1_000_000;
 pub const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
 
-/// Runs a test on `cases` values, the same ones every time; `make contract` asks for so many times more.
+/// Runs a test on `cases` values, the same ones every time; `make contract` multiplies their number.
 pub fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
     use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
@@ -33,7 +33,7 @@ pub fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
     verdict.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// What plans may hold.
+/// The features that random plans may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
     /// Peeks, refunds, overdrafts and checks merged from several.
@@ -44,13 +44,13 @@ pub struct Scope {
     pub every_verdict: bool,
     /// Numbers that change from plan to plan.
     pub changing: bool,
-    /// Time that steps back.
+    /// A clock that steps back.
     pub backwards: bool,
     /// Plans of several groups, and lease changes.
     pub several_groups: bool,
 }
 
-/// All of it.
+/// Every feature.
 pub const ANYTHING: Scope = Scope {
     every_verb: true,
     charges_on_refusals: true,
@@ -60,8 +60,7 @@ pub const ANYTHING: Scope = Scope {
     several_groups: true,
 };
 
-/// A counter of the plans: its place among the stores, and the numbers it is asked by, the first one when they do
-/// not change.
+/// A counter of the plans: its store, and its numbers, of which the first is used when they do not change.
 #[derive(Clone, Debug)]
 pub struct Counter {
     pub name: CounterName,
@@ -97,7 +96,7 @@ pub fn counters() -> Vec<Counter> {
     families.into_iter().enumerate().map(counter).collect()
 }
 
-/// Plans with how far the clock moves before each.
+/// Plans, each with the clock's step before it.
 pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan)>> {
     let groups = if scope.several_groups { 1..4_usize } else { 1..2 };
     let changes = if scope.several_groups { 0..2_usize } else { 0..1 };
@@ -119,7 +118,7 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
     })
 }
 
-/// Mostly a little forwards; sometimes not at all, onto a boundary's other side, far, or back.
+/// Mostly small steps forwards; sometimes none, one across a boundary, a long one, or one back.
 fn moves(backwards: bool) -> BoxedStrategy<i64> {
     let second = SECOND as i64;
     let forwards = prop_oneof![
@@ -141,7 +140,7 @@ fn rare(ever: bool, one_in: u32) -> BoxedStrategy<bool> {
     }
 }
 
-/// Up to four checks, each of another counter.
+/// Up to four checks on different counters.
 fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
     subsequence(counters(), 1..=4)
         .prop_flat_map(move |counters| counters.into_iter().map(|counter| check(scope, counter)).collect::<Vec<_>>())
@@ -153,7 +152,7 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
     (asks(scope, most), verdict).prop_map(move |((mut needs, charges, refund), (numbers, shadow, always_denied))| {
         let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
         if matches!(numbers, Numbers::Slots { .. }) {
-            // A slot is one slot, whatever the hits.
+            // A check of slots takes one slot, whatever the hits.
             needs.fits = needs.fits.min(1);
         }
         Check {
@@ -170,7 +169,7 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
     })
 }
 
-/// What a rule can ask: charges of each kind, peeks, refunds, and charges merged with any of them.
+/// Requests that a rule can make: charges of each kind, peeks, refunds, and charges merged with any of them.
 pub fn asks(scope: Scope, most: u32) -> BoxedStrategy<(Needs, Charges, u32)> {
     let cost = prop_oneof![8 => 1..=most.min(4), 3 => 1..=most + 1, 1 => Just(u32::MAX)];
     let when = if scope.charges_on_refusals { 0..3_u8 } else { 0..1 };
@@ -191,7 +190,7 @@ pub fn asks(scope: Scope, most: u32) -> BoxedStrategy<(Needs, Charges, u32)> {
     prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged].boxed()
 }
 
-/// A release or renewal of the lease of one of the last plans, or of this one before it is taken.
+/// A release or renewal of the lease of one of the last plans, or of this plan's own before it is taken.
 fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
     let slots: Vec<Counter> =
         counters().into_iter().filter(|counter| matches!(counter.numbers[0], Numbers::Slots { .. })).collect();
@@ -204,7 +203,7 @@ fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
     })
 }
 
-/// Decides plans by `advance` alone, keeping what it says it wrote.
+/// Decides plans by `advance` alone, and stores the states that it writes.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
     states: HashMap<(u16, CounterName), State>,
