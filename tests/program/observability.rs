@@ -171,7 +171,7 @@ fn every_metric_that_is_watched_is_there() {
     for metric in &watched {
         assert!(there(metric), "{metric} is not among the metrics");
     }
-    // Conversely, the dashboard shows every metric of requests.
+    // Conversely, an alert or a panel uses every metric.
     let ours = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE tollgate_")?.split(' ').next());
     let hidden: Vec<&str> = ours.filter(|name| !watched.contains(&format!("tollgate_{name}"))).collect();
     assert_eq!(hidden, [""; 0], "no alert and no panel shows these");
