@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Starts a real Envoy with tollgate behind it and plays a story of limits at work.
+"""Starts a real Envoy with tollgate behind it and plays a story that shows limits at work.
 
-    make demo       plays the story; fails when anything comes out differently than told
+    make demo       plays the story; fails if a response differs from the expected one
     make demo-up    leaves the gateway running and prints requests to try
 
-With STORE=redis or STORE=postgres there are two tollgates behind the Envoy, asked in turn, that share such a store: the
-story is the same.
+With STORE=redis or STORE=postgres, Envoy calls two tollgates in turn, which share such a store. The story is the same.
 
 The rules are in gateway.toml, the Envoy configuration is gateway.yaml, both beside this file. Everything listens on
 free loopback ports and is stopped at the end.
@@ -34,12 +33,12 @@ PASSED = ["x-rule", "x-ratelimit-limit", "x-ratelimit-remaining"]
 REFUSED = ["x-rule", "x-ratelimit-limit", "ratelimit", "retry-after"]
 
 
-# What ends the demo: its supervisor, Ctrl-C, and the terminal being closed.
+# Signals that end the demo: from a supervisor, from Ctrl-C, and from a closed terminal.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Failure(Exception):
-    """The demo cannot go on. The text says why."""
+    """The demo cannot continue, for the reason in the text."""
 
 
 # --- The gateway ---------------------------------------------------------------------------------------------------
@@ -50,7 +49,7 @@ class Gateway:
 
     With a store there are two tollgates that share it."""
 
-    # The ports of the files, and what they are called here.
+    # The ports in the files, by their names here.
     PORTS = {"rls": 10000, "authz_grpc": 10001, "authz_http": 10002, "grpc": 8081, "http": 8080, "upstream": 9000, "admin": 9901, "grpc2": 8181, "http2": 8180, "tollgate": 9090, "tollgate2": 9190, "store": 0}
 
     def __init__(self, tollgate, envoy, store=None):
@@ -93,29 +92,29 @@ class Gateway:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def rewrite(self, name):
-        """A copy of a file beside this one, on this gateway's ports and on loopback."""
+        """Copies a file of this directory, with this gateway's ports and loopback addresses."""
         text = (HERE / name).read_text()
         if self.store:
-            # Envoy asks both in turn.
+            # Envoy calls both in turn.
             for written in (8080, 8081):
                 text = re.sub(rf"( *- endpoint: .*port_value: ){written}(.*\n)", rf"\g<0>\g<1>{written + 100}\g<2>", text)
         for port, written in self.PORTS.items():
             text = re.sub(rf"(port_value: |:){written}\b", rf"\g<1>{self.ports[port]}", text)
         text = re.sub(r"address: (0\.0\.0\.0|tollgate|upstream)\b", "address: 127.0.0.1", text)
-        # A machine that is busy otherwise must not spoil the story.
+        # A long timeout, so that a busy machine does not change the story.
         text = text.replace("timeout: 0.25s", "timeout: 5s")
-        # Nobody has to notice that it stops.
+        # No load balancer has to notice the shutdown.
         text = text.replace("[server]\n", f"[server]\ndrain_delay = \"0s\"\nadmin = \"127.0.0.1:{self.ports['tollgate']}\"\n")
         path = self.directory / name
         path.write_text(text)
         return path
 
     def share(self, rules):
-        """Starts a store, lets these rules count in it, and starts a second tollgate that does the same."""
+        """Starts a store and a second tollgate. These rules count in the store, for both tollgates."""
         url = {"redis": self.start_redis, "postgres": self.start_postgres}[self.store]()
         text = rules.read_text()
         text += f'\n[stores.main]\nengine = "{self.store}"\nurl = "{url}"\nrequired = true\n'
-        # A machine that is busy otherwise must not spoil the story.
+        # A long timeout, so that a busy machine does not change the story.
         text += 'timeout = "5s"\n'
         rules.write_text(text)
         for port in ("grpc", "http", "tollgate"):
@@ -180,11 +179,11 @@ class Gateway:
             time.sleep(0.02)
 
     def pass_through(self, path, account):
-        """The answer to a request of this account through the first door."""
+        """The response to a request of this account through the first door."""
         return ask(self.ports["rls"], "GET", path, {"x-account": account})
 
     def active(self):
-        """How many requests Envoy holds open to the upstream."""
+        """The number of requests from Envoy to the upstream that are in flight."""
         stats = ask(self.ports["admin"], "GET", "/stats?filter=^cluster.upstream.upstream_rq_active$").body
         return int(stats.split(":")[1])
 
@@ -197,7 +196,7 @@ class Gateway:
 
 
 def free_ports(count):
-    """Ports that nobody listens on, all at once so that no two are the same."""
+    """Free ports, reserved together so that they differ."""
     with contextlib.ExitStack() as sockets:
         ports = []
         for _ in range(count):
@@ -230,14 +229,14 @@ def interrupt(*_):
 
 
 def ignore_stops():
-    """Cleaning up has begun: a second Ctrl-C must not leave half of it behind."""
+    """Ignores further stops during cleanup: a second Ctrl-C must not interrupt it."""
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def undisturbed():
-    """A stop that comes in this block takes effect after it, so that nothing is begun that nobody will clean up."""
+    """Delays a stop until the end of the block, so that everything started there is cleaned up."""
     came = []
     waiting = [stop for stop in STOPS if signal.getsignal(stop) is interrupt]
     for stop in waiting:
@@ -255,13 +254,13 @@ def undisturbed():
 
 
 class Story:
-    """Sends requests, shows what came back, and remembers what came back differently than told."""
+    """Sends requests, shows the responses, and records those that differ from the expected ones."""
 
     def __init__(self, gateway):
         self.gateway = gateway
         self.wrong = 0
         self.colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        # A run of lines that say the same is cut short: the last line's shape, and how many like it were left out.
+        # Repeated lines are shortened: the form of the last line, and how many like it were left out.
         self.shape, self.left_out = None, 0
 
     def chapter(self, text):
@@ -273,7 +272,7 @@ class Story:
         print(f"  {self.paint('2', text)}", flush=True)
 
     def request(self, method, path, expected, account=None, address=None, tier=None, door="rls", told={}, shown=None):
-        """Sends one request and shows it. `told` are patterns of headers that the answer must have."""
+        """Sends a request and shows it. `told` are patterns of headers that the response must have."""
         headers = {}
         if account:
             headers["x-account"] = account
@@ -317,14 +316,14 @@ class Story:
         print(f"  {method:4} {path:18} {who:34} {status}  {headers}", flush=True)
 
     def check(self, holds, text):
-        """One expectation that is not about a single answer."""
+        """Checks an expectation that is not about a single response."""
         if not holds:
             self.flush()
             self.fail(text)
 
     def fail(self, text):
         self.wrong += 1
-        print(f"       {self.paint('1;31', 'NOT AS TOLD: ' + text)}", flush=True)
+        print(f"       {self.paint('1;31', 'UNEXPECTED: ' + text)}", flush=True)
 
     def flush(self):
         if self.left_out:
@@ -415,7 +414,7 @@ def two_at_a_time(story):
 
 
 def two_again(story, path, account):
-    """Two requests at a time pass. The release is a call of its own, so the first tries may come before it."""
+    """Two requests at a time pass. The release is a separate call, so the first tries may precede it."""
     gateway = story.gateway
     deadline = time.monotonic() + 5
     while True:
@@ -460,9 +459,9 @@ def play(gateway):
         story.flush()
     took = time.monotonic() - began
     if story.wrong:
-        print(f"\n{story.paint('1;31', f'{story.wrong} things were not as told')} ({took:.1f} s)")
+        print(f"\n{story.paint('1;31', f'{story.wrong} results were unexpected')} ({took:.1f} s)")
         return 1
-    print(f"\n{story.paint('1;32', 'Everything was as told')} ({took:.1f} s)")
+    print(f"\n{story.paint('1;32', 'Everything was as expected')} ({took:.1f} s)")
     return 0
 
 
@@ -502,7 +501,7 @@ Envoy's admin page is at http://localhost:{gateway.ports['admin']}. Ctrl-C stops
 
 
 def built():
-    """The release binary, up to date."""
+    """Builds the release binary and returns its path."""
     print("building tollgate: cargo build --release", flush=True)
     try:
         build = subprocess.run(["cargo", "build", "--release", "--bin", "tollgate"], cwd=PROJECT)
@@ -515,7 +514,7 @@ def built():
 
 
 def envoy():
-    """An Envoy: from PATH, or installed into .venv of the project."""
+    """The path of an Envoy: from PATH, or installed into .venv of the project."""
     found = subprocess.run([PROJECT / "scripts" / "envoy"], stdout=subprocess.PIPE, text=True)
     if found.returncode != 0:
         raise Failure("there is no Envoy")
@@ -532,7 +531,7 @@ def main():
     parser.add_argument("--tollgate", metavar="PATH", help="a tollgate binary, instead of building one")
     options = parser.parse_args()
     for stop in STOPS:
-        # Who starts it under nohup wants it to outlive the terminal.
+        # Under nohup it must outlive the terminal.
         if stop != signal.SIGHUP or signal.getsignal(stop) != signal.SIG_IGN:
             signal.signal(stop, interrupt)
     try:

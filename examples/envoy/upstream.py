@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A small upstream to stand behind the gateway: it logs people in, is slow on request, and counts tokens.
+"""A small upstream for the gateway: it has a login, a slow page, and a page that reports tokens.
 
     GET  /slow?seconds=3       answers after three seconds
     POST /login                200 where the header x-password is "secret", else 401
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Head and body are written one after the other: the body would wait 40 ms for the head to be acknowledged.
+    # Head and body are separate writes: with Nagle's algorithm the body would wait 40 ms for the head's acknowledgement.
     disable_nagle_algorithm = True
 
     def answer(self):
@@ -60,7 +60,7 @@ class Server(ThreadingHTTPServer):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A small upstream to stand behind the gateway.")
+    parser = argparse.ArgumentParser(description="A small upstream for the gateway.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
     options = parser.parse_args()
