@@ -133,7 +133,7 @@ impl Gateway {
         let said = self.load(self.ports[0], &["-n", "40000"]);
         let rate = said.lines().find_map(|line| line.strip_prefix("finished in "));
         let rate = rate.and_then(|line| line.split(", ").nth(1)).and_then(|rate| rate.strip_suffix(" req/s"));
-        rate.and_then(|rate| rate.parse().ok()).expect("h2load tells the rate")
+        rate.and_then(|rate| rate.parse().ok()).expect("h2load prints the rate")
     }
 
     fn turn(&self, port: u16, pace: Pace, rate: f64) -> Turn {

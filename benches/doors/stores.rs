@@ -233,7 +233,7 @@ fn primaries(starter: &Starter) {
 
     println!("\nHow it grows with the primaries of a Redis Cluster, all nodes on one core");
     println!("CPU per decision, microseconds: RLS with one limiter about {ACCOUNTS} accounts in turn");
-    println!("(at rest: CPU of all nodes, microseconds for each second in which nobody asks)");
+    println!("(at rest: CPU of all nodes, microseconds per idle second)");
     println!(
         "  {:<26} {:>8} {:>10} {:>8} {:>13} {:>9}   each node",
         "", "service", "all nodes", "sum", "x 1 primary", "at rest"

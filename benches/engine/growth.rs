@@ -38,7 +38,7 @@ fn rules() {
 }
 
 fn keys() {
-    println!("keys: one token bucket, uniform traffic on so many keys that are all held");
+    println!("keys: one token bucket, uniform traffic on a number of stored keys");
     let sizes = [1_000, 1_000_000, 10_000_000];
     let mut costs = Vec::new();
     // One after the other: ten million keys are 600 MB, and each table has the cache to itself.
@@ -59,7 +59,7 @@ fn keys() {
 
 /// Two threads on one engine: the cost of a decision on each.
 fn cores() {
-    println!("cores: one token bucket, a million keys, so many threads on one engine");
+    println!("cores: one token bucket, a million keys, a number of threads on one engine");
     let engine = one_bucket(256 << 20);
     (0..1_000_000).for_each(|key| ask(&engine, key));
     let rates = [1, 2].map(|threads| {

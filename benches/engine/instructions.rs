@@ -77,7 +77,7 @@ fn count(what: &str) -> usize {
         .unwrap_or_else(|error| panic!("cannot run valgrind, which make servers installs: {error}"));
     let told = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{told}");
-    let collected = told.lines().find_map(|line| line.split_once("Collected :")).expect("it tells what it counted");
+    let collected = told.lines().find_map(|line| line.split_once("Collected :")).expect("valgrind prints its counts");
     let collected: usize = collected.1.trim().parse().expect("a number");
     assert!(collected > requests, "valgrind does not see {COUNTED_FUNCTION}: this program has no symbols");
     collected / requests

@@ -15,7 +15,7 @@ mod decisions;
 mod growth;
 mod instructions;
 #[path = "../doors/questions.rs"]
-#[expect(dead_code, reason = "the engine is asked by RLS alone")]
+#[expect(dead_code, reason = "only RLS is used here")]
 mod questions;
 mod rls;
 mod rules;

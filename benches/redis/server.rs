@@ -46,7 +46,7 @@ impl Server {
         let text: String = redis::cmd("INFO").arg("cpu").query_async(&mut connection).await.expect("it answers");
         let seconds = |field: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            line.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs_f64).expect("it tells seconds")
+            line.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs_f64).expect("a number of seconds")
         };
         seconds("used_cpu_user") + seconds("used_cpu_sys")
     }

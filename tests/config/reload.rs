@@ -228,17 +228,17 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
         assert!(!served.service.reloads().last_taken);
         assert!(served.service.health().ready(), "a bad file is no reason to send requests elsewhere");
-        assert_eq!(served.reloader.reload(false), ReloadOutcome::Unchanged, "it is told once");
+        assert_eq!(served.reloader.reload(false), ReloadOutcome::Unchanged, "it is reported once");
     }
     fs::remove_file(served.file()).expect("removed");
     let missing = vec![format!("{}: no such file or directory", served.file().display())];
     assert_eq!(served.reloader.reload(false), ReloadOutcome::Rejected(missing));
     fs::write(served.file(), "\n").expect("written");
     assert!(matches!(served.reloader.reload(false), ReloadOutcome::Rejected(_)), "no rules would let everything pass");
-    assert!(matches!(served.reloader.reload(true), ReloadOutcome::Rejected(_)), "whoever asks is told again");
+    assert!(matches!(served.reloader.reload(true), ReloadOutcome::Rejected(_)), "an explicit reload reports it again");
     assert_eq!(served.passes("ada").await, 4, "nothing of it took effect");
 
-    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged, "what is in use is there again");
+    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged, "the file is again the version in use");
     assert!(served.service.reloads().last_taken);
     assert_eq!(served.service.reloads().version, 1);
 }

@@ -344,7 +344,7 @@ fn case_c12_the_slot_of_a_killed_holder_is_free_when_its_lease_ends_and_not_befo
 #[test]
 fn a_slot_that_nobody_gives_back_is_free_in_time_while_others_come_and_go() {
     let world = two_slots();
-    assert!(acquire(&world).is_some(), "nobody gives this one back");
+    assert!(acquire(&world).is_some(), "this one is never released");
     let mut others = Vec::new();
     for second in 1..300 {
         world.wait(secs(1));
@@ -512,7 +512,7 @@ fn case_s09_special_characters_in_identities_are_distinct() {
     ];
     for (account, device) in identities {
         let entries = [("account", account), ("device", device)];
-        assert_eq!(two.admits(2, &entries), 1, "{account:?} and {device:?} are nobody else");
+        assert_eq!(two.admits(2, &entries), 1, "{account:?} and {device:?} have a counter of their own");
     }
 }
 

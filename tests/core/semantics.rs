@@ -582,7 +582,7 @@ fn semantics_13_a_shadow_rule_counts_and_never_denies() {
     let outcome = decision.applied().answers[0].expect("the store answers");
     assert!(!outcome.passes, "it would have refused");
     assert_eq!(outcome.remaining, 0, "two were counted");
-    assert!(decision.tightest().is_none(), "nothing of it is told");
+    assert!(decision.tightest().is_none(), "it is not reported");
 }
 
 #[test]
@@ -777,7 +777,7 @@ fn semantics_16_one_status_for_each_descriptor_in_order() {
     };
     let passed = all();
     let told: Vec<Option<&str>> = passed.statuses().map(|status| status.check.map(|counted| counted.limiter)).collect();
-    assert_eq!(told, [Some("tight"), None, None, None, Some("tight")], "the lowest remaining is told");
+    assert_eq!(told, [Some("tight"), None, None, None, Some("tight")], "the lowest remaining is reported");
     assert!(passed.statuses().all(|status| status.allowed));
 
     world.wait(secs(59));

@@ -290,7 +290,7 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
     let pro = json!({ "domain": "edge", "entries": [["account", "Ada"], ["tier", "free"]] });
     let later = states(&told(&service, "/state", &pro).await);
     assert_eq!(later[0], expected(&[("api_free", "quota", 0, 20, true, 0)])[0]);
-    assert_eq!(later[1].0, "month", "the tier is given, so the other one is not told");
+    assert_eq!(later[1].0, "month", "the tier is given, so the other one is not reported");
     // A value is normalised as the rules do it.
     let loud = json!({ "domain": "edge", "entries": [["account", "ADA"]] });
     let loud = states(&told(&service, "/state", &loud).await);

@@ -130,7 +130,7 @@ async fn a_refusal_says_why_and_until_when() {
     let Some(HttpResponse::OkResponse(ok)) = &answer.http_response else { panic!("{answer:?}") };
     assert_eq!(header(&ok.response_headers_to_add, "x-ratelimit-remaining"), Some("0"));
     assert_eq!(header(&ok.response_headers_to_add, "ratelimit-policy"), Some(r#""login_account";q=1;w=300"#));
-    assert_eq!(ok.headers, [], "nothing is told to the upstream");
+    assert_eq!(ok.headers, [], "no headers for the upstream");
 
     service.clock.advance(Duration::from_millis(500));
     let answer = check(&rls, login("/x/../%6Cogin")).await;

@@ -166,7 +166,7 @@ async fn ten_thousand_random_and_mutated_frames_get_a_clear_answer() {
             judge(path, &body, status.as_deref());
         });
         if in_flight.len() >= 64 {
-            in_flight.join_next().await.expect("some are under way").expect("a clear answer");
+            in_flight.join_next().await.expect("some are in flight").expect("a clear answer");
         }
     }
     while let Some(answered) = in_flight.join_next().await {
@@ -200,7 +200,7 @@ async fn ten_thousand_random_and_mutated_http_requests_get_an_answer_or_a_closed
         let address = if round % 50 == 49 { service.grpc } else { service.http };
         in_flight.spawn(async move { junk(address, &request).await });
         if in_flight.len() >= 32 {
-            answered += u64::from(in_flight.join_next().await.expect("some are under way").expect("no panic"));
+            answered += u64::from(in_flight.join_next().await.expect("some are in flight").expect("no panic"));
         }
     }
     while let Some(outcome) = in_flight.join_next().await {

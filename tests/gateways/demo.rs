@@ -32,7 +32,7 @@ fn tells_its_story(arguments: &[&str]) {
     let story = demo(&python, &envoy).args(arguments).output().expect("python runs");
     let told = String::from_utf8_lossy(&story.stdout);
     assert!(story.status.success(), "{told}{}", String::from_utf8_lossy(&story.stderr));
-    for chapter in ["(a)", "(b)", "(c)", "(d)", "(e) gRPC", "(e) HTTP", "Everything was as told"] {
+    for chapter in ["(a)", "(b)", "(c)", "(d)", "(e) gRPC", "(e) HTTP", "Everything was as expected"] {
         assert!(told.contains(chapter), "{chapter} is missing in {told}");
     }
 }

@@ -40,7 +40,7 @@ fn rls_by_routes_counts_the_site_and_the_search_together() {
     assert_eq!(refused.header("x-envoy-ratelimited"), Some("true"));
     assert!(matches!(refused.retry_after(), Some(1..=10)), "one in ten seconds: {refused:?}");
     assert_eq!(refused.remaining(), Some(0));
-    let limits = refused.header("x-ratelimit-limit").expect("Envoy tells the limits");
+    let limits = refused.header("x-ratelimit-limit").expect("Envoy sends the limits");
     assert!(limits.contains("10;w=60"), "the site's: {limits}");
     assert!(limits.contains("6;w=60"), "the search's, as configured: {limits}");
 
@@ -52,7 +52,7 @@ fn rls_by_routes_counts_the_site_and_the_search_together() {
     gateway.ask(&page).expect(429);
 
     let file = gateway.ask(&Ask::get("/static/site.css").from("203.0.113.1")).expect(200);
-    assert_eq!(file.header("x-ratelimit-limit"), None, "nobody asked about it");
+    assert_eq!(file.header("x-ratelimit-limit"), None, "Envoy makes no call about it");
     gateway.ask(&page.clone().header("x-forwarded-for", "203.0.113.2")).expect(200);
 }
 
@@ -92,7 +92,7 @@ fn ext_authz_over_grpc_answers_with_status_headers_and_body() {
         gateway.ask(&Ask::get("/partner/feed").from(address)).expect(expected);
     }
     let file = gateway.ask(&Ask::get("/static/site.css").from("203.0.113.1")).expect(200);
-    assert_eq!(file.header("x-ratelimit-limit"), None, "nobody asked about it");
+    assert_eq!(file.header("x-ratelimit-limit"), None, "Envoy makes no call about it");
 }
 
 #[test]
@@ -365,7 +365,7 @@ fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
     // A bucket of a thousand an hour refills a token in 3.6 seconds.
     let left = |expected: u64| {
         until("the tokens to be counted", || {
-            let left = gateway.ask(&chat(0)).expect(200).remaining().expect("Envoy tells what is left");
+            let left = gateway.ask(&chat(0)).expect(200).remaining().expect("Envoy sends what is left");
             (expected..expected + 10).contains(&left)
         });
     };

@@ -309,7 +309,7 @@ fn a_named_path_that_is_missing_is_an_error_and_never_a_fall_through() {
 fn serve_takes_no_huge_pages() {
     let directory = written(&[("tollgate.toml", &format!("{ANY_PORT}{RULE}"))]);
     let (child, _) = serve(tollgate(directory.path()).arg("serve"));
-    let told = |file| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("Linux tells it");
+    let told = |file| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("Linux has the file");
     let (status, maps) = (told("status"), told("smaps"));
     stop(child);
     // A kernel without huge pages has no such line.

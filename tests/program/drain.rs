@@ -192,7 +192,7 @@ async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
         rls.one(&[("account", "ada")]).await;
     }
     let answer = exchange(service.http, b"GET /authz/envoy/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "so that it goes by itself");
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "the client has to close it");
 }
 
 #[tokio::test]
@@ -218,14 +218,14 @@ async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
     let _begun = Wire::connect(&service).await;
     let _plain = TcpStream::connect(service.http).await.expect("the door is open");
     let mut watching = watch(&service).await;
-    let first = watching.message().await.expect("it is told").expect("it goes on");
+    let first = watching.message().await.expect("a status").expect("the stream is open");
     assert_eq!(first.status(), ServingStatus::Serving);
     service.begin_to_stop();
-    let next = watching.message().await.expect("it is told").expect("it goes on");
+    let next = watching.message().await.expect("a status").expect("the stream is open");
     assert_eq!(next.status(), ServingStatus::NotServing);
     assert!(matches!(watching.message().await, Ok(None) | Err(_)), "the watch ends");
     // The drain may take an hour, but ends as soon as the connections are known to be idle.
-    tokio::time::timeout(Duration::from_secs(60), service.stop()).await.expect("nobody holds it up");
+    tokio::time::timeout(Duration::from_secs(60), service.stop()).await.expect("no connection delays the shutdown");
 }
 
 async fn watch(service: &Doors) -> tonic::Streaming<HealthCheckResponse> {
@@ -233,7 +233,7 @@ async fn watch(service: &Doors) -> tonic::Streaming<HealthCheckResponse> {
     let channel = tonic::transport::Channel::from_shared(address).expect("an address").connect().await;
     let mut client = tonic_health::pb::health_client::HealthClient::new(channel.expect("the door is open"));
     let asked = HealthCheckRequest { service: String::new() };
-    client.watch(asked).await.expect("it is told").into_inner()
+    client.watch(asked).await.expect("a watch").into_inner()
 }
 
 /// The real program with a snapshot.

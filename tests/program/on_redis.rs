@@ -101,7 +101,7 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
     assert_eq!(used, 50);
     assert!(leasing.metric("tollgate_store_near_answers_total{store=\"main\",wrapper=\"quota_lease\"}") > 0.0);
     leasing.stop();
-    assert_eq!(left(&plain, "ada"), 150, "what was not used is there for others");
+    assert_eq!(left(&plain, "ada"), 150, "unused units were returned");
 }
 
 #[test]
@@ -157,13 +157,13 @@ fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
     let suspended = || served.metric("tollgate_store_suspended{store=\"main\"}");
     assert_eq!(suspended(), 0.0);
     proxy.refuse();
-    assert_eq!(left(&served, "ada"), 2, "the stand-in's");
+    assert_eq!(left(&served, "ada"), 2, "the fallback's");
     assert_eq!(suspended(), 1.0);
     let errors = |kind| served.metric(&format!("tollgate_store_errors_total{{store=\"main\",kind=\"{kind}\"}}"));
     assert_eq!(errors("unreachable") + errors("suspended"), 3.0);
     assert_eq!(served.metric("tollgate_store_policy_answers_total{store=\"main\",policy=\"local\"}"), 3.0);
     proxy.heal();
-    until("it is asked again", || suspended() == 0.0);
+    until("the circuit breaker is closed again", || suspended() == 0.0);
     assert_eq!(sign_in(&served, "ada"), 429, "by the store");
 }
 
@@ -174,7 +174,7 @@ fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_reque
     let mut served = serve(&login(proxy.port, "", 2));
     assert_eq!(left(&served, "ada"), 2);
     proxy.refuse();
-    assert_eq!(left(&served, "ada"), 2, "the stand-in's");
+    assert_eq!(left(&served, "ada"), 2, "the fallback's");
     let state = served.run(&["state", "edge", "account=ada"]);
     assert!(state.contains("unknown"), "{state}");
     let policy =

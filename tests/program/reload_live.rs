@@ -110,7 +110,7 @@ fn a_swap_of_a_mounted_volume_and_of_its_secret_is_one_reload_each() {
     assert_eq!(Ask::get("/readyz").send(live.http).expect("it answers").status, 200);
     mount(&conf, "..fourth", "app.toml", &format!("{server}mode = 'shadow'\n{}", login(2)));
     until("the kill switch is thrown", || live.said(TAKEN) == 3);
-    assert_eq!(live.status("ada"), 200, "nobody is refused");
+    assert_eq!(live.status("ada"), 200, "it is admitted");
     assert_eq!((live.said(TAKEN), live.said(REFUSED)), (3, 1), "each swap was looked at once");
 }
 

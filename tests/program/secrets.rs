@@ -97,7 +97,7 @@ fn found_in(text: &str) -> Vec<String> {
 fn nothing_in(what: &str, text: &str) {
     let found = found_in(text);
     let lines = text.lines().filter(|line| !found_in(line).is_empty()).take(5);
-    assert!(found.is_empty(), "{what} tells {found:?}:\n{}", lines.collect::<Vec<_>>().join("\n"));
+    assert!(found.is_empty(), "{what} contains {found:?}:\n{}", lines.collect::<Vec<_>>().join("\n"));
 }
 
 /// Calls the plain HTTP door in the form of every gateway, beyond limits, and with refused, broken and hostile
@@ -273,7 +273,7 @@ async fn nothing_is_told(format: &str) {
 
     nothing_in("the log", &said);
     assert!(!said.contains(&held), "a lease is in the log");
-    assert!(said.contains(&key), "refusals are told by their hashed key:\n{said}");
+    assert!(said.contains(&key), "refusals are logged by their hashed key:\n{said}");
     assert!(said.contains("tollgate::decisions"), "everything is logged:\n{said}");
     assert!(said.contains("ticket 4711"), "{said}");
     let objects = said.lines().filter(|line| line.starts_with('{')).count();

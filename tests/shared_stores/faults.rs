@@ -190,7 +190,7 @@ async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen>
         let by = match applied.answers[0] {
             Ok(outcome) if outcome.limit == units(whole) => By::Store,
             Ok(outcome) => {
-                assert_eq!(outcome.limit, units(part), "the stand-in's limit");
+                assert_eq!(outcome.limit, units(part), "the fallback's limit");
                 By::StandIn
             }
             Err(_) => By::Policy,
@@ -289,7 +289,7 @@ async fn befall_all<S>(
         assert!(most <= LIMIT as usize, "the store admitted {most} of {LIMIT}");
         let unknown = of(kind).filter(|seen| seen.fresh == fresh && seen.by != By::Store).count();
         let asked = of(kind).any(|seen| seen.fresh == fresh);
-        assert!(!asked || passed().count() + unknown >= LIMIT as usize, "the store refuses what nobody has used");
+        assert!(!asked || passed().count() + unknown >= LIMIT as usize, "the store refuses units that were not used");
     }
     assert!(of(ALLOW).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || seen.admitted)), "allow");
     assert!(of(DENY).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || !seen.admitted)), "deny");
@@ -298,19 +298,16 @@ async fn befall_all<S>(
     let stood_in = |fresh| of(LOCAL).filter(passes).filter(move |seen| seen.by == By::StandIn && seen.fresh == fresh);
     let local = stood_in(!expect.known).filter(|seen| seen.began >= striking && seen.ended() <= mending).count();
     if expect.away {
-        assert!(local <= SHARE as usize, "the stand-in admitted {local} of {SHARE}");
-        assert!(stood_in(!expect.known).count() > 0, "the stand-in keeps a limit of its own");
-        assert!(policy(LOCAL) > local, "the stand-in refuses the others");
+        assert!(local <= SHARE as usize, "the fallback admitted {local} of {SHARE}");
+        assert!(stood_in(!expect.known).count() > 0, "the fallback keeps a limit of its own");
+        assert!(policy(LOCAL) > local, "the fallback refuses the others");
     }
     let longest = seen.iter().filter(|seen| seen.ended() >= striking).map(|seen| seen.took).max().expect("decisions");
     assert!(longest < BOUND, "a decision took {longest:?}");
     let mut waits: Vec<Duration> = (0..4).flat_map(meanwhile).map(|seen| seen.took).collect();
     waits.sort_unstable();
     let half = waits.get(waits.len() / 2).copied().unwrap_or_default();
-    assert!(
-        !expect.away || half < HALF,
-        "half of all decisions took {half:?}: a store that is away is asked all the time"
-    );
+    assert!(!expect.away || half < HALF, "half of all decisions took {half:?}: requests wait for a store that is away");
     let returned = |kind| {
         let back = of(kind).filter(|seen| seen.by == By::Store && seen.began >= mending);
         back.map(Seen::ended).min().expect("it answers")
@@ -515,7 +512,7 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
     let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.partition()));
     let slots: BTreeSet<u16> = homes.map(|partition| cluster.slot_of_home(partition)).collect();
-    let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("somebody has it")));
+    let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("the slot has an owner")));
     let owners: Vec<(u16, usize)> = owners.collect();
     let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
         owners.iter().for_each(|(slot, owner)| step(cluster, *slot, (owner + round) % 3, (owner + round + 1) % 3));
@@ -560,7 +557,7 @@ async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> Stor
         let told = || seen.iter().filter(|seen| seen.by == By::Store && (seen.kind, seen.fresh) == (kind, fresh));
         let moments = || told().map(Seen::forgotten);
         let (first, last) = (moments().min().expect("answers"), moments().max().expect("answers"));
-        assert!(last - first < Duration::from_secs(20), "told {:?} apart", last - first);
+        assert!(last - first < Duration::from_secs(20), "the resets are {:?} apart", last - first);
     }
 }
 

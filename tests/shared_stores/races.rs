@@ -41,7 +41,7 @@ async fn five_hundred_admit_ten(store: &str, places: usize) -> Instances {
         assert_eq!(passed + instances.left(&together).await, 10, "{algorithm}");
         let before = instances.plans();
         let answer = decided(&instances.doors[0], &composite(algorithm, "c")).await;
-        assert_eq!(instances.plans() - before, places as f64, "{algorithm}: it is decided in so many places");
+        assert_eq!(instances.plans() - before, places as f64, "{algorithm}: one plan per partition");
         let left: Vec<u32> = answer.statuses.iter().map(|status| status.limit_remaining).collect();
         assert_eq!(left, [1, 9, 0], "{algorithm}: nothing but the ten was charged, and this one");
     }
@@ -361,7 +361,7 @@ fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_po
     for served in &served {
         let allowed = under(served, "allow").expect(200);
         for header in ["x-ratelimit-limit", "x-ratelimit-remaining", "ratelimit", "retry-after"] {
-            assert_eq!(allowed.header(header), None, "H4: nothing is known to be told");
+            assert_eq!(allowed.header(header), None, "H4: no limit is known");
         }
         assert_eq!(statuses(served, "allow"), [200; 4]);
         let denied = under(served, "deny").expect(503);
@@ -435,7 +435,7 @@ async fn skewed_clocks_change_nothing(store: &str) {
             assert!(!passes(&decided(door, &one(algorithm, "a")).await), "{algorithm}: a clock doubles the budget");
         }
         let (shortest, longest) = (resets.iter().min().expect("ten"), resets.iter().max().expect("ten"));
-        assert!(longest - shortest < 25, "{algorithm}: what is told depends on who is asked: {resets:?}");
+        assert!(longest - shortest < 25, "{algorithm}: the reset depends on the instance: {resets:?}");
     }
     // A killed process leaves the files of its clock behind.
     drop(instances.doors);

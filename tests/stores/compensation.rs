@@ -106,7 +106,7 @@ fn what_was_charged_before_a_refusal_is_taken_back() {
         assert!(!applied.admitted);
         let left: Vec<u32> =
             applied.answers.iter().map(|answer| answer.expect("every store answers").remaining).collect();
-        assert_eq!(left, [2, 2, 2], "store {refuses} refuses, and the others tell what they have without the charge");
+        assert_eq!(left, [2, 2, 2], "store {refuses} refuses, and the others report what is left without the charge");
         assert_eq!((first.left(&checks[0]), second.left(&checks[1])), (2, 2));
     }
 }
@@ -150,16 +150,16 @@ fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_c
     let passes = |after: u64| runtime.block_on(stores.apply(&plan, START.plus(after))).admitted;
     assert!(passes(0), "in the store, one of two");
     first.be(BROKEN);
-    assert_eq!([(); 3].map(|()| passes(0)), [true, true, false], "the stand-in starts empty, with the full limit");
+    assert_eq!([(); 3].map(|()| passes(0)), [true, true, false], "the fallback starts empty, with the full limit");
     // It recovers and fails again at once, with a charge of another counter in between: still the same outage.
     counts_again(&runtime, &stores, &first);
     first.be(BROKEN);
-    assert!(!passes(1_000), "a store that fails now and then gives nobody another limit");
+    assert!(!passes(1_000), "a store that fails now and then does not grant the limit again");
     counts_again(&runtime, &stores, &first);
     assert!(passes(2_000), "the store goes on where it was");
     assert!(!passes(2_000));
     first.be(BROKEN);
-    assert!(passes(600_000), "another outage, half a second later, begins with an empty stand-in");
+    assert!(passes(600_000), "another outage, half a second later, begins with an empty fallback");
 }
 
 #[test]

@@ -468,7 +468,7 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
     runtime().block_on(async {
         let settings = PostgresSettings { auto_create: false, ..settings(&server, &database) };
         let fresh = || Postgres::new(&settings).expect("the settings are fine");
-        assert_eq!(fresh().probe().await, Err(Fault::Script), "nothing is there, and nobody may make it");
+        assert_eq!(fresh().probe().await, Err(Fault::Script), "there is no schema, and it must not be created");
         assert_eq!(migrate(&settings).await.expect("made"), [Migrated::Created(1)]);
         assert_eq!(fresh().probe().await, Ok(()));
         assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(1)]);
@@ -549,7 +549,7 @@ fn tls_is_spoken_with_who_a_known_authority_vouches_for() {
         assert_eq!(asked(&with(&files.authority)).await, Ok(true));
         let in_url = format!("{}?sslmode=verify-full&sslrootcert={}", plain.url, files.authority.display());
         assert_eq!(asked(&PostgresSettings { url: in_url, ..plain.clone() }).await, Ok(true));
-        assert_eq!(asked(&with(&strange.authority)).await, Err(Fault::Unreachable), "somebody else's word");
+        assert_eq!(asked(&with(&strange.authority)).await, Err(Fault::Unreachable), "another authority's certificate");
         assert_eq!(asked(&plain).await, Err(Fault::Denied), "this server speaks TLS only");
         let missing = with(&elsewhere.path().join("missing.pem"));
         assert!(Postgres::new(&missing).is_err());

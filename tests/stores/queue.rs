@@ -158,7 +158,7 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
             assert_eq!(decided.limit, 1_000, "by the store");
             kept.be(HANGING);
             let decided = stores.apply(&used_up, now).await;
-            assert_eq!(decided.answers[0].expect("it is decided").limit, 25, "by what stands in");
+            assert_eq!(decided.answers[0].expect("it is decided").limit, 25, "by the fallback");
             admitted += u32::from(decided.admitted);
             kept.be(WELL);
         }
@@ -180,7 +180,7 @@ fn an_idle_store_is_asked_at_once_for_each() {
         let begun = Instant::now();
         for asked in 1..=100 {
             assert_eq!(ask(&remote, &plan).await, Ok(true));
-            assert_eq!(kept.calls(), asked, "nobody was waited for to share it");
+            assert_eq!(kept.calls(), asked, "it did not wait for others to share the call");
         }
         // Waiting for anything but the answers would have advanced the clock.
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -226,7 +226,7 @@ fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
         kept.be(BROKEN);
         assert_eq!(ask(&remote, &plan).await, Err(Fault::Unreachable));
         kept.be(UNSEEN);
-        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::CircuitOpen), "it is left alone still");
+        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::CircuitOpen), "the circuit breaker is still open");
         let given_back = async {
             while kept.left(&check) == 0 {
                 tokio::task::yield_now().await;

@@ -185,7 +185,7 @@ fn of_500_callers_on_a_limit_of_10_a_home_admits_10_and_several_slots_never_more
             let beside = |part: u64, limit| one(in_partition(homes[0], 1_000 + 10 * number + part), limit);
             let together = [beside(0, limit), beside(1, bucket(10)), beside(2, log(700))];
             assert_eq!(five_hundred(&stores, &together).await, (10, true), "{limit:?} with others of its partition");
-            assert_eq!(left(&stores, together[2]).await, 690, "{limit:?}: refusals charge nobody");
+            assert_eq!(left(&stores, together[2]).await, 690, "{limit:?}: refusals charge nothing");
 
             let apart = [0, 1, 2].map(|part| {
                 let limit = if part == number as usize % 3 { limit } else { bucket(10 + part as u32) };
@@ -505,7 +505,7 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
             let local = Plan { lease: LeaseId(lease), ..plan([local]) };
             admitted += u32::from(runtime.block_on(stores.apply(&local, START)).admitted);
         }
-        assert_eq!(admitted, 3, "{what}: the stand-in keeps the limit");
+        assert_eq!(admitted, 3, "{what}: the fallback keeps the limit");
         if freezes {
             cluster.nodes[0].thaw()
         } else {

@@ -103,7 +103,7 @@ fn sentinels_promote_a_replica_when_told_and_when_the_primary_is_gone() {
 fn moves_slots_and_promotes(setup: &server::Setup) {
     let mut cluster = Cluster::of(setup, 3, 1);
     let slot = cluster.slot("key");
-    let from = cluster.owner(slot, 0).expect("somebody has it");
+    let from = cluster.owner(slot, 0).expect("the slot has an owner");
     let to = (from + 1) % 3;
     cluster.nodes[from].ask::<()>(&["SET", "key", "value"]);
     cluster.begin_move(slot, from, to);

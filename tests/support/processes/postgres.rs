@@ -298,7 +298,7 @@ const KEPT: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
 fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
     let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres runs").stdout;
     let version = String::from_utf8_lossy(&version).trim().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    let kept = Path::new(KEPT.expect("cargo tells tests and benches where it is"));
+    let kept = Path::new(KEPT.expect("cargo sets it for tests and benches"));
     let template = kept.join(version);
     if !template.exists() {
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -83,7 +83,7 @@ impl Proxy {
     }
 
     fn awaited(&self, open: bool) {
-        until("the proxy does as told", || *self.listening.borrow() == open);
+        until("the proxy listens or stops listening", || *self.listening.borrow() == open);
     }
 }
 

@@ -244,7 +244,7 @@ impl Redis {
 
     /// CPU time that it has used.
     pub fn cpu(&self) -> Duration {
-        let seconds = |field| self.info("cpu", field).parse().expect("it tells seconds");
+        let seconds = |field| self.info("cpu", field).parse().expect("a number of seconds");
         Duration::from_secs_f64(seconds("used_cpu_user")) + Duration::from_secs_f64(seconds("used_cpu_sys"))
     }
 

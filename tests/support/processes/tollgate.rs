@@ -25,7 +25,7 @@ impl Tollgate {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("tollgate.toml");
         fs::write(&file, ports.rewrite(toml)).expect("a file in the test's directory");
-        let mut command = Command::new(BINARY.expect("cargo tells tests and benches where it is"));
+        let mut command = Command::new(BINARY.expect("cargo sets it for tests and benches"));
         command.arg("serve").arg("--config").arg(&file).current_dir(directory.path());
         let http = ports.of(8_080);
         let process = Process::start("tollgate", &mut command, directory.path())

@@ -95,7 +95,7 @@ fn as_it_came(method: &Method, target: &HeaderValue, headers: &HeaderMap) {
         assert!([200, 400, 403, 404, 418, 429].contains(&status), "{status}");
     }
     if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-        assert_ne!(ask(door, &head), StatusCode::OK, "the limit counts whoever is said to ask");
+        assert_ne!(ask(door, &head), StatusCode::OK, "the limit counts whatever address the client claims");
     }
 }
 
