@@ -1,6 +1,6 @@
 //! Releases a lease whose response did not reach Envoy.
 //!
-//! Envoy resets a call that timed out and forgets it: it will never release what that call lease. hyper drops the
+//! Envoy resets a call that timed out and forgets it: it will never release the lease of that call. hyper drops the
 //! body of a stream that was reset, so a body dropped before its end releases the lease. A response lost later, between
 //! our kernel and Envoy, leaves a lease that expires.
 
