@@ -440,7 +440,7 @@ async fn a_question_that_makes_no_sense_is_told_why() {
         (
             json!({ "domain": "egde", "entries": [["account", "ada"]] }),
             404,
-            "there is no domain \"egde\" in the configuration; domains with rules: edge",
+            "no domain \"egde\" is configured; domains with rules: edge",
         ),
         (
             json!({ "domain": "edge", "entries": [["acount", "ada"]] }),
@@ -450,7 +450,7 @@ async fn a_question_that_makes_no_sense_is_told_why() {
         (
             json!({ "domain": "edge", "entries": [] }),
             404,
-            "no limiter of domain \"edge\" counts by nothing, as one for all; its limiters count by: account (login, tight, slow), device (device)",
+            "no limiter of domain \"edge\" counts all requests together; its limiters count by: account (login, tight, slow), device (device)",
         ),
         (
             json!({ "domain": "edge", "entry": [] }),

@@ -108,7 +108,7 @@ fn check_print_shows_what_takes_effect_and_masks_secrets() {
 }
 
 #[test]
-fn explain_says_which_rules_match_which_just_miss_and_what_is_charged() {
+fn explain_says_which_rules_match_which_nearly_match_and_what_is_charged() {
     let directory = written(&[("tollgate.toml", GOOD)]);
     let entries = ["path=/login", "method=POST", "remote_address=192.0.2.7", "account= Bob", "tier=gold"];
     let output = run(directory.path(), &[&["explain", "edge"][..], &entries].concat());
@@ -158,7 +158,7 @@ fn explain_lets_a_rule_in_shadow_change_neither_verdict_nor_walk() {
         let text = limiter.to_owned() + &rule("trial", &shadow(keys)) + &rule("real", apply);
         let (rest, verdict) = explained(&text);
         assert!(rest.contains("rule trial matches, in shadow") && rest.contains("rule real matches\n"), "{rest}");
-        assert!(rest.contains("in shadow the walk goes on"), "{rest}");
+        assert!(rest.contains("but is in shadow: the walk continues"), "{rest}");
         assert_eq!(verdict, "verdict: passes if its counter has room", "{keys}");
     }
     let counted = shadow(apply);
@@ -168,9 +168,9 @@ fn explain_lets_a_rule_in_shadow_change_neither_verdict_nor_walk() {
     let (_, verdict) = explained(&(limiter.to_owned() + deny + &rule("trial", &counted)));
     assert_eq!(verdict, "verdict: only rules in shadow match, so it is refused (unmatched = \"deny\")");
     let (_, verdict) = explained(&format!("{deny}mode = 'shadow'\n"));
-    assert_eq!(verdict, "verdict: no rule matches, and it passes, for all of the domain is in shadow");
+    assert_eq!(verdict, "verdict: no rule matches, but it passes, because the whole domain is in shadow");
     let (_, verdict) = explained(&(limiter.to_owned() + deny + "mode = 'shadow'\n" + &rule("real", apply)));
-    assert_eq!(verdict, "verdict: passes, for what is counted is in shadow");
+    assert_eq!(verdict, "verdict: passes, because everything that is counted is in shadow");
 }
 
 #[test]

@@ -119,17 +119,14 @@ fn a_wrong_word_is_answered_with_the_right_ones() {
     for (arguments, expected) in [
         (
             &["state", "egde", "account=bob"][..],
-            format!("{admin}: there is no domain \"egde\" in the configuration; domains with rules: edge"),
+            format!("{admin}: no domain \"egde\" is configured; domains with rules: edge"),
         ),
         (
             &["state", "edge", "acount=bob"],
             format!("{admin}: no limiter of domain \"edge\" counts by acount alone; {counted}"),
         ),
         (&["key", "edge", "acount=bob"], format!("no limiter of domain \"edge\" counts by acount alone; {counted}")),
-        (
-            &["key", "egde", "account=bob"],
-            "there is no domain \"egde\" in the configuration; domains with rules: edge".to_owned(),
-        ),
+        (&["key", "egde", "account=bob"], "no domain \"egde\" is configured; domains with rules: edge".to_owned()),
         (
             &["lift", "edge", "account=bob", "--why", "x", "--limiter", "login"],
             format!(

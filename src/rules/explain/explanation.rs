@@ -9,7 +9,7 @@ use crate::rules::book::Charge;
 /// How the rules of a domain treat one descriptor.
 #[derive(Debug)]
 pub struct Explanation {
-    /// Whether the domain has rules or settings.
+    /// Whether the domain is configured, by rules or settings.
     pub domain_known: bool,
     /// The entries as the domain normalises them.
     pub entries: Vec<(String, String)>,
@@ -20,26 +20,26 @@ pub struct Explanation {
 /// How one rule treats a descriptor.
 #[derive(Debug)]
 pub struct RuleExplanation {
-    /// Its name.
+    /// The rule's name.
     pub rule: String,
     /// The entries that do not match; empty when the rule matches.
     pub mismatches: Vec<Mismatch>,
-    /// How many of the entries it names passed.
+    /// Number of required entries that match.
     pub hits: usize,
-    /// Whether an earlier rule ended the walk before it.
+    /// Whether an earlier rule ended the walk.
     pub unreached: bool,
     /// In shadow: set on the rule, its domain or the server.
     pub shadow: bool,
-    /// In shadow while its domain and the server are enforced; it does not end the walk either.
+    /// In shadow while its domain and the server are enforced. Such a rule does not end the walk.
     pub shadow_only: bool,
-    /// What it does.
+    /// The action.
     pub action: ActionExplanation,
 }
 
-/// What a rule does with a descriptor that it matches.
+/// The action of a rule on a descriptor that it matches.
 #[derive(Debug)]
 pub enum ActionExplanation {
-    /// Lets it pass.
+    /// Allows it.
     Allow,
     /// Refuses it.
     Deny,
@@ -50,43 +50,43 @@ pub enum ActionExplanation {
 /// Why a rule does not match.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// The entry it names.
+    /// The required entry.
     pub entry: String,
-    /// What it asks of the value.
+    /// The expected value, as configured.
     pub expected: String,
-    /// The value; none when the entry is not there.
+    /// The value; `None` when the entry is missing.
     pub found: Option<String>,
 }
 
 /// How one `apply` of a rule counts a descriptor.
 #[derive(Debug)]
 pub struct ApplyExplanation {
-    /// The limiter as written.
+    /// The limiter's name as configured.
     pub reference: String,
-    /// The limiter it stands for.
+    /// The limiter that it resolves to.
     pub limiter: Option<String>,
-    /// The key's entries, as they are counted.
+    /// The entries of the key, with their values as they are counted.
     pub key: Vec<(String, Option<String>)>,
-    /// Why nothing is counted; `None` when it counts.
+    /// Why nothing is counted; `None` when all is.
     pub not_applied: Option<NotApplied>,
-    /// The counters it asks, by their hashed names, with their numbers.
+    /// The counters that it checks, by their hashed names, with their limits.
     pub counters: Vec<(CounterName, Limit)>,
-    /// When it is charged.
+    /// When the checks are charged.
     pub charge: Charge,
     /// Passes while one unit is left.
     pub overdraw: bool,
 }
 
-/// What happens where an `apply` cannot count.
+/// What happens when an `apply` cannot count.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NotApplied {
-    /// It is left out, and the rule's others stay.
+    /// It is skipped, and the rule's others stay.
     Skipped(MissingEntries),
     /// The request is refused.
     Refused(MissingEntries),
-    /// The request is refused, for no limiter has the name that was filled.
+    /// The request is refused, because no limiter has the resulting name.
     NoLimiter {
-        /// The names, or the values of the entry, for which there is one.
+        /// The names, or the values of the entry, for which there is a limiter.
         known: Vec<String>,
     },
 }
@@ -104,9 +104,9 @@ impl NotApplied {
 impl fmt::Display for NotApplied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            NotApplied::Skipped(absent) => write!(f, "left out: {absent}"),
+            NotApplied::Skipped(absent) => write!(f, "skipped: {absent}"),
             NotApplied::Refused(absent) => write!(f, "refused: {absent}"),
-            NotApplied::NoLimiter { known } => write!(f, "refused: no limiter has that name; known are {known:?}"),
+            NotApplied::NoLimiter { known } => write!(f, "refused: no limiter has that name; known: {known:?}"),
         }
     }
 }
@@ -114,17 +114,17 @@ impl fmt::Display for NotApplied {
 /// Entries that a descriptor does not have.
 #[derive(Debug, PartialEq, Eq)]
 pub enum MissingEntries {
-    /// One that the limiter's name is filled with.
+    /// One whose value is part of the limiter's name.
     LimiterName(String),
-    /// Those that the key lacks.
+    /// Entries of the key.
     Key(Vec<String>),
 }
 
 impl fmt::Display for MissingEntries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MissingEntries::LimiterName(entry) => write!(f, "the entry {entry:?} of its name is missing"),
-            MissingEntries::Key(entries) => write!(f, "{entries:?} of its key is missing"),
+            MissingEntries::LimiterName(entry) => write!(f, "missing entry of the limiter's name: {entry:?}"),
+            MissingEntries::Key(entries) => write!(f, "missing entries of the key: {entries:?}"),
         }
     }
 }

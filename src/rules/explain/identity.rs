@@ -7,56 +7,56 @@ use crate::plan::{Charges, Check, CounterName, Needs};
 use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
 use crate::rules::plan::{Resolved, rewrite};
 
-/// The most keys listed in an error.
+/// Maximum number of keys listed in an error.
 const MAX_LISTED_KEYS: usize = 20;
 
-/// One counter that a rule would ask for a request with these entries.
+/// A counter that a rule would check for a request with these entries.
 #[derive(Clone, Debug)]
 pub struct KnownCounter {
-    /// The rule; of several the first that enforces it.
+    /// The rule; of several, the first that enforces it.
     pub rule: String,
     /// The limiter.
     pub limiter: String,
-    /// The entries of its key, by name.
+    /// The names of the entries of its key.
     pub key: Vec<String>,
-    /// Whether it is the limiter's slots, not its quota.
+    /// Whether it counts the limiter's slots, not its quota.
     pub slots: bool,
-    /// Whether it counts and never denies.
+    /// Counts but never denies.
     pub shadow: bool,
     /// Reads the counter without charging it: passes when a charge of one unit would.
     pub check: Check,
 }
 
-/// Why no counter is known by some entries. It names entries and never their values.
+/// Why entries identify no counter. It names entries, never their values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotCounted {
     /// The domain has neither rules nor settings.
-    #[error("there is no domain {domain:?} in the configuration; domains with rules: {known}")]
+    #[error("no domain {domain:?} is configured; domains with rules: {known}")]
     UnknownDomain {
-        /// The domain that was asked.
+        /// The requested domain.
         domain: String,
-        /// Those that have rules.
+        /// The domains that have rules.
         known: String,
     },
-    /// No key of the domain is made of these entries alone.
-    #[error("no limiter of domain {domain:?} counts by {by}; its limiters count by: {known}")]
+    /// No key of the domain consists of these entries.
+    #[error("no limiter of domain {domain:?} counts {by}; its limiters count by: {known}")]
     OtherKeys {
         /// The domain.
         domain: String,
-        /// The entries that were given, by name.
+        /// The names of the requested entries, as a phrase.
         by: String,
-        /// What keys of the domain are made of.
+        /// The keys of the domain, with their limiters.
         known: String,
     },
 }
 
 impl Rules {
-    /// The counters that are identified by these entries: of every rule of the domain, whether it matches or not, each
-    /// limiter whose key is made of nothing else. Where the entries leave open which of several tiers' limiters holds,
-    /// all of them are returned. Without entries, the counters that are one for all.
+    /// Returns the counters that these entries identify: those of each limiter whose key consists of such entries, in
+    /// all rules of the domain, whether they match or not. Where the entries do not determine which of several tiers
+    /// applies, the counters of all tiers. Without entries, the counters that all requests share.
     ///
-    /// Counters of limits that came with requests are not known here.
+    /// Counters of overrides are not included.
     ///
     /// # Errors
     ///
@@ -67,11 +67,11 @@ impl Rules {
         descriptor: &Descriptor<'_>,
         now: Timestamp,
     ) -> Result<Vec<KnownCounter>, NotCounted> {
-        let Some(&place) = self.by_name.get(domain) else {
+        let Some(&index) = self.by_name.get(domain) else {
             let known = listed(self.domains_with_rules().into_iter().map(str::to_owned).collect());
             return Err(NotCounted::UnknownDomain { domain: domain.to_owned(), known });
         };
-        let domain = &self.domains[place];
+        let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut known: Vec<KnownCounter> = Vec::new();
@@ -133,7 +133,7 @@ impl Rules {
 }
 
 impl CompiledApply {
-    /// Whether these entries are all of its key, and it has one; or neither has any.
+    /// Whether the descriptor has all entries of the key, or neither has any.
     fn is_of(&self, descriptor: &Descriptor<'_>) -> bool {
         match self.key.is_empty() {
             true => descriptor.entries.is_empty(),
@@ -141,7 +141,7 @@ impl CompiledApply {
         }
     }
 
-    /// The targets it may stand for: one where the entries say which, else all.
+    /// The targets that the reference may resolve to: one where the entries determine it, else all.
     fn targets(&self, descriptor: &Descriptor<'_>) -> Vec<u32> {
         if let Resolved::Target(target) = self.target(descriptor) {
             return vec![target];
@@ -162,29 +162,29 @@ fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCount
         CompiledAction::Apply(applies) => Some(applies),
         CompiledAction::Allow | CompiledAction::Deny => None,
     });
-    // What each key is made of, with the limiters that have it.
+    // Each key, with the limiters that have it.
     let mut keys: Vec<(String, Vec<&str>)> = Vec::new();
     for apply in applies.flatten() {
         let entries: Vec<&str> = apply.key.iter().map(|part| part.entry.as_str()).collect();
-        let key = if entries.is_empty() { "nothing, one for all".to_owned() } else { entries.join(" + ") };
-        let place = keys.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+        let key = if entries.is_empty() { "nothing, all requests together".to_owned() } else { entries.join(" + ") };
+        let index = keys.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
             keys.push((key, Vec::new()));
             keys.len() - 1
         });
-        if !keys[place].1.contains(&apply.reference.as_str()) {
-            keys[place].1.push(&apply.reference);
+        if !keys[index].1.contains(&apply.reference.as_str()) {
+            keys[index].1.push(&apply.reference);
         }
     }
     let keys = keys.into_iter().map(|(key, limiters)| format!("{key} ({})", limiters.join(", ")));
     let by: Vec<&str> = descriptor.entries.iter().map(|entry| entry.key).collect();
     NotCounted::OtherKeys {
         domain: domain.name.clone(),
-        by: if by.is_empty() { "nothing, as one for all".to_owned() } else { format!("{} alone", by.join(" + ")) },
+        by: if by.is_empty() { "all requests together".to_owned() } else { format!("by {} alone", by.join(" + ")) },
         known: listed(keys.collect()),
     }
 }
 
-/// The first of some words, and how many more there are.
+/// Lists the first words, and the number of the others.
 fn listed(words: Vec<String>) -> String {
     match words.len() {
         0 => "none".to_owned(),
@@ -193,8 +193,8 @@ fn listed(words: Vec<String>) -> String {
     }
 }
 
-/// A check that charges nothing, and passes when a charge of one would. It is in shadow, as no request is decided by it:
-/// a store that is away is not said to have refused one.
+/// A check that charges nothing, and passes when a charge of one would. It is in shadow because it decides no request,
+/// so that a store that does not answer is not reported to have refused one.
 fn read_check(counter: CounterName, store: u16, limit: Limit) -> Check {
     Check {
         counter,

@@ -1,6 +1,6 @@
-//! Why a request is decided as it is: which rules match, which just miss, and which counters they would ask.
+//! Explains how a request would be decided: which rules match, which nearly match, and which counters they check.
 //!
-//! Explaining looks at every rule of the domain; planning does not. It asks no store.
+//! An explanation covers every rule of the domain, unlike a plan. No store is called.
 
 mod explanation;
 mod identity;
@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 
 impl CompiledRule {
-    /// Whether the walk of a descriptor that it matches ends with it, as planning has it.
+    /// Whether this rule ends the walk of a descriptor that it matches, as in planning.
     fn ends_walk(&self) -> bool {
         match &self.action {
             CompiledAction::Allow => !self.shadow_only,
@@ -31,11 +31,11 @@ impl CompiledRule {
 impl Rules {
     /// Explains one descriptor of a domain.
     pub fn explain(&self, domain: &str, descriptor: &Descriptor<'_>, now: Timestamp) -> Explanation {
-        let Some(&place) = self.by_name.get(domain) else {
+        let Some(&index) = self.by_name.get(domain) else {
             let entries = entries(descriptor);
             return Explanation { domain_known: false, entries, rules: Vec::new() };
         };
-        let domain = &self.domains[place];
+        let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut ended = false;
@@ -100,17 +100,17 @@ impl Rules {
         };
         let without = |absent| match apply.missing {
             Missing::Skip => NotApplied::Skipped(absent),
-            // What counts as empty is never missing.
+            // An entry that counts as empty is never missing.
             Missing::Deny | Missing::Empty => NotApplied::Refused(absent),
         };
         let target = match apply.target(descriptor) {
             Resolved::Target(target) => target,
             Resolved::EntryMissing => {
-                let wanted = template_parts(&apply.reference).into_iter().find_map(|part| match part {
+                let missing = template_parts(&apply.reference).into_iter().find_map(|part| match part {
                     TemplatePart::Entry(entry) if descriptor.value(&entry).is_none() => Some(entry),
                     TemplatePart::Entry(_) | TemplatePart::Text(_) => None,
                 });
-                explained.not_applied = Some(without(MissingEntries::LimiterName(wanted.unwrap_or_default())));
+                explained.not_applied = Some(without(MissingEntries::LimiterName(missing.unwrap_or_default())));
                 return explained;
             }
             Resolved::NoLimiter => {

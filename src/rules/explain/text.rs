@@ -10,13 +10,13 @@ use crate::rules::book::{Charge, Unmatched};
 use crate::rules::compiled::Rules;
 
 impl Rules {
-    /// Explains one descriptor of a domain, as [`Rules::explain`] does, in words.
+    /// The explanation of [`Rules::explain`] as text.
     pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
         let text = ExplanationText {
             domain,
-            asked: entries,
+            requested: entries,
             limiters: &self.limiters,
             unmatched: settings.map_or(Unmatched::default(), |settings| settings.unmatched),
             shadow: settings.map_or(self.shadow, |settings| settings.shadow),
@@ -26,16 +26,16 @@ impl Rules {
     }
 }
 
-/// The most rules listed that are far from matching.
+/// Maximum number of listed rules that do not nearly match.
 const MAX_LISTED_RULES: usize = 20;
 
-/// What the text is made from, beside the explanation.
+/// The context of an explanation's text.
 struct ExplanationText<'a> {
     domain: &'a str,
-    asked: &'a [(String, String)],
+    requested: &'a [(String, String)],
     limiters: &'a [Limiter],
     unmatched: Unmatched,
-    /// Whether the whole domain is in shadow.
+    /// Whether the domain is in shadow.
     shadow: bool,
     /// The domains that have rules, by name.
     domains: Vec<&'a str>,
@@ -44,15 +44,15 @@ struct ExplanationText<'a> {
 impl ExplanationText<'_> {
     fn whole(&self, explanation: &Explanation) -> String {
         let mut text = format!("domain {}\n", self.domain);
-        for ((key, value), (_, asked)) in explanation.entries.iter().zip(self.asked) {
-            text += &match value == asked {
+        for ((key, value), (_, requested)) in explanation.entries.iter().zip(self.requested) {
+            text += &match value == requested {
                 true => format!("  {key} = {value:?}\n"),
-                false => format!("  {key} = {value:?}, normalised from {asked:?}\n"),
+                false => format!("  {key} = {value:?}, normalised from {requested:?}\n"),
             };
         }
         if !explanation.domain_known {
             let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
-            text += &format!("\nno rule stands in this domain; domains with rules: {domains}\n");
+            text += &format!("\nthis domain has no rules; domains with rules: {domains}\n");
         }
         let (matching, others): (Vec<_>, Vec<_>) =
             explanation.rules.iter().partition(|rule| rule.mismatches.is_empty());
@@ -60,11 +60,11 @@ impl ExplanationText<'_> {
             self.matching(&mut text, rule);
         }
         let near = |rule: &&&RuleExplanation| rule.mismatches.len() == 1 || rule.hits > 0;
-        let just: Vec<_> = others.iter().filter(near).collect();
-        for rule in &just {
-            text += &format!("\nrule {} just misses\n", rule.rule);
+        let nearly: Vec<_> = others.iter().filter(near).collect();
+        for rule in &nearly {
+            text += &format!("\nrule {} nearly matches\n", rule.rule);
             for miss in &rule.mismatches {
-                let found = miss.found.as_ref().map_or("is not there".to_owned(), |found| format!("is {found:?}"));
+                let found = miss.found.as_ref().map_or("is missing".to_owned(), |found| format!("is {found:?}"));
                 text += &format!("  {} {found}, expected {}\n", miss.entry, miss.expected);
             }
         }
@@ -94,8 +94,10 @@ impl ExplanationText<'_> {
             return;
         }
         match &rule.action {
-            ActionExplanation::Allow if rule.shadow_only => *text += "  would allow: in shadow the walk goes on\n",
-            ActionExplanation::Deny if rule.shadow => *text += "  would deny: in shadow the walk goes on\n",
+            ActionExplanation::Allow if rule.shadow_only => {
+                *text += "  would allow, but is in shadow: the walk continues\n"
+            }
+            ActionExplanation::Deny if rule.shadow => *text += "  would deny, but is in shadow: the walk continues\n",
             ActionExplanation::Allow => *text += "  allows: the walk ends, and the checks found before stay\n",
             ActionExplanation::Deny => *text += "  denies: the request is refused and charges nothing\n",
             ActionExplanation::Apply(applies) => applies.iter().for_each(|apply| self.apply(text, apply)),
@@ -126,13 +128,13 @@ impl ExplanationText<'_> {
             }
             if let Some(slots) = limiter.concurrency {
                 let lease = duration(Duration::from_micros(slots.lease));
-                *text += &format!("    concurrency: {} at the same time, each for {lease} at most\n", slots.max);
+                *text += &format!("    concurrency: {} at a time, each for at most {lease}\n", slots.max);
             }
         }
         let charge = match apply.charge {
             Charge::Admitted => "charges 1 when the whole request is admitted",
-            Charge::Own => "charges 1 when this check itself passes, whoever else refuses",
-            Charge::Always => "charges 1 whatever the verdict",
+            Charge::Own => "charges 1 when this check passes, even if another refuses",
+            Charge::Always => "charges 1 regardless of the verdict",
         };
         let overdraw = if apply.overdraw { "; passes while one unit is left" } else { "" };
         *text += &format!("    {charge}{overdraw}\n");
@@ -150,10 +152,13 @@ impl ExplanationText<'_> {
         for rule in reached().filter(|rule| !rule.shadow) {
             let ActionExplanation::Apply(applies) = &rule.action else { continue };
             if let Some(apply) = applies.iter().find(refuses) {
-                return format!("verdict: refused by rule {}, for {} cannot be counted", rule.rule, apply.reference);
+                return format!(
+                    "verdict: refused by rule {}, because {} cannot be counted",
+                    rule.rule, apply.reference
+                );
             }
         }
-        // A rule on shadow_only leaves a descriptor as unmatched as it was.
+        // A rule that is in shadow on its own leaves a descriptor unmatched.
         if reached().all(|rule| rule.shadow_only) {
             let none = match reached().next() {
                 None => "no rule matches",
@@ -162,7 +167,7 @@ impl ExplanationText<'_> {
             return match (self.unmatched, self.shadow) {
                 (Unmatched::Allow, _) => format!("verdict: {none}, so it passes (unmatched = \"allow\")"),
                 (Unmatched::Deny, true) => {
-                    format!("verdict: {none}, and it passes, for all of the domain is in shadow")
+                    format!("verdict: {none}, but it passes, because the whole domain is in shadow")
                 }
                 (Unmatched::Deny, false) => {
                     format!("verdict: {none}, so it is refused (unmatched = \"deny\")")
@@ -179,7 +184,7 @@ impl ExplanationText<'_> {
         let enforced: usize = reached().filter(|rule| !rule.shadow).map(|rule| counters(rule)).sum();
         match (enforced, in_shadow) {
             (0, 0) => "verdict: passes, nothing is counted".to_owned(),
-            (0, _) => "verdict: passes, for what is counted is in shadow".to_owned(),
+            (0, _) => "verdict: passes, because everything that is counted is in shadow".to_owned(),
             (1, _) => "verdict: passes if its counter has room".to_owned(),
             (enforced, _) => format!("verdict: passes if all {enforced} counters have room"),
         }
@@ -191,7 +196,7 @@ fn describe(quota: &Quota) -> String {
     match &quota.algorithm {
         Algorithm::TokenBucket { burst, .. } => {
             let burst = burst.unwrap_or(limit);
-            format!("token_bucket: {limit} refill in {window}, at most {burst} are held")
+            format!("token_bucket: refills {limit} in {window}, holds at most {burst}")
         }
         Algorithm::SlidingWindow => format!("sliding_window: {limit} in any {window}"),
         Algorithm::SlidingCounter => format!("sliding_counter: about {limit} in any {window}"),
