@@ -8,14 +8,14 @@ use super::outcome::Outcome;
 use crate::clock::Timestamp;
 use crate::limiter::{Arithmetic, LeaseId, LeaseStatus, Need, Report, ReportedCharge, State, Wait, with_algorithm};
 
-/// A state as a store hands it to [`advance`], with whether it has to be written back.
+/// The state of a counter, with whether [`advance`] changed it and a store must write it back.
 #[derive(Clone, Debug, Default)]
 pub struct StateCell {
     /// The counter's state.
     pub state: State,
     /// Whether [`advance`] changed it.
     pub wrote: bool,
-    /// Whether its check passes, while its group is decided.
+    /// Whether its check passes; set while its group is decided.
     passes: bool,
 }
 
@@ -26,12 +26,12 @@ impl From<State> for StateCell {
 }
 
 impl StateCell {
-    /// A state after its group was decided elsewhere, and whether its check passes.
+    /// A state whose group was decided elsewhere, with whether its check passes.
     pub(super) fn judged(state: State, passes: bool) -> Self {
         Self { state, wrote: false, passes }
     }
 
-    /// The first half of a check: corrects, refunds, and returns how long its needs have to wait.
+    /// The first half of a check: corrects, refunds, and returns the time until its needs are met.
     fn examine(&mut self, check: &Check, now: Timestamp) -> Wait {
         let counted = !matches!(self.state, State::Empty);
         let (wrote, wait) = with_algorithm!(&check.limit, &mut self.state, |algorithm, state| examine(
@@ -41,7 +41,7 @@ impl StateCell {
         wait
     }
 
-    /// The second half: charges, and returns what the check came to.
+    /// The second half of a check: charges, and returns the outcome.
     pub(super) fn settle(&mut self, check: &Check, now: Timestamp, units: u32, lease: LeaseId) -> Outcome {
         self.wrote |= units > 0;
         let passes = self.passes;
@@ -51,8 +51,8 @@ impl StateCell {
     }
 }
 
-// One function for each half and algorithm: what the questions of a half have in common is computed once. A dispatch
-// for each question took 560 instructions of a decision more.
+// One function for each half and algorithm, so that common subexpressions are computed once. Dispatching each operation
+// on its own took 560 more instructions per decision.
 
 #[inline]
 fn examine<A: Arithmetic>(
@@ -89,7 +89,7 @@ fn settle<A: Arithmetic>(
     }
     let retry_after = match passes {
         true => None,
-        // A passing need after a refusal cannot be: nothing but charges happened in between.
+        // `Met` is impossible after a refusal: there were only charges in between.
         false => match check.needs.wait(algorithm, state, now) {
             Wait::Met => Some(0),
             Wait::For(wait) => Some(wait),
@@ -107,7 +107,7 @@ impl Check {
 }
 
 impl Needs {
-    /// The longest wait among the needs, each tested apart (semantics 6).
+    /// The longest wait among the needs, each tested separately (semantics 6).
     #[inline]
     fn wait<A: Arithmetic>(self, algorithm: &A, state: &A::State, now: Timestamp) -> Wait {
         let mut longest = Wait::Met;
@@ -124,11 +124,10 @@ impl Needs {
 /// Whether a group was admitted, and the outcome of each of its checks.
 pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
 
-/// Decides one group of checks at one moment: the meaning that every store keeps.
+/// Decides one group of checks at one moment: the reference for every store.
 ///
-/// `held` are the states of the checks' counters, in the order of the checks. `refused` says that the group is
-/// refused already, whatever its checks say: one of its checks could not be held by the store and its policy is to
-/// deny.
+/// `held` are the states of the checks' counters, in the order of the checks. With `refused`, the group is refused
+/// regardless of its checks: by its plan, or because the store has no room for a check whose policy is to deny.
 ///
 /// ```text
 ///   correct and refund -> does each check pass? -> is the group admitted? -> charge -> report
@@ -145,8 +144,8 @@ pub fn advance(
     (admitted, outcomes)
 }
 
-/// [`advance`] for a store that keeps each state as soon as it is settled: `keep` is given the place of a check, what
-/// it holds now, and its outcome.
+/// [`advance`] for a store that writes each state back as soon as it is settled: `keep` receives the index of a check,
+/// its state, and its outcome.
 #[inline]
 pub(crate) fn advance_each(
     checks: &[Check],
@@ -187,14 +186,14 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
     status
 }
 
-/// Takes a charge back. `lease` is the one it was made under.
+/// Takes a charge back that was made under `lease`.
 pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
     let charged = ReportedCharge { units: undo.units, at: undo.at.min(now), reset: undo.reset };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
-        // Not `||`: a corrected state is still to be undone.
+        // Not `||`: both have to run.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)
     });
 }

@@ -4,13 +4,13 @@ use std::fmt;
 
 use crate::limiter::{Limit, OnStoreError};
 
-/// Names one counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
+/// The name of a counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct CounterName(pub [u64; 2]);
 
 impl CounterName {
-    /// The partition of the counter in a partitioned store: counters that share one can be decided together. It is a
-    /// hash of one entry of the key.
+    /// The partition of the counter in a partitioned store, a hash of one entry of the key. Counters of one partition
+    /// are decided together.
     pub fn partition(&self) -> u16 {
         self.0[1] as u16
     }
@@ -22,7 +22,7 @@ impl CounterName {
     }
 }
 
-/// As logs and tools show it: 32 hexadecimal digits.
+/// 32 hexadecimal digits, as in logs and tools.
 impl fmt::Display for CounterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [first, second] = self.0;
@@ -30,51 +30,51 @@ impl fmt::Display for CounterName {
     }
 }
 
-/// When a check passes (semantics 9 and 10). All needs of a check must be met.
+/// The conditions under which a check passes (semantics 9 and 10). All must be met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Needs {
-    /// The cost that must fit. Zero asks nothing.
+    /// The cost that must fit. Zero always fits.
     pub fits: u32,
     /// One whole unit must be left: a peek, or a charge with `overdraw = true`.
     pub one_left: bool,
 }
 
-/// The units that a check charges, by the verdict of its group (semantics 9). Costs of zero charge nothing.
+/// The units that a check charges, by the verdict of its group (semantics 9).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub struct Charges {
     /// When the group is admitted.
     pub admitted: u32,
-    /// When the group is refused and this check itself passes (`charge = "own"` and `"always"`).
+    /// When the group is refused and this check passes (`charge = "own"` and `"always"`).
     pub passed: u32,
     /// When the group is refused and this check refuses too (`charge = "always"`).
     pub refused: u32,
 }
 
-/// One counter, one limit, one cost: the unit that a store executes. A group holds at most one check a counter.
+/// One counter, one limit, one cost: the unit that a store executes. A group has at most one check for each counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Check {
     /// The counter.
     pub counter: CounterName,
     /// The index of the store that holds it.
     pub store: u16,
-    /// The numbers to decide by.
+    /// The limit.
     pub limit: Limit,
-    /// The conditions under which it passes.
+    /// The conditions.
     pub needs: Needs,
     /// The units it charges.
     pub charges: Charges,
-    /// Units given back before anything is charged, whatever the verdict (semantics 11).
+    /// Units given back before anything is charged, regardless of the verdict (semantics 11).
     pub refund: u32,
     /// Counts and reports but never denies (semantics 13).
     pub shadow: bool,
-    /// Refuses always: a limit of zero that came with the request (semantics 18).
+    /// Always refuses: an override with a limit of zero (semantics 18).
     pub always_denied: bool,
     /// The policy when the store does not answer.
     pub on_store_error: OnStoreError,
 }
 
 impl Check {
-    /// A check that passes when `cost` fits, and charges it when its group is admitted. Its store is the first one.
+    /// A check that passes when `cost` fits, and charges it when its group is admitted. It uses the first store.
     pub fn charge(counter: CounterName, limit: Limit, cost: u32) -> Self {
         Self {
             needs: Needs { fits: cost, ..Needs::default() },
@@ -83,7 +83,7 @@ impl Check {
         }
     }
 
-    /// A check that needs nothing and charges nothing: it reports what the counter holds.
+    /// A check that needs nothing and charges nothing: it only reports the counter.
     pub fn look(counter: CounterName, limit: Limit) -> Self {
         Self {
             counter,

@@ -1,10 +1,10 @@
-//! The reasons for which a store does not answer.
+//! Why a store does not answer.
 
 /// Why a store did not answer a check.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The memory store is full and nothing in it can go (semantics 30).
+    /// The memory store is full and nothing in it can be evicted (semantics 30).
     #[error("the memory store is full")]
     Full,
     /// The store did not answer within its deadline. The charge may have been made.
@@ -13,16 +13,16 @@ pub enum Fault {
     /// There is no connection to the store, or it broke. The charge may have been made.
     #[error("the store cannot be reached")]
     Unreachable,
-    /// The circuit breaker of the store is open: it is not asked until a probe succeeds.
-    #[error("the store is left alone until it answers again")]
+    /// The circuit breaker of the store is open: the store is not called until a probe succeeds.
+    #[error("the circuit breaker of the store is open")]
     CircuitOpen,
-    /// The store has no memory left to write to.
+    /// The store is out of memory for writes.
     #[error("the store is out of memory")]
     OutOfMemory,
     /// The store cannot be written to: it is a replica, or its disk is full.
     #[error("the store cannot be written to")]
     ReadOnly,
-    /// The store rejected the credentials, or the permissions do not suffice.
+    /// The store rejected the credentials, or they lack a permission.
     #[error("the store denies access")]
     Denied,
     /// The store reported another error, which is in the log.

@@ -1,11 +1,11 @@
-//! Two checks of one counter, as one.
+//! Merges two checks of one counter.
 
 use super::check::{Charges, Check, Needs};
 use crate::limiter::{Concurrency, FixedWindow, Limit, OnStoreError, SlidingCounter, SlidingWindow};
 
 impl Check {
-    /// Merges two checks of one counter in one group: every way of passing with its own highest cost, the highest charge of
-    /// each kind, and the strictest numbers.
+    /// Merges two checks of one counter in one group: the needs of both, the highest cost and charge of each kind, and
+    /// the stricter limit.
     pub(crate) fn merge(&self, other: &Self) -> Self {
         Check {
             limit: self.limit.strictest(other.limit),
@@ -31,7 +31,7 @@ impl Check {
 }
 
 impl Limit {
-    /// The stricter numbers of two limits of one kind.
+    /// The stricter parameters of two limits of one algorithm.
     fn strictest(self, other: Limit) -> Limit {
         match (self, other) {
             (Limit::TokenBucket(a), Limit::TokenBucket(b)) => Limit::TokenBucket(a.strictest(b)),
@@ -47,7 +47,7 @@ impl Limit {
             (Limit::Concurrency(a), Limit::Concurrency(b)) => {
                 Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.max(b.lease) })
             }
-            // The kind of state is part of a counter's name, so two kinds never meet.
+            // The algorithm is part of a counter's name, so the two never differ in it.
             (a, _) => a,
         }
     }

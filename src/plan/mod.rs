@@ -1,7 +1,6 @@
 //! The plan of a request and the answers of the stores, as plain data.
 //!
-//! [`advance`] is the meaning of a plan: the memory store runs it, and what runs inside a shared store is its
-//! translation.
+//! [`advance`] defines the meaning of a plan: the memory store runs it, and shared stores run a translation of it.
 
 mod advance;
 mod change;
@@ -22,19 +21,19 @@ use crate::limiter::LeaseId;
 
 /// All checks of one request, as plain data (semantics 6).
 ///
-/// Lease changes come first, then what is taken back. Then the groups run in order, each admitted whole or not at all, each seeing what the
-/// one before did.
+/// Lease changes come first, then charges are taken back. Then the groups are decided in order. Each is admitted whole
+/// or not at all, and sees the charges of those before it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Releases and renewals, which take effect whatever the verdict.
+    /// Releases and renewals, which take effect regardless of the verdict.
     pub changes: SmallVec<[LeaseChange; 1]>,
-    /// Charges to take back, made under this plan's lease.
+    /// Charges to take back, which were made under this plan's lease.
     pub undos: Vec<Undo>,
     /// The checks of all groups, one group after the other.
     pub checks: SmallVec<[Check; 3]>,
     /// Where each group ends in `checks`.
     pub groups: SmallVec<[u16; 2]>,
-    /// The groups are refused already, whatever their checks say; what is charged on refusals still is.
+    /// Refuses all groups regardless of their checks, which still make their charges on refusals.
     pub refused: bool,
     /// The id under which every slot of this request is held.
     pub lease: LeaseId,
@@ -48,7 +47,7 @@ impl Plan {
         Self { checks, groups: SmallVec::from_slice(&[end]), ..Self::default() }
     }
 
-    /// Whether there is nothing for a store to do.
+    /// Whether the plan has nothing for a store to do.
     pub fn is_empty(&self) -> bool {
         self.checks.is_empty() && self.changes.is_empty() && self.undos.is_empty()
     }

@@ -9,15 +9,15 @@ use crate::limiter::LeaseStatus;
 /// The outcome of one check, after its group was decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    /// Whether this check itself passes; its group may still have been refused by another.
+    /// Whether this check passes. Another may still have refused its group.
     pub passes: bool,
-    /// The most units the counter holds: the burst of a bucket, the limit of a window, the slots of a concurrency.
+    /// Maximum units of the counter: the burst of a bucket, the limit of a window, the slots of a concurrency limit.
     pub limit: u32,
     /// Whole units left.
     pub remaining: u32,
-    /// Microseconds until nothing is counted.
+    /// Microseconds until the counter is empty.
     pub reset: u64,
-    /// On a refusal: microseconds until the same check would pass. Absent when it never will.
+    /// On a refusal: microseconds until the same check would pass. `None` when it never would.
     pub retry_after: Option<u64>,
 }
 
