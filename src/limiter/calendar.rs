@@ -1,4 +1,4 @@
-//! Windows that follow a calendar: their boundaries in a time zone.
+//! The boundaries of calendar windows in a time zone.
 
 use std::fmt;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub struct Calendar {
 }
 
 impl CalendarUnit {
-    /// The mean length, as Envoy's units have it (semantics 23).
+    /// The nominal length, as in Envoy's units (semantics 23).
     pub fn nominal_length(self) -> Duration {
         Duration::from_secs(match self {
             CalendarUnit::Hour => 3_600,
@@ -63,7 +63,7 @@ impl Calendar {
         }
     }
 
-    /// The boundary before now's window, its start and end, and the one after.
+    /// The start and the end of the window of `now`, with one boundary before and one after.
     fn compute(&self, now: Timestamp) -> CalendarBounds {
         let micros = i64::try_from(now.micros()).unwrap_or(i64::MAX);
         let moment = jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::MAX);
@@ -85,7 +85,7 @@ impl Calendar {
         )
     }
 
-    /// The start of the unit that `zoned` is in.
+    /// The start of the unit that contains `zoned`.
     fn floor(&self, zoned: &Zoned) -> Zoned {
         let date = zoned.date();
         let date = match self.unit {
@@ -100,7 +100,7 @@ impl Calendar {
             CalendarUnit::Month => date.first_of_month(),
             CalendarUnit::Year => date.first_of_year(),
         };
-        // A day that begins with a gap of the clock begins after the gap.
+        // If midnight falls into a daylight-saving gap, the day begins after the gap.
         date.to_zoned(self.zone.clone()).unwrap_or_else(|_| zoned.clone())
     }
 }

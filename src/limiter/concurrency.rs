@@ -1,23 +1,22 @@
 //! Concurrency: a set of leases, each with its own expiry.
 //!
-//! A lease is held under an id that was made before the store was asked, so that a timed-out acquire can be undone
-//! and a repeated one takes no second slot. Expired leases free themselves one by one. Releasing is idempotent and
-//! touches nobody else's lease.
+//! The id of a lease is made before the store is called, so that an acquire that timed out can be undone and a retry
+//! takes no second slot. Leases expire one by one. Releasing is idempotent and affects no other lease.
 
 use super::{Arithmetic, Lease, LeaseId, Leases, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
-/// The numbers of a concurrency limit.
+/// The parameters of a concurrency limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Concurrency {
-    /// Slots.
+    /// Number of slots.
     pub max: u32,
-    /// Microseconds until a lease that nobody releases expires.
+    /// Microseconds until a lease expires that is neither released nor renewed.
     pub lease: u64,
 }
 
 impl Concurrency {
-    /// The wait until a new slot is free.
+    /// The time until this many more slots are free.
     fn wait_for_slot(&self, leases: &Leases, now: Timestamp, slots: usize) -> Wait {
         let expired = leases.expired(now);
         let over = (leases.leases.len() - expired + slots).saturating_sub(self.max as usize);
@@ -39,7 +38,7 @@ impl Arithmetic for Concurrency {
         leases.correct(now)
     }
 
-    /// A refund does nothing here: a slot is given back by the id of its lease (semantics 11).
+    /// Does nothing: a slot is released by the id of its lease (semantics 11).
     fn refund(&self, _: &mut Leases, _: Timestamp, _: u32) -> bool {
         false
     }
@@ -54,7 +53,7 @@ impl Arithmetic for Concurrency {
         }
     }
 
-    /// Takes one slot, whatever the units.
+    /// Takes one slot, regardless of the units.
     fn charge(&self, leases: &mut Leases, now: Timestamp, _: u32, id: LeaseId) {
         let expired = leases.expired(now);
         leases.leases.drain(..expired);

@@ -1,18 +1,18 @@
-//! Fixed window: one count, forgotten whole at the window's end.
+//! Fixed window: one count, which drops to zero at the window's end.
 //!
-//! A window is aligned to the epoch, to a calendar, or to the first hit. The boundaries of a calendar around now are
-//! computed where time zones are known, and travel with the check (semantics 23); a store picks among them by its
+//! A window is aligned to the epoch, to a calendar, or to the first hit. The boundaries of a calendar are computed in
+//! this process, which knows time zones, and are sent with the check (semantics 23); a store chooses among them by its
 //! own clock.
 //!
-//! The known property of every fixed window: `limit` units just before a boundary and `limit` just after it pass.
+//! As with every fixed window, `limit` units can pass just before a boundary and `limit` more just after it.
 
 use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
-/// The numbers of a fixed window.
+/// The parameters of a fixed window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct FixedWindow {
-    /// Units in a window.
+    /// Maximum units in a window.
     pub limit: u32,
     /// Where windows start and end.
     pub alignment: Alignment,
@@ -29,7 +29,7 @@ pub enum Alignment {
     FirstHit(u64),
 }
 
-/// Four boundaries in order: the window before, the one that was current when they were computed, and the next.
+/// Four boundaries in order, of three windows: the one that was current when they were computed, and its neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct CalendarBounds(pub [Timestamp; 4]);
 
@@ -38,14 +38,14 @@ pub struct CalendarBounds(pub [Timestamp; 4]);
 pub struct FixedCount {
     /// Where the window starts.
     pub start: Timestamp,
-    /// Where it ends: the count is forgotten from here on.
+    /// Where it ends; from here on the count is zero.
     pub end: Timestamp,
     /// Units in it.
     pub count: u32,
 }
 
 impl CalendarBounds {
-    /// The window around `now`. Before the first and after the last boundary, the nearest window stands.
+    /// The window that contains `now`. Before the first and after the last boundary, the nearest window.
     fn around(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         let [first, second, third, last] = self.0;
         match now {
@@ -57,7 +57,7 @@ impl CalendarBounds {
 }
 
 impl FixedWindow {
-    /// The window around `now`, for a hit that comes now.
+    /// The window of a first hit at `now`.
     fn window(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         match self.alignment {
             Alignment::Epoch(window) => {
@@ -69,6 +69,7 @@ impl FixedWindow {
         }
     }
 
+    /// The count at `now`, in its window.
     fn at(&self, fixed: &FixedCount, now: Timestamp) -> FixedCount {
         if now < fixed.end {
             return *fixed;
@@ -97,7 +98,7 @@ impl Arithmetic for FixedWindow {
         live
     }
 
-    /// A window that has ended since owes nothing.
+    /// Does nothing if the window of the charge has ended.
     fn undo(&self, fixed: &mut FixedCount, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         charged.at >= fixed.start && self.refund(fixed, now, charged.units)
     }
@@ -118,7 +119,7 @@ impl Arithmetic for FixedWindow {
     fn charge(&self, fixed: &mut FixedCount, now: Timestamp, units: u32, _: LeaseId) {
         let mut seen = self.at(fixed, now);
         if seen.count == 0 {
-            // An empty window that is still open (everything was refunded) starts over at this hit.
+            // A window whose units were all refunded starts again at this hit.
             (seen.start, seen.end) = self.window(now);
         }
         *fixed = FixedCount { count: seen.count.saturating_add(units), ..seen };

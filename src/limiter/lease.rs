@@ -5,15 +5,15 @@ use crate::clock::Timestamp;
 /// The result of releasing or renewing a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeaseStatus {
-    /// It was held, and has been released or renewed.
+    /// It was held and is now released or renewed.
     Done,
-    /// It had expired before: its slot may have gone to somebody else already.
+    /// It had expired; another request may have its slot already.
     Expired,
-    /// It is not known here: never acquired, released before, or expired and forgotten.
+    /// It is unknown: never acquired, already released, or expired and removed.
     Unknown,
 }
 
-/// The id of a lease: random, made anew for every request.
+/// The id of a lease, unique to a request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LeaseId(pub u128);
 
@@ -28,19 +28,19 @@ pub struct Lease {
     pub expires: Timestamp,
 }
 
-/// The leases of one counter, the first to expire first.
+/// The leases of one counter, in order of expiry.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Leases {
     pub(super) leases: Vec<Lease>,
 }
 
 impl Leases {
-    /// The leases, the first to expire first; expired ones may be among them until the next charge.
+    /// The leases, in order of expiry. Expired ones may be among them until the next charge.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.leases.iter()
     }
 
-    /// A set of these leases.
+    /// Restores a set from its leases, in any order.
     pub fn restore(mut leases: Vec<Lease>) -> Self {
         leases.sort_by_key(|lease| lease.expires);
         Self { leases }
@@ -59,34 +59,34 @@ impl Leases {
         }
     }
 
-    /// The number of leases by which a full set grows: it doubles.
+    /// Number of leases by which a full set grows: it doubles.
     fn grown_capacity(&self) -> usize {
         self.leases.len().max(4)
     }
 
     /// Releases a lease. Returns its status, and whether anything changed.
     pub(crate) fn release(&mut self, id: LeaseId, now: Timestamp) -> (LeaseStatus, bool) {
-        let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
+        let Some(index) = self.leases.iter().position(|lease| lease.id == id) else {
             return (LeaseStatus::Unknown, false);
         };
-        let lease = self.leases.remove(place);
+        let lease = self.leases.remove(index);
         (if lease.expires > now { LeaseStatus::Done } else { LeaseStatus::Expired }, true)
     }
 
-    /// Lets a lease that is still held expire `length` from now.
+    /// Makes a held lease expire `length` microseconds from now. Returns its status, and whether anything changed.
     pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: u64) -> (LeaseStatus, bool) {
-        let Some(place) = self.leases.iter().position(|lease| lease.id == id) else {
+        let Some(index) = self.leases.iter().position(|lease| lease.id == id) else {
             return (LeaseStatus::Unknown, false);
         };
-        if self.leases[place].expires <= now {
+        if self.leases[index].expires <= now {
             return (LeaseStatus::Expired, false);
         }
-        let lease = self.leases.remove(place);
+        let lease = self.leases.remove(index);
         self.insert(Lease { acquired: now, expires: now.plus(length), ..lease });
         (LeaseStatus::Done, true)
     }
 
-    /// Moves acquisitions that lie ahead of `now` to `now`, their expiry moving along.
+    /// Moves acquisitions after `now` to `now`, and each expiry by as much. Returns whether anything moved.
     pub(crate) fn correct(&mut self, now: Timestamp) -> bool {
         let mut ahead = false;
         for lease in self.leases.iter_mut().filter(|lease| lease.acquired > now) {
@@ -104,11 +104,11 @@ impl Leases {
         if self.leases.len() == self.leases.capacity() {
             self.leases.reserve_exact(self.grown_capacity());
         }
-        let place = self.leases.partition_point(|held| held.expires <= lease.expires);
-        self.leases.insert(place, lease);
+        let index = self.leases.partition_point(|held| held.expires <= lease.expires);
+        self.leases.insert(index, lease);
     }
 
-    /// How many have expired; those that are still held come after them.
+    /// Number of expired leases, which come before those that are held.
     pub fn expired(&self, now: Timestamp) -> usize {
         self.leases.partition_point(|lease| lease.expires <= now)
     }

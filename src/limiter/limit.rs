@@ -5,7 +5,7 @@ use super::{
     TokenBucket,
 };
 
-/// The numbers that one check is decided by.
+/// The algorithm that decides a check, with its parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Limit {
     /// At most `burst + rate x t` units in any time `t`.
@@ -23,25 +23,25 @@ pub enum Limit {
 /// The state of a counter between two decisions.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum State {
-    /// Nothing is counted: a counter never seen, or forgotten.
+    /// Nothing is counted: the counter is new, or was dropped.
     #[default]
     Empty,
-    /// Of [`Limit::TokenBucket`].
+    /// The state of [`Limit::TokenBucket`].
     Bucket(BucketLevel),
-    /// Of [`Limit::SlidingWindow`].
+    /// The state of [`Limit::SlidingWindow`].
     Grants(Grants),
-    /// Of [`Limit::SlidingCounter`].
+    /// The state of [`Limit::SlidingCounter`].
     Pair(CounterPair),
-    /// Of [`Limit::FixedWindow`].
+    /// The state of [`Limit::FixedWindow`].
     Fixed(FixedCount),
-    /// Of [`Limit::Concurrency`].
+    /// The state of [`Limit::Concurrency`].
     Leases(Leases),
 }
 
 impl Limit {
-    /// The share of this limit that one of `instances` may admit alone: at least one unit.
+    /// The share of this limit for one of `instances`: at least one unit.
     ///
-    /// All parts together are at most the limit, unless there are more instances than units.
+    /// All shares together are at most the limit, unless there are more instances than units.
     pub fn share(self, instances: u32) -> Self {
         let part = |units: u32| (units / instances.max(1)).max(1);
         match self {
@@ -56,8 +56,8 @@ impl Limit {
     }
 }
 
-/// Calls `$body` with the algorithm of a limit and the state that belongs to it. A state of another kind counts
-/// as empty: the kind is part of a counter's name, so it can only be there by a fault of the store.
+/// Calls `$body` with the algorithm of a limit and its state. A state of another algorithm counts as empty: the
+/// algorithm is part of a counter's name, so that is a fault of the store.
 macro_rules! with_algorithm {
     ($limit:expr, $held:expr, |$algorithm:ident, $state:ident| $body:expr) => {
         match $limit {

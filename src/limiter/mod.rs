@@ -1,4 +1,4 @@
-//! The arithmetic of limits: one file for each algorithm, and the questions that all of them answer.
+//! The arithmetic of limits: one file for each algorithm, and the operations that all of them implement.
 //!
 //! Everything here is pure: time is an argument; nothing awaits, logs or counts. Numbers are integers, times are
 //! microseconds. No intermediate value leaves 2^53, because Lua counts in doubles (semantics 4), and rounding never

@@ -1,4 +1,4 @@
-//! Sliding window, approximated by two counts: this window's, and a falling share of the one before.
+//! Approximate sliding window: the count of the current window, and a decreasing share of the previous one.
 //!
 //! ```text
 //!   |---- previous ----|---- current ----|
@@ -13,12 +13,12 @@
 use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
-/// The numbers of an approximate window.
+/// The parameters of an approximate sliding window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlidingCounter {
-    /// Units in an aligned window.
+    /// Maximum units in an aligned window.
     pub limit: u32,
-    /// Microseconds.
+    /// The window, in microseconds.
     pub window: u64,
 }
 
@@ -27,7 +27,7 @@ pub struct SlidingCounter {
 pub struct CounterPair {
     /// Where the current window starts.
     pub start: Timestamp,
-    /// Units in the window that starts there.
+    /// Units in the current window.
     pub current: u32,
     /// Units in the window before it.
     pub previous: u32,
@@ -58,7 +58,7 @@ impl SlidingCounter {
         self.window.div_ceil(self.step())
     }
 
-    /// The units of the previous window that still count.
+    /// Units of the previous window that still count.
     fn carried(&self, pair: &CounterPair, now: Timestamp) -> u64 {
         let left = (self.window - (now - pair.start)).div_ceil(self.step());
         (u64::from(pair.previous) * left).div_ceil(self.steps())
@@ -68,7 +68,8 @@ impl SlidingCounter {
         self.carried(pair, now) + u64::from(pair.current)
     }
 
-    /// How far into a window its predecessor's `previous` units count for at most `room`; `None` when never.
+    /// Microseconds into a window until the `previous` units of its predecessor count as at most `room`; `None` if they
+    /// always count as more.
     fn elapsed_until(&self, previous: u32, room: u64) -> Option<u64> {
         if previous == 0 {
             return Some(0);
@@ -96,7 +97,7 @@ impl Arithmetic for SlidingCounter {
         true
     }
 
-    /// The units leave the window they were counted in, which may be the previous one by now.
+    /// Takes the units out of the window that counted them, which may be the previous one now.
     fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let &ReportedCharge { at, units, .. } = charged;
         let seen = self.at(pair, now);

@@ -1,25 +1,25 @@
-//! Sliding window, exact: a log of grants, at most `limit` of them in any window of that length.
+//! Exact sliding window: a log of grants, at most `limit` of them in any window.
 //!
 //! ```text
 //!            |<------- window ------->|
 //!   x    x   |x      x  x          x  | now
-//!   forgotten  oldest counted    newest
+//!   expired    oldest counted    newest
 //! ```
 //!
 //! A grant at `t` counts until just before `t + window`. The log is kept in time order, so the counted grants are
-//! its tail. A charge appends one moment a unit and drops what is forgotten; nothing else is rewritten.
+//! its tail. A charge drops expired grants and appends one moment for each unit.
 
 use std::collections::VecDeque;
 
 use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
-/// The numbers of an exact window.
+/// The parameters of an exact sliding window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlidingWindow {
-    /// Grants in any window. At most 10 000, because each is remembered.
+    /// Maximum grants in any window. At most 10 000, because each is stored.
     pub limit: u32,
-    /// Microseconds.
+    /// The window, in microseconds.
     pub window: u64,
 }
 
@@ -41,12 +41,12 @@ impl Grants {
         moments.iter().is_sorted().then_some(Self { moments })
     }
 
-    /// How many grants are remembered: those that no longer count are forgotten by the next charge.
+    /// Number of stored grants. The next charge drops those that have expired.
     pub fn count(&self) -> usize {
         self.moments.len()
     }
 
-    /// Replaces the grants by these moments, oldest first. The allocation is reused.
+    /// Replaces the grants by these moments, oldest first, and reuses the allocation.
     pub fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
         self.moments.clear();
         self.moments.extend(moments.into_iter().map(Timestamp::micros));
@@ -70,17 +70,17 @@ impl Grants {
 }
 
 /// The capacity to which a full allocation grows: it doubles, up to the length of a full log.
-fn grown_capacity(places: usize, full: usize) -> usize {
-    (places * 2).clamp(4, full.max(4))
+fn grown_capacity(capacity: usize, full: usize) -> usize {
+    (capacity * 2).clamp(4, full.max(4))
 }
 
 impl SlidingWindow {
     fn counted(&self, grants: &Grants, now: Timestamp) -> usize {
-        grants.moments.len() - self.forgotten(grants, now)
+        grants.moments.len() - self.expired(grants, now)
     }
 
-    /// How many grants, from the oldest, no longer count.
-    fn forgotten(&self, grants: &Grants, now: Timestamp) -> usize {
+    /// Number of grants, from the oldest, that no longer count.
+    fn expired(&self, grants: &Grants, now: Timestamp) -> usize {
         match grants.moments.front() {
             Some(&oldest) if oldest.saturating_add(self.window) <= now.micros() => {
                 grants.moments.partition_point(|&grant| grant.saturating_add(self.window) <= now.micros())
@@ -103,15 +103,15 @@ impl Arithmetic for SlidingWindow {
     }
 
     fn refund(&self, grants: &mut Grants, now: Timestamp, units: u32) -> bool {
-        let forgotten = self.forgotten(grants, now);
-        let given_back = (units as usize).min(grants.moments.len() - forgotten);
+        let expired = self.expired(grants, now);
+        let given_back = (units as usize).min(grants.moments.len() - expired);
         if given_back > 0 {
-            grants.moments.drain(..forgotten + given_back);
+            grants.moments.drain(..expired + given_back);
         }
         given_back > 0
     }
 
-    /// Drops the grants of that moment, the newest first: grants of one moment cannot be told apart.
+    /// Drops grants of the moment of the charge: those of one moment are alike.
     fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let &ReportedCharge { at, units, .. } = charged;
         let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
@@ -127,20 +127,20 @@ impl Arithmetic for SlidingWindow {
             Need::Fits(cost) => cost as usize,
             Need::OneLeft => 1,
         };
-        let forgotten = self.forgotten(grants, now);
-        let over = (grants.moments.len() - forgotten + room).saturating_sub(self.limit as usize);
+        let expired = self.expired(grants, now);
+        let over = (grants.moments.len() - expired + room).saturating_sub(self.limit as usize);
         match over {
             0 => Wait::Met,
-            // The over-th oldest counted grant has to be forgotten; there is one, because room <= limit.
-            over => Wait::For(grants.moments[forgotten + over - 1].saturating_add(self.window) - now.micros()),
+            // The over-th oldest counted grant must expire. It exists, because room <= limit.
+            over => Wait::For(grants.moments[expired + over - 1].saturating_add(self.window) - now.micros()),
         }
     }
 
     fn charge(&self, grants: &mut Grants, now: Timestamp, units: u32, _: LeaseId) {
-        let forgotten = self.forgotten(grants, now);
-        grants.moments.drain(..forgotten);
-        // Beyond the limit the oldest grant goes for the newest, and a log that is longer than this limit (it was
-        // lowered) never gets shorter than what still counts.
+        let expired = self.expired(grants, now);
+        grants.moments.drain(..expired);
+        // Beyond the limit, a new grant replaces the oldest. A log that is longer than a limit that was lowered keeps
+        // its length.
         let full = grants.moments.len().max(self.limit as usize);
         for _ in 0..units.min(self.limit) {
             if grants.moments.len() == full {

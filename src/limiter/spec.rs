@@ -1,23 +1,23 @@
-//! A limiter as the operator configured it, and the [`Limit`] it stands for at a moment.
+//! A limiter as configured, and its [`Limit`] at a moment.
 
 use std::time::Duration;
 
 use super::{Alignment, Calendar, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
 use crate::clock::Timestamp;
 
-/// The largest `limit` of an exact sliding window: every grant is remembered.
+/// The largest `limit` of an exact sliding window: every grant is stored.
 pub const MAX_LOG_LIMIT: u32 = 10_000;
 
 /// The longest window: ten years.
 pub const MAX_WINDOW: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The most slots of a concurrency limit: every lease is remembered.
+/// Maximum slots of a concurrency limit: every lease is stored.
 pub const MAX_SLOTS: u32 = 10_000;
 
 /// A named limiter: a rate or a window, a concurrency limit, or both.
 #[derive(Clone, Debug)]
 pub struct Limiter {
-    /// The name rules apply it by.
+    /// The name by which rules apply it.
     pub name: String,
     /// The index of its store among the configured ones.
     pub store: u16,
@@ -34,9 +34,9 @@ pub struct Limiter {
 /// The policy when a store does not answer (semantics 31).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
 pub enum OnStoreError {
-    /// Let it pass.
+    /// Admit.
     Allow,
-    /// Refuse it.
+    /// Refuse.
     Deny,
     /// Decide in this process's memory until the store is back. Where the store is this process's memory, refuse.
     #[default]
@@ -48,20 +48,20 @@ pub enum OnStoreError {
 pub struct Quota {
     /// Units per window, as configured.
     pub limit: u32,
-    /// The window, as configured; the mean one of a calendar.
+    /// The window, as configured; the nominal length for a calendar.
     pub window: Duration,
-    /// How it is counted.
+    /// The counting algorithm.
     pub algorithm: Algorithm,
 }
 
-/// How a quota is counted.
+/// The counting algorithm of a quota.
 #[derive(Clone, Debug)]
 pub enum Algorithm {
     /// `limit` tokens refill per window, and at most `burst` are held.
     TokenBucket {
-        /// Tokens it holds when full; the limit when not stated.
+        /// Tokens in a full bucket; `limit` if unset.
         burst: Option<u32>,
-        /// Tokens it can owe, where the operator said so.
+        /// Maximum debt in tokens, if configured.
         max_debt: Option<u64>,
     },
     /// An exact log of grants.
@@ -98,17 +98,17 @@ pub enum SpecError {
     /// The window exceeds [`MAX_WINDOW`].
     #[error("expected at most 3650d")]
     WindowTooLong,
-    /// No bucket represents the rate within 1 %; holds the largest burst that would.
-    #[error("a bucket cannot hold this rate within 1 %; the largest burst it can is {0}")]
+    /// No bucket represents the rate within 1 %. Contains the largest burst with which one would.
+    #[error("expected at most {0}, so that a bucket can represent the rate within 1 %")]
     Rate(u32),
 }
 
 impl Quota {
-    /// A quota whose numbers can be counted.
+    /// A quota with these parameters.
     ///
     /// # Errors
     ///
-    /// [`SpecError`] names the bound that is passed.
+    /// [`SpecError`] names the bound that is exceeded.
     pub fn new(limit: u32, window: Duration, algorithm: Algorithm) -> Result<Self, SpecError> {
         if limit == 0 || window.as_micros() == 0 {
             return Err(SpecError::Zero);
@@ -126,12 +126,12 @@ impl Quota {
         Ok(quota)
     }
 
-    /// The same quota with a limit and window that came with a request (semantics 18). An explicit burst stays; a
-    /// calendar gives way to the window asked for.
+    /// This quota with the limit and window of an override (semantics 18). An explicit burst stays; a calendar is
+    /// replaced by the window of the override.
     ///
     /// # Errors
     ///
-    /// [`SpecError`] when configuration would refuse those numbers.
+    /// [`SpecError`] when configuration would reject those numbers.
     pub fn overridden(&self, limit: u32, window: Duration) -> Result<Self, SpecError> {
         let algorithm = match &self.algorithm {
             Algorithm::FixedWindow(Schedule::Calendar(_)) if window != self.window => {
@@ -142,12 +142,12 @@ impl Quota {
         Self::new(limit, window, algorithm)
     }
 
-    /// The numbers to decide by at `now`. `max_debt` is what a bucket can owe where the operator did not say.
+    /// The limit at `now`. `max_debt` is the maximum debt of a bucket for which none is configured.
     pub fn limit(&self, now: Timestamp, max_debt: u64) -> Limit {
         let window = micros(self.window);
         match &self.algorithm {
             Algorithm::TokenBucket { .. } => {
-                Limit::TokenBucket(self.bucket(max_debt).expect("new() refused what a bucket cannot hold"))
+                Limit::TokenBucket(self.bucket(max_debt).expect("`new` rejects rates that a bucket cannot represent"))
             }
             Algorithm::SlidingWindow => Limit::SlidingWindow(SlidingWindow { limit: self.limit, window }),
             Algorithm::SlidingCounter => Limit::SlidingCounter(SlidingCounter { limit: self.limit, window }),
@@ -167,8 +167,8 @@ impl Quota {
         matches!(self.algorithm, Algorithm::FixedWindow(Schedule::Calendar(_)))
     }
 
-    /// The kind of state in a counter's name, with the window and alignment where they belong to it
-    /// (semantics 1). A bucket's window is only a number and carries over.
+    /// The kind of state in a counter's name (semantics 1): the algorithm, window and alignment. The window of a bucket
+    /// is left out, because its state carries over.
     pub fn kind(&self) -> String {
         let window = micros(self.window);
         match &self.algorithm {

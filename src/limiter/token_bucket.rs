@@ -1,11 +1,10 @@
-//! Token bucket, as a level that drains: GCRA with the theoretical arrival time kept relative.
+//! Token bucket as a level that drains: GCRA, with the theoretical arrival time relative to the last charge.
 //!
-//! The level counts what was used. One token is `unit` levels high and one microsecond drains `drain` levels, so a
-//! rate of `drain / unit` tokens a microsecond is held as an exact fraction: 100 per hour is unit 36 000 000 and
-//! drain 1.
+//! The level counts used tokens. One token is `unit` levels, and `drain` levels drain in a microsecond, so that the
+//! rate is an exact fraction of `drain / unit` tokens a microsecond: 100 per hour is unit 36 000 000 and drain 1.
 //!
 //! ```text
-//!   (burst + max_debt) x unit  +---------------+  what it can owe
+//!   (burst + max_debt) x unit  +---------------+  no more debt
 //!                              |     debt      |
 //!              burst x unit    +---------------+  full: nothing left
 //!                              |     used      |  <- level, drains to zero
@@ -18,11 +17,11 @@
 use super::{Arithmetic, LeaseId, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
-/// The numbers of a bucket. Made by [`TokenBucket::new`], which keeps every product below 2^53.
+/// The parameters of a bucket. [`TokenBucket::new`] keeps every product below 2^53.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct TokenBucket {
     burst: u32,
-    /// Tokens that the bucket can hold and owe together.
+    /// Burst and maximum debt together, in tokens.
     capacity: u64,
     /// Levels in a token.
     unit: u64,
@@ -33,36 +32,36 @@ pub struct TokenBucket {
 /// The state of a bucket: its level at the moment of the last charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct BucketLevel {
-    /// What was used, in levels.
+    /// Used tokens, in levels.
     pub level: u64,
     /// The moment of the last charge.
     pub at: Timestamp,
-    /// Levels in a token when this was written, so that a change of numbers keeps what was used.
+    /// Levels in a token at that moment, so that used tokens carry over when the parameters change.
     pub unit: u64,
 }
 
-/// A bucket cannot be held within one percent of its rate.
+/// The rate of a bucket cannot be represented within one percent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unrepresentable {
-    /// The largest burst that this rate can be held with.
+    /// The largest burst with which this rate can be represented.
     pub largest_burst: u32,
 }
 
 impl TokenBucket {
     /// A bucket of `burst` tokens that refills `tokens` per `window` microseconds and may owe `max_debt` more.
     ///
-    /// The rate is exact where the fraction fits, else rounded down by less than one percent. Debt saturates at what
+    /// The rate is exact where the fraction fits, else rounded down by less than one percent. The debt is at most what
     /// can be counted.
     ///
     /// # Errors
     ///
-    /// [`Unrepresentable`] when even one percent cannot be kept.
+    /// [`Unrepresentable`] when the rate would be off by one percent or more.
     ///
     /// # Panics
     ///
-    /// When `tokens`, `window` or `burst` is zero; configuration refuses those before.
+    /// When `tokens`, `window` or `burst` is zero; configuration rejects those.
     pub fn new(tokens: u64, window: u64, burst: u32, max_debt: u64) -> Result<Self, Unrepresentable> {
-        assert!(tokens > 0 && window > 0 && burst > 0, "a bucket has a rate and holds something");
+        assert!(tokens > 0 && window > 0 && burst > 0, "a bucket has a rate and a burst");
         let divisor = gcd(tokens, window);
         let (exact_drain, exact_unit) = (tokens / divisor, window / divisor);
         let largest_unit = MAX_EXACT_INTEGER / 2 / u64::from(burst);
@@ -82,12 +81,12 @@ impl TokenBucket {
         Ok(Self { burst, capacity, unit, drain })
     }
 
-    /// The tokens it holds when full.
+    /// Tokens in a full bucket.
     pub fn burst(&self) -> u32 {
         self.burst
     }
 
-    /// Tokens that it can hold and owe together.
+    /// Burst and maximum debt together, in tokens.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
@@ -102,7 +101,7 @@ impl TokenBucket {
         self.drain
     }
 
-    /// The stricter of two buckets, number by number.
+    /// The slower rate, the smaller burst and the larger debt of two buckets.
     pub fn strictest(self, other: Self) -> Self {
         let slower =
             |a: &Self, b: &Self| u128::from(a.drain) * u128::from(b.unit) <= u128::from(b.drain) * u128::from(a.unit);
@@ -119,7 +118,7 @@ impl TokenBucket {
         u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 
-    /// The share of one of `instances`: of the rate, the burst and the debt, at least one token of burst.
+    /// The share of rate, burst and debt for one of `instances`, at least one token of burst.
     pub(super) fn share(self, instances: u32) -> Self {
         let burst = (self.burst / instances).max(1);
         let debt = (self.capacity - u64::from(self.burst)) / u64::from(instances);
@@ -140,8 +139,8 @@ impl TokenBucket {
     #[inline]
     fn level(&self, state: &BucketLevel, now: Timestamp) -> u64 {
         let used = rescale(state.level, state.unit, self.unit, self.capacity);
-        // A translation that counts in doubles divides first, so that no product passes 2^53: `used / drain` is what
-        // elapses until nothing is used.
+        // A translation that counts in doubles divides first, so that no product exceeds 2^53: the level is zero after
+        // `used / drain` microseconds.
         used.saturating_sub((now - state.at).saturating_mul(self.drain))
     }
 
@@ -168,9 +167,9 @@ impl Arithmetic for TokenBucket {
         true
     }
 
-    /// Where nothing was charged since, the level is what it was. Else what drained since would have drained without
-    /// the charge too, as far as there was something to drain: the rest of it was the charge draining, and is not given
-    /// back. So others keep what they paid for, and nobody gets more than there was.
+    /// Subtracts the units from the level. If something else was charged since, the part of the charge that has drained
+    /// already is not given back: what drained beyond the level before the charge. So later charges stay, and the
+    /// bucket holds no more tokens than without the charge.
     fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let units = u64::from(charged.units).min(self.capacity) * self.unit;
         if (state.at, state.unit) == (charged.at, self.unit) {
@@ -192,10 +191,10 @@ impl Arithmetic for TokenBucket {
             Need::Fits(cost) => u64::from(cost) * self.unit,
             Need::OneLeft => self.unit,
         };
-        let wanted = self.level(state, now) + room;
-        match wanted > self.full() {
+        let needed = self.level(state, now) + room;
+        match needed > self.full() {
             false => Wait::Met,
-            true => Wait::For((wanted - self.full()).div_ceil(self.drain)),
+            true => Wait::For((needed - self.full()).div_ceil(self.drain)),
         }
     }
 
@@ -218,7 +217,7 @@ impl Arithmetic for TokenBucket {
 
 /// Converts a level from `from` to `to` levels in a token, rounded up, at most `capacity` tokens.
 ///
-/// The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
+/// The fraction of a token is rounded to a grid of 2^20, so that no product exceeds 2^53.
 #[inline]
 fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     match level == 0 || from == to {
@@ -227,7 +226,7 @@ fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     }
 }
 
-/// [`rescale`] after a change of numbers, which is rare: once for each counter and change.
+/// [`rescale`] after a change of parameters, which is rare: once for each counter and change.
 #[cold]
 fn rescale_after_change(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     let (tokens, part) = (level / from, level % from);
@@ -241,9 +240,9 @@ fn rescale_after_change(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     (tokens * to + part).min(capacity * to)
 }
 
-/// The largest burst with which a rate of `drain / unit` tokens a microsecond keeps within one percent.
+/// The largest burst with which a rate of `drain / unit` tokens a microsecond is represented within one percent.
 fn largest_burst(drain: u64, unit: u64) -> u32 {
-    // With fewer levels in a token: drain x floor(MAX_EXACT_INTEGER / 2 / burst) / unit >= 100.
+    // With fewer levels per token: drain x floor(MAX_EXACT_INTEGER / 2 / burst) / unit >= 100.
     let fewest_levels = (100 * u128::from(unit)).div_ceil(u128::from(drain));
     let rounded = u128::from(MAX_EXACT_INTEGER / 2) / fewest_levels;
     let exact = u128::from(MAX_EXACT_INTEGER / 2 / unit);
