@@ -1,27 +1,27 @@
-//! The rules as the operator wrote them.
+//! The rules as configured.
 
 use super::{Matcher, Normaliser};
 use crate::limiter::Limiter;
 use crate::secret::Secret;
 
-/// Everything that decides which limiters apply, as the operator wrote it.
+/// Everything that decides which limiters apply, as configured.
 #[derive(Clone, Debug)]
 pub struct RuleBook {
     /// The deployment's secret.
     pub secret: Secret,
-    /// The names of the stores, in the order that [`Limiter::store`] counts them.
+    /// The names of the stores, which [`Limiter::store`] indexes.
     pub stores: Vec<String>,
     /// The partitioned stores.
     pub partitioned: Vec<PartitionedStore>,
-    /// The limiters, each name once.
+    /// The limiters; names are unique.
     pub limiters: Vec<Limiter>,
-    /// Settings of domains. A domain without any has the defaults.
+    /// The settings of domains. A domain that is not listed has the defaults.
     pub domains: Vec<Domain>,
-    /// The rules: files in name order, then place in the file.
+    /// The rules, in the order of files by name and of positions in a file.
     pub rules: Vec<Rule>,
-    /// Counts and reports but never denies: the kill switch of the whole server.
+    /// Counts and reports but never denies, in all domains: the kill switch of the server.
     pub shadow: bool,
-    /// The entry whose only presence gives a lease back (semantics 24).
+    /// The key of the entry that, alone in a descriptor, releases a lease (semantics 24).
     pub release_entry: String,
     /// The bounds of a request.
     pub bounds: RequestBounds,
@@ -43,29 +43,29 @@ impl Default for RuleBook {
     }
 }
 
-/// A partitioned store: Redis Cluster. Counters of one partition are decided together.
+/// A partitioned store, such as Redis Cluster. Counters of one partition are decided together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionedStore {
     /// Its index in [`RuleBook::stores`].
     pub store: u16,
-    /// The entry whose value determines the partition. A key without it uses its first entry by name.
+    /// The entry whose value determines the partition. A key without this entry uses its first one by name.
     pub tag: Option<String>,
 }
 
-/// The bounds of a request; a request beyond them is refused (semantics 28).
+/// The bounds of a request. A request that exceeds them is refused (semantics 28).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestBounds {
-    /// Descriptors in a request.
+    /// Maximum descriptors in a request.
     pub descriptors: usize,
-    /// Entries in a descriptor.
+    /// Maximum entries in a descriptor.
     pub entries: usize,
-    /// Checks that all descriptors of a request make together.
+    /// Maximum checks of all descriptors of a request together.
     pub checks: usize,
 }
 
 impl RequestBounds {
-    /// The most that bounds can be set to: a plan counts its descriptors and checks in 16 bits, and looks for a counter
-    /// among the checks it has.
+    /// The largest bounds: a plan counts its descriptors and checks in 16 bits, and searches all its checks for a
+    /// counter.
     pub const MAX: RequestBounds = RequestBounds { descriptors: 1_000, entries: 1_000, checks: 4_096 };
 
     pub(super) fn clamped(self) -> Self {
@@ -108,39 +108,39 @@ pub enum Unmatched {
     Deny,
 }
 
-/// A rule of a domain: the descriptors it matches and its action.
+/// A rule of a domain: the descriptors that it matches, and its action.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// The domain it stands in.
+    /// The rule's domain.
     pub domain: String,
     /// Its name in refusals, metrics and logs.
     pub name: String,
-    /// The entries that must be there, each with its test. None: every descriptor matches.
+    /// The required entries, each with a test of its value. If empty, every descriptor matches.
     pub matches: Vec<(String, Matcher)>,
-    /// What it does.
+    /// The action.
     pub action: Action,
-    /// Ends the walk of a descriptor that it matches.
+    /// Ends the walk of a descriptor that the rule matches.
     pub last: bool,
     /// Counts and reports but never denies.
     pub shadow: bool,
-    /// The percentage of keys for which it is enforced; it is in shadow for the others.
+    /// The percentage of keys for which the rule is enforced. It is in shadow for the others.
     pub enforce_percent: Option<u8>,
-    /// The response of its refusals.
+    /// The response to a refused request.
     pub refusal: RefusalText,
 }
 
-/// What a rule does with a descriptor that it matches.
+/// The action of a rule on a descriptor that it matches.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Applies limiters.
     Apply(Vec<Apply>),
-    /// Ends the walk; the checks found before stay (semantics 25).
+    /// Ends the walk, and keeps the checks found before (semantics 25).
     Allow,
-    /// Refuses the request; nothing is charged.
+    /// Refuses the request, and charges nothing.
     Deny,
 }
 
-/// The response of a refusal, as far as it is configured.
+/// The configured parts of the response to a refused request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalText {
     /// The HTTP status; 429 if unset.
@@ -154,17 +154,17 @@ pub struct RefusalText {
 /// One limiter applied by a rule.
 #[derive(Clone, Debug)]
 pub struct Apply {
-    /// The limiter's name, as written: it may hold `{entry}`, filled from the descriptor.
+    /// The limiter's name as configured, in which `{entry}` is replaced by the entry's value.
     pub limiter: String,
-    /// The limiter for a name, once filled, that no limiter has (semantics 26).
+    /// The limiter to apply if no limiter has the resulting name (semantics 26).
     pub otherwise: Option<String>,
-    /// The entries whose values identify the counter. None: one counter for all.
+    /// The entries whose values identify the counter. If empty, all requests share one counter.
     pub key: Vec<KeyEntry>,
-    /// When it is charged.
+    /// When the check is charged.
     pub charge: Charge,
     /// Passes as long as one whole unit is left, and charges the whole cost (semantics 9).
     pub overdraw: bool,
-    /// What to do when an entry of the key, or of the limiter's name, is not there (semantics 7).
+    /// What to do when an entry of the key or of the limiter's name is missing (semantics 7).
     pub missing: Missing,
 }
 
@@ -173,7 +173,7 @@ pub struct Apply {
 pub struct KeyEntry {
     /// The entry.
     pub entry: String,
-    /// The normalisers of its value. An address without an `Ipv6Prefix` gets the default one.
+    /// The normalisers of its value. An address without [`Normaliser::Ipv6Prefix`] gets the default one.
     pub normalise: Vec<Normaliser>,
 }
 
@@ -185,14 +185,14 @@ pub enum Charge {
     Admitted,
     /// When this check passes, even if another refuses.
     Own,
-    /// Whatever the verdict.
+    /// Regardless of the verdict.
     Always,
 }
 
-/// What to do when an entry of a key is not there (semantics 7).
+/// What to do when an entry of a key is missing (semantics 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Missing {
-    /// Leave the check out; the rule's others stay.
+    /// Skip the check, and keep the rule's other checks.
     #[default]
     Skip,
     /// Refuse.

@@ -13,42 +13,43 @@ use super::{DEFAULT_IPV6_PREFIX, Normaliser};
 use crate::clock::Timestamp;
 use crate::limiter::{Algorithm, Limit, Quota};
 
-/// A rule that cannot be compiled. The configuration reports these faults earlier, with file
-/// and line; a program that builds its own [`RuleBook`] gets them here.
+/// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
+/// book gets them here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {
-    /// Two limiters share a name.
+    /// Two limiters have the same name.
     #[error("limiter {0:?} is defined twice")]
     Twice(String),
     /// A limiter counts nothing.
     #[error("limiter {0:?} has neither a quota nor slots")]
     EmptyLimiter(String),
     /// A limiter names a store that does not exist.
-    #[error("limiter {0:?} is kept in a store that does not exist")]
+    #[error("limiter {0:?} uses a store that does not exist")]
     UnknownStore(String),
-    /// A rule applies a limiter that does not exist, or a template that no limiter fits.
-    #[error("rule {rule:?} applies {limiter:?}, which no limiter is called")]
+    /// A rule applies a limiter that does not exist, or a template that matches no limiter.
+    #[error("rule {rule:?} applies {limiter:?}, but no limiter has that name")]
     UnknownLimiter {
         /// The rule.
         rule: String,
-        /// The reference as written.
+        /// The reference as configured.
         limiter: String,
     },
-    /// A slot can only be charged when its group is admitted: refused requests send no release (semantics 9).
+    /// A slot is charged otherwise than on admission. Refused requests would never release it (semantics 9).
     #[error("rule {rule:?} applies {limiter:?}, which holds slots: charge must be \"admitted\" and overdraw off")]
     ChargedSlot {
         /// The rule.
         rule: String,
-        /// The reference as written.
+        /// The reference as configured.
         limiter: String,
     },
-    /// An exact log remembers no more grants than its limit, so what is overdrawn would be forgotten (semantics 12).
+    /// An exact log is overdrawn. It stores no more grants than its limit, so overdrawn units would be lost
+    /// (semantics 12).
     #[error("rule {rule:?} applies {limiter:?}, which is an exact sliding_window: overdraw must be off")]
     OverdrawnLog {
         /// The rule.
         rule: String,
-        /// The reference as written.
+        /// The reference as configured.
         limiter: String,
     },
 }
@@ -64,13 +65,15 @@ impl Rules {
     }
 }
 
-/// Whether some values of the placeholders in `parts` give `name`.
-fn fill(parts: &[TemplatePart], name: &str) -> bool {
+/// Whether some values of the placeholders in `parts` produce `name`.
+fn can_produce(parts: &[TemplatePart], name: &str) -> bool {
     match parts {
         [] => name.is_empty(),
-        [TemplatePart::Text(text), rest @ ..] => name.strip_prefix(text.as_str()).is_some_and(|name| fill(rest, name)),
+        [TemplatePart::Text(text), rest @ ..] => {
+            name.strip_prefix(text.as_str()).is_some_and(|name| can_produce(rest, name))
+        }
         [TemplatePart::Entry(_), rest @ ..] => {
-            (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| fill(rest, &name[end..]))
+            (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| can_produce(rest, &name[end..]))
         }
     }
 }
@@ -152,15 +155,15 @@ impl Compiler {
         })
     }
 
-    /// A bucket may owe nothing, its limit once a rule charges it always, anything once a rule overdraws it
-    /// (semantics 9).
+    /// Sets the default maximum debt of each bucket: none, its limit if a rule always charges it, unlimited if a rule
+    /// overdraws it (semantics 9).
     fn set_debts(&mut self, rules: &[Rule]) {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
                 let parts = template_parts(&apply.limiter);
                 let reached = self.book.limiters.iter().enumerate().filter(|(_, limiter)| {
-                    fill(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
+                    can_produce(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
                 });
                 for (number, limiter) in reached {
                     let debt = match (apply.overdraw, apply.charge) {
@@ -256,7 +259,7 @@ impl Compiler {
             }
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
-        let fitting = names.into_iter().filter(|name| fill(&parts, name));
+        let fitting = names.into_iter().filter(|name| can_produce(&parts, name));
         let placeholders = parts.iter().filter(|part| matches!(part, TemplatePart::Entry(_))).count();
         let mut found = HashMap::default();
         for name in fitting {
@@ -290,7 +293,7 @@ impl Compiler {
 
     fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain) -> u32 {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
-        // Names of entries are in order, so the least is the first.
+        // The entries of a key are hashed in order of their names.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
         let partitioned = self.book.partitioned.iter().any(|partitioned| partitioned.store == configured.store);
         let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);

@@ -1,4 +1,4 @@
-//! The rules in use, in the form in which requests are planned.
+//! The compiled form of the rules, by which requests are planned.
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
@@ -11,7 +11,7 @@ use crate::limiter::{Limit, Limiter, OnStoreError};
 use crate::plan::CounterName;
 use crate::secret::{NamePrefix, Partitions, Secret};
 
-/// The rules in use: immutable, and replaced whole.
+/// The compiled rules: immutable, and replaced as a whole.
 #[derive(Debug)]
 pub struct Rules {
     pub(super) secret: Secret,
@@ -21,7 +21,7 @@ pub struct Rules {
     /// Never denies: the kill switch.
     pub(super) shadow: bool,
     pub(super) limiters: Vec<Limiter>,
-    /// The default debt of a bucket of each limiter (semantics 9).
+    /// The default maximum debt of each limiter's bucket (semantics 9).
     pub(super) debts: Vec<u64>,
     pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
@@ -32,7 +32,7 @@ pub struct Rules {
 pub(super) struct CompiledDomain {
     pub(super) name: String,
     pub(super) unmatched: Unmatched,
-    /// Never denies: set on the domain or on the server.
+    /// Never denies: set on the domain or the server.
     pub(super) shadow: bool,
     pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
     pub(super) addresses: Vec<String>,
@@ -55,7 +55,7 @@ pub(super) struct CompiledRule {
 }
 
 impl CompiledRule {
-    /// Whether the rule counts this counter and never denies by it.
+    /// Whether the rule is in shadow for this counter.
     pub(super) fn in_shadow(&self, counter: CounterName) -> bool {
         self.shadow || self.enforce_percent.is_some_and(|percent| counter.0[1] % 100 >= u64::from(percent))
     }
@@ -73,9 +73,9 @@ pub(super) struct CompiledApply {
     pub(super) domain: String,
     pub(super) reference: String,
     pub(super) template: LimiterTemplate,
-    /// In order of the entries' names, so that two rules that list them differently share a counter.
+    /// Sorted by name, so that two rules that list the entries in different orders share a counter.
     pub(super) key: Vec<CompiledKeyEntry>,
-    /// The entry of the key that determines the partition, in a partitioned store.
+    /// In a partitioned store, the index of the key's entry that determines the partition.
     pub(super) partitions: Option<(Partitions, usize)>,
     pub(super) charge: Charge,
     pub(super) overdraw: bool,
@@ -88,25 +88,25 @@ pub(super) struct CompiledKeyEntry {
     pub(super) normalise: Vec<Normaliser>,
 }
 
-/// The limiter that a reference names. Numbers are indexes into [`Rules::targets`].
+/// The limiters that a reference can resolve to, as indexes into [`Rules::targets`].
 #[derive(Debug)]
 pub(super) enum LimiterTemplate {
     /// A name without placeholders.
     Fixed(u32),
     /// One placeholder: the limiter by the entry's value.
     One { entry: String, by_value: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
-    /// Several: the limiter by the whole name.
+    /// Several placeholders: the limiter by the whole name.
     Many { parts: Vec<TemplatePart>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
 }
 
-/// A piece of a reference as written.
+/// A part of a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TemplatePart {
     Text(String),
     Entry(String),
 }
 
-/// One limiter as one reference reaches it.
+/// One limiter as resolved from one reference.
 #[derive(Debug)]
 pub(super) struct LimiterTarget {
     /// The indexes of its domain and of its rule in the domain.
@@ -121,12 +121,12 @@ pub(super) struct LimiterTarget {
 #[derive(Debug)]
 pub(super) struct QuotaTarget {
     pub(super) prefix: NamePrefix,
-    /// MissingEntries where it depends on the moment.
+    /// `None` where it depends on the time.
     pub(super) limit: Option<Limit>,
 }
 
 impl Rules {
-    /// The names of the stores, in the order checks count them.
+    /// The names of the stores, which checks index.
     pub fn stores(&self) -> &[String] {
         &self.stores
     }
@@ -141,7 +141,7 @@ impl Rules {
         &self.secret
     }
 
-    /// The limiter a target stands for.
+    /// The limiter of a target.
     pub(crate) fn limiter(&self, target: u32) -> &Limiter {
         &self.limiters[self.targets[target as usize].limiter as usize]
     }
@@ -151,8 +151,7 @@ impl Rules {
         self.targets[target as usize].tier.as_deref()
     }
 
-    /// Every domain in order: its name, and for each of its rules the name and whether anything of it is enforced
-    /// or in shadow.
+    /// The name of every domain in order, with the labels of its rules.
     pub(crate) fn domain_names(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = RuleLabel<'_>>)> {
         self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
     }
@@ -173,12 +172,12 @@ impl Rules {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.name)
     }
 
-    /// The response of a rule's refusals.
+    /// The response to requests that a rule refuses.
     pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
     }
 
-    /// The numbers of a target's quota at `now`.
+    /// The limit of a target's quota at `now`.
     pub(super) fn limit(&self, target: &LimiterTarget, quota: &QuotaTarget, now: Timestamp) -> Limit {
         quota.limit.unwrap_or_else(|| {
             let limiter = target.limiter as usize;
@@ -205,7 +204,7 @@ impl<'r> RuleLabel<'r> {
     }
 }
 
-/// Splits `api_{tier}` into its pieces. An unclosed brace is text.
+/// Splits `api_{tier}` into its parts. An unclosed brace is text.
 pub(super) fn template_parts(reference: &str) -> Vec<TemplatePart> {
     let mut parts = Vec::new();
     let mut rest = reference;
@@ -223,7 +222,7 @@ pub(super) fn template_parts(reference: &str) -> Vec<TemplatePart> {
     parts
 }
 
-/// A counter's name as far as it is the same for every request: up to the value of its key's first entry.
+/// The part of a counter's name that is the same for all requests: up to the value of the key's first entry.
 pub(super) fn name_prefix(
     secret: &Secret,
     domain: &str,

@@ -1,8 +1,8 @@
 //! Finds the rules that may match a descriptor without looking at the others.
 //!
-//! Every rule is filed under one of the entries it requires: the one that the fewest other rules are filed under.
-//! A descriptor is then looked up entry by entry: once by exact value, once for each length of prefix, suffix and
-//! address block in use. What is found still has to pass all its matchers.
+//! Every rule is filed under one of the entries that it requires: the one that the fewest rules require. A descriptor
+//! is looked up entry by entry: once by exact value, and once for each length of prefix, suffix and address block in
+//! use. The rules found must still pass all their matchers.
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
@@ -96,13 +96,13 @@ impl Index {
     }
 }
 
-/// Adds rules one by one: they are few, and adding a slice of any length costs 50 instructions even where it is empty.
+/// Adds rules one by one: there are few, and extending from a slice costs 50 instructions even when it is empty.
 #[inline]
 fn add(found: &mut SmallVec<[u32; 8]>, rules: &[u32]) {
     rules.iter().for_each(|rule| found.push(*rule));
 }
 
-/// The bit of a key's length; long ones share the last.
+/// The bit of a key's length. Long keys share the last one.
 fn length_bit(key: &str) -> u64 {
     1 << key.len().min(63)
 }
@@ -160,7 +160,7 @@ impl KeyIndex {
     }
 }
 
-/// The index_keys under which a matcher can be filed: all of them together find every value that passes it.
+/// The keys under which a matcher is filed: together they find every value that passes it.
 fn index_keys(matcher: &Matcher) -> Vec<IndexKey> {
     match matcher {
         Matcher::Present | Matcher::Not(_) => vec![IndexKey::Present],
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_is_filed_where_it_is_least_crowded() {
+    fn a_rule_is_filed_under_the_entry_that_the_fewest_rules_require() {
         let index = index(&[
             &[("method", "POST"), ("path", "/a")],
             &[("method", "POST"), ("path", "/b")],

@@ -8,23 +8,23 @@ use ipnet::IpNet;
 /// A test of one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Matcher {
-    /// Any value: the entry has to be there.
+    /// Any value.
     Present,
     /// This value.
     Exact(String),
-    /// A text with `*` for anything.
+    /// A pattern with `*` as wildcard.
     Pattern(Pattern),
     /// An address in this block.
     Cidr(IpNet),
     /// Any of these.
     AnyOf(Vec<Matcher>),
-    /// The entry is there and its value is none of these.
+    /// Any value that this does not match.
     Not(Box<Matcher>),
 }
 
 impl Matcher {
-    /// Reads a `match` value: `"*"`, `"/api/*"`, `"10.0.0.0/8"`, or an exact text. A backslash before `*` takes it
-    /// literally.
+    /// Reads a `match` value: `"*"`, `"/api/*"`, `"10.0.0.0/8"`, or an exact text. A backslash before `*` makes
+    /// it literal.
     ///
     /// ```
     /// use tollgate::rules::Matcher;
@@ -44,7 +44,7 @@ impl Matcher {
         Pattern::parse(text)
     }
 
-    /// Whether `value` passes.
+    /// Whether `value` passes the test.
     pub fn matches(&self, value: &str) -> bool {
         match self {
             Matcher::Present => true,
@@ -75,7 +75,7 @@ impl fmt::Display for Matcher {
     }
 }
 
-/// A text with at least one `*`, each of which stands for any characters, also none.
+/// A text with at least one `*`, each of which matches any number of characters, including none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     /// The start of the value.
@@ -112,13 +112,13 @@ impl Pattern {
         Matcher::Pattern(Pattern { prefix, middle: parts, suffix })
     }
 
-    /// Whether `value` has this shape.
+    /// Whether `value` matches the pattern.
     pub fn matches(&self, value: &str) -> bool {
         let Some(rest) = value.strip_prefix(&*self.prefix) else { return false };
         let Some(mut rest) = rest.strip_suffix(&*self.suffix) else { return false };
         for part in &self.middle {
             match rest.find(&**part) {
-                Some(place) => rest = &rest[place + part.len()..],
+                Some(start) => rest = &rest[start + part.len()..],
                 None => return false,
             }
         }
@@ -128,7 +128,7 @@ impl Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A star that stands for itself has a backslash before it, as it had when it was read.
+        // A literal star has a backslash before it.
         let literal = |part: &str| part.replace('*', r"\*");
         write!(f, "{}*", literal(&self.prefix))?;
         for part in &self.middle {

@@ -1,13 +1,13 @@
 //! The rules: which limiters apply to a request.
 //!
-//! A [`RuleBook`] is what the operator wrote, validated; [`Rules`] is the same compiled, immutable, and replaced
-//! whole when it changes. [`Rules::plan`] turns a request into checks. Nothing here awaits or counts.
+//! A [`RuleBook`] is the configuration of rules and limiters; [`Rules`] is its compiled form, immutable and replaced as
+//! a whole. [`Rules::plan`] turns a request into checks. Nothing here awaits or counts.
 //!
 //! ```text
 //!   Request -> normalise -> index: candidates -> matchers: rules in order -> limiters and keys -> merged checks
 //! ```
 //!
-//! The cost of a plan grows with the rules that match, not with the rules there are.
+//! The cost of planning grows with the number of rules that match, not with the number of rules.
 
 mod book;
 mod compile;

@@ -1,28 +1,28 @@
-//! Rewriting a value before it is matched or counted, so that one client has one counter.
+//! Normalises values before they are matched or counted, so that one client has one counter.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
 use percent_encoding::percent_decode_str;
 
-/// The default prefix length by which IPv6 clients are counted: the network that one client usually has.
+/// The default prefix length by which IPv6 clients are counted: the usual network of one client.
 pub const DEFAULT_IPV6_PREFIX: u8 = 64;
 
-/// One rewriting of a value.
+/// One normalisation of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Normaliser {
-    /// Unicode lower case.
+    /// Converts to Unicode lower case.
     Lowercase,
-    /// Without white space at the ends.
+    /// Removes white space at both ends.
     Trim,
-    /// As an origin server sees it: see [`path`].
+    /// Normalises a request path: see [`path`].
     Path,
-    /// IPv6 addresses cut to this many bits; IPv4 addresses stay whole.
+    /// Truncates IPv6 addresses to this many bits. IPv4 addresses are unchanged.
     Ipv6Prefix(u8),
 }
 
 impl Normaliser {
-    /// Returns the normalised value; borrowed where nothing changes.
+    /// Returns the normalised value, borrowed where nothing changes.
     pub fn apply<'a>(self, value: Cow<'a, str>) -> Cow<'a, str> {
         match self {
             Normaliser::Lowercase if value.chars().any(char::is_uppercase) => Cow::Owned(value.to_lowercase()),
@@ -44,9 +44,10 @@ fn trim(value: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// An address in its one spelling: IPv4 mapped into IPv6 is IPv4, IPv6 is compressed lower case. Other text stays.
+/// Returns the canonical form of an address: IPv4 for IPv4 mapped into IPv6, else compressed IPv6 in lower case. Other
+/// text is unchanged.
 pub fn address(value: Cow<'_, str>) -> Cow<'_, str> {
-    // IPv4 has one spelling that parses, so only a colon can need rewriting.
+    // IPv4 addresses parse in one form only, so only a text with a colon can change.
     if !value.contains(':') {
         return value;
     }
@@ -56,7 +57,7 @@ pub fn address(value: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// Cuts an IPv6 address to its first `bits` bits; other text stays.
+/// Truncates an IPv6 address to its first `bits` bits. Other text is unchanged.
 fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
     if !value.contains(':') || bits >= 128 {
         return value;
@@ -71,9 +72,9 @@ fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
     }
 }
 
-/// A request path as an origin server would see it: query, fragment and the parameters of segments off, unreserved
-/// percent-escapes decoded, dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and 6.2.2.3). What
-/// differs in case, in a slash at the end or in `%2F` stays different.
+/// Returns a request path as an origin server would see it: without query, fragment and parameters of segments,
+/// unreserved percent-escapes decoded, dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and
+/// 6.2.2.3). Paths that differ in case, in a trailing slash or in `%2F` stay different.
 ///
 /// ```
 /// use tollgate::rules::path;
@@ -94,7 +95,7 @@ pub fn path(value: &str) -> Cow<'_, str> {
     let mut last = "";
     // Many origins read a backslash as a slash.
     for segment in decoded.split(['/', '\\']) {
-        // Parameters of a segment are for the one who serves it: many take them off before they look at the path.
+        // Many origins remove the parameters of segments before they route by path.
         let segment = segment.split_once(';').map_or(segment, |(segment, _)| segment);
         last = segment;
         match segment {
@@ -116,26 +117,27 @@ pub fn path(value: &str) -> Cow<'_, str> {
     Cow::Owned(path)
 }
 
-/// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_`, `~` or a backslash; other escapes get upper-case digits.
+/// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_`, `~` or a backslash; other escapes get upper-case
+/// digits.
 fn decode_unreserved(raw: &str) -> String {
     let mut decoded = String::with_capacity(raw.len());
     let mut rest = raw;
-    while let Some(place) = rest.find('%') {
-        decoded.push_str(&rest[..place]);
-        let escape = rest.get(place..place + 3);
+    while let Some(start) = rest.find('%') {
+        decoded.push_str(&rest[..start]);
+        let escape = rest.get(start..start + 3);
         match escape.map(|escape| percent_decode_str(escape).collect::<Vec<u8>>()).as_deref() {
             Some(&[byte]) if byte.is_ascii_alphanumeric() || b"-._~\\".contains(&byte) => {
                 decoded.push(char::from(byte))
             }
             Some(&[byte]) => decoded.push_str(&format!("%{byte:02X}")),
-            // No escape, so it stands for itself: in its one spelling what follows cannot make it one.
+            // Not an escape: encoded, so that the text after it cannot make it one.
             _ => {
                 decoded.push_str("%25");
-                rest = &rest[place + 1..];
+                rest = &rest[start + 1..];
                 continue;
             }
         }
-        rest = &rest[place + 3..];
+        rest = &rest[start + 3..];
     }
     decoded.push_str(rest);
     decoded
@@ -146,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_has_one_spelling() {
+    fn equivalent_paths_become_one() {
         let cases = [
             ("/login", "/login"),
             ("/login/", "/login/"),

@@ -18,7 +18,7 @@ use crate::secret::NamePrefix;
 use crate::settings::Bound;
 
 impl Rules {
-    /// Turns a request into checks. `lease` is the id under which any slots will be held.
+    /// Turns a request into checks. Slots will be held under `lease`.
     pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
         let mut walk = Walk { rules: self, now, planned: Box::default(), slots_requested: 0 };
         walk.planned.plan.lease = lease;
@@ -49,7 +49,7 @@ impl Rules {
     }
 }
 
-/// A descriptor as its domain normalises it; `None` where nothing changes.
+/// The descriptor, normalised by its domain; `None` where nothing changes.
 pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
     let rewritten = |entry: &Entry<'a>| -> Option<Cow<'a, str>> {
         let mut value = entry.value.clone();
@@ -78,7 +78,7 @@ pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) 
 }
 
 impl CompiledRule {
-    /// Whether every entry that it requires is present and passes its matcher.
+    /// Whether every required entry is present and passes its matcher.
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         let passes = |(key, matcher): &(String, super::Matcher)| {
             descriptor.value(key).is_some_and(|value| matcher.matches(value))
@@ -88,7 +88,7 @@ impl CompiledRule {
 }
 
 impl CompiledApply {
-    /// The limiter this stands for with this descriptor.
+    /// Resolves the reference for a descriptor.
     pub(super) fn target(&self, descriptor: &Descriptor<'_>) -> Resolved {
         let value = |entry: &str| match (descriptor.value(entry), self.missing) {
             (None, Missing::Empty) => Some(""),
@@ -117,7 +117,7 @@ impl CompiledApply {
         found.map_or(Resolved::NoLimiter, |target| Resolved::Target(*target))
     }
 
-    /// Completes a counter's name with the key's entries; `None` when one is missing and must not be.
+    /// Completes a counter's name with the entries of the key; `None` when a required one is missing.
     pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
         let mut name = *prefix;
         let mut partition = None;
@@ -162,18 +162,18 @@ struct Walk<'r> {
     now: Timestamp,
     /// Boxed: it is several hundred bytes, and moving it would copy them.
     planned: Box<Planned>,
-    /// How often a slot was requested for, of whichever counters.
+    /// Number of slots requested, those of merged checks included.
     slots_requested: usize,
 }
 
 impl Walk<'_> {
-    /// Refuses the whole request and charges nothing; leases given back stay given back.
+    /// Refuses the whole request and charges nothing. Leases that it releases are still released.
     fn refuse_outright(mut self, refused: RefusedBy, request: &Request<'_>) -> Box<Planned> {
         let shadow = self.rules.shadow;
         let end = if shadow { DescriptorEnd::Unmatched } else { DescriptorEnd::Refused };
-        let given_back = |known: &DescriptorEnd| *known == DescriptorEnd::Released;
+        let released = |known: &DescriptorEnd| *known == DescriptorEnd::Released;
         let ends = &mut self.planned.ends;
-        ends.iter_mut().filter(|known| !given_back(known)).for_each(|known| *known = end);
+        ends.iter_mut().filter(|known| !released(known)).for_each(|known| *known = end);
         ends.resize(request.descriptors.len(), end);
         self.planned.refused = Some(refused);
         let mut planned = self.finish();
@@ -188,14 +188,14 @@ impl Walk<'_> {
         let mut planned = self.planned;
         match planned.refused {
             Some(RefusedBy::Denied { .. } | RefusedBy::Unmatched | RefusedBy::TooLarge(_)) => {
-                // Nothing is charged; the other descriptors still say what they have left (semantics 16).
+                // Nothing is charged. The other descriptors still report their remaining units (semantics 16).
                 let ends = &planned.ends;
                 planned
                     .sources
                     .retain(|source| ends.get(usize::from(source.descriptor)) != Some(&DescriptorEnd::Refused));
                 if planned.sources.is_empty() || matches!(planned.refused, Some(RefusedBy::TooLarge(_))) {
                     planned.sources.clear();
-                    // Refunds take effect whatever the verdict (semantics 11): what gives back stays.
+                    // Refunds take effect regardless of the verdict (semantics 11).
                     planned.plan.checks.retain(|check| check.refund > 0);
                 }
                 for check in &mut planned.plan.checks {
@@ -211,7 +211,7 @@ impl Walk<'_> {
         planned
     }
 
-    /// A descriptor whose only entry gives back a genuine lease (semantics 24).
+    /// Releases the lease in the descriptor's only entry (semantics 24). Returns whether there is a genuine one.
     fn release(&mut self, descriptor: &Descriptor<'_>) -> bool {
         let [entry] = descriptor.entries.as_slice() else { return false };
         if entry.key != self.rules.release_entry {
@@ -252,7 +252,7 @@ impl Walk<'_> {
                     }
                 }
             }
-            // A rule that is tried out in shadow changes neither the verdict nor the walk.
+            // A rule that is in shadow on its own changes neither the verdict nor the walk.
             if end == DescriptorEnd::Unmatched && !rule.shadow_only {
                 end = DescriptorEnd::Checked;
             }
@@ -266,7 +266,7 @@ impl Walk<'_> {
                 self.planned.notes.shadow_refusals += 1;
                 return end;
             }
-            // It charges nothing, so it stands before refusals that still charge.
+            // This refusal charges nothing, so it takes precedence over those that still charge.
             if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. })) {
                 self.planned.refused = Some(RefusedBy::Unmatched);
             }
@@ -370,7 +370,7 @@ impl Walk<'_> {
                     (Needs { fits: 1, ..Needs::default() }, Charges { admitted: 1, ..Charges::default() })
                 }
                 Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default()),
-                // A slot is given back by its lease (semantics 11).
+                // A slot is released by its lease (semantics 11).
                 Hits::Refund(_) => return Some(()),
             };
             let check = Check {
@@ -391,7 +391,7 @@ impl Walk<'_> {
         Some(())
     }
 
-    /// The numbers of a limit that came with the request; `None` when configuration would refuse them.
+    /// The override that came with the request; `None` when configuration would reject its numbers.
     fn apply_override(
         &self,
         apply: &CompiledApply,
@@ -411,7 +411,8 @@ impl Walk<'_> {
         Some(AppliedOverride::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
     }
 
-    /// Whether a lease has no room for all slots that are taken. Those in shadow come last and expire.
+    /// Whether the request takes more slots than a lease can hold. Slots in shadow are not counted: those without room
+    /// expire.
     fn takes_too_many_slots(&self) -> bool {
         let takes = |check: &&Check| {
             matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
@@ -420,7 +421,7 @@ impl Walk<'_> {
             && self.planned.plan.checks.iter().filter(takes).count() > MAX_SLOTS_PER_LEASE
     }
 
-    /// Adds a check, or merges it with the one that the group has on the same counter (semantics 6).
+    /// Adds a check, or merges it with the group's check of the same counter (semantics 6). Returns its index.
     fn add(&mut self, check: Check) -> u16 {
         let checks = &mut self.planned.plan.checks;
         let same = |known: &Check| known.counter == check.counter && known.store == check.store;

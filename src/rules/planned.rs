@@ -6,26 +6,26 @@ use crate::descriptor::LimitOverride;
 use crate::plan::{Applied, Plan};
 use crate::settings::Bound;
 
-/// A request turned into checks, and which rule requested for which.
+/// A request turned into checks, with the descriptor and rule that each check comes from.
 #[derive(Debug, Default)]
 pub struct Planned {
-    /// What the store executes.
+    /// The plan that the stores execute.
     pub plan: Plan,
-    /// Which descriptor and rule requested for which check.
+    /// The descriptors and rules that the checks come from.
     pub sources: SmallVec<[CheckSource; 4]>,
     /// How the walk of each descriptor ended.
     pub ends: SmallVec<[DescriptorEnd; 2]>,
-    /// Why the request is refused before any counter is requested.
+    /// Why the request is refused, regardless of its counters.
     pub refused: Option<RefusedBy>,
-    /// What was left out.
+    /// What the plan leaves out.
     pub notes: Notes,
-    /// The number of the request's domain among the rules' domains.
+    /// The index of the request's domain in the rules.
     pub(crate) domain: Option<usize>,
-    /// The answers of the stores, once applied. They are kept in this box so that a decision stays small to move.
+    /// The answers of the stores, once applied. They are here, in a box, so that a decision is cheap to move.
     pub(crate) applied: Applied,
 }
 
-/// One descriptor and rule that requested for a check.
+/// A descriptor and a rule from which a check comes.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckSource {
     /// The descriptor, in the request's order.
@@ -34,9 +34,9 @@ pub struct CheckSource {
     pub check: u16,
     /// The rule, in the domain's order.
     pub rule: u32,
-    /// The limiter as the rule reached it.
+    /// The limiter that the rule's reference resolved to, as an index into the targets of the rules.
     pub(crate) target: u32,
-    /// Whether it is the limiter's slots, not its quota.
+    /// Whether the check is of the limiter's slots, not of its quota.
     pub slots: bool,
     /// Counts and reports but never denies.
     pub shadow: bool,
@@ -44,7 +44,7 @@ pub struct CheckSource {
     pub applied_override: Option<LimitOverride>,
 }
 
-/// How the walk of one descriptor ended.
+/// How the walk of a descriptor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DescriptorEnd {
     /// No rule matched it.
@@ -55,41 +55,41 @@ pub enum DescriptorEnd {
     Allowed,
     /// It released a lease.
     Released,
-    /// It is refused, whatever the outcome of its checks.
+    /// It is refused, regardless of its checks.
     Refused,
 }
 
-/// Why a request is refused before any counter is requested.
+/// Why a request is refused, regardless of its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedBy {
-    /// A rule denies it; nothing is charged.
+    /// A rule denies it. Nothing is charged.
     Denied {
         /// The rule.
         rule: u32,
     },
-    /// No rule matches a descriptor and the domain denies those; nothing is charged.
+    /// No rule matches a descriptor, and the domain denies those. Nothing is charged.
     Unmatched,
-    /// It exceeds this bound; nothing is charged (semantics 28).
+    /// It exceeds this bound. Nothing is charged (semantics 28).
     TooLarge(Bound),
-    /// An entry of a key is not there; checks that charge on refusals still do.
+    /// An entry of a key is missing. Checks that charge on refusals still do.
     MissingKey {
         /// The rule.
         rule: u32,
     },
-    /// No limiter has the name that a template was filled to; checks that charge on refusals still do.
+    /// No limiter has the name that a template resulted in. Checks that charge on refusals still do.
     NoLimiter {
         /// The rule.
         rule: u32,
     },
 }
 
-/// What a plan left out.
+/// What a plan leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// Checks skipped because an entry of their key was missing (semantics 7).
     pub skipped: u32,
-    /// Limits that came with the request and were ignored because configuration would refuse them (semantics 18).
+    /// Overrides ignored because configuration would reject their numbers (semantics 18).
     pub overrides_ignored: u32,
-    /// Refusals that a rule in shadow would have made without asking a counter.
+    /// Refusals, regardless of counters, that shadow mode prevented.
     pub shadow_refusals: u32,
 }
