@@ -1,7 +1,7 @@
 //! Time in Unix microseconds, and the clocks that give it.
 //!
-//! A [`Timestamp`] never goes backwards within a process: [`SystemClock`] reads the wall clock once and adds the
-//! monotonic clock from there, so a stepped wall clock opens no window. Tests hold a [`ManualClock`] and move it.
+//! [`SystemClock`] reads the wall clock once and adds the elapsed monotonic time, so time never goes backwards within a
+//! process, and stepping the wall clock opens no window. Tests use a [`ManualClock`].
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -72,11 +72,11 @@ impl fmt::Debug for Timestamp {
 
 /// A source of the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The present moment. Never earlier than a moment returned before, unless a test steps the clock.
+    /// The current time. Never earlier than a time returned before, unless a test sets the clock back.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's clock: the wall clock at start, moved on by the monotonic clock.
+/// The system's clock: the wall-clock time at its creation plus the elapsed monotonic time.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     wall: Timestamp,
@@ -117,7 +117,7 @@ impl Clock for SystemClock {
 pub struct ManualClock(Arc<AtomicU64>);
 
 impl ManualClock {
-    /// A clock that stands at `moment`.
+    /// A clock set to `moment`.
     pub fn at(moment: Timestamp) -> Self {
         Self(Arc::new(AtomicU64::new(moment.micros())))
     }

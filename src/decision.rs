@@ -25,7 +25,7 @@ pub struct Decision {
     lease: Option<String>,
 }
 
-/// A refusal by indexes into the rules and the plan: found once, when the request is judged.
+/// A refusal as indexes into the rules and the plan, found once, when the request is judged.
 #[derive(Clone, Copy, Debug)]
 struct RefusalIndexes {
     reason: Reason,
@@ -80,7 +80,7 @@ pub struct Refusal<'a> {
     pub rule: Option<&'a str>,
     /// The deciding limiter.
     pub limiter: Option<&'a str>,
-    /// The wait after which the same request would pass. `None` when it never will, or when that is unknown.
+    /// The time until the same request would pass. `None` when it never would, or when that is unknown.
     pub retry_after: Option<Duration>,
     /// The response configured for the deciding rule.
     pub text: Option<&'a RefusalText>,
@@ -90,7 +90,7 @@ pub struct Refusal<'a> {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct DescriptorVerdict<'a> {
-    /// Whether this descriptor passes, apart from the others.
+    /// Whether this descriptor passes, regardless of the others.
     pub allowed: bool,
     /// Its refusing check with the longest wait, else its check with the lowest remaining.
     pub check: Option<CheckStatus<'a>>,
@@ -108,15 +108,15 @@ pub struct CheckStatus<'a> {
     pub limit: u32,
     /// The window as configured; `None` for slots.
     pub window: Option<Duration>,
-    /// The most units that the counter holds: the burst of a bucket, else the limit.
+    /// Maximum units of the counter: the burst of a bucket, else the limit.
     pub capacity: u32,
     /// Whole units left.
     pub remaining: u32,
     /// The time until the counter is empty.
     pub reset: Duration,
-    /// On a refusal, the wait until the same check would pass. `None` when it never will.
+    /// On a refusal, the time until the same check would pass. `None` when it never would.
     pub retry_after: Option<Duration>,
-    /// Whether this check passes, apart from the others.
+    /// Whether this check passes, regardless of the others.
     pub passes: bool,
 }
 
@@ -221,7 +221,7 @@ impl Decision {
         Some((reason, rule, self.deciding().map(|source| source.target)))
     }
 
-    /// The bound that a request refused as too large exceeded.
+    /// The bound that the request exceeds, when it is refused as too large.
     pub fn exceeded_bound(&self) -> Option<Bound> {
         match self.planned.refused {
             Some(RefusedBy::TooLarge(bound)) => Some(bound),
@@ -257,7 +257,8 @@ impl Decision {
     }
 
     fn tightest_of<'a>(&'a self, sources: impl Iterator<Item = &'a CheckSource>) -> Option<CheckStatus<'a>> {
-        // Refusing before passing; then the longest wait or the lowest remaining; of equals the first.
+        // Refusing checks come before passing ones, then the longest wait or the lowest remaining. The first wins a
+        // tie.
         let rank = |source: &CheckSource| {
             let outcome = outcome(&self.planned, source)?;
             Some(match refusing_wait(&self.planned, source) {
@@ -322,7 +323,7 @@ impl RefusalIndexes {
         };
         let sources = || planned.sources.iter().enumerate();
         let refusing = sources().filter_map(|found| Some((found, refusing_wait(planned, found.1)?)));
-        // Of equal waits the first decides.
+        // Of equal waits, the first decides.
         if let Some((found, _)) = refusing.rev().max_by_key(|(_, wait)| *wait) {
             return by(Reason::Limit, found);
         }
@@ -338,7 +339,7 @@ fn outcome<'p>(planned: &'p Planned, source: &CheckSource) -> Option<&'p Outcome
     planned.applied.answers.get(usize::from(source.check))?.as_ref().ok()
 }
 
-/// The wait of an enforced check that refuses, in microseconds; the longest for one that never passes.
+/// The wait of an enforced check that refuses, in microseconds; `u64::MAX` when it would never pass.
 fn refusing_wait(planned: &Planned, source: &CheckSource) -> Option<u64> {
     let outcome = outcome(planned, source).filter(|outcome| !outcome.passes && !source.shadow)?;
     Some(outcome.retry_after.unwrap_or(u64::MAX))

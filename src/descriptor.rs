@@ -1,8 +1,8 @@
 //! A request: a domain, its descriptors, and the hits of each.
 //!
-//! These are Envoy's words. Every door turns what it received into a [`Request`]; nothing past the door knows
-//! protobuf, HTTP or JSON. A descriptor is a set here: order and extra entries do not matter, and of entries with
-//! the same key the first is the one that counts.
+//! These are Envoy's terms. Every door converts its input into a [`Request`]; nothing past the doors knows protobuf,
+//! HTTP or JSON. A descriptor is a set: order and extra entries do not matter. Of several entries with the same key,
+//! the first counts.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 pub struct Request<'a> {
     /// The domain, which selects the rules.
     pub domain: &'a str,
-    /// Each descriptor is matched alone; all are decided together.
+    /// The descriptors: each is matched alone, all are decided together.
     pub descriptors: SmallVec<[Descriptor<'a>; 2]>,
 }
 
@@ -36,7 +36,7 @@ impl<'a> Request<'a> {
 /// A set of entries, and its hits.
 #[derive(Clone, Debug, Default)]
 pub struct Descriptor<'a> {
-    /// The facts rules match on and take keys from.
+    /// The facts that rules match, and that identify counters.
     pub entries: SmallVec<[Entry<'a>; 6]>,
     /// The effect on the counters of this descriptor.
     pub hits: Hits,
@@ -87,7 +87,7 @@ impl Default for Hits {
 }
 
 impl Hits {
-    /// The verb of an addend: Envoy's `hits_addend` with its sign.
+    /// Converts Envoy's `hits_addend` and `is_negative_hits`.
     pub fn of(addend: u64, negative: bool) -> Self {
         let units = u32::try_from(addend).unwrap_or(u32::MAX);
         match (negative, units) {
@@ -98,10 +98,10 @@ impl Hits {
     }
 }
 
-/// A limit stated by the request itself.
+/// A limit that came with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitOverride {
-    /// Requests per window. Zero refuses always.
+    /// Requests per window. Zero always refuses.
     pub limit: u32,
     /// The window, longer than zero.
     pub window: Duration,

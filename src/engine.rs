@@ -1,4 +1,4 @@
-//! The walk of a request over one version of rules and stores: plan, apply, judge. The one place that awaits.
+//! Decides requests with one version of rules and stores: plan, apply, judge. Stores are awaited only here.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,9 +35,10 @@ impl Version {
         Decision::judge(self.rules.clone(), planned, applied)
     }
 
-    /// Releases or renews every slot of a lease. Returns `None` when the text is no lease of this deployment.
+    /// Releases or renews every slot of a lease. Returns `None` when the text is not a lease of this deployment.
     ///
-    /// Releasing twice, or late, is no error. Of several slots, the status furthest from done is returned.
+    /// Releasing twice or late is not an error. Of several slots, returns the status furthest from
+    /// [`LeaseStatus::Done`].
     pub async fn change_lease(&self, lease: &str, action: LeaseAction, now: Timestamp) -> Option<LeaseStatus> {
         let token = LeaseToken::open(lease, self.rules.secret(), self.rules.stores())?;
         let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
@@ -47,10 +48,10 @@ impl Version {
         Some(statuses.max_by_key(|status| *status as u8).unwrap_or(LeaseStatus::Unknown))
     }
 
-    /// Reads what counters hold, without charging them: one answer for each check.
+    /// Reads counters without charging them: one answer for each check.
     pub async fn read_counters(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
         let checks: SmallVec<_> = checks.collect();
-        // Each in a group of its own: what one comes to says nothing about another.
+        // Each check is a group of its own, so that the outcome of one does not affect the others.
         let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));
         let plan = Plan { groups: groups.collect(), checks, ..Plan::default() };
         self.stores.apply(&plan, now).await
@@ -65,16 +66,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with these rules, keeping its counters in `stores`, in the order the rules count them.
+    /// An engine with these rules and stores, the stores in the order of [`Rules::stores`].
     pub fn new(rules: Rules, stores: Stores, clock: Arc<dyn Clock>) -> Self {
         let version = Version { rules: Arc::new(rules), stores };
         Self { current: ArcSwap::from_pointee(version), clock, leases: LeaseIds::new() }
     }
 
-    /// Replaces rules and stores together. Requests in flight finish by the version they began with.
+    /// Replaces rules and stores together. Requests in flight finish with the version they began with.
     ///
-    /// What a counter holds carries over where its name does (semantics 1 and 29) and its store is the same
-    /// ([`Stores::next`]).
+    /// A counter keeps its state if its name (semantics 1 and 29) and its store ([`Stores::next`]) stay the same.
     pub fn replace(&self, version: Arc<Version>) {
         self.current.store(version);
     }
@@ -123,7 +123,8 @@ impl Engine {
     /// .unwrap();
     /// let engine = Engine::new(rules, Stores::memory(&[MemorySettings::default()]), Arc::new(SystemClock::new()));
     ///
-    /// let request = || Request { domain: "edge", descriptors: [Descriptor::of([("account", "a")])].into_iter().collect() };
+    /// let request = || Request { domain: "edge", descriptors: [Descriptor::of([("account",
+    /// "a")])].into_iter().collect() };
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// assert!(engine.decide(&request()).await.allowed());
     /// assert!(!engine.decide(&request()).await.allowed());
@@ -138,8 +139,7 @@ impl Engine {
         self.current.load_full().change_lease(lease, LeaseAction::Release, self.clock.now()).await
     }
 
-    /// Lets every slot of a lease that is still held expire `length` microseconds from now; see
-    /// [`Version::change_lease`].
+    /// Renews every held slot of a lease, to expire `length` microseconds from now; see [`Version::change_lease`].
     pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseStatus> {
         self.current.load_full().change_lease(lease, LeaseAction::Renew(length), self.clock.now()).await
     }
@@ -149,7 +149,7 @@ impl Engine {
         self.current.load_full()
     }
 
-    /// The clock that decides.
+    /// The engine's clock.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
     }

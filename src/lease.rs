@@ -1,4 +1,4 @@
-//! Leases: the ids under which slots are held, and the sealed text that is handed out for one.
+//! Leases: the ids under which slots are held, and the sealed text that a client receives.
 //!
 //! ```text
 //!   lease    = base64url( version | id | (store | counter) x 1..8 | SipHash-2-4-128 of all before )   semantics 24
@@ -14,10 +14,10 @@ use crate::limiter::LeaseId;
 use crate::plan::CounterName;
 use crate::secret::Secret;
 
-/// The most slots that one lease holds.
+/// Maximum number of slots under one lease.
 pub const MAX_SLOTS_PER_LEASE: usize = 8;
 
-/// A generator of lease ids: unique over all instances, because each starts from its own 64 random bits.
+/// A generator of lease ids, unique across all instances: each generator adds its own 64 random bits.
 #[derive(Debug)]
 pub struct LeaseIds {
     instance: u64,
@@ -25,7 +25,7 @@ pub struct LeaseIds {
 }
 
 impl LeaseIds {
-    /// Draws the random bits.
+    /// Creates a generator with new random bits.
     pub fn new() -> Self {
         let mut random = [0; 8];
         getrandom::fill(&mut random).expect("the operating system has random numbers");
@@ -50,7 +50,7 @@ impl Default for LeaseIds {
 pub struct LeaseToken {
     /// The id under which the slots are held.
     pub id: LeaseId,
-    /// The stores, as indexes into the configured ones, and the counters of the slots.
+    /// For each slot, the index of its store among the configured ones, and its counter.
     pub slots: SmallVec<[(u16, CounterName); 2]>,
 }
 
@@ -74,8 +74,8 @@ impl LeaseToken {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// Opens a lease that this deployment sealed; returns `None` for any other text. A slot in a store that is no longer
-    /// configured is left out; its lease expires.
+    /// Opens a lease that this deployment sealed; returns `None` for any other text. A slot in a store that is no
+    /// longer configured is left out; its lease expires.
     pub fn open(text: &str, secret: &Secret, stores: &[String]) -> Option<Self> {
         let longest = (17 + MAX_SLOTS_PER_LEASE * SLOT_BYTES + SEAL_BYTES).div_ceil(3) * 4;
         if text.len() > longest {
@@ -111,12 +111,12 @@ mod tests {
         let text = token.seal(&secret, &stores);
         assert_eq!(LeaseToken::open(&text, &secret, &stores), Some(token));
         assert_eq!(LeaseToken::open(&text, &Secret::new("t"), &stores), None);
-        for place in 0..text.len() {
+        for index in 0..text.len() {
             let mut forged = text.clone().into_bytes();
-            forged[place] = if forged[place] == b'A' { b'B' } else { b'A' };
+            forged[index] = if forged[index] == b'A' { b'B' } else { b'A' };
             let forged = String::from_utf8(forged).expect("ascii");
-            // The last character carries spare bits; a text that decodes to the same bytes is refused by the decoder.
-            assert_eq!(LeaseToken::open(&forged, &secret, &stores), None, "character {place}");
+            // The last character has unused bits; the decoder rejects a text in which they are set.
+            assert_eq!(LeaseToken::open(&forged, &secret, &stores), None, "character {index}");
         }
         for junk in ["", "L17", "AQ", "\u{1F600}", &"A".repeat(100_000)] {
             assert_eq!(LeaseToken::open(junk, &secret, &stores), None);

@@ -4,7 +4,7 @@
 //!   counter  = SipHash-2-4-128( domain | limiter as written | kind of state | key entries )   semantics 1 and 2
 //! ```
 //!
-//! Every text is written with its length before it, so that `a:b`, `c` is never `a`, `b:c`.
+//! Every string is hashed with its length in front, so that `a:b`, `c` and `a`, `b:c` differ.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -13,7 +13,7 @@ use siphasher::sip128::{Hash128, Hasher128, SipHasher24};
 
 use crate::plan::CounterName;
 
-/// The deployment's secret, from which the keys of all hashes are made. It never prints.
+/// The deployment's secret, from which the keys of all hashes are derived. `Debug` redacts it.
 #[derive(Clone)]
 pub struct Secret {
     counters: SipHasher24,
@@ -23,10 +23,10 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// The keys made from this text.
+    /// Derives the keys from this text.
     pub fn new(text: &str) -> Self {
         let key = |purpose: &str| {
-            // SipHash takes 128 bits: both halves come from hashing the whole secret for one purpose.
+            // SipHash takes a key of 128 bits: the hash of the whole secret, for one purpose.
             let mut hasher = SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 1);
             write_text(&mut hasher, purpose);
             write_text(&mut hasher, text);
@@ -36,12 +36,12 @@ impl Secret {
         Self { counters: key("counters"), leases: key("leases"), partitions: key("homes"), development: false }
     }
 
-    /// A constant secret, so that instances without a configured one agree. Serving with it logs a warning.
+    /// A constant secret, on which instances without a configured one agree. Serving with it logs a warning.
     pub fn development() -> Self {
         Self { development: true, ..Self::new("tollgate development secret") }
     }
 
-    /// Identifies this secret without revealing it. A snapshot stores it to detect counters of another secret.
+    /// Identifies this secret without revealing it. A snapshot contains it, to detect counters of another secret.
     pub fn fingerprint(&self) -> [u8; 16] {
         let mut hasher = self.counters;
         write_text(&mut hasher, "fingerprint");
@@ -53,7 +53,7 @@ impl Secret {
         self.development
     }
 
-    /// Starts a counter's name: everything but the key entries.
+    /// The start of a counter's name: everything but the key entries.
     pub fn counters(&self, domain: &str, limiter: &str, kind: &str) -> NamePrefix {
         let mut hasher = self.counters;
         for text in [domain, limiter, kind] {
@@ -70,7 +70,7 @@ impl Secret {
         Partitions(hasher)
     }
 
-    /// A short number for a store's name, for the inside of a lease.
+    /// A short hash of a store's name, for use in a lease.
     pub(crate) fn store_tag(&self, store: &str) -> u32 {
         let mut hasher = self.leases;
         write_text(&mut hasher, store);
@@ -124,7 +124,7 @@ impl NamePrefix {
         self.text(value);
     }
 
-    /// Adds half of a key entry: its key, or after that its value.
+    /// Adds the key of a key entry or, after that, its value.
     pub fn text(&mut self, text: &str) {
         write_text(&mut self.hasher, text);
     }
@@ -139,7 +139,7 @@ impl NamePrefix {
         self.partitioned
     }
 
-    /// The whole name.
+    /// Completes the name.
     pub fn name(self) -> CounterName {
         let Hash128 { h1, h2 } = self.hasher.finish128();
         CounterName([h1, h2])
