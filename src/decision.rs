@@ -122,7 +122,7 @@ pub struct CheckStatus<'a> {
 
 impl Decision {
     /// Judges the stores' answers to a plan.
-    pub fn judge(rules: Arc<Rules>, mut planned: Box<Planned>, applied: Applied) -> Self {
+    pub(crate) fn judge(rules: Arc<Rules>, mut planned: Box<Planned>, applied: Applied) -> Self {
         planned.applied = applied;
         let (refused, lease) = match planned.refused.is_none() && planned.applied.admitted {
             true => (None, seal_lease(&rules, &planned)),
@@ -222,7 +222,7 @@ impl Decision {
     }
 
     /// The bound that the request exceeds, when it is refused as too large.
-    pub fn exceeded_bound(&self) -> Option<Bound> {
+    pub(crate) fn exceeded_bound(&self) -> Option<Bound> {
         match self.planned.refused {
             Some(RefusedBy::TooLarge(bound)) => Some(bound),
             _ => None,

@@ -49,7 +49,7 @@ impl Version {
     }
 
     /// Reads counters without charging them: one answer for each check.
-    pub async fn read_counters(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
+    pub(crate) async fn read_counters(&self, checks: impl Iterator<Item = Check>, now: Timestamp) -> Applied {
         let checks: SmallVec<_> = checks.collect();
         // Each check is a group of its own, so that the outcome of one does not affect the others.
         let groups = (1..=checks.len()).map(|end| u16::try_from(end).expect("the counters of an identity are few"));

@@ -15,25 +15,25 @@ use crate::plan::CounterName;
 use crate::secret::Secret;
 
 /// Maximum number of slots under one lease.
-pub const MAX_SLOTS_PER_LEASE: usize = 8;
+pub(crate) const MAX_SLOTS_PER_LEASE: usize = 8;
 
 /// A generator of lease ids, unique across all instances: each generator adds its own 64 random bits.
 #[derive(Debug)]
-pub struct LeaseIds {
+pub(crate) struct LeaseIds {
     instance: u64,
     next: AtomicU64,
 }
 
 impl LeaseIds {
     /// Creates a generator with new random bits.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut random = [0; 8];
         getrandom::fill(&mut random).expect("the operating system has random numbers");
         Self { instance: u64::from_le_bytes(random), next: AtomicU64::new(1) }
     }
 
     /// Returns a new, unique id.
-    pub fn next_id(&self) -> LeaseId {
+    pub(crate) fn next_id(&self) -> LeaseId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         LeaseId(u128::from(self.instance) << 64 | u128::from(count))
     }
@@ -60,7 +60,7 @@ const SEAL_BYTES: usize = 16;
 
 impl LeaseToken {
     /// Returns the sealed text, in base64url.
-    pub fn seal(&self, secret: &Secret, stores: &[String]) -> String {
+    pub(crate) fn seal(&self, secret: &Secret, stores: &[String]) -> String {
         let mut bytes = Vec::with_capacity(17 + self.slots.len() * SLOT_BYTES + SEAL_BYTES);
         bytes.push(TOKEN_VERSION);
         bytes.extend(self.id.0.to_le_bytes());

@@ -42,7 +42,7 @@ impl Secret {
     }
 
     /// Identifies this secret without revealing it. A snapshot contains it, to detect counters of another secret.
-    pub fn fingerprint(&self) -> [u8; 16] {
+    pub(crate) fn fingerprint(&self) -> [u8; 16] {
         let mut hasher = self.counters;
         write_text(&mut hasher, "fingerprint");
         hasher.finish128().as_bytes()

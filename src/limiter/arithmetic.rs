@@ -4,7 +4,7 @@ use super::LeaseId;
 use crate::clock::Timestamp;
 
 /// The largest integer that every store counts exactly.
-pub const MAX_EXACT_INTEGER: u64 = 1 << 53;
+pub(crate) const MAX_EXACT_INTEGER: u64 = 1 << 53;
 
 /// The time until a need is met.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

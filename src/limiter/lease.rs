@@ -41,18 +41,18 @@ impl Leases {
     }
 
     /// Restores a set from its leases, in any order.
-    pub fn restore(mut leases: Vec<Lease>) -> Self {
+    pub(crate) fn restore(mut leases: Vec<Lease>) -> Self {
         leases.sort_by_key(|lease| lease.expires);
         Self { leases }
     }
 
     /// Bytes held on the heap.
-    pub fn heap_bytes(&self) -> usize {
+    pub(crate) fn heap_bytes(&self) -> usize {
         self.leases.capacity() * size_of::<Lease>()
     }
 
     /// Bytes that one more lease may add on the heap.
-    pub fn growth(&self) -> usize {
+    pub(crate) fn growth(&self) -> usize {
         match self.leases.len() < self.leases.capacity() {
             true => 0,
             false => self.grown_capacity() * size_of::<Lease>(),
@@ -109,7 +109,7 @@ impl Leases {
     }
 
     /// Number of expired leases, which come before those that are held.
-    pub fn expired(&self, now: Timestamp) -> usize {
+    pub(crate) fn expired(&self, now: Timestamp) -> usize {
         self.leases.partition_point(|lease| lease.expires <= now)
     }
 }

@@ -15,8 +15,7 @@ mod sliding_window;
 mod spec;
 mod token_bucket;
 
-pub use self::arithmetic::MAX_EXACT_INTEGER;
-pub(crate) use self::arithmetic::{Arithmetic, Need, Report, ReportedCharge, Wait};
+pub(crate) use self::arithmetic::{Arithmetic, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
 pub use self::calendar::{Calendar, CalendarUnit};
 pub use self::concurrency::Concurrency;
 pub use self::fixed_window::{Alignment, CalendarBounds, FixedCount, FixedWindow};

@@ -36,29 +36,29 @@ impl Grants {
     }
 
     /// A log of these moments, oldest first; `None` when they are not in order.
-    pub fn restore(moments: Vec<Timestamp>) -> Option<Self> {
+    pub(crate) fn restore(moments: Vec<Timestamp>) -> Option<Self> {
         let moments: VecDeque<u64> = moments.into_iter().map(Timestamp::micros).collect();
         moments.iter().is_sorted().then_some(Self { moments })
     }
 
     /// Number of stored grants. The next charge drops those that have expired.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.moments.len()
     }
 
     /// Replaces the grants by these moments, oldest first, and reuses the allocation.
-    pub fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
+    pub(crate) fn refill(&mut self, moments: impl IntoIterator<Item = Timestamp>) {
         self.moments.clear();
         self.moments.extend(moments.into_iter().map(Timestamp::micros));
     }
 
     /// Bytes held on the heap.
-    pub fn heap_bytes(&self) -> usize {
+    pub(crate) fn heap_bytes(&self) -> usize {
         self.moments.capacity() * size_of::<u64>()
     }
 
     /// Bytes that a charge of `units` under this limit may add on the heap.
-    pub fn growth(&self, units: u32, limit: u32) -> usize {
+    pub(crate) fn growth(&self, units: u32, limit: u32) -> usize {
         let full = self.moments.len().max(limit as usize);
         let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
         let mut capacity = self.moments.capacity();

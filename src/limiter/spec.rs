@@ -132,7 +132,7 @@ impl Quota {
     /// # Errors
     ///
     /// [`SpecError`] when configuration would reject those numbers.
-    pub fn overridden(&self, limit: u32, window: Duration) -> Result<Self, SpecError> {
+    pub(crate) fn overridden(&self, limit: u32, window: Duration) -> Result<Self, SpecError> {
         let algorithm = match &self.algorithm {
             Algorithm::FixedWindow(Schedule::Calendar(_)) if window != self.window => {
                 Algorithm::FixedWindow(Schedule::Epoch)
@@ -163,13 +163,13 @@ impl Quota {
     }
 
     /// Whether [`Quota::limit`] depends on the moment.
-    pub fn follows_calendar(&self) -> bool {
+    pub(crate) fn follows_calendar(&self) -> bool {
         matches!(self.algorithm, Algorithm::FixedWindow(Schedule::Calendar(_)))
     }
 
     /// The kind of state in a counter's name (semantics 1): the algorithm, window and alignment. The window of a bucket
     /// is left out, because its state carries over.
-    pub fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         let window = micros(self.window);
         match &self.algorithm {
             Algorithm::TokenBucket { .. } => "token_bucket".to_owned(),

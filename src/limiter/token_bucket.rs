@@ -102,7 +102,7 @@ impl TokenBucket {
     }
 
     /// The slower rate, the smaller burst and the larger debt of two buckets.
-    pub fn strictest(self, other: Self) -> Self {
+    pub(crate) fn strictest(self, other: Self) -> Self {
         let slower =
             |a: &Self, b: &Self| u128::from(a.drain) * u128::from(b.unit) <= u128::from(b.drain) * u128::from(a.unit);
         let (slow, fast) = if slower(&self, &other) { (self, other) } else { (other, self) };

@@ -100,6 +100,7 @@ pub struct Domain {
 
 /// The verdict for a descriptor that no rule matches (semantics 26).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Unmatched {
     /// It passes.
     #[default]
@@ -179,6 +180,7 @@ pub struct KeyEntry {
 
 /// When a check is charged (semantics 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Charge {
     /// When the whole group is admitted.
     #[default]
@@ -191,6 +193,7 @@ pub enum Charge {
 
 /// What to do when an entry of a key is missing (semantics 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Missing {
     /// Skip the check, and keep the rule's other checks.
     #[default]

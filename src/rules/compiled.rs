@@ -132,7 +132,7 @@ impl Rules {
     }
 
     /// The bounds of a request.
-    pub fn bounds(&self) -> RequestBounds {
+    pub(crate) fn bounds(&self) -> RequestBounds {
         self.bounds
     }
 

@@ -27,10 +27,8 @@ pub use self::compile::CompileError;
 #[cfg(feature = "server")]
 pub(crate) use self::compiled::RuleLabel;
 pub use self::compiled::Rules;
-pub use self::explain::{
-    ActionExplanation, ApplyExplanation, Explanation, KnownCounter, Mismatch, MissingEntries, NotApplied, NotCounted,
-    RuleExplanation,
-};
+pub use self::explain::{KnownCounter, NotCounted};
 pub use self::matcher::{Matcher, Pattern};
-pub use self::normalise::{DEFAULT_IPV6_PREFIX, Normaliser, address, path};
+pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
+pub use self::normalise::{Normaliser, address, path};
 pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use percent_encoding::percent_decode_str;
 
 /// The default prefix length by which IPv6 clients are counted: the usual network of one client.
-pub const DEFAULT_IPV6_PREFIX: u8 = 64;
+pub(crate) const DEFAULT_IPV6_PREFIX: u8 = 64;
 
 /// One normalisation of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Normaliser {
     /// Converts to Unicode lower case.
     Lowercase,

@@ -8,37 +8,37 @@ use crate::rules::book::Charge;
 
 /// How the rules of a domain treat one descriptor.
 #[derive(Debug)]
-pub struct Explanation {
+pub(super) struct Explanation {
     /// Whether the domain is configured, by rules or settings.
-    pub domain_known: bool,
+    pub(super) domain_known: bool,
     /// The entries as the domain normalises them.
-    pub entries: Vec<(String, String)>,
+    pub(super) entries: Vec<(String, String)>,
     /// Every rule of the domain, in order.
-    pub rules: Vec<RuleExplanation>,
+    pub(super) rules: Vec<RuleExplanation>,
 }
 
 /// How one rule treats a descriptor.
 #[derive(Debug)]
-pub struct RuleExplanation {
+pub(super) struct RuleExplanation {
     /// The rule's name.
-    pub rule: String,
+    pub(super) rule: String,
     /// The entries that do not match; empty when the rule matches.
-    pub mismatches: Vec<Mismatch>,
+    pub(super) mismatches: Vec<Mismatch>,
     /// Number of required entries that match.
-    pub hits: usize,
+    pub(super) hits: usize,
     /// Whether an earlier rule ended the walk.
-    pub unreached: bool,
+    pub(super) unreached: bool,
     /// In shadow: set on the rule, its domain or the server.
-    pub shadow: bool,
+    pub(super) shadow: bool,
     /// In shadow while its domain and the server are enforced. Such a rule does not end the walk.
-    pub shadow_only: bool,
+    pub(super) shadow_only: bool,
     /// The action.
-    pub action: ActionExplanation,
+    pub(super) action: ActionExplanation,
 }
 
 /// The action of a rule on a descriptor that it matches.
 #[derive(Debug)]
-pub enum ActionExplanation {
+pub(super) enum ActionExplanation {
     /// Allows it.
     Allow,
     /// Refuses it.
@@ -49,37 +49,37 @@ pub enum ActionExplanation {
 
 /// Why a rule does not match.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Mismatch {
+pub(super) struct Mismatch {
     /// The required entry.
-    pub entry: String,
+    pub(super) entry: String,
     /// The expected value, as configured.
-    pub expected: String,
+    pub(super) expected: String,
     /// The value; `None` when the entry is missing.
-    pub found: Option<String>,
+    pub(super) found: Option<String>,
 }
 
 /// How one `apply` of a rule counts a descriptor.
 #[derive(Debug)]
-pub struct ApplyExplanation {
+pub(super) struct ApplyExplanation {
     /// The limiter's name as configured.
-    pub reference: String,
+    pub(super) reference: String,
     /// The limiter that it resolves to.
-    pub limiter: Option<String>,
+    pub(super) limiter: Option<String>,
     /// The entries of the key, with their values as they are counted.
-    pub key: Vec<(String, Option<String>)>,
+    pub(super) key: Vec<(String, Option<String>)>,
     /// Why nothing is counted; `None` when all is.
-    pub not_applied: Option<NotApplied>,
+    pub(super) not_applied: Option<NotApplied>,
     /// The counters that it checks, by their hashed names, with their limits.
-    pub counters: Vec<(CounterName, Limit)>,
+    pub(super) counters: Vec<(CounterName, Limit)>,
     /// When the checks are charged.
-    pub charge: Charge,
+    pub(super) charge: Charge,
     /// Passes while one unit is left.
-    pub overdraw: bool,
+    pub(super) overdraw: bool,
 }
 
 /// What happens when an `apply` cannot count.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NotApplied {
+pub(super) enum NotApplied {
     /// It is skipped, and the rule's others stay.
     Skipped(MissingEntries),
     /// The request is refused.
@@ -93,7 +93,7 @@ pub enum NotApplied {
 
 impl NotApplied {
     /// Whether the request is refused, unless the rule is in shadow.
-    pub fn refuses(&self) -> bool {
+    pub(super) fn refuses(&self) -> bool {
         match self {
             NotApplied::Skipped(_) => false,
             NotApplied::Refused(_) | NotApplied::NoLimiter { .. } => true,
@@ -113,7 +113,7 @@ impl fmt::Display for NotApplied {
 
 /// Entries that a descriptor does not have.
 #[derive(Debug, PartialEq, Eq)]
-pub enum MissingEntries {
+pub(super) enum MissingEntries {
     /// One whose value is part of the limiter's name.
     LimiterName(String),
     /// Entries of the key.

@@ -6,7 +6,7 @@ mod explanation;
 mod identity;
 mod text;
 
-pub use self::explanation::{
+use self::explanation::{
     ActionExplanation, ApplyExplanation, Explanation, Mismatch, MissingEntries, NotApplied, RuleExplanation,
 };
 pub use self::identity::{KnownCounter, NotCounted};
@@ -30,7 +30,7 @@ impl CompiledRule {
 
 impl Rules {
     /// Explains one descriptor of a domain.
-    pub fn explain(&self, domain: &str, descriptor: &Descriptor<'_>, now: Timestamp) -> Explanation {
+    fn explain(&self, domain: &str, descriptor: &Descriptor<'_>, now: Timestamp) -> Explanation {
         let Some(&index) = self.by_name.get(domain) else {
             let entries = entries(descriptor);
             return Explanation { domain_known: false, entries, rules: Vec::new() };

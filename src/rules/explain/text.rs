@@ -10,7 +10,7 @@ use crate::rules::book::{Charge, Unmatched};
 use crate::rules::compiled::Rules;
 
 impl Rules {
-    /// The explanation of [`Rules::explain`] as text.
+    /// Explains as text which rules apply to a descriptor with these entries.
     pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
