@@ -18,6 +18,8 @@ mod matcher;
 mod normalise;
 mod plan;
 mod planned;
+mod resolve;
+mod terms;
 
 pub use self::book::{
     Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,

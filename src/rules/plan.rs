@@ -1,19 +1,15 @@
 //! Turns a request into a plan: walks the rules that match each descriptor.
 
-use std::borrow::Cow;
-
-use super::book::{Charge, Missing, Unmatched};
-use super::compiled::{
-    CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, LimiterTemplate, Rules, TemplatePart,
-    name_prefix,
-};
-use super::normalise::address;
+use super::book::{Missing, Unmatched};
+use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, Rules, name_prefix};
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
+use super::resolve::{Resolved, rewrite};
+use super::terms::{quota_terms, slot_terms};
 use crate::clock::Timestamp;
-use crate::descriptor::{Descriptor, Entry, Hits, LimitOverride, Request};
+use crate::descriptor::{Descriptor, LimitOverride, Request};
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange, Needs};
+use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
 
@@ -47,114 +43,6 @@ impl Rules {
         }
         walk.finish()
     }
-}
-
-/// The descriptor, normalised by its domain; `None` where nothing changes.
-pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
-    let rewritten = |entry: &Entry<'a>| -> Option<Cow<'a, str>> {
-        let mut value = entry.value.clone();
-        for (_, normalise) in domain.normalise.iter().filter(|(key, _)| key == entry.key) {
-            value = normalise.iter().fold(value, |value, normaliser| normaliser.apply(value));
-        }
-        if domain.addresses.iter().any(|key| key == entry.key) {
-            value = address(value);
-        }
-        (value != entry.value).then_some(value)
-    };
-    let affected = |entry: &Entry<'_>| {
-        domain.normalise.iter().any(|(key, _)| key == entry.key)
-            || (domain.addresses.iter().any(|key| key == entry.key) && entry.value.contains(':'))
-    };
-    if !descriptor.entries.iter().any(affected) {
-        return None;
-    }
-    let mut changed = descriptor.clone();
-    for entry in changed.entries.iter_mut().filter(|entry| affected(entry)) {
-        if let Some(value) = rewritten(entry) {
-            entry.value = value;
-        }
-    }
-    Some(changed)
-}
-
-impl CompiledRule {
-    /// Whether every required entry is present and passes its matcher.
-    pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
-        let passes = |(key, matcher): &(String, super::Matcher)| {
-            descriptor.value(key).is_some_and(|value| matcher.matches(value))
-        };
-        self.matches.iter().all(passes)
-    }
-}
-
-impl CompiledApply {
-    /// Resolves the reference for a descriptor.
-    pub(super) fn target(&self, descriptor: &Descriptor<'_>) -> Resolved {
-        let value = |entry: &str| match (descriptor.value(entry), self.missing) {
-            (None, Missing::Empty) => Some(""),
-            (value, _) => value,
-        };
-        let found = match &self.template {
-            LimiterTemplate::Fixed(target) => return Resolved::Target(*target),
-            LimiterTemplate::One { entry, by_value, otherwise } => match value(entry) {
-                None => return Resolved::EntryMissing,
-                Some(value) => by_value.get(value).or(otherwise.as_ref()),
-            },
-            LimiterTemplate::Many { parts, by_name, otherwise } => {
-                let mut name = String::new();
-                for part in parts {
-                    match part {
-                        TemplatePart::Text(text) => name.push_str(text),
-                        TemplatePart::Entry(entry) => match value(entry) {
-                            None => return Resolved::EntryMissing,
-                            Some(value) => name.push_str(value),
-                        },
-                    }
-                }
-                by_name.get(&name).or(otherwise.as_ref())
-            }
-        };
-        found.map_or(Resolved::NoLimiter, |target| Resolved::Target(*target))
-    }
-
-    /// Completes a counter's name with the entries of the key; `None` when a required one is missing.
-    pub(super) fn name(&self, prefix: &NamePrefix, descriptor: &Descriptor<'_>) -> Option<CounterName> {
-        let mut name = *prefix;
-        let mut partition = None;
-        for (number, part) in self.key.iter().enumerate() {
-            // The prefix ends before the value of the first entry.
-            if number > 0 {
-                name.text(&part.entry);
-            }
-            let value = match (descriptor.value(&part.entry), self.missing) {
-                (Some(value), _) => value,
-                (None, Missing::Empty) => "",
-                (None, Missing::Skip | Missing::Deny) => return None,
-            };
-            let value = match part.normalise.is_empty() {
-                true => Cow::Borrowed(value),
-                false => part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value)),
-            };
-            name.text(&value);
-            if prefix.is_partitioned()
-                && let Some((partitions, at)) = &self.partitions
-                && *at == number
-            {
-                partition = Some(partitions.of(&value));
-            }
-        }
-        Some(match partition {
-            None => name.name(),
-            Some(partition) => name.name().in_partition(partition),
-        })
-    }
-}
-
-/// The result of resolving a reference.
-pub(super) enum Resolved {
-    Target(u32),
-    EntryMissing,
-    NoLimiter,
 }
 
 struct Walk<'r> {
@@ -348,7 +236,7 @@ impl Walk<'_> {
                 }
             }
             let counter = apply.name(prefix, descriptor)?;
-            let (needs, charges, refund) = needs_and_charges(descriptor.hits, apply);
+            let (needs, charges, refund) = quota_terms(descriptor.hits, apply);
             let check = Check {
                 counter,
                 store: limiter.store,
@@ -365,14 +253,7 @@ impl Walk<'_> {
         }
         if let Some((prefix, limit)) = &target.slots {
             let counter = apply.name(prefix, descriptor)?;
-            let (needs, charges) = match descriptor.hits {
-                Hits::Charge(_) => {
-                    (Needs { fits: 1, ..Needs::default() }, Charges { admitted: 1, ..Charges::default() })
-                }
-                Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default()),
-                // A slot is released by its lease (semantics 11).
-                Hits::Refund(_) => return Some(()),
-            };
+            let Some((needs, charges)) = slot_terms(descriptor.hits) else { return Some(()) };
             let check = Check {
                 counter,
                 store: limiter.store,
@@ -447,24 +328,4 @@ impl Walk<'_> {
 enum AppliedOverride {
     AlwaysDenied,
     Limit(NamePrefix, Limit),
-}
-
-/// The needs, charges and refund of a descriptor's hits on a quota (semantics 5 and 9 to 12).
-fn needs_and_charges(hits: Hits, apply: &CompiledApply) -> (Needs, Charges, u32) {
-    match hits {
-        Hits::Peek => (Needs { one_left: true, ..Needs::default() }, Charges::default(), 0),
-        Hits::Refund(units) => (Needs::default(), Charges::default(), units),
-        Hits::Charge(cost) => {
-            let needs = match apply.overdraw {
-                true => Needs { one_left: true, ..Needs::default() },
-                false => Needs { fits: cost, ..Needs::default() },
-            };
-            let (passed, refused) = match apply.charge {
-                Charge::Admitted => (0, 0),
-                Charge::Own => (cost, 0),
-                Charge::Always => (cost, cost),
-            };
-            (needs, Charges { admitted: cost, passed, refused }, 0)
-        }
-    }
 }

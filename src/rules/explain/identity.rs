@@ -5,7 +5,7 @@ use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Needs};
 use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
-use crate::rules::plan::{Resolved, rewrite};
+use crate::rules::resolve::{Resolved, rewrite};
 
 /// Maximum number of keys listed in an error.
 const MAX_LISTED_KEYS: usize = 20;

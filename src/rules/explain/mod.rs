@@ -13,7 +13,7 @@ pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
 use super::compiled::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts};
-use super::plan::{Resolved, rewrite};
+use super::resolve::{Resolved, rewrite};
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 
