@@ -60,9 +60,9 @@ impl Grants {
     /// Bytes that a charge of `units` under this limit may add on the heap.
     pub(crate) fn growth(&self, units: u32, limit: u32) -> usize {
         let full = self.moments.len().max(limit as usize);
-        let wanted = (self.moments.len() + units.min(limit) as usize).min(full);
+        let needed = (self.moments.len() + units.min(limit) as usize).min(full);
         let mut capacity = self.moments.capacity();
-        while capacity < wanted {
+        while capacity < needed {
             capacity = grown_capacity(capacity, full);
         }
         (capacity - self.moments.capacity()) * size_of::<u64>()

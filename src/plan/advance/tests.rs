@@ -111,8 +111,8 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             let charged = Undo { counter: CounterName::default(), store: 0, limit, units: 1, at, reset: made.reset };
             undo(&mut undone, &charged, LeaseId(2), now);
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
-                let asked = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
-                let (undone, never) = (asked(&undone), asked(&never));
+                let answer = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
+                let (undone, never) = (answer(&undone), answer(&never));
                 // What a bucket is given back is known to the microsecond.
                 let same = undone.reset - never.reset <= 1;
                 assert!(same && Outcome { reset: never.reset, ..undone } == never, "{limit:?} {later} {wait}");

@@ -13,7 +13,7 @@ impl Rules {
     /// Explains as text which rules apply to a descriptor with these entries.
     pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-        let settings = self.by_name.get(domain).map(|&place| &self.domains[place]);
+        let settings = self.by_name.get(domain).map(|&index| &self.domains[index]);
         let text = ExplanationText {
             domain,
             requested: entries,

@@ -190,11 +190,11 @@ mod tests {
             let descriptors: Vec<_> = descriptors.into_iter().map(descriptor).collect();
             let plain_enough = (!negative || descriptors.is_empty()) && change.is_none();
             let mut bytes = RateLimitRequest { domain: domain.into(), descriptors, hits_addend }.encode_to_vec();
-            if let Some((place, byte, insert)) = change {
-                let place = place.index(bytes.len() + 1);
-                match insert || place == bytes.len() {
-                    true => bytes.insert(place, byte),
-                    false => bytes[place] = byte,
+            if let Some((index, byte, insert)) = change {
+                let index = index.index(bytes.len() + 1);
+                match insert || index == bytes.len() {
+                    true => bytes.insert(index, byte),
+                    false => bytes[index] = byte,
                 }
             }
             let read = borrowed(&bytes, RequestBounds::MAX);
