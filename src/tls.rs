@@ -1,6 +1,6 @@
 //! TLS of connections to shared stores: trusted roots, and an optional client certificate.
 //!
-//! Redis connects through [`TlsClient`]; the client library of PostgreSQL takes the [`client_config`] itself.
+//! Redis connects through `TlsClient`; the client library of PostgreSQL takes the `client_config` itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

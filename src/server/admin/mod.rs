@@ -58,7 +58,7 @@ const DEFAULT_TOP_MINUTES: usize = 5;
 
 type AdminResponse = Response<Full<Bytes>>;
 
-/// A request that the admin port answers. All but [`METRICS_PATH`] need the token, if one is configured.
+/// A request that the admin port answers. All but `/metrics` need the token, if one is configured.
 #[derive(Clone, Debug)]
 pub struct AdminRoute {
     /// The method.
