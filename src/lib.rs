@@ -60,7 +60,7 @@
 #[cfg(feature = "server")]
 pub mod app;
 pub mod clock;
-#[cfg(feature = "server")]
+#[cfg(feature = "config")]
 pub mod config;
 pub mod decision;
 pub mod descriptor;

@@ -20,11 +20,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
-pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, RestartSettings};
+pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader};
 pub use self::snapshots::SnapshotFile;
 use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};
-use crate::config::Origin;
+use crate::config::{Origin, RestartSettings};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::server::grpc::Grpc;

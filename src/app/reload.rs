@@ -20,12 +20,11 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{BuildError, PreparedService, StorePlan};
-use crate::config::{Config, ConfigWatcher, Origin, Problem};
+use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, RestartSettings};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
-use crate::settings::{Bounds, Settings};
-use crate::store::StoreConfig;
+use crate::settings::Settings;
 use crate::telemetry::ReloadStatus;
 
 /// How long [`drop_rules`] waits for requests that still use the previous rules.
@@ -92,7 +91,8 @@ impl Reloader {
         restart_settings: &RestartSettings,
         plan: StorePlan,
     ) -> Self {
-        let restart_settings = restart_settings.0.clone();
+        let in_use = |(key, setting): (&String, &RestartSetting)| (key.clone(), setting.value.clone());
+        let restart_settings = restart_settings.0.iter().map(in_use).collect();
         Self { service, applied: origin.clone(), last_read: origin, plan, restart_settings }
     }
 
@@ -211,28 +211,23 @@ impl Reloader {
     /// Changes of restart settings against those in use. The settings of a new store take effect now, and those of a
     /// removed store are dropped.
     fn pending_restart(&mut self, RestartSettings(new): RestartSettings, stores: &[String]) -> Vec<PendingRestart> {
-        let store = |key: &str| Some(key.strip_prefix("stores.")?.rsplit_once('.')?.0.to_owned());
-        let known = |key: &str| store(key).is_none_or(|store| stores.contains(&store));
         self.restart_settings.retain(|key, _| new.contains_key(key));
         let mut pending = Vec::new();
         for (key, new) in new {
-            let fresh = !known(&key) && !key.ends_with(".snapshot") && !key.ends_with(".snapshot_interval");
+            let fresh = new.opens.is_some_and(|store| !stores.contains(&store));
             let old = match self.restart_settings.get(&key) {
                 Some(old) => old.clone(),
-                None if fresh => new.clone(),
+                None if fresh => new.value.clone(),
                 None => ABSENT.to_owned(),
             };
-            if old != new {
-                pending.push(PendingRestart { key: key.clone(), old: old.clone(), new });
+            if old != new.value {
+                pending.push(PendingRestart { key: key.clone(), old: old.clone(), new: new.value });
             }
             self.restart_settings.insert(key, old);
         }
         pending
     }
 }
-
-/// The text shown for an absent value.
-const ABSENT: &str = "none";
 
 /// The new settings, with the old values of those that need a restart, such as addresses.
 fn until_restart(old: &Settings, new: &Settings) -> Settings {
@@ -246,65 +241,6 @@ fn until_restart(old: &Settings, new: &Settings) -> Settings {
     settings.log.json = old.log.json;
     settings.bounds = old.bounds.clone();
     settings
-}
-
-/// The settings of a configuration that change only with a restart, by key.
-#[derive(Clone, Debug)]
-pub struct RestartSettings(BTreeMap<String, String>);
-
-impl RestartSettings {
-    /// The restart settings of a configuration.
-    pub fn of(config: &Config) -> Self {
-        // Not the settings that are read for every request or at shutdown.
-        let Settings { grpc, http, admin, log, bounds, drain: _, rls_headers: _, authz_headers: _, authz: _ } =
-            &config.server;
-        let mut settings = BTreeMap::new();
-        let mut insert = |key: String, value: Option<String>| {
-            settings.insert(key, value.unwrap_or_else(|| ABSENT.to_owned()));
-        };
-        insert("server.grpc".to_owned(), Some(grpc.to_string()));
-        insert("server.http".to_owned(), Some(http.to_string()));
-        insert("server.admin".to_owned(), admin.listen.as_ref().map(ToString::to_string));
-        insert("log.format".to_owned(), Some(if log.json { "json" } else { "text" }.to_owned()));
-        let Bounds {
-            message_bytes,
-            headers,
-            header_bytes,
-            body_bytes,
-            unfinished_bytes_per_connection,
-            unfinished_bytes,
-            requests,
-            connections,
-            streams,
-            head_timeout,
-            request_timeout,
-            idle_timeout,
-        } = bounds;
-        let mut bound = |key: &str, value: String| insert(format!("server.bounds.{key}"), Some(value));
-        bound("message_bytes", message_bytes.to_string());
-        bound("headers", headers.to_string());
-        bound("header_bytes", header_bytes.to_string());
-        bound("body_bytes", body_bytes.to_string());
-        bound("unfinished_bytes_per_connection", unfinished_bytes_per_connection.to_string());
-        bound("unfinished_bytes", unfinished_bytes.to_string());
-        bound("requests", requests.to_string());
-        bound("connections", connections.to_string());
-        bound("streams", streams.to_string());
-        bound("head_timeout", format!("{head_timeout:?}"));
-        bound("request_timeout", format!("{request_timeout:?}"));
-        bound("idle_timeout", idle_timeout.map_or("off".to_owned(), |timeout| format!("{timeout:?}")));
-        for store in &config.stores {
-            let of = |key: &str| format!("stores.{}.{key}", store.name);
-            if let StoreConfig::Memory(memory) = &store.config {
-                insert(of("max_memory"), Some(memory.max_memory.to_string()));
-                insert(of("max_keys"), memory.max_keys.map(|keys| keys.to_string()));
-            }
-            let snapshot = store.snapshot.as_ref();
-            insert(of("snapshot"), snapshot.map(|snapshot| snapshot.path.display().to_string()));
-            insert(of("snapshot_interval"), snapshot.map(|snapshot| format!("{:?}", snapshot.interval)));
-        }
-        Self(settings)
-    }
 }
 
 /// Waits for the requests that still use these rules, so that the rules are dropped here: freeing a hundred thousand

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
-use tollgate::app::{App, Ended, HangupSignals, PreparedService, RestartSettings, StopSignals};
-use tollgate::config::{Config, Origin};
+use tollgate::app::{App, Ended, HangupSignals, PreparedService, StopSignals};
+use tollgate::config::{Config, Origin, RestartSettings};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Targets;

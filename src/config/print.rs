@@ -377,8 +377,12 @@ pub(super) fn duration(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::config::SourceText;
+    use crate::config::schema::File;
+    use crate::config::schema::decode::Decode;
 
     #[test]
     fn a_text_with_odd_breaks_of_lines_is_printed_so_that_it_reads_the_same() {
@@ -391,5 +395,114 @@ mod tests {
         let config = read("odd.yaml", format!("rules: {rule}"));
         assert_eq!(config.book.rules[0].refusal.body.as_deref(), Some(text));
         assert_eq!(read("printed.yaml", config.effective()).book.rules[0].refusal.body.as_deref(), Some(text));
+    }
+
+    /// Every key that the schema declares, in configurations that have it.
+    const EVERY_KEY: [&str; 4] = [
+        "server:
+  secret: sixteen letters and more
+  admin_token: sixteen letters and more
+authz:
+  entries:
+    a: { header: x-a, default: none }
+    b: { cookie: b }
+    c: { query: c }
+    d: { context: d }
+    e: { metadata: 'f:g' }
+    h: { principal: true }
+domains:
+  edge: { entries: [tier, account, remote_address] }
+stores:
+  main: { engine: memory, max_keys: 7, snapshot: kept }
+limiters:
+  api_free: { algorithm: token_bucket, limit: 5, window: 1m, max_debt: 3, max_concurrent: 2 }
+  first: { algorithm: fixed_window, limit: 5, window: 1m, alignment: first_hit }
+  days: { algorithm: fixed_window, limit: 5, calendar: day, timezone: Europe/Berlin }
+rules:
+  - domain: edge
+    name: all
+    match: { tier: '*' }
+    apply: [{ limiter: 'api_{tier}', otherwise: api_free, key: [{ entry: remote_address, ipv6_prefix: 56 }] }]
+    status: 430
+    body: stop
+    content_type: text/plain
+  - { domain: edge, name: some, enforce_percent: 5, apply: [{ limiter: days }] }
+  - { domain: edge, name: none, action: deny, match: { tier: gone } }
+",
+        "stores:
+  main:
+    engine: redis
+    url: rediss://sentinel
+    instances: 2
+    required: true
+    max_batch: 3
+    max_calls: 3
+    refusal_cache: 1s
+    quota_lease: 5
+    mode: sentinel
+    sentinel_master: m
+    sentinel_username: u
+    sentinel_password: p
+    db: 3
+    username: u
+    password: p
+    key_prefix: 'k:'
+    tls_ca: ca
+    tls_certificate: c
+    tls_key: k
+    tls_server_name: n
+    pool_min_size: 1
+    pool_max_size: 9
+    timing_margin_ms: 5
+    socket_timeout: 1
+    socket_connect_timeout: 1
+",
+        "stores: { main: { engine: redis, url: 'redis://node', mode: cluster, hash_tag: account } }\n",
+        "stores:
+  main:
+    engine: postgres
+    url: postgres://u@h/d
+    table_name: a
+    schema_name: b
+    auto_create: false
+    unlogged: true
+    synchronous_commit: false
+",
+    ];
+
+    /// The paths of all keys in a tree, below tables of names and lists as the schema writes them.
+    fn paths(path: &str, value: &Value, found: &mut BTreeSet<String>) {
+        let named = ["stores", "limiters", "domains", "authz.entries", "rules[].match", "domains.*.normalise"];
+        match value {
+            Value::Object(entries) => {
+                for (key, value) in entries {
+                    let key = if named.contains(&path) { "*" } else { key };
+                    let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+                    found.insert(path.clone());
+                    paths(&path, value, found);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| paths(&format!("{path}[]"), item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_schema_is_printed_or_says_why_not_and_no_other_is() {
+        let mut printed = BTreeSet::new();
+        for text in EVERY_KEY {
+            let source = SourceText { name: "every_key.yaml".to_owned(), text: text.to_owned() };
+            paths("", &tree(&Config::read(&[source], &|_| None).expect("it is accepted")), &mut printed);
+        }
+        printed.retain(|path| !path.ends_with('*'));
+        let mut keys = Vec::new();
+        File::keys("", &mut keys);
+        let declared = keys.into_iter().filter(|(_, key)| key.unprinted.is_none());
+        let declared: BTreeSet<String> = declared.map(|(path, _)| path).collect();
+        let both = |found: &BTreeSet<String>, other: &BTreeSet<String>| -> Vec<String> {
+            found.difference(other).cloned().collect()
+        };
+        assert_eq!(both(&declared, &printed), [""; 0], "keys that are not printed");
+        assert_eq!(both(&printed, &declared), [""; 0], "printed, and no key");
     }
 }

@@ -10,6 +10,10 @@ use super::shared::SharedSettings;
 
 /// A store as a configuration describes it: which kind, and what that kind needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    any(all(feature = "redis", not(feature = "postgres")), all(feature = "postgres", not(feature = "redis"))),
+    expect(clippy::large_enum_variant, reason = "a configuration has a handful of them")
+)]
 pub enum StoreConfig {
     /// This process's memory.
     Memory(MemorySettings),

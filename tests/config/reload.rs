@@ -11,9 +11,9 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tollgate::app::{App, PendingRestart, PreparedService, ReloadOutcome, Reloader, RestartSettings};
+use tollgate::app::{App, PendingRestart, PreparedService, ReloadOutcome, Reloader};
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::config::{Config, Origin};
+use tollgate::config::{Config, Origin, RestartSettings};
 use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseStatus;
@@ -279,7 +279,7 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
         pending("server.grpc", "127.0.0.1:0", "127.0.0.1:1"),
         pending("stores.main.max_memory", "2097152", "4194304"),
         pending("stores.main.snapshot", "none", "kept"),
-        pending("stores.main.snapshot_interval", "none", "60s"),
+        pending("stores.main.snapshot_interval", "none", "1m"),
     ];
     assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: all });
     assert_eq!(served.passes("ada").await, 6, "the rest is taken");

@@ -60,19 +60,6 @@ pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], proble
     Limiters { all, indexes }
 }
 
-/// The algorithms that have a key.
-fn owners(key: &str) -> &'static [schema::Algorithm] {
-    use schema::Algorithm::{Concurrency, FixedWindow, SlidingCounter, SlidingWindow, TokenBucket};
-    match key {
-        "burst" | "rate_per_second" | "max_debt" => &[TokenBucket],
-        "alignment" | "calendar" | "timezone" => &[FixedWindow],
-        "limit" | "window" | "window_seconds" | "override" => {
-            &[TokenBucket, SlidingWindow, SlidingCounter, FixedWindow]
-        }
-        _ => &[TokenBucket, SlidingWindow, SlidingCounter, FixedWindow, Concurrency],
-    }
-}
-
 /// One limiter while it is read.
 struct LimiterReader<'a> {
     item: &'a Item<schema::Limiter>,
@@ -197,13 +184,10 @@ impl<'a> LimiterReader<'a> {
     }
 
     fn foreign_keys(&mut self, algorithm: schema::Algorithm) {
-        for (key, location) in self.written.given() {
-            let owners = owners(key);
-            if !owners.contains(&algorithm) {
-                let words: Vec<&str> = owners.iter().map(|owner| owner.word()).collect();
-                let (word, words) = (algorithm.word(), words.join(", "));
-                self.problems.refuse(location, format!("but {word} has no {key}; it belongs to {words}"));
-            }
+        let word = algorithm.word();
+        for (key, location) in self.written.foreign(word) {
+            let (key, owners) = (key.name, key.only.join(", "));
+            self.problems.refuse(location, format!("but {word} has no {key}; it belongs to {owners}"));
         }
     }
 

@@ -4,4 +4,3 @@ pub(super) mod limiters;
 pub(super) mod rules;
 pub(super) mod server;
 pub(super) mod stores;
-mod urls;

@@ -364,8 +364,8 @@ impl<'a> RuleReader<'a> {
         let mut key: Vec<KeyEntry> = Vec::new();
         for part in written.key.items() {
             let (entry, normalise, location) = match &part.value {
-                schema::KeyEntry::Entry(entry) => (entry.clone(), Vec::new(), &part.location),
-                schema::KeyEntry::Table(table) => {
+                schema::WrittenKeyEntry::Name(entry) => (entry.clone(), Vec::new(), &part.location),
+                schema::WrittenKeyEntry::Table(table) => {
                     let Some(entry) = table.entry.get() else { continue };
                     let mut normalise = normalisers(table.normalise.items());
                     if let Some(bits) = table.ipv6_prefix.copied() {

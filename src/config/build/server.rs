@@ -177,7 +177,7 @@ fn entry_source(
     problems: &mut Problems,
 ) -> Option<EntrySource> {
     const PLACES: &str = "header, cookie, query, context, metadata or principal";
-    let places: Vec<_> = written.given().into_iter().filter(|(key, _)| *key != "default").collect();
+    let places: Vec<_> = written.given().into_iter().filter(|(key, _)| key.name != "default").collect();
     let absent = [&written.header, &written.cookie, &written.query, &written.context, &written.metadata];
     match places[..] {
         [_] => {}
@@ -192,7 +192,7 @@ fn entry_source(
             return None;
         }
         [(first, _), .., (_, last)] => {
-            problems.refuse(last, format!("expected one location, but {first} is given too"));
+            problems.refuse(last, format!("expected one location, but {} is given too", first.name));
             return None;
         }
     }

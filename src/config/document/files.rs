@@ -6,7 +6,9 @@ use super::disk::Disk;
 use super::expand::{Variables, expand};
 use super::node::{Key, Position, TreeNode, Value, join};
 use super::problem::{Errors, Problems};
-use super::{toml, yaml};
+use super::toml;
+#[cfg(feature = "server")]
+use super::yaml;
 
 /// The variable that names the configuration when the command line does not.
 pub const CONFIG_VARIABLE: &str = "TOLLGATE_CONFIG";
@@ -111,10 +113,9 @@ pub fn tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, probl
     let mut whole = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let file = u16::try_from(number).unwrap_or(u16::MAX);
-        let parse = if source.name.ends_with(".toml") { toml::parse } else { yaml::parse };
         // A mark of byte order is no part of the text.
         let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
-        let mut node = parse(text, file, problems);
+        let mut node = parse(&source.name, text, file, problems);
         let directory = Path::new(&source.name).parent().unwrap_or(Path::new(""));
         expand(&mut node, directory, variables, disk, problems);
         match node.value {
@@ -130,6 +131,24 @@ pub fn tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, probl
         }
     }
     TreeNode { value: Value::Table(whole), position: Position { file: 0, line: 0 } }
+}
+
+/// Parses a file in the format that its name ends in.
+fn parse(name: &str, text: &str, file: u16, problems: &mut Problems) -> TreeNode {
+    if name.ends_with(".toml") {
+        return toml::parse(text, file, problems);
+    }
+    #[cfg(feature = "server")]
+    return yaml::parse(text, file, problems);
+    #[cfg(not(feature = "server"))]
+    {
+        let position = Position { file, line: 0 };
+        problems.tear(
+            position,
+            "is YAML, which this build cannot read; write TOML, or build tollgate with the cargo feature \"server\"",
+        );
+        TreeNode { value: Value::Null, position }
+    }
 }
 
 fn merge(into: &mut Vec<(Key, TreeNode)>, from: Vec<(Key, TreeNode)>, path: &str, problems: &mut Problems) {

@@ -1,4 +1,4 @@
-//! Files in TOML or YAML as one tree of values, each with its line.
+//! Reads files in TOML or YAML as one tree of values, each with its line. YAML needs the feature `server`.
 
 pub(super) mod disk;
 pub(super) mod expand;
@@ -7,5 +7,7 @@ pub(super) mod node;
 pub(super) mod origin;
 pub(super) mod problem;
 mod toml;
+#[cfg(feature = "server")]
 pub(super) mod watch;
+#[cfg(feature = "server")]
 mod yaml;

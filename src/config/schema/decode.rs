@@ -1,42 +1,49 @@
-//! From a tree to typed tables, collecting everything that is wrong on the way.
+//! Decodes a tree into typed tables and collects everything that is wrong.
 //!
-//! A `table!` is written once and is three things: the struct, its decoder with the list of known
-//! keys, and its JSON Schema. So what `tollgate schema` prints and what is accepted cannot drift apart.
+//! A `table!` declares the struct, its decoder with the known keys, and its JSON Schema, so that `tollgate schema`
+//! prints exactly what is accepted.
 
 use std::ops::Deref;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-
+use super::key::KeyInfo;
 use crate::config::document::node::{Key, Position, TreeNode, Value, join};
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 
-/// What can stand in a configuration.
-pub trait Decode: JsonSchema + Sized {
-    /// What is expected, for errors: `a whole number more than zero`.
+/// A type that a configuration can hold.
+pub trait Decode: Sized {
+    /// The expected value, for errors: `a whole number more than zero`.
     fn expected() -> String;
 
     /// Whether errors must not show the value.
     const SECRET: bool = false;
 
-    /// Reads a value. None after an error was told.
+    /// Reads a value. None if it is invalid, which is reported.
     fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self>;
+
+    /// Adds every key inside the value, each with its path below `path`: `.*` for a name, `[]` for an item.
+    fn keys(_path: &str, _keys: &mut Vec<(String, KeyInfo)>) {}
 }
 
 /// A table with known keys.
 pub trait SchemaTable: Decode {
-    /// The keys that it knows.
-    const KEYS: &'static [&'static str];
+    /// Its keys.
+    const KEYS: &'static [KeyInfo];
 
-    /// The keys that are there and can be read, with their places.
-    fn given(&self) -> Vec<(&'static str, &Location)>;
+    /// The keys that are given and valid, with their locations.
+    fn given(&self) -> Vec<(&'static KeyInfo, &Location)>;
+
+    /// The given keys that a table of this engine or algorithm does not have.
+    fn foreign(&self, kind: &str) -> impl Iterator<Item = (&'static KeyInfo, &Location)> {
+        self.given().into_iter().filter(move |(key, _)| !key.belongs_to(kind))
+    }
 }
 
 /// A choice of words.
 pub trait Choice: Decode {
-    /// Every word, in the order of the documentation.
+    /// All words, in the order of the documentation.
     const WORDS: &'static [&'static str];
 
-    /// The word that the file has.
+    /// The word as a file writes it.
     fn word(self) -> &'static str;
 }
 
@@ -45,7 +52,7 @@ pub trait Choice: Decode {
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Its path, its looks, its file and line.
+    /// Its path, file and line, and how errors show it.
     pub location: Location,
 }
 
@@ -57,19 +64,19 @@ impl<T> Deref for Located<T> {
     }
 }
 
-/// A key of a table: given, absent, or given as something that was refused.
+/// A key of a table: given, absent, or invalid.
 #[derive(Clone, Debug)]
 pub enum Field<T> {
-    /// It is there and can be read.
+    /// It is given and valid.
     Given(Located<T>),
-    /// It is not there.
+    /// It is not given.
     Absent,
-    /// It is there, and an error about it was told.
+    /// It is invalid, which was reported.
     Refused,
 }
 
 impl<T> Field<T> {
-    /// The value when there is a good one.
+    /// The value, if it is valid.
     pub fn get(&self) -> Option<&Located<T>> {
         match self {
             Field::Given(value) => Some(value),
@@ -77,25 +84,25 @@ impl<T> Field<T> {
         }
     }
 
-    /// Whether nothing is there, not even something wrong.
+    /// Whether it is not given, not even with an invalid value.
     pub fn is_absent(&self) -> bool {
         matches!(self, Field::Absent)
     }
 
-    /// Where it was given, if it was and could be read.
+    /// Its location, if it is valid.
     pub fn location(&self) -> Option<&Location> {
         self.get().map(|value| &value.location)
     }
 }
 
 impl<T: Copy> Field<T> {
-    /// A copy of the value when there is a good one.
+    /// A copy of the value, if it is valid.
     pub fn copied(&self) -> Option<T> {
         self.get().map(|value| value.value)
     }
 }
 
-/// Keys whose values errors never show, even where they are out of place.
+/// Keys whose values errors never show, even in a table that does not have the key.
 const SECRETS: [&str; 3] = ["secret", "url", "password"];
 
 /// Reads one value.
@@ -112,12 +119,12 @@ pub fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) 
     }
 }
 
-/// The entries of a table.
+/// Reads the entries of a table.
 pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Problems) -> Option<&'a [(Key, TreeNode)]> {
     match &node.value {
         Value::Table(entries) => Some(entries),
         Value::Null => Some(&[]),
-        // It may well be `password:secret` without the space that makes it a table.
+        // The text is not shown: it may be `password:secret` without the space that makes it a table.
         Value::Text(_) => {
             problems.error(location.position, format!("{} is a text, expected a table", location.path));
             None
@@ -129,10 +136,11 @@ pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Probl
     }
 }
 
-/// Refuses the keys that a table does not have.
-pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[&str], problems: &mut Problems) {
-    for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&*key.text)) {
-        // What follows the word in `{ password:secret }` is no name.
+/// Reports the keys that a table does not have.
+pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[KeyInfo], problems: &mut Problems) {
+    let known = known.iter().map(|key| key.name);
+    for (key, _) in entries.iter().filter(|(key, _)| !known.clone().any(|known| known == key.text)) {
+        // The value of `{ password:secret }` must not be shown.
         let foreign = key.text.char_indices().find(|(_, c)| !c.is_alphanumeric() && !matches!(c, '_' | '-' | '.'));
         if let Some((end, mark)) = foreign {
             let path = join(&location.path, &key.text[..end]);
@@ -144,26 +152,25 @@ pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[&st
             continue;
         }
         let path = join(&location.path, &key.text);
-        let remedy = remedy(&key.text, known.iter().copied(), "known keys");
+        let remedy = remedy(&key.text, known.clone(), "known keys");
         problems.error(key.position, format!("{path} is not a known key{remedy}"));
-        if let Some(meant) = nearest(&key.text, known.iter().copied()) {
+        if let Some(meant) = nearest(&key.text, known.clone()) {
             problems.excuse(join(&location.path, meant));
         }
     }
 }
 
-/// Reads the value of a key; tells when a required one is not there.
+/// Reads the value of a key; reports a required key that is missing.
 pub fn key<T: Decode>(
     entries: &[(Key, TreeNode)],
-    name: &str,
-    required: bool,
+    info: &KeyInfo,
     location: &Location,
     problems: &mut Problems,
 ) -> Field<T> {
-    let path = join(&location.path, name);
-    match entries.iter().find(|(key, _)| key.text == name) {
+    let path = join(&location.path, info.name);
+    match entries.iter().find(|(key, _)| key.text == info.name) {
         Some((key, node)) => {
-            // A list that begins on the next line is still told at its key.
+            // A scalar is reported at the line of its key, even if it stands on the next one.
             let position = Position { line: key.position.line.max(1), ..key.position };
             match &node.value {
                 Value::List(_) | Value::Table(_) => field(node, path, problems),
@@ -171,7 +178,7 @@ pub fn key<T: Decode>(
             }
         }
         None => {
-            if required {
+            if info.required {
                 problems.missing(location.position, &path, format!("is missing, expected {}", T::expected()));
             }
             Field::Absent
@@ -179,13 +186,18 @@ pub fn key<T: Decode>(
     }
 }
 
-/// Declares a table of the configuration: a struct of [`Field`]s, its decoder and its JSON Schema. A key may be
-/// `required`, and may be named otherwise than its field: `last as "final"`.
+/// Declares a table of the configuration: a struct of [`Field`]s, its decoder and its JSON Schema. What holds for a key
+/// stands before it in brackets, as calls of the builders of [`KeyInfo`]: `[required, restart]`. A key may be named
+/// otherwise than its field: `last as "final"`.
 macro_rules! table {
     (
         $(#[doc = $about:literal])*
         $name:ident {
-            $( $(#[doc = $doc:literal])* $([$required:ident])? $field:ident $(as $key:literal)?: $type:ty, )*
+            $(
+                $([$($fact:ident $(($argument:expr))?),+])?
+                $(#[doc = $doc:literal])*
+                $field:ident $(as $key:literal)?: $type:ty,
+            )*
         }
     ) => {
         $(#[doc = $about])*
@@ -195,11 +207,14 @@ macro_rules! table {
         }
 
         impl $crate::config::schema::decode::SchemaTable for $name {
-            const KEYS: &'static [&'static str] = &[$( table!(@key $field $($key)?) ),*];
+            const KEYS: &'static [$crate::config::schema::key::KeyInfo] = &[$(
+                $crate::config::schema::key::KeyInfo::named(table!(@key $field $($key)?))
+                    $($( .$fact($($argument)?) )+)?
+            ),*];
 
-            fn given(&self) -> Vec<(&'static str, &$crate::config::document::problem::Location)> {
-                let fields = [$( (table!(@key $field $($key)?), self.$field.location()) ),*];
-                fields.into_iter().filter_map(|(key, location)| Some((key, location?))).collect()
+            fn given(&self) -> Vec<(&'static $crate::config::schema::key::KeyInfo, &$crate::config::document::problem::Location)> {
+                let locations = [$( self.$field.location() ),*];
+                Self::KEYS.iter().zip(locations).filter_map(|(key, location)| Some((key, location?))).collect()
             }
         }
 
@@ -214,45 +229,46 @@ macro_rules! table {
                 problems: &mut $crate::config::document::problem::Problems,
             ) -> Option<Self> {
                 let entries = $crate::config::schema::decode::entries(node, location, problems)?;
-                $crate::config::schema::decode::known_keys(
-                    entries,
-                    location,
-                    <Self as $crate::config::schema::decode::SchemaTable>::KEYS,
-                    problems,
-                );
-                Some(Self {
-                    $( $field: $crate::config::schema::decode::key(
-                        entries,
-                        table!(@key $field $($key)?),
-                        table!(@required $($required)?),
-                        location,
-                        problems,
-                    ), )*
-                })
+                let known = <Self as $crate::config::schema::decode::SchemaTable>::KEYS;
+                $crate::config::schema::decode::known_keys(entries, location, known, problems);
+                // The keys stand in the order of the fields.
+                let mut keys = known.iter();
+                $( let $field = $crate::config::schema::decode::key(entries, keys.next()?, location, problems); )*
+                Some(Self { $($field),* })
+            }
+
+            fn keys(path: &str, keys: &mut Vec<(String, $crate::config::schema::key::KeyInfo)>) {
+                let mut known = <Self as $crate::config::schema::decode::SchemaTable>::KEYS.iter();
+                $(
+                    if let Some(key) = known.next() {
+                        let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
+                        keys.push((path.clone(), *key));
+                        <$type as $crate::config::schema::decode::Decode>::keys(&path, keys);
+                    }
+                )*
             }
         }
 
+        #[cfg(feature = "server")]
         impl schemars::JsonSchema for $name {
             fn schema_name() -> std::borrow::Cow<'static, str> {
                 stringify!($name).into()
             }
 
             fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                let mut table = $crate::config::schema::decode::TableSchema::new(&[$($about),*]);
-                $( table.key::<$type>(
-                    table!(@key $field $($key)?),
-                    table!(@required $($required)?),
-                    &[$($doc),*],
-                    generator,
-                ); )*
+                let mut table = $crate::config::schema::json::TableSchema::new(&[$($about),*]);
+                let mut keys = <Self as $crate::config::schema::decode::SchemaTable>::KEYS.iter();
+                $(
+                    if let Some(key) = keys.next() {
+                        table.key::<$type>(key, &[$($doc),*], generator);
+                    }
+                )*
                 table.finish()
             }
         }
     };
     (@key $field:ident) => { stringify!($field) };
     (@key $field:ident $key:literal) => { $key };
-    (@required) => { false };
-    (@required required) => { true };
 }
 
 pub(in crate::config) use table;
@@ -298,18 +314,12 @@ macro_rules! choice {
             }
         }
 
-        impl schemars::JsonSchema for $name {
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                $crate::config::schema::decode::choice_schema(
-                    &[$($about),*],
-                    &[$( ($word, &[$($doc),*]) ),*],
-                )
-            }
-        }
+        #[cfg(feature = "server")]
+        $crate::config::schema::json::referenced!(
+            $name,
+            stringify!($name),
+            $crate::config::schema::json::choice(&[$($about),*], &[$( ($word, &[$($doc),*]) ),*])
+        );
     };
 }
 
@@ -339,62 +349,4 @@ pub fn word(
         problems.refuse(location, format!("{expected}{near}"));
     }
     found
-}
-
-/// Builds the JSON Schema of a table.
-#[derive(Debug)]
-pub struct TableSchema {
-    about: String,
-    properties: serde_json::Map<String, serde_json::Value>,
-    required: Vec<&'static str>,
-}
-
-impl TableSchema {
-    /// An empty table with this documentation.
-    pub fn new(about: &[&str]) -> Self {
-        Self { about: paragraph(about), properties: serde_json::Map::new(), required: Vec::new() }
-    }
-
-    /// Adds a key.
-    pub fn key<T: JsonSchema>(
-        &mut self,
-        key: &'static str,
-        required: bool,
-        doc: &[&str],
-        generator: &mut SchemaGenerator,
-    ) {
-        let mut schema = generator.subschema_for::<T>();
-        schema.insert("description".to_owned(), paragraph(doc).into());
-        self.properties.insert(key.to_owned(), schema.into());
-        if required {
-            self.required.push(key);
-        }
-    }
-
-    /// The whole schema.
-    pub fn finish(self) -> Schema {
-        let mut schema = json_schema!({ "description": self.about, "type": "object", "additionalProperties": false });
-        schema.insert("properties".to_owned(), self.properties.into());
-        if !self.required.is_empty() {
-            schema.insert("required".to_owned(), self.required.into());
-        }
-        schema
-    }
-}
-
-/// The JSON Schema of a choice.
-pub fn choice_schema(about: &[&str], words: &[(&str, &[&str])]) -> Schema {
-    let each = words.iter().map(|(word, doc)| serde_json::json!({ "const": word, "description": paragraph(doc) }));
-    let each: Vec<serde_json::Value> = each.chain([variable_schema()]).collect();
-    json_schema!({ "description": paragraph(about), "anyOf": each })
-}
-
-fn paragraph(lines: &[&str]) -> String {
-    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
-    lines.join(" ")
-}
-
-/// A text in which a variable will be expanded can become anything.
-pub fn variable_schema() -> serde_json::Value {
-    serde_json::json!({ "type": "string", "pattern": "\\$" })
 }

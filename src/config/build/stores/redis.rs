@@ -1,0 +1,112 @@
+//! Redis stores.
+
+use std::time::Duration;
+
+use super::redis_url;
+use super::shared::Url;
+use crate::config::document::problem::Problems;
+use crate::config::schema;
+use crate::config::schema::decode::{Choice, Field, SchemaTable};
+use crate::config::schema::values::Hidden;
+use crate::store::{Address, Credentials, Password, RedisSettings, Topology};
+use crate::tls::{ClientCertificate, TlsSettings};
+
+/// The settings of a Redis store that decisions wait `timeout` for. None if they are invalid, which is reported.
+pub(super) fn settings(
+    store: &schema::Store,
+    url: &Url<'_>,
+    timeout: Duration,
+    problems: &mut Problems,
+) -> Option<RedisSettings> {
+    let location = url.location;
+    let read = match redis_url::read(url.text) {
+        Ok(read) => read,
+        Err(error) => {
+            problems.refuse(location, error);
+            return None;
+        }
+    };
+    let text = |field: &Field<String>| field.get().map(|text| text.value.clone());
+    let secret = |field: &Field<Hidden>| field.get().map(|secret| Password::new(secret.value.0.clone()));
+    let mode = store.mode.copied().unwrap_or(schema::RedisMode::Standalone);
+    for (key, location) in store.given() {
+        if let Some(needed) = key.mode
+            && needed != mode.word()
+        {
+            problems.refuse(location, format!("but mode is \"{}\"; it belongs to \"{needed}\"", mode.word()));
+        }
+    }
+    let sockets = read.addresses.iter().any(|address| matches!(address, Address::Unix(_)));
+    let mut addresses = read.addresses;
+    let topology = match mode {
+        schema::RedisMode::Standalone => {
+            if addresses.len() > 1 {
+                problems.refuse(location, "names several servers, expected one, or mode = \"sentinel\" or \"cluster\"");
+            }
+            Topology::Standalone(addresses.swap_remove(0))
+        }
+        _ if sockets => {
+            problems.refuse(location, format!("is a socket, but mode is \"{}\"", mode.word()));
+            return None;
+        }
+        schema::RedisMode::Sentinel => Topology::Sentinel {
+            sentinels: addresses,
+            master: text(&store.sentinel_master).unwrap_or_else(|| "mymaster".to_owned()),
+            credentials: Credentials {
+                user: text(&store.sentinel_username),
+                password: secret(&store.sentinel_password),
+            },
+        },
+        schema::RedisMode::Cluster => Topology::Cluster(addresses),
+    };
+    let mut settings = RedisSettings::new(topology);
+    settings.credentials = Credentials {
+        user: text(&store.username).or(read.user),
+        password: secret(&store.password).or(read.password.map(Password::new)),
+    };
+    settings.tls = tls(store, read.tls, problems);
+    if let Some(prefix) = text(&store.key_prefix) {
+        settings.key_prefix = prefix;
+    }
+    let db = store.db.copied().map(|db| u32::try_from(db.0).unwrap_or(u32::MAX));
+    settings.db = db.or(read.db).unwrap_or(0);
+    if mode == schema::RedisMode::Cluster && settings.db > 0 {
+        problems.refuse(location, format!("is database {} of a cluster, which has only 0", settings.db));
+    }
+    if mode == schema::RedisMode::Cluster && settings.key_prefix.contains('{') {
+        let location = store.key_prefix.location().unwrap_or(location);
+        problems.refuse(location, "has a {, which in a cluster selects the hash slot of a key");
+    }
+    if let Some(timeout) = store.socket_connect_timeout.copied() {
+        settings.connect_timeout = timeout.0;
+    }
+    // A connection must not time out before the decision that waits for it.
+    settings.response_timeout = settings.response_timeout.max(timeout);
+    Some(settings)
+}
+
+/// The TLS settings, if the scheme of the URL is `rediss`.
+fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<TlsSettings> {
+    let path = |field: &Field<String>| field.get().map(|text| text.value.clone().into());
+    for (key, location) in store.given() {
+        if !secured && key.name.starts_with("tls_") {
+            problems.refuse(location, "but the URL does not begin with rediss://, so TLS is not used");
+        }
+    }
+    let identity = match (path(&store.tls_certificate), path(&store.tls_key)) {
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        (None, None) => None,
+        (one, _) => {
+            let (given, other) = match one.is_some() {
+                true => (store.tls_certificate.location(), "tls_key"),
+                false => (store.tls_key.location(), "tls_certificate"),
+            };
+            if let Some(location) = given {
+                problems.refuse(location, format!("but there is no {other}: a certificate goes with its key"));
+            }
+            None
+        }
+    };
+    let server_name = store.tls_server_name.get().map(|text| text.value.clone());
+    secured.then(|| TlsSettings { ca: path(&store.tls_ca), identity, server_name })
+}

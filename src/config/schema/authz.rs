@@ -1,0 +1,38 @@
+//! The table of ext_authz.
+
+use super::decode::table;
+use super::values::{Amount, ByName, Switch};
+
+table! {
+    /// How ext_authz, which sends no descriptors, makes entries of a request. It always makes `remote_address`, `method`, `path` and `host`.
+    Authz {
+        /// The domain of the request, unless the route's `context_extensions.domain` names another: `default` by default.
+        domain: String,
+        /// How many addresses, counted from the right of `X-Forwarded-For`, were written by trusted proxies. Zero, the default, trusts no such header.
+        trusted_hops: Amount,
+        /// Whether the address in `x-envoy-external-address` overrides the one of `X-Forwarded-For`; `false` by default. Envoy writes that header with `use_remote_address: true` for clients with a public address; for other clients it passes on what they sent. Set it only if every client has a public address: other clients could choose theirs.
+        trust_external_address: Switch,
+        /// More entries, by name, each from one place of the request. If the place has no value, the entry is absent.
+        entries: ByName<EntrySource>,
+    }
+}
+
+table! {
+    /// Where an entry's value comes from: exactly one place, and an optional default.
+    EntrySource {
+        /// A request header; of several with the name, the first. Over gRPC Envoy joins several with commas, unless its filter has `encode_raw_headers: true`.
+        header: String,
+        /// A cookie; of several with the name, the first.
+        cookie: String,
+        /// A parameter of the query.
+        query: String,
+        /// A key of the route's `context_extensions`.
+        context: String,
+        /// A value of the request's dynamic metadata: the filter's namespace, a colon, and the path inside it: `envoy.filters.http.jwt_authn:payload.sub`.
+        metadata: String,
+        /// The client certificate's principal.
+        principal: Switch,
+        /// The value if the place has none.
+        default: String,
+    }
+}

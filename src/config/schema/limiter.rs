@@ -1,0 +1,113 @@
+//! The table of a limiter.
+
+use super::decode::{choice, table};
+use super::values::{Amount, Positive, Seconds, Span, Switch, Units};
+
+table! {
+    /// A named algorithm with its numbers, its store, and its answer when the store cannot decide. A rate or a window, a number of concurrent requests, or both.
+    Limiter {
+        /// How units are counted. Optional with `rate_per_second` (token_bucket) and with `max_concurrent` alone (concurrency).
+        algorithm: Algorithm,
+        [only(WINDOWED)]
+        /// Units per window.
+        limit: Units,
+        [only(WINDOWED)]
+        /// The length of the window, such as `1m`.
+        window: Span,
+        [only(WINDOWED), unprinted("printed as window")]
+        /// For rate-sync files: the length of the window in seconds.
+        window_seconds: Seconds,
+        [only(&["token_bucket"])]
+        /// Tokens that a token_bucket holds when full: `limit` by default; with `rate_per_second`, the tokens of one second. In any time t a bucket admits at most burst + rate x t.
+        burst: Units,
+        [only(&["token_bucket"]), unprinted("printed as limit and window")]
+        /// The rate of a token_bucket, instead of `limit` and `window`.
+        rate_per_second: Positive,
+        /// Requests that hold a slot at the same time.
+        max_concurrent: Units,
+        /// How long a slot is held if nobody releases it: `1m` by default.
+        lease: Span,
+        [only(&["token_bucket"])]
+        /// Tokens that a token_bucket may owe. None by default; `limit` where a rule charges `always`; unbounded where a rule overdraws.
+        max_debt: Amount,
+        /// The answer when the store cannot decide: `local` by default. A memory store cannot when it is full and no counter can be evicted.
+        on_store_error: OnStoreError,
+        [only(WINDOWED)]
+        /// Whether a limit that comes with a request overrides this one. `false` by default.
+        overridable as "override": Switch,
+        [only(&["fixed_window"])]
+        /// Where the windows of a fixed_window start: `epoch` by default.
+        alignment: Alignment,
+        [only(&["fixed_window"])]
+        /// The calendar unit whose windows a fixed_window follows, instead of `window`.
+        calendar: Calendar,
+        [only(&["fixed_window"])]
+        /// The time zone of `calendar`, such as `Europe/Berlin`. UTC by default.
+        timezone: String,
+        /// The name of the store that keeps the counters. By default the only one, else the one named `main`, else the first.
+        store: String,
+        [unprinted("it has no effect")]
+        /// For rate-sync files: how long its callers wait. Requests at a gateway do not wait.
+        timeout: Seconds,
+        [unprinted("printed as on_store_error")]
+        /// For rate-sync files: `true` is `on_store_error = "deny"`, `false` is `"allow"`.
+        fail_closed: Switch,
+    }
+}
+
+/// The algorithms that count in windows.
+const WINDOWED: &[&str] = &["token_bucket", "sliding_window", "sliding_counter", "fixed_window"];
+
+choice! {
+    /// How units are counted.
+    Algorithm {
+        /// Tokens refill steadily; unused ones are held up to `burst`.
+        "token_bucket" => TokenBucket,
+        /// At most `limit` in any window of that length, exactly; every grant is remembered.
+        "sliding_window" => SlidingWindow,
+        /// About `limit` in any window, from two counts.
+        "sliding_counter" => SlidingCounter,
+        /// At most `limit` in each window, from one count.
+        "fixed_window" => FixedWindow,
+        /// At most `max_concurrent` at the same time.
+        "concurrency" => Concurrency,
+    }
+}
+
+choice! {
+    /// The answer when the store cannot decide.
+    OnStoreError {
+        /// Admit the request.
+        "allow" => Allow,
+        /// Refuse the request.
+        "deny" => Deny,
+        /// Fall back to this process's memory, with the same limiter, until the store is back. If the store is this process's memory, refuse.
+        "local" => Local,
+    }
+}
+
+choice! {
+    /// Where windows start.
+    Alignment {
+        /// At whole multiples of the window since 1970, UTC.
+        "epoch" => Epoch,
+        /// At the first hit.
+        "first_hit" => FirstHit,
+    }
+}
+
+choice! {
+    /// A unit of the calendar.
+    Calendar {
+        /// From the full hour.
+        "hour" => Hour,
+        /// From midnight.
+        "day" => Day,
+        /// From midnight before Monday.
+        "week" => Week,
+        /// From midnight before the first of the month.
+        "month" => Month,
+        /// From midnight before the first of January.
+        "year" => Year,
+    }
+}

@@ -1,0 +1,225 @@
+//! The tables of domains and rules.
+
+use super::decode::{Decode, Field, Located, choice, entries, field, key, known_keys, table};
+use super::key::KeyInfo;
+use super::values::{ByName, List, Percent, PrefixLength, Status, Switch};
+use crate::config::document::node::{TreeNode, Value};
+use crate::config::document::problem::{Location, Problems};
+
+table! {
+    /// The settings of a domain.
+    Domain {
+        /// The answer for a descriptor that no rule matches: `allow` by default.
+        unmatched: Verdict,
+        /// `shadow` counts and reports but never denies.
+        mode: Mode,
+        /// Normalisers of entries, applied before they are matched and counted: `{ path = ["path"], account = ["lowercase", "trim"] }`.
+        normalise: ByName<List<Normaliser>>,
+        /// Entries that hold addresses, besides `remote_address`.
+        addresses: List<String>,
+        /// All entries that clients of this domain send. If given, a rule that names another entry is an error.
+        entries: List<String>,
+    }
+}
+
+choice! {
+    /// Whether a request passes.
+    Verdict {
+        /// It passes.
+        "allow" => Allow,
+        /// It is refused, and nothing is charged.
+        "deny" => Deny,
+    }
+}
+
+choice! {
+    /// Whether refusals are enforced.
+    Mode {
+        /// They are.
+        "enforce" => Enforce,
+        /// They are counted and reported, and the request passes.
+        "shadow" => Shadow,
+    }
+}
+
+choice! {
+    /// A rewriting of a value, so that each client has one counter.
+    Normaliser {
+        /// Unicode lower case.
+        "lowercase" => Lowercase,
+        /// Without white space at the ends.
+        "trim" => Trim,
+        /// A request path as an origin server sees it: query removed, escapes decoded, dot segments resolved.
+        "path" => Path,
+    }
+}
+
+table! {
+    /// Which descriptors of a domain are matched, and which limiters apply to them. All matching rules apply together.
+    Rule {
+        [required]
+        /// The domain of the rule.
+        domain: String,
+        [required]
+        /// The rule's name in refusals, metrics and logs; unique in its domain.
+        name: String,
+        /// The entries that a descriptor must have, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. Without any, every descriptor matches.
+        matches as "match": ByName<Match>,
+        /// The limiters that apply.
+        apply: List<Apply>,
+        /// Instead of `apply`: `allow` ends the walk and keeps the checks found before; `deny` refuses and charges nothing.
+        action: Verdict,
+        /// Whether the walk of a descriptor ends when this rule matches it. `false` by default.
+        last as "final": Switch,
+        /// `shadow` counts and reports but never denies, and never ends the walk.
+        mode: Mode,
+        /// Enforces the rule for this percentage of keys, always the same ones; for the others it is in shadow mode.
+        enforce_percent: Percent,
+        /// The HTTP status of its refusals: 429 by default, 403 for `action = "deny"`.
+        status: Status,
+        /// The body of its refusals.
+        body: String,
+        /// The media type of that body: `text/plain` by default.
+        content_type: String,
+    }
+}
+
+table! {
+    /// One limiter applied by a rule.
+    Apply {
+        [required]
+        /// The limiter's name. It may hold entries, `api_{tier}`, which are filled from the descriptor.
+        limiter: String,
+        /// The limiter to use if no limiter has the filled name. Without it such a request is refused.
+        otherwise: String,
+        /// The entries whose values identify the counter. Without any there is one counter for all.
+        key: List<WrittenKeyEntry>,
+        /// When it is charged.
+        charge: Charge,
+        /// Whether a request passes as long as one whole unit is left, and then charges its whole cost. `false` by default.
+        overdraw: Switch,
+        /// What to do if an entry of the key or of the limiter's name is absent.
+        missing: Missing,
+    }
+}
+
+choice! {
+    /// When a check is charged.
+    Charge {
+        /// When the whole request is admitted: the default.
+        "admitted" => Admitted,
+        /// When this check itself passes, even if another refuses the request.
+        "own" => Own,
+        /// Always, so that a client that keeps trying stays locked out.
+        "always" => Always,
+    }
+}
+
+choice! {
+    /// What to do if an entry is absent.
+    Missing {
+        /// Skip the check; the rule's others stay: the default.
+        "skip" => Skip,
+        /// Refuse.
+        "deny" => Deny,
+        /// Count it as the empty value.
+        "empty" => Empty,
+    }
+}
+
+table! {
+    /// An entry of a key with normalisers of its value.
+    KeyTable {
+        [required]
+        /// The name of the entry.
+        entry: String,
+        /// Normalisers of its value, for this key only.
+        normalise: List<Normaliser>,
+        /// The number of leading bits of an IPv6 address that identify a client: 64 by default.
+        ipv6_prefix: PrefixLength,
+    }
+}
+
+/// An entry of a key as written: its name, or a table that says more.
+#[derive(Clone, Debug)]
+pub enum WrittenKeyEntry {
+    /// Only the name.
+    Name(String),
+    /// With normalisers.
+    Table(Box<KeyTable>),
+}
+
+impl Decode for WrittenKeyEntry {
+    fn expected() -> String {
+        "the name of an entry or { entry = ..., normalise = [...] }".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) => Some(WrittenKeyEntry::Name(text.text.clone())),
+            Value::Table(_) => {
+                KeyTable::decode(node, location, problems).map(|table| WrittenKeyEntry::Table(Box::new(table)))
+            }
+            _ => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+
+    fn keys(path: &str, keys: &mut Vec<(String, KeyInfo)>) {
+        KeyTable::keys(path, keys);
+    }
+}
+
+/// A test of one entry's value.
+#[derive(Clone, Debug)]
+pub enum Match {
+    /// A text, a pattern or a block of addresses.
+    Text(String),
+    /// Any of these.
+    Any(Vec<Located<Match>>),
+    /// The opposite of this.
+    Not(Box<Located<Match>>),
+}
+
+impl Decode for Match {
+    fn expected() -> String {
+        "a text, a list of texts or { not = ... }".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        const NOT: KeyInfo = KeyInfo::named("not").required();
+        match &node.value {
+            Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
+                String::decode(node, location, problems).map(Match::Text)
+            }
+            Value::List(items) if items.is_empty() => {
+                problems.refuse(location, "expected at least one item: an empty list matches nothing");
+                None
+            }
+            Value::List(items) => {
+                let mut any = Vec::with_capacity(items.len());
+                for (index, item) in items.iter().enumerate() {
+                    match field(item, format!("{}[{index}]", location.path), problems) {
+                        Field::Given(item) => any.push(item),
+                        Field::Absent | Field::Refused => {}
+                    }
+                }
+                Some(Match::Any(any))
+            }
+            Value::Table(_) => {
+                let entries = entries(node, location, problems)?;
+                known_keys(entries, location, &[NOT], problems);
+                match key::<Match>(entries, &NOT, location, problems) {
+                    Field::Given(inner) => Some(Match::Not(Box::new(inner))),
+                    Field::Absent | Field::Refused => None,
+                }
+            }
+            Value::Null | Value::Other(_) | Value::Lost => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+}

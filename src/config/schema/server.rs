@@ -1,0 +1,133 @@
+//! The tables of the ports and of the log.
+
+use super::address::{AdminListen, ListenAddress};
+use super::decode::{choice, table};
+use super::rule::Mode;
+use super::values::{
+    BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, MessageBytes,
+    Pause, Span, SpanOrOff, Streams, Switch, UnfinishedBytes,
+};
+
+table! {
+    /// The addresses to listen on, and settings of the whole process.
+    Server {
+        [restart]
+        /// The address of RLS, ext_authz, health and reflection: `0.0.0.0:8081` (the default), `[::]:8081` or `unix:/run/tollgate.sock`. Port 0 takes a free port.
+        grpc: ListenAddress,
+        [restart]
+        /// The address of ext_authz over plain HTTP and of `/healthcheck`: `0.0.0.0:8080` by default.
+        http: ListenAddress,
+        [restart]
+        /// The address of metrics and health, and of what `tollgate state`, `lift` and `explain --server` ask: `127.0.0.1:9090` by default. If that default address is taken, tollgate starts without the admin port. `off` opens none. An address that other machines can reach needs `admin_token`.
+        admin: AdminListen,
+        /// The bearer token that is required to ask about identities or to lift their limits. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
+        admin_token: Hidden,
+        /// The deployment's secret: hashes identities and seals leases. Instances that share a store must share it. A change starts all counters at zero. Without it a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
+        secret: Hidden,
+        /// `shadow` counts and reports but never denies, whatever the rules say: the kill switch. `enforce` by default.
+        mode: Mode,
+        /// A descriptor whose only entry has this key releases the lease that the value names. `release` by default.
+        release_entry: String,
+        /// How long to keep serving after SIGTERM while reporting not ready (gRPC health, `/readyz`, `/healthcheck`), so that load balancers notice: `3s` by default; `0s` closes connections at once.
+        drain_delay: Pause,
+        /// How long requests in flight may take after `drain_delay`: `10s` by default.
+        drain_timeout: Pause,
+        /// Which headers responses carry.
+        headers: Headers,
+        /// Bounds of requests and connections.
+        bounds: Bounds,
+    }
+}
+
+table! {
+    /// What is logged.
+    Log {
+        [restart]
+        /// `text` for people, the default, or `json`: one object a line.
+        format: LogFormat,
+        /// The most refusals logged in a second: 10 by default, 0 for none. The next line says how many were left out.
+        refusals_per_second: Lines,
+    }
+}
+
+choice! {
+    /// The format of a log line.
+    LogFormat {
+        /// For people.
+        "text" => Text,
+        /// One JSON object a line, for machines.
+        "json" => Json,
+    }
+}
+
+table! {
+    /// Which headers responses carry, for each protocol.
+    Headers {
+        /// Responses of RLS. By default only `retry_after`, since Envoy can add its own `x-ratelimit-*` and would show both.
+        rls: HeaderFamilies,
+        /// Responses of ext_authz, gRPC and HTTP. By default all.
+        authz: HeaderFamilies,
+    }
+}
+
+table! {
+    /// Families of headers, each on or off.
+    HeaderFamilies {
+        /// `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+        x_ratelimit: Switch,
+        /// `RateLimit` and `RateLimit-Policy` of the IETF draft.
+        ietf: Switch,
+        /// `Retry-After` on refusals.
+        retry_after: Switch,
+        /// A problem+json body on refusals whose rule sets no body.
+        problem_json: Switch,
+    }
+}
+
+table! {
+    /// Bounds of requests and connections. A request that exceeds one is refused and never answered with an error; `docs/limits.md` has the whole table. Only `descriptors`, `entries` and `checks` change with a reload; the others need a restart.
+    Bounds {
+        /// Descriptors in a request: 100 by default, 1000 at most.
+        descriptors: Descriptors,
+        /// Entries in a descriptor: 64 by default, 1000 at most.
+        entries: Entries,
+        /// Checks that all descriptors of a request make together: 256 by default, 4096 at most.
+        checks: Checks,
+        [restart]
+        /// Size of a gRPC message, which also bounds every key and value: `1MiB` by default.
+        message_bytes: MessageBytes,
+        [restart]
+        /// Headers of a request: 512 by default.
+        headers: HeaderCount,
+        [restart]
+        /// Size of the path and all headers of a request: `256KiB` by default, `8KiB` at least.
+        header_bytes: HeaderBytes,
+        [restart]
+        /// Size of a request body that the HTTP port reads and drops to keep the connection open: `64KiB` by default. A request with a larger body is answered, and its connection closed.
+        body_bytes: BodyBytes,
+        [restart]
+        /// Memory for the unfinished requests of one connection: `8MiB` by default, `message_bytes` at least.
+        unfinished_bytes_per_connection: UnfinishedBytes,
+        [restart]
+        /// Memory for all unfinished requests: `128MiB` by default.
+        unfinished_bytes: UnfinishedBytes,
+        [restart]
+        /// Requests in flight at the same time: 200000 by default, more than fit in `unfinished_bytes`.
+        requests: Count,
+        [restart]
+        /// Connections to each port: 10000 by default. Further ones wait until one ends.
+        connections: Connections,
+        [restart]
+        /// Concurrent streams of an HTTP/2 connection: 4096 by default. Announced to clients, which then wait.
+        streams: Streams,
+        [restart]
+        /// Timeout for the first bytes of a connection, and for each head from its first byte: `10s` by default. Closes the connection.
+        head_timeout: Span,
+        [restart]
+        /// Timeout for the rest of a request after its head: `10s` by default.
+        request_timeout: Span,
+        [restart]
+        /// How long a connection stays open without a request in flight: `1h` by default, or `off`.
+        idle_timeout: SpanOrOff,
+    }
+}

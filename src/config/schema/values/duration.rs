@@ -1,0 +1,135 @@
+//! Durations.
+
+use std::time::Duration;
+
+use super::number::number;
+use crate::config::document::node::{TreeNode, Value, WrittenText};
+use crate::config::document::problem::{Location, Problems};
+use crate::config::schema::decode::Decode;
+
+/// A duration more than zero: `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"1d"`, or several units: `"1h30m"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span(pub Duration);
+
+/// Matches the texts that are durations, and those with a variable.
+#[cfg(feature = "server")]
+pub const SPAN_PATTERN: &str = "\\$|^([0-9]+(us|ms|s|m|h|d|w))+$";
+
+impl Decode for Span {
+    fn expected() -> String {
+        "a duration such as \"30s\"".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        let Value::Text(WrittenText { text, .. }) = &node.value else {
+            match number(node) {
+                Some(number) => problems
+                    .refuse(location, format!("expected a duration with its unit, such as \"{}s\"", number.written)),
+                None => problems
+                    .refuse(location, "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\""),
+            }
+            return None;
+        };
+        match span(text.trim()) {
+            Ok(Duration::ZERO) => problems.refuse(location, "expected more than zero"),
+            Ok(duration) => return Some(Span(duration)),
+            Err(reason) => problems.refuse(location, reason),
+        }
+        None
+    }
+}
+
+/// A duration that may be zero: `0s`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pause(pub Duration);
+
+impl Decode for Pause {
+    fn expected() -> String {
+        Span::expected()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(WrittenText { text, .. }) if span(text.trim()) == Ok(Duration::ZERO) => {
+                Some(Pause(Duration::ZERO))
+            }
+            _ => Span::decode(node, location, problems).map(|span| Pause(span.0)),
+        }
+    }
+}
+
+/// Reads a duration, which may be zero.
+fn span(text: &str) -> Result<Duration, &'static str> {
+    const EXPECTED: &str = "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\"";
+    if text.starts_with('-') {
+        return Err("expected more than zero");
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
+        let micros: u64 = match &rest[digits..unit] {
+            "us" => 1,
+            "ms" => 1_000,
+            "s" => 1_000_000,
+            "m" => 60_000_000,
+            "h" => 3_600_000_000,
+            "d" => 86_400_000_000,
+            "w" => 604_800_000_000,
+            _ => return Err(EXPECTED),
+        };
+        if digits == 0 {
+            return Err(EXPECTED);
+        }
+        let count: u64 = rest[..digits].parse().map_err(|_| "expected at most 3650d")?;
+        let part = count.checked_mul(micros).ok_or("expected at most 3650d")?;
+        total = total.checked_add(Duration::from_micros(part)).ok_or("expected at most 3650d")?;
+        rest = &rest[unit..];
+    }
+    if text.is_empty() { Err(EXPECTED) } else { Ok(total) }
+}
+
+/// A duration, or a bare number of seconds as in rate-sync files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seconds(pub Duration);
+
+impl Decode for Seconds {
+    fn expected() -> String {
+        "a number of seconds or a duration such as \"30s\"".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        let Some(number) = number(node) else {
+            return Span::decode(node, location, problems).map(|span| Seconds(span.0));
+        };
+        match Duration::try_from_secs_f64(number.float) {
+            _ if number.float <= 0.0 => problems.refuse(location, "expected more than zero"),
+            Ok(duration) if duration > Duration::ZERO => return Some(Seconds(duration)),
+            Ok(_) => problems.refuse(location, "expected more than zero"),
+            Err(_) => problems.refuse(location, "expected at most 3650d"),
+        }
+        None
+    }
+}
+
+/// A duration, or `"off"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SpanOrOff(pub Option<Duration>);
+
+impl Decode for SpanOrOff {
+    fn expected() -> String {
+        "a duration such as \"1h\", or \"off\"".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(WrittenText { text, .. }) if text.trim() == "off" => Some(SpanOrOff(None)),
+            Value::Text(WrittenText { text, .. }) if span(text.trim()).is_err() => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
+                None
+            }
+            _ => Span::decode(node, location, problems).map(|span| SpanOrOff(Some(span.0))),
+        }
+    }
+}

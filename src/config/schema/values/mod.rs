@@ -1,0 +1,19 @@
+//! What a key can hold. Each type reads a value and reports exactly what is wrong with it.
+
+mod collection;
+mod duration;
+mod number;
+mod size;
+mod text;
+
+pub(in crate::config) use self::collection::{ByName, Item, List, name};
+#[cfg(feature = "server")]
+pub(super) use self::duration::SPAN_PATTERN;
+pub(in crate::config) use self::duration::{Pause, Seconds, Span, SpanOrOff};
+pub(in crate::config) use self::number::{
+    Amount, Checks, Connections, Count, Descriptors, Entries, HeaderCount, IgnoredNumber, Lines, Percent, Positive,
+    PrefixLength, Status, Streams, Units,
+};
+pub(in crate::config) use self::size::{BodyBytes, HeaderBytes, Memory, MessageBytes, UnfinishedBytes, shown_size};
+pub use self::text::Hidden;
+pub(in crate::config) use self::text::Switch;
