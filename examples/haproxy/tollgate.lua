@@ -35,7 +35,8 @@ local function passed_on(headers)
 end
 
 -- The headers of the auth request: those of the client, with X-Forwarded-* replaced. The URI is path and query, even
--- when the client sent an absolute URI. `OPTIONS *` and CONNECT have no path, and tollgate refuses a request without one.
+-- when the client sent an absolute URI. `OPTIONS *` and CONNECT have no path, and tollgate refuses a
+-- request without one.
 local function auth_headers(txn)
     local headers = passed_on(txn.http:req_get_headers())
     headers["x-forwarded-for"] = { txn.sf:src() }
