@@ -1,8 +1,8 @@
 -- The action `lua.tollgate` of haproxy.cfg: asks tollgate about the request, and answers the client unless tollgate's
 -- answer is 200. Its argument, `refuse` or `admit`, says what happens when tollgate does not answer.
 
--- The frontend `question` of haproxy.cfg. No timeout is given here: that frontend has the timeouts.
-local QUESTION = { url = "http://tollgate/authz/forward", dst = "abns@tollgate" }
+-- The frontend `auth` of haproxy.cfg. No timeout is set here: the backend of that frontend has the timeouts.
+local AUTH = { url = "http://tollgate/authz/forward", dst = "abns@tollgate" }
 
 -- These belong to the connection or to the body, and HAProxy writes its own.
 local NOT_PASSED_ON = {
@@ -34,10 +34,10 @@ local function passed_on(headers)
     return copy
 end
 
--- The question: all headers of the client, and what the client asked for in headers that replace its own. The target is
--- path and query, also when the client sent an absolute URI. `OPTIONS *` and CONNECT have no path, and tollgate refuses
--- a question without one.
-local function question(txn)
+-- The headers of the auth request: those of the client, with X-Forwarded-* replaced. The URI is path and query, even
+-- when the client sent an absolute URI. `OPTIONS *` and CONNECT have no path, and tollgate refuses a
+-- request without one.
+local function auth_headers(txn)
     local headers = passed_on(txn.http:req_get_headers())
     headers["x-forwarded-for"] = { txn.sf:src() }
     headers["x-forwarded-method"] = { txn.sf:method() }
@@ -51,7 +51,7 @@ local function first(headers, name)
 end
 
 local function ask(txn, when_unanswered)
-    local answer = core.httpclient():get({ url = QUESTION.url, dst = QUESTION.dst, headers = question(txn) })
+    local answer = core.httpclient():get({ url = AUTH.url, dst = AUTH.dst, headers = auth_headers(txn) })
     local headers = answer.headers or {}
     if not first(headers, "x-tollgate-answered") then
         if when_unanswered == "admit" then
@@ -62,7 +62,7 @@ local function ask(txn, when_unanswered)
         txn:done(txn:reply({
             status = status,
             headers = { ["content-type"] = { "text/plain" } },
-            body = slow and "the rate limit service is slow\n" or "the rate limit service is not there\n",
+            body = slow and "the rate limit service is slow\n" or "the rate limit service is down\n",
         }))
     elseif answer.status == 200 then
         txn:set_var("txn.tollgate_limit", first(headers, "x-ratelimit-limit"))
