@@ -1,4 +1,4 @@
-//! Counters in a real PostgreSQL: the contract of every store, and the failures of this one.
+//! Counters in a real PostgreSQL: the contract of every store, and the faults of this one.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
 
 /// A store in a database of its own.
 fn store(server: &postgres::Postgres) -> Postgres {
-    Postgres::new(&settings(server, &server.database())).expect("the settings are fine")
+    Postgres::new(&settings(server, &server.database())).expect("the settings are valid")
 }
 
 /// The same plan on other counters, so that each run of a test begins with empty ones.
@@ -50,8 +50,8 @@ fn salted(plan: &Plan, salt: u64) -> Plan {
     plan
 }
 
-/// The plan that undoes the charges of a plan.
-fn undoing(plan: &Plan, applied: &Applied) -> Plan {
+/// A plan that takes back the charges of a plan.
+fn undo_plan(plan: &Plan, applied: &Applied) -> Plan {
     let mut undos = Vec::new();
     for (check, answer) in plan.checks.iter().zip(&applied.answers) {
         let outcome = answer.expect("it was answered");
@@ -64,9 +64,9 @@ fn undoing(plan: &Plan, applied: &Applied) -> Plan {
     Plan { undos, lease: plan.lease, ..Plan::default() }
 }
 
-/// Runs of 250 random plans, some of them undone afterwards, decided by PostgreSQL and by `advance`, `together` in a
-/// call.
-fn the_contract(runs: u32, together: usize) {
+/// Executes runs of 250 random plans on PostgreSQL, some of them undone afterwards, and compares the answers with those
+/// of `advance`. A call has `batch_size` plans.
+fn compare_random_plans(runs: u32, batch_size: usize) {
     let Some(server) = postgres::Postgres::shared() else { return };
     let runtime = runtime();
     let store = runtime.block_on(async { store(&server) });
@@ -74,13 +74,13 @@ fn the_contract(runs: u32, together: usize) {
     always(runs, plans(ANYTHING, 250), |steps| {
         run.set(run.get() + 1);
         let (mut reference, mut now) = (Reference::default(), START);
-        for (number, steps) in steps.chunks(together).enumerate() {
+        for (number, steps) in steps.chunks(batch_size).enumerate() {
             now = Timestamp::from_micros(now.micros().saturating_add_signed(steps[0].0));
             let mut plans: Vec<Plan> = steps.iter().map(|(_, plan)| salted(plan, run.get())).collect();
             let mut expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
             if number % 3 == 0 && expected[0].admitted {
-                // At once, or in the next call at another moment.
-                let undo = undoing(&plans[0], &expected[0]);
+                // In the same call, or in the next one at another time.
+                let undo = undo_plan(&plans[0], &expected[0]);
                 if number % 2 == 0 {
                     expected.push(reference.apply(&undo, now));
                     plans.push(undo);
@@ -105,23 +105,23 @@ fn compare(number: usize, plans: &[Plan], expected: &[Applied], found: &Answers)
         assert_eq!(found.admitted, expected.admitted, "verdict in call {number}");
         assert_eq!(found.answers, expected.answers, "answers in call {number}");
         assert_eq!(found.statuses, expected.statuses, "statuses in call {number}");
-        assert_eq!(found.at, expected.at, "moment of call {number}");
+        assert_eq!(found.at, expected.at, "time of call {number}");
     }
 }
 
 /// Weakness R21: the slot of a killed holder is never freed.
 #[test]
 fn postgres_keeps_the_contract_plan_by_plan() {
-    the_contract(20, 1);
+    compare_random_plans(20, 1);
 }
 
 #[test]
 fn postgres_keeps_the_contract_in_batches() {
-    the_contract(80, 7);
+    compare_random_plans(80, 7);
 }
 
-/// A limit of each algorithm that admits `limit` units at once and none soon after.
-fn of_each_algorithm(limit: u32) -> [Limit; 6] {
+/// A limit of each algorithm, which admits `limit` units at once and no more during a test.
+fn one_of_each_algorithm(limit: u32) -> [Limit; 6] {
     let window = 3_600 * SECOND;
     [
         Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held")),
@@ -146,24 +146,24 @@ fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
 
 /// A plan of a single check on a counter.
 fn one(name: u64) -> Plan {
-    plan([check(name, of_each_algorithm(1_000_000)[0])])
+    plan([check(name, one_of_each_algorithm(1_000_000)[0])])
 }
 
-async fn ask(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
+async fn execute(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
     store.execute(std::slice::from_ref(plan), None).await.pop().expect("one answer for each")
 }
 
-/// Waits until a condition on the store holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+/// Waits until a condition holds.
+async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(began.elapsed() < PATIENCE, "timed out waiting: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Decides plans at given moments, one call each, and compares them with `advance`.
-fn follow(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
+/// Executes plans at given times, one call each, and compares the answers with those of `advance`.
+fn compare_at_times(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
     let Some(server) = postgres::Postgres::shared() else { return };
     runtime().block_on(async {
         let store = store(&server);
@@ -184,7 +184,7 @@ fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
 }
 
 #[test]
-fn the_window_of_a_calendar_is_picked_by_the_stores_clock() {
+fn the_window_of_a_calendar_is_chosen_by_the_clock_of_the_store() {
     let bounds = [1, 5, 6, 9].map(|day| START.plus(day * 86_400 * SECOND));
     let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(CalendarBounds(bounds)) });
     let mut moments = vec![START];
@@ -192,30 +192,30 @@ fn the_window_of_a_calendar_is_picked_by_the_stores_clock() {
         moments.extend([bound.micros() - 1, bound.micros(), bound.micros() + 1].map(Timestamp::from_micros));
     }
     moments.extend([bounds[3].plus(SECOND), bounds[1], bounds[0], START]);
-    follow(moments.into_iter().map(|now| (now, vec![plan([check(1, limit)]), plan([check(1, limit)])])));
+    compare_at_times(moments.into_iter().map(|now| (now, vec![plan([check(1, limit)]), plan([check(1, limit)])])));
 }
 
 #[test]
-fn a_long_log_is_searched_for_what_is_forgotten() {
+fn a_long_log_counts_only_the_grants_in_its_window() {
     let mut next = numbers(1);
     let mut now = START;
-    follow((0..700).map(|_| {
+    compare_at_times((0..700).map(|_| {
         // Mostly short steps; sometimes long ones, after which many or a few states expire.
         let by = if next(40) == 0 { next(90 * SECOND) } else { next(SECOND / 2) };
         now = now.plus(by);
         let limit = [100, 300, 300, 40][next(4) as usize];
         let log = Limit::SlidingWindow(SlidingWindow { limit, window: 60 * SECOND });
         let cost = u32::try_from(1 + next(3) * next(8)).expect("it is small");
-        let mut asked = check(1, log);
+        let mut request = check(1, log);
         match next(8) {
-            0 => (asked.needs, asked.charges) = (Needs { one_left: true, ..Needs::default() }, Charges::default()),
-            1 => (asked.needs, asked.charges, asked.refund) = (Needs::default(), Charges::default(), cost),
+            0 => (request.needs, request.charges) = (Needs { one_left: true, ..Needs::default() }, Charges::default()),
+            1 => (request.needs, request.charges, request.refund) = (Needs::default(), Charges::default(), cost),
             when => {
-                asked.needs.fits = cost;
-                asked.charges = Charges { admitted: cost, passed: 0, refused: if when == 2 { cost } else { 0 } };
+                request.needs.fits = cost;
+                request.charges = Charges { admitted: cost, passed: 0, refused: if when == 2 { cost } else { 0 } };
             }
         }
-        (now, vec![plan([asked])])
+        (now, vec![plan([request])])
     }));
 }
 
@@ -258,7 +258,7 @@ fn the_largest_numbers_are_counted_exactly() {
         calls.push((now, plans));
         now = now.plus(wide(ten_years / 4));
     }
-    follow(calls);
+    compare_at_times(calls);
 }
 
 /// Weakness R19: callers that contend for a row fail.
@@ -268,18 +268,18 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let settings = settings(&server, &server.database());
     runtime().block_on(async {
-        let stores = [(); 3].map(|()| Arc::new(Postgres::new(&settings).expect("the settings are fine")));
-        let limits = of_each_algorithm(10);
+        let stores = [(); 3].map(|()| Arc::new(Postgres::new(&settings).expect("the settings are valid")));
+        let limits = one_of_each_algorithm(10);
         // Each algorithm alone, then all together.
         for kind in 0..=limits.len() {
-            let asked = match kind {
+            let checks = match kind {
                 6 => limits.iter().zip(60..).map(|(limit, name)| check(name, *limit)).collect(),
                 kind => vec![check(kind as u64, limits[kind])],
             };
             let mut callers = tokio::task::JoinSet::new();
             for caller in 0..50 {
                 let store = stores[caller % 3].clone();
-                let plans: Vec<Plan> = (0..10).map(|_| plan(asked.iter().copied())).collect();
+                let plans: Vec<Plan> = (0..10).map(|_| plan(checks.iter().copied())).collect();
                 callers.spawn(async move { store.execute(&plans, None).await });
             }
             let answers: Answers = callers.join_all().await.into_iter().flatten().collect();
@@ -292,13 +292,13 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
 
 /// Weakness R19: callers that contend for a row fail.
 #[test]
-fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
+fn random_plans_over_shared_counters_do_not_deadlock() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     let settings = settings(&server, &database);
     always(1, plans(ANYTHING, 1_600), |steps| {
         runtime().block_on(async {
-            let store = Arc::new(Postgres::new(&settings).expect("the settings are fine"));
+            let store = Arc::new(Postgres::new(&settings).expect("the settings are valid"));
             // Twenty counters: ten, and the same ten salted.
             let plans: Vec<Plan> =
                 steps.iter().zip(0..).map(|((_, plan), number)| salted(plan, number / 7 % 2)).collect();
@@ -314,7 +314,7 @@ fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
                     }
                 });
             }
-            // Rows that are deleted while others wait for them.
+            // Delete rows while callers wait for them.
             for counter in counters.iter().step_by(97) {
                 store.forget(*counter).await.expect("it is forgotten");
             }
@@ -326,18 +326,18 @@ fn random_plans_over_shared_counters_do_not_wait_for_each_other_in_a_ring() {
 }
 
 #[test]
-fn a_forgotten_counter_starts_afresh() {
+fn a_forgotten_counter_starts_empty() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     runtime().block_on(async {
-        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
-        for (limit, name) in of_each_algorithm(1).into_iter().zip(0..) {
-            let asked = || plan([check(name, limit)]);
-            assert!(ask(&store, &asked()).await.expect("an answer").admitted);
-            assert!(!ask(&store, &asked()).await.expect("an answer").admitted);
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
+        for (limit, name) in one_of_each_algorithm(1).into_iter().zip(0..) {
+            let request = || plan([check(name, limit)]);
+            assert!(execute(&store, &request()).await.expect("an answer").admitted);
+            assert!(!execute(&store, &request()).await.expect("an answer").admitted);
             assert_eq!(store.forget(CounterName([name, name])).await, Ok(true));
             assert_eq!(store.forget(CounterName([name, name])).await, Ok(false));
-            assert!(ask(&store, &asked()).await.expect("an answer").admitted, "{limit:?}");
+            assert!(execute(&store, &request()).await.expect("an answer").admitted, "{limit:?}");
         }
     });
 }
@@ -349,15 +349,15 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
     let server = setup.line("full_page_writes = off").line("autovacuum = off").start();
     let database = server.database();
     runtime().block_on(async {
-        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
         let window = 3_600 * SECOND;
         let written = async |name: u64, limit: u32| {
             let log = Limit::SlidingWindow(SlidingWindow { limit, window });
             // Beyond the limit the newest grant replaces the oldest.
             let always = Charges { admitted: 1, passed: 1, refused: 1 };
-            let asked = || plan([Check { charges: always, ..check(name, log) }]);
+            let request = || plan([Check { charges: always, ..check(name, log) }]);
             for (number, chunk) in (0..u64::from(limit)).collect::<Vec<_>>().chunks(100).enumerate() {
-                let plans: Vec<Plan> = chunk.iter().map(|_| asked()).collect();
+                let plans: Vec<Plan> = chunk.iter().map(|_| request()).collect();
                 let now = START.plus(number as u64);
                 store.execute(&plans, Some(now)).await.into_iter().for_each(|answer| drop(answer.expect("an answer")));
             }
@@ -377,7 +377,7 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
             };
             let before = position();
             for number in 0..100 {
-                let applied = ask_at(&store, &asked(), START.plus(20_000 + number)).await;
+                let applied = execute_at(&store, &request(), START.plus(20_000 + number)).await;
                 assert!(!applied.admitted, "it is full");
             }
             position() - before
@@ -388,13 +388,13 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
     });
 }
 
-async fn ask_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
+async fn execute_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
     store.execute(std::slice::from_ref(plan), Some(now)).await.pop().expect("one answer for each").expect("an answer")
 }
 
 /// Weakness R21: rows are never deleted.
 #[test]
-fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
+fn counters_that_expired_long_ago_are_swept_and_others_stay() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     let rows = || {
@@ -403,21 +403,21 @@ fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
         server.value(&database, sql).expect("numbers")
     };
     runtime().block_on(async {
-        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
-        let limits = of_each_algorithm(5);
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
+        let limits = one_of_each_algorithm(5);
         let all = |from: u64| plan(limits.iter().zip(from..).map(|(limit, name)| check(name, *limit)));
         let now = server.value(&database, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
         let now = Timestamp::from_micros(now.expect("a number").parse().expect("a number"));
         let ago = |hours: u64| Timestamp::from_micros(now.micros() - hours * 3_600 * SECOND);
-        // More rows than one step sweeps, and some that still count.
+        // More rows than one sweep deletes, and some that have not expired.
         for batch in 0..30 {
             let plans: Vec<Plan> = (0..20).map(|plan| all(1_000 + 200 * batch + 10 * plan)).collect();
             assert!(store.execute(&plans, Some(ago(100))).await.iter().all(Result::is_ok));
         }
-        assert!(ask_at(&store, &all(0), now).await.admitted);
+        assert!(execute_at(&store, &all(0), now).await.admitted);
         assert_eq!(rows(), "3606 601 601");
         assert_eq!(store.sweep().await, Ok(true), "there is more to do at once");
-        until("the whole table was swept", async || {
+        wait_until("the whole table was swept", async || {
             store.sweep().await.expect("it is swept");
             rows() == "6 1 1"
         })
@@ -431,7 +431,7 @@ fn counters_that_were_forgotten_long_ago_are_removed_and_others_stay() {
 
 /// Weakness R21: names are interpolated into SQL.
 #[test]
-fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
+fn concurrent_migrations_create_a_schema_once_and_names_are_quoted() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     runtime().block_on(async {
@@ -441,7 +441,7 @@ fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
         let mut made = tokio::task::JoinSet::new();
         for _ in 0..4 {
             let settings = settings.clone();
-            made.spawn(async move { migrate(&settings).await.expect("it is made") });
+            made.spawn(async move { migrate(&settings).await.expect("it is created") });
         }
         let done: Vec<Migrated> = made.join_all().await.into_iter().flatten().collect();
         assert_eq!(done.iter().filter(|done| **done == Migrated::Created(1)).count(), 1, "{done:?}");
@@ -450,16 +450,16 @@ fn schemas_are_made_once_by_however_many_and_names_are_quoted() {
         // Another schema or prefix has counters of its own.
         let others = PostgresSettings { table_prefix: String::new(), ..settings.clone() };
         for settings in [settings, others] {
-            let store = Postgres::new(&settings).expect("the settings are fine");
-            let asked = || plan([check(1, of_each_algorithm(1)[0])]);
-            assert!(ask(&store, &asked()).await.expect("an answer").admitted);
-            assert!(!ask(&store, &asked()).await.expect("an answer").admitted);
+            let store = Postgres::new(&settings).expect("the settings are valid");
+            let request = || plan([check(1, one_of_each_algorithm(1)[0])]);
+            assert!(execute(&store, &request()).await.expect("an answer").admitted);
+            assert!(!execute(&store, &request()).await.expect("an answer").admitted);
         }
     });
 }
 
 #[test]
-fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
+fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_rejected() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     let version = |version: i32, oldest: i32| {
@@ -467,16 +467,16 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
     };
     runtime().block_on(async {
         let settings = PostgresSettings { auto_create: false, ..settings(&server, &database) };
-        let fresh = || Postgres::new(&settings).expect("the settings are fine");
+        let fresh = || Postgres::new(&settings).expect("the settings are valid");
         assert_eq!(fresh().probe().await, Err(Fault::Script), "there is no schema, and it must not be created");
-        assert_eq!(migrate(&settings).await.expect("made"), [Migrated::Created(1)]);
+        assert_eq!(migrate(&settings).await.expect("created"), [Migrated::Created(1)]);
         assert_eq!(fresh().probe().await, Ok(()));
         assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(1)]);
 
         version(0, 0);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is older");
         assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 1)]);
-        assert!(ask(&fresh(), &one(1)).await.expect("an answer").admitted);
+        assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted);
 
         // A newer version that is compatible with this one.
         version(7, 1);
@@ -493,79 +493,83 @@ fn a_schema_that_is_missing_older_or_newer_is_upgraded_or_refused() {
         assert_eq!(migrate(&unlogged).await.expect("rewritten"), rewritten);
         let kind = "SELECT relpersistence FROM pg_class WHERE relname = 'counters_v1'";
         assert_eq!(server.value(&database, kind).as_deref(), Some("u"));
-        assert!(ask(&fresh(), &one(1)).await.expect("an answer").admitted);
+        assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted);
     });
 }
 
 /// Weakness R22: following the documentation creates a schema that does not work.
 #[test]
-fn who_is_not_known_or_not_let_is_denied() {
+fn unknown_or_unprivileged_roles_are_denied() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     runtime().block_on(async {
         let mut settings = settings(&server, &database);
         let right = settings.url.clone();
         settings.url = right.replace(postgres::PASSWORD, "guessed");
-        let store = Postgres::new(&settings).expect("the settings are fine");
-        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied));
+        let store = Postgres::new(&settings).expect("the settings are valid");
+        assert_eq!(execute(&store, &one(1)).await.err(), Some(Fault::Denied));
         let refused = migrate(&settings).await.expect_err("the password is wrong").to_string();
         assert!(refused.contains("password authentication failed"), "{refused}");
         assert!(!refused.contains("guessed"), "{refused}");
 
         server.execute("postgres", "CREATE ROLE guest LOGIN PASSWORD 'welcome'");
         settings.url = right.replace(&format!("{}:{}", postgres::USER, postgres::PASSWORD), "guest:welcome");
-        let store = Postgres::new(&settings).expect("the settings are fine");
-        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied), "a guest makes no schema");
+        let store = Postgres::new(&settings).expect("the settings are valid");
+        assert_eq!(execute(&store, &one(1)).await.err(), Some(Fault::Denied), "a guest may not create a schema");
 
         // A schema created by another user is used with no more privileges than these.
         settings.auto_create = false;
-        migrate(&PostgresSettings { url: right, ..settings.clone() }).await.expect("it is made");
-        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::Denied));
+        migrate(&PostgresSettings { url: right, ..settings.clone() }).await.expect("it is created");
+        assert_eq!(execute(&store, &one(1)).await.err(), Some(Fault::Denied));
         let rights = "GRANT USAGE ON SCHEMA tollgate TO guest; \
                       GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tollgate TO guest";
         server.execute(&database, rights);
-        let store = Postgres::new(&settings).expect("the settings are fine");
+        let store = Postgres::new(&settings).expect("the settings are valid");
         assert_eq!(store.probe().await, Ok(()));
-        assert!(ask(&store, &one(1)).await.expect("an answer").admitted);
+        assert!(execute(&store, &one(1)).await.expect("an answer").admitted);
         assert!(store.sweep().await.is_ok());
     });
 }
 
 #[test]
-fn tls_is_spoken_with_who_a_known_authority_vouches_for() {
+fn tls_accepts_only_certificates_of_a_trusted_authority() {
     let Some(setup) = postgres::Setup::new() else { return };
     let server = setup.tls().start();
     let database = server.database();
-    let files = server.certificates.clone().expect("it speaks TLS");
-    let elsewhere = tempfile::tempdir().expect("a directory");
-    let strange = Certificates::make(elsewhere.path());
+    let files = server.certificates.clone().expect("it uses TLS");
+    let other_directory = tempfile::tempdir().expect("a directory");
+    let untrusted = Certificates::make(other_directory.path());
     runtime().block_on(async {
         let plain = settings(&server, &database);
         let with = |ca: &std::path::Path| PostgresSettings { ca: Some(ca.to_owned()), ..plain.clone() };
-        let asked = async |settings: &PostgresSettings| {
-            let store = Postgres::new(settings).expect("the settings are fine");
-            ask(&store, &one(1)).await.map(|applied| applied.admitted)
+        let request = async |settings: &PostgresSettings| {
+            let store = Postgres::new(settings).expect("the settings are valid");
+            execute(&store, &one(1)).await.map(|applied| applied.admitted)
         };
-        assert_eq!(asked(&with(&files.authority)).await, Ok(true));
+        assert_eq!(request(&with(&files.authority)).await, Ok(true));
         let in_url = format!("{}?sslmode=verify-full&sslrootcert={}", plain.url, files.authority.display());
-        assert_eq!(asked(&PostgresSettings { url: in_url, ..plain.clone() }).await, Ok(true));
-        assert_eq!(asked(&with(&strange.authority)).await, Err(Fault::Unreachable), "another authority's certificate");
-        assert_eq!(asked(&plain).await, Err(Fault::Denied), "this server speaks TLS only");
-        let missing = with(&elsewhere.path().join("missing.pem"));
+        assert_eq!(request(&PostgresSettings { url: in_url, ..plain.clone() }).await, Ok(true));
+        assert_eq!(
+            request(&with(&untrusted.authority)).await,
+            Err(Fault::Unreachable),
+            "another authority's certificate"
+        );
+        assert_eq!(request(&plain).await, Err(Fault::Denied), "this server requires TLS");
+        let missing = with(&other_directory.path().join("missing.pem"));
         assert!(Postgres::new(&missing).is_err());
     });
 }
 
 #[test]
-fn a_row_that_another_session_holds_costs_those_who_want_it_their_patience_and_nobody_else() {
+fn a_locked_row_times_out_its_callers_and_does_not_delay_others() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     runtime().block_on(async {
         let mut settings = settings(&server, &database);
         settings.pool_size = 2;
         settings.lock_timeout = Duration::from_millis(300);
-        let store = Arc::new(Postgres::new(&settings).expect("the settings are fine"));
-        assert!(ask(&store, &one(1)).await.expect("an answer").admitted);
+        let store = Arc::new(Postgres::new(&settings).expect("the settings are valid"));
+        assert!(execute(&store, &one(1)).await.expect("an answer").admitted);
         let (mut holder, connection) = tokio_postgres::connect(&settings.url, NoTls).await.expect("a session");
         let connection = tokio::spawn(connection);
         let held = holder.transaction().await.expect("a transaction");
@@ -574,40 +578,40 @@ fn a_row_that_another_session_holds_costs_those_who_want_it_their_patience_and_n
         let began = Instant::now();
         let waiting = tokio::spawn({
             let store = store.clone();
-            async move { ask(&store, &one(1)).await.err() }
+            async move { execute(&store, &one(1)).await.err() }
         });
-        assert!(ask(&store, &one(2)).await.expect("an answer").admitted, "others are answered meanwhile");
+        assert!(execute(&store, &one(2)).await.expect("an answer").admitted, "others are answered meanwhile");
         assert_eq!(waiting.await.expect("no panic"), Some(Fault::Timeout));
         assert!(began.elapsed() >= settings.lock_timeout);
 
         // Both connections are in use: the next call waits for one of them.
         let (first, second, third) = (one(1), one(1), one(2));
-        let all = tokio::join!(ask(&store, &first), ask(&store, &second), ask(&store, &third));
+        let all = tokio::join!(execute(&store, &first), execute(&store, &second), execute(&store, &third));
         assert_eq!((all.0.err(), all.1.err()), (Some(Fault::Timeout), Some(Fault::Timeout)));
         drop(all.2);
-        held.rollback().await.expect("it is let go");
-        until("the row is free", async || ask(&store, &one(1)).await.is_ok()).await;
+        held.rollback().await.expect("it is unlocked");
+        wait_until("the row is unlocked", async || execute(&store, &one(1)).await.is_ok()).await;
         connection.abort();
     });
 }
 
 #[test]
-fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_fault() {
+fn the_store_reconnects_to_a_restarted_server_and_reports_faults_of_a_dead_one() {
     let Some(setup) = postgres::Setup::new() else { return };
     let mut server = setup.start();
     let database = server.database();
     let settings = PostgresSettings { sweep: false, url: server.url(&database), ..PostgresSettings::default() };
     let runtime = runtime();
-    let store = runtime.block_on(async { Arc::new(Postgres::new(&settings).expect("the settings are fine")) });
+    let store = runtime.block_on(async { Arc::new(Postgres::new(&settings).expect("the settings are valid")) });
     let over = Arc::new(AtomicBool::new(false));
     // An algorithm that does not drain during the test.
-    let counted = |name| plan([check(name, of_each_algorithm(1_000_000)[4])]);
+    let counted = |name| plan([check(name, one_of_each_algorithm(1_000_000)[4])]);
     let load = || {
         let (store, over) = (store.clone(), over.clone());
         runtime.spawn(async move {
             let (mut answered, mut faults) = (0_u64, Vec::new());
             while !over.load(Ordering::Relaxed) {
-                match ask(&store, &counted(1)).await {
+                match execute(&store, &counted(1)).await {
                     Ok(applied) => answered += u64::from(applied.admitted),
                     Err(fault) => {
                         faults.push(fault);
@@ -619,9 +623,9 @@ fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_f
         })
     };
     let loads: Vec<_> = (0..8).map(|_| load()).collect();
-    runtime.block_on(until("the first answer", async || ask(&store, &one(2)).await.is_ok()));
+    runtime.block_on(wait_until("the first answer", async || execute(&store, &one(2)).await.is_ok()));
     server.restart();
-    runtime.block_on(until("the first answer afterwards", async || ask(&store, &one(2)).await.is_ok()));
+    runtime.block_on(wait_until("the first answer afterwards", async || execute(&store, &one(2)).await.is_ok()));
     over.store(true, Ordering::Relaxed);
     let (mut answered, mut faults) = (0, Vec::new());
     for load in loads {
@@ -640,17 +644,18 @@ fn a_server_that_starts_again_is_found_again_and_one_that_cannot_be_asked_is_a_f
     );
 
     server.freeze();
-    let given_up = runtime.block_on(async { tokio::time::timeout(PATIENCE, ask(&store, &one(1))).await });
-    assert_eq!(given_up.expect("it is given up").err(), Some(Fault::Timeout));
+    let frozen = runtime.block_on(async { tokio::time::timeout(PATIENCE, execute(&store, &one(1))).await });
+    assert_eq!(frozen.expect("it times out").err(), Some(Fault::Timeout));
     server.thaw();
-    runtime.block_on(until("it goes on", async || ask(&store, &one(1)).await.is_ok()));
+    runtime.block_on(wait_until("it answers again", async || execute(&store, &one(1)).await.is_ok()));
     server.kill();
-    runtime
-        .block_on(until("its end is noticed", async || ask(&store, &one(1)).await.err() == Some(Fault::Unreachable)));
+    runtime.block_on(wait_until("its end is noticed", async || {
+        execute(&store, &one(1)).await.err() == Some(Fault::Unreachable)
+    }));
 }
 
 #[test]
-fn a_database_that_cannot_be_written_to_says_so_until_it_can() {
+fn a_read_only_database_is_reported_until_it_accepts_writes() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let database = server.database();
     let read_only = |on: &str| {
@@ -661,20 +666,20 @@ fn a_database_that_cannot_be_written_to_says_so_until_it_can() {
         server.execute("postgres", &others);
     };
     runtime().block_on(async {
-        let store = Postgres::new(&settings(&server, &database)).expect("the settings are fine");
+        let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
         assert_eq!(store.probe().await, Ok(()));
         read_only("on");
-        until("it is read only", async || store.probe().await == Err(Fault::ReadOnly)).await;
-        assert_eq!(ask(&store, &one(1)).await.err(), Some(Fault::ReadOnly));
+        wait_until("it is read only", async || store.probe().await == Err(Fault::ReadOnly)).await;
+        assert_eq!(execute(&store, &one(1)).await.err(), Some(Fault::ReadOnly));
         // Connections are not closed by the server this time: the store discards those that are read-only.
         server.execute("postgres", &format!("ALTER DATABASE {database} SET default_transaction_read_only = off"));
-        until("it can be written to", async || ask(&store, &one(1)).await.is_ok()).await;
+        wait_until("it accepts writes", async || execute(&store, &one(1)).await.is_ok()).await;
         assert_eq!(store.probe().await, Ok(()));
     });
 }
 
 #[test]
-fn tollgate_store_migrate_makes_the_schema_and_says_so() {
+fn tollgate_store_migrate_creates_and_reports_the_schema() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let run = |configuration: &str| {

@@ -1,4 +1,4 @@
--- What was used, from levels of `old` a token into levels of `unit` a token, rounded up, at most `capacity` tokens.
+-- Converts a level from `old` to `unit` levels per token, rounded up, at most `capacity` tokens.
 CREATE OR REPLACE FUNCTION {rescale}(level bigint, old bigint, unit bigint, capacity bigint) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
@@ -26,27 +26,28 @@ BEGIN
 END
 $body$;
 
--- Decides plans, one after the other, at one moment.
+-- Executes plans in order, all at the same time, and returns their answers. It is plan::advance in PL/pgSQL.
 --
---   names      the counters, each once; elsewhere they are called by their places
---   holders    the ids of leases; so are they
---   shapes     checks without their counters, 15 numbers each; called by the place before the first
+--   injected   the time in Unix microseconds, in tests; NULL to read the clock
+--   names      the counters, each once; the program refers to them by index
+--   holders    the ids of leases, likewise
+--   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
---                plan    refused, place of its lease, changes, undos, groups, and then those
---                change  counter, place of the lease, microseconds to renew it for or -1 to release it
---                undo    counter, shape, units, moment, reset
---                group   how many checks, and then those
+--                plan    refused, index of its lease, numbers of changes, undos and groups, then those
+--                change  counter, index of the lease, microseconds to renew it for, or -1 to release it
+--                undo    counter, shape, units, time of the charge, reset reported with it
+--                group   number of checks, then those
 --                check   counter, shape
---   answers    how many numbers come back
+--   answers    the length of the result
 --
 -- A shape:
 --
---    1 kind      2 most units    3 to 7 numbers      8 room wanted, -1 nothing    9 whether that never fits
---   10 charge if admitted       11 if this passes   12 if this refuses            13 refund
---   14 shadow   15 barred
+--    1 kind      2 maximum units    3 to 7 parameters    8 room needed, -1 for none    9 whether it can never fit
+--   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
+--   13 refund   14 shadow   15 always denied
 --
--- Comes back: the moment; for each plan 1 or 0 whether it is admitted, the fate of each change (0 done, 1 expired,
--- 2 unknown), and for each check what remains, the reset, and how long to wait: -2 it passes, -1 for ever.
+-- The result: the time; then for each plan 1 if it is admitted, else 0; the status of each change (0 done, 1 expired,
+-- 2 unknown); and for each check the remaining units, the reset, and the wait: -2 if it passes, -1 if it never will.
 CREATE OR REPLACE FUNCTION {apply}(
     injected bigint,
     names uuid[],
@@ -56,7 +57,7 @@ CREATE OR REPLACE FUNCTION {apply}(
     answers integer
 ) RETURNS bigint[]
 LANGUAGE plpgsql
--- Whatever statistics say: rows are found by their names.
+-- Rows are found by the primary key, whatever the statistics say.
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
@@ -68,11 +69,11 @@ AS $body$
 DECLARE
     now bigint;
     answer bigint[] := array_fill(0::bigint, ARRAY[answers]);
-    last integer := 1;                  -- of what was answered
-    verdict integer;                    -- where a plan's is
+    last integer := 1;                  -- index of the last number in answer
+    verdict integer;                    -- index in answer of a plan's verdict
     length integer := coalesce(array_length(program, 1), 0);
-    next integer := 1;                  -- of the program
-    -- What the counters hold, as the table's columns, and whether it has to be written.
+    next integer := 1;                  -- index in program
+    -- The state of each counter, as the table's columns, and whether it must be written.
     kinds bigint[];
     as_ bigint[];
     bs bigint[];
@@ -81,21 +82,21 @@ DECLARE
     expiries bigint[];
     wrote bigint[];
     wrote_any boolean := false;
-    -- Of an exact log, up to which number grants are rows; the others are of now. Of leases, how many have expired.
+    -- Log: the last grant that is a row; later ones are at `now`. Leases: the number of expired ones.
     edges bigint[];
-    -- Of an exact log, up to which number grants are forgotten by a window. Of leases, the last expiry if it is known.
+    -- Log: the last grant outside the window, which is in `windows`. Leases: the last expiry, or -1 if not known.
     seens bigint[];
     windows bigint[];
-    waits bigint[];                     -- of a group's checks
+    waits bigint[];                     -- of the checks of a group
     refused boolean;
     admitted boolean;
     passes boolean;
-    held boolean;                       -- the counter holds something of this kind
+    held boolean;                       -- the counter has a state of this kind
     holder uuid;
     id uuid;
     changes integer; undos integer; groups integer; checks integer;
-    i integer;                          -- a counter
-    s integer;                          -- a shape
+    i integer;                          -- index of a counter
+    s integer;                          -- offset of a shape
     kind bigint;
     units bigint;
     refund bigint;
@@ -105,34 +106,34 @@ DECLARE
     remaining bigint;
     reset bigint;
     fate bigint;
-    -- Of the algorithms.
+    -- Variables of the algorithms.
     level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; owed bigint; before bigint;
     win bigint; low bigint; high bigint; probe bigint; bounded boolean; mark bigint; stamp bigint; cutoff bigint;
     gone bigint; granted bigint; edge bigint; seen bigint;
     step bigint; start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
     opens bigint; closes bigint; finish bigint; hits bigint;
 BEGIN
-    -- Each row is made, or else locked, before the next one is looked at: all callers wait in one order, the order of
-    -- names, so that no two wait for each other. The condition keeps a row that is there as it is; it is locked first.
+    -- Inserts or locks each row, in the order of names. All callers wait in this order, so they cannot deadlock.
+    -- WHERE false leaves an existing row unchanged, after it is locked.
     INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
     SELECT name, 0, 0, 0, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 0
     FROM unnest(names) AS name ORDER BY name
     ON CONFLICT (counter) DO UPDATE SET kind = counters.kind WHERE false;
 
-    -- Now that nobody else can write them. now() would be when the transaction began, before it waited.
+    -- The rows are locked now. now() is the time at which the transaction began, before it waited for them.
     now := coalesce(injected, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     SELECT array_agg(kind::bigint), array_agg(a), array_agg(b), array_agg(moment), array_agg(d), array_agg(expires),
            array_agg(0::bigint), array_agg(0::bigint), array_agg(-1::bigint), array_agg(-1::bigint)
     INTO kinds, as_, bs, moments, ds, expiries, wrote, edges, seens, windows
     FROM (
-        -- A limit keeps the planner from joining the other way round, which it likes while it knows the table as empty.
+        -- LIMIT fixes the join order: the planner would reverse it while its statistics say that the table is empty.
         SELECT counters.* FROM unnest(names) WITH ORDINALITY AS asked (name, place)
         CROSS JOIN LATERAL (SELECT * FROM {counters} WHERE counter = asked.name LIMIT 1) AS counters
         ORDER BY asked.place
     ) AS counters;
     waits := ARRAY[0, 0, 0, 0];
 
-    -- Logs and leases are corrected here (semantics 3), because their moments are rows.
+    -- Logs and leases of a clock that was ahead are corrected here (semantics 3), because their times are rows.
     FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
         IF kinds[i] = 2 THEN
             IF moments[i] < now THEN
@@ -246,7 +247,7 @@ BEGIN
                 IF stamp = now THEN
                     units := least(units, bs[i] - edges[i]);
                 ELSE
-                    -- The row of that moment, and the number before it.
+                    -- The row of that time, and the last grant before it.
                     SELECT upto INTO mark FROM {grants}
                     WHERE counter = names[i] AND upto > as_[i] AND at = stamp ORDER BY upto DESC LIMIT 1;
                     CONTINUE WHEN NOT FOUND;
@@ -266,7 +267,7 @@ BEGIN
                     bs[i] := bs[i] - units;
                     wrote[i] := 1;
                     IF bs[i] = edges[i] THEN
-                        -- The newest is a row again.
+                        -- No grant at `now` is left: the newest is a row again.
                         SELECT at INTO mark FROM {grants}
                         WHERE counter = names[i] AND upto > as_[i] AND upto <= bs[i] ORDER BY upto DESC LIMIT 1;
                         moments[i] := coalesce(mark, moments[i]);
@@ -331,8 +332,8 @@ BEGIN
             checks := program[next];
             next := next + 1;
             admitted := NOT refused;
-            -- Each check is looked at twice. First: correct and refund, and how long is the wait? Then, when it is
-            -- known whether the group is admitted: charge, and report.
+            -- Each check has two stages. The first corrects and refunds, and finds the wait. The second, when the
+            -- verdict of the group is known, charges and reports.
             FOR stage IN 1..2 LOOP
                 FOR n IN 1..checks LOOP
                     i := program[next + 2 * n - 2];
@@ -438,8 +439,7 @@ BEGIN
                             ELSIF moments[i] <= cutoff THEN
                                 seen := granted;
                             ELSE
-                                -- The last forgotten one is sought from the oldest on, by steps that double until one
-                                -- is too far.
+                                -- Galloping search from the oldest grant for the last one outside the window.
                                 low := gone;
                                 high := edge;
                                 step := 1;
@@ -466,8 +466,8 @@ BEGIN
                             windows[i] := win;
                         END IF;
                         IF units > 0 THEN
-                            -- Beyond the limit the oldest grant goes for the newest, but none before it is forgotten
-                            -- because the limit was lowered.
+                            -- Beyond the limit the newest grants replace the oldest. A log longer than a limit that
+                            -- was lowered keeps the grants that still count.
                             mark := least(granted - seen + units, greatest(granted - seen, most));
                             granted := granted + units;
                             gone := granted - mark;
@@ -682,7 +682,7 @@ BEGIN
                 units := bs[i] - edges[i];
                 INSERT INTO {grants} (counter, upto, at) VALUES (names[i], bs[i], now);
             END IF;
-            -- What was dropped goes by small steps, twice as fast as it can come.
+            -- Dropped grants are deleted in small steps, twice as fast as they can accumulate.
             IF ds[i] < as_[i] THEN
                 mark := least(as_[i], ds[i] + 2 * units + 64);
                 DELETE FROM {grants} WHERE counter = names[i] AND upto > ds[i] AND upto <= mark;
@@ -691,12 +691,12 @@ BEGIN
         END IF;
     END LOOP;
     IF NOT wrote_any THEN
-        -- Refusals and looks leave nothing that the disk would have to be waited for.
+        -- Nothing was changed, so the commit need not wait for the disk.
         PERFORM set_config('synchronous_commit', 'off', true);
         answer[1] := now;
         RETURN answer;
     END IF;
-    -- They are all there. Unlike an update, this leaves the planner no choice but to find each by its name.
+    -- All rows exist. INSERT finds each by its primary key; for UPDATE the planner could choose another way.
     INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
     SELECT name, a, b, moment, d, expires, kind
     FROM unnest(names, kinds, as_, bs, moments, ds, expiries, wrote)

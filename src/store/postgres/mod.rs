@@ -1,17 +1,17 @@
-//! Counters in a PostgreSQL, 14 or newer.
+//! Counters in PostgreSQL, 14 or newer. Each call runs one function on the server, which decides a batch of plans.
 //!
-//! A batch of plans is one call of one function (apply.sql), which is [`crate::plan::advance`] in PL/pgSQL:
+//! The function (apply.sql) is [`crate::plan::advance`] in PL/pgSQL:
 //!
 //! ```text
-//!   make or lock each row, in the order of names -> what time is it? -> load -> plan, plan, plan ... -> write each once
+//!   insert or lock each row, in the order of names -> read the clock -> load -> plan, plan ... -> write each once
 //! ```
 //!
-//! Waiting for a row is waiting for the batch of another instance, so on one hot counter the batches of all instances
-//! follow each other, each one commit long. A single query would judge what it saw before it waited, and `now()` would
-//! be when it began to wait.
+//! A batch that waits for a row waits for the batch of another instance, so on one hot counter the batches of all
+//! instances run one after the other, each as long as a commit. A single query would decide by the state from before it
+//! waited, and `now()` is the time at which the transaction began.
 //!
-//! What is asked goes on when nobody waits for its answer any more: a connection that is half made, or in the middle of
-//! a statement, is of use to the next caller.
+//! A statement whose caller was cancelled runs to its end in its own task, so that the connection, which may be half
+//! set up, remains usable for the next caller.
 
 mod error;
 mod migrate;
@@ -32,48 +32,52 @@ use tokio_postgres::Error;
 use self::error::with_causes;
 pub use self::migrate::{MigrateError, Migrated};
 use self::names::SchemaNames;
-use self::settings::Understood;
+use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
-use self::wire::{Call, Id, int};
+use self::wire::{ApplyArguments, Uuid, bigint};
 use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
-/// How long a counter stays after it is forgotten: as far as the server's clock may step back without harm.
-const SLACK: Duration = Duration::from_secs(600);
+/// How long a counter is kept after it expires: the server's clock can step back as far without harm.
+const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
 
-/// How often forgotten counters are looked for, by all instances together.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often expired counters are swept, by all instances together.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the statement's own timeout may be late before the connection is given up.
-const GRACE: Duration = Duration::from_millis(250);
+/// The delay between the steps of a sweep that found many.
+const SWEEP_STEP_DELAY: Duration = Duration::from_millis(20);
 
-/// How long making or upgrading the schema may take.
-const MIGRATION: Duration = Duration::from_secs(120);
+/// How long after the server's own timeout a statement may still answer, before its connection is closed.
+const STATEMENT_TIMEOUT_GRACE: Duration = Duration::from_millis(250);
 
-/// What is said of a connection whose server stopped answering while it was made.
-const LATE: &str = "the server accepted a connection and does not answer";
+/// The timeout of creating or upgrading the schema.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often the same trouble is told.
-const TELL: Duration = Duration::from_secs(10);
+/// The error of a connection whose server stops answering while the connection is set up.
+const SETUP_TIMEOUT_ERROR: &str = "connection setup timed out: the server accepted the connection but does not answer";
 
-/// A PostgreSQL that holds counters.
+/// The shortest time between two warnings of the same fault.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A PostgreSQL store.
 #[derive(Debug)]
 pub struct Postgres {
-    link: Arc<Link>,
+    pool: Arc<PostgresPool>,
     sweeper: Option<JoinHandle<()>>,
 }
 
-/// What tasks of a store share.
-struct Link {
-    pool: Pool,
-    sql: Sql,
+/// The connection pool with the statements of the store, shared by its tasks.
+struct PostgresPool {
+    connections: Pool,
+    statements: Statements,
     response_timeout: Duration,
-    told: Mutex<[Option<Instant>; Fault::ALL.len()]>,
+    /// When each fault was last logged.
+    last_warnings: Mutex<[Option<Instant>; Fault::ALL.len()]>,
 }
 
-/// The statements, with their names.
-struct Sql {
+/// The SQL of each statement.
+struct Statements {
     apply: String,
     forget: String,
     sweep: String,
@@ -81,43 +85,44 @@ struct Sql {
 }
 
 impl Postgres {
-    /// A store that connects when it is first asked. To be made within a runtime.
+    /// A store that connects at its first call. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// The settings cannot be understood.
+    /// The first setting that is invalid.
     pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
-        let Understood { config, tls, names } = settings.understand()?;
-        let sql = Sql {
+        let ParsedSettings { config, tls, names } = settings.parse()?;
+        let statements = Statements {
             apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
-            // Whatever cannot be written to refuses this, though there is nothing to write.
+            // A read-only server refuses this, though it updates no row.
             probe: format!("UPDATE {} SET swept = swept WHERE false", names.of("meta")),
         };
         let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let pool = Pool::builder(manager)
+        let connections = Pool::builder(manager)
             .max_size(settings.pool_size)
             .wait_timeout(Some(settings.response_timeout))
             .create_timeout(Some(2 * settings.connect_timeout))
             .runtime(Runtime::Tokio1)
-            .post_create(made(settings, names, sql.apply.clone()))
+            .post_create(setup_hook(settings, names, statements.apply.clone()))
             .build()
-            .expect("a runtime was named, which is all that timeouts need");
-        let told = Mutex::default();
-        let link = Arc::new(Link { pool, sql, response_timeout: settings.response_timeout, told });
-        let sweeper = settings.sweep.then(|| tokio::spawn(sweep_now_and_then(link.clone())));
-        Ok(Self { link, sweeper })
+            .expect("timeouts only need a runtime, which is set");
+        let response_timeout = settings.response_timeout;
+        let pool =
+            Arc::new(PostgresPool { connections, statements, response_timeout, last_warnings: Mutex::default() });
+        let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
+        Ok(Self { pool, sweeper })
     }
 
-    /// Removes some of the counters that were forgotten long ago. Says whether there may be more at once. The store does
-    /// so by itself now and then.
+    /// Removes some of the counters that expired long ago, and returns whether there may be more. With
+    /// [`PostgresSettings::sweep`], the store does this every second.
     ///
     /// # Errors
     ///
-    /// The store cannot be asked.
+    /// Why the store did not answer.
     pub async fn sweep(&self) -> Result<bool, Fault> {
-        detached(self.link.clone(), |link| async move { link.sweep(Duration::ZERO).await }).await
+        detached(self.pool.clone(), |pool| async move { pool.sweep(Duration::ZERO).await }).await
     }
 }
 
@@ -129,13 +134,13 @@ impl Drop for Postgres {
     }
 }
 
-/// Makes or upgrades the schema of a store, as `tollgate store migrate` does. Says what was done.
+/// Creates or upgrades the schema of a store, as `tollgate store migrate` does, and returns what was done.
 ///
 /// # Errors
 ///
-/// The settings cannot be understood, or the server says no. Nothing was changed then.
+/// The settings are invalid, or the server reported an error. Then nothing was changed.
 pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, MigrateError> {
-    let Understood { config, tls, names } = settings.understand()?;
+    let ParsedSettings { config, tls, names } = settings.parse()?;
     let (mut client, connection) = config.connect(tls).await?;
     let connection = tokio::spawn(connection);
     let done = migrate::migrate(&mut client, &names, settings.unlogged, true).await;
@@ -148,131 +153,137 @@ impl Backend for Postgres {
         if plans.is_empty() {
             return Vec::new();
         }
-        let call = Call::of(plans);
-        let answer = detached(self.link.clone(), move |link| async move { link.apply(&call, now).await }).await;
+        let arguments = ApplyArguments::of(plans);
+        let answer = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await }).await;
         match answer {
-            Ok(answer) => wire::read(plans, &answer).unwrap_or_else(|| vec![Err(Fault::Script); plans.len()]),
+            Ok(answer) => wire::decode(plans, &answer).unwrap_or_else(|| vec![Err(Fault::Script); plans.len()]),
             Err(fault) => vec![Err(fault); plans.len()],
         }
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        detached(self.link.clone(), move |link| async move { link.forget(counter).await }).await
+        detached(self.pool.clone(), move |pool| async move { pool.forget(counter).await }).await
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        detached(self.link.clone(), |link| async move { link.probe().await }).await
+        detached(self.pool.clone(), |pool| async move { pool.probe().await }).await
     }
 }
 
-/// Goes on when nobody waits for it any more.
-async fn detached<T, F>(link: Arc<Link>, work: impl FnOnce(Arc<Link>) -> F) -> Result<T, Fault>
+/// Runs work in its own task, which continues when the caller is cancelled.
+async fn detached<T, F>(pool: Arc<PostgresPool>, work: impl FnOnce(Arc<PostgresPool>) -> F) -> Result<T, Fault>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, Fault>> + Send + 'static,
 {
-    tokio::spawn(work(link)).await.unwrap_or(Err(Fault::Script))
+    tokio::spawn(work(pool)).await.unwrap_or(Err(Fault::Script))
 }
 
-impl Link {
-    async fn apply(&self, call: &Call, now: Option<Timestamp>) -> Result<Vec<i64>, Fault> {
-        let now = now.map(|now| int(now.micros()));
-        self.ask(async |client| {
-            let statement = client.prepare_cached(&self.sql.apply).await?;
-            let Call { names, holders, shapes, program, answers } = call;
-            client.query_one(&statement, &[&now, names, holders, shapes, program, answers]).await?.try_get(0)
+impl PostgresPool {
+    async fn apply(&self, arguments: &ApplyArguments, now: Option<Timestamp>) -> Result<Vec<i64>, Fault> {
+        let now = now.map(|now| bigint(now.micros()));
+        self.run(async |connection| {
+            let statement = connection.prepare_cached(&self.statements.apply).await?;
+            let ApplyArguments { names, holders, shapes, program, answers } = arguments;
+            connection.query_one(&statement, &[&now, names, holders, shapes, program, answers]).await?.try_get(0)
         })
         .await
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        self.ask(async |client| client.query_one(&self.sql.forget, &[&Id::from(counter)]).await?.try_get(0)).await
+        self.run(async |connection| {
+            connection.query_one(&self.statements.forget, &[&Uuid::from(counter)]).await?.try_get(0)
+        })
+        .await
     }
 
     async fn sweep(&self, pause: Duration) -> Result<bool, Fault> {
-        let [slack, pause] = [SLACK, pause].map(|time| int(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
-        self.ask(async |client| client.query_one(&self.sql.sweep, &[&slack, &pause]).await?.try_get(0)).await
+        let [slack, pause] =
+            [EXPIRED_COUNTER_RETENTION, pause].map(|time| bigint(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
+        self.run(async |connection| connection.query_one(&self.statements.sweep, &[&slack, &pause]).await?.try_get(0))
+            .await
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.ask(async |client| client.execute(&self.sql.probe, &[]).await.map(drop)).await
+        self.run(async |connection| connection.execute(&self.statements.probe, &[]).await.map(drop)).await
     }
 
-    /// Asks over a connection of the pool. One that does not answer is given up, and one whose server has become
-    /// somebody else's replica: the next one may find another.
-    async fn ask<T>(&self, question: impl AsyncFnOnce(&Object) -> Result<T, Error>) -> Result<T, Fault> {
-        let client = self.pool.get().await.map_err(|error| self.tell(fault_of_pool(&error), &error))?;
-        match tokio::time::timeout(self.response_timeout + GRACE, question(&client)).await {
+    /// Runs a statement over a connection of the pool. A connection whose server does not answer or is read-only is
+    /// closed: the next one may reach another server.
+    async fn run<T>(&self, statement: impl AsyncFnOnce(&Object) -> Result<T, Error>) -> Result<T, Fault> {
+        let connection = self.connections.get().await.map_err(|error| self.warn(fault_of_pool(&error), &error))?;
+        match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, statement(&connection)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 let fault = fault(&error);
                 if fault == Fault::ReadOnly {
-                    drop(Object::take(client));
+                    drop(Object::take(connection));
                 }
-                Err(self.tell(fault, &error))
+                Err(self.warn(fault, &error))
             }
-            Err(late) => {
-                drop(Object::take(client));
-                Err(self.tell(Fault::Timeout, &late))
+            Err(elapsed) => {
+                drop(Object::take(connection));
+                Err(self.warn(Fault::Timeout, &elapsed))
             }
         }
     }
 
-    /// Tells of an error, of each kind only now and then.
-    fn tell(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
-        let told = &mut self.told.lock()[fault as usize];
-        if told.is_none_or(|told| told.elapsed() >= TELL) {
-            *told = Some(Instant::now());
-            tracing::warn!(fault = fault.name(), error = with_causes(error), "postgres");
+    /// Logs an error, unless another of the same fault was logged within the interval.
+    fn warn(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
+        let last = &mut self.last_warnings.lock()[fault as usize];
+        if last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
+            *last = Some(Instant::now());
+            tracing::warn!(fault = fault.name(), error = with_causes(error), "postgres: call failed");
         }
         fault
     }
 }
 
-/// What happens to a connection when it is made.
-fn made(settings: &PostgresSettings, names: SchemaNames, apply: String) -> Hook {
-    // Zero would be for ever.
+/// Sets up each new connection: session parameters, the check of the schema or its creation, the prepared statement.
+fn setup_hook(settings: &PostgresSettings, names: SchemaNames, apply: String) -> Hook {
+    // Zero would mean no timeout.
     let [statement, lock] =
         [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().clamp(1, i32::MAX as u128));
     let commit = if settings.synchronous_commit { "" } else { "SET synchronous_commit = off;" };
-    // A row is read again after it was waited for; the stricter isolations would fail instead.
+    // A row is read again after waiting for it; stricter isolation levels would fail instead.
     let session = format!(
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
          SET statement_timeout = {statement}; SET lock_timeout = {lock}; SET jit = off; {commit}"
     );
     let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
-    let patience = settings.response_timeout + GRACE;
-    let made = Arc::new((session, names, apply));
-    // The connections of a pool are made at once, and one of them makes the schema.
-    let making = Arc::new(tokio::sync::Mutex::new(()));
+    let timeout = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
+    let setup = Arc::new((session, names, apply));
+    // The pool opens connections concurrently, and one of them creates the schema.
+    let migration_lock = Arc::new(tokio::sync::Mutex::new(()));
     Hook::async_fn(move |client, _| {
-        let (made, making) = (made.clone(), making.clone());
+        let (setup, migration_lock) = (setup.clone(), migration_lock.clone());
         Box::pin(async move {
-            let (session, names, apply) = &*made;
-            let checked = within(patience, async {
+            let (session, names, apply) = &*setup;
+            let checked = with_timeout(timeout, async {
                 client.batch_execute(session).await?;
                 migrate::check(&**client, names).await
             });
             match checked.await? {
                 Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
-                    let _one = making.lock().await;
-                    let done = within(MIGRATION, migrate::migrate(client, names, unlogged, false)).await?;
-                    for done in done.map_err(hook_error)? {
+                    let _guard = migration_lock.lock().await;
+                    let migrated =
+                        with_timeout(MIGRATION_TIMEOUT, migrate::migrate(client, names, unlogged, false)).await?;
+                    for done in migrated.map_err(hook_error)? {
                         if !matches!(done, Migrated::Current(_)) {
-                            tracing::info!(schema = names.schema(), ?done, "postgres");
+                            tracing::info!(schema = names.schema(), ?done, "postgres: schema migrated");
                         }
                     }
                 }
                 checked => checked.map_err(hook_error)?,
             }
-            within(patience, client.prepare_cached(apply)).await?.map(drop).map_err(HookError::Backend)
+            with_timeout(timeout, client.prepare_cached(apply)).await?.map(drop).map_err(HookError::Backend)
         })
     })
 }
 
-/// Gives up what takes longer.
-async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
-    tokio::time::timeout(time, work).await.map_err(|_| HookError::message(LATE))
+/// Fails with [`SETUP_TIMEOUT_ERROR`] if the work takes longer.
+async fn with_timeout<T>(timeout: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
+    tokio::time::timeout(timeout, work).await.map_err(|_| HookError::message(SETUP_TIMEOUT_ERROR))
 }
 
 fn hook_error(error: MigrateError) -> HookError {
@@ -282,15 +293,14 @@ fn hook_error(error: MigrateError) -> HookError {
     }
 }
 
-/// Removes forgotten counters, a few at a time, for as long as there are any.
-async fn sweep_now_and_then(link: Arc<Link>) {
+/// Removes expired counters every [`SWEEP_INTERVAL`], a few at a time until none is left or the store fails.
+async fn sweep_periodically(pool: Arc<PostgresPool>) {
     loop {
-        tokio::time::sleep(SWEEP).await;
-        let mut pause = SWEEP;
-        // A store that is away is told of by those who need it.
-        while let Ok(true) = link.sweep(pause).await {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let mut pause = SWEEP_INTERVAL;
+        while let Ok(true) = pool.sweep(pause).await {
             pause = Duration::ZERO;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(SWEEP_STEP_DELAY).await;
         }
     }
 }
@@ -299,19 +309,19 @@ fn fault_of_pool(error: &PoolError) -> Fault {
     match error {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
         PoolError::Timeout(TimeoutType::Wait) => Fault::Timeout,
-        PoolError::PostCreateHook(HookError::Message(late)) if late == LATE => Fault::Timeout,
+        PoolError::PostCreateHook(HookError::Message(text)) if text == SETUP_TIMEOUT_ERROR => Fault::Timeout,
         PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
         PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
     }
 }
 
-/// What an error comes to. Without a code it is of the connection.
+/// The fault of an error, by its SQLSTATE code. An error without a code is one of the connection.
 fn fault(error: &Error) -> Fault {
     let Some(code) = error.code() else { return Fault::Unreachable };
     let code = code.code();
     match (code, &code[..2.min(code.len())]) {
         ("57014" | "55P03", _) => Fault::Timeout,
-        // Nobody is served: too many connections, starting, or shutting down.
+        // Too many connections; the server starts or shuts down.
         ("53300", _) | (_, "08" | "57") => Fault::Unreachable,
         ("53100" | "25006", _) => Fault::ReadOnly,
         (_, "53") => Fault::OutOfMemory,
@@ -320,8 +330,8 @@ fn fault(error: &Error) -> Fault {
     }
 }
 
-impl std::fmt::Debug for Link {
+impl std::fmt::Debug for PostgresPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("pool", &self.pool.status()).finish_non_exhaustive()
+        f.debug_struct("PostgresPool").field("connections", &self.connections.status()).finish_non_exhaustive()
     }
 }

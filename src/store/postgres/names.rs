@@ -8,38 +8,39 @@ pub(super) struct SchemaNames {
 }
 
 impl SchemaNames {
-    /// Of a schema and prefix that are fit for names.
+    /// The names for a schema and a prefix that are valid in names.
     pub(super) fn new(schema: &str, prefix: &str) -> Self {
         Self { schema: schema.to_owned(), prefix: prefix.to_owned() }
     }
 
-    /// The name of the schema, as it was given.
+    /// The name of the schema, unquoted.
     pub(super) fn schema(&self) -> &str {
         &self.schema
     }
 
-    /// The quoted name of something in the schema.
-    pub(super) fn of(&self, thing: &str) -> String {
+    /// The quoted name of a table, index or function, with its schema where SQL takes one.
+    pub(super) fn of(&self, object: &str) -> String {
         let Self { schema, prefix } = self;
-        match thing {
+        match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            thing => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{thing}_v1"))),
+            object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
     }
 
-    /// A template with its names.
+    /// Replaces the placeholders of a template.
     pub(super) fn fill(&self, template: &str, unlogged: bool) -> String {
+        let objects =
+            ["meta", "counters", "grants", "leases", "leases_by_expiry", "apply", "rescale", "forget", "sweep"];
         let mut sql = template.replace("{unlogged}", if unlogged { "UNLOGGED" } else { "" });
-        for thing in ["meta", "counters", "grants", "leases", "leases_by_expiry", "apply", "rescale", "forget", "sweep"]
-        {
-            sql = sql.replace(&format!("{{{thing}}}"), &self.of(thing));
+        for object in objects {
+            sql = sql.replace(&format!("{{{object}}}"), &self.of(object));
         }
         sql
     }
 }
 
-/// A name as an identifier.
+/// Quotes a name as an SQL identifier.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

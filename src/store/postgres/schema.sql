@@ -1,32 +1,33 @@
--- Version 1 of what tollgate keeps in PostgreSQL. What decides there is apply.sql.
+-- Version 1 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
 --
--- {words in braces} are names, put in quoted: see migrate.rs. All moments are Unix microseconds, and all numbers are
--- whole. What is decided is limiter::advance; the words here are the words there.
+-- {Names in braces} are replaced by quoted names: see names.rs. Times are Unix microseconds, and all numbers are
+-- integers. The states are those of plan::advance.
 --
--- A counter is one row. What its columns hold depends on the kind; `moment` is never ahead of the clock that wrote it:
+-- A counter is one row. The meaning of its columns depends on the kind; `moment` is never ahead of the clock that wrote
+-- it:
 --
 --   kind             a          b          moment          d
 --   0 empty          -          -          -               -
 --   1 bucket         level      unit       last charge     -
---   2 grants         dropped    granted    newest grant    swept
+--   2 log            dropped    granted    newest grant    deleted
 --   3 pair           current    previous   start           -
 --   4 fixed          count      end        start           -
 --   5 leases         leases     -          newest lease    -
 --
--- A charge writes one row whatever the limit: an exact log is rows beside its counter, one for all that was granted at
--- one moment. Grants are numbered from one, and a row says up to which number:
+-- An exact log also has a row in grants for each time at which units were granted, so that a charge writes a constant
+-- number of rows. Grants are numbered from one, and a row has the number of its last grant, `upto`:
 --
 --   grants:        (dropped) | 3 @ t1 | 4 @ t2 |   7 @ t3   |          granted = 7, dropped = 2
---                   1    2   |   3    |   4    |  5  6  7   |          five count, if t1 + window is ahead
+--                   1    2   |   3    |   4    |  5  6  7   |          five count while t1 + window is ahead
 --
--- Whoever holds the row of a counter may write its grants and leases, and nobody else does.
+-- The lock of a counter's row also protects its grants and leases.
 
 CREATE TABLE IF NOT EXISTS {meta} (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
-    -- Of this page, and the oldest that a tollgate may know to use it.
+    -- The version of this schema, and the oldest version whose releases can use it.
     version integer NOT NULL,
     oldest integer NOT NULL,
-    -- Where old counters are to be removed next, and when that was done last.
+    -- The page at which the next sweep starts, and the time of the last sweep.
     sweep_page bigint NOT NULL DEFAULT 0,
     swept bigint NOT NULL DEFAULT 0
 );
@@ -39,7 +40,7 @@ CREATE {unlogged} TABLE IF NOT EXISTS {counters} (
     d bigint NOT NULL,
     expires bigint NOT NULL,
     kind smallint NOT NULL
--- An update stays on its page, and touches no index: none is on a column that changes.
+-- Free space on each page, and no index on a column that changes: updates stay on their page and touch no index (HOT).
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.2);
 
 CREATE {unlogged} TABLE IF NOT EXISTS {grants} (
@@ -59,7 +60,7 @@ CREATE {unlogged} TABLE IF NOT EXISTS {leases} (
 
 CREATE INDEX IF NOT EXISTS {leases_by_expiry} ON {leases} (counter, expires);
 
--- Forgets a counter. Says whether it held anything.
+-- Deletes a counter, and returns whether it had a state.
 CREATE OR REPLACE FUNCTION {forget}(name uuid) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -79,9 +80,9 @@ BEGIN
 END
 $body$;
 
--- Removes some of the counters that have been forgotten for `slack`, going round the table: housekeeping, which no
--- answer depends on. It waits for nobody, and does nothing if it was called less than `pause` ago, by whichever
--- instance. Says whether it stopped because it had removed enough, so that there may be more to do at once.
+-- Deletes some of the counters that expired more than `slack` ago, and returns whether there may be more to delete at
+-- once. Each call continues where the last one stopped in the table. No answer depends on this. It skips locked rows,
+-- and does nothing if any instance called it less than `pause` ago.
 CREATE OR REPLACE FUNCTION {sweep}(slack bigint, pause bigint) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -101,7 +102,7 @@ BEGIN
         RETURN false;
     END IF;
     page := CASE WHEN page < pages THEN page ELSE 0 END;
-    -- Once round in ten minutes, when it is called once a second.
+    -- Called once a second, it sweeps the whole table in ten minutes.
     beyond := page + greatest(64, pages / 600 + 1);
     FOR old IN
         SELECT counter, kind FROM {counters}

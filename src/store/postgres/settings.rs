@@ -1,4 +1,4 @@
-//! Where a PostgreSQL is and how it is used.
+//! The settings of a PostgreSQL store: URL, schema, TLS, timeouts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,68 +12,68 @@ use super::error::with_causes;
 use super::names::SchemaNames;
 use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
 
-/// Where a PostgreSQL is and how it is used.
+/// The settings of a PostgreSQL store.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresSettings {
-    /// `postgres://user:password@host:port/database`, or keys and values as libpq has them. Several hosts may be named,
-    /// with `target_session_attrs=read-write` to find the one that can be written to.
+    /// `postgres://user:password@host:port/database`, or the keys and values of libpq. With several hosts,
+    /// `target_session_attrs=read-write` selects the one that accepts writes.
     ///
-    /// `sslmode` is `disable` or `require`; without it, TLS is spoken when `ca` is set. `verify-ca` and `verify-full`
-    /// mean `require`: a certificate is always checked, with its name. `sslrootcert` means `ca`.
+    /// `sslmode` is `disable` or `require`. Without it, TLS is used if `ca` is set. `verify-ca` and `verify-full` mean
+    /// `require`: a certificate is always verified, with its name. `sslrootcert` means `ca`.
     pub url: String,
-    /// The schema that holds everything. Default: `tollgate`.
+    /// The schema that holds all tables and functions. Default: `tollgate`.
     pub schema_name: String,
-    /// What the names of tables and functions begin with. Default: nothing.
+    /// The prefix of the names of tables and functions. Default: empty.
     pub table_prefix: String,
-    /// Creates and upgrades the schema at the first connection. Otherwise `tollgate store migrate` has to, and the role
-    /// needs no right to create anything. Default: true.
+    /// Creates and upgrades the schema at the first connection. If this is off, `tollgate store migrate` does it, and
+    /// the service's role needs no right to create anything. Default: true.
     pub auto_create: bool,
-    /// The most connections of this instance. Default: 8.
+    /// The maximum number of connections of this instance. Default: 8.
     pub pool_size: usize,
-    /// A file of PEM certificates that the server's is to be signed by. Default: those the system trusts.
+    /// A PEM file of the authorities that may sign the server's certificate. Default: those that the system trusts.
     pub ca: Option<PathBuf>,
-    /// Tables that are not logged: no decision waits for the disk, replicas see nothing, and PostgreSQL empties them when
-    /// it crashes or fails over, so that every limit starts afresh. Applies when they are created; for tables that are
-    /// there, `tollgate store migrate` rewrites them. Default: false.
+    /// Creates unlogged tables: no decision waits for the disk, replicas do not have them, and PostgreSQL empties them
+    /// after a crash or failover, so that all counters start at zero. Existing tables are rewritten by
+    /// `tollgate store migrate` only. Default: false.
     pub unlogged: bool,
-    /// Whether a decision waits until it is on disk, as the server is configured to. Without, what was decided in the
-    /// last moments (three times `wal_writer_delay`, 600 ms as it comes) before a crash of the server is forgotten, and
-    /// may be admitted once more; nothing else is lost and nothing is damaged. Default: true.
+    /// Whether a decision waits until it is on disk, as configured on the server. If not, a crash of the server loses
+    /// the last decisions (of three times `wal_writer_delay`, 600 ms by default), whose units may be admitted again;
+    /// nothing else is lost or damaged. Default: true.
     pub synchronous_commit: bool,
-    /// How long a connection may take to be made. Default: 250 ms.
+    /// The timeout of a new connection. Default: 250 ms.
     pub connect_timeout: Duration,
-    /// How long a statement may take. Default: 500 ms.
+    /// The timeout of a statement. Default: 500 ms.
     pub response_timeout: Duration,
-    /// How long a batch waits for a row that another session holds; those who wait then are a batch that failed. It is
-    /// as long as the batches of all instances on one hot counter take, one after the other. Default: 100 ms.
+    /// How long a batch waits for a row that another session has locked, before it fails. It should be as long as the
+    /// batches of all instances on one hot counter take, one after the other. Default: 100 ms.
     pub lock_timeout: Duration,
-    /// Whether this instance removes counters that are forgotten. Default: true; one that does is enough.
+    /// Whether this instance removes expired counters. One instance that does is enough. Default: true.
     pub sweep: bool,
 }
 
-/// Why settings cannot be. Its text continues a path: `stores.main.url ...`.
+/// Why settings are invalid. The text continues a path: `stores.main.url ...`.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum PostgresSettingsError {
-    /// See the text. It tells nothing of the URL, which holds a password.
-    #[error("url cannot be read: {0}")]
+    /// The URL is malformed. The text does not contain it, because it holds a password.
+    #[error("url is invalid: {0}")]
     Url(String),
-    /// See the text.
-    #[error("url names no host")]
+    /// The URL has no host.
+    #[error("url has no host, expected postgres://user@host:port/database")]
     NoHost,
-    /// See the text.
-    #[error("url says sslmode={0}, expected disable, require, verify-ca or verify-full")]
+    /// The SSL mode is unknown, or does not enforce TLS.
+    #[error("url has sslmode={0}, expected disable, require, verify-ca or verify-full")]
     SslMode(String),
-    /// See the text.
-    #[error("{key} is {name:?}, expected at most 32 of a-z, A-Z, 0-9, _ and -")]
+    /// A name is too long or has other characters than these.
+    #[error("{key} is {name:?}, expected at most 32 characters of a-z, A-Z, 0-9, _ and -")]
     Name {
-        /// Which setting.
+        /// The setting.
         key: &'static str,
-        /// What it is.
+        /// Its value.
         name: String,
     },
-    /// See the text.
+    /// The pool has no connections.
     #[error("pool_size is 0, expected more than zero")]
-    NoConnections,
+    EmptyPool,
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -98,7 +98,7 @@ impl Default for PostgresSettings {
     }
 }
 
-/// The URL holds a password.
+/// Omits the URL, which holds a password.
 impl fmt::Debug for PostgresSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresSettings")
@@ -117,46 +117,47 @@ impl fmt::Debug for PostgresSettings {
     }
 }
 
-/// Settings that were understood.
-pub(super) struct Understood {
+/// Valid settings, parsed.
+pub(super) struct ParsedSettings {
     pub(super) config: Config,
     pub(super) tls: MakeRustlsConnect,
     pub(super) names: SchemaNames,
 }
 
 impl PostgresSettings {
-    /// Whether they can be used. Nothing is connected to.
+    /// Validates the settings, without connecting.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// The first setting that is invalid.
     pub fn check(&self) -> Result<(), PostgresSettingsError> {
-        self.understand().map(|_| ())
+        self.parse().map(|_| ())
     }
 
-    /// The names and the way to the server.
-    pub(super) fn understand(&self) -> Result<Understood, PostgresSettingsError> {
+    /// Parses and validates the settings.
+    pub(super) fn parse(&self) -> Result<ParsedSettings, PostgresSettingsError> {
         if self.pool_size == 0 {
-            return Err(PostgresSettingsError::NoConnections);
+            return Err(PostgresSettingsError::EmptyPool);
         }
-        let names =
-            SchemaNames::new(name("schema_name", &self.schema_name, 1)?, name("table_prefix", &self.table_prefix, 0)?);
-        let (url, asked) = without_tls(&self.url);
+        check_name("schema_name", &self.schema_name, 1)?;
+        check_name("table_prefix", &self.table_prefix, 0)?;
+        let names = SchemaNames::new(&self.schema_name, &self.table_prefix);
+        let (url, tls_parameters) = split_tls_parameters(&self.url);
         let mut config: Config = url.parse().map_err(|error| PostgresSettingsError::Url(with_causes(&error)))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(PostgresSettingsError::NoHost);
         }
-        let ca = self.ca.clone().or(asked.root);
+        let ca = self.ca.clone().or(tls_parameters.root_cert);
         let local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
-        let wanted = match asked.mode.as_deref() {
+        let use_tls = match tls_parameters.mode.as_deref() {
             Some("disable") => false,
             Some("require" | "verify-ca" | "verify-full") => true,
             Some(mode) => return Err(PostgresSettingsError::SslMode(mode.to_owned())),
-            // There is no TLS on a Unix socket.
+            // PostgreSQL has no TLS on Unix sockets.
             None => ca.is_some() && !local,
         };
-        config.ssl_mode(if wanted { SslMode::Require } else { SslMode::Disable });
-        let tls = match wanted {
+        config.ssl_mode(if use_tls { SslMode::Require } else { SslMode::Disable });
+        let tls = match use_tls {
             true => client_config(&TlsSettings { ca, ..TlsSettings::default() })?,
             false => untrusting_config(),
         };
@@ -165,93 +166,94 @@ impl PostgresSettings {
             config.application_name("tollgate");
         }
         config.connect_timeout(self.connect_timeout).tcp_user_timeout(2 * self.response_timeout);
-        Ok(Understood { config, tls, names })
+        Ok(ParsedSettings { config, tls, names })
     }
 }
 
-/// A name as it may stand in SQL. It is quoted too; this keeps it legible, and the names made of it short enough.
-fn name<'a>(key: &'static str, name: &'a str, least: usize) -> Result<&'a str, PostgresSettingsError> {
-    let fine = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
-    match (least..=32).contains(&name.len()) && name.chars().all(fine) {
-        true => Ok(name),
+/// Checks a name for SQL. Names are quoted as well; this keeps them legible, and the names derived from them within the
+/// 63 bytes that PostgreSQL allows.
+fn check_name(key: &'static str, name: &str, min_len: usize) -> Result<(), PostgresSettingsError> {
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
+    match (min_len..=32).contains(&name.len()) && name.chars().all(allowed) {
+        true => Ok(()),
         false => Err(PostgresSettingsError::Name { key, name: name.to_owned() }),
     }
 }
 
-/// What a URL asks of TLS.
+/// The TLS parameters of a URL.
 #[derive(Default)]
-struct Asked {
+struct TlsParameters {
     mode: Option<String>,
-    root: Option<PathBuf>,
+    root_cert: Option<PathBuf>,
 }
 
-/// Takes out of a URL, or of keys and values, what the client library does not know.
-fn without_tls(url: &str) -> (String, Asked) {
-    let mut asked = Asked::default();
+/// Splits the TLS parameters off a URL, or off keys and values: the client library does not know all of them.
+fn split_tls_parameters(url: &str) -> (String, TlsParameters) {
+    let mut tls = TlsParameters::default();
     let mut keep = |pair: &str| {
-        let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
         match pair.split_once('=') {
-            Some(("sslmode", mode)) => asked.mode = Some(decoded(mode)),
-            Some(("sslrootcert", file)) => asked.root = Some(decoded(file).into()),
+            Some(("sslmode", mode)) => tls.mode = Some(decode(mode)),
+            Some(("sslrootcert", file)) => tls.root_cert = Some(decode(file).into()),
             _ => return true,
         }
         false
     };
-    let kept = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+    let rest = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         match url.split_once('?') {
-            Some((place, pairs)) => {
+            Some((base, pairs)) => {
                 let pairs: Vec<&str> = pairs.split('&').filter(|pair| keep(pair)).collect();
-                if pairs.is_empty() { place.to_owned() } else { format!("{place}?{}", pairs.join("&")) }
+                if pairs.is_empty() { base.to_owned() } else { format!("{base}?{}", pairs.join("&")) }
             }
             None => url.to_owned(),
         }
     } else {
         url.split_whitespace().filter(|pair| keep(pair)).collect::<Vec<_>>().join(" ")
     };
-    (kept, asked)
+    (rest, tls)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(url: &str) -> PostgresSettings {
+    fn settings(url: &str) -> PostgresSettings {
         PostgresSettings { url: url.to_owned(), ..PostgresSettings::default() }
     }
 
-    fn mode(settings: &PostgresSettings) -> SslMode {
-        settings.understand().expect("the settings are fine").config.get_ssl_mode()
+    fn ssl_mode(url: &str) -> SslMode {
+        settings(url).parse().expect("the settings are valid").config.get_ssl_mode()
     }
 
     #[test]
-    fn tls_is_spoken_where_it_is_asked_for_and_nowhere_by_halves() {
-        assert_eq!(mode(&of("postgres://me@db/limits")), SslMode::Disable);
-        assert_eq!(mode(&of("postgres://me@db/limits?sslmode=require&connect_timeout=3")), SslMode::Require);
-        assert_eq!(mode(&of("host=db user=me sslmode=verify-full")), SslMode::Require);
-        for half in ["prefer", "allow"] {
-            let error = of(&format!("postgres://me@db/limits?sslmode={half}")).understand().err();
-            assert_eq!(error, Some(PostgresSettingsError::SslMode(half.to_owned())));
+    fn tls_is_off_or_required_and_optional_tls_is_rejected() {
+        assert_eq!(ssl_mode("postgres://me@db/limits"), SslMode::Disable);
+        assert_eq!(ssl_mode("postgres://me@db/limits?sslmode=require&connect_timeout=3"), SslMode::Require);
+        assert_eq!(ssl_mode("host=db user=me sslmode=verify-full"), SslMode::Require);
+        for optional in ["prefer", "allow"] {
+            let error = settings(&format!("postgres://me@db/limits?sslmode={optional}")).parse().err();
+            assert_eq!(error, Some(PostgresSettingsError::SslMode(optional.to_owned())));
         }
     }
 
     #[test]
-    fn names_that_would_have_to_be_escaped_are_refused() {
+    fn names_that_need_escaping_or_are_too_long_are_rejected() {
         for name in ["", "a b", "a\"b", "$body$", "a;drop", &"x".repeat(33), "naïve"] {
-            let settings = PostgresSettings { schema_name: name.to_owned(), ..of("postgres://db") };
-            assert!(matches!(settings.understand().err(), Some(PostgresSettingsError::Name { .. })), "{name}");
+            let settings = PostgresSettings { schema_name: name.to_owned(), ..settings("postgres://db") };
+            assert!(matches!(settings.parse().err(), Some(PostgresSettingsError::Name { .. })), "{name}");
         }
         for name in ["Tollgate", "select", "my-limits", "_1"] {
-            let settings = PostgresSettings { schema_name: name.to_owned(), ..of("postgres://db") };
-            assert!(settings.understand().is_ok(), "{name}");
+            let settings = PostgresSettings { schema_name: name.to_owned(), ..settings("postgres://db") };
+            assert!(settings.parse().is_ok(), "{name}");
         }
     }
 
     #[test]
-    fn what_cannot_be_read_says_nothing_of_the_password() {
+    fn errors_and_debug_do_not_contain_the_password() {
         for url in ["postgres://me:hush@db:port/limits", "postgres://me:hush@/limits?hsot=x", "me:hush", ""] {
-            let error = of(url).understand().err().map(|error| error.to_string());
+            let error = settings(url).parse().err().map(|error| error.to_string());
             assert!(error.as_ref().is_some_and(|text| !text.contains("hush")), "{url}: {error:?}");
         }
-        assert!(!format!("{:?}", of("postgres://me:hush@db")).contains("hush"));
+        assert!(!format!("{:?}", settings("postgres://me:hush@db")).contains("hush"));
     }
 }

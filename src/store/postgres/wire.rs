@@ -1,8 +1,8 @@
-//! Plans as the arrays that `apply` of apply.sql takes, and its answers read back.
+//! Encodes plans as the arguments of `apply` in apply.sql, and decodes its answers.
 //!
-//! Counters and leases stand once in a call and are called by their places; so does everything of a check but its
-//! counter, because the checks of a batch are mostly alike. All numbers are within what a `bigint` counts exactly: a plan
-//! that would make the arithmetic fail would fail its whole batch.
+//! Counters, leases and shapes (checks without their counters) are sent once in a call and referred to by index: the
+//! checks of a batch are mostly alike. All numbers are small enough that a `bigint` cannot overflow, because an error
+//! of the arithmetic would fail the whole batch.
 
 use std::error::Error;
 
@@ -17,27 +17,29 @@ use crate::clock::Timestamp;
 use crate::limiter::{Alignment, LeaseId, LeaseStatus, Limit, MAX_EXACT_INTEGER};
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, Outcome, Plan};
 
-/// Numbers in a shape.
-const SHAPE: usize = 15;
-type Shape = [i64; SHAPE];
+/// The length of a shape.
+const SHAPE_LEN: usize = 15;
+
+/// A check without its counter, or a limit, as apply.sql describes it.
+type ShapeNumbers = [i64; SHAPE_LEN];
 
 /// 128 bits as a `uuid`: the smallest type that PostgreSQL compares as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Id([u8; 16]);
+pub(super) struct Uuid([u8; 16]);
 
-impl From<CounterName> for Id {
+impl From<CounterName> for Uuid {
     fn from(CounterName([first, second]): CounterName) -> Self {
-        Id((u128::from(first) << 64 | u128::from(second)).to_be_bytes())
+        Uuid((u128::from(first) << 64 | u128::from(second)).to_be_bytes())
     }
 }
 
-impl From<LeaseId> for Id {
+impl From<LeaseId> for Uuid {
     fn from(LeaseId(id): LeaseId) -> Self {
-        Id(id.to_be_bytes())
+        Uuid(id.to_be_bytes())
     }
 }
 
-impl ToSql for Id {
+impl ToSql for Uuid {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         out.put_slice(&self.0);
         Ok(IsNull::No)
@@ -50,37 +52,43 @@ impl ToSql for Id {
     to_sql_checked!();
 }
 
-/// A batch of plans, as it is sent.
+/// The arguments of `apply` for a batch of plans, by the names of its parameters.
 #[derive(Debug, Default)]
-pub(super) struct Call {
-    pub(super) names: Vec<Id>,
-    pub(super) holders: Vec<Id>,
+pub(super) struct ApplyArguments {
+    /// The counters, each once.
+    pub(super) names: Vec<Uuid>,
+    /// The leases, each once.
+    pub(super) holders: Vec<Uuid>,
+    /// The shapes, each once.
     pub(super) shapes: Vec<i64>,
+    /// The plans, which refer to the others by index.
     pub(super) program: Vec<i64>,
+    /// The length of the answer.
     pub(super) answers: i32,
 }
 
-impl Call {
-    /// The call that carries out these plans.
+impl ApplyArguments {
+    /// Encodes plans.
     pub(super) fn of(plans: &[Plan]) -> Self {
-        let mut writer = Writer { call: Call { answers: 1, ..Call::default() }, ..Writer::default() };
-        plans.iter().for_each(|plan| writer.plan(plan));
-        writer.call
+        let arguments = Self { answers: 1, ..Self::default() };
+        let mut encoder = PlanEncoder { arguments, ..PlanEncoder::default() };
+        plans.iter().for_each(|plan| encoder.plan(plan));
+        encoder.arguments
     }
 }
 
-/// Where things stand that have been written.
-type Places<K> = HashMap<K, i64, RandomState>;
+/// The index of each value that has been encoded.
+type Indexes<K> = HashMap<K, i64, RandomState>;
 
 #[derive(Default)]
-struct Writer {
-    call: Call,
-    counters: Places<CounterName>,
-    leases: Places<LeaseId>,
-    shapes: Places<Shape>,
+struct PlanEncoder {
+    arguments: ApplyArguments,
+    counters: Indexes<CounterName>,
+    leases: Indexes<LeaseId>,
+    shapes: Indexes<ShapeNumbers>,
 }
 
-impl Writer {
+impl PlanEncoder {
     fn plan(&mut self, plan: &Plan) {
         let holder = self.lease(plan.lease);
         self.put([plan.refused.into(), holder, count(plan.changes.len()), count(plan.undos.len())]);
@@ -89,86 +97,91 @@ impl Writer {
             let (counter, lease) = (self.counter(change.counter), self.lease(change.lease));
             let renewal = match change.action {
                 LeaseAction::Release => -1,
-                LeaseAction::Renew(length) => int(length),
+                LeaseAction::Renew(length) => bigint(length),
             };
             self.put([counter, lease, renewal]);
         }
         for undo in &plan.undos {
             let counter = self.counter(undo.counter);
-            let shape = self.shape(numbers(&undo.limit));
-            // More than there can be would be multiplied beyond what can be counted.
-            let longest = match &undo.limit {
+            let shape = self.shape(shape_of_limit(&undo.limit));
+            // A longer reset than a counter can have would overflow when it is multiplied by the drain.
+            let max_reset = match &undo.limit {
                 Limit::TokenBucket(bucket) => MAX_EXACT_INTEGER / bucket.drain() + 1,
                 _ => MAX_EXACT_INTEGER,
             };
-            self.put([counter, shape, undo.units.into(), int(undo.at.micros()), int(undo.reset.min(longest))]);
+            self.put([counter, shape, undo.units.into(), bigint(undo.at.micros()), bigint(undo.reset.min(max_reset))]);
         }
         for group in plan.groups() {
             self.put([count(group.len())]);
             for check in group {
-                let (counter, shape) = (self.counter(check.counter), self.shape(shape(check)));
+                let (counter, shape) = (self.counter(check.counter), self.shape(shape_of_check(check)));
                 self.put([counter, shape]);
             }
         }
         let answers = 1 + plan.changes.len() + 3 * plan.checks.len();
-        self.call.answers = self.call.answers.saturating_add(i32::try_from(answers).unwrap_or(i32::MAX));
+        self.arguments.answers = self.arguments.answers.saturating_add(i32::try_from(answers).unwrap_or(i32::MAX));
     }
 
     fn put<const N: usize>(&mut self, numbers: [i64; N]) {
-        self.call.program.extend(numbers);
+        self.arguments.program.extend(numbers);
     }
 
     fn counter(&mut self, name: CounterName) -> i64 {
-        place(&mut self.counters, name, &mut self.call.names)
+        index_of(name, &mut self.counters, &mut self.arguments.names)
     }
 
     fn lease(&mut self, lease: LeaseId) -> i64 {
-        place(&mut self.leases, lease, &mut self.call.holders)
+        index_of(lease, &mut self.leases, &mut self.arguments.holders)
     }
 
-    /// Where a shape begins, counted from zero.
-    fn shape(&mut self, shape: Shape) -> i64 {
-        let begins = count(self.call.shapes.len());
+    /// The offset of a shape in `shapes`, from zero.
+    fn shape(&mut self, shape: ShapeNumbers) -> i64 {
+        let offset = count(self.arguments.shapes.len());
         match self.shapes.entry(shape) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                self.call.shapes.extend(shape);
-                *new.insert(begins)
+                self.arguments.shapes.extend(shape);
+                *new.insert(offset)
             }
         }
     }
 }
 
-/// The place of something among those of its call, counted from one.
-fn place<K: Eq + std::hash::Hash + Copy + Into<Id>>(places: &mut Places<K>, thing: K, all: &mut Vec<Id>) -> i64 {
-    *places.entry(thing).or_insert_with(|| {
-        all.push(thing.into());
-        count(all.len())
+/// The index of a value in its list, from one. A new value is appended.
+fn index_of<K: Eq + std::hash::Hash + Copy + Into<Uuid>>(
+    value: K,
+    indexes: &mut Indexes<K>,
+    list: &mut Vec<Uuid>,
+) -> i64 {
+    *indexes.entry(value).or_insert_with(|| {
+        list.push(value.into());
+        count(list.len())
     })
 }
 
-/// Everything of a check but its counter. The places are counted from one in apply.sql.
-fn shape(check: &Check) -> Shape {
-    let mut shape = numbers(&check.limit);
+/// The shape of a check. Indexes are from zero here, and from one in apply.sql.
+fn shape_of_check(check: &Check) -> ShapeNumbers {
+    let mut shape = shape_of_limit(&check.limit);
     let (needs, charges) = (check.needs, check.charges);
-    let most = shape[1];
-    let slots = matches!(check.limit, Limit::Concurrency(_));
-    // All needs together ask for the most that one of them does.
-    let fits = if slots { i64::from(needs.fits > 0) } else { needs.fits.into() };
-    let never = !slots && fits > most;
+    let max_units = shape[1];
+    let concurrency = matches!(check.limit, Limit::Concurrency(_));
+    // The needs together require the largest room that one of them requires.
+    let fits = if concurrency { i64::from(needs.fits > 0) } else { needs.fits.into() };
+    let never = !concurrency && fits > max_units;
     shape[7] = match fits.max(needs.one_left.into()) {
         0 => -1,
         _ if never => 0,
         room => room,
     };
     shape[8] = never.into();
-    // No more than it can hold or owe, before anything is multiplied. A log may hold more than a limit that was lowered.
-    let largest = match &check.limit {
+    // Charges are clamped to what the counter can hold or owe, so that no product overflows. A log may hold more than
+    // its limit, if that was lowered.
+    let max_charge = match &check.limit {
         Limit::TokenBucket(_) => shape[2],
-        Limit::SlidingWindow(_) => most,
+        Limit::SlidingWindow(_) => max_units,
         Limit::SlidingCounter(_) | Limit::FixedWindow(_) | Limit::Concurrency(_) => u32::MAX.into(),
     };
-    let clamped = |units: u32| i64::from(units).min(largest);
+    let clamped = |units: u32| i64::from(units).min(max_charge);
     shape[9] = clamped(charges.admitted);
     shape[10] = clamped(charges.passed);
     shape[11] = clamped(charges.refused);
@@ -181,43 +194,44 @@ fn shape(check: &Check) -> Shape {
     shape
 }
 
-/// The kind, the most units and the numbers of a limit.
-fn numbers(limit: &Limit) -> Shape {
-    let mut shape = [0; SHAPE];
-    shape[1] = most(limit).into();
+/// The shape of a limit: its kind, its maximum units and its parameters. The rest is zero.
+fn shape_of_limit(limit: &Limit) -> ShapeNumbers {
+    let mut shape = [0; SHAPE_LEN];
+    shape[1] = max_units(limit).into();
     match limit {
         Limit::TokenBucket(bucket) => {
             shape[0] = 1;
-            (shape[2], shape[3], shape[4]) = (int(bucket.capacity()), int(bucket.unit()), int(bucket.drain()));
+            (shape[2], shape[3], shape[4]) = (bigint(bucket.capacity()), bigint(bucket.unit()), bigint(bucket.drain()));
         }
         Limit::SlidingWindow(window) => {
             shape[0] = 2;
-            shape[2] = int(window.window);
+            shape[2] = bigint(window.window);
         }
         Limit::SlidingCounter(counter) => {
             shape[0] = 3;
-            (shape[2], shape[3], shape[4]) = (int(counter.window), int(counter.step()), int(counter.steps()));
+            (shape[2], shape[3], shape[4]) = (bigint(counter.window), bigint(counter.step()), bigint(counter.steps()));
         }
         Limit::FixedWindow(fixed) => {
             shape[0] = 4;
             match fixed.alignment {
-                Alignment::Epoch(window) => shape[3] = int(window),
-                Alignment::FirstHit(window) => (shape[2], shape[3]) = (1, int(window)),
+                Alignment::Epoch(window) => shape[3] = bigint(window),
+                Alignment::FirstHit(window) => (shape[2], shape[3]) = (1, bigint(window)),
                 Alignment::Calendar(bounds) => {
                     shape[2] = 2;
-                    shape[3..7].copy_from_slice(&bounds.0.map(|bound| int(bound.micros())));
+                    shape[3..7].copy_from_slice(&bounds.0.map(|bound| bigint(bound.micros())));
                 }
             }
         }
         Limit::Concurrency(slots) => {
             shape[0] = 5;
-            shape[2] = int(slots.lease);
+            shape[2] = bigint(slots.lease);
         }
     }
     shape
 }
 
-fn most(limit: &Limit) -> u32 {
+/// The maximum units of a limit.
+fn max_units(limit: &Limit) -> u32 {
     match limit {
         Limit::TokenBucket(bucket) => bucket.burst(),
         Limit::SlidingWindow(window) => window.limit,
@@ -227,8 +241,8 @@ fn most(limit: &Limit) -> u32 {
     }
 }
 
-/// A moment or a length of time. What is beyond the year 38 000 is for ever.
-pub(super) fn int(number: u64) -> i64 {
+/// A number as a `bigint`, at most 2^60: as a timestamp, the year 38 000.
+pub(super) fn bigint(number: u64) -> i64 {
     i64::try_from(number.min(1 << 60)).expect("2^60 fits")
 }
 
@@ -236,8 +250,8 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).expect("there are fewer than 2^63 of anything")
 }
 
-/// What plans came to, read from the answer to their call. `None` when it is not one.
-pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied, Fault>>> {
+/// Decodes the answer to a call. `None` if it is malformed.
+pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied, Fault>>> {
     let (at, mut rest) = answer.split_first()?;
     let at = Timestamp::from_micros(u64::try_from(*at).ok()?);
     let mut all = Vec::with_capacity(plans.len());
@@ -255,7 +269,7 @@ pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied,
             let (remaining, reset, wait) = (next(&mut rest)?, next(&mut rest)?, next(&mut rest)?);
             answers.push(Ok(Outcome {
                 passes: wait == -2,
-                limit: if check.always_denied { 0 } else { most(&check.limit) },
+                limit: if check.always_denied { 0 } else { max_units(&check.limit) },
                 remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
                 reset: u64::try_from(reset).ok()?,
                 retry_after: u64::try_from(wait).ok(),
@@ -267,8 +281,9 @@ pub(super) fn read(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied,
     rest.is_empty().then_some(all)
 }
 
+/// Removes and returns the first number.
 fn next(rest: &mut &[i64]) -> Option<i64> {
-    let (first, more) = rest.split_first()?;
-    *rest = more;
+    let (first, others) = rest.split_first()?;
+    *rest = others;
     Some(*first)
 }

@@ -1,35 +1,36 @@
--- Decides a batch of plans: what `limiter::advance`, `change_lease` and `undo` mean, where the counters are.
+-- Executes a batch of plans on the counters: `plan::advance`, `plan::change_lease` and `plan::undo` in Lua.
 --
---   KEYS      the counters: first those whose state is one short string, then logs, then leases (two keys each)
---   ARGV[1]   the program: '<dH' now (negative: by the clock) and how many KEYS are short strings, then plan after plan
---   ARGV[2..] shapes: what checks ask, without the counter, as doubles; each is sent once
+--   KEYS      the counters: first those whose state is a short string, then logs, then leases (two keys each)
+--   ARGV[1]   the program: '<dH' the time (negative: read the clock) and the number of short strings, then the plans
+--   ARGV[2..] shapes: checks without their counters, as doubles; each is sent once
 --
---   plan      '<BHH'  0, shape, key            a single check of a bucket, as most are
+--   plan      '<BHH'  0, shape, key            a single check of a bucket, the most common plan
 --             '<BHH'  2, checks, 0             a group of checks, each '<HH' shape, key, of short strings
---             '<BI4'  1, length of what follows   any other
+--             '<BI4'  1, length of the rest    any other:
 --             '<BHHHc16' refused, changes, undos, groups, lease
---             '<BHdc16' a change: 1 to renew, key, for how long, lease
---             '<HHdd' an undo: shape, key, when, the reset told then
+--             '<BHdc16' a change: 1 to renew, key, duration, lease
+--             '<HHdd' an undo: shape, key, time of the charge, reset reported with it
 --             '<H' a group: checks, each '<HH' shape, key
 --
---   shape     kind, shadow, room, admitted, passed, refused, refund, then the numbers of its kind:
+--   shape     kind, shadow, room, charges if admitted, passed, refused, refund, then the parameters of its kind:
 --             1 bucket: full, capacity, unit, drain, code      levels; see `bucket`
 --             2 fixed:  limit, alignment, window or boundaries
 --             3 pair:   limit, window, step, steps
 --             4 log:    limit, window
 --             5 leases: max, length
---             A check passes when what is counted and `room` are within the limit. Never and always are a room that is
---             too large or too small for any counter.
+--             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
+--             is too large or small enough for any counter.
 --
---   reply     now, then for each plan its fates (0 done, 1 expired, 2 unknown) and for each check what is counted,
---             as -1 - counted where the check refuses, and what follows from nothing else; or one text, an error.
+--   reply     the time; then for each plan either one text, an error, or the statuses of its changes (0 done,
+--             1 expired, 2 unknown), and for each check the counted units, or -1 - units if it refuses, and what the
+--             caller cannot compute from them.
 --
--- Numbers are integers below 2^53. A plan that fails has written nothing: what can fail is read before the first write,
--- and of writes only the first can be refused for want of memory.
+-- Numbers are integers below 2^53. A plan that fails has written nothing: whatever can fail is read before the first
+-- write, and only the first write can be refused for lack of memory.
 --
--- Expiry is housekeeping. Time is cut into cells of 2^25 us; a state that was written in a cell and counts for up to
--- 2^class cells expires a minute after the cell's end and these cells. So most charges leave the expiry as it is. The
--- everyday layout of a bucket has room for a level below 2^40, which drains within 2^15 cells.
+-- Expiry only frees memory. Time is divided into cells of 2^25 us. A state that was written in one cell and counts for
+-- up to 2^class cells expires a minute after the cell's end and that many cells, so most charges need not change the
+-- expiry. The compact layout of a bucket holds levels below 2^40 that drain within 2^15 cells.
 
 local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
 local CELL, SLACK, CODED = 33554432, 60000, 1099511627776
@@ -69,16 +70,16 @@ end
 local out = { now }
 local slow
 
--- Everything but buckets as they are every day. It is made when it is needed first: most calls need none of it.
+-- Everything except buckets in the compact layout. Created on first use, because most calls do not need it.
 local function others()
   local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
 
-  -- When a key that counts until `moment` expires.
+  -- Sets the expiry of a key that counts until `moment`.
   local function expire(key, moment)
     call('PEXPIREAT', key, string.format('%d', (real + moment - now) / 1000 + SLACK))
   end
 
-  -- Replaces a short string. In place, it keeps its expiry and its place in memory.
+  -- Replaces a short string, and returns whether that was in place, which keeps its expiry and allocation.
   local function replace(number, value)
     local before = held[number]
     if before and #before ~= #value then
@@ -90,15 +91,15 @@ local function others()
     return before and #before == #value
   end
 
-  -- Whether a key holds what it should. MGET is silent about another type.
+  -- Fails if a key is not a string: MGET returns nil for another type.
   local function check_string(number)
     if not held[number] then call('STRLEN', KEYS[number]) end
   end
 
   -- A token bucket:
-  --   '<I6BI5H'  the moment's low 48 bits, its high 4 bits and the class of the expiry, level, code of the unit
-  --   '<I7I7I7'  moment, level, unit: where those do not fit
-  -- The code is m * 16 + e, of a unit that is m * 10^e. The first layout with its key takes 88 bytes of Redis.
+  --   '<I6BI5H'  compact: low 48 bits of the moment, its high 4 bits with the class of the expiry, level, unit code
+  --   '<I7I7I7'  moment, level, unit: for values that do not fit
+  -- The code of a unit of m * 10^e is m * 16 + e. The compact layout takes 88 bytes of Redis, with its key.
   local bucket = { check = check_string }
 
   function bucket.read(number)
@@ -131,7 +132,7 @@ local function others()
       if tokens >= capacity / to then
         level = capacity
       else
-        -- The part of a token is carried over on a grid of 2^20, so that no product passes 2^53.
+        -- The fraction of a token is converted on a grid of 2^20, so that no product exceeds 2^53.
         local step = ceil(from / 1048576)
         local grid = floor(from / step)
         local steps = min(ceil(part / step), grid)
@@ -176,7 +177,7 @@ local function others()
       while m > 0 and m % 10 == 0 do m, e = m / 10, e + 1 end
       if m < 4096 and e < 16 then code = m * 16 + e end
     end
-    -- A level that is corrected or given back only drains from a moment that is not after now.
+    -- `at` is never after now, so the level is drained no later than `lasts` from now.
     local lasts = level > 0 and level / unit * shape[10] / shape[11] or 0
     local number, class = state.number, state.class
     if code > 0 and level < CODED and lasts <= CELL * 32768 then
@@ -226,7 +227,7 @@ local function others()
     return shape[12], max(shape[13], now + 1)
   end
 
-  -- The window that now is in: its start, end and count.
+  -- The start, end and count of the current window.
   local function fixed_now(shape, state)
     if now < state.ends then return state.starts, state.ends, state.count end
     local starts, ends = window(shape)
@@ -288,7 +289,7 @@ local function others()
     return state
   end
 
-  -- The two counts as of the window that now is in.
+  -- The start of the current window, its count and that of the window before it.
   local function pair_now(shape, state)
     local length = shape[9]
     local start = now - now % length
@@ -346,8 +347,8 @@ local function others()
     return current, previous
   end
 
-  -- An exact log: '<I7I7HHH' newest, oldest, head, count, places; then a ring of moments of 7 bytes, in time order from
-  -- the head. `held` keeps the head line only.
+  -- An exact log: '<I7I7HHH' newest, oldest, head, count, places; then a ring buffer of moments of 7 bytes, in time
+  -- order from the head. `held` has the header only.
   local log = {}
   local HEAD, GRANT = 20, 7
 
@@ -366,7 +367,7 @@ local function others()
     return state
   end
 
-  -- So many moments from the one numbered `first`, as they are kept.
+  -- Reads `count` packed moments from index `first`.
   local function moments(state, first, count)
     if count <= 0 then return '' end
     local key, from = KEYS[state.number], (state.head + first) % state.places
@@ -379,7 +380,7 @@ local function others()
 
   local function moment(state, number) return (unpack_('<I7', moments(state, number, 1))) end
 
-  -- Writes moments from the one numbered `first`.
+  -- Writes packed moments from index `first`.
   local function put(state, first, bytes)
     local key, from = KEYS[state.number], (state.head + first) % state.places
     local straight = (state.places - from) * GRANT
@@ -387,7 +388,7 @@ local function others()
     if straight < #bytes then call('SETRANGE', key, HEAD, string.sub(bytes, straight + 1)) end
   end
 
-  -- How many of the oldest no longer count, found by galloping from the head; and the oldest that does.
+  -- The number of grants outside the window, by a galloping search from the head. Sets `first`, the oldest inside.
   local function forgotten(shape, state)
     if state.forgotten then return state.forgotten end
     local until_ = now - shape[9]
@@ -423,7 +424,7 @@ local function others()
     state.forgotten = nil
   end
 
-  -- The newest moments back to one that is not after `moment`, and how many they are.
+  -- The newest moments, at least back to one that is earlier than `before`, and their number.
   local function tail(state, before)
     local count = min(16, state.count)
     local bytes = moments(state, state.count - count, count)
@@ -474,8 +475,8 @@ local function others()
     return state.count - forgotten(shape, state) + shape[3] <= shape[8]
   end
 
-  -- Beyond the limit the oldest goes for the newest; a log that is longer than a limit that was lowered never gets
-  -- shorter than what still counts.
+  -- Beyond the limit the newest grants replace the oldest. A log longer than a limit that was lowered keeps the grants
+  -- that still count.
   function log.charge(shape, state, units)
     units = min(units, shape[8])
     local counted = state.count - forgotten(shape, state)
@@ -484,8 +485,7 @@ local function others()
     local added = string.rep(pack('<I7', now), units)
     local wanted = state.count + units
     if wanted > state.places then
-      -- Written anew with twice the places, but never more than a full window needs: growing in place would take twice
-      -- the memory.
+      -- Rewritten with twice the places, at most those of a full window: growing in place would take twice the memory.
       local places = min(max(wanted, state.places * 2, 4), full)
       local bytes = moments(state, 0, state.count) .. added
       state.head, state.places = 0, places
@@ -525,7 +525,7 @@ local function others()
     return counted, counted > 0 and state.newest + length - now or 0, wait
   end
 
-  -- Leases: two sorted sets of ids, by the moment they expire and, in the next key, by the moment they were acquired.
+  -- Leases: two sorted sets of ids, by expiry and, in the next key, by acquisition.
   local leases = {}
   local instant
 
@@ -655,7 +655,7 @@ local function others()
     end
   end
 
-  -- Reads the checks of a group, and makes sure that their keys can be written.
+  -- Reads the checks of a group, and fails if a key has the wrong type.
   local function group_at(place, count)
     local group = {}
     for number = 1, count do
@@ -722,10 +722,10 @@ local function others()
   end
 end
 
--- Most plans are a group of buckets in their everyday layout, asked by the numbers that they were written by. What
--- follows means the same as `bucket` above, written out: a decision costs Redis less than half of what it does there.
+-- The fast path. Most plans are a group of buckets in the compact layout, whose unit has not changed. What follows does
+-- the same as `bucket` above, inlined: a decision costs Redis less than half as much.
 
--- What such a bucket holds now, when that was written, and 16 times the class of its expiry. Nil for any other.
+-- The current level of such a bucket, when it was written, and 16 times the class of its expiry. Nil for any other.
 local function look(number, shape)
   local value = held[number]
   if not value then return shape[12] > 0 and 0 or nil, 0, 0 end
@@ -742,7 +742,7 @@ end
 local low = now % 281474976710656
 local high = (now - low) / 281474976710656
 
--- Writes what it holds after a charge. Says whether that was possible.
+-- Writes the level after a charge, and returns whether it could.
 local function keep(number, shape, level, at, class)
   if level >= CODED then return false end
   local lasts, stays = level / shape[11], at >= cell
@@ -757,7 +757,7 @@ local function keep(number, shape, level, at, class)
   return true
 end
 
--- Decides a group of such buckets. Nil when it cannot, and then nothing was written.
+-- Decides a group of such buckets. Nil if it cannot; then nothing was written.
 local function buckets(place, count, told)
   local found, levels, ats, classes, all = {}, {}, {}, {}, true
   for number = 1, count do
@@ -822,7 +822,7 @@ while place <= last do
     told = decided
   else
     slow = slow or others()
-    -- A plan that fails leaves the others.
+    -- A plan that fails does not affect the others.
     local good, problem = pcall(slow, op, place + 5, first)
     if op == 1 then after = after + first + second * 65536 end
     if good then

@@ -1,4 +1,4 @@
-//! A real PostgreSQL.
+//! A real PostgreSQL server.
 //!
 //! The result of `initdb` is cached in the target directory and copied for each server, so a server costs a test less
 //! than a second. Tests that only need a database share a server, which ends with the last of them.
@@ -60,7 +60,7 @@ impl Setup {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let data = directory.path().join(DATA);
         let account = account();
-        give(directory.path(), account);
+        change_owner(directory.path(), account);
         copy(&template(&self.programs, account), &data);
         let port = ports::free();
         let certificates = self.tls.then(|| Certificates::make(directory.path()));
@@ -70,7 +70,7 @@ impl Setup {
         );
         if let Some(files) = &certificates {
             for file in [&files.authority, &files.server, &files.server_key] {
-                give(file, account);
+                change_owner(file, account);
             }
             restrict(&files.server_key);
             let (authority, server, key) = (&files.authority, &files.server, &files.server_key);
@@ -178,7 +178,7 @@ impl Postgres {
 
     /// Stops all its processes until [`thaw`](Self::thaw): they use no CPU and do not answer.
     pub fn freeze(&self) {
-        // The main process first, so that it starts no others.
+        // The main process first, so that it cannot start others.
         for process in self.processes() {
             signal(process, "-STOP");
         }
@@ -233,14 +233,14 @@ impl Drop for Postgres {
 fn query(directory: &TempDir, port: u16, database: &str, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
     let host = directory.path().display();
     let address = format!("host={host} port={port} user={ACCOUNT} dbname={database} connect_timeout=5");
-    aside(async {
+    on_own_thread(async {
         let (client, connection) = tokio_postgres::connect(&address, NoTls).await?;
         let _connection = tokio::spawn(connection);
-        first(&client, sql).await
+        first_value(&client, sql).await
     })
 }
 
-async fn first(client: &Client, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
+async fn first_value(client: &Client, sql: &str) -> Result<Option<String>, tokio_postgres::Error> {
     let messages = client.simple_query(sql).await?;
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
@@ -250,13 +250,13 @@ async fn first(client: &Client, sql: &str) -> Result<Option<String>, tokio_postg
 }
 
 /// Runs a future on a thread of its own: the test's thread may belong to a runtime, in which blocking is not allowed.
-fn aside<T: Send>(work: impl Future<Output = T> + Send) -> T {
+fn on_own_thread<T: Send>(work: impl Future<Output = T> + Send) -> T {
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
+        let thread = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(work)
         });
-        waiting.join().expect("the work does not panic")
+        thread.join().expect("the work does not panic")
     })
 }
 
@@ -280,9 +280,9 @@ fn as_account(mut command: Command, account: Option<(u32, u32)>) -> Command {
     command
 }
 
-fn give(path: &Path, account: Option<(u32, u32)>) {
+fn change_owner(path: &Path, account: Option<(u32, u32)>) {
     if let Some((user, group)) = account {
-        chown(path, Some(user), Some(group)).expect("root gives files away");
+        chown(path, Some(user), Some(group)).expect("root may change owners");
     }
 }
 
@@ -292,27 +292,27 @@ fn restrict(path: &Path) {
 }
 
 /// The directory of cached files. None in the benches, which use these modules for other servers.
-const KEPT: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
+const CACHE_DIRECTORY: Option<&str> = option_env!("CARGO_TARGET_TMPDIR");
 
-/// The result of `initdb`, which takes a second or more: made once for each version.
+/// The result of `initdb`, which takes a second or more: created once for each version.
 fn template(programs: &Path, account: Option<(u32, u32)>) -> PathBuf {
     let version = Command::new(programs.join("postgres")).arg("--version").output().expect("postgres runs").stdout;
     let version = String::from_utf8_lossy(&version).trim().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    let kept = Path::new(KEPT.expect("cargo sets it for tests and benches"));
-    let template = kept.join(version);
+    let cache = Path::new(CACHE_DIRECTORY.expect("cargo sets it for tests and benches"));
+    let template = cache.join(version);
     if !template.exists() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        give(directory.path(), account);
-        let made = directory.path().join(DATA);
+        change_owner(directory.path(), account);
+        let data = directory.path().join(DATA);
         let mut initdb = as_account(Command::new(programs.join("initdb")), account);
         let options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"];
-        initdb.args(["-U", ACCOUNT]).args(options).arg("-D").arg(&made).current_dir(directory.path());
+        initdb.args(["-U", ACCOUNT]).args(options).arg("-D").arg(&data).current_dir(directory.path());
         let output = initdb.output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        // Moved into place at once. If another test was faster, its template is used.
-        let moving = tempfile::tempdir_in(kept).expect("a directory beside the build");
-        copy(&made, &moving.path().join(DATA));
-        let _ = fs::rename(moving.path().join(DATA), &template);
+        // Moved into place atomically. If another test was faster, its template is used.
+        let staging = tempfile::tempdir_in(cache).expect("a directory beside the build");
+        copy(&data, &staging.path().join(DATA));
+        let _ = fs::rename(staging.path().join(DATA), &template);
     }
     template
 }
