@@ -1,48 +1,48 @@
-//! What clients may take from the doors at most.
+//! The bounds of requests and connections.
 //!
-//! | what a client does | what it meets |
+//! | client | response |
 //! |---|---|
-//! | asks too much at once, or takes too long to say it | a refusal in the door's own words (semantics 28) |
-//! | begins a head and does not finish it | a closed connection: there is nobody to answer |
-//! | asks nothing for long | a connection that is closed in order |
-//! | wants more connections or streams | a place in the queue |
+//! | sends a request that is too large or too slow | a refusal in the protocol of the port (semantics 28) |
+//! | does not finish the head of a request | the connection is closed without a response |
+//! | is idle for too long | the connection is closed gracefully |
+//! | opens too many connections or streams | they wait |
 //!
-//! The bounds of a request's descriptors, entries and checks are the rules' (`RequestBounds`).
+//! The bounds of descriptors, entries and checks belong to the rules (`RequestBounds`).
 
 use std::time::Duration;
 
-/// What clients may take from the doors at most.
+/// The bounds of requests and connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of a gRPC message. RLS questions are made of request headers, which Envoy bounds at 60 KiB unless told
-    /// otherwise; ext_authz may bring a body, which nothing here reads.
+    /// Bytes of a gRPC message. RLS requests consist of request headers, which Envoy limits to 60 KiB by default.
+    /// ext_authz requests may include a body, which is ignored.
     pub message_bytes: usize,
-    /// Headers of a request.
+    /// Number of headers of a request.
     pub headers: usize,
-    /// Bytes of a request's path and headers. Those of a call may carry text of the client's (`initial_metadata`), so
-    /// there is much room.
+    /// Bytes of the path and headers of a request. The bound is generous, because the headers of a call may contain
+    /// text of the client (`initial_metadata`).
     pub header_bytes: usize,
-    /// Bytes of a body that the HTTP door passes over to keep the connection.
+    /// Bytes of a body that the HTTP port reads and discards to keep the connection.
     pub body_bytes: u64,
-    /// Bytes kept for the unfinished requests of a connection: room for a few requests of the largest size, or for as
-    /// many streams as a connection may have with a kilobyte each.
+    /// Memory for the unfinished requests of a connection: enough for a few requests of the maximum size, or for the
+    /// maximum number of streams with a kilobyte each.
     pub unfinished_bytes_per_connection: usize,
-    /// Bytes kept for the unfinished requests of all connections.
+    /// Memory for the unfinished requests of all connections.
     pub unfinished_bytes: usize,
-    /// Requests under way in the process. By default more than there can be unfinished ones, so that these alone are
-    /// in nobody's way.
+    /// Requests in flight in the process. The default exceeds the possible number of unfinished requests, so that those
+    /// alone cannot block others.
     pub requests: u64,
-    /// Connections of a door.
+    /// Connections per port.
     pub connections: u32,
-    /// Streams of a connection of HTTP/2. Envoy opens a connection for each worker and sends whole bursts on it before
-    /// it reads our settings.
+    /// Streams per HTTP/2 connection. Envoy opens one connection per worker, and may send a burst on it before it reads
+    /// the SETTINGS frame.
     pub streams: u32,
-    /// The time a client has for the head of a request, from its first byte; and for its first words.
+    /// The timeout of a request head, from its first byte, and of the first bytes of a connection.
     pub head_timeout: Duration,
-    /// The time a client has for the rest of a request, from the end of its head.
+    /// The timeout of the rest of a request, from the end of its head.
     pub request_timeout: Duration,
-    /// How long a connection may have no request under way. Envoy keeps connections, and a request on its way while
-    /// one is closed has to be repeated, so this is long. None lets them stay.
+    /// The timeout of a connection without a request in flight. It is long, because Envoy keeps connections open and
+    /// must retry a request that is sent while its connection is closed. None disables it.
     pub idle_timeout: Option<Duration>,
 }
 
@@ -65,20 +65,20 @@ impl Default for Bounds {
     }
 }
 
-/// Declares the bounds, each with the word that configuration and metrics have for it.
+/// Declares the bounds, each with its name in configuration and metrics.
 macro_rules! bounds {
     ($($(#[doc = $doc:literal])* $name:ident: $word:literal,)*) => {
-        /// A bound that a client can meet.
+        /// A bound that a client can exceed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Bound {
             $($(#[doc = $doc])* $name,)*
         }
 
         impl Bound {
-            /// All of them.
+            /// All bounds.
             pub const ALL: [Bound; [$($word),*].len()] = [$(Bound::$name),*];
 
-            /// Its key in `server.bounds`.
+            /// The key in `server.bounds`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Bound::$name => $word,)*
@@ -95,28 +95,28 @@ bounds! {
     Entries: "entries",
     /// A request that makes too many checks was refused.
     Checks: "checks",
-    /// A message too large was refused.
+    /// A message that is too large was refused.
     MessageBytes: "message_bytes",
     /// A request with too many headers was refused.
     Headers: "headers",
-    /// A request with a head too large was refused.
+    /// A request with too large a head was refused.
     HeaderBytes: "header_bytes",
-    /// A body was too large to be passed over: the question was answered and the connection closed.
+    /// A body was too large to discard: the request was answered and the connection closed.
     BodyBytes: "body_bytes",
-    /// An unfinished request was refused for what its connection has begun.
+    /// An unfinished request was refused because its connection used too much memory.
     UnfinishedBytesPerConnection: "unfinished_bytes_per_connection",
-    /// An unfinished request was refused for what all connections have begun.
+    /// An unfinished request was refused because all connections together used too much memory.
     UnfinishedBytes: "unfinished_bytes",
-    /// A request was refused because so many were under way.
+    /// A request was refused because too many were in flight.
     Requests: "requests",
     /// A connection had to wait for another one to end.
     Connections: "connections",
-    /// A connection had as many requests under way as it may have streams.
+    /// A connection reached its number of streams.
     Streams: "streams",
     /// A connection was closed in the middle of a head.
     HeadTimeout: "head_timeout",
-    /// A request did not become whole in time.
+    /// A request was not complete in time.
     RequestTimeout: "request_timeout",
-    /// A connection was closed because it asked nothing.
+    /// An idle connection was closed.
     IdleTimeout: "idle_timeout",
 }

@@ -1,4 +1,4 @@
-//! What the operator chose for the doors: where they listen, what they believe, and which headers they send.
+//! The settings of the ports: addresses, bounds, trusted proxies and response headers.
 
 mod bounds;
 
@@ -9,26 +9,27 @@ use std::time::Duration;
 
 pub use self::bounds::{Bound, Bounds};
 
-/// The settings of all doors.
+/// The settings of all ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// RLS, ext_authz, health and reflection.
+    /// The address for RLS, ext_authz, health and reflection over gRPC.
     pub grpc: Listen,
-    /// ext_authz over plain HTTP, and `/healthcheck`.
+    /// The address for ext_authz over plain HTTP, and `/healthcheck`.
     pub http: Listen,
-    /// Metrics, health and what operators ask.
+    /// The admin port: metrics, health and requests of operators.
     pub admin: AdminSettings,
-    /// What is logged.
+    /// The log.
     pub log: Log,
-    /// How it stops.
+    /// The drain at shutdown.
     pub drain: Drain,
-    /// Headers of RLS answers. By default only `Retry-After`, since Envoy can add its own and would show both.
+    /// Headers of RLS responses. By default only `Retry-After`, because Envoy can add the others itself and the client
+    /// would get both.
     pub rls_headers: HeaderFamilies,
-    /// Headers of ext_authz answers, gRPC and HTTP. By default all.
+    /// Headers of ext_authz responses over gRPC and HTTP. By default all.
     pub authz_headers: HeaderFamilies,
-    /// How ext_authz makes entries of a request.
+    /// How a descriptor is made from an ext_authz request.
     pub authz: AuthzSettings,
-    /// What clients may take.
+    /// The bounds of requests and connections.
     pub bounds: Bounds,
 }
 
@@ -51,11 +52,11 @@ impl Default for Settings {
 /// The admin port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminSettings {
-    /// Where it listens; nowhere when none.
+    /// The address. None if there is no admin port.
     pub listen: Option<Listen>,
-    /// Whether the operator chose that. An address that nobody chose and that is taken is done without.
+    /// Whether the operator chose the address. If the default address is in use, there is no admin port.
     pub chosen: bool,
-    /// What has to be shown, as a bearer token, to whoever asks about identities.
+    /// The bearer token that requests about identities need.
     pub token: Option<Token>,
 }
 
@@ -65,7 +66,7 @@ impl Default for AdminSettings {
     }
 }
 
-/// A secret that callers show. It never prints.
+/// A bearer token. `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
 
@@ -75,12 +76,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What is logged, and how.
+/// The settings of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// One JSON object a line, for machines; else text for people.
+    /// Whether to log JSON, one object per line, instead of text.
     pub json: bool,
-    /// The most refusals that are logged in a second; those left out are counted in the next line.
+    /// The maximum number of refusals to log per second. The next line counts those that were not logged.
     pub refusals_per_second: u32,
 }
 
@@ -90,13 +91,13 @@ impl Default for Log {
     }
 }
 
-/// How long it takes to stop.
+/// The times of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// From saying so until connections close: what asks for our health has to notice. Everything is answered
-    /// meanwhile.
+    /// The time between reporting not ready and closing connections, for health checks to notice. Requests are still
+    /// served.
     pub delay: Duration,
-    /// The most that requests under way may take after that.
+    /// The timeout of requests in flight after that.
     pub timeout: Duration,
 }
 
@@ -106,12 +107,12 @@ impl Default for Drain {
     }
 }
 
-/// Where a door listens: `0.0.0.0:8081`, `[::]:8081`, or `unix:/run/tollgate.sock`. Port 0 takes a free one.
+/// An address to listen on: `0.0.0.0:8081`, `[::]:8081`, or `unix:/run/tollgate.sock`. Port 0 selects a free port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// A Unix socket. A socket left behind by a dead process is replaced; a live one is an error.
+    /// A Unix socket. A stale socket file is replaced; a socket in use is an error.
     Unix(PathBuf),
 }
 
@@ -124,7 +125,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// Which families of headers an answer carries.
+/// The families of headers in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderFamilies {
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now).
@@ -133,23 +134,23 @@ pub struct HeaderFamilies {
     pub ietf: bool,
     /// `Retry-After` in whole seconds, rounded up, on refusals.
     pub retry_after: bool,
-    /// An `application/problem+json` body (RFC 9457) on refusals for which the rule chose no body.
+    /// An `application/problem+json` body (RFC 9457) on refusals whose rule has no body.
     pub problem_json: bool,
 }
 
-/// How ext_authz, which has no descriptors, makes one of a request.
+/// How a descriptor is made from an ext_authz request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthzSettings {
-    /// The domain asked, unless the route's `context_extensions.domain` names another.
+    /// The domain, unless the route's `context_extensions.domain` names another.
     pub domain: String,
-    /// Entries beside `remote_address`, `method`, `path` and `host`, which come by themselves.
+    /// The entries in addition to the built-in `remote_address`, `method`, `path` and `host`.
     pub entries: Vec<(String, EntrySource)>,
-    /// How many addresses, counted from the right of `X-Forwarded-For`, were written by proxies we trust. Zero
-    /// believes no such header and takes the peer (semantics 34).
+    /// The number of addresses, from the right of `X-Forwarded-For`, that trusted proxies wrote. With zero the header
+    /// is ignored and the address is that of the peer (semantics 34).
     pub trusted_hops: usize,
-    /// Whether an address in `x-envoy-external-address` wins over that. Envoy writes it with `use_remote_address:
-    /// true`, and then only for clients whose own address is public; otherwise it passes on what the client sent. So
-    /// it is not believed unless the operator says that no client can do that.
+    /// Whether `x-envoy-external-address` overrides that address. Envoy sets this header only with
+    /// `use_remote_address: true`, and only for clients with a public address; otherwise it forwards the client's own
+    /// header. So it must be off unless no such client exists.
     pub trust_external_address: bool,
 }
 
@@ -159,31 +160,31 @@ impl Default for AuthzSettings {
     }
 }
 
-/// Where an entry's value comes from. An entry that cannot be had is absent.
+/// The source of an entry. The entry is absent if the request has no value and there is no default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntrySource {
-    /// The place.
+    /// The part of the request.
     pub from: RequestPart,
-    /// The value when the place has none.
+    /// The value if the request has none.
     pub default: Option<String>,
 }
 
-/// A place in an ext_authz request.
+/// A part of an ext_authz request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestPart {
-    /// A request header, lower case.
+    /// A request header, in lower case.
     Header(String),
     /// A cookie.
     Cookie(String),
-    /// A parameter of the query.
+    /// A query parameter.
     Query(String),
     /// A `context_extensions` key of the route.
     Context(String),
-    /// A value in the request's dynamic metadata: the namespace, then the path inside it.
+    /// A value in the dynamic metadata of the request.
     Metadata {
-        /// The filter's namespace.
+        /// The namespace of the filter.
         namespace: String,
-        /// The keys from there.
+        /// The path in it.
         path: Vec<String>,
     },
     /// The client certificate's principal (`source.principal`).
