@@ -56,7 +56,7 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
     let prepared = PreparedService::of(config)?;
     report_warnings(&warnings);
     start_logging(prepared.settings.log.json);
-    if origin.place().is_none() {
+    if origin.config_path().is_none() {
         print_first_steps();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

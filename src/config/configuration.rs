@@ -37,18 +37,18 @@ pub struct NamedStore {
     pub timeout: Duration,
     /// Whether readiness waits until it has answered once.
     pub required: bool,
-    /// The snapshot that its counters survive a restart in. Memory stores only.
-    pub snapshot: Option<SnapshotFile>,
+    /// The snapshot that preserves its counters over a restart. Memory stores only.
+    pub snapshot: Option<SnapshotSettings>,
     /// Its URL. Redis and PostgreSQL only.
     pub url: Option<Hidden>,
     /// The other keys of a Redis or PostgreSQL store as written, secrets masked.
     pub options: Vec<(&'static str, String)>,
 }
 
-/// A file that counters survive a restart in.
+/// The settings of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotFile {
-    /// The path.
+pub struct SnapshotSettings {
+    /// The path of the file.
     pub path: PathBuf,
     /// How often it is written.
     pub interval: Duration,

@@ -1,4 +1,4 @@
-//! Reads a whole configuration: finds the files, decodes them and builds what the program runs on.
+//! Reads a configuration: finds the files, decodes them and builds settings, stores and rules.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -14,18 +14,18 @@ use super::schema::decode::{Field, field};
 use crate::settings::Listen;
 
 impl Config {
-    /// Reads the configuration at `path`, or else the one that `TOLLGATE_CONFIG` names, or else the first of
-    /// [`search_paths`](super::search_paths) that exists. If there is none, everything has its default, there are no
+    /// Reads the configuration at `path`, else the one that `TOLLGATE_CONFIG` names, else the first of
+    /// [`search_paths`](super::search_paths) that exists. If there is none, every setting has its default, there are no
     /// rules, and the gRPC and HTTP ports listen on loopback only.
     ///
     /// # Errors
     ///
-    /// A path that is named does not exist, or the files are invalid: all their problems.
+    /// The named path does not exist, or the files are invalid: all their errors.
     pub fn load(path: Option<&Path>) -> Result<Self, Errors> {
         Origin::read(path).1
     }
 
-    /// The configuration when there is no file.
+    /// The configuration if there is no file.
     fn without_files() -> Result<Self, Errors> {
         let mut config = Self::read(&[], &|_| None)?;
         for port in [&mut config.server.grpc, &mut config.server.http] {
@@ -36,11 +36,11 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads the texts of several files as one configuration, expanding `variables` in them.
+    /// Reads several texts as one configuration, and expands `variables` in them.
     ///
     /// # Errors
     ///
-    /// All problems of the texts.
+    /// All errors of the texts.
     ///
     /// ```
     /// use tollgate::config::{Config, SourceText};
@@ -59,30 +59,30 @@ impl Origin {
     /// Reads the configuration at `path`, or else the one that [`Config::load`] finds.
     pub fn read(path: Option<&Path>) -> (Self, Result<Config, Errors>) {
         match files::find(path, &variable) {
-            Ok(Some(place)) => Self::read_at(place, false),
+            Ok(Some(path)) => Self::read_at(path, false),
             Ok(None) => (Disk::default().origin(None), Config::without_files()),
             Err(errors) => (Disk::default().origin(None), Err(errors)),
         }
     }
 
-    /// Reads the same file or directory again; does not search. An empty file is an error this time: it is about to be
-    /// written, and without its rules every request would pass.
+    /// Reads the same file or directory again. Here an empty file is an error: it is probably being written, and
+    /// without its rules every request would pass.
     pub fn read_again(&self) -> (Self, Result<Config, Errors>) {
-        match &self.place {
-            Some(place) => Self::read_at(place.clone(), true),
+        match &self.config_path {
+            Some(path) => Self::read_at(path.clone(), true),
             None => (self.clone(), Config::without_files()),
         }
     }
 
-    fn read_at(place: PathBuf, again: bool) -> (Self, Result<Config, Errors>) {
+    fn read_at(path: PathBuf, again: bool) -> (Self, Result<Config, Errors>) {
         let disk = Disk::default();
-        let config = files::read(&place, &disk).and_then(|sources| {
+        let config = files::read(&path, &disk).and_then(|sources| {
             if let Some(empty) = sources.iter().find(|source| again && source.text.trim().is_empty()) {
-                return Err(Errors::one(empty.name.clone(), "is empty, expected a configuration, or no such file"));
+                return Err(Errors::one(empty.name.clone(), "is empty, expected a configuration"));
             }
             compose(&sources, &variable, &disk)
         });
-        (disk.origin(Some(place)), config)
+        (disk.origin(Some(path)), config)
     }
 }
 
@@ -93,10 +93,10 @@ fn variable(name: &str) -> Option<String> {
 fn compose(sources: &[SourceText], variables: &dyn Fn(&str) -> Option<String>, disk: &Disk) -> Result<Config, Errors> {
     let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
     let mut problems = Problems::of(files.clone());
-    let tree = files::tree(sources, variables, disk, &mut problems);
+    let tree = files::merged_tree(sources, variables, disk, &mut problems);
     let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
         Field::Given(file) => build(&file, &mut problems),
-        Field::Absent | Field::Refused => Config::default(),
+        Field::Absent | Field::Invalid => Config::default(),
     };
     config.warnings = problems.finish()?;
     config.files = files;
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_another_when_a_file_a_secret_or_the_list_of_files_changes_and_not_when_one_is_touched() {
+    fn an_origin_changes_with_the_content_of_a_file_or_secret_and_with_the_list_of_files() {
         let directory = tempfile::tempdir().expect("a directory");
         let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
         write("a.toml", "[server]\nsecret = '${file:key}'");
@@ -148,26 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_names_what_could_not_be_read() {
+    fn an_origin_includes_files_that_could_not_be_read() {
         let directory = tempfile::tempdir().expect("a directory");
-        let place = directory.path().join("tollgate.toml");
-        std::fs::write(&place, "[server]\nsecret = '${file:key}'").expect("written");
-        let (origin, config) = Origin::read(Some(&place));
+        let path = directory.path().join("tollgate.toml");
+        std::fs::write(&path, "[server]\nsecret = '${file:key}'").expect("written");
+        let (origin, config) = Origin::read(Some(&path));
         config.expect_err("the secret is missing");
-        assert_eq!(origin.paths().collect::<Vec<_>>(), [directory.path().join("key"), place]);
+        assert_eq!(origin.paths().collect::<Vec<_>>(), [directory.path().join("key"), path]);
     }
 
     #[test]
-    fn files_that_hold_nothing_are_taken_first_and_not_again() {
+    fn an_empty_file_is_accepted_at_the_start_and_refused_by_a_reload() {
         let directory = tempfile::tempdir().expect("a directory");
-        let place = directory.path().join("tollgate.toml");
-        std::fs::write(&place, " \n").expect("written");
-        let (origin, config) = Origin::read(Some(&place));
+        let path = directory.path().join("tollgate.toml");
+        std::fs::write(&path, " \n").expect("written");
+        let (origin, config) = Origin::read(Some(&path));
         config.expect("there are no rules yet");
-        let refused = origin.read_again().1.expect_err("the rest is about to be written");
-        assert_eq!(
-            refused.to_string(),
-            format!("{}: is empty, expected a configuration, or no such file", place.display())
-        );
+        let refused = origin.read_again().1.expect_err("it is empty");
+        assert_eq!(refused.to_string(), format!("{}: is empty, expected a configuration", path.display()));
     }
 }

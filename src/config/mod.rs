@@ -25,7 +25,7 @@ mod print;
 mod restart;
 mod schema;
 
-pub use self::configuration::{Config, NamedStore, SnapshotFile};
+pub use self::configuration::{Config, NamedStore, SnapshotSettings};
 pub use self::document::files::{CONFIG_VARIABLE, SourceText, search_paths};
 pub use self::document::origin::Origin;
 pub use self::document::problem::{Errors, Problem};

@@ -1,4 +1,4 @@
-//! Prints the effective configuration for `check --print`: defaults written out, secrets masked, readable again.
+//! Prints the effective configuration for `check --print`, with defaults and without secrets.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
 use crate::store::StoreConfig;
 
 impl Config {
-    /// The effective configuration as YAML that can be read again: defaults written out, secrets masked.
+    /// Returns the effective configuration as YAML, with defaults written out and secrets masked. It is a valid
+    /// configuration itself.
     pub fn effective(&self) -> String {
         let mut tree = tree(self);
         escape(&mut tree);
@@ -141,7 +142,7 @@ fn store(store: &NamedStore) -> Value {
     table
 }
 
-/// A URL without its credentials. A text that is not a URL may be a secret, so it is masked whole.
+/// A URL without its credentials. A text that is not a URL may be a secret, so all of it is masked.
 fn shown(url: &str) -> Cow<'_, str> {
     if url.contains("://") { masked(url) } else { MASK.into() }
 }
@@ -274,9 +275,9 @@ fn matcher(matcher: &Matcher) -> Value {
     }
 }
 
-/// Characters that break a line in YAML 1.1, which is written, but not in YAML 1.2, which is read: mark, character and
-/// YAML escape. A mark follows a DEL character, which makes the writer quote the text with escapes. DEL and backslash
-/// are marked too, so that no other text looks like a mark.
+/// Marks, characters and YAML escapes. The writer follows YAML 1.1, in which some of these characters break lines; the
+/// parser follows YAML 1.2, in which they do not. Each is written as DEL and a mark, because DEL makes the writer quote
+/// and escape the text. DEL and backslash are marked too, so that no other text looks like a mark.
 const MARKED: [(char, char, &str); 5] = [
     ('N', '\u{85}', r"\N"),
     ('L', '\u{2028}', r"\L"),
@@ -285,16 +286,16 @@ const MARKED: [(char, char, &str); 5] = [
     ('B', '\\', r"\\"),
 ];
 
-/// Escapes texts and keys as a file must write them.
+/// Escapes texts and keys, so that they are not expanded when the file is read.
 fn escape(value: &mut Value) {
     match value {
-        // A file writes a dollar sign twice.
+        // A file has two dollar signs for one.
         Value::String(text) => *text = marked(&text.replace('$', "$$")),
         Value::Array(items) => items.iter_mut().for_each(escape),
         Value::Object(entries) => {
             let escaped = std::mem::take(entries).into_iter().map(|(key, mut value)| {
                 escape(&mut value);
-                // Keys only where they could name a variable.
+                // In keys, only ${ is expanded.
                 let key = if key.contains("${") { key.replace('$', "$$") } else { key };
                 (marked(&key), value)
             });
@@ -305,7 +306,7 @@ fn escape(value: &mut Value) {
 }
 
 fn marked(text: &str) -> String {
-    let mark = |c| MARKED.iter().find(|(_, odd, _)| c == *odd).map(|(mark, ..)| ['\u{7f}', *mark]);
+    let mark = |c| MARKED.iter().find(|(_, character, _)| c == *character).map(|(mark, ..)| ['\u{7f}', *mark]);
     text.chars().fold(String::with_capacity(text.len()), |mut marked, c| {
         match mark(c) {
             Some(mark) => marked.extend(mark),
@@ -320,7 +321,7 @@ fn unmark(yaml: &str) -> String {
     let mut unmarked = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let found = MARKED.iter().find_map(|(mark, _, escape)| Some((part.strip_prefix(*mark)?, escape)));
-        let (rest, escape) = found.expect("every delete stands before a mark");
+        let (rest, escape) = found.expect("a mark follows every DEL");
         unmarked.push_str(escape);
         unmarked.push_str(rest);
     }
@@ -364,7 +365,7 @@ fn key_part(part: &KeyEntry) -> Value {
     table
 }
 
-/// A duration in the largest unit that holds it whole.
+/// Formats a duration as an integer of the largest possible unit.
 pub(super) fn duration(duration: Duration) -> String {
     let micros = duration.as_micros();
     let units: [(u128, &str); 5] =
@@ -385,7 +386,7 @@ mod tests {
     use crate::config::schema::decode::Decode;
 
     #[test]
-    fn a_text_with_odd_breaks_of_lines_is_printed_so_that_it_reads_the_same() {
+    fn unusual_line_breaks_survive_printing_and_reading() {
         let text = "a\u{2028}b\u{7f}N\u{85}c\u{2029}$\\x7FL \u{7f}";
         let read = |name: &str, text: String| {
             let source = SourceText { name: name.to_owned(), text };
@@ -397,7 +398,7 @@ mod tests {
         assert_eq!(read("printed.yaml", config.effective()).book.rules[0].refusal.body.as_deref(), Some(text));
     }
 
-    /// Every key that the schema declares, in configurations that have it.
+    /// Configurations that have all keys of the schema together.
     const EVERY_KEY: [&str; 4] = [
         "server:
   secret: sixteen letters and more
@@ -470,7 +471,7 @@ rules:
 ",
     ];
 
-    /// The paths of all keys in a tree, below tables of names and lists as the schema writes them.
+    /// Collects the paths of all keys in a tree, with `*` for names and `[]` for list items.
     fn paths(path: &str, value: &Value, found: &mut BTreeSet<String>) {
         let named = ["stores", "limiters", "domains", "authz.entries", "rules[].match", "domains.*.normalise"];
         match value {
@@ -488,7 +489,7 @@ rules:
     }
 
     #[test]
-    fn every_key_of_the_schema_is_printed_or_says_why_not_and_no_other_is() {
+    fn exactly_the_keys_of_the_schema_are_printed_except_those_marked_as_unprinted() {
         let mut printed = BTreeSet::new();
         for text in EVERY_KEY {
             let source = SourceText { name: "every_key.yaml".to_owned(), text: text.to_owned() };
@@ -503,6 +504,6 @@ rules:
             found.difference(other).cloned().collect()
         };
         assert_eq!(both(&declared, &printed), [""; 0], "keys that are not printed");
-        assert_eq!(both(&printed, &declared), [""; 0], "printed, and no key");
+        assert_eq!(both(&printed, &declared), [""; 0], "printed keys that the schema does not have");
     }
 }

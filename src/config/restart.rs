@@ -1,4 +1,4 @@
-//! The settings that change only with a restart: which they are is said in the tables of the schema.
+//! The settings that change only with a restart, as the tables of the schema mark them.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct RestartSettings(pub(crate) BTreeMap<String, RestartSetting>);
 pub(crate) struct RestartSetting {
     /// Its value as the effective configuration prints it, or [`ABSENT`].
     pub(crate) value: String,
-    /// The store that uses it when it is opened, which a new store is at once.
+    /// The store that uses it only when it is opened. A new store uses it at once.
     pub(crate) opens: Option<String>,
 }
 

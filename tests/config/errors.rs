@@ -1,4 +1,4 @@
-//! Every broken file of tests/config/broken with all errors that are reported for it.
+//! The errors of every file in tests/config/broken.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ impl Random {
 }
 
 #[test]
-fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
+fn a_mutilated_file_never_causes_a_panic() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut random = Random(0x7011_6a7e);
     for directory in ["config", "tests/config/broken"] {
@@ -40,15 +40,15 @@ fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
             for _ in 0..60 {
                 let mut text = whole.clone();
                 for _ in 0..=random.below(4) {
-                    let place = random.below(text.len());
+                    let offset = random.below(text.len());
                     match random.below(4) {
-                        0 => text.truncate(place),
+                        0 => text.truncate(offset),
                         1 => text.insert(
-                            place,
+                            offset,
                             ['{', '}', '[', ']', '"', '\n', '$', '-', ':', '\u{e9}', '\t'][random.below(11)],
                         ),
-                        2 if place < text.len() => drop(text.remove(place)),
-                        _ => text.rotate_left(random.below(8).min(place)),
+                        2 if offset < text.len() => drop(text.remove(offset)),
+                        _ => text.rotate_left(random.below(8).min(offset)),
                     }
                 }
                 let source = SourceText { name: name.clone(), text: text.into_iter().collect() };
@@ -59,9 +59,9 @@ fn a_mutilated_file_is_refused_or_read_and_never_a_panic() {
 }
 
 /// Weakness R23: types and words are not checked.
-/// Weakness R28: a rule may name a limiter that is not there.
+/// Weakness R28: a rule may name a limiter that does not exist.
 #[test]
-fn each_broken_file_is_told_everything_that_is_wrong_with_it_at_once() {
+fn all_errors_of_a_file_are_reported_at_once() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");
     let mut names: Vec<String> = std::fs::read_dir(&directory)
         .expect("the directory is there")

@@ -53,9 +53,9 @@ fn limiter<'a>(config: &'a Config, name: &str) -> &'a Limiter {
     config.book.limiters.iter().find(|limiter| limiter.name == name).expect(name)
 }
 
-/// Weakness R29: what the documentation shows does not work.
+/// Weakness R29: samples of the documentation do not work.
 #[test]
-fn every_sample_is_read_without_a_word_and_compiles() {
+fn every_sample_is_read_without_warnings_and_compiles() {
     let samples = samples();
     assert!(samples.len() >= 6, "only {} samples", samples.len());
     for source in samples {
@@ -67,12 +67,12 @@ fn every_sample_is_read_without_a_word_and_compiles() {
 }
 
 #[test]
-fn toml_and_yaml_are_one_schema() {
+fn toml_and_yaml_have_the_same_schema() {
     assert_eq!(sample("login.toml").effective(), sample("login.yaml").effective());
 }
 
 #[test]
-fn what_print_shows_reads_as_the_same_configuration() {
+fn a_printed_configuration_reads_as_the_same_configuration() {
     for source in samples() {
         let config = Config::read(std::slice::from_ref(&source), &|_| None);
         let effective = config.unwrap_or_else(|errors| panic!("{errors}")).effective();
@@ -116,7 +116,7 @@ fn engine(name: &str) -> (engine::Engine, ManualClock) {
     (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
 }
 
-/// The limiter that refuses a request under a sample's rules, if one does.
+/// The limiter that refuses a request, if one does.
 fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
     let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
     let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
@@ -160,7 +160,7 @@ fn the_tiers_sample_gives_each_tier_its_numbers() {
 
 /// Weakness R13: a sliding window drops the slots that are configured with it.
 #[test]
-fn the_concurrency_sample_holds_two_slots_and_takes_nothing_from_the_hour_without_one() {
+fn the_concurrency_sample_has_two_slots_and_charges_no_window_without_one() {
     let (engine, clock) = engine("concurrency.toml");
     let export = |account: &str| {
         let entries = [("path", "/export/7"), ("account", account), ("remote_address", "192.0.2.1")];
@@ -176,7 +176,7 @@ fn the_concurrency_sample_holds_two_slots_and_takes_nothing_from_the_hour_withou
 }
 
 #[test]
-fn the_tokens_sample_looks_first_and_charges_what_was_used() {
+fn the_tokens_sample_peeks_first_and_charges_the_cost_afterwards() {
     let (engine, clock) = engine("tokens.toml");
     let ask = |hits: Hits| decide(&engine, "llm", hits, &[("account", "bob")]);
     assert_eq!(ask(Hits::Peek), None);
@@ -205,24 +205,24 @@ fn as_json(source: &SourceText) -> serde_json::Value {
     }
 }
 
-/// The schema's objections to a file.
-fn objections(schema: &jsonschema::Validator, source: &SourceText) -> String {
+/// The errors of a file by the schema.
+fn schema_errors(schema: &jsonschema::Validator, source: &SourceText) -> String {
     schema.iter_errors(&as_json(source)).map(|error| format!("{}: {error}\n", error.instance_path())).collect()
 }
 
 #[test]
-fn the_schema_accepts_every_sample_and_what_print_shows_of_it() {
+fn the_schema_accepts_every_sample_and_its_printed_form() {
     let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
     for source in samples() {
-        assert_eq!(objections(&schema, &source), "", "{}", source.name);
+        assert_eq!(schema_errors(&schema, &source), "", "{}", source.name);
         let effective = read_with(&source.name, &source.text, &|_| None).expect("read").effective();
         let printed = SourceText { name: "effective.yaml".to_owned(), text: effective };
-        assert_eq!(objections(&schema, &printed), "", "{} as printed", source.name);
+        assert_eq!(schema_errors(&schema, &printed), "", "{} as printed", source.name);
     }
 }
 
 #[test]
-fn the_schema_refuses_what_is_wrong_by_its_shape() {
+fn the_schema_refuses_invalid_structures() {
     let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
     let broken = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config/broken");
     for name in [
@@ -248,7 +248,7 @@ fn the_schema_refuses_what_is_wrong_by_its_shape() {
 }
 
 #[test]
-fn without_anything_there_is_a_memory_store_and_no_rule() {
+fn an_empty_configuration_has_a_memory_store_and_no_rules() {
     let config = Config::read(&[], &|_| None).expect("nothing is wrong");
     assert_eq!(config.server, tollgate::settings::Settings::default());
     assert!(matches!(config.stores[0].config, StoreConfig::Memory(settings) if settings.max_memory == 256 << 20));
@@ -261,13 +261,13 @@ fn without_anything_there_is_a_memory_store_and_no_rule() {
 }
 
 #[test]
-fn the_largest_bounds_are_taken() {
+fn the_maximum_bounds_are_accepted() {
     let bounds = read("[server.bounds]\ndescriptors = 1000\nentries = 1000\nchecks = 4096\n").book.bounds;
     assert_eq!(bounds, RequestBounds::MAX);
 }
 
 #[test]
-fn a_memory_store_has_a_mebibyte_at_least() {
+fn a_memory_store_has_at_least_a_mebibyte() {
     for written in ["1048576", "'1MiB'", "'1024KiB'"] {
         let config = read(&format!("[stores.a]\nengine = 'memory'\nmax_memory = {written}\n"));
         assert!(matches!(config.stores[0].config, StoreConfig::Memory(settings) if settings.max_memory == 1 << 20));
@@ -275,7 +275,7 @@ fn a_memory_store_has_a_mebibyte_at_least() {
 }
 
 #[test]
-fn a_limiter_without_a_store_uses_the_only_one_or_main_or_the_first() {
+fn the_default_store_of_a_limiter_is_the_only_one_or_main_or_the_first() {
     let store = |stores: &str| {
         let text = format!("{stores}\n[limiters.a]\nmax_concurrent = 1\n");
         let config = read(&text);
@@ -295,7 +295,7 @@ fn listeners_are_addresses_or_sockets() {
 }
 
 #[test]
-fn semantics_20_a_rate_holds_one_second_of_it_unless_burst_says_more() {
+fn semantics_20_the_default_burst_of_a_rate_is_one_second_of_it() {
     let config = read(
         "[limiters.a]\nrate_per_second = 10.5\n[limiters.b]\nrate_per_second = 0.1\n\
          [limiters.c]\nrate_per_second = 10\nburst = 50\n[limiters.d]\nalgorithm = 'token_bucket'\nlimit = 100\nwindow = '1h'\n",
@@ -321,7 +321,7 @@ fn semantics_23_a_calendar_has_a_unit_and_a_zone() {
 }
 
 #[test]
-fn semantics_01_tiers_that_cannot_share_a_counter_are_warned_of() {
+fn semantics_01_tiers_that_cannot_share_a_counter_cause_a_warning() {
     let config = read(
         "[limiters.api_free]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '1m'\n\
          [limiters.api_pro]\nalgorithm = 'sliding_window'\nlimit = 5\nwindow = '2m'\n\
@@ -331,16 +331,16 @@ fn semantics_01_tiers_that_cannot_share_a_counter_are_warned_of() {
     assert_eq!(
         warnings,
         [
-            "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", and has no otherwise: a request whose {tier} fits no \
-             limiter is refused",
+            "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", and has no otherwise: a request whose {tier} \
+             matches no limiter is refused",
             "a.toml:12: rules[0].apply[0].limiter is \"api_{tier}\", but \"api_free\" and \"api_pro\" differ in \
-             algorithm, window or store: who changes between them starts afresh",
+             algorithm, window or store: a client that moves between them gets a new counter",
         ]
     );
 }
 
 #[test]
-fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
+fn keys_without_effect_in_a_shadow_rule_cause_a_warning() {
     let config = read(
         "[limiters.a]\nmax_concurrent = 1\n\
          [[rules]]\ndomain = 'edge'\nname = 'a'\nmode = 'shadow'\naction = 'allow'\n\
@@ -348,7 +348,7 @@ fn what_a_rule_in_shadow_cannot_do_is_warned_of() {
          [[rules]]\ndomain = 'edge'\nname = 'c'\nmode = 'shadow'\nfinal = false\naction = 'deny'\n",
     );
     let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
-    let reason = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+    let reason = "which has no effect in a rule with mode = \"shadow\": later rules still apply";
     assert_eq!(
         warnings,
         [
@@ -367,15 +367,15 @@ const EDGE: &str = "[limiters.a]\nmax_concurrent = 1\n\
                     apply = [{ limiter = 'a', key = ['remote_address'] }]\n";
 
 #[test]
-fn a_configuration_without_rules_is_warned_of_unless_it_refuses_by_itself() {
+fn a_configuration_without_rules_causes_a_warning_unless_a_domain_denies() {
     assert_eq!(warnings("# nothing\n"), ["a.toml: there are no rules, so every request passes"]);
     assert_eq!(warnings("[domains.edge]\nunmatched = 'deny'\n"), [""; 0]);
     assert_eq!(Config::read(&[], &|_| None).expect("nothing is wrong").warnings, []);
 }
 
 #[test]
-fn a_domain_that_ext_authz_asks_and_that_has_no_rules_is_warned_of() {
-    let passes = "a domain without rules: what ext_authz asks passes, unless its route names another";
+fn a_domain_of_ext_authz_without_rules_causes_a_warning() {
+    let passes = "which has no rules, so every ext_authz request passes unless its route names another domain";
     assert_eq!(warnings(&format!("{EDGE}[authz]\ndomain = 'edge'\n")), [""; 0]);
     assert_eq!(
         warnings(&format!("{EDGE}[authz]\ndomain = 'egde'\n")),
@@ -385,7 +385,7 @@ fn a_domain_that_ext_authz_asks_and_that_has_no_rules_is_warned_of() {
         warnings(&format!("{EDGE}[authz]\ntrusted_hops = 1\n")),
         [format!("a.toml:8: authz.domain is \"default\" by default, {passes}; domains with rules: edge")]
     );
-    assert_eq!(warnings(EDGE), [""; 0], "RLS alone may be asked");
+    assert_eq!(warnings(EDGE), [""; 0], "it may be for RLS alone");
     let printed = read_with("a.yaml", &read(EDGE).effective(), &|_| None).expect("nothing is wrong");
     assert_eq!(printed.warnings, []);
     let refusing = format!("{EDGE}[authz]\ndomain = 'shut'\n[domains.shut]\nunmatched = 'deny'\n");
@@ -393,31 +393,32 @@ fn a_domain_that_ext_authz_asks_and_that_has_no_rules_is_warned_of() {
 }
 
 #[test]
-fn an_entry_that_ext_authz_never_makes_is_warned_of_in_its_domain() {
+fn an_entry_that_ext_authz_requests_do_not_have_causes_a_warning() {
     let text = EDGE.replace("'remote_address'", "'remote_adress'");
-    let named = "a.toml:7: rules[0].apply[0].key[0] names \"remote_adress\", an entry that [authz] never makes";
+    let named =
+        "a.toml:7: rules[0].apply[0].key[0] names the entry \"remote_adress\", which ext_authz requests do not have";
     let meant = format!(
-        "{named}; did you mean \"remote_address\"?; where clients of RLS send it, list all that they send in \
+        "{named}; did you mean \"remote_address\"?; if RLS clients send it, list all their entries in \
          domains.edge.entries"
     );
-    let asked = format!("{text}[authz]\ndomain = 'edge'\n");
-    assert_eq!(warnings(&asked), std::slice::from_ref(&meant));
-    let chosen = format!("{asked}[authz.entries]\naccount = {{ header = 'x-account' }}\n");
-    assert_eq!(warnings(&chosen), [meant]);
+    let with_domain = format!("{text}[authz]\ndomain = 'edge'\n");
+    assert_eq!(warnings(&with_domain), std::slice::from_ref(&meant));
+    let with_entries = format!("{with_domain}[authz.entries]\naccount = {{ header = 'x-account' }}\n");
+    assert_eq!(warnings(&with_entries), [meant]);
     let far = |text: &str| text.replace("path = '/x'", "plan = 'pro'").replace("remote_adress", "account");
-    assert_eq!(warnings(&far(&asked)), [""; 0], "nothing is said of what ext_authz makes, so RLS may be meant");
-    let plan = warnings(&far(&chosen));
+    assert_eq!(warnings(&far(&with_domain)), [""; 0], "without authz.entries it may be for RLS");
+    let plan = warnings(&far(&with_entries));
     assert!(
-        plan.len() == 1 && plan[0].contains("match.plan names \"plan\"") && plan[0].contains("account"),
+        plan.len() == 1 && plan[0].contains("match.plan names the entry \"plan\"") && plan[0].contains("account"),
         "{plan:?}"
     );
-    let silenced = format!("{}[domains.edge]\nentries = ['plan']\n", far(&chosen));
+    let silenced = format!("{}[domains.edge]\nentries = ['plan']\n", far(&with_entries));
     assert_eq!(warnings(&silenced), [""; 0]);
-    assert_eq!(warnings(&text), [""; 0], "ext_authz asks another domain");
+    assert_eq!(warnings(&text), [""; 0], "the domain of ext_authz is another");
 }
 
 #[test]
-fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
+fn entries_of_ext_authz_count_as_declared_in_its_domain() {
     let text = "[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'X-Account' }\n\
                 [domains.edge]\nentries = []\n[limiters.a]\nmax_concurrent = 1\n\
                 [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { path = '/x' }\n\
@@ -429,7 +430,7 @@ fn entries_that_ext_authz_makes_are_among_those_its_domain_declares() {
         ("account", &tollgate::settings::RequestPart::Header("x-account".to_owned()))
     );
     let elsewhere = text.replace("domain = 'edge'\n[authz", "domain = 'other'\n[authz");
-    assert!(refused(&elsewhere).contains("an entry that the domain never has"));
+    assert!(refused(&elsewhere).contains("which the domain does not declare"));
 }
 
 // Variables
@@ -448,7 +449,7 @@ fn environment(name: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
-/// Weakness R7: `fail_closed` is read and dropped.
+/// Weakness R7: `fail_closed` is read and ignored.
 #[test]
 fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
     let text = "[stores.main]\nengine = 'redis'\nurl = '${REDIS_URL:-redis://${HOST_IS_NOT_NESTED}'\n";
@@ -468,7 +469,7 @@ fn e2_variables_expand_in_keys_and_values_with_defaults_of_any_shape() {
     assert_eq!(limiter(&config, "c").on_store_error, OnStoreError::Deny);
 }
 
-/// Weakness R23: a variable that is not set stays as it is written, and any text of digits becomes a number.
+/// Weakness R23: an unset variable is not expanded, and any text of digits becomes a number.
 #[test]
 fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_password_is_a_text() {
     let text =
@@ -483,7 +484,7 @@ fn e3_an_unset_variable_is_an_error_an_empty_default_is_empty_and_a_numeric_pass
 }
 
 #[test]
-fn a_dollar_sign_is_written_twice_or_where_no_variable_is_meant() {
+fn two_dollar_signs_are_one_and_one_without_a_variable_stays() {
     let rule = "[[rules]]\ndomain = 'a'\nname = 'b'\naction = 'deny'\n";
     let body = |written: &str| {
         let config = read_with("a.toml", &format!("{rule}body = '{written}'\n"), &environment);
@@ -494,7 +495,7 @@ fn a_dollar_sign_is_written_twice_or_where_no_variable_is_meant() {
 }
 
 #[test]
-fn a_file_is_read_beside_the_configuration_without_its_last_line_break() {
+fn an_included_file_is_relative_to_the_configuration_and_loses_its_last_line_break() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join("secret"), "a long enough secret\n").expect("written");
     let path = directory.path().join("tollgate.toml");
@@ -524,7 +525,7 @@ fn secrets_never_print() {
 }
 
 #[test]
-fn a_url_shows_only_what_is_plainly_no_credential() {
+fn a_printed_url_has_no_credentials() {
     let shown = |url: &str| {
         let mode = if url.contains(',') { "cluster" } else { "standalone" };
         let store = format!("[stores.a]\nengine = 'redis'\nmode = '{mode}'\nurl = '{url}'\n");
@@ -564,7 +565,7 @@ fn directory_errors(files: &[(&str, &str)]) -> String {
 const RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'NAME'\napply = [{ limiter = 'a' }]\n";
 
 #[test]
-fn semantics_25_a_directory_is_read_in_name_order_and_then_by_place() {
+fn semantics_25_rules_of_a_directory_are_ordered_by_file_name_and_then_by_line() {
     let directory = written(&[
         ("20-second.toml", &RULE.replace("NAME", "third")),
         ("10-first.toml", &(RULE.replace("NAME", "first") + &RULE.replace("NAME", "second"))),
@@ -581,7 +582,7 @@ fn semantics_25_a_directory_is_read_in_name_order_and_then_by_place() {
 }
 
 #[test]
-fn what_two_files_define_names_both_places() {
+fn a_key_in_two_files_is_reported_with_both_positions() {
     let errors = directory_errors(&[
         ("a.toml", "[limiters.a]\nmax_concurrent = 1\n\n[stores.main]\nengine = 'memory'\n[server]\nmode = 'shadow'\n"),
         (
@@ -596,21 +597,24 @@ fn what_two_files_define_names_both_places() {
         "b.yaml:2: limiters.a is defined twice; the first is at a.toml:1\n\
          b.yaml:4: stores.main is defined twice; the first is at a.toml:4\n\
          b.yaml:5: server.mode is defined twice; the first is at a.toml:7\n\
-         d.toml:3: rules[0].name is \"login\", but the domain \"edge\" has a rule of that name; the first is at c.toml:3"
+         d.toml:3: rules[0].name is \"login\", but the domain \"edge\" already has a rule of this name, at c.toml:3"
     );
 }
 
 #[test]
-fn a_path_inside_counts_in_its_own_file() {
+fn indexes_in_error_paths_count_per_file() {
     let errors = directory_errors(&[
         ("a.toml", &(RULE.replace("NAME", "a") + "[limiters.a]\nmax_concurrent = 1\n")),
         ("b.toml", &RULE.replace("NAME", "b").replace("'a'", "'b'")),
     ]);
-    assert_eq!(errors, "b.toml:4: rules[0].apply[0].limiter is \"b\", which no limiter is named; did you mean \"a\"?");
+    assert_eq!(
+        errors,
+        "b.toml:4: rules[0].apply[0].limiter is \"b\", but no limiter has this name; did you mean \"a\"?"
+    );
 }
 
 #[test]
-fn paths_that_cannot_be_read_are_told() {
+fn unreadable_paths_are_reported() {
     let missing = Config::load(Some(Path::new("no/such/tollgate.toml"))).expect_err("missing");
     assert_eq!(missing.to_string(), "no/such/tollgate.toml: no such file or directory");
     let empty = written(&[("notes.txt", "")]);
@@ -628,7 +632,7 @@ fn paths_that_cannot_be_read_are_told() {
 // Files of rate-sync
 
 #[test]
-fn a_rate_sync_file_is_read_as_it_is() {
+fn a_rate_sync_file_is_read_unchanged() {
     let text = r#"
 [stores.local]
 engine = "memory"
@@ -696,7 +700,7 @@ trusted_proxy_networks = ["10.0.0.0/8", "::1"]
     assert!(api.quota.is_some() && api.concurrency.is_some_and(|slots| slots.max == 10), "joined: two checks");
     assert!(limiter(&config, "only_slots").quota.is_none());
     let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
-    assert_eq!(objections(&schema, &SourceText { name: "a.toml".to_owned(), text: text.to_owned() }), "");
+    assert_eq!(schema_errors(&schema, &SourceText { name: "a.toml".to_owned(), text: text.to_owned() }), "");
 }
 
 #[test]
@@ -728,7 +732,7 @@ fn e1_what_rate_sync_refuses_is_refused() {
 }
 
 #[test]
-fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
+fn a_drain_has_a_delay_that_may_be_zero_and_a_timeout() {
     let read = |keys: &str| read_with("a.toml", &format!("[server]\n{keys}"), &|_| None);
     let drain = |keys: &str| read(keys).expect("nothing is wrong").server.drain;
     assert_eq!(
@@ -742,8 +746,8 @@ fn a_drain_has_a_delay_that_may_be_none_and_a_time_that_it_may_take() {
 }
 
 #[test]
-fn a_connection_is_not_given_up_before_the_decision_that_waits_for_it() {
-    for (timeout, patience) in [("", 500), ("timeout = '50ms'", 500), ("timeout = '2s'", 2_000)] {
+fn a_connection_does_not_time_out_before_the_decision_that_waits_for_it() {
+    for (timeout, expected) in [("", 500), ("timeout = '50ms'", 500), ("timeout = '2s'", 2_000)] {
         let config = read(&format!(
             "[stores.a]\nengine = 'redis'\nurl = 'redis://a'\n{timeout}\n[stores.b]\nengine = 'postgres'\nurl = 'postgres://b/c'\n{timeout}\n"
         ));
@@ -753,13 +757,16 @@ fn a_connection_is_not_given_up_before_the_decision_that_waits_for_it() {
             panic!("one of each");
         };
         let millis = [redis.response_timeout, postgres.response_timeout];
-        assert_eq!(millis.map(|time| time.as_millis()), [patience; 2], "{timeout}");
+        assert_eq!(millis.map(|time| time.as_millis()), [expected; 2], "{timeout}");
     }
 }
 
 #[test]
-fn two_stores_cannot_keep_their_counters_in_one_file() {
+fn two_stores_cannot_have_the_same_snapshot() {
     let store = |name: &str| format!("[stores.{name}]\nengine = 'memory'\nsnapshot = 'kept'\n");
     let refused = read_with("a.toml", &(store("a") + &store("b")), &|_| None).expect_err("refused").to_string();
-    assert_eq!(refused, "a.toml:6: stores.b.snapshot is \"kept\", which another store writes its snapshot to");
+    assert_eq!(
+        refused,
+        "a.toml:6: stores.b.snapshot is \"kept\", which is the snapshot of another store; expected another file"
+    );
 }

@@ -1,4 +1,4 @@
-//! The limiters: which numbers an algorithm takes, and whether they can be counted.
+//! Builds the limiters: checks that each has the keys of its algorithm, and that their values can be counted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,45 +14,45 @@ use crate::limiter::{
     SpecError,
 };
 
-/// How long a slot is held when nobody releases it and the limiter does not say.
-const LEASE: Duration = Duration::from_secs(60);
+/// The default lease of a slot: the time after which it is free even if it is not released.
+const DEFAULT_LEASE: Duration = Duration::from_secs(60);
 
-/// The limiters that were written, those that were refused too, so that rules can name them.
+/// The limiters of the files, including invalid ones, whose names rules may use without a second error.
 #[derive(Debug)]
 pub(in crate::config) struct Limiters {
     all: Vec<(String, Option<Limiter>)>,
-    /// The index of each name.
+    /// The index by name.
     indexes: HashMap<String, usize>,
 }
 
 impl Limiters {
-    /// The names, in order.
+    /// The names, in the order of the files.
     pub(in crate::config) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.all.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Whether one has this name.
-    pub(in crate::config) fn has(&self, name: &str) -> bool {
+    /// Whether a limiter has this name.
+    pub(in crate::config) fn contains(&self, name: &str) -> bool {
         self.indexes.contains_key(name)
     }
 
-    /// The limiter of this name, unless it was refused.
+    /// The limiter of this name, if it is valid.
     pub(in crate::config) fn get(&self, name: &str) -> Option<&Limiter> {
         self.all[*self.indexes.get(name)?].1.as_ref()
     }
 
-    /// Those that were not refused.
+    /// The valid limiters.
     pub(in crate::config) fn into_built(self) -> Vec<Limiter> {
         self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
     }
 }
 
-/// Reads all limiters. `stores` are the names of the stores, in order.
+/// Builds all limiters. `stores` are the names of the stores, in order.
 pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
         let limiter =
-            written.and_then(|written| LimiterReader { item, written, stores, problems: &mut *problems }.limiter());
+            written.and_then(|written| LimiterBuilder { item, written, stores, problems: &mut *problems }.limiter());
         (item.name.clone(), limiter)
     };
     let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
@@ -60,30 +60,30 @@ pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], proble
     Limiters { all, indexes }
 }
 
-/// One limiter while it is read.
-struct LimiterReader<'a> {
+/// Builds one limiter.
+struct LimiterBuilder<'a> {
     item: &'a Item<schema::Limiter>,
     written: &'a schema::Limiter,
     stores: &'a [String],
     problems: &'a mut Problems,
 }
 
-impl<'a> LimiterReader<'a> {
+impl<'a> LimiterBuilder<'a> {
     fn limiter(mut self) -> Option<Limiter> {
         if self.item.name.contains(['{', '}']) {
             let path = &self.item.location.path;
             self.problems.error(
                 self.item.location.position,
-                format!("{path} is a name, expected no braces: rules fill those with entries"),
+                format!("{path} is a name, expected no braces: in rules they enclose the name of an entry"),
             );
         }
         let store = self.store();
         let on_store_error = self.on_store_error();
         let concurrency = self.concurrency();
         let algorithm = self.algorithm()?;
-        self.foreign_keys(algorithm);
+        self.refuse_foreign_keys(algorithm);
         let quota = self.quota(algorithm);
-        // What is there and could not be read was told already.
+        // The reason was reported.
         if quota.is_none() && concurrency.is_none() {
             return None;
         }
@@ -97,6 +97,7 @@ impl<'a> LimiterReader<'a> {
         })
     }
 
+    /// Reports a missing key.
     fn missing(&mut self, key: &str, expected: &str) {
         let path = format!("{}.{key}", self.item.location.path);
         self.problems.missing(self.item.location.position, &path, format!("is missing, expected {expected}"));
@@ -106,9 +107,9 @@ impl<'a> LimiterReader<'a> {
         let index = match self.written.store.get() {
             Some(name) => {
                 let index = self.stores.iter().position(|store| *store == **name);
-                if index.is_none() && !self.problems.is_torn() {
+                if index.is_none() && !self.problems.has_syntax_errors() {
                     let remedy = remedy(name, self.stores.iter().map(String::as_str), "stores");
-                    self.problems.refuse(&name.location, format!("which no store is named{remedy}"));
+                    self.problems.refuse(&name.location, format!("but no store has this name{remedy}"));
                 }
                 index?
             }
@@ -138,31 +139,30 @@ impl<'a> LimiterReader<'a> {
 
     fn concurrency(&mut self) -> Option<Concurrency> {
         if let (Some(lease), true) = (self.written.lease.get(), self.written.max_concurrent.is_absent()) {
-            self.problems.refuse(&lease.location, "but there is no max_concurrent whose slots it could end");
+            self.problems.refuse(&lease.location, "which needs max_concurrent: only slots have a lease");
         }
         let lease = match self.written.lease.get() {
             Some(lease) if lease.0 > MAX_WINDOW => {
                 self.problems.refuse(&lease.location, "expected at most 3650d");
-                LEASE
+                DEFAULT_LEASE
             }
             Some(lease) => lease.0,
-            None => LEASE,
+            None => DEFAULT_LEASE,
         };
         let max = self.written.max_concurrent.get()?;
         if max.0 > u64::from(MAX_SLOTS) {
-            self.problems
-                .refuse(&max.location, format!("expected at most {MAX_SLOTS}, because every slot is remembered"));
+            self.problems.refuse(&max.location, format!("expected at most {MAX_SLOTS}, because every slot is stored"));
             return None;
         }
         Some(Concurrency { max: u32::from(max.value), lease: u64::try_from(lease.as_micros()).unwrap_or(u64::MAX) })
     }
 
-    /// The algorithm, as written or as the other keys say.
+    /// The algorithm, as given or implied by other keys.
     fn algorithm(&mut self) -> Option<schema::Algorithm> {
         let written = self.written;
         match &written.algorithm {
             Field::Given(algorithm) => Some(algorithm.value),
-            Field::Refused => None,
+            Field::Invalid => None,
             Field::Absent if !written.rate_per_second.is_absent() => Some(schema::Algorithm::TokenBucket),
             Field::Absent if !written.max_concurrent.is_absent() && !self.has_window() => {
                 Some(schema::Algorithm::Concurrency)
@@ -183,7 +183,8 @@ impl<'a> LimiterReader<'a> {
             && written.calendar.is_absent())
     }
 
-    fn foreign_keys(&mut self, algorithm: schema::Algorithm) {
+    /// Refuses the keys of other algorithms.
+    fn refuse_foreign_keys(&mut self, algorithm: schema::Algorithm) {
         let word = algorithm.word();
         for (key, location) in self.written.foreign(word) {
             let (key, owners) = (key.name, key.only.join(", "));
@@ -200,23 +201,23 @@ impl<'a> LimiterReader<'a> {
                 }
                 None
             }
-            schema::Algorithm::TokenBucket => self.bucket(),
-            schema::Algorithm::SlidingWindow => self.window(Algorithm::SlidingWindow),
-            schema::Algorithm::SlidingCounter => self.window(Algorithm::SlidingCounter),
+            schema::Algorithm::TokenBucket => self.bucket_quota(),
+            schema::Algorithm::SlidingWindow => self.window_quota(Algorithm::SlidingWindow),
+            schema::Algorithm::SlidingCounter => self.window_quota(Algorithm::SlidingCounter),
             schema::Algorithm::FixedWindow => {
                 let schedule = self.schedule()?;
-                self.window(Algorithm::FixedWindow(schedule))
+                self.window_quota(Algorithm::FixedWindow(schedule))
             }
         }
     }
 
-    fn bucket(&mut self) -> Option<Quota> {
+    fn bucket_quota(&mut self) -> Option<Quota> {
         let written = self.written;
         let max_debt = written.max_debt.copied().map(|debt| debt.0);
         let burst = written.burst.copied().map(u32::from);
         if let Some(rate) = written.rate_per_second.get() {
-            let others = [written.limit.location(), written.window.location(), written.window_seconds.location()];
-            if let Some(other) = others.into_iter().flatten().next() {
+            let windows = [written.limit.location(), written.window.location(), written.window_seconds.location()];
+            if let Some(other) = windows.into_iter().flatten().next() {
                 self.problems
                     .refuse(other, "but rate_per_second is given too; expected a rate, or a limit and a window");
                 return None;
@@ -226,17 +227,18 @@ impl<'a> LimiterReader<'a> {
                 return None;
             }
             let (limit, window) = fraction(rate);
-            let held = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
-            return self.count(limit, window, Algorithm::TokenBucket { burst: Some(held), max_debt }, &rate.location);
+            let burst = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
+            let algorithm = Algorithm::TokenBucket { burst: Some(burst), max_debt };
+            return self.build_quota(limit, window, algorithm, &rate.location);
         }
         if !written.rate_per_second.is_absent() {
             return None;
         }
-        // Of rate-sync: its token bucket may bound nothing but concurrency.
+        // rate-sync has token buckets that limit only concurrency.
         if !self.has_window() && !written.max_concurrent.is_absent() {
             return None;
         }
-        self.window(Algorithm::TokenBucket { burst, max_debt })
+        self.window_quota(Algorithm::TokenBucket { burst, max_debt })
     }
 
     fn schedule(&mut self) -> Option<Schedule> {
@@ -246,7 +248,7 @@ impl<'a> LimiterReader<'a> {
                 return None;
             }
             if let Some(zone) = written.timezone.get() {
-                self.problems.refuse(&zone.location, "but there is no calendar that could follow it");
+                self.problems.refuse(&zone.location, "which needs calendar: other windows have no time zone");
             }
             return match written.alignment.get() {
                 Some(Located { value: schema::Alignment::FirstHit, .. }) => Some(Schedule::FirstHit),
@@ -280,20 +282,21 @@ impl<'a> LimiterReader<'a> {
         Some(Schedule::Calendar(Calendar::new(unit, zone)))
     }
 
-    /// A quota of `limit` and a window, whichever way that is written.
-    fn window(&mut self, algorithm: Algorithm) -> Option<Quota> {
+    /// The quota of a `limit` in a window, which is given as a duration, in seconds or by a calendar.
+    fn window_quota(&mut self, algorithm: Algorithm) -> Option<Quota> {
         let written = self.written;
         if written.limit.is_absent() {
             self.missing("limit", "a whole number more than zero");
         }
-        let window = self.length(&algorithm);
+        let window = self.window_length(&algorithm);
         let limit = written.limit.get()?;
         let (window, location) = window?;
         let location = location.unwrap_or(&limit.location);
-        self.count(u32::from(limit.value), window, algorithm, location)
+        self.build_quota(u32::from(limit.value), window, algorithm, location)
     }
 
-    fn length(&mut self, algorithm: &Algorithm) -> Option<(Duration, Option<&'a Location>)> {
+    /// The window, and its location if it is given.
+    fn window_length(&mut self, algorithm: &Algorithm) -> Option<(Duration, Option<&'a Location>)> {
         let written = self.written;
         if let (Some(window), Some(seconds)) = (written.window.get(), written.window_seconds.get()) {
             self.problems.refuse(
@@ -316,8 +319,14 @@ impl<'a> LimiterReader<'a> {
         given
     }
 
-    /// Whether these numbers can be counted.
-    fn count(&mut self, limit: u32, window: Duration, algorithm: Algorithm, location: &Location) -> Option<Quota> {
+    /// Builds a quota. Reports at `location`, or at a more specific key, if it cannot be counted.
+    fn build_quota(
+        &mut self,
+        limit: u32,
+        window: Duration,
+        algorithm: Algorithm,
+        location: &Location,
+    ) -> Option<Quota> {
         let written = self.written;
         let error = match Quota::new(limit, window, algorithm) {
             Ok(quota) => return Some(quota),
@@ -331,7 +340,7 @@ impl<'a> LimiterReader<'a> {
         };
         let reason = match error {
             SpecError::Rate(0) => {
-                "a bucket cannot hold a rate that slow within 1 %; expected a shorter window".to_owned()
+                "a bucket cannot represent so slow a rate within 1 %; expected a shorter window".to_owned()
             }
             error => error.to_string(),
         };
@@ -340,9 +349,9 @@ impl<'a> LimiterReader<'a> {
     }
 }
 
-/// A rate per second as units and a window: what the digits say, in the shortest window of whole seconds up to an
-/// hour that holds it within one in a million; a rate too slow or too odd for that gets the window of one unit, or
-/// the nearest number in an hour.
+/// Converts a rate per second to a limit and a window: the shortest window, in whole seconds up to an hour, that
+/// represents the rate within one in a million. If there is none, a rate up to 1 gets the window of one unit, and a
+/// faster one the nearest limit in an hour.
 fn fraction(rate: &Positive) -> (u32, Duration) {
     const HOUR: u32 = 3_600;
     for seconds in 1..=HOUR {
@@ -364,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_becomes_the_fraction_that_its_digits_say() {
+    fn a_rate_becomes_the_fraction_of_its_decimal_digits() {
         let cases = [
             (10.0, 10, 1_000_000),
             (0.5, 1, 2_000_000),

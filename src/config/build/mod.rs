@@ -1,4 +1,4 @@
-//! From the typed tables to what the program runs on.
+//! Builds settings, stores, limiters and rules from the typed tables.
 
 pub(super) mod limiters;
 pub(super) mod rules;

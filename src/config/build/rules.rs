@@ -1,4 +1,4 @@
-//! The domains and rules: what they name has to exist, and what they ask has to be possible.
+//! Builds the domains and rules: checks that the names in them exist and that their keys fit together.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use crate::settings::{AuthzSettings, Settings};
 /// The entry whose value is always an address.
 const REMOTE_ADDRESS: &str = "remote_address";
 
-/// Reads the domains and the rules.
+/// Builds the domains and the rules.
 pub(in crate::config) fn rules(
     file: &schema::File,
     limiters: &Limiters,
@@ -27,10 +27,10 @@ pub(in crate::config) fn rules(
     problems: &mut Problems,
 ) -> (Vec<Domain>, Vec<Rule>) {
     let mut domains = Vec::new();
-    let asked = Entries::of_authz(server);
-    let mut known = HashMap::from([(asked.domain.as_str(), &asked)]);
-    let declared: Vec<Entries> =
-        file.domains.named().iter().filter_map(|item| Entries::declared(item, &asked)).collect();
+    let authz = KnownEntries::of_authz(server);
+    let mut known = HashMap::from([(authz.domain.as_str(), &authz)]);
+    let declared: Vec<KnownEntries> =
+        file.domains.named().iter().filter_map(|item| KnownEntries::declared(item, &authz)).collect();
     known.extend(declared.iter().map(|entries| (entries.domain.as_str(), entries)));
     for item in file.domains.named() {
         let Some(written) = &item.value else { continue };
@@ -43,20 +43,20 @@ pub(in crate::config) fn rules(
             && let Some(first) = first.insert((domain, name), written)
         {
             let first = problems.locate(first.name.location().unwrap_or(&first.location).position);
-            let reason = format!("but the domain {:?} has a rule of that name; the first is at {first}", domain.value);
+            let reason = format!("but the domain {:?} already has a rule of this name, at {first}", domain.value);
             problems.refuse(&name.location, reason);
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = known.get(domain).copied();
         let addresses = domains.iter().find(|known| known.name == domain).map_or(&[][..], |known| &known.addresses);
-        let mut reading = RuleReader { written, limiters, entries, addresses, problems };
-        rules.extend(reading.rule());
+        let mut builder = RuleBuilder { written, limiters, entries, addresses, problems };
+        rules.extend(builder.rule());
     }
-    idle(file, server, &domains, &rules, problems);
+    warn_of_missing_rules(file, server, &domains, &rules, problems);
     (domains, rules)
 }
 
-/// The entries that domains declare, by domain, as the file has them.
+/// The entries that domains declare, by domain.
 pub(in crate::config) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
     let declared = |item: &Item<schema::Domain>| {
         let list = item.value.as_ref()?.entries.get()?;
@@ -65,74 +65,84 @@ pub(in crate::config) fn entries(file: &schema::File) -> Vec<(String, Vec<String
     file.domains.named().iter().filter_map(declared).collect()
 }
 
-/// Tells where nothing can ever be refused, since nothing else would.
-fn idle(file: &schema::File, server: &Settings, domains: &[Domain], rules: &[Rule], problems: &mut Problems) {
+/// Warns if there are no rules, or none in the domain of ext_authz, so that nothing is ever refused.
+fn warn_of_missing_rules(
+    file: &schema::File,
+    server: &Settings,
+    domains: &[Domain],
+    rules: &[Rule],
+    problems: &mut Problems,
+) {
     let refuses = |name: &str| domains.iter().any(|known| known.name == name && known.unmatched == Unmatched::Deny);
     if rules.is_empty() {
-        // Without any file this is no oversight, and who serves is told anyway.
+        // Without any file this is intended, and `serve` prints a notice.
         if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
-            problems.note(Position { file: 0, line: 0 }, "there are no rules, so every request passes");
+            problems.warning(Position { file: 0, line: 0 }, "there are no rules, so every request passes");
         }
         return;
     }
-    let asked = server.authz.domain.as_str();
-    // Where all is as it is without [authz], as `check --print` writes it out, RLS alone may be served.
+    let authz_domain = server.authz.domain.as_str();
+    // With only defaults in [authz], as `check --print` writes them, the configuration may be for RLS alone.
     let Some(authz) = file.authz.get().filter(|_| server.authz != AuthzSettings::default()) else { return };
-    if refuses(asked) || rules.iter().any(|rule| rule.domain == asked) {
+    if refuses(authz_domain) || rules.iter().any(|rule| rule.domain == authz_domain) {
         return;
     }
     let ruled: BTreeSet<&str> = rules.iter().map(|rule| rule.domain.as_str()).collect();
-    let remedy = remedy(asked, ruled, "domains with rules");
-    let reason = format!("a domain without rules: what ext_authz asks passes, unless its route names another{remedy}");
+    let remedy = remedy(authz_domain, ruled, "domains with rules");
+    let reason =
+        format!("which has no rules, so every ext_authz request passes unless its route names another domain{remedy}");
     match authz.domain.location() {
         Some(location) => problems.warn(location, reason),
         None => {
-            problems.note(
+            problems.warning(
                 authz.location.position,
-                format!("{}.domain is {asked:?} by default, {reason}", authz.location.path),
+                format!("{}.domain is {authz_domain:?} by default, {reason}", authz.location.path),
             );
         }
     }
 }
 
-/// The entries that requests of a domain can have, as far as the configuration says.
-struct Entries {
+/// The entries that requests of a domain have, as far as the configuration tells.
+struct KnownEntries {
     domain: String,
     names: Vec<String>,
-    /// How much is known of all others.
-    others: Others,
+    unlisted: UnlistedEntries,
 }
 
-/// What is known of the entries that are not listed.
+/// Whether requests can have entries that are not listed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Others {
-    /// The domain says that there are none.
-    None,
-    /// ext_authz makes none, and clients of RLS may send some.
-    NotOfAuthz,
-    /// Nothing says which entries there are, so only a name that is nearly one of these is doubted.
-    Any,
+enum UnlistedEntries {
+    /// No: the domain declares all its entries.
+    Never,
+    /// ext_authz requests have no others, but RLS clients may send them.
+    OnlyFromRls,
+    /// Unknown, so only a name that is similar to a listed one causes a warning.
+    Unknown,
 }
 
-impl Entries {
-    /// Those that ext_authz makes, in the domain that it asks.
+impl KnownEntries {
+    /// The entries of ext_authz requests, in the domain of ext_authz.
     fn of_authz(server: &Settings) -> Self {
         let fixed = FIXED_ENTRIES.into_iter().map(str::to_owned);
         Self {
             domain: server.authz.domain.clone(),
             names: fixed.chain(server.authz.entries.iter().map(|(name, _)| name.clone())).collect(),
-            others: if server.authz.entries.is_empty() { Others::Any } else { Others::NotOfAuthz },
+            unlisted: if server.authz.entries.is_empty() {
+                UnlistedEntries::Unknown
+            } else {
+                UnlistedEntries::OnlyFromRls
+            },
         }
     }
 
-    /// Those that a domain declares, if it does.
-    fn declared(item: &Item<schema::Domain>, asked: &Self) -> Option<Self> {
+    /// The entries that a domain declares, including those of ext_authz in its domain. None if it declares none.
+    fn declared(item: &Item<schema::Domain>, authz: &Self) -> Option<Self> {
         let written = item.value.as_ref().filter(|written| !written.entries.is_absent())?;
         let mut names: Vec<String> = written.entries.items().iter().map(|entry| entry.value.clone()).collect();
-        if asked.domain == item.name {
-            names.extend(asked.names.iter().cloned());
+        if authz.domain == item.name {
+            names.extend(authz.names.iter().cloned());
         }
-        Some(Self { domain: item.name.clone(), names, others: Others::None })
+        Some(Self { domain: item.name.clone(), names, unlisted: UnlistedEntries::Never })
     }
 }
 
@@ -148,18 +158,18 @@ fn normalisers(list: &[Located<schema::Normaliser>]) -> Vec<Normaliser> {
 fn domain(
     item: &Item<schema::Domain>,
     written: &schema::Domain,
-    entries: Option<&Entries>,
+    entries: Option<&KnownEntries>,
     problems: &mut Problems,
 ) -> Domain {
     let mut normalise = Vec::new();
     for rewriting in written.normalise.named() {
-        expected(&rewriting.name, &rewriting.location, entries, problems);
+        check_entry(&rewriting.name, &rewriting.location, entries, problems);
         if let Some(list) = &rewriting.value {
             normalise.push((rewriting.name.clone(), normalisers(&list.items)));
         }
     }
     for address in written.addresses.items() {
-        expected(address, &address.location, entries, problems);
+        check_entry(address, &address.location, entries, problems);
     }
     Domain {
         name: item.name.clone(),
@@ -173,33 +183,35 @@ fn domain(
     }
 }
 
-/// Refuses an entry that a domain says its clients never send, and doubts one that ext_authz never makes.
-fn expected(entry: &str, location: &Location, entries: Option<&Entries>, problems: &mut Problems) {
+/// Refuses an entry that its domain does not declare, and warns of one that ext_authz requests do not have.
+fn check_entry(entry: &str, location: &Location, entries: Option<&KnownEntries>, problems: &mut Problems) {
     let Some(entries) = entries.filter(|entries| !entries.names.iter().any(|known| known == entry)) else { return };
     let names = entries.names.iter().map(String::as_str);
-    let named = format!("{} names {entry:?}, an entry that", location.path);
-    if entries.others == Others::None {
-        let remedy = remedy(entry, names, "its entries");
-        problems.error(location.position, format!("{named} the domain never has{remedy}"));
-    } else if entries.others == Others::NotOfAuthz || nearest(entry, names.clone()).is_some() {
-        let remedy = remedy(entry, names, "its entries");
+    let named = format!("{} names the entry {entry:?}, which", location.path);
+    if entries.unlisted == UnlistedEntries::Never {
+        let remedy = remedy(entry, names, "known entries");
+        problems.error(location.position, format!("{named} the domain does not declare{remedy}"));
+    } else if entries.unlisted == UnlistedEntries::OnlyFromRls || nearest(entry, names.clone()).is_some() {
+        let remedy = remedy(entry, names, "known entries");
         let domain = &entries.domain;
-        let silence = format!("where clients of RLS send it, list all that they send in domains.{domain}.entries");
-        problems.note(location.position, format!("{named} [authz] never makes{remedy}; {silence}"));
+        let reason = format!("{named} ext_authz requests do not have{remedy}");
+        let silence = format!("if RLS clients send it, list all their entries in domains.{domain}.entries");
+        problems.warning(location.position, format!("{reason}; {silence}"));
     }
 }
 
-/// One rule while it is read.
-struct RuleReader<'a> {
+/// Builds one rule.
+struct RuleBuilder<'a> {
     written: &'a Located<schema::Rule>,
     limiters: &'a Limiters,
-    /// The entries of its domain, where something is known of them.
-    entries: Option<&'a Entries>,
+    /// The known entries of its domain.
+    entries: Option<&'a KnownEntries>,
+    /// The entries of its domain that are addresses.
     addresses: &'a [String],
     problems: &'a mut Problems,
 }
 
-impl<'a> RuleReader<'a> {
+impl<'a> RuleBuilder<'a> {
     fn rule(&mut self) -> Option<Rule> {
         let written = self.written;
         for text in [written.domain.get(), written.name.get()].into_iter().flatten() {
@@ -209,10 +221,10 @@ impl<'a> RuleReader<'a> {
         }
         let mut matches = Vec::new();
         for item in written.matches.named() {
-            expected(&item.name, &item.location, self.entries, self.problems);
+            check_entry(&item.name, &item.location, self.entries, self.problems);
             let Some(test) = &item.value else { continue };
-            let at = Located { value: test.clone(), location: item.location.clone() };
-            matches.push((item.name.clone(), self.matcher(&item.name, &at)));
+            let test = Located { value: test.clone(), location: item.location.clone() };
+            matches.push((item.name.clone(), self.matcher(&item.name, &test)));
         }
         let action = self.action();
         let refusal = self.refusal();
@@ -221,15 +233,14 @@ impl<'a> RuleReader<'a> {
         if let Some(percent) = enforce_percent {
             if shadow {
                 self.problems
-                    .refuse(&percent.location, "but mode is \"shadow\", which enforces for none; expected one of them");
+                    .refuse(&percent.location, "but mode is \"shadow\", which enforces nothing; expected one of them");
             }
             if !written.action.is_absent() {
-                self.problems
-                    .refuse(&percent.location, "but only the key of a limiter can be picked by: it needs apply");
+                self.problems.refuse(&percent.location, "which needs apply: it selects by the keys of limiters");
             }
         }
         if shadow {
-            const REASON: &str = "which has no effect in a rule with mode = \"shadow\": the walk goes on after it";
+            const REASON: &str = "which has no effect in a rule with mode = \"shadow\": later rules still apply";
             if let Some(allow) = written.action.get().filter(|action| action.value == schema::Verdict::Allow) {
                 self.problems.warn(&allow.location, REASON);
             }
@@ -278,7 +289,7 @@ impl<'a> RuleReader<'a> {
                 );
             }
             let list = written.apply.get()?;
-            if list.is_empty && !self.problems.is_torn() {
+            if list.is_empty && !self.problems.has_syntax_errors() {
                 self.problems.error(
                     list.location.position,
                     format!("{} is empty, expected at least one limiter", list.location.path),
@@ -302,7 +313,7 @@ impl<'a> RuleReader<'a> {
         if written.action.copied() == Some(schema::Verdict::Allow) {
             let texts = [written.status.location(), written.body.location(), written.content_type.location()];
             for location in texts.into_iter().flatten() {
-                self.problems.refuse(location, "but a rule that allows has no refusal to say it in");
+                self.problems.refuse(location, "but a rule with action = \"allow\" refuses nothing");
             }
         }
         if let Some(kind) = written.content_type.get()
@@ -318,14 +329,14 @@ impl<'a> RuleReader<'a> {
     }
 
     fn apply(&mut self, written: &Located<schema::Apply>) -> Option<Apply> {
-        let reached = self.reached(written);
+        let limiters = self.reachable_limiters(written);
         let charge = match written.charge.copied() {
             Some(schema::Charge::Own) => Charge::Own,
             Some(schema::Charge::Always) => Charge::Always,
             Some(schema::Charge::Admitted) | None => Charge::Admitted,
         };
         let overdraw = written.overdraw.get().filter(|switch| switch.0);
-        for limiter in &reached {
+        for limiter in &limiters {
             let name = &limiter.name;
             if limiter.concurrency.is_some() {
                 let reason = format!("but {name:?} holds slots, which refused requests never release");
@@ -335,13 +346,13 @@ impl<'a> RuleReader<'a> {
                 if let Some(overdraw) = overdraw {
                     self.problems.refuse(
                         &overdraw.location,
-                        format!("but {name:?} holds slots, of which none is left over; expected false"),
+                        format!("but {name:?} holds slots, which cannot be overdrawn; expected false"),
                     );
                 }
             }
             let exact = limiter.quota.as_ref().is_some_and(|quota| matches!(quota.algorithm, Algorithm::SlidingWindow));
             if let (Some(overdraw), true) = (overdraw, exact) {
-                let reason = format!("but {name:?} is a sliding_window, which remembers no more grants than its limit");
+                let reason = format!("but {name:?} is a sliding_window, which stores no more grants than its limit");
                 self.problems.refuse(&overdraw.location, format!("{reason}; expected false, or another algorithm"));
             }
         }
@@ -374,79 +385,85 @@ impl<'a> RuleReader<'a> {
                     (entry.value.clone(), normalise, &entry.location)
                 }
             };
-            expected(&entry, location, self.entries, self.problems);
+            check_entry(&entry, location, self.entries, self.problems);
             if entry.is_empty() {
                 self.problems.refuse(location, "expected the name of an entry");
             }
             if key.iter().any(|part| part.entry == entry) {
-                self.problems.refuse(location, "but the key holds that entry already");
+                self.problems.refuse(location, "but the key already has this entry");
             }
             key.push(KeyEntry { entry, normalise });
         }
         key
     }
 
-    /// The limiters that an apply can come to, each of which has to exist.
-    fn reached(&mut self, written: &schema::Apply) -> Vec<&'a Limiter> {
+    /// The limiters that an apply can select. Reports names that do not exist.
+    fn reachable_limiters(&mut self, written: &schema::Apply) -> Vec<&'a Limiter> {
         let limiters = self.limiters;
         let Some(reference) = written.limiter.get() else { return Vec::new() };
         let otherwise = written.otherwise.get();
-        if let Some(otherwise) = otherwise.filter(|name| !limiters.has(name)) {
-            self.unknown(otherwise);
+        if let Some(otherwise) = otherwise.filter(|name| !limiters.contains(name)) {
+            self.report_unknown(otherwise);
         }
         let Some(template) = self.template(reference) else {
             return Vec::new();
         };
         if template.entries.is_empty() {
             if let Some(otherwise) = otherwise {
-                let reason =
-                    format!("but limiter is {}, which has no {{entry}} to be filled", reference.location.shown);
+                let reason = format!(
+                    "but limiter is {}, which has no {{entry}}: otherwise is never used",
+                    reference.location.shown
+                );
                 self.problems.refuse(&otherwise.location, reason);
             }
-            if !limiters.has(reference) {
-                self.unknown(reference);
+            if !limiters.contains(reference) {
+                self.report_unknown(reference);
             }
             return limiters.get(reference).into_iter().collect();
         }
         for entry in &template.entries {
-            expected(entry, &reference.location, self.entries, self.problems);
+            check_entry(entry, &reference.location, self.entries, self.problems);
         }
-        let fitting: Vec<&str> = limiters.names().filter(|name| template.fits(name)).collect();
-        if fitting.is_empty() {
-            if self.problems.is_torn() {
+        let matching: Vec<&str> = limiters.names().filter(|name| template.matches(name)).collect();
+        if matching.is_empty() {
+            if self.problems.has_syntax_errors() {
                 return Vec::new();
             }
             let remedy = remedy(reference, limiters.names(), "limiters");
-            self.problems.refuse(&reference.location, format!("but no limiter's name has that shape{remedy}"));
+            self.problems.refuse(&reference.location, format!("which matches no limiter{remedy}"));
         } else {
-            self.values(&template, reference, otherwise);
-            self.alike(&fitting, reference);
+            self.check_values(&template, reference, otherwise);
+            self.warn_of_different_kinds(&matching, reference);
         }
         let otherwise = otherwise.map(|otherwise| otherwise.value.as_str());
-        fitting.into_iter().chain(otherwise).filter_map(|name| limiters.get(name)).collect()
+        matching.into_iter().chain(otherwise).filter_map(|name| limiters.get(name)).collect()
     }
 
-    fn unknown(&mut self, name: &Located<String>) {
-        if self.problems.is_torn() {
+    fn report_unknown(&mut self, name: &Located<String>) {
+        if self.problems.has_syntax_errors() {
             return;
         }
         let remedy = remedy(name, self.limiters.names(), "limiters");
-        self.problems.refuse(&name.location, format!("which no limiter is named{remedy}"));
+        self.problems.refuse(&name.location, format!("but no limiter has this name{remedy}"));
     }
 
     fn template(&mut self, reference: &Located<String>) -> Option<NameTemplate> {
         let template = NameTemplate::parse(reference);
         if template.is_none() {
-            self.problems.refuse(
-                &reference.location,
-                "expected a limiter's name, perhaps with entries in braces: \"api_{tier}\"",
-            );
+            self.problems
+                .refuse(&reference.location, "expected the name of a limiter, or a template such as \"api_{tier}\"");
         }
         template
     }
 
-    /// Values that the rule's own match lets through and that come to no limiter, and values that nobody foresaw.
-    fn values(&mut self, template: &NameTemplate, reference: &Located<String>, otherwise: Option<&Located<String>>) {
+    /// Refuses a template without `otherwise` if a value that the rule matches selects no limiter. Warns if the rule
+    /// does not restrict the values.
+    fn check_values(
+        &mut self,
+        template: &NameTemplate,
+        reference: &Located<String>,
+        otherwise: Option<&Located<String>>,
+    ) {
         if otherwise.is_some() {
             return;
         }
@@ -454,18 +471,18 @@ impl<'a> RuleReader<'a> {
             [entry] => self.written.matches.named().iter().find(|item| item.name == *entry),
             _ => None,
         };
-        let Some(exact) = single.and_then(|item| exact(item.value.as_ref()?)) else {
+        let Some(exact) = single.and_then(|item| exact_values(item.value.as_ref()?)) else {
             let entries = template.entries.join("} and {");
-            let reason = format!("and has no otherwise: a request whose {{{entries}}} fits no limiter is refused");
+            let reason = format!("and has no otherwise: a request whose {{{entries}}} matches no limiter is refused");
             self.problems.warn(&reference.location, reason);
             return;
         };
         for (value, location) in exact {
             let name = template.fill(&value);
-            if !self.limiters.has(&name) && !self.problems.is_torn() {
+            if !self.limiters.contains(&name) && !self.problems.has_syntax_errors() {
                 let reason = match location {
                     Some(location) => format!("{} is {}", location.path, location.shown),
-                    None => format!("match lets {value:?} through"),
+                    None => format!("match admits {value:?}"),
                 };
                 let remedy = remedy(&name, self.limiters.names(), "limiters");
                 self.problems
@@ -474,9 +491,10 @@ impl<'a> RuleReader<'a> {
         }
     }
 
-    /// Tiers share a counter only where algorithm, window and store are the same (semantics 1).
-    fn alike(&mut self, fitting: &[&str], reference: &Located<String>) {
-        let mut kinds = fitting.iter().filter_map(|name| {
+    /// Warns if the limiters of a template cannot share a counter: only those with the same algorithm, window and store
+    /// do (semantics 1).
+    fn warn_of_different_kinds(&mut self, matching: &[&str], reference: &Located<String>) {
+        let mut kinds = matching.iter().filter_map(|name| {
             let limiter = self.limiters.get(name)?;
             let quota = limiter.quota.as_ref().map(|quota| quota.kind());
             Some((*name, (quota, limiter.concurrency.is_some(), limiter.store)))
@@ -484,15 +502,16 @@ impl<'a> RuleReader<'a> {
         let Some((first, kind)) = kinds.next() else { return };
         if let Some((other, _)) = kinds.find(|(_, other)| *other != kind) {
             let reason = format!(
-                "but {first:?} and {other:?} differ in algorithm, window or store: who changes between them starts afresh"
+                "but {first:?} and {other:?} differ in algorithm, window or store: a client that moves between them \
+                 gets a new counter"
             );
             self.problems.warn(&reference.location, reason);
         }
     }
 }
 
-/// The exact values that a test lets through, when those are all.
-fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>> {
+/// The values that a test matches. None if it matches more than exact values.
+fn exact_values(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>> {
     match test {
         schema::Match::Text(text) => match Matcher::parse(text) {
             Matcher::Exact(value) => Some(vec![(value, None)]),
@@ -512,7 +531,7 @@ fn exact(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>> {
     }
 }
 
-/// A limiter's name with entries in braces.
+/// The name of a limiter with entries in braces.
 struct NameTemplate {
     /// The texts around the entries: one more than there are entries.
     texts: Vec<String>,
@@ -537,8 +556,8 @@ impl NameTemplate {
         (!reference.is_empty() && !rest.contains('}')).then_some(Self { texts, entries })
     }
 
-    /// Whether some values of the entries make this name.
-    fn fits(&self, name: &str) -> bool {
+    /// Whether some values of the entries produce this name.
+    fn matches(&self, name: &str) -> bool {
         let (first, last) = (&self.texts[0], &self.texts[self.texts.len() - 1]);
         let Some(rest) = name.strip_prefix(&**first) else { return false };
         let Some(mut rest) = rest.strip_suffix(&**last) else { return false };
@@ -551,7 +570,7 @@ impl NameTemplate {
         true
     }
 
-    /// The name that one value makes of a template with one entry.
+    /// The name that a template with one entry produces for a value.
     fn fill(&self, value: &str) -> String {
         self.texts.join(value)
     }

@@ -1,4 +1,4 @@
-//! The tables of the ports, of ext_authz and of the log, and the settings of the whole process.
+//! Builds the settings of the ports, of ext_authz, of the log and of the whole process.
 
 use crate::config::document::problem::Problems;
 use crate::config::schema;
@@ -8,10 +8,10 @@ use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
 use crate::settings::{AuthzSettings, Bounds, EntrySource, HeaderFamilies, Listen, Log, RequestPart, Settings, Token};
 
-/// The entries that ext_authz always makes.
+/// The entries that ext_authz requests have without configuration.
 pub(in crate::config) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
 
-/// The doors.
+/// Builds the settings.
 pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) -> Settings {
     let mut settings = Settings::default();
     if let Some(server) = file.server.get() {
@@ -22,10 +22,10 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
             settings.http = http.0.clone();
             let zero = matches!(&http.0, Listen::Tcp(address) if address.port() == 0);
             if settings.http == settings.grpc && !zero {
-                problems.refuse(&http.location, "expected another address than server.grpc has");
+                problems.refuse(&http.location, "but server.grpc has the same address; expected another address");
             }
         }
-        admin(&mut settings, server, problems);
+        set_admin(&mut settings, server, problems);
         if let Some(delay) = server.drain_delay.copied() {
             settings.drain.delay = delay.0;
         }
@@ -33,15 +33,15 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
             settings.drain.timeout = timeout.0;
         }
         if let Some(headers) = server.headers.get() {
-            families(&mut settings.rls_headers, &headers.rls);
-            families(&mut settings.authz_headers, &headers.authz);
+            set_families(&mut settings.rls_headers, &headers.rls);
+            set_families(&mut settings.authz_headers, &headers.authz);
         }
     }
     if let Some(written) = file.server.get().and_then(|server| server.bounds.get()) {
         settings.bounds = bounds(written, problems);
     }
     if let Some(fastapi) = file.fastapi.get() {
-        problems.warn(&fastapi.location, "which has no effect here: trust in addresses is set by authz.trusted_hops");
+        problems.warn(&fastapi.location, "which has no effect here; authz.trusted_hops selects the proxies to trust");
     }
     settings.log = log(file);
     if let Some(written) = file.authz.get() {
@@ -50,15 +50,15 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
     settings
 }
 
-/// The admin port, which must not tell everybody about identities.
-fn admin(settings: &mut Settings, server: &schema::Server, problems: &mut Problems) {
+/// Sets the admin port. It must not reveal identities to other machines without a token.
+fn set_admin(settings: &mut Settings, server: &schema::Server, problems: &mut Problems) {
     if let Some(token) = server.admin_token.get() {
         match token.0.chars().count() {
             0 => problems.refuse(&token.location, "expected at least one character"),
             _ if token.0.trim() != token.0
                 || token.0.chars().any(|letter| !letter.is_ascii_graphic() && letter != ' ') =>
             {
-                problems.refuse(&token.location, "expected ASCII without spaces around it: it is shown in a header");
+                problems.refuse(&token.location, "expected ASCII without surrounding spaces: it is sent in a header");
             }
             1..16 => problems.warn(&token.location, "shorter than 16 characters: it can be guessed"),
             _ => {}
@@ -71,15 +71,18 @@ fn admin(settings: &mut Settings, server: &schema::Server, problems: &mut Proble
     let Some(listen) = &written.0 else { return };
     let zero = matches!(listen, Listen::Tcp(address) if address.port() == 0);
     if !zero && [&settings.grpc, &settings.http].contains(&listen) {
-        problems.refuse(&written.location, "expected another address than server.grpc and server.http have");
+        problems
+            .refuse(&written.location, "but server.grpc or server.http has the same address; expected another address");
     }
     let open = matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
     if open && server.admin_token.is_absent() {
-        problems.refuse(&written.location, "where others can reach it, expected server.admin_token beside it");
+        problems.refuse(
+            &written.location,
+            "expected server.admin_token too, because other machines can reach this address",
+        );
     }
 }
 
-/// What is logged.
 fn log(file: &schema::File) -> Log {
     let mut log = Log::default();
     if let Some(written) = file.log.get() {
@@ -91,7 +94,7 @@ fn log(file: &schema::File) -> Log {
     log
 }
 
-fn families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {
+fn set_families(families: &mut HeaderFamilies, written: &Field<schema::HeaderFamilies>) {
     let Some(written) = written.get() else { return };
     let set = |family: &mut bool, switch: &Field<Switch>| {
         if let Some(switch) = switch.copied() {
@@ -123,7 +126,7 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
         request_timeout: written.request_timeout.copied().map_or(default.request_timeout, |span| span.0),
         idle_timeout: written.idle_timeout.copied().map_or(default.idle_timeout, |span| span.0),
     };
-    // What one of these lets in, the next must have room for.
+    // Each of these bounds must be at least as large as the one before it.
     let [message, connection, all] = [
         (bounds.message_bytes, "message_bytes", &written.message_bytes.location()),
         (
@@ -133,14 +136,16 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
         ),
         (bounds.unfinished_bytes, "unfinished_bytes", &written.unfinished_bytes.location()),
     ];
-    for ((less, inner, inner_place), (more, outer, outer_place)) in [(message, connection), (connection, all)] {
-        if less <= more {
+    for ((inner, inner_key, inner_location), (outer, outer_key, outer_location)) in
+        [(message, connection), (connection, all)]
+    {
+        if inner <= outer {
             continue;
         }
-        if let Some(location) = outer_place {
-            problems.refuse(location, format!("expected at least {inner}, which is {}", shown_size(less as u64)));
-        } else if let Some(location) = inner_place {
-            problems.refuse(location, format!("expected at most {outer}, which is {}", shown_size(more as u64)));
+        if let Some(location) = outer_location {
+            problems.refuse(location, format!("expected at least {inner_key}, which is {}", shown_size(inner as u64)));
+        } else if let Some(location) = inner_location {
+            problems.refuse(location, format!("expected at most {outer_key}, which is {}", shown_size(outer as u64)));
         }
     }
     bounds
@@ -161,7 +166,7 @@ fn authz(written: &schema::Authz, problems: &mut Problems) -> AuthzSettings {
         if FIXED_ENTRIES.contains(&&*item.name) {
             problems.error(
                 item.location.position,
-                format!("{} is always there, expected another name", item.location.path),
+                format!("{} is a built-in entry, expected another name", item.location.path),
             );
         }
         if let Some(source) = item.value.as_ref().and_then(|source| entry_source(item, source, problems)) {
@@ -176,23 +181,23 @@ fn entry_source(
     written: &schema::EntrySource,
     problems: &mut Problems,
 ) -> Option<EntrySource> {
-    const PLACES: &str = "header, cookie, query, context, metadata or principal";
-    let places: Vec<_> = written.given().into_iter().filter(|(key, _)| key.name != "default").collect();
-    let absent = [&written.header, &written.cookie, &written.query, &written.context, &written.metadata];
-    match places[..] {
+    const PARTS: &str = "header, cookie, query, context, metadata or principal";
+    let parts: Vec<_> = written.given().into_iter().filter(|(key, _)| key.name != "default").collect();
+    let fields = [&written.header, &written.cookie, &written.query, &written.context, &written.metadata];
+    match parts[..] {
         [_] => {}
         [] => {
-            if absent.iter().all(|place| place.is_absent()) && written.principal.is_absent() {
+            if fields.iter().all(|field| field.is_absent()) && written.principal.is_absent() {
                 problems.missing(
                     item.location.position,
                     &item.location.path,
-                    format!("names no location, expected {PLACES}"),
+                    format!("names no part of the request, expected {PARTS}"),
                 );
             }
             return None;
         }
         [(first, _), .., (_, last)] => {
-            problems.refuse(last, format!("expected one location, but {} is given too", first.name));
+            problems.refuse(last, format!("but {} is given too; expected one of them", first.name));
             return None;
         }
     }
@@ -220,7 +225,7 @@ fn entry_source(
     } else {
         let principal = written.principal.get()?;
         if !principal.0 {
-            problems.refuse(&principal.location, "expected true, or another place");
+            problems.refuse(&principal.location, "expected true, or another key");
         }
         RequestPart::Principal
     };
@@ -230,7 +235,7 @@ fn entry_source(
 fn metadata_source(metadata: &Located<String>, problems: &mut Problems) -> Option<RequestPart> {
     let split = metadata.split_once(':').filter(|(namespace, path)| !namespace.is_empty() && !path.is_empty());
     let Some((namespace, path)) = split else {
-        problems.refuse(&metadata.location, "expected \"namespace:path.inside.it\"");
+        problems.refuse(&metadata.location, "expected \"namespace:path.to.value\"");
         return None;
     };
     let path: Vec<String> = path.split('.').map(str::to_owned).collect();
@@ -240,7 +245,7 @@ fn metadata_source(metadata: &Located<String>, problems: &mut Problems) -> Optio
     Some(RequestPart::Metadata { namespace: namespace.to_owned(), path })
 }
 
-/// What holds for the whole process.
+/// Builds the rule book with the settings of the whole process, still without limiters and rules.
 pub(in crate::config) fn book(file: &schema::File, problems: &mut Problems) -> RuleBook {
     let mut book = RuleBook::default();
     let Some(server) = file.server.get() else { return book };

@@ -1,11 +1,11 @@
-//! `${VAR}`, `${VAR:-default}` and `${file:/run/secrets/x}` inside texts.
+//! Expands `${VAR}`, `${VAR:-default}` and `${file:/run/secrets/x}` in texts.
 //!
 //! ```text
-//!   ${VAR}            the variable; unset is an error
-//!   ${VAR:-default}   the default when it is unset or empty; the default may be empty and is taken as it stands
-//!   ${file:path}      what the file holds, without the line break at its end; a relative path starts at the
-//!                     configuration's own directory
-//!   $VAR              as rate-sync has it: the variable where it is set, else the text as it stands
+//!   ${VAR}            the variable; an error if it is unset
+//!   ${VAR:-default}   the default if the variable is unset or empty; the default may be empty and is not expanded
+//!   ${file:path}      the content of a file, without the line break at its end; a relative path starts at the
+//!                     directory of the configuration file
+//!   $VAR              the variable if it is set, else unchanged, as in rate-sync
 //!   $$                a dollar sign
 //! ```
 
@@ -19,14 +19,14 @@ use super::problem::Problems;
 /// The largest file that `${file:...}` reads, in bytes.
 const MAX_INCLUDED_FILE_BYTES: u64 = 64 * 1024;
 
-/// Looks a variable up.
+/// Looks up an environment variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Expands the texts and keys of a tree. Numbers stay texts until the schema wants a number.
+/// Expands the texts and keys of a tree. The result is always a text; the schema parses numbers.
 ///
-/// What stands around a variable may be half a secret, so errors never quote it.
+/// Errors never quote the text, which may be part of a secret.
 pub fn expand(node: &mut TreeNode, directory: &Path, variables: Variables<'_>, disk: &Disk, problems: &mut Problems) {
-    Expansion { directory, variables, disk, problems }.node(node, "");
+    Expansion { directory, variables, disk, problems }.expand_node(node, "");
 }
 
 struct Expansion<'a> {
@@ -37,10 +37,10 @@ struct Expansion<'a> {
 }
 
 impl Expansion<'_> {
-    fn node(&mut self, node: &mut TreeNode, path: &str) {
+    fn expand_node(&mut self, node: &mut TreeNode, path: &str) {
         let position = node.position;
         match &mut node.value {
-            Value::Text(WrittenText { text, written }) if text.contains('$') => match self.text(text) {
+            Value::Text(WrittenText { text, written }) if text.contains('$') => match self.expand_text(text) {
                 Ok(expanded) => {
                     if expanded != *text {
                         *written = Some(std::mem::replace(text, expanded));
@@ -48,18 +48,18 @@ impl Expansion<'_> {
                 }
                 Err(reason) => {
                     self.problems.error(position, format!("{path} {reason}"));
-                    node.value = Value::Lost;
+                    node.value = Value::Unexpanded;
                 }
             },
             Value::List(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
-                    self.node(item, &format!("{path}[{index}]"));
+                    self.expand_node(item, &format!("{path}[{index}]"));
                 }
             }
             Value::Table(entries) => {
                 for (key, value) in entries.iter_mut() {
                     if key.text.contains("${") {
-                        match self.text(&key.text) {
+                        match self.expand_text(&key.text) {
                             Ok(expanded) => key.text = expanded,
                             Err(reason) => {
                                 let table = if path.is_empty() { "the file" } else { path };
@@ -67,15 +67,15 @@ impl Expansion<'_> {
                             }
                         }
                     }
-                    self.node(value, &join(path, &key.text));
+                    self.expand_node(value, &join(path, &key.text));
                 }
             }
             _ => {}
         }
     }
 
-    /// The text expanded, or the end of a sentence about it.
-    fn text(&self, text: &str) -> Result<String, String> {
+    /// Expands a text. An error continues the sentence that begins with the path of the key.
+    fn expand_text(&self, text: &str) -> Result<String, String> {
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(index) = rest.find('$') {
@@ -88,7 +88,7 @@ impl Expansion<'_> {
                 let Some(end) = braced.find('}') else {
                     return Err("has a \"${\" that is not closed; write $$ for a dollar sign".to_owned());
                 };
-                expanded.push_str(&self.braced(&braced[..end])?);
+                expanded.push_str(&self.expand_braced(&braced[..end])?);
                 rest = &braced[end + 1..];
             } else {
                 let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -105,9 +105,9 @@ impl Expansion<'_> {
         Ok(expanded)
     }
 
-    fn braced(&self, inside: &str) -> Result<String, String> {
+    fn expand_braced(&self, inside: &str) -> Result<String, String> {
         if let Some(path) = inside.strip_prefix("file:") {
-            return self.file(path);
+            return self.read_file(path);
         }
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
@@ -129,7 +129,7 @@ impl Expansion<'_> {
         }
     }
 
-    fn file(&self, path: &str) -> Result<String, String> {
+    fn read_file(&self, path: &str) -> Result<String, String> {
         let full = self.directory.join(path);
         let unreadable = |error: io::Error| format!("needs the file {path}, which cannot be read: {error}");
         let bytes = self.disk.read(&full, MAX_INCLUDED_FILE_BYTES).map_err(unreadable)?;
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_never_ends_is_refused() {
+    fn an_endless_file_is_refused() {
         let mut problems = Problems::default();
         let expansion = Expansion {
             directory: Path::new("."),
@@ -159,7 +159,7 @@ mod tests {
             disk: &Disk::default(),
             problems: &mut problems,
         };
-        let refused = expansion.text("${file:/dev/zero}").expect_err("it never ends");
+        let refused = expansion.expand_text("${file:/dev/zero}").expect_err("it never ends");
         assert_eq!(refused, "needs the file /dev/zero, which is larger than 64 KiB");
     }
 }

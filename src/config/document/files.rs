@@ -1,4 +1,4 @@
-//! Which files are read, and how several become one.
+//! Finds the configuration files, reads them and merges them into one tree.
 
 use std::path::{Path, PathBuf};
 
@@ -10,37 +10,38 @@ use super::toml;
 #[cfg(feature = "server")]
 use super::yaml;
 
-/// The variable that names the configuration when the command line does not.
+/// The environment variable that names the configuration, unless the command line does.
 pub const CONFIG_VARIABLE: &str = "TOLLGATE_CONFIG";
 
-/// The endings that are read.
-const ENDINGS: [&str; 3] = ["toml", "yaml", "yml"];
+/// The extensions of configuration files.
+const EXTENSIONS: [&str; 3] = ["toml", "yaml", "yml"];
 
-/// The directory that is looked in last.
-const SYSTEM: &str = "/etc/tollgate";
+/// The last directory to search.
+const SYSTEM_DIRECTORY: &str = "/etc/tollgate";
 
-/// Tables that several files may each hold a part of. Everything else is given once.
-const SHARED: [&str; 9] =
+/// Tables whose keys may be spread over several files. Any other key may be defined only once.
+const MERGED_TABLES: [&str; 9] =
     ["server", "server.headers", "server.bounds", "stores", "limiters", "domains", "authz", "authz.entries", "fastapi"];
 
 /// The text of one file.
 #[derive(Clone, Debug)]
 pub struct SourceText {
-    /// Its name, as errors show it.
+    /// The file name, as errors show it. Its extension selects TOML or YAML.
     pub name: String,
-    /// What it holds. The ending of its name says whether it is TOML or YAML.
+    /// The content.
     pub text: String,
 }
 
-/// Where a configuration is looked for when none is named, in this order.
+/// The paths to search, in order, for a configuration that is not named.
 pub fn search_paths() -> Vec<PathBuf> {
     let stems = ["tollgate", "config/tollgate"];
-    let files =
-        stems.iter().flat_map(|stem| ENDINGS.iter().map(move |ending| PathBuf::from(format!("./{stem}.{ending}"))));
-    files.chain([PathBuf::from(SYSTEM)]).collect()
+    let files = stems
+        .iter()
+        .flat_map(|stem| EXTENSIONS.iter().map(move |extension| PathBuf::from(format!("./{stem}.{extension}"))));
+    files.chain([PathBuf::from(SYSTEM_DIRECTORY)]).collect()
 }
 
-/// The configuration to read: the one named, or the first found. None when none is named and none is there.
+/// Returns the path of the configuration: the one named, or else the first that exists. None if there is neither.
 pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<PathBuf>, Errors> {
     if let Some(path) = named {
         return Ok(Some(path.to_owned()));
@@ -51,14 +52,14 @@ pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<Pat
         }
         return Ok(Some(path.into()));
     }
-    let there = |path: &PathBuf| match path.as_path() == Path::new(SYSTEM) {
+    let exists = |path: &PathBuf| match path.as_path() == Path::new(SYSTEM_DIRECTORY) {
         true => files_of(path).is_ok_and(|files| !files.is_empty()),
         false => path.exists(),
     };
-    Ok(search_paths().into_iter().find(there))
+    Ok(search_paths().into_iter().find(exists))
 }
 
-/// Reads a file, or the files of a directory in the order of their names.
+/// Reads a file, or the files of a directory in name order.
 pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
     disk.record_directory(path);
     let refuse = |path: &Path, text: String| Errors::one(path.display().to_string(), text);
@@ -77,7 +78,7 @@ pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
     };
     let mut sources = Vec::with_capacity(files.len());
     for file in files {
-        if !has_ending(&file) {
+        if !has_config_extension(&file) {
             return Err(refuse(&file, "expected a name that ends in .toml, .yaml or .yml".to_owned()));
         }
         let bytes = disk.read(&file, u64::MAX).map_err(|error| refuse(&file, format!("cannot be read: {error}")))?;
@@ -90,9 +91,9 @@ pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
     Ok(sources)
 }
 
-/// Whether a directory's file of this name is read.
-pub fn has_ending(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+/// Whether this is the name of a configuration file.
+pub fn has_config_extension(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
 }
 
 fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -100,7 +101,7 @@ fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if !hidden && has_ending(&path) && path.is_file() {
+        if !hidden && has_config_extension(&path) && path.is_file() {
             files.push(path);
         }
     }
@@ -108,20 +109,20 @@ fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The files as one tree, their variables expanded.
-pub fn tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> TreeNode {
-    let mut whole = Vec::new();
+/// Parses the files, expands their variables and merges them into one tree.
+pub fn merged_tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> TreeNode {
+    let mut merged = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let file = u16::try_from(number).unwrap_or(u16::MAX);
-        // A mark of byte order is no part of the text.
+        // A byte order mark is not part of the text.
         let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
         let mut node = parse(&source.name, text, file, problems);
         let directory = Path::new(&source.name).parent().unwrap_or(Path::new(""));
         expand(&mut node, directory, variables, disk, problems);
         match node.value {
-            Value::Table(entries) => merge(&mut whole, entries, "", problems),
+            Value::Table(entries) => merge(&mut merged, entries, "", problems),
             Value::Null => {}
-            // Its text may be `password:secret` without the space that makes it a table.
+            // The text is not shown: it may be `password:secret`, a table without the space after the colon.
             Value::Text(_) => {
                 problems.error(node.position, "the file is a text, expected a table such as \"limiters\"")
             }
@@ -130,10 +131,10 @@ pub fn tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, probl
             }
         }
     }
-    TreeNode { value: Value::Table(whole), position: Position { file: 0, line: 0 } }
+    TreeNode { value: Value::Table(merged), position: Position { file: 0, line: 0 } }
 }
 
-/// Parses a file in the format that its name ends in.
+/// Parses a file in the format of its extension.
 fn parse(name: &str, text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     if name.ends_with(".toml") {
         return toml::parse(text, file, problems);
@@ -143,7 +144,7 @@ fn parse(name: &str, text: &str, file: u16, problems: &mut Problems) -> TreeNode
     #[cfg(not(feature = "server"))]
     {
         let position = Position { file, line: 0 };
-        problems.tear(
+        problems.syntax_error(
             position,
             "is YAML, which this build cannot read; write TOML, or build tollgate with the cargo feature \"server\"",
         );
@@ -159,7 +160,7 @@ fn merge(into: &mut Vec<(Key, TreeNode)>, from: Vec<(Key, TreeNode)>, path: &str
             continue;
         };
         match (&mut first.value, node.value) {
-            (Value::Table(first), Value::Table(more)) if SHARED.contains(&&*path) => {
+            (Value::Table(first), Value::Table(more)) if MERGED_TABLES.contains(&&*path) => {
                 merge(first, more, &path, problems)
             }
             (Value::List(first), Value::List(more)) if path == "rules" => first.extend(more),

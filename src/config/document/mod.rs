@@ -1,4 +1,4 @@
-//! Reads files in TOML or YAML as one tree of values, each with its line. YAML needs the feature `server`.
+//! Reads TOML and YAML files into one tree of values with line numbers. YAML needs the feature `server`.
 
 pub(super) mod disk;
 pub(super) mod expand;

@@ -1,34 +1,32 @@
-//! A configuration file as a tree in which every key and every value knows its place.
-//!
-//! TOML and YAML both become this tree; from here on nobody asks which of them it was.
+//! A tree of keys and values with their positions, the same for TOML and YAML.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A place in one of the files read: what an error points at.
+/// A line of a file, for errors.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Position {
-    /// The place of the file among those read.
+    /// The index of the file among those that were read.
     pub file: u16,
     /// The line, counted from one.
     pub line: u32,
 }
 
-/// A value and where it stands.
+/// A value with its position.
 #[derive(Clone, Debug)]
 pub struct TreeNode {
-    /// What is there.
+    /// The value.
     pub value: Value,
-    /// Where.
+    /// Its position.
     pub position: Position,
 }
 
-/// A value as both formats have it.
+/// A value of either format.
 #[derive(Clone, Debug)]
 pub enum Value {
-    /// YAML's `null`, `~` and nothing.
+    /// `null`, `~` or nothing in YAML.
     Null,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A number.
     Number(WrittenNumber),
@@ -36,27 +34,27 @@ pub enum Value {
     Text(WrittenText),
     /// A list.
     List(Vec<TreeNode>),
-    /// A table, in the order of the file, each key once.
+    /// A table in the order of the file. Keys are unique.
     Table(Vec<(Key, TreeNode)>),
-    /// Something of one format that no setting takes: a date, a tagged value.
+    /// A value of a type that no setting has, such as a date or a tagged value, as written.
     Other(String),
-    /// A text whose variables could not be expanded, which was told already.
-    Lost,
+    /// A text whose variables could not be expanded, which was reported.
+    Unexpanded,
 }
 
-/// A number as written.
+/// A number.
 #[derive(Clone, Debug)]
 pub struct WrittenNumber {
-    /// How the file has it.
+    /// The number as the file writes it.
     pub written: String,
-    /// Its value when it is whole and fits.
+    /// The value, if it is an integer that fits.
     pub whole: Option<i128>,
-    /// Its value, perhaps rounded.
+    /// The value, rounded if necessary.
     pub float: f64,
 }
 
 impl WrittenNumber {
-    /// Reads the digits of both formats: signs, `_` between digits, `0x`, `0o`, `0b`, fractions and exponents.
+    /// Parses a number of either format: signs, `_` between digits, `0x`, `0o`, `0b`, fractions and exponents.
     pub fn parse(written: &str) -> Option<Self> {
         let plain = written.replace('_', "");
         let (negative, digits) = match plain.strip_prefix(['+', '-']) {
@@ -84,26 +82,26 @@ impl WrittenNumber {
     }
 }
 
-/// A text, with how it was written where a variable was expanded in it.
+/// A text, before and after its variables were expanded.
 #[derive(Clone, Debug)]
 pub struct WrittenText {
-    /// The text that counts.
+    /// The expanded text.
     pub text: String,
-    /// The text before its variables were expanded, when it had any. What came out of the environment may be a
-    /// secret, so errors show this one.
+    /// The text before expansion, if it had variables. Errors show this one, because the value of a variable may be a
+    /// secret.
     pub written: Option<String>,
 }
 
 /// A key of a table.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Its text.
+    /// Its name.
     pub text: String,
-    /// Where.
+    /// Its position.
     pub position: Position,
 }
 
-/// Shows a value the way an error does: short, without the credentials of a URL, and never what came out of a variable.
+/// Formats a value for an error: shortened, without the credentials of a URL, and without the values of variables.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -120,38 +118,38 @@ impl fmt::Display for Value {
             Value::List(_) => f.write_str("a list"),
             Value::Table(_) => f.write_str("a table"),
             Value::Other(written) => f.write_str(written),
-            Value::Lost => f.write_str("lost"),
+            Value::Unexpanded => f.write_str("a text that cannot be expanded"),
         }
     }
 }
 
-/// What stands where a secret was.
+/// The replacement for a secret.
 pub const MASK: &str = "***";
 
-/// A text without the credentials and options of the URL that it may be: `redis://***@host:6379/0`. Where it cannot be
-/// told what is a credential, as when the `@` was forgotten, only the scheme stays.
+/// Masks the credentials and options if a text is a URL: `redis://***@host:6379/0`. Only the scheme remains if the
+/// credentials cannot be identified, for example if the `@` was forgotten.
 pub fn masked(text: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
-    let (credentials, place) = match rest.rsplit_once('@') {
-        Some((credentials, place)) => (Some(credentials), place),
+    let (credentials, address) = match rest.rsplit_once('@') {
+        Some((credentials, address)) => (Some(credentials), address),
         None => (None, rest),
     };
-    let (place, options) = match place.split_once('?') {
-        Some((place, _)) => (place, "?***"),
-        None => (place, ""),
+    let (address, options) = match address.split_once('?') {
+        Some((address, _)) => (address, "?***"),
+        None => (address, ""),
     };
-    // A question mark before the at sign: one of them is part of a password.
-    if credentials.is_some_and(|credentials| credentials.contains('?')) || !is_place(place) {
+    // With a question mark before the at sign, one of them is part of a password.
+    if credentials.is_some_and(|credentials| credentials.contains('?')) || !is_plain_address(address) {
         return format!("{scheme}://{MASK}").into();
     }
     let credentials = if credentials.is_some() { "***@" } else { "" };
-    format!("{scheme}://{credentials}{place}{options}").into()
+    format!("{scheme}://{credentials}{address}{options}").into()
 }
 
-/// Whether this is plainly `host`, `host:6379`, `[::1]:6379`, several of them, or none, before a plain path.
-fn is_place(place: &str) -> bool {
+/// Whether this is a list, perhaps empty, of `host`, `host:6379` or `[::1]:6379`, followed by a path, and nothing else.
+fn is_plain_address(address: &str) -> bool {
     let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+    let (hosts, path) = address.split_once('/').unwrap_or((address, ""));
     let host = |host: &str| {
         let end = host.find(']').map_or(0, |end| end + 1);
         let (host, port) = match host[end..].split_once(':') {

@@ -1,16 +1,15 @@
-//! What is wrong with a configuration: everything at once, each with its location.
+//! Errors and warnings of a configuration, each with its location.
 
 use std::fmt;
 
 use super::node::Position;
 
-/// One thing that is wrong, or worth a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected
-/// more than zero`.
+/// An error or a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected more than zero`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, as it was named.
+    /// The name of the file.
     pub file: String,
-    /// The line, counted from one. None when the whole file is meant.
+    /// The line, counted from one. None if the problem is of the whole file.
     pub line: Option<u32>,
     /// The path inside the file, the value, what was expected, and what to do.
     pub text: String,
@@ -25,12 +24,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a configuration, in the order of its files and lines. Never empty.
+/// All errors of a configuration, in the order of its files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Errors(pub(in crate::config) Vec<Problem>);
 
 impl Errors {
-    /// Each of them.
+    /// Iterates over the errors.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -60,15 +59,15 @@ pub struct Problems {
     files: Vec<String>,
     errors: Vec<(Position, String)>,
     warnings: Vec<(Position, String)>,
-    /// Where a file could not be read as its format: nearby, and about what is absent, there is nothing to say.
-    torn: Vec<Position>,
-    /// Lines of which an error before them has told: from here to this line of the same file.
-    lost: Vec<(Position, u32)>,
-    /// Paths that a misspelt key was meant for: they are not missing as well.
-    excused: Vec<String>,
+    /// Syntax errors. Further errors on their lines are dropped, and nothing is reported as missing.
+    syntax_errors: Vec<Position>,
+    /// Ranges of lines whose errors are dropped: the first line and the number of the last.
+    ignored_lines: Vec<(Position, u32)>,
+    /// The paths that misspelt keys were probably meant for. They are not reported as missing.
+    misspelt: Vec<String>,
 }
 
-/// Where a value stands and what it is called: the beginning of every error about it.
+/// The path, text and position of a value. Every error about the value begins with them.
 #[derive(Clone, Debug, Default)]
 pub struct Location {
     /// The path inside the configuration.
@@ -80,89 +79,89 @@ pub struct Location {
 }
 
 impl Problems {
-    /// Problems of these files.
+    /// Collects the problems of these files.
     pub fn of(files: Vec<String>) -> Self {
         Self { files, ..Self::default() }
     }
 
-    /// Whether any file is read.
+    /// Whether the configuration has files.
     pub fn has_files(&self) -> bool {
         !self.files.is_empty()
     }
 
-    /// The name of the file and the line: `a.toml:3`.
+    /// Formats a position: `a.toml:3`.
     pub fn locate(&self, position: Position) -> String {
         format!("{}:{}", self.file(position), position.line)
     }
 
-    /// Something that is wrong.
+    /// Reports an error.
     pub fn error(&mut self, position: Position, text: impl Into<String>) {
         self.errors.push((position, text.into()));
     }
 
-    /// A value that cannot be: the path and the value come before `reason`.
+    /// Reports an invalid value. The path and the value are put before `reason`.
     pub fn refuse(&mut self, location: &Location, reason: impl fmt::Display) {
         self.error(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
-    /// A value that works and is worth a word.
+    /// Reports a warning about a value. The path and the value are put before `reason`.
     pub fn warn(&mut self, location: &Location, reason: impl fmt::Display) {
-        self.note(location.position, format!("{} is {}, {reason}", location.path, location.shown));
+        self.warning(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
-    /// Something that works and is worth a word.
-    pub fn note(&mut self, position: Position, text: impl Into<String>) {
+    /// Reports a warning.
+    pub fn warning(&mut self, position: Position, text: impl Into<String>) {
         self.warnings.push((position, text.into()));
     }
 
-    /// A file that is not well formed here, so that part of it may be lost.
-    pub fn tear(&mut self, position: Position, text: impl Into<String>) {
-        self.torn.push(position);
+    /// Reports a syntax error. Part of the file may be absent from the tree.
+    pub fn syntax_error(&mut self, position: Position, text: impl Into<String>) {
+        self.syntax_errors.push(position);
         self.error(position, text);
     }
 
-    /// Lines, to `last`, that an error before them makes unreadable: what seems wrong with them is not worth a word.
-    pub fn lose(&mut self, first: Position, last: u32) {
-        self.lost.push((first, last));
+    /// Drops all errors from line `first` to line `last`, which are consequences of an error before them.
+    pub fn ignore_lines(&mut self, first: Position, last: u32) {
+        self.ignored_lines.push((first, last));
     }
 
-    /// Something that is not there. Where part of a file was lost, or a key is misspelt, it may well have been.
+    /// Reports a missing key, unless a syntax error or a misspelt key may be the reason.
     pub fn missing(&mut self, position: Position, path: &str, text: impl fmt::Display) {
-        let excused =
-            |excused: &String| excused.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
-        if !self.is_torn() && !self.excused.iter().any(excused) {
+        let is_misspelt =
+            |meant: &String| meant.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
+        if !self.has_syntax_errors() && !self.misspelt.iter().any(is_misspelt) {
             self.error(position, format!("{path} {text}"));
         }
     }
 
-    /// A misspelt key was meant for this path.
-    pub fn excuse(&mut self, path: String) {
-        self.excused.push(path);
+    /// Records the path that a misspelt key was probably meant for.
+    pub fn record_misspelt(&mut self, path: String) {
+        self.misspelt.push(path);
     }
 
-    /// Whether part of a file was lost, so that a name may be defined all the same.
-    pub fn is_torn(&self) -> bool {
-        !self.torn.is_empty()
+    /// Whether a file has a syntax error, so that a name may be defined in a part that was not read.
+    pub fn has_syntax_errors(&self) -> bool {
+        !self.syntax_errors.is_empty()
     }
 
-    /// The warnings, or all errors.
+    /// Returns the warnings, or all errors if there are any.
     pub fn finish(mut self) -> Result<Vec<Problem>, Errors> {
         if self.errors.is_empty() {
             let warnings = std::mem::take(&mut self.warnings);
             return Ok(self.sorted(warnings));
         }
         let mut errors = std::mem::take(&mut self.errors);
-        let torn = std::mem::take(&mut self.torn);
-        // What a torn line made of itself is not worth a second error.
-        let mut seen = Vec::new();
-        let lost = std::mem::take(&mut self.lost);
+        let syntax_errors = std::mem::take(&mut self.syntax_errors);
+        let ignored_lines = std::mem::take(&mut self.ignored_lines);
         errors.retain(|(position, _)| {
-            !lost
+            !ignored_lines
                 .iter()
                 .any(|(first, last)| position.file == first.file && (first.line..=*last).contains(&position.line))
         });
+        // A line with a syntax error keeps only its first error.
+        let mut seen = Vec::new();
         errors.retain(|(position, _)| {
-            !torn.contains(position)
+            !syntax_errors.contains(position)
                 || !seen.contains(position) && {
                     seen.push(*position);
                     true
@@ -171,10 +170,10 @@ impl Problems {
         Err(Errors(self.sorted(errors)))
     }
 
-    fn sorted(&self, mut found: Vec<(Position, String)>) -> Vec<Problem> {
-        found.sort_by_key(|(position, _)| *position);
-        found.dedup();
-        found
+    fn sorted(&self, mut problems: Vec<(Position, String)>) -> Vec<Problem> {
+        problems.sort_by_key(|(position, _)| *position);
+        problems.dedup();
+        problems
             .into_iter()
             .map(|(position, text)| Problem {
                 file: self.file(position).to_owned(),
@@ -189,16 +188,16 @@ impl Problems {
     }
 }
 
-/// The name nearest to what was written, if any is near enough to be meant.
+/// Returns the name most similar to `written`, if it is similar enough for a suggestion.
 pub fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let written = written.to_lowercase();
-    let near = |name: &&str| strsim::damerau_levenshtein(&written, &name.to_lowercase());
-    let nearest = names.into_iter().min_by_key(near)?;
+    let distance = |name: &&str| strsim::damerau_levenshtein(&written, &name.to_lowercase());
+    let nearest = names.into_iter().min_by_key(distance)?;
     let allowed = (nearest.chars().count() / 3).clamp(1, 4);
-    (near(&nearest) <= allowed).then_some(nearest)
+    (distance(&nearest) <= allowed).then_some(nearest)
 }
 
-/// The end of an error about an unknown name: the nearest one, or else all of them when they are few.
+/// Returns the end of an error about an unknown name: the nearest name, or else all names if they are few.
 pub fn remedy<'a>(written: &str, names: impl IntoIterator<Item = &'a str> + Clone, kind: &str) -> String {
     match nearest(written, names.clone()) {
         Some(name) => format!("; did you mean {name:?}?"),

@@ -1,4 +1,4 @@
-//! TOML as a tree of places. All syntax errors of a file are told, not just the first.
+//! Parses TOML. Reports all syntax errors of a file, not only the first.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use ::toml::de::{DeString, DeTable, DeValue};
 use super::node::{Key, Position, TreeNode, Value, WrittenNumber, WrittenText};
 use super::problem::Problems;
 
-/// The tree of a file; what could be read of it where it is not well formed.
+/// Parses a file. Parts with syntax errors are absent from the tree.
 pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     let toml = TomlText { text, file, lines: lines(text) };
     let (table, errors) = DeTable::parse_recoverable(text);
@@ -22,19 +22,19 @@ pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
         let position = toml.position(&span);
         if message == "duplicate key" {
             let key = toml.text.get(span.clone()).unwrap_or("a key");
-            let first = toml.first(&root, key, span.start);
+            let first = toml.first_definition(&root, key, span.start);
             let (path, first) = first.unwrap_or_else(|| (key.to_owned(), position));
             problems.error(position, format!("{path} is given twice; the first is at line {}", first.line));
-        } else if toml.opens_table(position.line) {
-            // Nothing is wrong with this line: it was read as part of what stands before it, as is all that follows.
-            problems.tear(position, "not valid TOML: a [ or { above is not closed where this table begins");
-            problems.lose(Position { line: position.line + 1, ..position }, u32::MAX);
+        } else if toml.is_table_header(position.line) {
+            // This line is correct, but the parser took it and all that follows as part of an unclosed value.
+            problems.syntax_error(position, "not valid TOML: a [ or { above is not closed where this table begins");
+            problems.ignore_lines(Position { line: position.line + 1, ..position }, u32::MAX);
             break;
-        } else if last.is_some_and(|last| toml.follows(last, position.line)) {
-            problems.lose(position, position.line);
+        } else if last.is_some_and(|last| toml.continues_value(last, position.line)) {
+            problems.ignore_lines(position, position.line);
             last = Some(position.line);
         } else {
-            problems.tear(position, format!("not valid TOML: {message}"));
+            problems.syntax_error(position, format!("not valid TOML: {message}"));
             last = Some(position.line);
         }
     }
@@ -44,7 +44,7 @@ pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
 struct TomlText<'a> {
     text: &'a str,
     file: u16,
-    /// Where each line begins.
+    /// The offset of each line.
     lines: Vec<usize>,
 }
 
@@ -63,8 +63,8 @@ impl TomlText<'_> {
         self.lines.get(index).and_then(|&begin| self.text[begin..].lines().next()).unwrap_or_default()
     }
 
-    /// Whether this line is the header of a table as it should be.
-    fn opens_table(&self, line: u32) -> bool {
+    /// Whether this line is a valid header of a table.
+    fn is_table_header(&self, line: u32) -> bool {
         let text = self.line(line);
         let text = text.split_once('#').map_or(text, |(text, _)| text).trim();
         let path = match text.strip_prefix("[[") {
@@ -75,11 +75,11 @@ impl TomlText<'_> {
         path.is_some_and(|path| path.split('.').all(|part| !part.is_empty() && part.chars().all(bare)))
     }
 
-    /// Whether this line goes on with a value, and nothing begins between it and an error before it.
-    fn follows(&self, error: u32, line: u32) -> bool {
-        let goes_on = |line: u32| self.line(line).trim_start().starts_with(['{', '}', ']', ',', '#']);
+    /// Whether this line and all lines since the one with an error continue a value.
+    fn continues_value(&self, error: u32, line: u32) -> bool {
+        let continues = |line: u32| self.line(line).trim_start().starts_with(['{', '}', ']', ',', '#']);
         let empty = |line: u32| self.line(line).trim().is_empty();
-        line > error && goes_on(line) && (error + 1..line).all(|between| goes_on(between) || empty(between))
+        line > error && continues(line) && (error + 1..line).all(|between| continues(between) || empty(between))
     }
 
     fn node(&self, value: &Spanned<DeValue<'_>>) -> TreeNode {
@@ -106,26 +106,26 @@ impl TomlText<'_> {
         Value::Table(entries.into_iter().map(|(name, value)| (key(name), self.node(value))).collect())
     }
 
-    /// Where a key that is given twice was given first: under the header it stands under, or else the last one of
-    /// that name before it.
-    fn first(&self, root: &TreeNode, key: &str, index: usize) -> Option<(String, Position)> {
+    /// Returns the path and position of the first definition of a duplicate key: the one under the same header, or else
+    /// the last key of that name before it.
+    fn first_definition(&self, root: &TreeNode, key: &str, index: usize) -> Option<(String, Position)> {
         let name = key.trim_matches(['"', '\'']);
         let line = self.position(&(index..index)).line;
         let mut found = Vec::new();
-        collect(root, "", &mut |path, key| {
+        visit_keys(root, "", &mut |path, key| {
             if key.text == name && key.position.line <= line {
                 found.push((path.to_owned(), key.position));
             }
         });
         let above: Vec<&str> = self.text.lines().take(line as usize).collect();
         let (own, before) = above.split_last()?;
-        if let Some(path) = header(own) {
-            let first = before.iter().position(|line| header(line) == Some(path));
+        if let Some(path) = header_path(own) {
+            let first = before.iter().position(|line| header_path(line) == Some(path));
             let position =
                 first.map(|index| Position { file: self.file, line: u32::try_from(index + 1).unwrap_or(u32::MAX) });
             return Some((path.to_owned(), position?));
         }
-        let table = before.iter().rev().find_map(|line| header(line));
+        let table = before.iter().rev().find_map(|line| header_path(line));
         let expected = table.map_or(name.to_owned(), |table| format!("{table}.{name}"));
         let exact = found.iter().position(|(path, _)| *path == expected);
         let index = exact.or_else(|| found.len().checked_sub(1))?;
@@ -133,24 +133,24 @@ impl TomlText<'_> {
     }
 }
 
-/// The path in a line that opens a table.
-fn header(line: &str) -> Option<&str> {
+/// Returns the path in the header of a table.
+fn header_path(line: &str) -> Option<&str> {
     let (path, _) = line.trim_start().strip_prefix('[')?.split_once(']')?;
     Some(path.trim_start_matches('[').trim())
 }
 
-fn collect(node: &TreeNode, path: &str, each: &mut impl FnMut(&str, &Key)) {
+fn visit_keys(node: &TreeNode, path: &str, each: &mut impl FnMut(&str, &Key)) {
     match &node.value {
         Value::Table(entries) => {
             for (key, value) in entries {
                 let path = super::node::join(path, &key.text);
                 each(&path, key);
-                collect(value, &path, each);
+                visit_keys(value, &path, each);
             }
         }
         Value::List(items) => {
             for (index, item) in items.iter().enumerate() {
-                collect(item, &format!("{path}[{index}]"), each);
+                visit_keys(item, &format!("{path}[{index}]"), each);
             }
         }
         _ => {}

@@ -1,16 +1,16 @@
-//! Hears when what a configuration was read from may have changed.
+//! Watches the files of a configuration for changes.
 //!
-//! Directories are watched, never files: an editor that saves by renaming, and Kubernetes, which swaps the symbolic
-//! link `..data` of a mounted volume, put another file in the place of the one that was read.
+//! Directories are watched instead of files, because editors that save by renaming, and Kubernetes, which swaps the
+//! symbolic link `..data` of a mounted volume, replace the file.
 //!
 //! ```text
 //!   /etc/tollgate/app.toml -> ..data/app.toml          watched: app.toml and ..data in /etc/tollgate,
 //!   /etc/tollgate/..data   -> ..2026_11_21             app.toml in /etc/tollgate/..2026_11_21, and the names
-//!                                                      of these directories in those that they lie in
+//!                                                      of these directories in their parents
 //! ```
 //!
-//! Which directories these are changes with every swap, so a watch is made anew for every reading, before it: what
-//! changes from then on is heard.
+//! A swap changes the directories to watch. So every reading begins with a new watcher, which notices all later
+//! changes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -22,51 +22,51 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout_at};
 
-use super::files::has_ending;
+use super::files::has_config_extension;
 use super::origin::Origin;
 
-/// How long nothing must happen before what happened is one change. A swap of a volume takes a few milliseconds.
+/// Events become one change after this time without another event. A swap of a volume takes a few milliseconds.
 const QUIET_PERIOD: Duration = Duration::from_millis(100);
 
-/// The longest that a change waits for quiet_period, or for a file that is being written to be closed.
+/// The maximum wait for the quiet period, and for the end of a write.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// As many symbolic links as Linux follows on the way to a file.
+/// The maximum number of symbolic links in a path, as in Linux.
 const MAX_SYMLINKS: usize = 40;
 
-/// A watch over what a configuration was read from.
+/// Watches the files of a configuration.
 #[derive(Debug)]
 pub struct ConfigWatcher {
     events: UnboundedReceiver<FileEvent>,
-    /// [`QUIET_PERIOD`], and longer in tests, whose own writing may be held up.
+    /// [`QUIET_PERIOD`]; longer in tests, whose own writes may be slow.
     quiet_period: Duration,
     /// Ends its thread when dropped.
     _watcher: RecommendedWatcher,
 }
 
-/// What happened to a file or directory that matters.
+/// An event of a watched file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FileEvent {
-    /// It is there, gone, or another one.
+    /// It was created, removed or replaced.
     Changed,
-    /// Some of its content was written.
+    /// Part of its content was written.
     Writing(PathBuf),
-    /// It was closed after that.
+    /// It was closed after writing.
     Written(PathBuf),
 }
 
 impl ConfigWatcher {
-    /// Watches from now on.
+    /// Starts to watch the paths of an origin.
     ///
     /// # Errors
     ///
-    /// The system gives no more watches, or a directory that something was read from cannot be watched.
+    /// The system has no more watches, or cannot watch one of the directories.
     pub fn over(origin: &Origin) -> notify::Result<Self> {
         let names = WatchedNames::of(origin);
         let directories: Vec<PathBuf> = names.0.keys().cloned().collect();
         let (sender, events) = mpsc::unbounded_channel();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // An event that was lost may have been any: reading again finds out. Nobody listens to a dropped watch.
+            // A lost event may have been a change. Sending fails only if this watcher was dropped.
             match event {
                 Ok(event) => names.events_of(&event).into_iter().for_each(|event| drop(sender.send(event))),
                 Err(_) => drop(sender.send(FileEvent::Changed)),
@@ -74,23 +74,23 @@ impl ConfigWatcher {
         })?;
         for directory in directories {
             match watcher.watch(&directory, RecursiveMode::NonRecursive) {
-                // What is above a directory, or was there a moment ago, is watched where that is possible.
-                Err(error) if !is_refused(&error) => return Err(error),
+                // Parents may not be readable, and a directory may just have been removed.
+                Err(error) if !is_inaccessible(&error) => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
         Ok(Self { events, quiet_period: QUIET_PERIOD, _watcher: watcher })
     }
 
-    /// Waits for the next change: from the first that happened until nothing happens and no file is half written, or
-    /// for five seconds.
+    /// Waits for the next change. It is complete when no file is being written and no event occurred for
+    /// [`QUIET_PERIOD`], or at the latest after [`MAX_WAIT`].
     pub async fn changed(&mut self) {
         let mut writing = BTreeSet::new();
         self.next_event(&mut writing).await;
-        let latest = Instant::now() + MAX_WAIT;
+        let deadline = Instant::now() + MAX_WAIT;
         loop {
-            let quiet_period = if writing.is_empty() { Instant::now() + self.quiet_period } else { latest };
-            if timeout_at(quiet_period.min(latest), self.next_event(&mut writing)).await.is_err() {
+            let quiet_at = if writing.is_empty() { Instant::now() + self.quiet_period } else { deadline };
+            if timeout_at(quiet_at.min(deadline), self.next_event(&mut writing)).await.is_err() {
                 return;
             }
         }
@@ -101,14 +101,14 @@ impl ConfigWatcher {
             Some(FileEvent::Changed) => {}
             Some(FileEvent::Writing(path)) => drop(writing.insert(path)),
             Some(FileEvent::Written(path)) => drop(writing.remove(&path)),
-            // The watcher's thread has ended, so nothing will be heard.
+            // The watcher's thread has ended, so no event will come.
             None => std::future::pending().await,
         }
     }
 }
 
-/// Whether a directory cannot be watched by anybody in our place: it is gone, or not for us to see.
-fn is_refused(error: &notify::Error) -> bool {
+/// Whether a directory does not exist or is not readable.
+fn is_inaccessible(error: &notify::Error) -> bool {
     match &error.kind {
         notify::ErrorKind::PathNotFound => true,
         notify::ErrorKind::Io(error) => {
@@ -118,31 +118,31 @@ fn is_refused(error: &notify::Error) -> bool {
     }
 }
 
-/// The names that matter, by the directory they are in.
+/// The watched names, by directory.
 #[derive(Debug, Default)]
 struct WatchedNames(BTreeMap<PathBuf, WatchedDirectory>);
 
 #[derive(Debug, Default)]
 struct WatchedDirectory {
     names: BTreeSet<OsString>,
-    /// Every file that has the ending of one matters, whether it was there or not.
-    configurations: bool,
+    /// Whether to watch all configuration files, including new ones.
+    all_configs: bool,
 }
 
 impl WatchedNames {
     fn of(origin: &Origin) -> Self {
         let mut names = Self::default();
         for path in origin.paths() {
-            let real = names.follow(path);
-            if Some(path) == origin.place() && real.is_dir() {
-                names.0.entry(real).or_default().configurations = true;
+            let real = names.add(path);
+            if Some(path) == origin.config_path() && real.is_dir() {
+                names.0.entry(real).or_default().all_configs = true;
             }
         }
         names
     }
 
-    /// Adds each name on the way to a path, through symbolic links, and says where the way ends.
-    fn follow(&mut self, path: &Path) -> PathBuf {
+    /// Adds every name in a path and in the targets of its symbolic links. Returns the resolved path.
+    fn add(&mut self, path: &Path) -> PathBuf {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mut real = PathBuf::new();
         let mut links = 0;
@@ -159,7 +159,7 @@ impl WatchedNames {
                             let parts = target.components().map(|part| part.as_os_str().to_owned());
                             parts.rev().for_each(|part| rest.push_front(part));
                         }
-                        // No link, or nothing there yet.
+                        // Not a symbolic link, or it does not exist yet.
                         Ok(_) | Err(_) => {}
                     }
                 }
@@ -171,19 +171,19 @@ impl WatchedNames {
         real
     }
 
-    /// What an event says about the names that matter.
+    /// Converts an event, for the watched names in it.
     fn events_of(&self, event: &Event) -> Vec<FileEvent> {
         if event.need_rescan() {
             return vec![FileEvent::Changed];
         }
-        let of: fn(&Path) -> FileEvent = match event.kind {
+        let convert: fn(&Path) -> FileEvent = match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => |path| FileEvent::Written(path.to_owned()),
-            // Reading is what we do ourselves.
+            // tollgate itself reads the files.
             EventKind::Access(_) => return Vec::new(),
             EventKind::Modify(ModifyKind::Data(_)) => |path| FileEvent::Writing(path.to_owned()),
             _ => |_| FileEvent::Changed,
         };
-        event.paths.iter().filter(|path| self.is_watched(path)).map(|path| of(path)).collect()
+        event.paths.iter().filter(|path| self.is_watched(path)).map(|path| convert(path)).collect()
     }
 
     fn is_watched(&self, path: &Path) -> bool {
@@ -194,7 +194,7 @@ impl WatchedNames {
 
 impl WatchedDirectory {
     fn includes(&self, name: &OsStr) -> bool {
-        self.names.contains(name) || self.configurations && has_ending(Path::new(name))
+        self.names.contains(name) || self.all_configs && has_config_extension(Path::new(name))
     }
 }
 
@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than quiet_period takes, many times.
+    /// Much longer than the quiet period.
     const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     fn directory() -> TempDir {
@@ -220,8 +220,8 @@ mod tests {
         fs::write(path, text).expect("a file in the test's directory");
     }
 
-    fn origin(place: &Path) -> Origin {
-        let (origin, config) = Origin::read(Some(place));
+    fn origin(path: &Path) -> Origin {
+        let (origin, config) = Origin::read(Some(path));
         config.unwrap_or_else(|errors| panic!("{errors}"));
         origin
     }
@@ -232,21 +232,21 @@ mod tests {
     }
 
     async fn changed(watch: &mut ConfigWatcher) {
-        timeout(TEST_TIMEOUT, watch.changed()).await.expect("the change is heard");
+        timeout(TEST_TIMEOUT, watch.changed()).await.expect("the change is noticed");
     }
 
-    /// Nothing is left to be heard: what happened was one change.
+    /// Whether no events are left, so that all of them were one change.
     fn is_quiet(watch: &ConfigWatcher) -> bool {
         watch.events.is_empty()
     }
 
-    /// A volume as Kubernetes mounts it, with a first version of its files.
+    /// Creates a volume as Kubernetes mounts it, with a first version of its files.
     fn volume(directory: &Path, name: &str) {
         mount(directory, "..first", &[(name, "")]);
         symlink(Path::new("..data").join(name), directory.join(name)).expect("a link");
     }
 
-    /// Puts another version in the place of the one before, as the kubelet does.
+    /// Replaces the version of a volume, as the kubelet does.
     fn mount(directory: &Path, version: &str, files: &[(&str, &str)]) {
         fs::create_dir(directory.join(version)).expect("a directory");
         files.iter().for_each(|(name, text)| write(&directory.join(version).join(name), text));
@@ -261,19 +261,19 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_written_or_replaced_is_one_change() {
         let directory = directory();
-        let place = directory.path().join("tollgate.toml");
-        write(&place, "");
-        let mut watch = watch(&origin(&place));
-        write(&place, "# written");
+        let path = directory.path().join("tollgate.toml");
+        write(&path, "");
+        let mut watch = watch(&origin(&path));
+        write(&path, "# written");
         changed(&mut watch).await;
         assert!(is_quiet(&watch));
         write(&directory.path().join(".tollgate.toml.swp"), "# an editor's own");
-        fs::rename(directory.path().join(".tollgate.toml.swp"), &place).expect("renamed");
+        fs::rename(directory.path().join(".tollgate.toml.swp"), &path).expect("renamed");
         changed(&mut watch).await;
         assert!(is_quiet(&watch));
-        fs::remove_file(&place).expect("removed");
+        fs::remove_file(&path).expect("removed");
         changed(&mut watch).await;
-        write(&place, "# here again");
+        write(&path, "# here again");
         changed(&mut watch).await;
     }
 
@@ -281,9 +281,9 @@ mod tests {
     async fn a_swap_of_a_kubernetes_volume_is_one_change_each_time() {
         let directory = directory();
         volume(directory.path(), "tollgate.toml");
-        let place = directory.path().join("tollgate.toml");
+        let path = directory.path().join("tollgate.toml");
         for version in ["..second", "..third", "..fourth"] {
-            let mut watch = watch(&origin(&place));
+            let mut watch = watch(&origin(&path));
             mount(directory.path(), version, &[("tollgate.toml", "# another")]);
             changed(&mut watch).await;
             assert!(is_quiet(&watch));
@@ -303,13 +303,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_is_replaced_whole_is_a_change() {
+    async fn replacing_a_whole_directory_is_a_change() {
         let around = directory();
-        let place = around.path().join("conf.d");
-        fs::create_dir(&place).expect("a directory");
-        write(&place.join("a.toml"), "");
-        let mut watch = watch(&origin(&place));
-        fs::rename(&place, around.path().join("old")).expect("renamed");
+        let path = around.path().join("conf.d");
+        fs::create_dir(&path).expect("a directory");
+        write(&path.join("a.toml"), "");
+        let mut watch = watch(&origin(&path));
+        fs::rename(&path, around.path().join("old")).expect("renamed");
         changed(&mut watch).await;
     }
 
@@ -317,21 +317,21 @@ mod tests {
     async fn a_secret_in_another_mounted_volume_is_watched() {
         let (directory, secrets) = (directory(), directory());
         volume(secrets.path(), "key");
-        let place = directory.path().join("tollgate.toml");
+        let path = directory.path().join("tollgate.toml");
         let secret = secrets.path().join("key");
         fs::write(secret, "0123456789abcdef").expect("a file in the test's directory");
-        write(&place, &format!("[server]\nsecret = '${{file:{}/key}}'", secrets.path().display()));
-        let mut watch = watch(&origin(&place));
+        write(&path, &format!("[server]\nsecret = '${{file:{}/key}}'", secrets.path().display()));
+        let mut watch = watch(&origin(&path));
         mount(secrets.path(), "..second", &[("key", "fedcba9876543210")]);
         changed(&mut watch).await;
     }
 
     #[tokio::test]
-    async fn a_secret_that_is_not_there_yet_is_waited_for() {
+    async fn the_creation_of_a_missing_secret_is_a_change() {
         let directory = directory();
-        let place = directory.path().join("tollgate.toml");
-        write(&place, "[server]\nsecret = '${file:secrets/key}'");
-        let (origin, config) = Origin::read(Some(&place));
+        let path = directory.path().join("tollgate.toml");
+        write(&path, "[server]\nsecret = '${file:secrets/key}'");
+        let (origin, config) = Origin::read(Some(&path));
         config.expect_err("the secret is missing");
         let mut watch = watch(&origin);
         fs::create_dir(directory.path().join("secrets")).expect("a directory");
@@ -339,31 +339,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_others_write_beside_it_and_our_own_reading_is_not_heard() {
+    async fn other_files_and_reads_are_no_change() {
         let directory = directory();
-        let place = directory.path().join("tollgate.toml");
-        write(&place, "");
-        let origin = origin(&place);
+        let path = directory.path().join("tollgate.toml");
+        write(&path, "");
+        let origin = origin(&path);
         let mut watch = watch(&origin);
         write(&directory.path().join("kept.snapshot"), "counters");
         drop(origin.read_again());
-        fs::remove_file(&place).expect("removed");
+        fs::remove_file(&path).expect("removed");
         // Events come in order.
-        let first = timeout(TEST_TIMEOUT, watch.events.recv()).await.expect("the removal is heard");
+        let first = timeout(TEST_TIMEOUT, watch.events.recv()).await.expect("the removal is noticed");
         assert_eq!(first, Some(FileEvent::Changed));
         assert!(is_quiet(&watch));
     }
 
     #[tokio::test]
-    async fn a_file_that_is_half_written_is_waited_for() {
+    async fn a_change_waits_until_a_file_is_completely_written() {
         let directory = directory();
-        let place = directory.path().join("tollgate.toml");
-        write(&place, "");
-        let mut watch = watch(&origin(&place));
-        let mut file = File::create(&place).expect("it can be written");
+        let path = directory.path().join("tollgate.toml");
+        write(&path, "");
+        let mut watch = watch(&origin(&path));
+        let mut file = File::create(&path).expect("it can be written");
         file.write_all(b"# the first half").expect("written");
-        let heard = watch.events.recv().await;
-        assert_eq!(heard, Some(FileEvent::Writing(place.clone())));
+        let event = watch.events.recv().await;
+        assert_eq!(event, Some(FileEvent::Writing(path.clone())));
         file.write_all(b"# and more").expect("written");
         assert!(timeout(3 * watch.quiet_period, watch.changed()).await.is_err(), "the file is still open");
         file.write_all(b"# and the rest").expect("written");
@@ -373,12 +373,12 @@ mod tests {
     }
 
     #[test]
-    fn links_that_go_round_in_a_ring_end_the_way() {
+    fn a_cycle_of_symbolic_links_ends() {
         let directory = directory();
         symlink("b", directory.path().join("a")).expect("a link");
         symlink("a", directory.path().join("b")).expect("a link");
         let mut names = WatchedNames::default();
-        names.follow(&directory.path().join("a"));
+        names.add(&directory.path().join("a"));
         assert!(names.0[&directory.path().canonicalize().expect("it is there")].names.len() == 2);
     }
 }

@@ -1,7 +1,7 @@
-//! YAML as a tree of places, from the events of a parser that knows them.
+//! Parses YAML into a tree with line numbers.
 //!
-//! Scalars are read by YAML 1.2's core schema: `no` is a text, `017` is seventeen. A key given twice is an error,
-//! aliases are copied within a bound, and a tag is refused, for no setting takes one.
+//! Scalars follow the core schema of YAML 1.2: `no` is a text, `017` is seventeen. Duplicate keys are errors, aliases
+//! are copied up to a bound, and tagged values are refused, because no setting has one.
 
 use std::collections::HashMap;
 
@@ -10,21 +10,21 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use super::node::{Key, Position, TreeNode, Value, WrittenNumber, WrittenText, join};
 use super::problem::Problems;
 
-/// How many values a file may hold, those copied by aliases counted each time.
+/// The maximum number of values in a file. Values that an alias copies count each time.
 const MAX_VALUES: usize = 500_000;
 
-/// How deep lists and tables may stand inside each other.
+/// The maximum depth of nested lists and tables.
 const MAX_DEPTH: usize = 64;
 
-/// The tree of a file; what could be read of it where it is not well formed.
+/// Parses a file. After a syntax error, the tree has only what comes before it.
 pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
-    let mut tree = Tree { file, open: Vec::new(), root: None, anchors: HashMap::new(), nodes: 0, documents: 0 };
+    let mut tree = TreeBuilder { file, open: Vec::new(), root: None, anchors: HashMap::new(), values: 0, documents: 0 };
     for event in Parser::new_from_str(text) {
         let outcome = match event {
-            Ok((event, span)) => tree.take(event, span, problems),
+            Ok((event, span)) => tree.handle_event(event, span, problems),
             Err(error) => {
                 let line = u32::try_from(error.marker().line()).unwrap_or(u32::MAX);
-                problems.tear(Position { file, line }, format!("not valid YAML: {}", error.info()));
+                problems.syntax_error(Position { file, line }, format!("not valid YAML: {}", error.info()));
                 Err(())
             }
         };
@@ -38,17 +38,19 @@ pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     tree.root.unwrap_or(TreeNode { value: Value::Table(Vec::new()), position: Position { file, line: 1 } })
 }
 
-struct Tree {
+struct TreeBuilder {
     file: u16,
-    open: Vec<Open>,
+    open: Vec<OpenCollection>,
     root: Option<TreeNode>,
+    /// The value of each anchor, with the number of values in it.
     anchors: HashMap<usize, (TreeNode, usize)>,
-    nodes: usize,
+    /// The number of values so far.
+    values: usize,
     documents: usize,
 }
 
-/// A list or table that is not closed yet.
-struct Open {
+/// A list or table whose end is not reached yet.
+struct OpenCollection {
     value: Value,
     position: Position,
     anchor: usize,
@@ -58,18 +60,18 @@ struct Open {
     key: Option<Key>,
     /// The line of each key so far.
     keys: HashMap<String, u32>,
-    /// How many values the file had before.
-    nodes: usize,
+    /// The number of values of the file before this one.
+    values_before: usize,
 }
 
-impl Tree {
-    fn take(&mut self, event: Event<'_>, span: Span, problems: &mut Problems) -> Result<(), ()> {
+impl TreeBuilder {
+    fn handle_event(&mut self, event: Event<'_>, span: Span, problems: &mut Problems) -> Result<(), ()> {
         let position = Position { file: self.file, line: u32::try_from(span.start.line()).unwrap_or(u32::MAX) };
         match event {
             Event::DocumentStart(_) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    problems.tear(position, "a second document begins, expected one; use a directory of files");
+                    problems.syntax_error(position, "a second document begins, expected one; use a directory of files");
                     return Err(());
                 }
             }
@@ -78,7 +80,7 @@ impl Tree {
                     Some(tag) => Value::Other(format!("tagged {tag}")),
                     None => scalar(&text, style),
                 };
-                self.grow(1, position, problems)?;
+                self.count_values(1, position, problems)?;
                 let node = TreeNode { value, position };
                 if anchor > 0 {
                     self.anchors.insert(anchor, (node.clone(), 1));
@@ -89,11 +91,11 @@ impl Tree {
             Event::MappingStart(anchor, _) => self.open(Value::Table(Vec::new()), anchor, position, problems)?,
             Event::SequenceEnd | Event::MappingEnd => self.close(problems),
             Event::Alias(anchor) => {
-                let Some((node, nodes)) = self.anchors.get(&anchor).cloned() else {
-                    problems.tear(position, "an alias stands inside what it names");
+                let Some((node, values)) = self.anchors.get(&anchor).cloned() else {
+                    problems.syntax_error(position, "an alias refers to a value that contains it");
                     return Err(());
                 };
-                self.grow(nodes, position, problems)?;
+                self.count_values(values, position, problems)?;
                 self.add(TreeNode { position, ..node }, problems);
             }
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
@@ -101,37 +103,49 @@ impl Tree {
         Ok(())
     }
 
-    fn grow(&mut self, nodes: usize, position: Position, problems: &mut Problems) -> Result<(), ()> {
-        self.nodes = self.nodes.saturating_add(nodes);
-        if self.nodes > MAX_VALUES {
-            problems.tear(position, format!("the file holds more than {MAX_VALUES} values, aliases counted each time"));
+    /// Adds to the number of values, and reports if they are too many.
+    fn count_values(&mut self, added: usize, position: Position, problems: &mut Problems) -> Result<(), ()> {
+        self.values = self.values.saturating_add(added);
+        if self.values > MAX_VALUES {
+            problems.syntax_error(
+                position,
+                format!("the file has more than {MAX_VALUES} values, including copies by aliases"),
+            );
             return Err(());
         }
         Ok(())
     }
 
     fn open(&mut self, value: Value, anchor: usize, position: Position, problems: &mut Problems) -> Result<(), ()> {
-        let nodes = self.nodes;
-        self.grow(1, position, problems)?;
+        let values_before = self.values;
+        self.count_values(1, position, problems)?;
         if self.open.len() == MAX_DEPTH {
-            problems.tear(position, format!("lists and tables stand more than {MAX_DEPTH} deep"));
+            problems.syntax_error(position, format!("lists and tables are nested more than {MAX_DEPTH} deep"));
             return Err(());
         }
         let path = match self.open.last() {
             None => String::new(),
-            Some(Open { path, key: Some(key), .. }) => join(path, &key.text),
-            Some(Open { path, value: Value::List(items), .. }) => format!("{path}[{}]", items.len()),
-            Some(Open { path, .. }) => path.clone(),
+            Some(OpenCollection { path, key: Some(key), .. }) => join(path, &key.text),
+            Some(OpenCollection { path, value: Value::List(items), .. }) => format!("{path}[{}]", items.len()),
+            Some(OpenCollection { path, .. }) => path.clone(),
         };
-        self.open.push(Open { value, position, anchor, path, key: None, keys: HashMap::new(), nodes });
+        self.open.push(OpenCollection {
+            value,
+            position,
+            anchor,
+            path,
+            key: None,
+            keys: HashMap::new(),
+            values_before,
+        });
         Ok(())
     }
 
     fn close(&mut self, problems: &mut Problems) {
-        if let Some(Open { value, position, anchor, nodes, .. }) = self.open.pop() {
+        if let Some(OpenCollection { value, position, anchor, values_before, .. }) = self.open.pop() {
             let node = TreeNode { value, position };
             if anchor > 0 {
-                self.anchors.insert(anchor, (node.clone(), self.nodes - nodes));
+                self.anchors.insert(anchor, (node.clone(), self.values - values_before));
             }
             self.add(node, problems);
         }
@@ -171,7 +185,7 @@ impl Tree {
     }
 }
 
-/// A scalar by the core schema (YAML 1.2.2, section 10.3.2).
+/// Parses a scalar by the core schema (YAML 1.2.2, section 10.3.2).
 fn scalar(text: &str, style: ScalarStyle) -> Value {
     if style == ScalarStyle::Plain {
         match text {

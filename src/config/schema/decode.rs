@@ -17,14 +17,14 @@ pub trait Decode: Sized {
     /// Whether errors must not show the value.
     const SECRET: bool = false;
 
-    /// Reads a value. None if it is invalid, which is reported.
+    /// Decodes a value. None if it is invalid, which is reported.
     fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self>;
 
     /// Adds every key inside the value, each with its path below `path`: `.*` for a name, `[]` for an item.
     fn keys(_path: &str, _keys: &mut Vec<(String, KeyInfo)>) {}
 }
 
-/// A table with known keys.
+/// A table with a fixed set of keys.
 pub trait SchemaTable: Decode {
     /// Its keys.
     const KEYS: &'static [KeyInfo];
@@ -32,13 +32,13 @@ pub trait SchemaTable: Decode {
     /// The keys that are given and valid, with their locations.
     fn given(&self) -> Vec<(&'static KeyInfo, &Location)>;
 
-    /// The given keys that a table of this engine or algorithm does not have.
+    /// The given keys that do not belong to this engine or algorithm.
     fn foreign(&self, kind: &str) -> impl Iterator<Item = (&'static KeyInfo, &Location)> {
         self.given().into_iter().filter(move |(key, _)| !key.belongs_to(kind))
     }
 }
 
-/// A choice of words.
+/// A setting with a fixed set of words.
 pub trait Choice: Decode {
     /// All words, in the order of the documentation.
     const WORDS: &'static [&'static str];
@@ -47,12 +47,12 @@ pub trait Choice: Decode {
     fn word(self) -> &'static str;
 }
 
-/// A value and where it was given.
+/// A value with its location.
 #[derive(Clone, Debug)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Its path, file and line, and how errors show it.
+    /// Its path and position, and its text for errors.
     pub location: Location,
 }
 
@@ -67,12 +67,12 @@ impl<T> Deref for Located<T> {
 /// A key of a table: given, absent, or invalid.
 #[derive(Clone, Debug)]
 pub enum Field<T> {
-    /// It is given and valid.
+    /// Given and valid.
     Given(Located<T>),
-    /// It is not given.
+    /// Not given.
     Absent,
-    /// It is invalid, which was reported.
-    Refused,
+    /// Given and invalid, which was reported.
+    Invalid,
 }
 
 impl<T> Field<T> {
@@ -80,11 +80,11 @@ impl<T> Field<T> {
     pub fn get(&self) -> Option<&Located<T>> {
         match self {
             Field::Given(value) => Some(value),
-            Field::Absent | Field::Refused => None,
+            Field::Absent | Field::Invalid => None,
         }
     }
 
-    /// Whether it is not given, not even with an invalid value.
+    /// Whether it is not given. An invalid value is not absent.
     pub fn is_absent(&self) -> bool {
         matches!(self, Field::Absent)
     }
@@ -102,29 +102,29 @@ impl<T: Copy> Field<T> {
     }
 }
 
-/// Keys whose values errors never show, even in a table that does not have the key.
+/// Keys whose values are never shown in errors, even in tables without such a key.
 const SECRETS: [&str; 3] = ["secret", "url", "password"];
 
-/// Reads one value.
+/// Decodes one value.
 pub fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) -> Field<T> {
     let secret = T::SECRET || SECRETS.iter().any(|key| path.rsplit('.').next() == Some(key));
     let shown = if secret { "\"***\"".to_owned() } else { node.value.to_string() };
-    if matches!(node.value, Value::Lost) {
-        return Field::Refused;
+    if matches!(node.value, Value::Unexpanded) {
+        return Field::Invalid;
     }
     let location = Location { path, shown, position: node.position };
     match T::decode(node, &location, problems) {
         Some(value) => Field::Given(Located { value, location }),
-        None => Field::Refused,
+        None => Field::Invalid,
     }
 }
 
-/// Reads the entries of a table.
+/// Returns the entries of a table. None if the value is not a table, which is reported.
 pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Problems) -> Option<&'a [(Key, TreeNode)]> {
     match &node.value {
         Value::Table(entries) => Some(entries),
         Value::Null => Some(&[]),
-        // The text is not shown: it may be `password:secret` without the space that makes it a table.
+        // The text is not shown: it may be `password:secret`, a table without the space after the colon.
         Value::Text(_) => {
             problems.error(location.position, format!("{} is a text, expected a table", location.path));
             None
@@ -136,7 +136,7 @@ pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Probl
     }
 }
 
-/// Reports the keys that a table does not have.
+/// Reports unknown keys.
 pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[KeyInfo], problems: &mut Problems) {
     let known = known.iter().map(|key| key.name);
     for (key, _) in entries.iter().filter(|(key, _)| !known.clone().any(|known| known == key.text)) {
@@ -145,8 +145,8 @@ pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[Key
         if let Some((end, mark)) = foreign {
             let path = join(&location.path, &key.text[..end]);
             let reason = match mark {
-                ':' => "a colon without a space, expected one after it".to_owned(),
-                mark => format!("{mark:?}, expected a known key; no key has that"),
+                ':' => "a colon, expected a space after it".to_owned(),
+                mark => format!("{mark:?}, which no key contains; expected a known key"),
             };
             problems.error(key.position, format!("{path} is followed by {reason}"));
             continue;
@@ -155,12 +155,12 @@ pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[Key
         let remedy = remedy(&key.text, known.clone(), "known keys");
         problems.error(key.position, format!("{path} is not a known key{remedy}"));
         if let Some(meant) = nearest(&key.text, known.clone()) {
-            problems.excuse(join(&location.path, meant));
+            problems.record_misspelt(join(&location.path, meant));
         }
     }
 }
 
-/// Reads the value of a key; reports a required key that is missing.
+/// Decodes the value of a key. Reports a required key that is missing.
 pub fn key<T: Decode>(
     entries: &[(Key, TreeNode)],
     info: &KeyInfo,
@@ -186,9 +186,9 @@ pub fn key<T: Decode>(
     }
 }
 
-/// Declares a table of the configuration: a struct of [`Field`]s, its decoder and its JSON Schema. What holds for a key
-/// stands before it in brackets, as calls of the builders of [`KeyInfo`]: `[required, restart]`. A key may be named
-/// otherwise than its field: `last as "final"`.
+/// Declares a table of the configuration: a struct of [`Field`]s, its decoder and its JSON Schema. The properties of a
+/// key come before it in brackets, as calls of the builders of [`KeyInfo`]: `[required, restart]`. The name of a key
+/// may differ from its field: `last as "final"`.
 macro_rules! table {
     (
         $(#[doc = $about:literal])*
@@ -231,7 +231,7 @@ macro_rules! table {
                 let entries = $crate::config::schema::decode::entries(node, location, problems)?;
                 let known = <Self as $crate::config::schema::decode::SchemaTable>::KEYS;
                 $crate::config::schema::decode::known_keys(entries, location, known, problems);
-                // The keys stand in the order of the fields.
+                // The keys are in the order of the fields.
                 let mut keys = known.iter();
                 $( let $field = $crate::config::schema::decode::key(entries, keys.next()?, location, problems); )*
                 Some(Self { $($field),* })
@@ -273,7 +273,7 @@ macro_rules! table {
 
 pub(in crate::config) use table;
 
-/// Declares a choice of words.
+/// Declares a setting with a fixed set of words.
 macro_rules! choice {
     (
         $(#[doc = $about:literal])*
@@ -325,7 +325,7 @@ macro_rules! choice {
 
 pub(in crate::config) use choice;
 
-/// Reads one of some words.
+/// Decodes one of a fixed set of words.
 pub fn word(
     node: &TreeNode,
     location: &Location,

@@ -203,7 +203,7 @@ impl Decode for Match {
                 for (index, item) in items.iter().enumerate() {
                     match field(item, format!("{}[{index}]", location.path), problems) {
                         Field::Given(item) => any.push(item),
-                        Field::Absent | Field::Refused => {}
+                        Field::Absent | Field::Invalid => {}
                     }
                 }
                 Some(Match::Any(any))
@@ -213,10 +213,10 @@ impl Decode for Match {
                 known_keys(entries, location, &[NOT], problems);
                 match key::<Match>(entries, &NOT, location, problems) {
                     Field::Given(inner) => Some(Match::Not(Box::new(inner))),
-                    Field::Absent | Field::Refused => None,
+                    Field::Absent | Field::Invalid => None,
                 }
             }
-            Value::Null | Value::Other(_) | Value::Lost => {
+            Value::Null | Value::Other(_) | Value::Unexpanded => {
                 problems.refuse(location, format!("expected {}", Self::expected()));
                 None
             }

@@ -1,4 +1,4 @@
-//! Builds the stores: their settings, and whether they fit their engine and their URL.
+//! Builds the stores, and checks that their keys and URLs suit their engines.
 
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -12,7 +12,7 @@ mod shared;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::configuration::{NamedStore, SnapshotFile};
+use crate::config::configuration::{NamedStore, SnapshotSettings};
 use crate::config::document::problem::Problems;
 use crate::config::schema;
 use crate::config::schema::decode::{Choice, SchemaTable};
@@ -25,7 +25,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(10);
 /// The default time between two snapshots.
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Builds the stores. Without any there is one in this process's memory.
+/// Builds the stores. If the configuration has none, there is one memory store.
 pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<NamedStore> {
     let mut stores: Vec<NamedStore> = Vec::new();
     for item in file.stores.named() {
@@ -35,12 +35,12 @@ pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) ->
                 .filter_map(|store| store.snapshot.as_ref())
                 .any(|snapshot| is_same_path(&snapshot.path, Path::new(&path.value)))
         {
-            problems.refuse(&path.location, "which another store writes its snapshot to");
+            problems.refuse(&path.location, "which is the snapshot of another store; expected another file");
         }
         let mut store = memory(&item.name);
         if let Some(written) = &item.value {
             store.timeout = timeout(written);
-            // A refused store keeps its name and index, so that its limiters are not refused as well.
+            // An invalid store keeps its name and index, so that its limiters do not cause further errors.
             if let Some(config) = config(item, written, problems) {
                 store.config = config;
             }
@@ -78,14 +78,14 @@ fn timeout(store: &schema::Store) -> Duration {
     store.timeout.copied().map_or(DEFAULT_TIMEOUT, |timeout| timeout.0)
 }
 
-/// Whether two paths are equal once they are absolute.
+/// Whether the absolute paths are equal.
 fn is_same_path(a: &Path, b: &Path) -> bool {
     let absolute = |path| std::path::absolute(path).ok();
     a == b || absolute(a).is_some_and(|a| absolute(b) == Some(a))
 }
 
 /// The snapshot of a memory store.
-fn snapshot(store: &schema::Store, problems: &mut Problems) -> Option<SnapshotFile> {
+fn snapshot(store: &schema::Store, problems: &mut Problems) -> Option<SnapshotSettings> {
     let interval = store.snapshot_interval.copied().map_or(DEFAULT_SNAPSHOT_INTERVAL, |interval| interval.0);
     let Some(path) = store.snapshot.get() else {
         if let Some(location) = store.snapshot_interval.location() {
@@ -96,7 +96,7 @@ fn snapshot(store: &schema::Store, problems: &mut Problems) -> Option<SnapshotFi
     if path.value.is_empty() {
         problems.refuse(&path.location, "expected the name of a file");
     }
-    Some(SnapshotFile { path: PathBuf::from(&path.value), interval })
+    Some(SnapshotSettings { path: PathBuf::from(&path.value), interval })
 }
 
 /// The store's settings. None if they are invalid, which is reported.

@@ -8,7 +8,7 @@ use crate::config::schema;
 use crate::config::schema::decode::Field;
 use crate::store::PostgresSettings;
 
-/// The settings of a PostgreSQL store that decisions wait `timeout` for.
+/// Builds the settings of a PostgreSQL store. Decisions wait `timeout` for it.
 pub(super) fn settings(
     store: &schema::Store,
     url: &Url<'_>,
@@ -26,8 +26,8 @@ pub(super) fn settings(
         ca: text(&store.tls_ca).map(Into::into),
         unlogged: store.unlogged.copied().map_or(default.unlogged, |switch| switch.0),
         synchronous_commit: store.synchronous_commit.copied().map_or(default.synchronous_commit, |switch| switch.0),
-        // A connection must not time out before the decision that waits for it. Waiting for a locked row ends sooner,
-        // because other batches wait behind it.
+        // A connection must not time out before the decision that waits for it. The lock timeout is shorter, because
+        // other batches wait behind a locked row.
         response_timeout: default.response_timeout.max(timeout),
         ..default
     };

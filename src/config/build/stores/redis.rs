@@ -11,7 +11,7 @@ use crate::config::schema::values::Hidden;
 use crate::store::{Address, Credentials, Password, RedisSettings, Topology};
 use crate::tls::{ClientCertificate, TlsSettings};
 
-/// The settings of a Redis store that decisions wait `timeout` for. None if they are invalid, which is reported.
+/// Builds the settings of a Redis store. Decisions wait `timeout` for it. None if they are invalid, which is reported.
 pub(super) fn settings(
     store: &schema::Store,
     url: &Url<'_>,
@@ -19,8 +19,8 @@ pub(super) fn settings(
     problems: &mut Problems,
 ) -> Option<RedisSettings> {
     let location = url.location;
-    let read = match redis_url::read(url.text) {
-        Ok(read) => read,
+    let parsed = match redis_url::parse(url.text) {
+        Ok(parsed) => parsed,
         Err(error) => {
             problems.refuse(location, error);
             return None;
@@ -36,17 +36,20 @@ pub(super) fn settings(
             problems.refuse(location, format!("but mode is \"{}\"; it belongs to \"{needed}\"", mode.word()));
         }
     }
-    let sockets = read.addresses.iter().any(|address| matches!(address, Address::Unix(_)));
-    let mut addresses = read.addresses;
+    let sockets = parsed.addresses.iter().any(|address| matches!(address, Address::Unix(_)));
+    let mut addresses = parsed.addresses;
     let topology = match mode {
         schema::RedisMode::Standalone => {
             if addresses.len() > 1 {
-                problems.refuse(location, "names several servers, expected one, or mode = \"sentinel\" or \"cluster\"");
+                problems.refuse(
+                    location,
+                    "which names several servers, expected one, or mode = \"sentinel\" or \"cluster\"",
+                );
             }
             Topology::Standalone(addresses.swap_remove(0))
         }
         _ if sockets => {
-            problems.refuse(location, format!("is a socket, but mode is \"{}\"", mode.word()));
+            problems.refuse(location, format!("which is a socket, but mode is \"{}\"", mode.word()));
             return None;
         }
         schema::RedisMode::Sentinel => Topology::Sentinel {
@@ -61,21 +64,21 @@ pub(super) fn settings(
     };
     let mut settings = RedisSettings::new(topology);
     settings.credentials = Credentials {
-        user: text(&store.username).or(read.user),
-        password: secret(&store.password).or(read.password.map(Password::new)),
+        user: text(&store.username).or(parsed.user),
+        password: secret(&store.password).or(parsed.password.map(Password::new)),
     };
-    settings.tls = tls(store, read.tls, problems);
+    settings.tls = tls(store, parsed.tls, problems);
     if let Some(prefix) = text(&store.key_prefix) {
         settings.key_prefix = prefix;
     }
     let db = store.db.copied().map(|db| u32::try_from(db.0).unwrap_or(u32::MAX));
-    settings.db = db.or(read.db).unwrap_or(0);
+    settings.db = db.or(parsed.db).unwrap_or(0);
     if mode == schema::RedisMode::Cluster && settings.db > 0 {
-        problems.refuse(location, format!("is database {} of a cluster, which has only 0", settings.db));
+        problems.refuse(location, format!("which selects database {}; a cluster has only database 0", settings.db));
     }
     if mode == schema::RedisMode::Cluster && settings.key_prefix.contains('{') {
         let location = store.key_prefix.location().unwrap_or(location);
-        problems.refuse(location, "has a {, which in a cluster selects the hash slot of a key");
+        problems.refuse(location, "expected no {: in a cluster it selects the hash slot of a key");
     }
     if let Some(timeout) = store.socket_connect_timeout.copied() {
         settings.connect_timeout = timeout.0;
@@ -86,10 +89,10 @@ pub(super) fn settings(
 }
 
 /// The TLS settings, if the scheme of the URL is `rediss`.
-fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<TlsSettings> {
+fn tls(store: &schema::Store, enabled: bool, problems: &mut Problems) -> Option<TlsSettings> {
     let path = |field: &Field<String>| field.get().map(|text| text.value.clone().into());
     for (key, location) in store.given() {
-        if !secured && key.name.starts_with("tls_") {
+        if !enabled && key.name.starts_with("tls_") {
             problems.refuse(location, "but the URL does not begin with rediss://, so TLS is not used");
         }
     }
@@ -102,11 +105,11 @@ fn tls(store: &schema::Store, secured: bool, problems: &mut Problems) -> Option<
                 false => (store.tls_key.location(), "tls_certificate"),
             };
             if let Some(location) = given {
-                problems.refuse(location, format!("but there is no {other}: a certificate goes with its key"));
+                problems.refuse(location, format!("but there is no {other}; expected both or neither"));
             }
             None
         }
     };
     let server_name = store.tls_server_name.get().map(|text| text.value.clone());
-    secured.then(|| TlsSettings { ca: path(&store.tls_ca), identity, server_name })
+    enabled.then(|| TlsSettings { ca: path(&store.tls_ca), identity, server_name })
 }

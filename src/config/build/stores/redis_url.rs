@@ -1,4 +1,4 @@
-//! Redis URLs.
+//! Parses Redis URLs.
 
 use percent_encoding::percent_decode_str;
 
@@ -17,18 +17,18 @@ pub(super) struct RedisUrl {
     pub(super) db: Option<u32>,
 }
 
-/// Reads `redis://user:password@host:port,host:port/db`, the same with `rediss://`, or `redis+unix:///path?db=0`.
-/// An error continues the name of the key and quotes nothing of the URL, which may hold a password.
-pub(super) fn read(url: &str) -> Result<RedisUrl, String> {
-    let (scheme, rest) = url.split_once("://").ok_or("is not a URL")?;
+/// Parses `redis://user:password@host:port,host:port/db`, the same with `rediss://`, or `redis+unix:///path?db=0`.
+/// Errors never quote the URL, which may contain a password.
+pub(super) fn parse(url: &str) -> Result<RedisUrl, String> {
+    let (scheme, rest) = url.split_once("://").ok_or("which is not a URL")?;
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let mut read = RedisUrl { tls: scheme == "rediss", ..RedisUrl::default() };
+    let mut parsed = RedisUrl { tls: scheme == "rediss", ..RedisUrl::default() };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
-            Some(("db", db)) => read.db = Some(number(db)?),
-            Some(("user" | "username", user)) => read.user = Some(decoded(user)?),
-            Some(("pass" | "password", password)) => read.password = Some(decoded(password)?),
-            // Options of other clients do not concern the counters.
+            Some(("db", db)) => parsed.db = Some(number(db)?),
+            Some(("user" | "username", user)) => parsed.user = Some(decoded(user)?),
+            Some(("pass" | "password", password)) => parsed.password = Some(decoded(password)?),
+            // Options of other clients are ignored.
             _ => {}
         }
     }
@@ -36,10 +36,10 @@ pub(super) fn read(url: &str) -> Result<RedisUrl, String> {
         if !rest.starts_with('/') {
             return Err("expected three slashes before the path of a socket: redis+unix:///run/redis.sock".to_owned());
         }
-        read.addresses.push(Address::Unix(decoded(rest)?.into()));
-        return Ok(read);
+        parsed.addresses.push(Address::Unix(decoded(rest)?.into()));
+        return Ok(parsed);
     }
-    // A password may hold anything but an @, so the hosts begin at the last one.
+    // A password may contain any character, so the hosts begin after the last @.
     let (authority, path) = match rest.rfind('@') {
         Some(at) => match rest[at..].find('/') {
             Some(slash) => rest.split_at(at + slash),
@@ -48,36 +48,37 @@ pub(super) fn read(url: &str) -> Result<RedisUrl, String> {
         None => rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash)),
     };
     let hosts = match authority.rsplit_once('@') {
-        Some((who, hosts)) => {
-            let (user, password) = who.split_once(':').map_or((who, None), |(user, password)| (user, Some(password)));
-            read.user = Some(decoded(user)?).filter(|user| !user.is_empty()).or(read.user);
-            read.password = password.map(decoded).transpose()?.or(read.password);
+        Some((credentials, hosts)) => {
+            let (user, password) =
+                credentials.split_once(':').map_or((credentials, None), |(user, password)| (user, Some(password)));
+            parsed.user = Some(decoded(user)?).filter(|user| !user.is_empty()).or(parsed.user);
+            parsed.password = password.map(decoded).transpose()?.or(parsed.password);
             hosts
         }
         None => authority,
     };
     let db = path.trim_matches('/');
     if !db.is_empty() {
-        read.db = Some(number(db)?);
+        parsed.db = Some(number(db)?);
     }
-    read.addresses = hosts.split(',').map(address).collect::<Result<_, _>>()?;
-    Ok(read)
+    parsed.addresses = hosts.split(',').map(address).collect::<Result<_, _>>()?;
+    Ok(parsed)
 }
 
 fn address(host: &str) -> Result<Address, String> {
-    // An IPv6 address is in brackets, and nothing but a port comes after them.
+    // An IPv6 address is in brackets. Only a port may follow them.
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').unwrap_or_default(),
         None => host.find(':').map_or((host, ""), |colon| host.split_at(colon)),
     };
     let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
     let (false, Some(port)) = (name.is_empty() || name.contains(['[', ']']), port) else {
-        return Err("names no host, expected one such as \"redis://host:6379/0\"".to_owned());
+        return Err("expected a host, as in \"redis://host:6379/0\"".to_owned());
     };
     let port = match port {
         "" => REDIS_PORT,
         port => match port.parse() {
-            Ok(0) | Err(_) => return Err("has an invalid port, expected 1 to 65535".to_owned()),
+            Ok(0) | Err(_) => return Err("expected a port from 1 to 65535".to_owned()),
             Ok(port) => port,
         },
     };
@@ -85,13 +86,12 @@ fn address(host: &str) -> Result<Address, String> {
 }
 
 fn number(text: &str) -> Result<u32, String> {
-    text.parse()
-        .map_err(|_| "has a database that is not a number, expected one such as \"redis://host:6379/0\"".to_owned())
+    text.parse().map_err(|_| "expected a number as the database, as in \"redis://host:6379/0\"".to_owned())
 }
 
 fn decoded(text: &str) -> Result<String, String> {
     let text = percent_decode_str(text).decode_utf8();
-    text.map(|text| text.into_owned()).map_err(|_| "is not UTF-8 once its percent escapes are decoded".to_owned())
+    text.map(|text| text.into_owned()).map_err(|_| "which is not UTF-8 after percent decoding".to_owned())
 }
 
 #[cfg(test)]
@@ -103,22 +103,22 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_url_says_who_where_and_which() {
-        let read = |url| read(url).expect("it can be read");
-        let whole = read("rediss://me:s%40cret@h.example:1234/3");
-        assert!(whole.tls);
-        assert_eq!((whole.user.as_deref(), whole.password.as_deref(), whole.db), (Some("me"), Some("s@cret"), Some(3)));
-        assert_eq!(whole.addresses, [tcp("h.example", 1234)]);
-        let slash = read("redis://:a/b@c@h");
+    fn a_redis_url_has_credentials_addresses_and_a_database() {
+        let parse = |url| parse(url).expect("it is valid");
+        let full = parse("rediss://me:s%40cret@h.example:1234/3");
+        assert!(full.tls);
+        assert_eq!((full.user.as_deref(), full.password.as_deref(), full.db), (Some("me"), Some("s@cret"), Some(3)));
+        assert_eq!(full.addresses, [tcp("h.example", 1234)]);
+        let slash = parse("redis://:a/b@c@h");
         assert_eq!((slash.user, slash.password.as_deref()), (None, Some("a/b@c")));
-        assert_eq!(read("redis://[::1]:7,b,c:9/").addresses, [tcp("::1", 7), tcp("b", 6379), tcp("c", 9)]);
-        let unix = read("redis+unix:///run/a%20b.sock?db=2&pass=x");
+        assert_eq!(parse("redis://[::1]:7,b,c:9/").addresses, [tcp("::1", 7), tcp("b", 6379), tcp("c", 9)]);
+        let unix = parse("redis+unix:///run/a%20b.sock?db=2&pass=x");
         assert_eq!((unix.db, unix.password.as_deref()), (Some(2), Some("x")));
         assert_eq!(unix.addresses, [Address::Unix("/run/a b.sock".into())]);
     }
 
     #[test]
-    fn a_redis_url_that_cannot_be_read_shows_nothing_of_itself() {
+    fn errors_do_not_quote_the_url() {
         for url in [
             "redis://",
             "redis://hush:hush@",
@@ -131,7 +131,7 @@ mod tests {
             "hush",
             "redis://h,,i",
         ] {
-            let error = read(url).expect_err(url);
+            let error = parse(url).expect_err(url);
             assert!(!error.contains("hush"), "{url}: {error}");
         }
     }

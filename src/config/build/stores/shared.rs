@@ -1,4 +1,4 @@
-//! What all shared stores have: a URL, and the settings of calls and caches.
+//! The URL, and the settings of calls and caches, that all shared stores have.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Url<'a> {
 }
 
 impl<'a> Url<'a> {
-    /// The URL of a store that needs one. None if it is invalid, which is reported.
+    /// Checks the URL of a store. None if it is missing or invalid, which is reported.
     pub(super) fn of(
         item: &Item<schema::Store>,
         store: &'a schema::Store,
@@ -39,7 +39,7 @@ impl<'a> Url<'a> {
     }
 }
 
-/// The settings that all shared stores have. Decisions wait `timeout` for the store.
+/// Builds the settings that all shared stores have. Decisions wait `timeout` for the store.
 pub(super) fn settings(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
     let count = |field: &Field<Count>| field.copied().map(usize::from);
     let default = QueueSettings::default();

@@ -93,7 +93,7 @@ impl<T: Decode> Decode for ByName<T> {
             let node = TreeNode { position: key.position, value: node.value.clone() };
             let value = match field(&node, path, problems) {
                 Field::Given(value) => Some(value.value),
-                Field::Absent | Field::Refused => None,
+                Field::Absent | Field::Invalid => None,
             };
             named.push(Item { name: key.text.clone(), location, value });
         }
