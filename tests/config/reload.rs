@@ -1,4 +1,4 @@
-//! Reloads: a new configuration is applied as a whole or not at all, and counters keep their state (semantics 29).
+//! Reloads: a configuration is applied as a whole or not at all, and counters keep their state (semantics 29).
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use tollgate::telemetry::Door;
 
 use crate::support::service::{CHECK, Rls};
 
-/// A service that is served from a file which the test replaces.
+/// A service whose configuration file the test replaces.
 struct Served {
     directory: TempDir,
     service: Arc<Service>,
@@ -47,7 +47,7 @@ impl Served {
         let stores = prepared.stores().expect("stores in memory can be made");
         let plan = prepared.plan;
         let app = App::open_at(&prepared.settings, prepared.rules, stores, Arc::new(clock)).await;
-        let app = app.expect("the doors open");
+        let app = app.expect("the ports open");
         let (service, reloader) = (app.service().clone(), app.reloader(origin, &restart_settings, plan));
         let grpc = app.grpc_address().tcp().expect("an address");
         let (stop, stopped) = oneshot::channel();
@@ -60,17 +60,17 @@ impl Served {
     }
 
     /// Replaces the file and reloads it.
-    fn become_(&mut self, text: &str) -> ReloadOutcome {
+    fn reload_with(&mut self, text: &str) -> ReloadOutcome {
         fs::write(self.file(), format!("{SERVER}{text}")).expect("a file");
         self.reloader.reload(false)
     }
 
-    /// Replaces the file and reloads it; it must be applied in full.
-    fn take(&mut self, text: &str) {
-        assert_eq!(self.become_(text), ReloadOutcome::Applied { pending: Vec::new() });
+    /// Replaces the file and reloads it, and expects that all of it is applied.
+    fn apply(&mut self, text: &str) {
+        assert_eq!(self.reload_with(text), ReloadOutcome::Applied { pending: Vec::new() });
     }
 
-    async fn ask(&self, entries: &[(&str, &str)]) -> Decision {
+    async fn decide(&self, entries: &[(&str, &str)]) -> Decision {
         let descriptor = Descriptor::of(entries.iter().copied());
         let request = Request { domain: "edge", descriptors: [descriptor].into_iter().collect() };
         self.service.current().decide(Door::Rls, &request).await
@@ -79,7 +79,7 @@ impl Served {
     /// The number of requests of an account that pass before one is refused.
     async fn passes(&self, account: &str) -> usize {
         for passed in 0..100 {
-            if !self.ask(&[("account", account)]).await.allowed() {
+            if !self.decide(&[("account", account)]).await.allowed() {
                 return passed;
             }
         }
@@ -128,10 +128,10 @@ async fn semantics_29_counts_carry_over_when_limit_rate_burst_or_max_concurrent_
     for (five, eight) in cases {
         let mut served = Served::of(&limited(five)).await;
         assert_eq!(served.passes("ada").await, 5, "{five}");
-        served.take(&limited(eight));
+        served.apply(&limited(eight));
         assert_eq!(served.passes("ada").await, 3, "{eight}: five of eight were used");
         assert_eq!(served.passes("bob").await, 8, "{eight}");
-        served.take(&limited(five));
+        served.apply(&limited(five));
         assert_eq!(served.passes("ada").await, 0, "{five}: more than five are used");
     }
 }
@@ -152,18 +152,18 @@ async fn semantics_29_a_changed_algorithm_store_alignment_or_window_is_a_fresh_c
     for (before, after) in cases {
         let mut served = Served::of(&login(before)).await;
         assert_eq!(served.passes("ada").await, 5, "{before}");
-        served.take(&login(after));
+        served.apply(&login(after));
         assert_eq!(served.passes("ada").await, 5, "{after}: a fresh counter");
-        // The earlier counter still exists: taking a mistake back does not charge anything twice.
-        served.take(&login(before));
+        // The earlier counter still exists, so undoing a mistaken change charges nothing twice.
+        served.apply(&login(before));
         assert_eq!(served.passes("ada").await, 0, "{before}");
-        served.take(&login(before).replace("store = 'main'", "store = 'other'"));
+        served.apply(&login(before).replace("store = 'main'", "store = 'other'"));
         assert_eq!(served.passes("ada").await, 5, "{before} in another store");
     }
 }
 
 #[tokio::test]
-async fn stores_keep_what_they_hold_by_their_names() {
+async fn counters_follow_the_name_of_their_store() {
     let login = |stores: &[&str], store: &str| {
         let stores: String = stores.iter().map(|name| format!("[stores.{name}]\nengine = 'memory'\n")).collect();
         format!(
@@ -174,43 +174,43 @@ async fn stores_keep_what_they_hold_by_their_names() {
     let mut served = Served::of(&login(&["a", "b"], "b")).await;
     assert_eq!(served.passes("ada").await, 5);
     for stores in [&["b", "a"][..], &["c", "b"], &["b"], &["x", "y", "z", "b"]] {
-        served.take(&login(stores, "b"));
+        served.apply(&login(stores, "b"));
         assert_eq!(served.passes("ada").await, 0, "{stores:?}");
     }
-    served.take(&login(&["x"], "x"));
-    assert_eq!(served.passes("ada").await, 5, "another store is another");
-    served.take(&login(&["b"], "b"));
-    assert_eq!(served.passes("ada").await, 5, "one that was gone is new");
+    served.apply(&login(&["x"], "x"));
+    assert_eq!(served.passes("ada").await, 5, "another name is another store");
+    served.apply(&login(&["b"], "b"));
+    assert_eq!(served.passes("ada").await, 5, "a store that was removed is new");
 }
 
 #[tokio::test]
-async fn a_slot_that_was_taken_before_a_reload_is_given_back_after_it() {
+async fn a_slot_acquired_before_a_reload_can_be_released_after_it() {
     let exports = |stores: &str, max: u32| {
         format!("{stores}{}", limited(&format!("algorithm = 'concurrency'\nmax_concurrent = {max}\nstore = 'main'")))
     };
     let mut served = Served::of(&exports("[stores.main]\nengine = 'memory'\n", 2)).await;
-    let held = [served.ask(&[("account", "ada")]).await, served.ask(&[("account", "ada")]).await];
-    let [first, second] = held.map(|decision| decision.lease().expect("a lease").to_string());
-    // Its store has another index now, and its limiter another number.
-    served.take(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
+    let decisions = [served.decide(&[("account", "ada")]).await, served.decide(&[("account", "ada")]).await];
+    let [first, second] = decisions.map(|decision| decision.lease().expect("a lease").to_string());
+    // The indexes of its store and limiter have changed.
+    served.apply(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 0);
     assert_eq!(served.service.release(&first).await, Some(LeaseStatus::Done));
-    assert_eq!(served.passes("ada").await, 0, "the other is still held");
-    // Its slots are still in use without a rule that applies it.
-    served.take("[stores.main]\nengine = 'memory'\n");
+    assert_eq!(served.passes("ada").await, 0, "the other slot is still held");
+    // Slots can be released even if no rule applies the limiter.
+    served.apply("[stores.main]\nengine = 'memory'\n");
     assert_eq!(served.service.release(&second).await, Some(LeaseStatus::Done));
-    served.take(&exports("[stores.main]\nengine = 'memory'\n", 1));
+    served.apply(&exports("[stores.main]\nengine = 'memory'\n", 1));
     assert_eq!(served.passes("ada").await, 1);
 }
 
 const FIVE: &str = "algorithm = 'sliding_window'\nlimit = 5\nwindow = '1h'";
 
-/// Weakness R23: a bad file ends the program that reads it.
+/// Weakness R23: an invalid file ends the program.
 #[tokio::test]
-async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configuration_stays() {
+async fn an_invalid_file_is_rejected_with_the_errors_of_check_and_the_last_configuration_stays() {
     let mut served = Served::of(&limited(FIVE)).await;
-    served.ask(&[("account", "ada")]).await;
-    let bad = [
+    served.decide(&[("account", "ada")]).await;
+    let invalid = [
         "[limiters.login",
         &limited(&FIVE.replace("limit = 5", "limit = 0\nwindw = '1h'")),
         &limited(FIVE).replace("limiter = 'login'", "limiter = 'logon'"),
@@ -218,8 +218,8 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         "[stores.main]\nengine = 'redis'\nurl = '${file:no/such/file}'",
         "[stores.main]\nengine = 'redis'\nurl = 'rediss://localhost'\ntls_ca = 'no/such.pem'",
     ];
-    for (number, bad) in bad.iter().enumerate() {
-        let ReloadOutcome::Rejected(problems) = served.become_(bad) else { panic!("taken: {bad}") };
+    for (number, text) in invalid.iter().enumerate() {
+        let ReloadOutcome::Rejected(problems) = served.reload_with(text) else { panic!("applied: {text}") };
         match Config::load(Some(&served.file())) {
             Err(errors) => assert_eq!(problems.join("\n"), errors.to_string()),
             // `check` accepts it, but this machine cannot serve it.
@@ -227,34 +227,37 @@ async fn a_bad_file_is_refused_with_what_check_says_and_the_last_good_configurat
         }
         assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
         assert!(!served.service.reloads().last_taken);
-        assert!(served.service.health().ready(), "a bad file is no reason to send requests elsewhere");
+        assert!(served.service.health().ready(), "an invalid file does not affect readiness");
         assert_eq!(served.reloader.reload(false), ReloadOutcome::Unchanged, "it is reported once");
     }
     fs::remove_file(served.file()).expect("removed");
     let missing = vec![format!("{}: no such file or directory", served.file().display())];
     assert_eq!(served.reloader.reload(false), ReloadOutcome::Rejected(missing));
     fs::write(served.file(), "\n").expect("written");
-    assert!(matches!(served.reloader.reload(false), ReloadOutcome::Rejected(_)), "no rules would let everything pass");
+    assert!(
+        matches!(served.reloader.reload(false), ReloadOutcome::Rejected(_)),
+        "without rules every request would pass"
+    );
     assert!(matches!(served.reloader.reload(true), ReloadOutcome::Rejected(_)), "an explicit reload reports it again");
-    assert_eq!(served.passes("ada").await, 4, "nothing of it took effect");
+    assert_eq!(served.passes("ada").await, 4, "none of it was applied");
 
-    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged, "the file is again the version in use");
+    assert_eq!(served.reload_with(&limited(FIVE)), ReloadOutcome::Unchanged, "the file has the version in use again");
     assert!(served.service.reloads().last_taken);
     assert_eq!(served.service.reloads().version, 1);
 }
 
 #[tokio::test]
-async fn what_does_not_change_is_no_reload_and_what_does_is_counted() {
+async fn only_changes_count_as_reloads() {
     let mut served = Served::of(&limited(FIVE)).await;
     assert_eq!(
         (served.service.reloads().version, served.service.reloads().taken, served.service.reloads().refused),
         (1, 0, 0)
     );
     let first = served.service.reloads().loaded_at;
-    assert_eq!(served.become_(&limited(FIVE)), ReloadOutcome::Unchanged);
+    assert_eq!(served.reload_with(&limited(FIVE)), ReloadOutcome::Unchanged);
     assert_eq!(served.reloader.reload(true), ReloadOutcome::Unchanged);
     assert_eq!(served.service.reloads().loaded_at, first);
-    served.take(&limited(&FIVE.replace('5', "6")));
+    served.apply(&limited(&FIVE.replace('5', "6")));
     assert_eq!(
         (served.service.reloads().version, served.service.reloads().taken, served.service.reloads().refused),
         (2, 1, 0)
@@ -263,7 +266,7 @@ async fn what_does_not_change_is_no_reload_and_what_does_is_counted() {
 }
 
 #[tokio::test]
-async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_is_taken() {
+async fn semantics_29_settings_that_need_a_restart_are_reported_and_the_rest_is_applied() {
     let store = |keys: &str| format!("[stores.main]\nengine = 'memory'\n{keys}\n");
     let mut served = Served::of(&format!("{}{}", store("max_memory = '2MiB'"), limited(FIVE))).await;
     let six = limited(&FIVE.replace('5', "6"));
@@ -282,7 +285,7 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
         pending("stores.main.snapshot_interval", "none", "1m"),
     ];
     assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: all });
-    assert_eq!(served.passes("ada").await, 6, "the rest is taken");
+    assert_eq!(served.passes("ada").await, 6, "the rest is applied");
     assert_eq!(served.service.current().settings.grpc.to_string(), "127.0.0.1:0");
     let bytes = |fact| match fact {
         StoreFact::Memory(usage) => usage.max_bytes,
@@ -290,14 +293,14 @@ async fn semantics_29_what_waits_for_a_restart_is_told_by_its_key_and_the_rest_i
     };
     let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
-    // It stays pending until the file says again what is in use.
-    assert!(matches!(served.become_(&other), ReloadOutcome::Applied { pending } if pending.len() == 3));
+    // It stays pending until the file has the values in use again.
+    assert!(matches!(served.reload_with(&other), ReloadOutcome::Applied { pending } if pending.len() == 3));
     served
-        .take(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")));
+        .apply(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")));
 }
 
 #[tokio::test]
-async fn semantics_02_another_secret_is_another_name_for_every_counter() {
+async fn semantics_02_another_secret_changes_the_name_of_every_counter() {
     let secret = |text: &str| limited(FIVE) + &format!("[authz]\ndomain = 'edge'\n# {text}\n");
     let mut served = Served::of(&secret("")).await;
     assert_eq!(served.passes("ada").await, 5);
@@ -308,18 +311,18 @@ async fn semantics_02_another_secret_is_another_name_for_every_counter() {
 }
 
 #[tokio::test]
-async fn semantics_13_the_kill_switch_is_a_reload() {
+async fn semantics_13_the_kill_switch_works_by_reload() {
     let mut served = Served::of(&limited(FIVE)).await;
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}mode = 'shadow'\n{}", limited(FIVE));
     fs::write(served.file(), text).expect("written");
     assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: Vec::new() });
-    assert!(served.ask(&[("account", "ada")]).await.allowed());
-    served.take(&limited(FIVE));
+    assert!(served.decide(&[("account", "ada")]).await.allowed());
+    served.apply(&limited(FIVE));
     assert_eq!(served.passes("ada").await, 0);
 }
 
-/// A version that reads `who` from a header of its own and denies every other value.
+/// A configuration that reads `who` from the header `x-{who}` and denies all other values.
 fn version(who: &str) -> String {
     format!(
         "[authz]\ndomain = 'edge'\n[authz.entries]\nwho = {{ header = 'x-{who}' }}\n[domains.edge]\nunmatched = 'deny'\n\
@@ -332,11 +335,11 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
     let mut served = Served::of(&version("a")).await;
     let done = Arc::new(AtomicBool::new(false));
     let rls = Rls::at(served.grpc).await;
-    let asking: Vec<_> = (0..16)
+    let clients: Vec<_> = (0..16)
         .map(|_| {
             let (rls, done) = (rls.clone(), done.clone());
             tokio::spawn(async move {
-                let mut asked = 0;
+                let mut requests = 0;
                 while !done.load(Ordering::Relaxed) {
                     let headers = [("x-a", "a"), ("x-b", "b")].map(|(name, value)| (name.to_owned(), value.to_owned()));
                     let http = HttpRequest { path: "/".into(), headers: headers.into(), ..HttpRequest::default() };
@@ -347,28 +350,28 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
                     assert_eq!(
                         answer.status.map(|status| status.code),
                         Some(0),
-                        "settings of one and rules of the other"
+                        "settings and rules are of different versions"
                     );
-                    asked += 1;
+                    requests += 1;
                 }
-                asked
+                requests
             })
         })
         .collect();
     let mut served = tokio::task::spawn_blocking(move || {
         for number in 0..1000 {
-            served.take(&version(["b", "a"][number % 2]));
+            served.apply(&version(["b", "a"][number % 2]));
         }
         served
     })
     .await
-    .expect("every version is taken");
+    .expect("every version is applied");
     done.store(true, Ordering::Relaxed);
-    let mut asked = 0;
-    for asking in asking {
-        asked += asking.await.expect("every answer is one of one version");
+    let mut requests = 0;
+    for client in clients {
+        requests += client.await.expect("every response is of one version");
     }
     assert_eq!(served.service.reloads().version, 1001);
-    assert!(asked > 100, "only {asked} requests were asked meanwhile");
-    served.take(&version("b"));
+    assert!(requests > 100, "only {requests} requests were sent meanwhile");
+    served.apply(&version("b"));
 }
