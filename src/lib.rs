@@ -1,4 +1,4 @@
-//! tollgate decides rate limits and quotas, for gateways and workers: may this pass, and if not, when?
+//! tollgate decides rate limits and quotas for gateways and Rust programs: may this pass, and if not, when?
 //!
 //! The binary serves Envoy's rate limit service and ext_authz. This library is everything in it, for programs that
 //! decide in their own process and for tests. [`engine::Engine::decide`] is the short way in, with an example.

@@ -1,4 +1,4 @@
-//! `tollgate check`: finds all errors of a configuration before it is used.
+//! `tollgate check`: reports all errors of configurations.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,15 +23,15 @@ pub fn check(paths: &[PathBuf], print_effective: bool) -> ExitCode {
         report_warnings(&config.warnings);
         let effective = print_effective.then(|| config.effective());
         let summary = summary(&config);
-        // Reading reports all of these errors with their lines. This is a second check.
+        // Loading has reported all of these errors with their lines, so this should find none.
         if let Err(errors) = Rules::compile(config.book) {
             errors.iter().for_each(|error| eprintln!("{}: {error}", path.display()));
             code = ExitCode::FAILURE;
             continue;
         }
         if let Some(effective) = effective {
-            let mark = if index > 0 { "---\n" } else { "" };
-            print(&format!("{mark}# {} as it takes effect\n{effective}", path.display()));
+            let separator = if index > 0 { "---\n" } else { "" };
+            print(&format!("{separator}# {} as it takes effect\n{effective}", path.display()));
         } else {
             print(&format!("{}: good: {summary}\n", path.display()));
         }

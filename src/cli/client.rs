@@ -20,21 +20,20 @@ use tollgate::config::Config;
 use tollgate::server::admin::api::{ErrorBody, IdentityQuery};
 use tollgate::settings::{Listen, Settings};
 
-/// The time a server has to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of a request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The arguments that select a server.
 #[derive(Debug, Args)]
 pub struct ServerArgs {
-    /// The admin port: `127.0.0.1:9090`, `tollgate.internal:9090` or `unix:/run/tollgate-admin.sock`. Without it
+    /// The admin port: `127.0.0.1:9090`, `tollgate.internal:9090` or `unix:/run/tollgate-admin.sock`. By default
     /// TOLLGATE_ADMIN, else the one in the configuration.
     #[arg(long, value_name = "ADDRESS")]
     server: Option<String>,
-    /// What the server's server.admin_token is, in a file. Without it TOLLGATE_ADMIN_TOKEN, else the one in the
-    /// configuration.
+    /// A file with the server's server.admin_token. By default TOLLGATE_ADMIN_TOKEN, else the one in the configuration.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The configuration of the server; looked for as serve does when not given.
+    /// The configuration of the server. By default the one that serve would use.
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
 }
@@ -49,7 +48,7 @@ pub struct AdminClient {
 /// The address of an admin port.
 #[derive(Debug)]
 enum AdminAddress {
-    /// A host, by its name or address, and a port.
+    /// A host name or address, and a port.
     Tcp(String),
     Unix(PathBuf),
 }
@@ -77,9 +76,9 @@ impl ServerArgs {
     /// Finds the address of the admin port and its token.
     pub fn client(&self) -> anyhow::Result<AdminClient> {
         let named = self.server.clone().or_else(|| variable("TOLLGATE_ADMIN"));
-        // A configuration that is named is read even if the address is known: it may have the token.
+        // A named configuration is read even if the address is known, because it may have the token.
         let settings = match named.is_none() || self.config.is_some() {
-            true => Some(configured(self.config.as_deref())?),
+            true => Some(load_settings(self.config.as_deref())?),
             false => None,
         };
         let address = match (&named, &settings) {
@@ -104,8 +103,8 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The settings of a configuration.
-fn configured(path: Option<&Path>) -> anyhow::Result<Settings> {
+/// Loads the settings of a configuration.
+fn load_settings(path: Option<&Path>) -> anyhow::Result<Settings> {
     let load = Config::load(path);
     load.map(|config| config.server).map_err(|errors| {
         anyhow!("{errors}\nthe configuration has the address of the server; name it with --server instead")
@@ -121,7 +120,7 @@ fn configured_address(settings: &Settings) -> anyhow::Result<AdminAddress> {
         }
         Some(Listen::Tcp(address)) => {
             let mut address = *address;
-            // A server that listens on all addresses is reached on this machine.
+            // A server that listens on all addresses also listens on loopback.
             if address.ip().is_unspecified() {
                 address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
             }
@@ -142,23 +141,23 @@ fn parse_address(text: &str) -> anyhow::Result<AdminAddress> {
     }
 }
 
-/// The query for the counters of an identity.
+/// A query for the counters of an identity.
 pub fn identity(domain: &str, entries: &[(String, String)]) -> IdentityQuery {
     IdentityQuery { domain: domain.to_owned(), entries: entries.to_vec() }
 }
 
 impl AdminClient {
-    /// Sends a GET request and reads the JSON of its answer.
+    /// Sends a GET request and parses the JSON response.
     pub fn fetch<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         parse(&self.exchange("GET", path, Vec::new())?)
     }
 
-    /// Sends a POST request and reads the JSON of its answer.
+    /// Sends a POST request and parses the JSON response.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         parse(&self.exchange("POST", path, serde_json::to_vec(body)?)?)
     }
 
-    /// Sends a POST request and returns the text of its answer.
+    /// Sends a POST request and returns the text of the response.
     pub fn post_for_text(&self, path: &str, body: &impl Serialize) -> anyhow::Result<String> {
         Ok(String::from_utf8_lossy(&self.exchange("POST", path, serde_json::to_vec(body)?)?).into_owned())
     }
@@ -176,16 +175,18 @@ impl AdminClient {
             }
             let request = request.body(Full::new(Bytes::from(body)))?;
             let remedy = "is tollgate running there? name its admin port with --server";
-            let unreached = || format!("cannot reach the admin port at {}; {remedy}", self.address);
-            let answer = match &self.address {
-                AdminAddress::Tcp(host) => send(TcpStream::connect(host).await.with_context(unreached)?, request).await,
+            let cannot_reach = || format!("cannot reach the admin port at {}; {remedy}", self.address);
+            let response = match &self.address {
+                AdminAddress::Tcp(host) => {
+                    send(TcpStream::connect(host).await.with_context(cannot_reach)?, request).await
+                }
                 AdminAddress::Unix(path) => {
-                    send(UnixStream::connect(path).await.with_context(unreached)?, request).await
+                    send(UnixStream::connect(path).await.with_context(cannot_reach)?, request).await
                 }
             };
-            answer.with_context(|| format!("{} does not answer as an admin port", self.address))
+            response.with_context(|| format!("{} does not answer as an admin port", self.address))
         };
-        let timed = async { tokio::time::timeout(ANSWER_TIMEOUT, exchange).await };
+        let timed = async { tokio::time::timeout(REQUEST_TIMEOUT, exchange).await };
         let (status, body) =
             runtime.block_on(timed).map_err(|_| anyhow!("{} did not answer in 10 s", self.address))??;
         if status == StatusCode::UNAUTHORIZED {
@@ -193,7 +194,7 @@ impl AdminClient {
             bail!("{} needs {token}: name its file with --token-file, or set TOLLGATE_ADMIN_TOKEN", self.address);
         }
         if !status.is_success() {
-            let text = serde_json::from_slice::<ErrorBody>(&body).map(|complaint| complaint.error);
+            let text = serde_json::from_slice::<ErrorBody>(&body).map(|body| body.error);
             bail!("{}: {}", self.address, text.unwrap_or_else(|_| format!("{status}: is this the admin port?")));
         }
         Ok(body)
@@ -205,13 +206,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // The connection ends with the answer.
+    // The task ends with the connection.
     tokio::spawn(connection);
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    Ok((status, answer.into_body().collect().await?.to_bytes()))
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    Ok((status, response.into_body().collect().await?.to_bytes()))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
-    serde_json::from_slice(body).context("the answer cannot be read: is this the admin port of the same version?")
+    serde_json::from_slice(body).context("the response cannot be parsed: is this the admin port of the same version?")
 }

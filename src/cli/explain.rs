@@ -1,4 +1,4 @@
-//! `tollgate explain`: how rules treat a request, by the rules of a file or of a running server.
+//! `tollgate explain`: shows how the rules of a file or of a running server treat a request.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::client::{AdminClient, identity};
 use super::load;
 use super::table::{self, print};
 
-/// Explains a descriptor with these entries by the rules of a file.
+/// Explains a descriptor with the rules of a file.
 pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     match load::rules(path) {
         Ok(rules) => {
@@ -20,7 +20,7 @@ pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) 
     }
 }
 
-/// Explains a descriptor by the rules that a server has in use, and prints the values of its counters.
+/// Explains a descriptor with the rules of a running server, and prints the values of its counters.
 pub fn explain_on_server(client: &AdminClient, domain: &str, entries: &[(String, String)]) -> anyhow::Result<()> {
     let identity = identity(domain, entries);
     print(&client.post_for_text("/explain", &identity)?);

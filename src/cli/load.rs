@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use tollgate::config::{CONFIG_VARIABLE, Config, Errors, Problem, search_paths};
 use tollgate::rules::Rules;
 
-/// Loads the rules of a configuration. Prints what is wrong with it.
+/// Loads the rules of a configuration. Prints its errors.
 pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
     let config = Config::load(path).map_err(|errors| report_errors(&errors))?;
     if config.files.is_empty() {
-        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_places());
+        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_paths());
         return Err(ExitCode::FAILURE);
     }
     Rules::compile(config.book).map_err(|errors| {
@@ -19,10 +19,10 @@ pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
     })
 }
 
-/// The places where a configuration is searched when none is named.
-pub fn searched_places() -> String {
-    let places: Vec<String> = search_paths().iter().map(|place| place.display().to_string()).collect();
-    format!("{CONFIG_VARIABLE} (not set), {}", places.join(", "))
+/// Lists the paths that are searched for a configuration that is not named.
+pub fn searched_paths() -> String {
+    let paths: Vec<String> = search_paths().iter().map(|path| path.display().to_string()).collect();
+    format!("{CONFIG_VARIABLE} (not set), {}", paths.join(", "))
 }
 
 /// Prints all errors of a configuration.

@@ -26,7 +26,7 @@ use tollgate::server::admin::api::LiftRequest;
 use self::client::ServerArgs;
 use self::table::print;
 
-/// Rate limits and quotas for Envoy, other gateways and workers.
+/// Rate limits and quotas for Envoy and other gateways.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Cli {
@@ -55,14 +55,14 @@ enum Command {
     ///
     /// Without --config the configuration is TOLLGATE_CONFIG, else the first of ./tollgate.{toml,yaml,yml},
     /// ./config/tollgate.{toml,yaml,yml} and the directory /etc/tollgate. Without any of them there are no rules,
-    /// every request passes, and the doors listen on this machine only.
+    /// every request passes, and the ports listen on this machine only.
     #[command(after_help = "Examples:\n  tollgate serve\n  tollgate serve --config /etc/tollgate/tollgate.toml")]
     Serve {
         /// A file in TOML or YAML, or a directory of them.
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
     },
-    /// Find all errors of a configuration.
+    /// Report all errors of a configuration.
     ///
     /// Each path is a separate configuration; a directory is one configuration. No store is contacted.
     #[command(
@@ -78,9 +78,9 @@ enum Command {
     },
     /// Show how the rules treat a request.
     ///
-    /// Shows which rules match, which nearly match and why, which limiters and keys apply, and what would be charged. By
-    /// the rules of a file, without contacting a store; or, with --server, by the rules that a server has in use, with the
-    /// values of its counters.
+    /// Shows which rules match, which nearly match and why, which limiters and keys apply, and what would be charged.
+    /// Uses the rules of a file, without contacting a store; with --server, uses the rules of a running server and
+    /// shows the values of its counters too.
     #[command(
         after_help = "Examples:\n  tollgate explain --config tollgate.toml edge path=/login method=POST account=bob\n  \
                       tollgate explain --server 127.0.0.1:9090 edge path=/login method=POST account=bob"
@@ -96,10 +96,10 @@ enum Command {
     },
     /// Print the hashed names of an identity's counters, as logs and `top` show them.
     ///
-    /// By the rules and the secret of a file; no server is contacted.
+    /// Uses the rules and the secret of a file; no server is contacted.
     #[command(after_help = "Examples:\n  tollgate key --config tollgate.toml edge account=bob")]
     Key {
-        /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
+        /// A file in TOML or YAML, or a directory of them. By default the one that serve would use.
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
         /// The domain.
@@ -108,10 +108,10 @@ enum Command {
         #[arg(required = true, value_name = "ENTRY=VALUE", value_parser = entry)]
         entries: Vec<(String, String)>,
     },
-    /// Show the counters of an identity, for example of somebody who is locked out.
+    /// Show the counters of an identity, for example of a user who is locked out.
     ///
-    /// For every rule of the domain, each limiter whose key consists of these entries. Without entries, the counters
-    /// without a key, which all requests share.
+    /// Shows the counters of all rules of the domain whose key consists of these entries. Without entries, shows the
+    /// counters without a key, which all requests share.
     #[command(
         after_help = "Examples:\n  tollgate state edge account=bob\n  tollgate state edge remote_address=203.0.113.7"
     )]
@@ -129,7 +129,7 @@ enum Command {
     },
     /// Reset the counters of an identity, so that it is admitted again.
     ///
-    /// Slots that it holds are released too. Who asked and why goes to the server's audit log; the identity does not.
+    /// Slots that it holds are released too. The server's audit log records who asked and why, but not the identity.
     #[command(after_help = "Examples:\n  tollgate lift edge account=bob --why \"ticket 4711\"")]
     Lift {
         #[command(flatten)]
@@ -137,7 +137,7 @@ enum Command {
         /// Only the counters of this limiter.
         #[arg(long, value_name = "NAME")]
         limiter: Option<String>,
-        /// The person who asks. Without it SUDO_USER, USER or LOGNAME; if none is set, as in most containers, the user
+        /// The person who asks. By default SUDO_USER, USER or LOGNAME; if none is set, as in most containers, the user
         /// id and the host name.
         #[arg(long, value_name = "NAME")]
         who: Option<String>,
@@ -158,21 +158,21 @@ enum Command {
         /// The number of minutes, including the current one.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=10))]
         minutes: u8,
-        /// The number of rules, and of keys.
+        /// The maximum number of rules, and of keys.
         #[arg(long, default_value_t = 10)]
         lines: usize,
     },
-    /// Prepare the stores outside this process.
+    /// Prepare external stores.
     Store {
         #[command(subcommand)]
         command: StoreCommand,
     },
     /// Print the JSON Schema (draft 2020-12) of a configuration, for editors.
     Schema,
-    /// Print a script that completes this command line.
+    /// Print a completion script for a shell.
     #[command(after_help = "Examples:\n  tollgate completions zsh > ~/.zfunc/_tollgate")]
     Completions {
-        /// The shell to complete in.
+        /// The shell.
         shell: Shell,
     },
 }
@@ -182,11 +182,11 @@ enum StoreCommand {
     /// Create or upgrade the schema of every PostgreSQL store, and print what was done.
     ///
     /// If a store has auto_create = false, or its role may not create objects, run this before the first start, and
-    /// again before a version of tollgate that requires it. Counters stay. If unlogged has changed, the tables
-    /// are rewritten, and decisions wait meanwhile.
+    /// before an upgrade of tollgate that requires it. Counters are kept. If unlogged has changed, the tables are
+    /// rewritten, and decisions wait for that.
     #[command(after_help = "Examples:\n  tollgate store migrate --config /etc/tollgate/tollgate.toml")]
     Migrate {
-        /// A file in TOML or YAML, or a directory of them; looked for as serve does when not given.
+        /// A file in TOML or YAML, or a directory of them. By default the one that serve would use.
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
     },
@@ -228,7 +228,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The exit code of a command that asks a server. Prints its error.
+/// The exit code of a request to a server. Prints its error.
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! `tollgate serve`: serves a configuration.
+//! `tollgate serve`: serves gateways until stopped.
 
 use std::env::VarError;
 use std::error::Error;
@@ -15,9 +15,9 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::load::{report_errors, report_warnings, searched_places};
+use super::load::{report_errors, report_warnings, searched_paths};
 
-/// A first configuration, shown when there is none.
+/// An example configuration, printed if there is none.
 const EXAMPLE_CONFIG: &str = r#"
     [limiters.per_address]
     algorithm = "sliding_window"
@@ -140,7 +140,7 @@ fn print_first_steps() {
     eprintln!(
         "tollgate: no configuration found, so there are no rules and every request passes; it listens on this machine only"
     );
-    eprintln!("tollgate: looked at {}", searched_places());
+    eprintln!("tollgate: looked at {}", searched_paths());
     eprintln!("tollgate: to begin, write this to ./tollgate.toml and start again:\n{EXAMPLE_CONFIG}");
-    eprintln!("tollgate: then ask eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");
+    eprintln!("tollgate: then send this request eleven times: curl -i http://127.0.0.1:8080/authz/envoy/\n");
 }

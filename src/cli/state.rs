@@ -1,4 +1,4 @@
-//! `tollgate key`, `state`, `lift` and `top`: find an identity that is refused, and reset its counters.
+//! `tollgate key`, `state`, `lift` and `top`: find a refused identity, and reset its counters.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -14,15 +14,15 @@ use super::client::{AdminClient, identity};
 use super::load;
 use super::table::{self, aligned, print, span};
 
-/// Prints the hashed names of an identity's counters, by the rules and the secret of a file.
+/// Prints the hashed names of an identity's counters, with the rules and the secret of a file.
 pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     let rules = match load::rules(path) {
         Ok(rules) => rules,
         Err(code) => return code,
     };
     let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    let known = match rules.counters(domain, &descriptor, SystemClock::new().now()) {
-        Ok(known) => known,
+    let counters = match rules.counters(domain, &descriptor, SystemClock::new().now()) {
+        Ok(counters) => counters,
         Err(error) => {
             eprintln!("tollgate: {error}");
             return ExitCode::FAILURE;
@@ -33,7 +33,7 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
     }
     let mut rows = vec![["KEY", "LIMITER", "RULE", "COUNTED BY"].map(str::to_owned)];
     rows.extend(
-        known
+        counters
             .into_iter()
             .map(|counter| [counter.check.counter.to_string(), counter.limiter, counter.rule, counter.key.join(", ")]),
     );
@@ -60,11 +60,12 @@ pub fn state(client: &AdminClient, domain: &str, entries: &[(String, String)], j
     Ok(())
 }
 
-/// The default of `--who`: the person who logged in, else the user of the process and the host.
+/// The default of `--who`: the user who logged in, else the user id of the process and the host name.
 pub fn who() -> String {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty());
     ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).unwrap_or_else(|| {
-        let user = std::fs::metadata("/proc/self").map_or("somebody".to_owned(), |own| format!("user {}", own.uid()));
+        let user =
+            std::fs::metadata("/proc/self").map_or("somebody".to_owned(), |process| format!("user {}", process.uid()));
         match std::fs::read_to_string("/proc/sys/kernel/hostname") {
             Ok(host) => format!("{user} on {}", host.trim()),
             Err(_) => user,
@@ -85,13 +86,13 @@ pub fn lift(client: &AdminClient, lift: &LiftRequest) -> anyhow::Result<()> {
         [counter.limiter.clone(), what, counter.key.clone()]
     }));
     print(&aligned(&rows));
-    eprintln!("tollgate: the server's audit log has it, by {}: {}", lift.who, lift.why);
+    eprintln!("tollgate: recorded in the server's audit log, by {}: {}", lift.who, lift.why);
     let failed = lifted.iter().any(|counter| counter.error.is_some());
-    anyhow::ensure!(!failed, "not everything could be lifted");
+    anyhow::ensure!(!failed, "some counters could not be lifted");
     Ok(())
 }
 
-/// Prints the rules and keys that refused most in the last minutes.
+/// Prints the rules and keys with the most refusals in the last minutes.
 pub fn top(client: &AdminClient, minutes: u8, lines: usize) -> anyhow::Result<()> {
     let top: TopRefused = client.fetch(&format!("/top?minutes={minutes}"))?;
     let row = |refused: &RefusalCount| {

@@ -1,4 +1,4 @@
-//! `tollgate store`: prepares stores outside this process.
+//! `tollgate store`: prepares external stores.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! Output of commands: texts and aligned tables on standard output.
+//! Prints the output of commands.
 
 use std::io::Write;
 use std::time::Duration;
@@ -11,7 +11,7 @@ pub fn print(text: &str) {
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }
 
-/// Rows with aligned columns.
+/// Formats rows with aligned columns.
 pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut text = String::new();
     for row in rows {
@@ -26,7 +26,7 @@ pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// A table of counters and their values.
+/// Formats a table of counters and their values.
 pub fn counters(states: &[CounterState]) -> String {
     let mut rows = vec![["LIMITER", "RULE", "COUNTED BY", "USED", "LEFT", "NOW", "EMPTY IN", "KEY"].map(str::to_owned)];
     rows.extend(states.iter().map(|counter| {
@@ -57,9 +57,9 @@ pub fn counters(states: &[CounterState]) -> String {
     aligned(&rows)
 }
 
-/// A duration in text.
+/// Formats a duration.
 pub fn span(millis: u64) -> String {
-    // Above 10 s, whole seconds are exact enough.
+    // Above 10 s, round up to whole seconds.
     let rounded = if millis > 10_000 { millis.div_ceil(1000) * 1000 } else { millis };
     humantime::format_duration(Duration::from_millis(rounded)).to_string()
 }

@@ -78,7 +78,7 @@ fn who_is_locked_out_is_found_and_let_in_again() {
     let lifted = served.run(&["lift", "edge", "account=bob", "--why", "ticket 4711"]);
     assert_eq!(cells(&lifted)[0], ["login_account", "yes", hashed]);
     assert_eq!(cells(&lifted)[1][1], "held nothing");
-    assert!(lifted.ends_with("tollgate: the server's audit log has it, by ann: ticket 4711\n"), "{lifted}");
+    assert!(lifted.ends_with("tollgate: recorded in the server's audit log, by ann: ticket 4711\n"), "{lifted}");
     assert_eq!((sign_in(&served, "bob"), sign_in(&served, "eve")), (200, 429));
 
     served.until("held=false");
@@ -155,7 +155,11 @@ fn who_lifts_is_known_where_no_user_has_a_name() {
         let output = command.output().expect("the program runs");
         assert!(output.status.success(), "{}", both(&output));
         let said = both(&output);
-        said.split_once("has it, by ").and_then(|(_, rest)| rest.split_once(": ticket")).expect("by whom").0.to_owned()
+        said.split_once("audit log, by ")
+            .and_then(|(_, rest)| rest.split_once(": ticket"))
+            .expect("by whom")
+            .0
+            .to_owned()
     };
     assert_eq!(by(&mut served.command(&lift)), "ann");
     assert_eq!(by(served.command(&lift).env("SUDO_USER", "sue").env("USER", "root")), "sue");
