@@ -15,7 +15,7 @@
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::route::Route;
+use super::route::PlanRoute;
 use super::stores::Stores;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
@@ -56,15 +56,15 @@ impl Stores {
     }
 
     /// Where a plan is executed.
-    pub(super) fn route(&self, plan: &Plan) -> Route {
+    pub(super) fn route(&self, plan: &Plan) -> PlanRoute {
         let checks = plan.checks.iter().map(|check| self.partition(check.store, &check.counter));
         let changes = plan.changes.iter().map(|change| self.partition(change.store, &change.counter));
         let mut partitions = checks.chain(changes);
         let first = partitions.next().unwrap_or(MEMORY);
         match partitions.all(|partition| partition == first) {
-            true if first == MEMORY => Route::Memory,
-            true => Route::Store(first.0),
-            false => Route::Several,
+            true if first == MEMORY => PlanRoute::Memory,
+            true => PlanRoute::Store(first.0),
+            false => PlanRoute::Several,
         }
     }
 

@@ -14,10 +14,10 @@ mod shared;
 mod stores;
 
 pub use self::config::StoreConfig;
-pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
+pub use self::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
-pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreObserver, Wrapper};
-pub use self::stores::{Next, StoreFact, StoreHandle, Stores};
+pub use self::shared::{Backend, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper};
+pub use self::stores::{NextStore, StoreFact, StoreHandle, Stores};

@@ -1,7 +1,7 @@
 //! Where a plan is executed.
 
 /// The stores that a plan concerns.
-pub(super) enum Route {
+pub(super) enum PlanRoute {
     /// In this process's memory.
     Memory,
     /// In one partition of a shared store.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
-use super::route::Route;
-use super::shared::{Shared, StoreObserver};
+use super::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
+use super::route::PlanRoute;
+use super::shared::{SharedStore, StoreObserver};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
@@ -16,9 +16,9 @@ use crate::plan::{Applied, CounterName, Fault, Plan};
 #[derive(Debug)]
 pub struct Stores {
     /// A space for each store. The space of a shared store stays empty.
-    pub(super) memory: Memory,
+    pub(super) memory: MemoryStores,
     /// Shared stores by index; empty if there are none, so that a decision finds that out quickly.
-    shared: Vec<Option<Arc<Shared>>>,
+    shared: Vec<Option<Arc<SharedStore>>>,
     /// For tests: shared stores decide by the caller's clock instead of their own.
     by_callers_clock: bool,
 }
@@ -27,7 +27,7 @@ pub struct Stores {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreFact {
     /// A memory store.
-    Memory(Usage),
+    Memory(MemoryUsage),
     /// A shared store.
     Shared {
         /// Whether its circuit breaker is open.
@@ -41,12 +41,12 @@ pub enum StoreHandle {
     /// A new store in this process's memory.
     Memory(MemorySettings),
     /// A shared store.
-    Shared(Arc<Shared>),
+    Shared(Arc<SharedStore>),
 }
 
 /// A store of the next configuration.
 #[derive(Debug)]
-pub enum Next {
+pub enum NextStore {
     /// The store at this index, with all its counters.
     Keep(usize),
     /// A new store.
@@ -56,16 +56,16 @@ pub enum Next {
 impl Stores {
     /// Stores in this process's memory. [`Check::store`](crate::plan::Check) is the index here.
     pub fn memory(spaces: &[MemorySettings]) -> Self {
-        Self { memory: Memory::new(spaces), shared: Vec::new(), by_callers_clock: false }
+        Self { memory: MemoryStores::new(spaces), shared: Vec::new(), by_callers_clock: false }
     }
 
     /// Stores of any kind. [`Check::store`](crate::plan::Check) is the index here.
     pub fn of(handles: impl IntoIterator<Item = StoreHandle>) -> Self {
-        Self::memory(&[]).next(handles.into_iter().map(Next::New))
+        Self::memory(&[]).next(handles.into_iter().map(NextStore::New))
     }
 
     /// The stores of the next configuration: kept ones, with all their counters, and new ones.
-    pub fn next(&self, stores: impl IntoIterator<Item = Next>) -> Self {
+    pub fn next(&self, stores: impl IntoIterator<Item = NextStore>) -> Self {
         let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
         if shared.iter().all(Option::is_none) {
             shared.clear();
@@ -74,11 +74,11 @@ impl Stores {
     }
 
     /// The space of a store, and the shared store if it is one.
-    fn resolve(&self, store: Next) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+    fn resolve(&self, store: NextStore) -> (Result<usize, MemorySettings>, Option<Arc<SharedStore>>) {
         match store {
-            Next::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
-            Next::New(StoreHandle::Memory(settings)) => (Err(settings), None),
-            Next::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+            NextStore::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
+            NextStore::New(StoreHandle::Memory(settings)) => (Err(settings), None),
+            NextStore::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
         }
     }
 
@@ -96,12 +96,12 @@ impl Stores {
             return self.memory.apply(plan, now);
         }
         match self.route(plan) {
-            Route::Memory => self.memory.apply(plan, now),
-            Route::Store(store) => {
+            PlanRoute::Memory => self.memory.apply(plan, now),
+            PlanRoute::Store(store) => {
                 let shared = self.shared(store).expect("the route names a shared store");
                 self.apply_shared(shared, plan, now).await
             }
-            Route::Several => self.apply_saga(plan, now).await,
+            PlanRoute::Several => self.apply_saga(plan, now).await,
         }
     }
 
@@ -140,7 +140,7 @@ impl Stores {
     }
 
     /// Writes the counters of the memory store at index `store` to a file.
-    pub fn save(&self, store: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+    pub fn save(&self, store: usize, path: &Path, owner: &SnapshotOwner) -> Result<(), SnapshotError> {
         self.memory.save(store, path, owner)
     }
 
@@ -149,7 +149,7 @@ impl Stores {
         &self,
         store: usize,
         path: &Path,
-        owner: &Owner,
+        owner: &SnapshotOwner,
         now: Timestamp,
     ) -> Result<Option<usize>, SnapshotError> {
         self.memory.load(store, path, owner, now)
@@ -174,7 +174,7 @@ impl Stores {
         }
     }
 
-    pub(super) fn shared(&self, store: u16) -> Option<&Shared> {
+    pub(super) fn shared(&self, store: u16) -> Option<&SharedStore> {
         self.shared.get(usize::from(store))?.as_deref()
     }
 
@@ -191,7 +191,7 @@ impl Stores {
     }
 
     /// Executes a plan whose counters are all in one partition of one shared store.
-    async fn apply_shared(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
+    async fn apply_shared(&self, shared: &SharedStore, plan: &Plan, now: Timestamp) -> Applied {
         match shared.ask(plan, now, self.injected_now(now), shared.queue().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.fallback(plan, fault, now),

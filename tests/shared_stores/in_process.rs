@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{
-    Address, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Topology,
+    Address, Postgres, PostgresSettings, Redis, RedisSettings, SharedSettings, SharedStore, StoreHandle, Topology,
 };
 
 /// A Redis on this port.
@@ -17,7 +17,7 @@ pub fn at(port: u16) -> RedisSettings {
 pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle {
     let response_timeout = redis.response_timeout.max(settings.remote.deadline);
     let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
-    StoreHandle::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
+    StoreHandle::Shared(Arc::new(SharedStore::new(settings, redis.expect("nothing is to be read"))))
 }
 
 /// Counters in a PostgreSQL, whose timeouts are at least the deadline of a decision.
@@ -27,7 +27,7 @@ pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> Sto
         timeouts.map(|timeout| timeout.max(settings.remote.deadline));
     let timeouts = PostgresSettings { response_timeout, connect_timeout, lock_timeout, ..postgres.clone() };
     let postgres = Postgres::new(&timeouts);
-    StoreHandle::Shared(Arc::new(Shared::new(settings, postgres.expect("a URL"))))
+    StoreHandle::Shared(Arc::new(SharedStore::new(settings, postgres.expect("a URL"))))
 }
 
 /// A PostgreSQL at this URL.

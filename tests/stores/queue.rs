@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
-use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
+use tollgate::store::{Queue, QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
 use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;
@@ -143,7 +143,8 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
     let _entered = runtime.enter();
     let remote = QueueSettings { deadline: Duration::from_millis(10), ..QueueSettings::default() };
     let settings = SharedSettings { remote, instances: 2, ..SharedSettings::new("main") };
-    let stores = Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let stores =
+        Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]).by_callers_clock();
     let local = |counter, limit| {
         let on_store_error = OnStoreError::Local;
         one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })

@@ -1,7 +1,7 @@
 //! The memory store: counters in this process, sharded, bounded and exact.
 //!
 //! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. All memory
-//! stores of a deployment are spaces of one [`Memory`], so that a plan over two of them is all or nothing.
+//! stores of a deployment are spaces of one [`MemoryStores`], so that a plan over two of them is all or nothing.
 
 mod eviction;
 mod group;
@@ -23,8 +23,8 @@ use smallvec::SmallVec;
 use self::group::{Lookup, Lookups, apply_without_full, decide, find, leases_outcome, make_room};
 use self::shard::Shard;
 use self::snapshot::Record;
-pub use self::snapshot::{Owner, SnapshotError};
-pub use self::space::{MemorySettings, Usage};
+pub use self::snapshot::{SnapshotError, SnapshotOwner};
+pub use self::space::{MemorySettings, MemoryUsage};
 use self::space::{ShardGuard, ShardId, Space};
 use crate::clock::Timestamp;
 use crate::limiter::LeaseId;
@@ -35,11 +35,11 @@ const NEIGHBOURS: usize = 2;
 
 /// All memory stores of a deployment.
 #[derive(Debug)]
-pub struct Memory {
+pub struct MemoryStores {
     spaces: Vec<Arc<Space>>,
 }
 
-impl Memory {
+impl MemoryStores {
     /// Creates one space for each of the settings.
     pub fn new(settings: &[MemorySettings]) -> Self {
         Self { spaces: settings.iter().map(|settings| Arc::new(Space::new(*settings))).collect() }
@@ -162,7 +162,7 @@ impl Memory {
     /// # Errors
     ///
     /// The file system fails; the file at `path` is unchanged.
-    pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+    pub fn save(&self, space: usize, path: &Path, owner: &SnapshotOwner) -> Result<(), SnapshotError> {
         let Space { saving, shards, .. } = &*self.spaces[space];
         let _saving = saving.lock();
         let (cut, copies) = mpsc::channel();
@@ -193,7 +193,7 @@ impl Memory {
         &self,
         space: usize,
         path: &Path,
-        owner: &Owner,
+        owner: &SnapshotOwner,
         now: Timestamp,
     ) -> Result<Option<usize>, SnapshotError> {
         let records = snapshot::read(path, owner)?;
@@ -202,7 +202,14 @@ impl Memory {
 
     /// For fuzzing: loads the bytes of a file, with a valid checksum appended if `seal`. `None` if they are rejected.
     #[doc(hidden)]
-    pub fn load_bytes(&self, space: usize, bytes: &[u8], seal: bool, owner: &Owner, now: Timestamp) -> Option<usize> {
+    pub fn load_bytes(
+        &self,
+        space: usize,
+        bytes: &[u8],
+        seal: bool,
+        owner: &SnapshotOwner,
+        now: Timestamp,
+    ) -> Option<usize> {
         let sealed = if seal { snapshot::sealed(bytes) } else { bytes.to_vec() };
         snapshot::parse(&sealed, owner).ok().map(|records| self.restore(space, &records, now))
     }
@@ -217,12 +224,12 @@ impl Memory {
     }
 
     /// The usage of each space.
-    pub fn usage(&self) -> Vec<Usage> {
+    pub fn usage(&self) -> Vec<MemoryUsage> {
         let of = |space: &Arc<Space>| {
-            let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
+            let empty = MemoryUsage { max_bytes: space.settings.max_memory, ..MemoryUsage::default() };
             space.shards.iter().fold(empty, |usage, shard| {
                 let shard = shard.lock();
-                Usage {
+                MemoryUsage {
                     keys: usage.keys + shard.len(),
                     bytes: usage.bytes + shard.bytes(),
                     evictions: usage.evictions + shard.evictions,

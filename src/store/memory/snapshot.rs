@@ -73,7 +73,7 @@ pub enum SnapshotError {
 
 /// The store and secret that the counters of a file belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct SnapshotOwner {
     /// A fingerprint of the secret that does not reveal it.
     pub fingerprint: [u8; 16],
     /// The store's name.
@@ -136,7 +136,7 @@ impl Record {
 /// produced only when the one before is written and freed, so that they are not all in memory.
 pub(super) fn write(
     path: &Path,
-    owner: &Owner,
+    owner: &SnapshotOwner,
     records: impl IntoIterator<Item = Vec<u8>>,
 ) -> Result<(), SnapshotError> {
     let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
@@ -170,7 +170,7 @@ pub(super) fn write(
 }
 
 /// Reads a file. `None` if there is none. A file that is rejected is moved aside.
-pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, SnapshotError> {
+pub(super) fn read(path: &Path, owner: &SnapshotOwner) -> Result<Option<Vec<Record>>, SnapshotError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -199,7 +199,7 @@ pub(super) enum Rejection {
 }
 
 /// Parses the bytes of a file. Never panics.
-pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Rejection> {
+pub(super) fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<Record>, Rejection> {
     let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Rejection::Damaged("it does not begin as one")) };
     let mut reader = Reader { rest };
     // The version is checked before the checksum, so that a newer file is not reported as damaged.
@@ -325,7 +325,7 @@ mod tests {
     fn a_part_is_asked_for_when_those_before_it_are_in_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("main");
-        let owner = Owner { fingerprint: [7; 16], store: "main".into() };
+        let owner = SnapshotOwner { fingerprint: [7; 16], store: "main".into() };
         let mut asked = 0;
         let parts = (0..4_u64).map(|before| {
             let written = fs::metadata(sibling(&path, "writing")).expect("it is being written").len();

@@ -36,7 +36,7 @@ impl MemorySettings {
 
 /// The usage of a memory store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct MemoryUsage {
     /// Counters.
     pub keys: usize,
     /// Bytes of tables, logs and leases.

@@ -19,7 +19,7 @@ pub use self::metrics::{StoreObserver, Wrapper};
 pub use self::queue::{Queue, QueueSettings};
 use self::quota_leases::{Leased, QuotaLeases};
 use self::refusal_cache::RefusalCache;
-use super::memory::{Memory, MemorySettings};
+use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
@@ -67,7 +67,7 @@ impl SharedSettings {
 
 /// A store that other instances use too.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedStore {
     queue: Queue,
     settings: SharedSettings,
     refusals: Option<RefusalCache>,
@@ -79,7 +79,7 @@ pub struct Shared {
 /// Local counters of one outage of the store.
 #[derive(Debug)]
 struct Fallback {
-    memory: Arc<Memory>,
+    memory: Arc<MemoryStores>,
     /// The store's count of recoveries when this began. The counters are discarded once it has changed and nothing has
     /// failed for a while: otherwise each of several short outages would start with full limits.
     recoveries: u32,
@@ -94,7 +94,7 @@ impl Fallback {
     }
 }
 
-impl Shared {
+impl SharedStore {
     /// Creates a shared store behind `backend`. Must be called within a tokio runtime.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
         let queue = Queue::new(&settings.name, backend, settings.remote);
@@ -236,7 +236,7 @@ impl Shared {
     fn apply_leases_to_fallback(
         &self,
         plan: &Plan,
-        memory: &Memory,
+        memory: &MemoryStores,
         now: Timestamp,
     ) -> smallvec::SmallVec<[LeaseStatus; 1]> {
         let changes = plan.changes.iter().map(|change| crate::plan::LeaseChange { store: 0, ..*change });
@@ -254,7 +254,7 @@ impl Shared {
     }
 
     /// The fallback's counters of the current outage.
-    fn memory(&self, now: Timestamp) -> Arc<Memory> {
+    fn memory(&self, now: Timestamp) -> Arc<MemoryStores> {
         let recoveries = self.queue.recoveries();
         let mut fallback = self.fallback.lock();
         match fallback.as_mut().filter(|current| current.is_current(recoveries, now)) {
@@ -263,7 +263,7 @@ impl Shared {
                 current.memory.clone()
             }
             None => {
-                let memory = Arc::new(Memory::new(&[FALLBACK_MEMORY]));
+                let memory = Arc::new(MemoryStores::new(&[FALLBACK_MEMORY]));
                 *fallback = Some(Fallback { memory: memory.clone(), recoveries, used: now });
                 memory
             }
