@@ -1,6 +1,6 @@
 //! Stores: they hold the counters, execute plans atomically and return the outcomes.
 //!
-//! A store knows no rules: it executes checks, whose meaning is [`crate::plan::advance`].
+//! A store knows no rules. It executes checks, whose meaning is [`crate::plan::advance`].
 
 mod compensation;
 mod config;

@@ -1,4 +1,4 @@
-//! The stores of a deployment: which of them executes a plan.
+//! The stores of a deployment. They send each plan to the store that executes it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::plan::{Applied, CounterName, Fault, Plan};
 /// The stores of a deployment. Every check names one by index.
 #[derive(Debug)]
 pub struct Stores {
-    /// A space for each store. The space of a shared store stays empty.
+    /// One space for each store. The space of a shared store stays empty.
     pub(super) memory: MemoryStores,
-    /// Shared stores by index; empty if there are none, so that a decision finds that out quickly.
+    /// The shared stores by index. Empty if there are none, which a decision checks first.
     shared: Vec<Option<Arc<SharedStore>>>,
-    /// For tests: shared stores decide by the caller's clock instead of their own.
+    /// Whether shared stores decide by the caller's clock instead of their own, in tests.
     by_callers_clock: bool,
 }
 
@@ -40,7 +40,7 @@ pub enum StoreFact {
 pub enum StoreHandle {
     /// A new store in this process's memory.
     Memory(MemorySettings),
-    /// A shared store.
+    /// A store that other instances use too.
     Shared(Arc<SharedStore>),
 }
 
@@ -54,17 +54,17 @@ pub enum NextStore {
 }
 
 impl Stores {
-    /// Stores in this process's memory. [`Check::store`](crate::plan::Check) is the index here.
+    /// Stores in this process's memory, in the order of their [`Check::store`](crate::plan::Check).
     pub fn memory(spaces: &[MemorySettings]) -> Self {
         Self { memory: MemoryStores::new(spaces), shared: Vec::new(), by_callers_clock: false }
     }
 
-    /// Stores of any kind. [`Check::store`](crate::plan::Check) is the index here.
+    /// Stores of any kind, in the order of their [`Check::store`](crate::plan::Check).
     pub fn of(handles: impl IntoIterator<Item = StoreHandle>) -> Self {
         Self::memory(&[]).next(handles.into_iter().map(NextStore::New))
     }
 
-    /// The stores of the next configuration: kept ones, with all their counters, and new ones.
+    /// The stores of the next configuration: kept ones with their counters, and new ones.
     pub fn next(&self, stores: impl IntoIterator<Item = NextStore>) -> Self {
         let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
         if shared.iter().all(Option::is_none) {
@@ -73,7 +73,7 @@ impl Stores {
         Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
     }
 
-    /// The space of a store, and the shared store if it is one.
+    /// The space of a store: kept or new. With it the shared store, if it is one.
     fn resolve(&self, store: NextStore) -> (Result<usize, MemorySettings>, Option<Arc<SharedStore>>) {
         match store {
             NextStore::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
@@ -87,8 +87,8 @@ impl Stores {
         Self { by_callers_clock: true, ..self }
     }
 
-    /// Executes a plan: its lease changes, then its undos, then its groups in order, each admitted completely or not at
-    /// all.
+    /// Executes a plan: its lease changes, then its undos, then its groups in order. Each group is admitted completely or
+    /// not at all.
     ///
     /// `now` is this process's clock. A shared store decides by its own.
     pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
@@ -117,7 +117,7 @@ impl Stores {
         }
     }
 
-    /// Removes counters that have expired at `now`. Called periodically; no lock is held for long.
+    /// Removes counters that have expired at `now`. Called periodically. No lock is held for long.
     pub fn sweep(&self, now: Timestamp) {
         self.memory.sweep(now);
         self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.injected_now(now)));
@@ -135,16 +135,25 @@ impl Stores {
     pub async fn return_leased_quota(&self, now: Timestamp, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         for shared in self.shared.iter().flatten() {
-            shared.return_leased_quota(now, self.injected_now(now), deadline).await;
+            shared.return_leased_quota(self.injected_now(now), deadline).await;
         }
     }
 
     /// Writes the counters of the memory store at index `store` to a file.
+    ///
+    /// # Errors
+    ///
+    /// The file system fails; the file at `path` is unchanged.
     pub fn save(&self, store: usize, path: &Path, owner: &SnapshotOwner) -> Result<(), SnapshotError> {
         self.memory.save(store, path, owner)
     }
 
-    /// Reads the counters of the memory store at index `store` from a file, completely or not at all.
+    /// Reads the counters of the memory store at index `store` from a file. Returns how many had not expired and found
+    /// room, `None` if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// The file is rejected. Nothing is loaded then, and the file is moved aside.
     pub fn load(
         &self,
         store: usize,
@@ -165,7 +174,7 @@ impl Stores {
         self.memory.usage().into_iter().enumerate().map(fact).collect()
     }
 
-    /// Sets the observer of each shared store, made by `observer` for its index.
+    /// Sets the observer of each shared store to the one that `observer` makes for its index.
     pub fn observe(&self, observer: impl Fn(usize) -> Box<dyn StoreObserver>) {
         for (index, shared) in self.shared.iter().enumerate() {
             if let Some(shared) = shared {
@@ -174,6 +183,7 @@ impl Stores {
         }
     }
 
+    /// The shared store at an index, `None` if a memory store is there.
     pub(super) fn shared(&self, store: u16) -> Option<&SharedStore> {
         self.shared.get(usize::from(store))?.as_deref()
     }
@@ -192,7 +202,7 @@ impl Stores {
 
     /// Executes a plan whose counters are all in one partition of one shared store.
     async fn apply_shared(&self, shared: &SharedStore, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.ask(plan, now, self.injected_now(now), shared.queue().deadline()).await {
+        match shared.execute(plan, now, self.injected_now(now), shared.queue().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.fallback(plan, fault, now),
         }

@@ -15,7 +15,7 @@ pub fn at(port: u16) -> RedisSettings {
 
 /// Counters in a Redis, whose timeout is at least the deadline of a decision.
 pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle {
-    let response_timeout = redis.response_timeout.max(settings.remote.deadline);
+    let response_timeout = redis.response_timeout.max(settings.queue.timeout);
     let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
     StoreHandle::Shared(Arc::new(SharedStore::new(settings, redis.expect("nothing is to be read"))))
 }
@@ -23,8 +23,7 @@ pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle 
 /// Counters in a PostgreSQL, whose timeouts are at least the deadline of a decision.
 pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> StoreHandle {
     let timeouts = [postgres.response_timeout, postgres.connect_timeout, postgres.lock_timeout];
-    let [response_timeout, connect_timeout, lock_timeout] =
-        timeouts.map(|timeout| timeout.max(settings.remote.deadline));
+    let [response_timeout, connect_timeout, lock_timeout] = timeouts.map(|timeout| timeout.max(settings.queue.timeout));
     let timeouts = PostgresSettings { response_timeout, connect_timeout, lock_timeout, ..postgres.clone() };
     let postgres = Postgres::new(&timeouts);
     StoreHandle::Shared(Arc::new(SharedStore::new(settings, postgres.expect("a URL"))))

@@ -27,8 +27,8 @@ fn stores(first: &Kept, second: &Kept, partitioned: bool) -> Stores {
 /// The same with another deadline.
 fn stores_within(deadline: Duration, first: &Kept, second: &Kept, partitioned: bool) -> Stores {
     let shared = |name: &str, kept: &Kept| {
-        let remote = QueueSettings { deadline, ..QueueSettings::default() };
-        let settings = SharedSettings { remote, partitioned, ..SharedSettings::new(name) };
+        let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
+        let settings = SharedSettings { queue, partitioned, ..SharedSettings::new(name) };
         StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))
     };
     let memory = StoreHandle::Memory(MemorySettings::default());
@@ -207,13 +207,13 @@ impl StoreObserver for FirstStore {
 
     fn answered_by_policy(&self, _policy: OnStoreError, _checks: u64) {}
 
-    fn circuit(&self, _open: bool) {}
+    fn circuit_changed(&self, _open: bool) {}
 
     fn undone(&self, failed: bool) {
         self.undone.fetch_add(u64::from(!failed), Ordering::Relaxed);
     }
 
-    fn answered_nearby(&self, _by: Wrapper) {}
+    fn answered_by_wrapper(&self, _by: Wrapper) {}
 }
 
 /// Counts the plans that the first store could not answer, for any reason, and those that undid charges.

@@ -49,8 +49,8 @@ async fn connected(settings: &RedisSettings) -> Redis {
 
 /// A cluster as requests use it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
-    let remote = QueueSettings { deadline, ..QueueSettings::default() };
-    let shared = SharedSettings { remote, partitioned: true, ..SharedSettings::new("cluster") };
+    let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
+    let shared = SharedSettings { queue, partitioned: true, ..SharedSettings::new("cluster") };
     Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(shared, connected(&settings(cluster)).await)))])
 }
 

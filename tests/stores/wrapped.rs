@@ -18,8 +18,8 @@ pub const WITH_LEASES: Wrapped = |settings| SharedSettings { quota_lease: Some(6
 
 /// One instance on a store.
 pub fn instance(backend: impl Backend, wrapped: Wrapped) -> Stores {
-    let remote = QueueSettings { deadline: Duration::from_secs(5), ..QueueSettings::default() };
-    let settings = wrapped(SharedSettings { remote, ..SharedSettings::new("main") });
+    let queue = QueueSettings { timeout: Duration::from_secs(5), ..QueueSettings::default() };
+    let settings = wrapped(SharedSettings { queue, ..SharedSettings::new("main") });
     Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, backend)))]).by_callers_clock()
 }
 

@@ -170,14 +170,14 @@ fn config(item: &Item<schema::Store>, store: &schema::Store, problems: &mut Prob
 fn shared(name: &str, timeout: Duration, store: &schema::Store) -> SharedSettings {
     let count = |field: &Field<Count>| field.copied().map(usize::from);
     let default = QueueSettings::default();
-    let remote = QueueSettings {
-        deadline: timeout,
-        batch: count(&store.max_batch).unwrap_or(default.batch),
-        calls: count(&store.max_calls).unwrap_or(default.calls),
+    let queue = QueueSettings {
+        timeout,
+        max_batch: count(&store.max_batch).unwrap_or(default.max_batch),
+        max_calls: count(&store.max_calls).unwrap_or(default.max_calls),
     };
     let units = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     SharedSettings {
-        remote,
+        queue,
         partitioned: store.mode.copied() == Some(schema::RedisMode::Cluster),
         tag: store.hash_tag.get().map(|tag| tag.value.clone()),
         instances: count(&store.instances).map_or(1, units),
