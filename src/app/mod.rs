@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
 pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader};
-pub use self::snapshots::SnapshotFile;
+pub use self::snapshots::PlannedSnapshot;
 use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Origin, RestartSettings};
@@ -112,7 +112,7 @@ impl App {
 
     /// Loads the snapshots of memory stores, and writes them from now on. A file that cannot be loaded is renamed and the
     /// store starts empty: if tollgate did not start, gateways would let every request pass.
-    pub fn enable_snapshots(&mut self, snapshots: Vec<SnapshotFile>) {
+    pub fn enable_snapshots(&mut self, snapshots: Vec<PlannedSnapshot>) {
         self.snapshots.read(snapshots);
     }
 

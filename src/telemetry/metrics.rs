@@ -290,7 +290,7 @@ struct StoreMetrics {
     /// Plans that take charges back: done, failed.
     undone: [Counter; 2],
     /// Plans answered without a call: by the refusal cache, from a quota lease.
-    near: [Counter; 2],
+    answered_by_wrapper: [Counter; 2],
 }
 
 impl StoreObserver for StoreMetrics {
@@ -307,7 +307,7 @@ impl StoreObserver for StoreMetrics {
         self.policy[policy as usize].increment(checks);
     }
 
-    fn circuit(&self, open: bool) {
+    fn circuit_changed(&self, open: bool) {
         self.circuit_open.set(f64::from(u8::from(open)));
     }
 
@@ -315,8 +315,8 @@ impl StoreObserver for StoreMetrics {
         self.undone[usize::from(failed)].increment(1);
     }
 
-    fn answered_nearby(&self, by: Wrapper) {
-        self.near[by as usize].increment(1);
+    fn answered_by_wrapper(&self, by: Wrapper) {
+        self.answered_by_wrapper[by as usize].increment(1);
     }
 }
 
@@ -372,7 +372,7 @@ impl Metrics {
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
             circuit_open: registry.gauge(SUSPENDED, &[("store", store)]),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
-            near: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
+            answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
         })
     }
 

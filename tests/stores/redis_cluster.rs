@@ -13,8 +13,8 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle,
-    Stores, Topology,
+    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, SharedSettings, SharedStore,
+    StoreHandle, Stores, Topology,
 };
 use tollgate::tls::{ClientCertificate, TlsSettings};
 
@@ -49,9 +49,9 @@ async fn connected(settings: &RedisSettings) -> Redis {
 
 /// A cluster as requests use it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
-    let remote = QueueSettings { deadline, ..QueueSettings::default() };
-    let shared = SharedSettings { remote, partitioned: true, ..SharedSettings::new("cluster") };
-    Stores::of([StoreHandle::Shared(Arc::new(Shared::new(shared, connected(&settings(cluster)).await)))])
+    let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
+    let shared = SharedSettings { queue, partitioned: true, ..SharedSettings::new("cluster") };
+    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(shared, connected(&settings(cluster)).await)))])
 }
 
 fn runtime() -> tokio::runtime::Runtime {
