@@ -54,8 +54,6 @@
     not(feature = "server"),
     allow(dead_code, reason = "crate-private items that only the rooms of the server use")
 )]
-#![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 #[cfg(feature = "server")]
 pub mod app;

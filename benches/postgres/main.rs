@@ -4,6 +4,13 @@
 //! one key every batch writes one row and waits for the batch before; on 10 000 keys it writes as many rows as it has
 //! plans.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: no other crate uses it, what it measures is printed, it measures real time"
+)]
+
 #[expect(dead_code, unused_imports, reason = "tests start the other servers")]
 #[path = "../../tests/support/processes/mod.rs"]
 mod processes;

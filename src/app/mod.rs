@@ -10,7 +10,6 @@ mod build;
 mod reload;
 mod snapshots;
 
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,11 +82,19 @@ pub enum Ended {
 
 impl App {
     /// Opens the doors of a new service with the system clock.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or the admin port cannot be opened.
     pub async fn open(settings: &Settings, rules: Rules, stores: Stores) -> Result<Self, AppError> {
         Self::open_at(settings, rules, stores, Arc::new(SystemClock::new())).await
     }
 
     /// Opens the doors of a new service with the given clock.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or the admin port cannot be opened.
     pub async fn open_at(
         settings: &Settings,
         rules: Rules,
@@ -246,7 +253,7 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
             let index = version.rules.stores().iter().position(|name| *name == store);
             match index {
                 Some(index) if !version.stores.answers(index).await => {
-                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await
+                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await;
                 }
                 _ => break,
             }

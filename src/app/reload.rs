@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(restart(&kept), restart(&old), "marked, and not kept");
         // With the marked settings of the new configuration nothing of the old one is left.
         let Settings { grpc, http, admin, bounds, .. } = new.server.clone();
-        let log = Log { json: true, ..kept.server.log.clone() };
+        let log = Log { json: true, ..kept.server.log };
         let taken = Config { server: Settings { grpc, http, admin, bounds, log, ..kept.server }, ..new.clone() };
         assert_eq!(taken.effective(), new.effective(), "kept, and not marked");
     }

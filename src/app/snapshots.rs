@@ -52,7 +52,7 @@ impl SnapshotWriter {
             match version.stores.load(index, &path, &owner, now) {
                 Ok(Some(counters)) => tracing::info!(counters, store, "snapshot loaded"),
                 Ok(None) => {
-                    tracing::info!(store, path = %path.display(), "no snapshot file yet: the store starts empty")
+                    tracing::info!(store, path = %path.display(), "no snapshot file yet: the store starts empty");
                 }
                 Err(error) => tracing::warn!(store, %error, "snapshot not loaded: the store starts empty"),
             }

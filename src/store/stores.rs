@@ -65,6 +65,7 @@ impl Stores {
     }
 
     /// The stores of the next configuration: kept ones with their counters, and new ones.
+    #[must_use]
     pub fn next(&self, stores: impl IntoIterator<Item = NextStore>) -> Self {
         let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
         if shared.iter().all(Option::is_none) {
@@ -83,6 +84,7 @@ impl Stores {
     }
 
     /// For tests: makes shared stores decide by the caller's clock instead of their own.
+    #[must_use]
     pub fn by_callers_clock(self) -> Self {
         Self { by_callers_clock: true, ..self }
     }
@@ -91,6 +93,7 @@ impl Stores {
     /// not at all.
     ///
     /// `now` is this process's clock. A shared store decides by its own.
+    #[expect(clippy::missing_panics_doc, reason = "the route names a shared store")]
     pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         if self.shared.is_empty() {
             return self.memory.apply(plan, now);

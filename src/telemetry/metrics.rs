@@ -322,6 +322,7 @@ impl StoreObserver for StoreMetrics {
 
 impl Metrics {
     /// Metrics with all counts zero.
+    #[expect(clippy::missing_panics_doc, reason = "the buckets are constants")]
     pub fn new() -> Self {
         let buckets = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &DURATION_BUCKETS)

@@ -124,7 +124,7 @@ fn another_version_another_secret_and_another_store_are_told_apart() {
     assert!(refused(&SnapshotOwner { fingerprint: [8; 16], ..owner() }).contains("another secret"));
     std::fs::write(&path, &whole).expect("it is written");
     assert!(refused(&SnapshotOwner { store: "other".into(), ..owner() }).contains("another store"));
-    let mut newer = whole.clone();
+    let mut newer = whole;
     newer[18] = 9;
     std::fs::write(&path, &newer).expect("it is written");
     assert!(refused(&owner()).contains("has version 9 and this tollgate reads 1"));

@@ -57,7 +57,7 @@ fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
 fn a_lift_ends_what_the_cache_knows() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let stores = instance(kept.clone(), WITH_CACHE);
+    let stores = instance(kept, WITH_CACHE);
     let plan = one(check(window(1)));
     let ask = || runtime.block_on(stores.apply(&plan, START)).admitted;
     assert!(ask() && !ask() && !ask());

@@ -46,6 +46,7 @@ impl MemoryStores {
     }
 
     /// The spaces of the next configuration: `Ok` keeps the space at that index, `Err` creates a new one.
+    #[must_use]
     pub fn next(&self, spaces: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
         let space = |from: Result<usize, MemorySettings>| match from {
             Ok(kept) => self.spaces[kept].clone(),

@@ -1,6 +1,5 @@
 //! The interface to a store outside this process, which executes a batch of plans in one round trip.
 
-use std::future::Future;
 use std::pin::Pin;
 
 use crate::clock::Timestamp;

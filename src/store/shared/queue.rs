@@ -402,7 +402,7 @@ async fn probe_until_closed(inner: Arc<QueueInner>, lane: usize) {
                     inner.record_answer(lane);
                 }
                 Err(fault) => {
-                    tracing::debug!(store = inner.name, lane, %fault, "circuit breaker stays open, store still failing")
+                    tracing::debug!(store = inner.name, lane, %fault, "circuit breaker stays open, store still failing");
                 }
             }
             if breaker.circuit_open() {
