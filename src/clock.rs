@@ -42,6 +42,7 @@ impl Timestamp {
     }
 
     /// This moment moved forwards by `micros`.
+    #[must_use]
     pub const fn plus(self, micros: u64) -> Self {
         Self(self.0.saturating_add(micros))
     }
@@ -85,6 +86,7 @@ pub struct SystemClock {
 
 impl SystemClock {
     /// Reads the wall clock, once.
+    #[expect(clippy::disallowed_methods, reason = "every other clock is read through this one")]
     pub fn new() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         Self { wall: Timestamp::EPOCH + wall, started: Instant::now() }

@@ -274,10 +274,9 @@ impl Decision {
         let outcome = outcome(&self.planned, source)?;
         let limiter = self.rules.limiter(source.target);
         let (limit, window) = match (source.slots, source.applied_override, &limiter.quota) {
-            (true, ..) => (outcome.limit, None),
             (false, Some(applied), _) => (applied.limit, Some(applied.window)),
             (false, None, Some(quota)) => (quota.limit, Some(quota.window)),
-            (false, None, None) => (outcome.limit, None),
+            (true, ..) | (false, None, None) => (outcome.limit, None),
         };
         Some(CheckStatus {
             limiter: &limiter.name,

@@ -76,6 +76,7 @@ impl LeaseToken {
 
     /// Opens a lease that this deployment sealed; returns `None` for any other text. A slot in a store that is no
     /// longer configured is left out; its lease expires.
+    #[expect(clippy::missing_panics_doc, reason = "the slices have the lengths that their chunks have")]
     pub fn open(text: &str, secret: &Secret, stores: &[String]) -> Option<Self> {
         let longest = (17 + MAX_SLOTS_PER_LEASE * SLOT_BYTES + SEAL_BYTES).div_ceil(3) * 4;
         if text.len() > longest {

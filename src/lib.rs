@@ -22,23 +22,23 @@
 //!
 //! | room | holds |
 //! |---|---|
-//! | [`clock`] | moments, and the clocks that give them |
-//! | [`descriptor`] | what is asked: domain, descriptors, entries, hits |
-//! | [`settings`] | what the operator chose for the doors |
+//! | [`clock`] | timestamps, and the clocks that give them |
+//! | [`descriptor`] | a request: domain, descriptors, entries, hits |
+//! | [`settings`] | settings of the doors |
 //! | [`tls`] | one TLS client for shared stores |
 //! | [`limiter`] | the arithmetic: one file for each algorithm |
-//! | [`plan`] | what rules ask and stores answer; [`plan::advance`] is its meaning |
+//! | [`plan`] | the checks of a request and their outcomes; [`plan::advance`] defines their meaning |
 //! | [`secret`] | the deployment's secret, and the hashed names of counters |
 //! | [`lease`] | ids and sealed texts of held slots |
 //! | [`store`] | where counters are kept |
 //! | [`rules`] | which limiters apply to a request |
-//! | [`decision`] | the answer |
+//! | [`decision`] | the answer to a request |
 //! | [`engine`] | the walk of a request; the one place that awaits a store |
 //! | [`telemetry`] | metrics, the log of refusals, the most refused |
 //! | [`service`] | the version in use, shared by all doors |
 //! | [`server`] | the doors: gRPC, HTTP, admin |
-//! | [`config`] | what the operator wrote, read strictly |
-//! | [`app`] | the whole, built from a configuration and served |
+//! | [`config`] | configuration files, read strictly |
+//! | [`app`] | everything, built from a configuration and served |
 //!
 //! Time is an argument to `limiter`, `plan`, `rules` and `decision`: they neither await, log nor count.
 //!
@@ -54,8 +54,6 @@
     not(feature = "server"),
     allow(dead_code, reason = "crate-private items that only the rooms of the server use")
 )]
-#![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 #[cfg(feature = "server")]
 pub mod app;

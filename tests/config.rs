@@ -1,5 +1,11 @@
 //! Configuration: the meaning of a file, the errors about a broken one, and the effects of a reload.
 
+#![expect(
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, it waits for real servers"
+)]
+
 mod support;
 
 mod config {

@@ -1,6 +1,12 @@
 //! The meaning of the library, without sockets or other processes: semantics, behaviour of each algorithm, properties,
 //! races between threads, and the fuzz targets on bounded input.
 
+#![expect(
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, it waits for real servers"
+)]
+
 mod support;
 
 mod core {

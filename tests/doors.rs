@@ -1,5 +1,11 @@
 //! The whole service in this process, called over real sockets at each of its doors.
 
+#![expect(
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, it waits for real servers"
+)]
+
 mod support;
 
 mod doors {

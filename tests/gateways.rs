@@ -1,5 +1,12 @@
 //! The real binary behind real gateways, from the view of a client of Envoy, nginx, Caddy, Traefik or HAProxy.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, what it measures is printed, it waits for real servers"
+)]
+
 mod support;
 
 mod gateways {

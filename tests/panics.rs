@@ -1,5 +1,11 @@
 //! A request that panics does not affect others. This is a binary of its own because a process has a single panic hook.
 
+#![expect(
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, it waits for real servers"
+)]
+
 mod support;
 
 use std::io::Write;

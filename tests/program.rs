@@ -1,5 +1,12 @@
 //! The real program: its command line and its behaviour while it serves.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, what it measures is printed, it waits for real servers"
+)]
+
 mod support;
 
 mod program {

@@ -3,6 +3,13 @@
 //! This is a binary of its own: fault tests measure milliseconds and races keep the machine busy, so both would be
 //! flaky beside the tests of other binaries.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, what it measures is printed, it waits for real servers"
+)]
+
 mod support;
 
 mod shared_stores {

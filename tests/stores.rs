@@ -1,5 +1,12 @@
 //! The stores, one at a time: the contract that each fulfils, and the specifics of each.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, what it measures is printed, it waits for real servers"
+)]
+
 mod support;
 
 mod stores {

@@ -68,6 +68,6 @@ async fn call(client: SendRequest<Bytes>, frame: Bytes) -> bool {
         answer.extend_from_slice(&part);
     }
     let trailers = body.trailers().await.expect("a whole answer").expect("trailers");
-    assert_eq!(trailers.get("grpc-status").map(|status| status.as_bytes()), Some(&b"0"[..]));
+    assert_eq!(trailers.get("grpc-status").map(http::HeaderValue::as_bytes), Some(&b"0"[..]));
     RateLimitResponse::decode(&answer[5..]).expect("an answer is well formed").overall_code == 1
 }

@@ -130,7 +130,7 @@ impl Gateway {
 
     /// The throughput in requests per second with the service that does nothing, when requests follow without a pause.
     fn capacity(&self) -> f64 {
-        let said = self.load(self.ports[0], &["-n", "40000"]);
+        let said = Self::load(self.ports[0], &["-n", "40000"]);
         let rate = said.lines().find_map(|line| line.strip_prefix("finished in "));
         let rate = rate.and_then(|line| line.split(", ").nth(1)).and_then(|rate| rate.strip_suffix(" req/s"));
         rate.and_then(|rate| rate.parse().ok()).expect("h2load prints the rate")
@@ -153,11 +153,11 @@ impl Gateway {
         let requests = format!("{:.0}", rate * TURN.as_secs_f64());
         let per_client = format!("{:.0}", (rate / CLIENTS as f64).max(1.0));
         let log = self.log.to_str().expect("a path in ASCII");
-        self.load(port, &["-n", &requests, "--rps", &per_client, "--log-file", log]);
+        Self::load(port, &["-n", &requests, "--rps", &per_client, "--log-file", log]);
         latencies(&self.log)
     }
 
-    fn load(&self, port: u16, arguments: &[&str]) -> String {
+    fn load(port: u16, arguments: &[&str]) -> String {
         let clients = CLIENTS.to_string();
         let output = Command::new("taskset")
             .args(["-c", "1", "h2load", "--h1", "-t", "1", "-c", &clients, "-H", "x-account: load"])

@@ -7,6 +7,13 @@
 //!
 //! `benches/run.sh` builds the programs that this starts and passes their paths.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: no other crate uses it, what it measures is printed, it measures real time"
+)]
+
 mod check;
 mod client;
 mod gateway;

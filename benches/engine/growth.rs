@@ -28,9 +28,8 @@ fn rules() {
     println!("rules: as above; every request matches two, or with one rule one");
     let sizes = [1, 10, 1_000, 100_000];
     let books = sizes.map(Many::of);
-    let mut turns: Vec<Box<dyn FnMut() + '_>> =
-        books.iter().map(|book| Box::new(|| book.ask(REQUESTS)) as Box<dyn FnMut()>).collect();
-    let mut turns: Vec<&mut dyn FnMut()> = turns.iter_mut().map(|turn| &mut **turn as &mut dyn FnMut()).collect();
+    let mut turns: Vec<_> = books.iter().map(|book| || book.ask(REQUESTS)).collect();
+    let mut turns: Vec<&mut dyn FnMut()> = turns.iter_mut().map(|turn| -> &mut dyn FnMut() { turn }).collect();
     let costs = compare(REQUESTS, &mut || {}, &mut turns);
     for (size, cost) in sizes.iter().zip(&costs) {
         line(&format!("{size} rules"), &format!("{cost:.0} ns = {:.2} x", cost / costs[1]), "x is of 10 rules");

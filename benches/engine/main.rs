@@ -8,6 +8,13 @@
 //!   cargo bench --bench engine -- decisions    or bytes, or rules, or instructions
 //! ```
 
+#![expect(
+    clippy::exit,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: no other crate uses it, what it measures is printed, a missed goal is an exit code"
+)]
+
 mod baseline;
 mod books;
 mod bytes;

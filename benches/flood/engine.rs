@@ -12,7 +12,7 @@ use tollgate::config::{Config, SourceText};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
 use tollgate::rules::Rules;
-use tollgate::store::{MemorySettings, StoreFact, Stores, Usage};
+use tollgate::store::{MemorySettings, MemoryUsage, StoreFact, Stores};
 
 use crate::{LIMIT, ORDINARY, RULES, WINDOW, address, line, mixed};
 
@@ -81,7 +81,7 @@ struct Run {
     slow: HashMap<u64, Duration>,
     /// Peak resident memory beyond that of the idle process, in bytes.
     grown: usize,
-    usage: Usage,
+    usage: MemoryUsage,
     reading: Duration,
 }
 

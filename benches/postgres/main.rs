@@ -4,6 +4,13 @@
 //! one key every batch writes one row and waits for the batch before; on 10 000 keys it writes as many rows as it has
 //! plans.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: no other crate uses it, what it measures is printed, it measures real time"
+)]
+
 #[expect(dead_code, unused_imports, reason = "tests start the other servers")]
 #[path = "../../tests/support/processes/mod.rs"]
 mod processes;
@@ -69,23 +76,23 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let store = Postgres::new(settings).expect("the settings are fine");
-        let remote = QueueSettings { deadline: Duration::from_secs(10), ..QueueSettings::default() };
-        let remote = Arc::new(Queue::new("bench", store, remote));
+        let queue = QueueSettings { timeout: Duration::from_secs(10), ..QueueSettings::default() };
+        let queue = Arc::new(Queue::new("bench", store, queue));
         // The schema is created and the connections are open before measuring.
         for _ in 0..100 {
-            remote.ask(plan(0, limit, 0), None, remote.deadline()).await.expect("an answer");
+            queue.execute(plan(0, limit, 0), None, queue.deadline()).await.expect("an answer");
         }
         let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let callers: Vec<_> = (0..CALLERS)
             .map(|caller| {
-                let (remote, answered, over) = (remote.clone(), answered.clone(), over.clone());
+                let (queue, answered, over) = (queue.clone(), answered.clone(), over.clone());
                 tokio::spawn(async move {
                     let mut next = caller + 1;
                     while !over.load(Ordering::Relaxed) {
                         // Scattered, and the same in every run.
                         next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                         let plan = plan((next >> 33) % keys, limit, next);
-                        remote.ask(plan, None, remote.deadline()).await.expect("an answer");
+                        queue.execute(plan, None, queue.deadline()).await.expect("an answer");
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                 })

@@ -1,6 +1,12 @@
 //! The cost of a decision in Redis: the server's CPU time as it reports it, beside minimal scripts and commands on the
 //! same server in the same run. `cargo run --release --example redis_cpu`
 
+#![expect(
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a benchmark: no other crate uses it, what it measures is printed"
+)]
+
 mod server;
 
 use std::time::Duration;

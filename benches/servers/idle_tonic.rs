@@ -1,6 +1,8 @@
 //! A tonic server that decides nothing: the cost of a rate limit service written as in tonic's examples, with tonic's
 //! own transport and the system's allocator.
 
+#![expect(unreachable_pub, reason = "a benchmark: no other crate uses it")]
+
 mod noop;
 
 use tonic::transport::Server;

@@ -1,6 +1,8 @@
 //! The no-op service on hyper: the generated service, served directly by hyper's HTTP/2, with mimalloc. It shows the
 //! cost of the protocol alone.
 
+#![expect(unreachable_pub, reason = "a benchmark: no other crate uses it")]
+
 mod noop;
 
 use hyper::server::conn::http2;

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::SnapshotFile;
+use super::PlannedSnapshot;
 use crate::config::Config;
 use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
-use crate::store::{Next, Postgres, Redis, Shared, SharedSettings, StoreConfig, StoreHandle, Stores};
+use crate::store::{NextStore, Postgres, Redis, SharedSettings, SharedStore, StoreConfig, StoreHandle, Stores};
 
 /// A configuration that is ready to be served.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct PreparedService {
     /// The stores, in the order of the indexes that rules have.
     pub plan: StorePlan,
     /// The snapshots of memory stores.
-    pub snapshots: Vec<SnapshotFile>,
+    pub snapshots: Vec<PlannedSnapshot>,
 }
 
 /// The stores of a configuration, by index.
@@ -64,7 +64,7 @@ impl PreparedService {
                 book.partitioned.push(PartitionedStore { store, tag: tag.clone() });
             }
             if let Some(snapshot) = store.snapshot {
-                snapshots.push(SnapshotFile { store: index, path: snapshot.path, interval: snapshot.interval });
+                snapshots.push(PlannedSnapshot { store: index, path: snapshot.path, interval: snapshot.interval });
             }
             plan.0.push(PlannedStore { name: store.name, config: store.config, required: store.required });
         }
@@ -89,8 +89,8 @@ impl PreparedService {
         let mut problems = Vec::new();
         for store in &self.plan.0 {
             let handle = match old.0.iter().position(|before| before.is_same_store(store)) {
-                Some(index) => Ok(Next::Keep(index)),
-                None => open(&store.config).map(Next::New),
+                Some(index) => Ok(NextStore::Keep(index)),
+                None => open(&store.config).map(NextStore::New),
             };
             match handle {
                 Ok(handle) => handles.push(handle),
@@ -124,11 +124,11 @@ fn open(config: &StoreConfig) -> Result<StoreHandle, String> {
         StoreConfig::Memory(settings) => StoreHandle::Memory(*settings),
         StoreConfig::Redis(settings, shared) => {
             let backend = Redis::new(settings).map_err(|error| error.to_string())?;
-            StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+            StoreHandle::Shared(Arc::new(SharedStore::new(shared.clone(), backend)))
         }
         StoreConfig::Postgres(settings, shared) => {
             let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
-            StoreHandle::Shared(Arc::new(Shared::new(shared.clone(), backend)))
+            StoreHandle::Shared(Arc::new(SharedStore::new(shared.clone(), backend)))
         }
     })
 }

@@ -10,7 +10,6 @@ mod build;
 mod reload;
 mod snapshots;
 
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
 pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader};
-pub use self::snapshots::SnapshotFile;
+pub use self::snapshots::PlannedSnapshot;
 use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Origin, RestartSettings};
@@ -83,11 +82,19 @@ pub enum Ended {
 
 impl App {
     /// Opens the doors of a new service with the system clock.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or the admin port cannot be opened.
     pub async fn open(settings: &Settings, rules: Rules, stores: Stores) -> Result<Self, AppError> {
         Self::open_at(settings, rules, stores, Arc::new(SystemClock::new())).await
     }
 
     /// Opens the doors of a new service with the given clock.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or the admin port cannot be opened.
     pub async fn open_at(
         settings: &Settings,
         rules: Rules,
@@ -112,7 +119,7 @@ impl App {
 
     /// Loads the snapshots of memory stores, and writes them from now on. A file that cannot be loaded is renamed and the
     /// store starts empty: if tollgate did not start, gateways would let every request pass.
-    pub fn enable_snapshots(&mut self, snapshots: Vec<SnapshotFile>) {
+    pub fn enable_snapshots(&mut self, snapshots: Vec<PlannedSnapshot>) {
         self.snapshots.read(snapshots);
     }
 
@@ -246,7 +253,7 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
             let index = version.rules.stores().iter().position(|name| *name == store);
             match index {
                 Some(index) if !version.stores.answers(index).await => {
-                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await
+                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await;
                 }
                 _ => break,
             }

@@ -260,7 +260,8 @@ fn drop_rules(version: Arc<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{AdminSettings, Listen, Token};
+    use crate::config::{Config, SourceText};
+    use crate::settings::{AdminSettings, Listen, Log, Token};
 
     #[test]
     fn an_admin_port_that_stays_open_to_others_keeps_its_token() {
@@ -275,5 +276,33 @@ mod tests {
         }
         let another = settings(Some(open), token("a token that replaces it"));
         assert_eq!(until_restart(&old, &another).admin, another.admin);
+    }
+
+    #[test]
+    fn a_reload_keeps_just_the_settings_that_the_schema_marks() {
+        let read = |text: &str| {
+            let source = SourceText { name: "a.toml".to_owned(), text: text.to_owned() };
+            Config::read(&[source], &|_| None).expect("nothing is wrong")
+        };
+        let old = read("");
+        let new = read(
+            "[server]\ngrpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\nadmin = '127.0.0.1:3'\ndrain_delay = '1s'\ndrain_timeout = '1s'\n\
+             [server.headers.rls]\nietf = true\n[server.headers.authz]\nietf = false\n\
+             [server.bounds]\nmessage_bytes = '2KiB'\nheaders = 40\nheader_bytes = '9KiB'\nbody_bytes = 5\n\
+             unfinished_bytes_per_connection = '1MiB'\nunfinished_bytes = '2MiB'\nrequests = 7\nconnections = 7\nstreams = 7\n\
+             head_timeout = '1s'\nrequest_timeout = '1s'\nidle_timeout = 'off'\n\
+             [log]\nformat = 'json'\nrefusals_per_second = 3\n[authz]\ndomain = 'a'\ntrusted_hops = 2\n",
+        );
+        let restart = |config: &Config| RestartSettings::of(config).0;
+        let changed = restart(&new).into_iter().filter(|(key, value)| restart(&old).get(key) != Some(value));
+        let whole: Vec<String> = restart(&old).into_keys().filter(|key| !key.starts_with("stores.")).collect();
+        assert_eq!(changed.map(|(key, _)| key).collect::<Vec<_>>(), whole, "every marked setting has another value");
+        let kept = Config { server: until_restart(&old.server, &new.server), ..new.clone() };
+        assert_eq!(restart(&kept), restart(&old), "marked, and not kept");
+        // With the marked settings of the new configuration nothing of the old one is left.
+        let Settings { grpc, http, admin, bounds, .. } = new.server.clone();
+        let log = Log { json: true, ..kept.server.log };
+        let taken = Config { server: Settings { grpc, http, admin, bounds, log, ..kept.server }, ..new.clone() };
+        assert_eq!(taken.effective(), new.effective(), "kept, and not marked");
     }
 }

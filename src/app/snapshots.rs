@@ -8,11 +8,11 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::service::Service;
-use crate::store::Owner;
+use crate::store::SnapshotOwner;
 
-/// The snapshot file of a memory store.
+/// The snapshot file of a memory store, by the index of the store.
 #[derive(Clone, Debug)]
-pub struct SnapshotFile {
+pub struct PlannedSnapshot {
     /// The index of the store in the configuration.
     pub store: usize,
     /// The file.
@@ -43,16 +43,16 @@ impl SnapshotWriter {
     }
 
     /// Loads these files into their stores, and adds them to those written from now on.
-    pub(super) fn read(&mut self, snapshots: Vec<SnapshotFile>) {
+    pub(super) fn read(&mut self, snapshots: Vec<PlannedSnapshot>) {
         let version = self.service.current().version.clone();
         let now = self.service.now();
-        for SnapshotFile { store: index, path, interval } in snapshots {
+        for PlannedSnapshot { store: index, path, interval } in snapshots {
             let Some(store) = version.rules.stores().get(index) else { continue };
-            let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: store.clone() };
+            let owner = SnapshotOwner { fingerprint: version.rules.secret().fingerprint(), store: store.clone() };
             match version.stores.load(index, &path, &owner, now) {
                 Ok(Some(counters)) => tracing::info!(counters, store, "snapshot loaded"),
                 Ok(None) => {
-                    tracing::info!(store, path = %path.display(), "no snapshot file yet: the store starts empty")
+                    tracing::info!(store, path = %path.display(), "no snapshot file yet: the store starts empty");
                 }
                 Err(error) => tracing::warn!(store, %error, "snapshot not loaded: the store starts empty"),
             }
@@ -93,7 +93,7 @@ async fn write(service: Arc<Service>, snapshot: StoreSnapshot) {
         let version = service.current().version.clone();
         let stores = version.rules.stores();
         let Some(index) = stores.iter().position(|store| *store == snapshot.store) else { return Ok(()) };
-        let owner = Owner { fingerprint: version.rules.secret().fingerprint(), store: snapshot.store };
+        let owner = SnapshotOwner { fingerprint: version.rules.secret().fingerprint(), store: snapshot.store };
         version.stores.save(index, &snapshot.path, &owner)
     });
     match written.await {

@@ -10,7 +10,7 @@ use super::load::{report_errors, report_warnings};
 use super::table::print;
 
 /// Checks each path as a separate configuration.
-pub fn check(paths: &[PathBuf], print_effective: bool) -> ExitCode {
+pub(super) fn check(paths: &[PathBuf], print_effective: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (index, path) in paths.iter().enumerate() {
         let config = match Config::load(Some(path)) {

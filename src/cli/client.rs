@@ -25,7 +25,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The arguments that select a server.
 #[derive(Debug, Args)]
-pub struct ServerArgs {
+pub(super) struct ServerArgs {
     /// The admin port: `127.0.0.1:9090`, `tollgate.internal:9090` or `unix:/run/tollgate-admin.sock`. By default
     /// TOLLGATE_ADMIN, else the one in the configuration.
     #[arg(long, value_name = "ADDRESS")]
@@ -40,7 +40,7 @@ pub struct ServerArgs {
 
 /// A client of one server.
 #[derive(Debug)]
-pub struct AdminClient {
+pub(super) struct AdminClient {
     address: AdminAddress,
     token: Option<String>,
 }
@@ -64,17 +64,17 @@ impl fmt::Display for AdminAddress {
 
 impl ServerArgs {
     /// Whether `--server` is given.
-    pub fn named(&self) -> bool {
+    pub(super) fn named(&self) -> bool {
         self.server.is_some()
     }
 
     /// The value of `--config`.
-    pub fn config(&self) -> Option<&Path> {
+    pub(super) fn config(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
     /// Finds the address of the admin port and its token.
-    pub fn client(&self) -> anyhow::Result<AdminClient> {
+    pub(super) fn client(&self) -> anyhow::Result<AdminClient> {
         let named = self.server.clone().or_else(|| variable("TOLLGATE_ADMIN"));
         // A named configuration is read even if the address is known, because it may have the token.
         let settings = match named.is_none() || self.config.is_some() {
@@ -142,23 +142,23 @@ fn parse_address(text: &str) -> anyhow::Result<AdminAddress> {
 }
 
 /// A query for the counters of an identity.
-pub fn identity(domain: &str, entries: &[(String, String)]) -> IdentityQuery {
+pub(super) fn identity(domain: &str, entries: &[(String, String)]) -> IdentityQuery {
     IdentityQuery { domain: domain.to_owned(), entries: entries.to_vec() }
 }
 
 impl AdminClient {
     /// Sends a GET request and parses the JSON response.
-    pub fn fetch<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+    pub(super) fn fetch<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         parse(&self.exchange("GET", path, Vec::new())?)
     }
 
     /// Sends a POST request and parses the JSON response.
-    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
         parse(&self.exchange("POST", path, serde_json::to_vec(body)?)?)
     }
 
     /// Sends a POST request and returns the text of the response.
-    pub fn post_for_text(&self, path: &str, body: &impl Serialize) -> anyhow::Result<String> {
+    pub(super) fn post_for_text(&self, path: &str, body: &impl Serialize) -> anyhow::Result<String> {
         Ok(String::from_utf8_lossy(&self.exchange("POST", path, serde_json::to_vec(body)?)?).into_owned())
     }
 

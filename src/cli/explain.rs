@@ -10,7 +10,7 @@ use super::load;
 use super::table::{self, print};
 
 /// Explains a descriptor with the rules of a file.
-pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
+pub(super) fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     match load::rules(path) {
         Ok(rules) => {
             print(&rules.explain_in_words(domain, entries, SystemClock::new().now()));
@@ -21,7 +21,11 @@ pub fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) 
 }
 
 /// Explains a descriptor with the rules of a running server, and prints the values of its counters.
-pub fn explain_on_server(client: &AdminClient, domain: &str, entries: &[(String, String)]) -> anyhow::Result<()> {
+pub(super) fn explain_on_server(
+    client: &AdminClient,
+    domain: &str,
+    entries: &[(String, String)],
+) -> anyhow::Result<()> {
     let identity = identity(domain, entries);
     print(&client.post_for_text("/explain", &identity)?);
     let states: Vec<_> = client.post("/state", &identity).unwrap_or_default();

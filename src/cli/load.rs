@@ -7,7 +7,7 @@ use tollgate::config::{CONFIG_VARIABLE, Config, Errors, Problem, search_paths};
 use tollgate::rules::Rules;
 
 /// Loads the rules of a configuration. Prints its errors.
-pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
+pub(super) fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
     let config = Config::load(path).map_err(|errors| report_errors(&errors))?;
     if config.files.is_empty() {
         eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_paths());
@@ -20,19 +20,19 @@ pub fn rules(path: Option<&Path>) -> Result<Rules, ExitCode> {
 }
 
 /// Lists the paths that are searched for a configuration that is not named.
-pub fn searched_paths() -> String {
+pub(super) fn searched_paths() -> String {
     let paths: Vec<String> = search_paths().iter().map(|path| path.display().to_string()).collect();
     format!("{CONFIG_VARIABLE} (not set), {}", paths.join(", "))
 }
 
 /// Prints all errors of a configuration.
-pub fn report_errors(errors: &Errors) -> ExitCode {
+pub(super) fn report_errors(errors: &Errors) -> ExitCode {
     eprintln!("{errors}");
     ExitCode::FAILURE
 }
 
 /// Prints the warnings of a configuration.
-pub fn report_warnings(warnings: &[Problem]) {
+pub(super) fn report_warnings(warnings: &[Problem]) {
     for Problem { file, line, text } in warnings {
         match line {
             Some(line) => eprintln!("{file}:{line}: warning: {text}"),

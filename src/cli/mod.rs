@@ -193,7 +193,7 @@ enum StoreCommand {
 }
 
 /// Runs the command of the command line.
-pub fn run() -> ExitCode {
+pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { config } => serve::serve(config.as_deref()),
         Command::Check { files, print } => check::check(&files, print),

@@ -34,7 +34,7 @@ const EXAMPLE_CONFIG: &str = r#"
 const SECOND_SIGNAL_CODE: u8 = 130;
 
 /// Serves until a stop signal.
-pub fn serve(path: Option<&Path>) -> ExitCode {
+pub(super) fn serve(path: Option<&Path>) -> ExitCode {
     let (origin, config) = Origin::read(path);
     let config = match config {
         Ok(config) => config,
@@ -97,7 +97,9 @@ fn start_logging(json: bool) {
     let from_environment = EnvFilter::builder().with_default_directive(Level::INFO.into());
     let (filter, error) = match from_environment.try_from_env() {
         Ok(filter) => (filter, None),
-        Err(error) if error.source().is_some_and(|source| source.is::<VarError>()) => (EnvFilter::new("info"), None),
+        Err(error) if error.source().is_some_and(<(dyn std::error::Error + 'static)>::is::<VarError>) => {
+            (EnvFilter::new("info"), None)
+        }
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
     let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));

@@ -15,7 +15,7 @@ use super::load;
 use super::table::{self, aligned, print, span};
 
 /// Prints the hashed names of an identity's counters, with the rules and the secret of a file.
-pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
+pub(super) fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     let rules = match load::rules(path) {
         Ok(rules) => rules,
         Err(code) => return code,
@@ -42,7 +42,12 @@ pub fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> E
 }
 
 /// Prints the values of an identity's counters.
-pub fn state(client: &AdminClient, domain: &str, entries: &[(String, String)], json: bool) -> anyhow::Result<()> {
+pub(super) fn state(
+    client: &AdminClient,
+    domain: &str,
+    entries: &[(String, String)],
+    json: bool,
+) -> anyhow::Result<()> {
     let states: Vec<CounterState> = client.post("/state", &identity(domain, entries))?;
     if json {
         print(&format!("{}\n", serde_json::to_string_pretty(&states)?));
@@ -61,7 +66,7 @@ pub fn state(client: &AdminClient, domain: &str, entries: &[(String, String)], j
 }
 
 /// The default of `--who`: the user who logged in, else the user id of the process and the host name.
-pub fn who() -> String {
+pub(super) fn who() -> String {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty());
     ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).unwrap_or_else(|| {
         let user =
@@ -74,7 +79,7 @@ pub fn who() -> String {
 }
 
 /// Resets the counters of an identity.
-pub fn lift(client: &AdminClient, lift: &LiftRequest) -> anyhow::Result<()> {
+pub(super) fn lift(client: &AdminClient, lift: &LiftRequest) -> anyhow::Result<()> {
     let lifted: Vec<LiftedCounter> = client.post("/lift", lift)?;
     let mut rows = vec![["LIMITER", "LIFTED", "KEY"].map(str::to_owned)];
     rows.extend(lifted.iter().map(|counter| {
@@ -93,7 +98,7 @@ pub fn lift(client: &AdminClient, lift: &LiftRequest) -> anyhow::Result<()> {
 }
 
 /// Prints the rules and keys with the most refusals in the last minutes.
-pub fn top(client: &AdminClient, minutes: u8, lines: usize) -> anyhow::Result<()> {
+pub(super) fn top(client: &AdminClient, minutes: u8, lines: usize) -> anyhow::Result<()> {
     let top: TopRefused = client.fetch(&format!("/top?minutes={minutes}"))?;
     let row = |refused: &RefusalCount| {
         let count = match refused.over {

@@ -10,7 +10,7 @@ use super::load::{report_errors, report_warnings};
 use super::table::print;
 
 /// Creates or upgrades the schema of every PostgreSQL store of a configuration.
-pub fn migrate_all(path: Option<&Path>) -> ExitCode {
+pub(super) fn migrate_all(path: Option<&Path>) -> ExitCode {
     let config = match Config::load(path) {
         Ok(config) => config,
         Err(errors) => return report_errors(&errors),

@@ -6,13 +6,13 @@ use std::time::Duration;
 use tollgate::server::admin::api::{CounterReading, CounterState};
 
 /// Writes to standard output. A closed pipe, as with `| head`, is not an error.
-pub fn print(text: &str) {
+pub(super) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }
 
 /// Formats rows with aligned columns.
-pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -27,7 +27,7 @@ pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Formats a table of counters and their values.
-pub fn counters(states: &[CounterState]) -> String {
+pub(super) fn counters(states: &[CounterState]) -> String {
     let mut rows = vec![["LIMITER", "RULE", "COUNTED BY", "USED", "LEFT", "NOW", "EMPTY IN", "KEY"].map(str::to_owned)];
     rows.extend(states.iter().map(|counter| {
         let [used, left, now, reset] = match &counter.state {
@@ -58,7 +58,7 @@ pub fn counters(states: &[CounterState]) -> String {
 }
 
 /// Formats a duration.
-pub fn span(millis: u64) -> String {
+pub(super) fn span(millis: u64) -> String {
     // Above 10 s, round up to whole seconds.
     let rounded = if millis > 10_000 { millis.div_ceil(1000) * 1000 } else { millis };
     humantime::format_duration(Duration::from_millis(rounded)).to_string()

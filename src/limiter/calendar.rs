@@ -76,7 +76,7 @@ impl Calendar {
                 CalendarUnit::Month => units.months(),
                 CalendarUnit::Year => units.years(),
             };
-            zoned.checked_add(span).map(|zoned| self.floor(&zoned)).unwrap_or_else(|_| zoned.clone())
+            zoned.checked_add(span).map_or_else(|_| zoned.clone(), |zoned| self.floor(&zoned))
         };
         let end = step(&start, 1);
         let bounds = [step(&start, -1), start.clone(), end.clone(), step(&end, 1)];

@@ -42,6 +42,7 @@ impl Limit {
     /// The share of this limit for one of `instances`: at least one unit.
     ///
     /// All shares together are at most the limit, unless there are more instances than units.
+    #[must_use]
     pub fn share(self, instances: u32) -> Self {
         let part = |units: u32| (units / instances.max(1)).max(1);
         match self {

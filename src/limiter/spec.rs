@@ -143,6 +143,7 @@ impl Quota {
     }
 
     /// The limit at `now`. `max_debt` is the maximum debt of a bucket for which none is configured.
+    #[expect(clippy::missing_panics_doc, reason = "`new` rejects the rates that panic")]
     pub fn limit(&self, now: Timestamp, max_debt: u64) -> Limit {
         let window = micros(self.window);
         match &self.algorithm {

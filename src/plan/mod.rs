@@ -41,6 +41,10 @@ pub struct Plan {
 
 impl Plan {
     /// A plan of one group.
+    ///
+    /// # Panics
+    ///
+    /// With more than 65535 checks.
     pub fn of(checks: impl IntoIterator<Item = Check>) -> Self {
         let checks: SmallVec<[Check; 3]> = checks.into_iter().collect();
         let end = u16::try_from(checks.len()).expect("a plan has at most 65535 checks");

@@ -163,11 +163,10 @@ impl KeyIndex {
 /// The keys under which a matcher is filed: together they find every value that passes it.
 fn index_keys(matcher: &Matcher) -> Vec<IndexKey> {
     match matcher {
-        Matcher::Present | Matcher::Not(_) => vec![IndexKey::Present],
         Matcher::Exact(text) => vec![IndexKey::Exact(text.clone())],
         Matcher::Pattern(pattern) if !pattern.prefix.is_empty() => vec![IndexKey::Prefix(pattern.prefix.clone())],
         Matcher::Pattern(pattern) if !pattern.suffix.is_empty() => vec![IndexKey::Suffix(pattern.suffix.clone())],
-        Matcher::Pattern(_) => vec![IndexKey::Present],
+        Matcher::Present | Matcher::Not(_) | Matcher::Pattern(_) => vec![IndexKey::Present],
         Matcher::Cidr(block) => vec![IndexKey::Block(*block)],
         Matcher::AnyOf(any) => any.iter().flat_map(index_keys).collect(),
     }

@@ -128,7 +128,7 @@ fn decode_unreserved(raw: &str) -> String {
         let escape = rest.get(start..start + 3);
         match escape.map(|escape| percent_decode_str(escape).collect::<Vec<u8>>()).as_deref() {
             Some(&[byte]) if byte.is_ascii_alphanumeric() || b"-._~\\".contains(&byte) => {
-                decoded.push(char::from(byte))
+                decoded.push(char::from(byte));
             }
             Some(&[byte]) => decoded.push_str(&format!("%{byte:02X}")),
             // Not an escape: encoded, so that the text after it cannot make it one.

@@ -83,6 +83,10 @@ enum Socket {
 
 impl Listener {
     /// Binds an address. A Unix socket that a dead process left behind is replaced.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken or not available.
     pub async fn bind(listen: &Listen) -> Result<Self, ListenError> {
         let bound = match listen {
             Listen::Tcp(address) => bind_tcp(*address),

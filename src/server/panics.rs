@@ -1,7 +1,6 @@
 //! A panic ends the request that caused it and nothing else.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 

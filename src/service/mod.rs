@@ -64,6 +64,7 @@ impl Deref for CurrentGuard<'_> {
 
 impl CurrentGuard<'_> {
     /// Decides a request and records the decision. The request must have been read by the settings of this version.
+    #[expect(clippy::disallowed_methods, reason = "a duration for a metric, which no decision depends on")]
     pub async fn decide(&self, door: Door, request: &Request<'_>) -> Decision {
         let Service { clock, leases, telemetry, doors, .. } = self.service;
         let (now, began) = (clock.now(), Instant::now());
@@ -173,8 +174,9 @@ fn watch_stores(telemetry: &Telemetry, version: &Version) {
     version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 
-/// Wall-clock time, to display only. No decision depends on it.
-fn unix_seconds() -> f64 {
+/// Wall-clock time, to display only.
+#[expect(clippy::disallowed_methods, reason = "no decision depends on it")]
+pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

@@ -1,41 +1,41 @@
 //! Plans over several partitions (stores, or hash slots of a cluster), as a saga: steps with compensation.
 //!
-//! Each partition decides its step atomically, one after the other: shared stores in the order of the configuration, then
-//! this process's memory. Once a step refuses, the later steps are executed as refused, so that the answer is complete,
-//! and the charges of the earlier steps are compensated exactly.
+//! The partitions decide their steps one after the other, each atomically: shared stores in the order of the
+//! configuration, then this process's memory. Once a step refuses, the later steps are executed as refused, so that the
+//! answer is complete, and the charges of the earlier steps are undone exactly.
 //!
 //! ```text
 //!   step 1 admits, charges   step 2 refuses   step 3 as refused   step 1: undo, as refused
 //! ```
 //!
 //! Between charge and undo other requests see the charge: they may be refused early, but never admitted in excess. A
-//! partition that fails in between answers by policy. If an undo fails, the charge stays until it drains or expires:
-//! fewer requests are admitted, never more.
+//! partition that fails is answered for by policy. If an undo fails, the charge stays until it drains or expires: fewer
+//! requests are admitted, never more.
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::route::Route;
+use super::route::PlanRoute;
 use super::stores::Stores;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
 
-/// Counters of one partition are decided atomically: a store, and a partition of it. All memory stores are one, the last.
+/// A store and a partition of it. Its counters are decided atomically. All memory stores are one partition, the last.
 type Partition = (u16, u16);
 
-/// This process's memory.
-const MEMORY: Partition = (u16::MAX, 0);
+/// The partition of all memory stores.
+const MEMORY_PARTITION: Partition = (u16::MAX, 0);
 
 /// The checks of a group in one partition.
-struct Step {
+struct SagaStep {
     partition: Partition,
     plan: Plan,
     /// The indices of its checks in the group.
     checks: SmallVec<[usize; 3]>,
 }
 
-/// Who answered a step.
+/// The side that answered a step, and has its charges.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AnsweredBy {
     /// The store itself, or this process's memory.
@@ -51,20 +51,20 @@ impl Stores {
     fn partition(&self, store: u16, counter: &CounterName) -> Partition {
         match self.shared(store) {
             Some(shared) => (store, shared.partition(counter)),
-            None => MEMORY,
+            None => MEMORY_PARTITION,
         }
     }
 
-    /// Where a plan is executed.
-    pub(super) fn route(&self, plan: &Plan) -> Route {
+    /// The route of a plan.
+    pub(super) fn route(&self, plan: &Plan) -> PlanRoute {
         let checks = plan.checks.iter().map(|check| self.partition(check.store, &check.counter));
         let changes = plan.changes.iter().map(|change| self.partition(change.store, &change.counter));
         let mut partitions = checks.chain(changes);
-        let first = partitions.next().unwrap_or(MEMORY);
+        let first = partitions.next().unwrap_or(MEMORY_PARTITION);
         match partitions.all(|partition| partition == first) {
-            true if first == MEMORY => Route::Memory,
-            true => Route::Store(first.0),
-            false => Route::Several,
+            true if first == MEMORY_PARTITION => PlanRoute::Memory,
+            true => PlanRoute::Store(first.0),
+            false => PlanRoute::Several,
         }
     }
 
@@ -86,23 +86,23 @@ impl Stores {
 
     async fn change_lease(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
-        let (applied, _) = self.ask(self.partition(change.store, &change.counter), &plan, now, deadline).await;
+        let (applied, _) = self.execute_in(self.partition(change.store, &change.counter), &plan, now, deadline).await;
         applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
     /// Splits a group by partition: shared stores in their order, then memory.
-    fn steps(&self, group: &[Check], plan: &Plan) -> Vec<Step> {
-        let mut steps: Vec<Step> = Vec::new();
+    fn steps(&self, group: &[Check], plan: &Plan) -> Vec<SagaStep> {
+        let mut steps: Vec<SagaStep> = Vec::new();
         for (index, check) in group.iter().enumerate() {
             let partition = self.partition(check.store, &check.counter);
             let known = steps.iter().position(|step| step.partition == partition);
-            let at = known.unwrap_or_else(|| {
+            let position = known.unwrap_or_else(|| {
                 let plan = Plan { lease: plan.lease, refused: plan.refused, ..Plan::default() };
-                steps.push(Step { partition, plan, checks: SmallVec::new() });
+                steps.push(SagaStep { partition, plan, checks: SmallVec::new() });
                 steps.len() - 1
             });
-            steps[at].plan.checks.push(*check);
-            steps[at].checks.push(index);
+            steps[position].plan.checks.push(*check);
+            steps[position].checks.push(index);
         }
         for step in &mut steps {
             step.plan.groups.push(u16::try_from(step.checks.len()).expect("it has no more checks than its plan"));
@@ -112,24 +112,30 @@ impl Stores {
     }
 
     /// Executes the steps of one group, and compensates if one refuses.
-    async fn apply_steps(&self, steps: Vec<Step>, now: Timestamp, deadline: Instant, checks: usize) -> (bool, Answers) {
+    async fn apply_steps(
+        &self,
+        steps: Vec<SagaStep>,
+        now: Timestamp,
+        deadline: Instant,
+        checks: usize,
+    ) -> (bool, Answers) {
         let mut answers: Answers = smallvec::smallvec![Err(Fault::Unreachable); checks];
-        let mut charged = UndecidedCharges { stores: self, now, steps: Vec::new() };
+        let mut charged = UndecidedCharges { stores: self, now, compensations: Vec::new() };
         let mut refused = false;
         for mut step in steps {
             step.plan.refused |= refused;
-            let (answer, by) = self.ask(step.partition, &step.plan, now, deadline).await;
+            let (answer, by) = self.execute_in(step.partition, &step.plan, now, deadline).await;
             refused |= !answer.admitted;
             step.checks.iter().zip(&answer.answers).for_each(|(&index, answer)| answers[index] = *answer);
             if !refused {
-                charged.steps.extend(Compensation::of(step, &answer, by));
+                charged.compensations.extend(Compensation::of(step, &answer, by));
             }
         }
         if !refused {
-            charged.steps.clear();
+            charged.compensations.clear();
         }
-        // Popped before the await: a request dropped meanwhile has the compensation in the store's queue already.
-        while let Some(compensation) = charged.steps.pop() {
+        // Popped before the await: if the request is dropped meanwhile, the store's queue has the compensation already.
+        while let Some(compensation) = charged.compensations.pop() {
             let answer = self.compensate(&compensation, now, deadline).await;
             if let Some(answer) = answer {
                 compensation.checks.iter().zip(answer.answers).for_each(|(&index, answer)| answers[index] = answer);
@@ -139,17 +145,23 @@ impl Stores {
     }
 
     /// Executes a plan in one partition.
-    async fn ask(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> (Applied, AnsweredBy) {
+    async fn execute_in(
+        &self,
+        partition: Partition,
+        plan: &Plan,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> (Applied, AnsweredBy) {
         let Some(shared) = self.shared(partition.0) else { return (self.memory.apply(plan, now), AnsweredBy::Store) };
-        // Each store within its own timeout, and all of them within the longest.
+        // Each store answers within its own timeout, and all of them within the longest.
         let deadline = deadline.min(shared.queue().deadline());
-        match shared.ask(plan, now, self.injected_now(now), deadline).await {
+        match shared.execute(plan, now, self.injected_now(now), deadline).await {
             Ok(applied) => (applied, AnsweredBy::Store),
             Err(fault) => (shared.fallback(plan, fault, now), AnsweredBy::Fallback),
         }
     }
 
-    /// Takes back the charges of a step. Returns the answers of the refused step if the store gives them in time.
+    /// Undoes the charges of a step. Returns the answers of the step as refused if the store gives them in time.
     async fn compensate(&self, compensation: &Compensation, now: Timestamp, deadline: Instant) -> Option<Applied> {
         let Compensation { partition, plan, by, .. } = compensation;
         match (self.shared(partition.0), by) {
@@ -157,17 +169,17 @@ impl Stores {
             (Some(shared), AnsweredBy::Fallback) => Some(shared.fallback(plan, Fault::CircuitOpen, now)),
             (Some(shared), AnsweredBy::Store) => {
                 if Instant::now() >= deadline {
-                    // Other stores used up the time: compensate without waiting.
+                    // Other stores took all the time: compensate without waiting.
                     shared.post(plan.clone(), self.injected_now(now));
                     return None;
                 }
-                shared.ask(plan, now, self.injected_now(now), deadline).await.ok()
+                shared.execute(plan, now, self.injected_now(now), deadline).await.ok()
             }
         }
     }
 }
 
-/// A charged step as it is executed again if its group is refused: an undo, then the checks as refused.
+/// The plan that compensates a charged step if its group is refused: the undos, then the checks as refused.
 struct Compensation {
     partition: Partition,
     plan: Plan,
@@ -176,8 +188,8 @@ struct Compensation {
 }
 
 impl Compensation {
-    /// `None` if nothing was charged, or if all charges stay on a refusal too.
-    fn of(step: Step, applied: &Applied, by: AnsweredBy) -> Option<Self> {
+    /// Returns `None` if nothing was charged, or if all charges stay on a refusal too.
+    fn of(step: SagaStep, applied: &Applied, by: AnsweredBy) -> Option<Self> {
         let stays = |check: &Check| check.charges.admitted == check.charges.passed && !check.shadow;
         if step.plan.checks.iter().all(stays) {
             return None;
@@ -196,17 +208,18 @@ impl Compensation {
     }
 }
 
-/// The charged steps of an undecided group. They are compensated on drop, so a dropped request leaves no charge.
+/// The compensations of a group that is not decided yet. They are executed on drop, so a dropped request leaves no
+/// charge.
 struct UndecidedCharges<'a> {
     stores: &'a Stores,
     now: Timestamp,
-    steps: Vec<Compensation>,
+    compensations: Vec<Compensation>,
 }
 
 impl Drop for UndecidedCharges<'_> {
     fn drop(&mut self) {
         let Self { stores, now, .. } = *self;
-        for Compensation { partition, plan, by, .. } in self.steps.drain(..) {
+        for Compensation { partition, plan, by, .. } in self.compensations.drain(..) {
             match (stores.shared(partition.0), by) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
                 (Some(shared), AnsweredBy::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),

@@ -1,4 +1,4 @@
-//! A store as a configuration describes it.
+//! The configuration of a store.
 
 use super::memory::MemorySettings;
 #[cfg(feature = "postgres")]
@@ -8,7 +8,7 @@ use super::redis::RedisSettings;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 use super::shared::SharedSettings;
 
-/// A store as a configuration describes it: which kind, and what that kind needs.
+/// The configuration of a store: its kind, with the settings of that kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(
     any(all(feature = "redis", not(feature = "postgres")), all(feature = "postgres", not(feature = "redis"))),
@@ -37,7 +37,8 @@ impl StoreConfig {
         }
     }
 
-    /// Whether a store opened from one of them can serve the other. The bounds of a memory store change at a restart only.
+    /// Whether a store opened for one configuration can serve the other. The bounds of a memory store change only at a
+    /// restart.
     pub fn is_same_store(&self, other: &Self) -> bool {
         matches!((self, other), (StoreConfig::Memory(_), StoreConfig::Memory(_))) || self == other
     }

@@ -1,6 +1,6 @@
 //! Stores: they hold the counters, execute plans atomically and return the outcomes.
 //!
-//! A store knows no rules: it executes checks, whose meaning is [`crate::plan::advance`].
+//! A store knows no rules. It executes checks, whose meaning is [`crate::plan::advance`].
 
 mod compensation;
 mod config;
@@ -14,10 +14,10 @@ mod shared;
 mod stores;
 
 pub use self::config::StoreConfig;
-pub use self::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
+pub use self::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
-pub use self::shared::{Backend, Queue, QueueSettings, Shared, SharedSettings, StoreObserver, Wrapper};
-pub use self::stores::{Next, StoreFact, StoreHandle, Stores};
+pub use self::shared::{Backend, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper};
+pub use self::stores::{NextStore, StoreFact, StoreHandle, Stores};

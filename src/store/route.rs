@@ -1,10 +1,10 @@
-//! Where a plan is executed.
+//! The route of a plan.
 
-/// The stores that a plan concerns.
-pub(super) enum Route {
+/// Where a plan is executed.
+pub(super) enum PlanRoute {
     /// In this process's memory.
     Memory,
-    /// In one partition of a shared store.
+    /// In one partition of the shared store at this index.
     Store(u16),
     /// In several partitions.
     Several,

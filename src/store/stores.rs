@@ -1,4 +1,4 @@
-//! The stores of a deployment: which of them executes a plan.
+//! The stores of a deployment. They send each plan to the store that executes it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::memory::{Memory, MemorySettings, Owner, SnapshotError, Usage};
-use super::route::Route;
-use super::shared::{Shared, StoreObserver};
+use super::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
+use super::route::PlanRoute;
+use super::shared::{SharedStore, StoreObserver};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// The stores of a deployment. Every check names one by index.
 #[derive(Debug)]
 pub struct Stores {
-    /// A space for each store. The space of a shared store stays empty.
-    pub(super) memory: Memory,
-    /// Shared stores by index; empty if there are none, so that a decision finds that out quickly.
-    shared: Vec<Option<Arc<Shared>>>,
-    /// For tests: shared stores decide by the caller's clock instead of their own.
+    /// One space for each store. The space of a shared store stays empty.
+    pub(super) memory: MemoryStores,
+    /// The shared stores by index. Empty if there are none, which a decision checks first.
+    shared: Vec<Option<Arc<SharedStore>>>,
+    /// Whether shared stores decide by the caller's clock instead of their own, in tests.
     by_callers_clock: bool,
 }
 
@@ -27,7 +27,7 @@ pub struct Stores {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreFact {
     /// A memory store.
-    Memory(Usage),
+    Memory(MemoryUsage),
     /// A shared store.
     Shared {
         /// Whether its circuit breaker is open.
@@ -40,13 +40,13 @@ pub enum StoreFact {
 pub enum StoreHandle {
     /// A new store in this process's memory.
     Memory(MemorySettings),
-    /// A shared store.
-    Shared(Arc<Shared>),
+    /// A store that other instances use too.
+    Shared(Arc<SharedStore>),
 }
 
 /// A store of the next configuration.
 #[derive(Debug)]
-pub enum Next {
+pub enum NextStore {
     /// The store at this index, with all its counters.
     Keep(usize),
     /// A new store.
@@ -54,18 +54,19 @@ pub enum Next {
 }
 
 impl Stores {
-    /// Stores in this process's memory. [`Check::store`](crate::plan::Check) is the index here.
+    /// Stores in this process's memory, in the order of their [`Check::store`](crate::plan::Check).
     pub fn memory(spaces: &[MemorySettings]) -> Self {
-        Self { memory: Memory::new(spaces), shared: Vec::new(), by_callers_clock: false }
+        Self { memory: MemoryStores::new(spaces), shared: Vec::new(), by_callers_clock: false }
     }
 
-    /// Stores of any kind. [`Check::store`](crate::plan::Check) is the index here.
+    /// Stores of any kind, in the order of their [`Check::store`](crate::plan::Check).
     pub fn of(handles: impl IntoIterator<Item = StoreHandle>) -> Self {
-        Self::memory(&[]).next(handles.into_iter().map(Next::New))
+        Self::memory(&[]).next(handles.into_iter().map(NextStore::New))
     }
 
-    /// The stores of the next configuration: kept ones, with all their counters, and new ones.
-    pub fn next(&self, stores: impl IntoIterator<Item = Next>) -> Self {
+    /// The stores of the next configuration: kept ones with their counters, and new ones.
+    #[must_use]
+    pub fn next(&self, stores: impl IntoIterator<Item = NextStore>) -> Self {
         let (spaces, mut shared): (Vec<_>, Vec<_>) = stores.into_iter().map(|store| self.resolve(store)).unzip();
         if shared.iter().all(Option::is_none) {
             shared.clear();
@@ -73,35 +74,37 @@ impl Stores {
         Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
     }
 
-    /// The space of a store, and the shared store if it is one.
-    fn resolve(&self, store: Next) -> (Result<usize, MemorySettings>, Option<Arc<Shared>>) {
+    /// The space of a store: kept or new. With it the shared store, if it is one.
+    fn resolve(&self, store: NextStore) -> (Result<usize, MemorySettings>, Option<Arc<SharedStore>>) {
         match store {
-            Next::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
-            Next::New(StoreHandle::Memory(settings)) => (Err(settings), None),
-            Next::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+            NextStore::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
+            NextStore::New(StoreHandle::Memory(settings)) => (Err(settings), None),
+            NextStore::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
         }
     }
 
     /// For tests: makes shared stores decide by the caller's clock instead of their own.
+    #[must_use]
     pub fn by_callers_clock(self) -> Self {
         Self { by_callers_clock: true, ..self }
     }
 
-    /// Executes a plan: its lease changes, then its undos, then its groups in order, each admitted completely or not at
-    /// all.
+    /// Executes a plan: its lease changes, then its undos, then its groups in order. Each group is admitted completely or
+    /// not at all.
     ///
     /// `now` is this process's clock. A shared store decides by its own.
+    #[expect(clippy::missing_panics_doc, reason = "the route names a shared store")]
     pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         if self.shared.is_empty() {
             return self.memory.apply(plan, now);
         }
         match self.route(plan) {
-            Route::Memory => self.memory.apply(plan, now),
-            Route::Store(store) => {
+            PlanRoute::Memory => self.memory.apply(plan, now),
+            PlanRoute::Store(store) => {
                 let shared = self.shared(store).expect("the route names a shared store");
                 self.apply_shared(shared, plan, now).await
             }
-            Route::Several => self.apply_saga(plan, now).await,
+            PlanRoute::Several => self.apply_saga(plan, now).await,
         }
     }
 
@@ -117,7 +120,7 @@ impl Stores {
         }
     }
 
-    /// Removes counters that have expired at `now`. Called periodically; no lock is held for long.
+    /// Removes counters that have expired at `now`. Called periodically. No lock is held for long.
     pub fn sweep(&self, now: Timestamp) {
         self.memory.sweep(now);
         self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.injected_now(now)));
@@ -135,21 +138,30 @@ impl Stores {
     pub async fn return_leased_quota(&self, now: Timestamp, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         for shared in self.shared.iter().flatten() {
-            shared.return_leased_quota(now, self.injected_now(now), deadline).await;
+            shared.return_leased_quota(self.injected_now(now), deadline).await;
         }
     }
 
     /// Writes the counters of the memory store at index `store` to a file.
-    pub fn save(&self, store: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
+    ///
+    /// # Errors
+    ///
+    /// The file system fails; the file at `path` is unchanged.
+    pub fn save(&self, store: usize, path: &Path, owner: &SnapshotOwner) -> Result<(), SnapshotError> {
         self.memory.save(store, path, owner)
     }
 
-    /// Reads the counters of the memory store at index `store` from a file, completely or not at all.
+    /// Reads the counters of the memory store at index `store` from a file. Returns how many had not expired and found
+    /// room, `None` if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// The file is rejected. Nothing is loaded then, and the file is moved aside.
     pub fn load(
         &self,
         store: usize,
         path: &Path,
-        owner: &Owner,
+        owner: &SnapshotOwner,
         now: Timestamp,
     ) -> Result<Option<usize>, SnapshotError> {
         self.memory.load(store, path, owner, now)
@@ -165,7 +177,7 @@ impl Stores {
         self.memory.usage().into_iter().enumerate().map(fact).collect()
     }
 
-    /// Sets the observer of each shared store, made by `observer` for its index.
+    /// Sets the observer of each shared store to the one that `observer` makes for its index.
     pub fn observe(&self, observer: impl Fn(usize) -> Box<dyn StoreObserver>) {
         for (index, shared) in self.shared.iter().enumerate() {
             if let Some(shared) = shared {
@@ -174,7 +186,8 @@ impl Stores {
         }
     }
 
-    pub(super) fn shared(&self, store: u16) -> Option<&Shared> {
+    /// The shared store at an index, `None` if a memory store is there.
+    pub(super) fn shared(&self, store: u16) -> Option<&SharedStore> {
         self.shared.get(usize::from(store))?.as_deref()
     }
 
@@ -191,8 +204,8 @@ impl Stores {
     }
 
     /// Executes a plan whose counters are all in one partition of one shared store.
-    async fn apply_shared(&self, shared: &Shared, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.ask(plan, now, self.injected_now(now), shared.queue().deadline()).await {
+    async fn apply_shared(&self, shared: &SharedStore, plan: &Plan, now: Timestamp) -> Applied {
+        match shared.execute(plan, now, self.injected_now(now), shared.queue().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.fallback(plan, fault, now),
         }

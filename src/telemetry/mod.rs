@@ -1,24 +1,30 @@
 //! Metrics, the log of refusals, and the rules and counters that refuse most.
 //!
 //! ```text
-//!   Decision -> metrics.rs   counts by rule and limiter, through handles prepared with the rules
+//!   Decision -> metrics.rs   counts by rule and limiter, through handles.rs, prepared with the rules
 //!            -> refusals.rs  log lines, limited per second
 //!            -> top.rs       the rules and counters that refused most in the last minutes
+//!   stores   -> store.rs     counts of calls
+//!   series.rs                the names, kinds and help texts of all series
 //! ```
 //!
 //! Telemetry reads a [`Decision`] after it is made and cannot change it. No identity reaches a label or a log line:
 //! labels are names from the configuration, and counters appear under their hashed names.
 
 mod doors;
+mod handles;
 mod metrics;
 mod refusals;
+mod series;
+mod store;
 mod top;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::doors::{DoorMetrics, Exceeded};
-pub use self::metrics::{Door, Handles, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
+pub use self::handles::Handles;
+pub use self::metrics::{Door, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
 pub use self::refusals::RefusalLog;
 pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;

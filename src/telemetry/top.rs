@@ -16,7 +16,7 @@ use crate::decision::{Decision, Refusal};
 use crate::plan::CounterName;
 
 /// Minutes retained, including the current one.
-pub const RETAINED_MINUTES: usize = 10;
+pub(crate) const RETAINED_MINUTES: usize = 10;
 
 /// The most rules, and the most counters, in the sketches of one minute.
 const SKETCH_CAPACITY: usize = 128;

@@ -55,7 +55,7 @@ impl Model {
         let now = now.micros();
         self.correct(numbers, now);
         self.refund(numbers, now, check.refund);
-        let (surely, possibly) = self.met(numbers, &check.needs, now);
+        let (surely, possibly) = self.met(numbers, check.needs, now);
         let passes = match (check.always_denied, surely == possibly) {
             (true, _) => false,
             (false, true) => surely,
@@ -96,15 +96,15 @@ impl Model {
             (false, None) => assert!(check.needs.fits > numbers.holds(), "it would fit some day"),
             (false, Some(retry)) => {
                 assert!(check.needs.fits <= numbers.holds(), "it never fits");
-                assert!(self.met(numbers, &check.needs, now + retry).1, "retry {retry}: still refused then");
+                assert!(self.met(numbers, check.needs, now + retry).1, "retry {retry}: still refused then");
                 assert!(retry > 0, "a refusal waits");
-                assert!(!self.met(numbers, &check.needs, now + retry - 1).0, "retry {retry}: sooner");
+                assert!(!self.met(numbers, check.needs, now + retry - 1).0, "retry {retry}: sooner");
             }
         }
     }
 
     /// Whether all needs are met at a moment: certainly, and possibly.
-    fn met(&self, numbers: Numbers, needs: &Needs, now: u64) -> (bool, bool) {
+    fn met(&self, numbers: Numbers, needs: Needs, now: u64) -> (bool, bool) {
         let (least, most) = self.left(numbers, now);
         let enough = |left: i128| {
             let fits = needs.fits == 0 || (needs.fits <= numbers.holds() && left >= i128::from(needs.fits) * UNIT);

@@ -31,7 +31,7 @@ use tollgate::rules::{
     Unmatched,
 };
 use tollgate::secret::Secret;
-use tollgate::store::{MemorySettings, Next, Stores};
+use tollgate::store::{MemorySettings, NextStore, Stores};
 
 use super::world::{START, World, hits};
 use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
@@ -55,7 +55,7 @@ fn one(limiter: Limiter) -> World {
 fn reloaded(world: World, book: RuleBook) -> World {
     let World { engine, clock } = world;
     let rules = Arc::new(Rules::compile(book).expect("the book compiles"));
-    let stores = engine.current().stores.next((0..rules.stores().len()).map(Next::Keep));
+    let stores = engine.current().stores.next((0..rules.stores().len()).map(NextStore::Keep));
     engine.replace(Arc::new(Version { rules, stores }));
     World { engine, clock }
 }

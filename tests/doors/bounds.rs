@@ -241,7 +241,7 @@ fn chunked(chunks: &[&str]) -> String {
 async fn semantics_28_unfinished_requests_are_refused_before_they_fill_the_memory() {
     let bounds = Bounds { unfinished_bytes_per_connection: 64 << 10, unfinished_bytes: 100 << 10, ..Bounds::default() };
     let service = start(bounds).await;
-    let part = Bytes::from([UNFINISHED, &[0; 40 << 10]].concat());
+    let part = Bytes::from([UNFINISHED, &vec![0; 40 << 10]].concat());
     let clients = [connect(service.grpc).await, connect(service.grpc).await, connect(service.grpc).await];
     let mut held = Vec::new();
     for client in &clients[..2] {

@@ -107,9 +107,9 @@ fn scraped(scrape: &str) -> BTreeMap<String, Metric> {
     let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
     for line in scrape.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            metrics.entry(name.to_owned()).or_default().help = help.to_owned();
+            metrics.entry(name.to_owned()).or_default().help.push_str(help);
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
-            metrics.entry(name.to_owned()).or_default().kind = kind.to_owned();
+            metrics.entry(name.to_owned()).or_default().kind.push_str(kind);
         }
     }
     for line in scrape.lines().filter(|line| !line.starts_with('#')) {
@@ -272,7 +272,7 @@ fn steady(answer: &str) -> String {
                 fields.iter_mut().for_each(|(name, value)| match VOLATILE.contains(&name.as_str()) {
                     true if value.is_number() => *value = 0.into(),
                     _ => still(value),
-                })
+                });
             }
             Value::Array(values) => values.iter_mut().for_each(still),
             _ => {}

@@ -340,15 +340,15 @@ async fn until_connected(stores: &Stores) {
     }
 }
 
-/// Settings with this `deadline` and one other instance.
-fn settings(deadline: Duration) -> SharedSettings {
-    let remote = QueueSettings { deadline, ..QueueSettings::default() };
-    SharedSettings { remote, instances: 2, ..SharedSettings::new("main") }
+/// Settings with this timeout and one other instance.
+fn settings(timeout: Duration) -> SharedSettings {
+    let queue = QueueSettings { timeout, ..QueueSettings::default() };
+    SharedSettings { queue, instances: 2, ..SharedSettings::new("main") }
 }
 
-/// The default deadline: 10 ms.
+/// The default timeout: 10 ms.
 fn in_time() -> SharedSettings {
-    settings(QueueSettings::default().deadline)
+    settings(QueueSettings::default().timeout)
 }
 
 fn on(port: u16) -> StoreHandle {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{
-    Address, Postgres, PostgresSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle, Topology,
+    Address, Postgres, PostgresSettings, Redis, RedisSettings, SharedSettings, SharedStore, StoreHandle, Topology,
 };
 
 /// A Redis on this port.
@@ -15,19 +15,18 @@ pub fn at(port: u16) -> RedisSettings {
 
 /// Counters in a Redis, whose timeout is at least the deadline of a decision.
 pub fn in_redis(settings: SharedSettings, redis: &RedisSettings) -> StoreHandle {
-    let response_timeout = redis.response_timeout.max(settings.remote.deadline);
+    let response_timeout = redis.response_timeout.max(settings.queue.timeout);
     let redis = Redis::new(&RedisSettings { response_timeout, ..redis.clone() });
-    StoreHandle::Shared(Arc::new(Shared::new(settings, redis.expect("nothing is to be read"))))
+    StoreHandle::Shared(Arc::new(SharedStore::new(settings, redis.expect("nothing is to be read"))))
 }
 
 /// Counters in a PostgreSQL, whose timeouts are at least the deadline of a decision.
 pub fn in_postgres(settings: SharedSettings, postgres: &PostgresSettings) -> StoreHandle {
     let timeouts = [postgres.response_timeout, postgres.connect_timeout, postgres.lock_timeout];
-    let [response_timeout, connect_timeout, lock_timeout] =
-        timeouts.map(|timeout| timeout.max(settings.remote.deadline));
+    let [response_timeout, connect_timeout, lock_timeout] = timeouts.map(|timeout| timeout.max(settings.queue.timeout));
     let timeouts = PostgresSettings { response_timeout, connect_timeout, lock_timeout, ..postgres.clone() };
     let postgres = Postgres::new(&timeouts);
-    StoreHandle::Shared(Arc::new(Shared::new(settings, postgres.expect("a URL"))))
+    StoreHandle::Shared(Arc::new(SharedStore::new(settings, postgres.expect("a URL"))))
 }
 
 /// A PostgreSQL at this URL.

@@ -12,7 +12,7 @@ use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    MemorySettings, QueueSettings, Shared, SharedSettings, StoreFact, StoreHandle, StoreObserver, Stores, Wrapper,
+    MemorySettings, QueueSettings, SharedSettings, SharedStore, StoreFact, StoreHandle, StoreObserver, Stores, Wrapper,
 };
 
 use super::fake::{BROKEN, HANGING, Kept, WELL, one};
@@ -27,9 +27,9 @@ fn stores(first: &Kept, second: &Kept, partitioned: bool) -> Stores {
 /// The same with another deadline.
 fn stores_within(deadline: Duration, first: &Kept, second: &Kept, partitioned: bool) -> Stores {
     let shared = |name: &str, kept: &Kept| {
-        let remote = QueueSettings { deadline, ..QueueSettings::default() };
-        let settings = SharedSettings { remote, partitioned, ..SharedSettings::new(name) };
-        StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))
+        let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
+        let settings = SharedSettings { queue, partitioned, ..SharedSettings::new(name) };
+        StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))
     };
     let memory = StoreHandle::Memory(MemorySettings::default());
     Stores::of([shared("first", first), shared("second", second), memory]).by_callers_clock()
@@ -171,7 +171,7 @@ fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit
     let plan = one(check(0, OnStoreError::Local));
     for (instances, passes) in [(1, [true, true, false]), (2, [true, false, false]), (3, [true, false, false])] {
         let settings = SharedSettings { instances, ..SharedSettings::new("first") };
-        let shared = StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())));
+        let shared = StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())));
         let stores = Stores::of([shared]).by_callers_clock();
         let passed = [(); 3].map(|()| runtime.block_on(stores.apply(&plan, START)).admitted);
         assert_eq!(passed, passes, "{instances} instances share a limit of two");
@@ -207,13 +207,13 @@ impl StoreObserver for FirstStore {
 
     fn answered_by_policy(&self, _policy: OnStoreError, _checks: u64) {}
 
-    fn circuit(&self, _open: bool) {}
+    fn circuit_changed(&self, _open: bool) {}
 
     fn undone(&self, failed: bool) {
         self.undone.fetch_add(u64::from(!failed), Ordering::Relaxed);
     }
 
-    fn answered_nearby(&self, _by: Wrapper) {}
+    fn answered_by_wrapper(&self, _by: Wrapper) {}
 }
 
 /// Counts the plans that the first store could not answer, for any reason, and those that undid charges.

@@ -3,8 +3,6 @@
 //! A store joins with a test that passes [`the_contract`] a constructor of an empty store. Time is injected and
 //! sometimes steps back; a store that decides by its own clock uses the injected time in these tests.
 
-use std::future::Future;
-
 use tollgate::clock::Timestamp;
 use tollgate::limiter::LeaseStatus;
 use tollgate::plan::{Applied, Plan};

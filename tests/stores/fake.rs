@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
-use tollgate::store::{Backend, Memory, MemorySettings};
+use tollgate::store::{Backend, MemorySettings, MemoryStores};
 
 use crate::support::reference::plans::START;
 
@@ -22,7 +22,7 @@ pub fn check(limit: Limit) -> Check {
 pub struct Kept(Arc<Inside>);
 
 pub struct Inside {
-    memory: Memory,
+    memory: MemoryStores,
     mood: AtomicU8,
     /// Notified when a call arrives while it hangs.
     called: Notify,
@@ -43,7 +43,7 @@ pub const UNSEEN: u8 = 4;
 
 impl Kept {
     pub fn new() -> Self {
-        let memory = Memory::new(&[MemorySettings::default(); 3]);
+        let memory = MemoryStores::new(&[MemorySettings::default(); 3]);
         let (mood, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
         Self(Arc::new(Inside { memory, mood, called: Notify::new(), changed: Notify::new(), calls }))
     }

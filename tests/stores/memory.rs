@@ -6,7 +6,7 @@ use tollgate::limiter::{
     SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
-use tollgate::store::{Memory, MemorySettings};
+use tollgate::store::{MemorySettings, MemoryStores};
 
 const SECOND: u64 = 1_000_000;
 const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
@@ -65,7 +65,7 @@ fn peek(counter: CounterName, limit: Limit) -> Check {
 
 /// A memory store with a limit of bytes or keys.
 struct Small {
-    memory: Memory,
+    memory: MemoryStores,
     settings: MemorySettings,
     asked: u64,
 }
@@ -80,7 +80,7 @@ impl Small {
     }
 
     fn new(settings: MemorySettings) -> Self {
-        Self { memory: Memory::new(&[settings]), settings, asked: 0 }
+        Self { memory: MemoryStores::new(&[settings]), settings, asked: 0 }
     }
 
     fn apply(&mut self, checks: impl IntoIterator<Item = Check>, now: Timestamp) -> Applied {
@@ -320,7 +320,7 @@ fn a_bucket_that_has_drained_goes_before_one_that_has_not() {
 
 #[test]
 fn one_counter_may_take_as_many_slots_as_can_be_configured() {
-    let memory = Memory::new(&[MemorySettings::default()]);
+    let memory = MemoryStores::new(&[MemorySettings::default()]);
     for lease in 0..u64::from(MAX_SLOTS) {
         assert!(memory.apply(&plan(lease, [check(VICTIM, slots(MAX_SLOTS), 1)]), NOW).admitted, "slot {lease}");
     }
@@ -329,7 +329,7 @@ fn one_counter_may_take_as_many_slots_as_can_be_configured() {
 
 #[test]
 fn logs_stay_while_the_store_has_room_wherever_they_lie() {
-    let memory = Memory::new(&[MemorySettings::default()]);
+    let memory = MemoryStores::new(&[MemorySettings::default()]);
     for number in 0..1_000 {
         assert!(memory.apply(&plan(0, [check(name(number), log(10_000), 9_000)]), NOW).admitted);
     }
@@ -340,7 +340,7 @@ fn logs_stay_while_the_store_has_room_wherever_they_lie() {
 
 #[test]
 fn a_store_that_is_full_of_small_counters_still_takes_a_large_one() {
-    let memory = Memory::new(&[MemorySettings { max_memory: 8 << 20, max_keys: None }]);
+    let memory = MemoryStores::new(&[MemorySettings { max_memory: 8 << 20, max_keys: None }]);
     for number in 0..300_000 {
         memory.apply(&plan(0, [check(name(number), window(50), 1)]), NOW);
     }
@@ -408,7 +408,7 @@ fn a_sweep_forgets_what_expired_and_gives_memory_back() {
 #[test]
 fn spaces_have_bounds_of_their_own() {
     let small = MemorySettings { max_keys: Some(20), ..MemorySettings::default() };
-    let memory = Memory::new(&[small, MemorySettings::default()]);
+    let memory = MemoryStores::new(&[small, MemorySettings::default()]);
     for number in 0..1_000 {
         let both = [check(name(number), window(5), 1), Check { store: 1, ..check(name(number), window(5), 1) }];
         assert!(memory.apply(&plan(number, both), NOW).admitted);

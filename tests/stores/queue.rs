@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
-use tollgate::store::{Queue, QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
+use tollgate::store::{Queue, QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
 use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;
@@ -28,14 +28,14 @@ fn log(limit: u32) -> Check {
     check(Limit::SlidingWindow(SlidingWindow { limit, window: 60_000_000 }))
 }
 
-/// A store with this deadline for calls, in which each plan is a call of its own.
-fn remote(kept: &Kept, deadline: Duration) -> Queue {
-    Queue::new("main", kept.clone(), QueueSettings { deadline, batch: 1, calls: 64 })
+/// A store with this timeout, in which each plan is a call of its own.
+fn queue(kept: &Kept, timeout: Duration) -> Queue {
+    Queue::new("main", kept.clone(), QueueSettings { timeout, max_batch: 1, max_calls: 64 })
 }
 
 /// Sends a plan and waits without a deadline.
-async fn ask(remote: &Queue, plan: &Plan) -> Result<bool, Fault> {
-    let answer = remote.ask(plan.clone(), None, Instant::now() + HOUR).await;
+async fn ask(queue: &Queue, plan: &Plan) -> Result<bool, Fault> {
+    let answer = queue.execute(plan.clone(), None, Instant::now() + HOUR).await;
     answer.map(|applied| applied.admitted)
 }
 
@@ -43,7 +43,7 @@ async fn ask(remote: &Queue, plan: &Plan) -> Result<bool, Fault> {
 fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
     runtime.block_on(async {
         kept.be(HANGING);
         let pause = async {
@@ -52,11 +52,11 @@ fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
             }
             kept.be(LATE);
         };
-        let (answers, ()) = tokio::join!(join_all((0..64).map(|_| ask(&remote, &plan))), pause);
+        let (answers, ()) = tokio::join!(join_all((0..64).map(|_| ask(&queue, &plan))), pause);
         assert_eq!(answers, [Err(Fault::Timeout); 64]);
-        assert!(!remote.circuit_open(), "it was one pause");
+        assert!(!queue.circuit_open(), "it was one pause");
         kept.be(WELL);
-        assert_eq!(ask(&remote, &plan).await, Ok(true));
+        assert_eq!(ask(&queue, &plan).await, Ok(true));
     });
 }
 
@@ -65,15 +65,15 @@ fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() 
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     // With a deadline of zero, any two failures are further apart than the deadline.
-    let (remote, plan) = (remote(&kept, Duration::ZERO), one(log(100)));
+    let (queue, plan) = (queue(&kept, Duration::ZERO), one(log(100)));
     runtime.block_on(async {
         kept.be(LATE);
         for failures in 1..=10 {
-            assert!(!remote.circuit_open(), "after {} failures", failures - 1);
-            assert_eq!(ask(&remote, &plan).await, Err(Fault::Timeout));
+            assert!(!queue.circuit_open(), "after {} failures", failures - 1);
+            assert_eq!(ask(&queue, &plan).await, Err(Fault::Timeout));
         }
-        assert!(remote.circuit_open());
-        assert_eq!(ask(&remote, &plan).await, Err(Fault::CircuitOpen));
+        assert!(queue.circuit_open());
+        assert_eq!(ask(&queue, &plan).await, Err(Fault::CircuitOpen));
     });
 }
 
@@ -81,10 +81,10 @@ fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() 
 fn a_store_without_a_connection_is_left_alone_at_once() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let (remote, plan) = (remote(&kept, HOUR), one(log(100)));
+    let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
     kept.be(BROKEN);
-    assert_eq!(runtime.block_on(ask(&remote, &plan)), Err(Fault::Unreachable));
-    assert!(remote.circuit_open());
+    assert_eq!(runtime.block_on(ask(&queue, &plan)), Err(Fault::Unreachable));
+    assert!(queue.circuit_open());
 }
 
 #[test]
@@ -92,12 +92,12 @@ fn a_decision_waits_for_its_deadline_and_no_longer() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
     let deadline = Duration::from_millis(10);
-    let (remote, plan) = (remote(&kept, deadline), one(log(1_000)));
+    let (queue, plan) = (queue(&kept, deadline), one(log(1_000)));
     runtime.block_on(async {
         kept.be(HANGING);
         // Every caller, however many wait before it.
-        let (begun, until) = (Instant::now(), remote.deadline());
-        let answers = join_all((0..200).map(|_| remote.ask(plan.clone(), None, until))).await;
+        let (begun, until) = (Instant::now(), queue.deadline());
+        let answers = join_all((0..200).map(|_| queue.execute(plan.clone(), None, until))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Err(Fault::Timeout))));
         let waited = begun.elapsed();
         assert!((deadline..=deadline + Duration::from_millis(1)).contains(&waited), "they waited {waited:?}");
@@ -112,23 +112,23 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
     {
         let (kept, runtime) = (Kept::new(), held());
         let _entered = runtime.enter();
-        let (remote, plan) = (remote(&kept, Duration::from_millis(10)), one(log(100)));
+        let (queue, plan) = (queue(&kept, Duration::from_millis(10)), one(log(100)));
         runtime.block_on(async {
             kept.be(away);
-            while !remote.circuit_open() {
-                let answer = remote.ask(plan.clone(), None, remote.deadline()).await;
+            while !queue.circuit_open() {
+                let answer = queue.execute(plan.clone(), None, queue.deadline()).await;
                 assert!(answer.is_err(), "it is away");
             }
             // The circuit breaker stays open, and no caller waits.
             for _ in 0..away_for {
                 let begun = Instant::now();
-                assert_eq!(ask(&remote, &plan).await, Err(Fault::CircuitOpen));
+                assert_eq!(ask(&queue, &plan).await, Err(Fault::CircuitOpen));
                 assert_eq!(begun.elapsed(), Duration::ZERO);
                 tokio::time::sleep(MILLISECOND).await;
             }
             kept.be(WELL);
             let back = Instant::now();
-            while ask(&remote, &plan).await != Ok(true) {
+            while ask(&queue, &plan).await != Ok(true) {
                 tokio::time::sleep(MILLISECOND).await;
             }
             assert!(back.elapsed() <= Duration::from_millis(101), "it took {:?}", back.elapsed());
@@ -141,9 +141,10 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
 fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
-    let remote = QueueSettings { deadline: Duration::from_millis(10), ..QueueSettings::default() };
-    let settings = SharedSettings { remote, instances: 2, ..SharedSettings::new("main") };
-    let stores = Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };
+    let settings = SharedSettings { queue, instances: 2, ..SharedSettings::new("main") };
+    let stores =
+        Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]).by_callers_clock();
     let local = |counter, limit| {
         let on_store_error = OnStoreError::Local;
         one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })
@@ -168,18 +169,18 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
 
 /// A store whose calls can carry many plans.
 fn shared_calls(kept: &Kept) -> Queue {
-    Queue::new("main", kept.clone(), QueueSettings { deadline: HOUR, batch: 64, calls: 2 })
+    Queue::new("main", kept.clone(), QueueSettings { timeout: HOUR, max_batch: 64, max_calls: 2 })
 }
 
 #[test]
 fn an_idle_store_is_asked_at_once_for_each() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
-    let (remote, plan) = (shared_calls(&kept), one(log(100)));
+    let (queue, plan) = (shared_calls(&kept), one(log(100)));
     runtime.block_on(async {
         let begun = Instant::now();
         for asked in 1..=100 {
-            assert_eq!(ask(&remote, &plan).await, Ok(true));
+            assert_eq!(ask(&queue, &plan).await, Ok(true));
             assert_eq!(kept.calls(), asked, "it did not wait for others to share the call");
         }
         // Waiting for anything but the answers would have advanced the clock.
@@ -191,10 +192,10 @@ fn an_idle_store_is_asked_at_once_for_each() {
 fn what_comes_while_calls_are_under_way_shares_the_next_one() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
-    let (remote, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
+    let (queue, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
     let asked = || {
-        let (remote, plan) = (remote.clone(), plan.clone());
-        tokio::spawn(async move { ask(&remote, &plan).await })
+        let (queue, plan) = (queue.clone(), plan.clone());
+        tokio::spawn(async move { ask(&queue, &plan).await })
     };
     runtime.block_on(async {
         kept.be(HANGING);
@@ -219,14 +220,14 @@ fn what_comes_while_calls_are_under_way_shares_the_next_one() {
 fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let (remote, plan) = (remote(&kept, HOUR), one(check));
+    let (queue, plan) = (queue(&kept, HOUR), one(check));
     runtime.block_on(async {
-        assert_eq!(ask(&remote, &plan).await, Ok(true));
+        assert_eq!(ask(&queue, &plan).await, Ok(true));
         assert_eq!(kept.left(&check), 0);
         kept.be(BROKEN);
-        assert_eq!(ask(&remote, &plan).await, Err(Fault::Unreachable));
+        assert_eq!(ask(&queue, &plan).await, Err(Fault::Unreachable));
         kept.be(UNSEEN);
-        assert_eq!(ask(&remote, &back(plan.lease)).await, Err(Fault::CircuitOpen), "the circuit breaker is still open");
+        assert_eq!(ask(&queue, &back(plan.lease)).await, Err(Fault::CircuitOpen), "the circuit breaker is still open");
         let given_back = async {
             while kept.left(&check) == 0 {
                 tokio::task::yield_now().await;

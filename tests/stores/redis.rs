@@ -291,7 +291,7 @@ fn what_is_forgotten_counts_no_more() {
         for (number, limit) in (0..).zip(of_each_algorithm(1, 3_600 * SECOND)) {
             assert_eq!(redis.forget(counter(number)).await, Ok(false));
             assert!(decide(&redis, one(counter(number), limit)).await.expect("it answers").passes);
-            let second = Plan { lease: tollgate::limiter::LeaseId(8), ..plan([one(counter(number), limit)]) };
+            let second = Plan { lease: LeaseId(8), ..plan([one(counter(number), limit)]) };
             assert!(!apply(&redis, second.clone()).await.expect("it answers").admitted, "{limit:?}");
             assert_eq!(redis.forget(counter(number)).await, Ok(true), "{limit:?}");
             assert!(apply(&redis, second).await.expect("it answers").admitted, "{limit:?}");

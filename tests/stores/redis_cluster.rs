@@ -1,7 +1,6 @@
 //! Redis Cluster fulfils the contract where counters share a partition, and never admits too much where they do not;
 //! hash slots move, replicas are promoted and nodes crash while decisions are made.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,8 +12,8 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, Shared, SharedSettings, StoreHandle,
-    Stores, Topology,
+    Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, SharedSettings, SharedStore,
+    StoreHandle, Stores, Topology,
 };
 use tollgate::tls::{ClientCertificate, TlsSettings};
 
@@ -49,9 +48,9 @@ async fn connected(settings: &RedisSettings) -> Redis {
 
 /// A cluster as requests use it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
-    let remote = QueueSettings { deadline, ..QueueSettings::default() };
-    let shared = SharedSettings { remote, partitioned: true, ..SharedSettings::new("cluster") };
-    Stores::of([StoreHandle::Shared(Arc::new(Shared::new(shared, connected(&settings(cluster)).await)))])
+    let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
+    let shared = SharedSettings { queue, partitioned: true, ..SharedSettings::new("cluster") };
+    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(shared, connected(&settings(cluster)).await)))])
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -487,9 +486,9 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
         others.decides(1);
         others.counted.iter().for_each(|counted| counted.longest.store(0, Ordering::SeqCst));
         if freezes {
-            cluster.nodes[0].freeze()
+            cluster.nodes[0].freeze();
         } else {
-            cluster.nodes[0].kill()
+            cluster.nodes[0].kill();
         }
         gone(&load);
         // Longer than the other nodes take to notice that it is gone.
@@ -507,9 +506,9 @@ fn a_node_that_is_away_holds_up_nobody_elses_slots() {
         }
         assert_eq!(admitted, 3, "{what}: the fallback keeps the limit");
         if freezes {
-            cluster.nodes[0].thaw()
+            cluster.nodes[0].thaw();
         } else {
-            cluster.nodes[0].restart()
+            cluster.nodes[0].restart();
         }
         let back = Instant::now();
         load.decides(0);

@@ -133,7 +133,7 @@ fn a_file_that_cannot_be_used_is_named() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let empty = directory.path().join("empty.pem");
     std::fs::write(&empty, "").expect("a file in the test's directory");
-    for (file, expected) in [(PathBuf::from("/nowhere/ca.pem"), "/nowhere/ca.pem: "), (empty.clone(), "empty.pem: ")] {
+    for (file, expected) in [(PathBuf::from("/nowhere/ca.pem"), "/nowhere/ca.pem: "), (empty, "empty.pem: ")] {
         let tls = TlsSettings { ca: Some(file), ..TlsSettings::default() };
         let error = Redis::new(&RedisSettings { tls: Some(tls), ..at(1) }).expect_err("it has no certificate");
         assert!(error.to_string().contains(expected), "{error}");

@@ -7,12 +7,12 @@ use std::time::Duration;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Algorithm, Concurrency, LeaseId, Limit, Quota, Schedule};
 use tollgate::plan::{Check, CounterName, Outcome, Plan};
-use tollgate::store::{Memory, MemorySettings, Owner, SnapshotError};
+use tollgate::store::{MemorySettings, MemoryStores, SnapshotError, SnapshotOwner};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 
-fn owner() -> Owner {
-    Owner { fingerprint: [7; 16], store: "main".into() }
+fn owner() -> SnapshotOwner {
+    SnapshotOwner { fingerprint: [7; 16], store: "main".into() }
 }
 
 fn quota(algorithm: Algorithm) -> Limit {
@@ -37,16 +37,16 @@ fn plan(checks: impl IntoIterator<Item = Check>, lease: u128) -> Plan {
     Plan { lease: LeaseId(lease), ..Plan::of(checks) }
 }
 
-fn memory() -> Memory {
-    Memory::new(&[MemorySettings::default()])
+fn memory() -> MemoryStores {
+    MemoryStores::new(&[MemorySettings::default()])
 }
 
 /// The outcome of one more charge to a counter.
-fn ask(memory: &Memory, counter: u64, limit: Limit, now: Timestamp, lease: u128) -> Outcome {
+fn ask(memory: &MemoryStores, counter: u64, limit: Limit, now: Timestamp, lease: u128) -> Outcome {
     memory.apply(&plan([check(counter, limit)], lease), now).answers[0].expect("there is room")
 }
 
-fn filled() -> Memory {
+fn filled() -> MemoryStores {
     let memory = memory();
     for number in 0..1000 {
         for (kind, limit) in limits().into_iter().enumerate() {
@@ -65,7 +65,7 @@ fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
     (folder, path)
 }
 
-fn load(path: &Path, owner: &Owner) -> (Memory, Result<Option<usize>, SnapshotError>) {
+fn load(path: &Path, owner: &SnapshotOwner) -> (MemoryStores, Result<Option<usize>, SnapshotError>) {
     let memory = memory();
     let loaded = memory.load(0, path, owner, NOW.plus(1_000_000));
     (memory, loaded)
@@ -120,11 +120,11 @@ fn a_damaged_file_is_refused_kept_aside_and_never_half_loaded() {
 fn another_version_another_secret_and_another_store_are_told_apart() {
     let (_folder, path) = saved();
     let whole = std::fs::read(&path).expect("it was written");
-    let refused = |owner: &Owner| load(&path, owner).1.expect_err("it is not ours").to_string();
-    assert!(refused(&Owner { fingerprint: [8; 16], ..owner() }).contains("another secret"));
+    let refused = |owner: &SnapshotOwner| load(&path, owner).1.expect_err("it is not ours").to_string();
+    assert!(refused(&SnapshotOwner { fingerprint: [8; 16], ..owner() }).contains("another secret"));
     std::fs::write(&path, &whole).expect("it is written");
-    assert!(refused(&Owner { store: "other".into(), ..owner() }).contains("another store"));
-    let mut newer = whole.clone();
+    assert!(refused(&SnapshotOwner { store: "other".into(), ..owner() }).contains("another store"));
+    let mut newer = whole;
     newer[18] = 9;
     std::fs::write(&path, &newer).expect("it is written");
     assert!(refused(&owner()).contains("has version 9 and this tollgate reads 1"));

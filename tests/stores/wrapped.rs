@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tollgate::clock::Timestamp;
 use tollgate::plan::{Applied, Plan};
-use tollgate::store::{Backend, QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
+use tollgate::store::{Backend, QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
@@ -18,9 +18,9 @@ pub const WITH_LEASES: Wrapped = |settings| SharedSettings { quota_lease: Some(6
 
 /// One instance on a store.
 pub fn instance(backend: impl Backend, wrapped: Wrapped) -> Stores {
-    let remote = QueueSettings { deadline: Duration::from_secs(5), ..QueueSettings::default() };
-    let settings = wrapped(SharedSettings { remote, ..SharedSettings::new("main") });
-    Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, backend)))]).by_callers_clock()
+    let queue = QueueSettings { timeout: Duration::from_secs(5), ..QueueSettings::default() };
+    let settings = wrapped(SharedSettings { queue, ..SharedSettings::new("main") });
+    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, backend)))]).by_callers_clock()
 }
 
 pub fn runtime() -> tokio::runtime::Runtime {

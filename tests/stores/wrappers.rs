@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use tollgate::limiter::{Alignment, FixedWindow, Limit, SlidingWindow, TokenBucket};
 use tollgate::plan::{Charges, Check, CounterName, Needs};
-use tollgate::store::{QueueSettings, Shared, SharedSettings, StoreHandle, Stores};
+use tollgate::store::{QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
 use super::fake::{HANGING, Kept, WELL, check, one};
 use super::wrapped::{
@@ -57,7 +57,7 @@ fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
 fn a_lift_ends_what_the_cache_knows() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
-    let stores = instance(kept.clone(), WITH_CACHE);
+    let stores = instance(kept, WITH_CACHE);
     let plan = one(check(window(1)));
     let ask = || runtime.block_on(stores.apply(&plan, START)).admitted;
     assert!(ask() && !ask() && !ask());
@@ -108,9 +108,10 @@ fn a_block_that_comes_when_its_caller_has_given_up_is_returned() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     // One call at a time: when a later call is answered, the block of the late call has been returned.
-    let remote = QueueSettings { deadline: Duration::from_millis(50), calls: 1, ..QueueSettings::default() };
-    let settings = WITH_LEASES(SharedSettings { remote, ..SharedSettings::new("main") });
-    let stores = Stores::of([StoreHandle::Shared(Arc::new(Shared::new(settings, kept.clone())))]).by_callers_clock();
+    let queue = QueueSettings { timeout: Duration::from_millis(50), max_calls: 1, ..QueueSettings::default() };
+    let settings = WITH_LEASES(SharedSettings { queue, ..SharedSettings::new("main") });
+    let stores =
+        Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]).by_callers_clock();
     let plan = one(check(window(100)));
     runtime.block_on(async {
         for _ in 0..3 {

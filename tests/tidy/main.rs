@@ -7,6 +7,12 @@
 //!
 //! `walls.rs` has the rules. `broken.rs` breaks each of them in small trees, once for every kind of path.
 
+#![expect(
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test: no other crate uses it, what it measures is printed"
+)]
+
 mod broken;
 mod paths;
 mod tree;

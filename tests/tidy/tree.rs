@@ -380,7 +380,7 @@ impl Tree {
             }
             name => {
                 for (depth, block) in blocks.iter().enumerate().rev() {
-                    let found = self.meanings(block.names.get(name), (module, depth + 1, name), seen);
+                    let found = Self::meanings(block.names.get(name), (module, depth + 1, name), seen);
                     if !found.is_empty() {
                         resolved.imported = found.iter().any(|named| matches!(named, Named::Import(_)));
                         self.take(module, &blocks[..=depth], found, rest, seen, resolved);
@@ -451,7 +451,7 @@ impl Tree {
             return;
         };
         let inside = &self.modules[module];
-        let found = self.meanings(inside.names.get(name), (module, 0, name), seen);
+        let found = Self::meanings(inside.names.get(name), (module, 0, name), seen);
         if !found.is_empty() {
             self.take(module, &[], found, rest, seen, resolved);
             return;
@@ -496,7 +496,6 @@ impl Tree {
 
     /// The meanings of a name, without imports that are being followed already.
     fn meanings(
-        &self,
         named: Option<&Vec<Named>>,
         (module, depth, name): (ModuleId, usize, &str),
         seen: &mut HashSet<(ModuleId, usize, String)>,

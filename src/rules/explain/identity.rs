@@ -68,7 +68,7 @@ impl Rules {
         now: Timestamp,
     ) -> Result<Vec<KnownCounter>, NotCounted> {
         let Some(&index) = self.by_name.get(domain) else {
-            let known = listed(self.domains_with_rules().into_iter().map(str::to_owned).collect());
+            let known = listed(&self.domains_with_rules().into_iter().map(str::to_owned).collect::<Vec<_>>());
             return Err(NotCounted::UnknownDomain { domain: domain.to_owned(), known });
         };
         let domain = &self.domains[index];
@@ -180,12 +180,12 @@ fn not_counted(domain: &CompiledDomain, descriptor: &Descriptor<'_>) -> NotCount
     NotCounted::OtherKeys {
         domain: domain.name.clone(),
         by: if by.is_empty() { "all requests together".to_owned() } else { format!("by {} alone", by.join(" + ")) },
-        known: listed(keys.collect()),
+        known: listed(&keys.collect::<Vec<_>>()),
     }
 }
 
 /// Lists the first words, and the number of the others.
-fn listed(words: Vec<String>) -> String {
+fn listed(words: &[String]) -> String {
     match words.len() {
         0 => "none".to_owned(),
         1..=MAX_LISTED_KEYS => words.join(", "),

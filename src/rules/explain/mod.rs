@@ -114,11 +114,12 @@ impl Rules {
                 return explained;
             }
             Resolved::NoLimiter => {
-                let known = match &apply.template {
+                let mut known: Vec<String> = match &apply.template {
                     LimiterTemplate::One { by_value, .. } => by_value.keys().cloned().collect(),
                     LimiterTemplate::Many { by_name, .. } => by_name.keys().cloned().collect(),
                     LimiterTemplate::Fixed(_) => Vec::new(),
                 };
+                known.sort_unstable();
                 explained.not_applied = Some(NotApplied::NoLimiter { known });
                 return explained;
             }

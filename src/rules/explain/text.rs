@@ -95,7 +95,7 @@ impl ExplanationText<'_> {
         }
         match &rule.action {
             ActionExplanation::Allow if rule.shadow_only => {
-                *text += "  would allow, but is in shadow: the walk continues\n"
+                *text += "  would allow, but is in shadow: the walk continues\n";
             }
             ActionExplanation::Deny if rule.shadow => *text += "  would deny, but is in shadow: the walk continues\n",
             ActionExplanation::Allow => *text += "  allows: the walk ends, and the checks found before stay\n",

@@ -17,7 +17,7 @@ pub mod api;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
@@ -43,7 +43,7 @@ use super::panics;
 use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
-use crate::service::{Current, Service};
+use crate::service::{Current, Service, unix_seconds};
 use crate::store::StoreFact;
 use crate::telemetry::{ReloadStatus, ScrapeInput, TopEntry};
 
@@ -189,7 +189,7 @@ impl Admin {
     fn status(&self, current: &Current) -> AdminResponse {
         let ScrapeInput { stores, ready, config, .. } = self.scrape_input(current);
         let ReloadStatus { version, taken, refused, last_taken, loaded_at } = config;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let now = unix_seconds();
         let store = |(name, fact): (String, StoreFact)| {
             let json = match fact {
                 StoreFact::Memory(usage) => json!({

@@ -5,7 +5,6 @@
 //! refused like one that cannot be read. A request that is complete when first polled, as nearly all are, is not counted.
 
 use std::error::Error;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

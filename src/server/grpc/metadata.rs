@@ -5,7 +5,7 @@
 #[cfg(test)]
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 
-use super::wire::Writer;
+use super::wire::MessageWriter;
 use crate::decision::{Decision, Refusal};
 
 /// The fields that are present, by name.
@@ -32,7 +32,7 @@ pub(super) fn message(decision: &Decision) -> Option<Struct> {
 /// ```text
 ///   Struct { fields: 1 = repeated Entry { key: 1 = name, value: 2 = Value { string_value: 3 = text } } }
 /// ```
-pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u32, writer: &mut Writer) {
+pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u32, writer: &mut MessageWriter) {
     let mut facts = facts(decision, refusal).peekable();
     if facts.peek().is_none() {
         return;

@@ -35,10 +35,10 @@ thread_local! {
     static FRAME_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Writes a frame.
-pub(super) struct Writer(Vec<u8>);
+/// Writes a message in the protobuf wire format, behind the header of its frame.
+pub(super) struct MessageWriter(Vec<u8>);
 
-impl Writer {
+impl MessageWriter {
     /// Returns the frame of the message that `write` writes.
     pub(super) fn frame(write: impl FnOnce(&mut Self)) -> Bytes {
         let mut writer = Self(FRAME_BUFFER.take());

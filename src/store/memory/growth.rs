@@ -1,19 +1,19 @@
-//! How much the parts of a shard have to grow for the checks of a request.
+//! The growth of the parts of a shard by the checks of a plan.
 
 /// A table or slab grows and shrinks by at least its size divided by this. Resizing moves all entries, and without a
 /// minimum a full table with counters of several sizes would resize for nearly every new counter.
 pub(super) const MIN_STEP_DIVISOR: usize = 128;
 
-/// What checks may add to a shard.
+/// The most that checks may add to a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Growth {
     /// New counters.
     pub(super) counters: usize,
-    /// New overflow logs: of a new counter, or of one whose entry has no room for another grant.
+    /// New overflow logs, of counters whose entries have no room for all grants.
     pub(super) logs: usize,
     /// New lease sets.
     pub(super) lease_sets: usize,
-    /// Heap bytes that logs and lease sets grow by.
+    /// Additional heap bytes of logs and lease sets.
     pub(super) heap_bytes: usize,
 }
 

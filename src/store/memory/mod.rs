@@ -1,7 +1,7 @@
 //! The memory store: counters in this process, sharded, bounded and exact.
 //!
-//! A plan locks the shards of its counters in order, decides, and unlocks; no lock is held across an await. All memory
-//! stores of a deployment are spaces of one [`Memory`], so that a plan over two of them is all or nothing.
+//! A plan locks the shards of its counters in order, decides, and unlocks. No lock is held across an await. All memory
+//! stores of a deployment are spaces of one [`MemoryStores`], so that a plan over two of them is decided atomically.
 
 mod eviction;
 mod group;
@@ -22,30 +22,31 @@ use smallvec::SmallVec;
 
 use self::group::{Lookup, Lookups, apply_without_full, decide, find, leases_outcome, make_room};
 use self::shard::Shard;
-use self::snapshot::Record;
-pub use self::snapshot::{Owner, SnapshotError};
-pub use self::space::{MemorySettings, Usage};
+use self::snapshot::SnapshotRecord;
+pub use self::snapshot::{SnapshotError, SnapshotOwner};
+pub use self::space::{MemorySettings, MemoryUsage};
 use self::space::{ShardGuard, ShardId, Space};
 use crate::clock::Timestamp;
 use crate::limiter::LeaseId;
 use crate::plan::{Applied, Check, CounterName, Plan, StateCell, Undo, advance, change_lease, undo};
 
-/// Shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
-const NEIGHBOURS: usize = 2;
+/// Neighbour shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
+const NEIGHBOUR_SHARDS: usize = 2;
 
 /// All memory stores of a deployment.
 #[derive(Debug)]
-pub struct Memory {
+pub struct MemoryStores {
     spaces: Vec<Arc<Space>>,
 }
 
-impl Memory {
+impl MemoryStores {
     /// Creates one space for each of the settings.
     pub fn new(settings: &[MemorySettings]) -> Self {
         Self { spaces: settings.iter().map(|settings| Arc::new(Space::new(*settings))).collect() }
     }
 
     /// The spaces of the next configuration: `Ok` keeps the space at that index, `Err` creates a new one.
+    #[must_use]
     pub fn next(&self, spaces: impl IntoIterator<Item = Result<usize, MemorySettings>>) -> Self {
         let space = |from: Result<usize, MemorySettings>| match from {
             Ok(kept) => self.spaces[kept].clone(),
@@ -65,18 +66,18 @@ impl Memory {
         for change in &plan.changes {
             let mut shard = self.lock(self.shard(change.store, &change.counter));
             let entry = shard.find(&change.counter);
-            let mut held = StateCell::from(shard.take(entry));
-            applied.statuses.push(change_lease(&mut held, change, now));
-            match held.wrote {
+            let mut cell = StateCell::from(shard.take(entry));
+            applied.statuses.push(change_lease(&mut cell, change, now));
+            match cell.wrote {
                 true => {
-                    let outcome = leases_outcome(&held.state, now);
-                    shard.put(&change.counter, entry, held.state, &outcome, now);
+                    let outcome = leases_outcome(&cell.state, now);
+                    shard.put(&change.counter, entry, cell.state, &outcome, now);
                 }
-                false => shard.put_back(entry, held.state),
+                false => shard.put_back(entry, cell.state),
             }
         }
-        for done in &plan.undos {
-            self.undo(done, plan.lease, now);
+        for charge in &plan.undos {
+            self.undo_charge(charge, plan.lease, now);
         }
         for group in plan.groups() {
             applied.admitted &= self.apply_group(group, plan, now, &mut applied);
@@ -86,7 +87,7 @@ impl Memory {
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
         let lookup = |check: &Check| Lookup { shard: self.shard(check.store, &check.counter), guard: 0, entry: None };
-        // Filled in place: collecting would move it once more.
+        // Filled in place: collecting would move the list once more.
         let mut lookups = Lookups::new();
         lookups.extend(checks.iter().map(lookup));
         let mut guards = self.lock_all(&mut lookups);
@@ -96,8 +97,8 @@ impl Memory {
             locked[lookup.guard].prefetch(&check.counter);
         }
         find(checks, lookups, locked);
-        let stays = |(check, lookup): (&Check, &Lookup)| !locked[lookup.guard].grows(check, lookup.entry);
-        if !checks.iter().zip(&*lookups).all(stays) {
+        let grows = |(check, lookup): (&Check, &Lookup)| locked[lookup.guard].grows(check, lookup.entry);
+        if checks.iter().zip(&*lookups).any(grows) {
             let mut full = make_room(checks, lookups, locked, now);
             if full.iter().any(|full| *full) && self.evict_from_neighbours(checks, now) {
                 full = make_room(checks, lookups, locked, now);
@@ -105,23 +106,22 @@ impl Memory {
             if full.iter().any(|full| *full) {
                 return apply_without_full(checks, &full, lookups, locked, plan, now, applied);
             }
-            // Making room moves entries.
+            // Making room may have moved entries.
             find(checks, lookups, locked);
         }
         decide(checks, lookups, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
     }
 
-    /// Takes back a charge.
-    fn undo(&self, done: &Undo, lease: LeaseId, now: Timestamp) {
-        let mut shard = self.lock(self.shard(done.store, &done.counter));
-        let entry = shard.find(&done.counter);
-        let mut held = StateCell::from(shard.take(entry));
-        undo(&mut held, done, lease, now);
-        if !held.wrote {
-            return shard.put_back(entry, held.state);
+    fn undo_charge(&self, charge: &Undo, lease: LeaseId, now: Timestamp) {
+        let mut shard = self.lock(self.shard(charge.store, &charge.counter));
+        let entry = shard.find(&charge.counter);
+        let mut cell = StateCell::from(shard.take(entry));
+        undo(&mut cell, charge, lease, now);
+        if !cell.wrote {
+            return shard.put_back(entry, cell.state);
         }
-        let (_, outcomes) = advance(&[done.look()], std::slice::from_mut(&mut held), lease, now, false);
-        shard.put(&done.counter, entry, held.state, &outcomes[0], now);
+        let (_, outcomes) = advance(&[charge.look()], std::slice::from_mut(&mut cell), lease, now, false);
+        shard.put(&charge.counter, entry, cell.state, &outcomes[0], now);
     }
 
     /// Locks the shards of a group in order, and sets the guard index of each lookup.
@@ -157,27 +157,26 @@ impl Memory {
     ///
     /// All shards are locked together only to mark them. Each is then copied in turn, or by the first plan that is
     /// about to change it, so no lock is held for longer than copying one shard takes. A copy is freed once it is
-    /// written: memory holds two versions only of shards that plans have changed and that are not written yet.
+    /// written: only shards that plans have changed and that are not written yet are in memory twice.
     ///
     /// # Errors
     ///
     /// The file system fails; the file at `path` is unchanged.
-    pub fn save(&self, space: usize, path: &Path, owner: &Owner) -> Result<(), SnapshotError> {
-        let Space { saving, shards, .. } = &*self.spaces[space];
-        let _saving = saving.lock();
-        let (cut, copies) = mpsc::channel();
+    pub fn save(&self, space: usize, path: &Path, owner: &SnapshotOwner) -> Result<(), SnapshotError> {
+        let Space { snapshot_lock, shards, .. } = &*self.spaces[space];
+        let _one_at_a_time = snapshot_lock.lock();
+        let (sender, copies) = mpsc::channel();
         {
             let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
-            locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(cut.clone()));
+            locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(sender.clone()));
         }
-        // A plan sends its copy under the shard's lock, so none is outstanding after the last shard.
-        let each_in_turn = shards.iter().flat_map(|shard| {
+        // A plan sends its copy under the shard's lock, so all copies are sent once the last shard was locked.
+        let copies_in_turn = shards.iter().flat_map(|shard| {
             shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
-        let written = snapshot::write(path, owner, each_in_turn);
+        let written = snapshot::write(path, owner, copies_in_turn);
         if written.is_err() {
-            // The remaining shards need no copy.
             shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
         written
@@ -188,28 +187,37 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// The file is damaged, newer, or of another secret or store. Nothing is loaded then, and the file is moved aside.
+    /// The file is damaged, of another version, or of another secret or store. Nothing is loaded then, and the file is
+    /// moved aside.
     pub fn load(
         &self,
         space: usize,
         path: &Path,
-        owner: &Owner,
+        owner: &SnapshotOwner,
         now: Timestamp,
     ) -> Result<Option<usize>, SnapshotError> {
         let records = snapshot::read(path, owner)?;
         Ok(records.map(|records| self.restore(space, &records, now)))
     }
 
-    /// For fuzzing: loads the bytes of a file, with a valid checksum appended if `seal`. `None` if they are rejected.
+    /// For fuzzing: loads the bytes of a file, and first appends their checksum if `add_checksum`. Returns `None` if they
+    /// are rejected.
     #[doc(hidden)]
-    pub fn load_bytes(&self, space: usize, bytes: &[u8], seal: bool, owner: &Owner, now: Timestamp) -> Option<usize> {
-        let sealed = if seal { snapshot::sealed(bytes) } else { bytes.to_vec() };
-        snapshot::parse(&sealed, owner).ok().map(|records| self.restore(space, &records, now))
+    pub fn load_bytes(
+        &self,
+        space: usize,
+        bytes: &[u8],
+        add_checksum: bool,
+        owner: &SnapshotOwner,
+        now: Timestamp,
+    ) -> Option<usize> {
+        let bytes = if add_checksum { snapshot::with_checksum(bytes) } else { bytes.to_vec() };
+        snapshot::parse(&bytes, owner).ok().map(|records| self.restore(space, &records, now))
     }
 
     /// Restores counters and returns how many had not expired and found room.
-    fn restore(&self, space: usize, records: &[Record], now: Timestamp) -> usize {
-        let restore = |record: &Record| {
+    fn restore(&self, space: usize, records: &[SnapshotRecord], now: Timestamp) -> usize {
+        let restore = |record: &SnapshotRecord| {
             let shard = self.shard(space as u16, &record.name);
             self.lock(shard).restore(record.clone(), now)
         };
@@ -217,12 +225,12 @@ impl Memory {
     }
 
     /// The usage of each space.
-    pub fn usage(&self) -> Vec<Usage> {
+    pub fn usage(&self) -> Vec<MemoryUsage> {
         let of = |space: &Arc<Space>| {
-            let empty = Usage { max_bytes: space.settings.max_memory, ..Usage::default() };
+            let empty = MemoryUsage { max_bytes: space.settings.max_memory, ..MemoryUsage::default() };
             space.shards.iter().fold(empty, |usage, shard| {
                 let shard = shard.lock();
-                Usage {
+                MemoryUsage {
                     keys: usage.keys + shard.len(),
                     bytes: usage.bytes + shard.bytes(),
                     evictions: usage.evictions + shard.evictions,
@@ -235,34 +243,35 @@ impl Memory {
         self.spaces.iter().map(of).collect()
     }
 
-    /// Evicts counters from unlocked neighbour shards if a plan's own have nothing left to evict. Returns whether any
-    /// were.
+    /// Evicts counters from unlocked neighbour shards, because a plan's own shards have nothing left to evict. Returns
+    /// whether there were any such neighbours.
     fn evict_from_neighbours(&self, checks: &[Check], now: Timestamp) -> bool {
-        let mut gave = 0;
+        let mut evicted_shards = 0;
         for check in checks {
             let shards = &self.spaces[usize::from(check.store)].shards;
-            // Starting after the counter's own shard, so that counters spread over neighbours. `try_lock` never waits,
-            // so there is no deadlock.
-            let own = self.shard(check.store, &check.counter).number();
+            // From the counter's own shard on, so that counters of different shards have different neighbours.
+            // `try_lock` never waits, so there is no deadlock.
+            let own = self.shard(check.store, &check.counter).index();
             let others = (1..shards.len()).map(|step| &shards[(own + step) % shards.len()]);
-            for mut shard in others.filter_map(Mutex::try_lock).filter(|shard| shard.len() >= 4).take(NEIGHBOURS) {
+            for mut shard in others.filter_map(Mutex::try_lock).filter(|shard| shard.len() >= 4).take(NEIGHBOUR_SHARDS)
+            {
                 shard.copy_to_snapshot();
                 shard.evict_quarter(now);
-                gave += 1;
+                evicted_shards += 1;
             }
         }
-        gave > 0
+        evicted_shards > 0
     }
 
     fn shard(&self, store: u16, counter: &CounterName) -> ShardId {
         let space = &self.spaces[usize::from(store)];
-        let number = (u128::from(counter.0[1]) * space.shards.len() as u128) >> 64;
-        ShardId { order: u64::from(space.rank) << 32 | number as u64, space: store }
+        let index = (u128::from(counter.0[1]) * space.shards.len() as u128) >> 64;
+        ShardId { order: u64::from(space.rank) << 32 | index as u64, space: store }
     }
 
     /// Locks a shard for a change.
     fn lock(&self, shard: ShardId) -> MutexGuard<'_, Shard> {
-        let mut shard = self.spaces[usize::from(shard.space)].shards[shard.number()].lock();
+        let mut shard = self.spaces[usize::from(shard.space)].shards[shard.index()].lock();
         shard.copy_to_snapshot();
         shard
     }

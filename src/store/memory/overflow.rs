@@ -1,30 +1,30 @@
-//! The overflow of a shard's table: logs of grants and lease sets, which have no fixed size.
+//! The overflow of a shard's table: logs of grants and lease sets, whose size varies.
 //!
 //! ```text
 //!   entry: | name | words: index, 0, 0 | ...     slab: [Grants] [Grants] ...      heap: [moments]
 //!                          '---------------------------------^   '-------------------------^
 //! ```
 //!
-//! A state that fits is packed into the words of its entry, and so is a log of up to three grants, which most clients
-//! of a sliding window have. Other states go to a slab, and the first word is the index there.
+//! A state of fixed size is packed into the words of its entry, and so is a log of up to three grants, which most
+//! clients of a sliding window have. Other states are in a slab, and the first word is the index there.
 
 use slab::Slab;
 use smallvec::SmallVec;
 
 use super::growth::{Growth, MIN_STEP_DIVISOR};
-use super::table::{Entry, EntryKind, SPARE_DIVISOR};
+use super::snapshot::{BUCKET_KIND, FIXED_KIND, PAIR_KIND, SnapshotValue};
+use super::table::{EntryKind, SPARE_DIVISOR, TableEntry};
 use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, State};
-use crate::store::memory::snapshot::SnapshotValue;
 
-/// Grants that fit into the words of an entry.
+/// The number of grants that fit into the words of an entry.
 const INLINE_GRANTS: usize = 3;
 
 /// Marks an unused word of an inline log. Moments end before 2^53.
-const NO_GRANT: u64 = u64::MAX;
+const UNUSED_WORD: u64 = u64::MAX;
 
-/// Heap bytes of a pooled log: the first allocation of a new log. A log of another size would grow by other steps than
-/// [`Overflow::log_growth`] computes.
+/// The heap bytes of a pooled log: the first allocation of a new log. A log of another size would grow by other steps
+/// than [`Overflow::log_growth`] computes.
 const POOLED_LOG_BYTES: usize = 4 * size_of::<u64>();
 
 /// The logs and lease sets of a shard.
@@ -32,9 +32,9 @@ const POOLED_LOG_BYTES: usize = 4 * size_of::<u64>();
 pub(super) struct Overflow {
     logs: OverflowSlab<Grants>,
     leases: OverflowSlab<Leases>,
-    /// Bytes that they hold on the heap.
+    /// The heap bytes of all logs and lease sets.
     heap_bytes: usize,
-    /// Empty logs, one for each check of a typical group, so that deciding on an inline log does not allocate.
+    /// Empty logs, as many as a typical group has checks, so that deciding on an inline log does not allocate.
     log_pool: SmallVec<[Grants; 2]>,
 }
 
@@ -45,11 +45,11 @@ impl Overflow {
     }
 
     /// A copy of an entry's state, for a snapshot.
-    pub(super) fn snapshot_value(&self, entry: &Entry) -> SnapshotValue {
+    pub(super) fn snapshot_value(&self, entry: &TableEntry) -> SnapshotValue {
         match entry.kind {
-            EntryKind::Vacant | EntryKind::Bucket => SnapshotValue::Packed(0, entry.words),
-            EntryKind::Pair => SnapshotValue::Packed(1, entry.words),
-            EntryKind::Fixed => SnapshotValue::Packed(2, entry.words),
+            EntryKind::Vacant | EntryKind::Bucket => SnapshotValue::Packed(BUCKET_KIND, entry.words),
+            EntryKind::Pair => SnapshotValue::Packed(PAIR_KIND, entry.words),
+            EntryKind::Fixed => SnapshotValue::Packed(FIXED_KIND, entry.words),
             EntryKind::InlineLog => {
                 let mut grants = Grants::default();
                 grants.refill(inline_grants(entry));
@@ -60,14 +60,14 @@ impl Overflow {
         }
     }
 
-    /// Shard held under leases, expired ones among them until they are swept.
+    /// Concurrency slots held under leases, including expired leases that are not swept yet.
     pub(super) fn held_leases(&self) -> usize {
         self.leases.slab.iter().map(|(_, leases)| leases.iter().count()).sum()
     }
 
     /// Takes out the state of an entry.
-    pub(super) fn take(&mut self, entry: &Entry) -> State {
-        let Entry { words: [a, b, c], kind, .. } = *entry;
+    pub(super) fn take(&mut self, entry: &TableEntry) -> State {
+        let TableEntry { words: [a, b, c], kind, .. } = *entry;
         match kind {
             EntryKind::Vacant => State::Empty,
             EntryKind::Bucket => State::Bucket(BucketLevel { level: a, at: Timestamp::from_micros(b), unit: c }),
@@ -97,8 +97,8 @@ impl Overflow {
         }
     }
 
-    /// Packs a state into words. A state taken from a slab returns to its index there.
-    pub(super) fn pack(&mut self, state: State, from: Option<&Entry>) -> (EntryKind, [u64; 3]) {
+    /// Packs a state into words. A state that `from` had in a slab returns to its index there.
+    pub(super) fn pack(&mut self, state: State, from: Option<&TableEntry>) -> (EntryKind, [u64; 3]) {
         let index = |kind| from.filter(|entry| entry.kind == kind).map(|entry| entry.words[0]);
         match state {
             State::Bucket(BucketLevel { level, at, unit }) => (EntryKind::Bucket, [level, at.micros(), unit]),
@@ -112,7 +112,7 @@ impl Overflow {
                 if let Some(index) = index(EntryKind::Log) {
                     self.logs.slab.remove(index as usize);
                 }
-                let mut words = [NO_GRANT; INLINE_GRANTS];
+                let mut words = [UNUSED_WORD; INLINE_GRANTS];
                 words.iter_mut().zip(grants.moments()).for_each(|(word, moment)| *word = moment.micros());
                 self.recycle_log(grants);
                 (EntryKind::InlineLog, words)
@@ -125,13 +125,13 @@ impl Overflow {
                 self.heap_bytes += leases.heap_bytes();
                 (EntryKind::Leases, [self.leases.store(index(EntryKind::Leases), leases), 0, 0])
             }
-            // advance() makes a state of the limit's kind before it changes anything.
+            // `advance` creates a state of the limit's kind before it changes anything.
             State::Empty => (EntryKind::Bucket, [0; 3]),
         }
     }
 
     /// Returns an unchanged state.
-    pub(super) fn put_back(&mut self, state: State, entry: &Entry) {
+    pub(super) fn put_back(&mut self, state: State, entry: &TableEntry) {
         match (entry.kind, state) {
             (EntryKind::InlineLog, State::Grants(grants)) => self.recycle_log(grants),
             (EntryKind::Log, State::Grants(grants)) => {
@@ -153,25 +153,25 @@ impl Overflow {
         }
     }
 
-    /// Drops the overflow of a removed entry and returns how many of its leases have expired.
-    pub(super) fn forget(&mut self, entry: &Entry, now: Timestamp) -> u64 {
-        let first = entry.words[0] as usize;
+    /// Drops the overflow of a removed entry. Returns how many of its leases have expired.
+    pub(super) fn forget(&mut self, entry: &TableEntry, now: Timestamp) -> u64 {
+        let index = entry.words[0] as usize;
         match entry.kind {
             EntryKind::Vacant | EntryKind::Bucket | EntryKind::Pair | EntryKind::Fixed | EntryKind::InlineLog => 0,
             EntryKind::Log => {
-                self.heap_bytes -= self.logs.slab.remove(first).heap_bytes();
+                self.heap_bytes -= self.logs.slab.remove(index).heap_bytes();
                 0
             }
             EntryKind::Leases => {
-                let leases = self.leases.slab.remove(first);
+                let leases = self.leases.slab.remove(index);
                 self.heap_bytes -= leases.heap_bytes();
                 leases.expired(now) as u64
             }
         }
     }
 
-    /// The most that a charge of `units` under `limit` adds to the log of an entry, or as a new one.
-    pub(super) fn log_growth(&self, entry: Option<&Entry>, units: u32, limit: u32) -> Growth {
+    /// The most that a charge of `units` under `limit` adds to the log of an entry, or to a new log.
+    pub(super) fn log_growth(&self, entry: Option<&TableEntry>, units: u32, limit: u32) -> Growth {
         let held = match entry.map(|entry| (entry.kind, entry)) {
             Some((EntryKind::Log, entry)) => {
                 let heap = self.logs.slab[entry.words[0] as usize].growth(units, limit);
@@ -182,13 +182,13 @@ impl Overflow {
         };
         let full = limit.max(held);
         match (held + units.min(limit)).min(full) {
-            all if all as usize <= INLINE_GRANTS => Growth::default(),
-            all => Growth { logs: 1, heap_bytes: Grants::default().growth(all, full), ..Growth::default() },
+            total if total as usize <= INLINE_GRANTS => Growth::default(),
+            total => Growth { logs: 1, heap_bytes: Grants::default().growth(total, full), ..Growth::default() },
         }
     }
 
-    /// The most that a lease adds to the set of an entry, or as a new one.
-    pub(super) fn lease_growth(&self, entry: Option<&Entry>) -> Growth {
+    /// The most that a lease adds to the lease set of an entry, or to a new one.
+    pub(super) fn lease_growth(&self, entry: Option<&TableEntry>) -> Growth {
         match entry.filter(|entry| entry.kind == EntryKind::Leases) {
             Some(entry) => {
                 Growth { heap_bytes: self.leases.slab[entry.words[0] as usize].growth(), ..Growth::default() }
@@ -197,9 +197,9 @@ impl Overflow {
         }
     }
 
-    /// What a state from a snapshot adds.
-    pub(super) fn snapshot_growth(kept: &SnapshotValue) -> Growth {
-        match kept {
+    /// The growth by a state from a snapshot.
+    pub(super) fn snapshot_growth(value: &SnapshotValue) -> Growth {
+        match value {
             SnapshotValue::Grants(grants) if grants.count() > INLINE_GRANTS => {
                 Growth { logs: 1, heap_bytes: grants.heap_bytes(), ..Growth::default() }
             }
@@ -217,7 +217,7 @@ impl Overflow {
             + self.leases.missing(growth.lease_sets) * size_of::<Leases>()
     }
 
-    /// Grows by what is missing and, as far as `left` bytes allow, by some spare room. `reserved` is the largest number
+    /// Grows the slabs as far as needed, and by some spare room out of the `left` bytes. `reserved` is the largest number
     /// of entries to expect in each slab.
     pub(super) fn grow(&mut self, growth: Growth, left: &mut usize, reserved: usize) {
         self.logs.grow(growth.logs, left, reserved);
@@ -232,15 +232,15 @@ impl Overflow {
 }
 
 /// The grants of an inline log.
-fn inline_grants(entry: &Entry) -> impl Iterator<Item = Timestamp> {
-    entry.words.into_iter().take_while(|word| *word != NO_GRANT).map(Timestamp::from_micros)
+fn inline_grants(entry: &TableEntry) -> impl Iterator<Item = Timestamp> {
+    entry.words.into_iter().take_while(|word| *word != UNUSED_WORD).map(Timestamp::from_micros)
 }
 
-/// The overflow values of one kind.
+/// The logs of a shard, or its lease sets.
 #[derive(Debug)]
 struct OverflowSlab<T> {
     slab: Slab<T>,
-    /// Entries that bytes were taken for. The slab reserves more, as the table does.
+    /// The entries that bytes are taken for. The slab reserves address space for more, as the table does.
     allotted: usize,
 }
 
@@ -255,7 +255,7 @@ impl<T> OverflowSlab<T> {
         self.allotted * size_of::<T>()
     }
 
-    /// The entries missing for `more` values, at least a step.
+    /// The number of entries to add for `more` values: none, or at least a step.
     fn missing(&self, more: usize) -> usize {
         match (self.slab.len() + more).saturating_sub(self.allotted) {
             0 => 0,
@@ -293,17 +293,18 @@ impl<T> OverflowSlab<T> {
 
 #[cfg(test)]
 impl Overflow {
-    /// The entries of logs that bytes were taken for.
+    /// The entries for logs that bytes are taken for.
     pub(super) fn allotted_logs(&self) -> usize {
         self.logs.allotted
     }
 
-    /// The logs beside the table.
+    /// The number of logs in the overflow.
     pub(super) fn logs(&self) -> usize {
         self.logs.slab.len()
     }
 }
 
+/// The low half of a word.
 fn low(word: u64) -> u32 {
     word as u32
 }

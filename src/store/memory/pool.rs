@@ -1,9 +1,10 @@
 //! The bytes of a memory store that no shard has taken yet.
 //!
-//! The bound holds for the whole store, so a large log or lease set finds room whatever shard its counter is in.
+//! The bound holds for the whole store, so a large log or lease set finds room in any shard.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// The free bytes of a store.
 #[derive(Debug)]
 pub(super) struct BytePool {
     total: usize,
@@ -21,7 +22,7 @@ impl BytePool {
         self.total
     }
 
-    /// The bytes per shard if all shards had the same.
+    /// The bytes of a shard if all shards had the same.
     pub(super) fn even_share(&self) -> usize {
         self.even_share
     }
@@ -32,8 +33,8 @@ impl BytePool {
 
     /// Takes up to `wanted` bytes and returns how many it took.
     pub(super) fn take(&self, wanted: usize) -> usize {
-        let taken = |free: usize| Some(free - free.min(wanted));
-        let free = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).unwrap_or(0);
+        let rest = |free: usize| Some(free - free.min(wanted));
+        let free = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).unwrap_or(0);
         free.min(wanted)
     }
 

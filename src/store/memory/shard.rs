@@ -1,9 +1,9 @@
-//! The counters of one shard, by name, bounded in bytes and in number.
+//! The counters of one shard by name, bounded in bytes and in number.
 //!
 //! ```text
 //!   Shard -- table.rs     an entry for each counter, with small states inside
 //!         |- overflow.rs  logs of grants and lease sets
-//!         |- eviction.rs  which counters go when the shard is full
+//!         |- eviction.rs  the choice of counters to remove when the shard is full
 //!         '- pool.rs      the bytes that the shards of a store share
 //! ```
 
@@ -13,8 +13,8 @@ use std::sync::mpsc::Sender;
 use super::growth::Growth;
 use super::overflow::Overflow;
 use super::pool::BytePool;
-use super::snapshot::{Record, SnapshotValue};
-use super::table::{EXHAUSTED_SHARE, Entry, EntryIndex, EntryKind, Table, capacity_for, whole_seconds};
+use super::snapshot::{BUCKET_KIND, PAIR_KIND, SnapshotRecord, SnapshotValue};
+use super::table::{EXHAUSTED_SHARE, EntryIndex, EntryKind, ShardTable, TableEntry, capacity_for, whole_seconds};
 use crate::clock::Timestamp;
 use crate::limiter::{Limit, SlidingWindow, State};
 use crate::plan::{Check, CounterName, Outcome};
@@ -22,10 +22,13 @@ use crate::plan::{Check, CounterName, Outcome};
 #[cfg(test)]
 mod tests;
 
+/// The estimated bytes of a snapshot record without overflow.
+const RECORD_BYTES: usize = 50;
+
 /// The counters of one shard.
 #[derive(Debug)]
 pub(super) struct Shard {
-    pub(super) table: Table,
+    pub(super) table: ShardTable,
     pub(super) overflow: Overflow,
     /// Bytes taken from the pool, used or not.
     pub(super) allowance: usize,
@@ -33,18 +36,20 @@ pub(super) struct Shard {
     pub(super) pool: Arc<BytePool>,
     /// The maximum number of counters.
     pub(super) max_keys: usize,
+    /// The state of the random generator that chooses where to evict.
     pub(super) random_state: u64,
+    /// Counters evicted before they expired.
     pub(super) evictions: u64,
-    /// Leases that expired without being released, and were dropped.
+    /// Leases that were dropped because they expired without a release.
     pub(super) expired_leases: u64,
-    /// Receives a copy of the counters before they next change, while a snapshot waits for it.
+    /// The snapshot that waits for a copy of the counters. It is sent before they next change.
     pub(super) pending_snapshot: Option<Sender<Vec<u8>>>,
 }
 
 impl Shard {
     pub(super) fn new(pool: Arc<BytePool>, max_keys: usize, seed: u64) -> Self {
         Self {
-            table: Table::default(),
+            table: ShardTable::default(),
             overflow: Overflow::default(),
             allowance: 0,
             pool,
@@ -65,33 +70,33 @@ impl Shard {
         self.table.bytes() + self.overflow.bytes()
     }
 
-    /// Shard held under leases, expired ones among them until they are swept.
+    /// Concurrency slots held under leases, including expired leases that are not swept yet.
     pub(super) fn held_leases(&self) -> usize {
         self.overflow.held_leases()
     }
 
-    /// Copies the counters to a snapshot that waits for them.
+    /// Sends a copy of the counters to a snapshot that waits for it.
     #[inline]
     pub(super) fn copy_to_snapshot(&mut self) {
-        if let Some(cut) = self.pending_snapshot.take() {
-            self.send_copy(&cut);
+        if let Some(sender) = self.pending_snapshot.take() {
+            self.send_copy(&sender);
         }
     }
 
     #[cold]
-    fn send_copy(&self, cut: &Sender<Vec<u8>>) {
-        let mut bytes = Vec::with_capacity(self.table.len() * 50 + self.overflow.bytes());
+    fn send_copy(&self, sender: &Sender<Vec<u8>>) {
+        let mut bytes = Vec::with_capacity(self.table.len() * RECORD_BYTES + self.overflow.bytes());
         for entry in self.table.iter() {
             let value = self.overflow.snapshot_value(entry);
-            Record { name: entry.name, expires_secs: entry.expires_secs, used_share: entry.used_share, value }
+            SnapshotRecord { name: entry.name, expires_secs: entry.expires_secs, used_share: entry.used_share, value }
                 .write(&mut bytes);
         }
         // The receiver is gone if the snapshot failed.
-        let _ = cut.send(bytes);
+        let _ = sender.send(bytes);
     }
 
     /// Restores a counter from a snapshot if it has not expired and there is room. Returns whether it did.
-    pub(super) fn restore(&mut self, record: Record, now: Timestamp) -> bool {
+    pub(super) fn restore(&mut self, record: SnapshotRecord, now: Timestamp) -> bool {
         if record.expires_secs <= whole_seconds(now) || self.find(&record.name).is_some() {
             return false;
         }
@@ -100,14 +105,14 @@ impl Shard {
             return false;
         }
         let (kind, words) = match record.value {
-            SnapshotValue::Packed(0, words) => (EntryKind::Bucket, words),
-            SnapshotValue::Packed(1, words) => (EntryKind::Pair, words),
-            // The reader admits no other kinds.
+            SnapshotValue::Packed(BUCKET_KIND, words) => (EntryKind::Bucket, words),
+            SnapshotValue::Packed(PAIR_KIND, words) => (EntryKind::Pair, words),
+            // The parser rejects other kinds.
             SnapshotValue::Packed(_, words) => (EntryKind::Fixed, words),
             SnapshotValue::Grants(grants) => self.overflow.pack(State::Grants(grants), None),
             SnapshotValue::Leases(leases) => self.overflow.pack(State::Leases(leases), None),
         };
-        self.table.insert(Entry {
+        self.table.insert(TableEntry {
             name: record.name,
             words,
             expires_secs: record.expires_secs,
@@ -130,7 +135,7 @@ impl Shard {
     /// Removes a counter and returns whether it was held.
     pub(super) fn forget(&mut self, name: &CounterName) -> bool {
         let Some(index) = self.find(name) else { return false };
-        // Its leases end now: they did not expire.
+        // At the epoch none of its leases has expired, so none is counted as expired.
         self.remove(index, Timestamp::default());
         true
     }
@@ -143,7 +148,7 @@ impl Shard {
         }
     }
 
-    /// Writes a changed state, or a new one. Room must have been made.
+    /// Writes a changed or new state. Room must have been made.
     pub(super) fn put(
         &mut self,
         name: &CounterName,
@@ -154,7 +159,7 @@ impl Shard {
     ) {
         let (expires_secs, used_share) = (expires_secs(now, outcome.reset), used_share(outcome));
         let (kind, words) = self.overflow.pack(state, index.map(|index| &self.table[index]));
-        let entry = Entry { name: *name, words, expires_secs, used_share, kind };
+        let entry = TableEntry { name: *name, words, expires_secs, used_share, kind };
         match index {
             Some(index) => self.table[index] = entry,
             None => self.table.insert(entry),
@@ -172,7 +177,7 @@ impl Shard {
     #[inline]
     pub(super) fn grows(&self, check: &Check, index: Option<EntryIndex>) -> bool {
         match (index, check.limit) {
-            // Most checks are on counters that fit into their entries.
+            // The states of most limits fit into their entries.
             (Some(_), Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_)) => false,
             (_, _) => self.growth(check, index) != Growth::default(),
         }
@@ -216,10 +221,12 @@ impl Shard {
     }
 }
 
+/// The Unix time in seconds of a reset, rounded up.
 fn expires_secs(now: Timestamp, reset: u64) -> u32 {
     u32::try_from(now.plus(reset).micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
+/// The used share of the limit after an outcome.
 fn used_share(outcome: &Outcome) -> u8 {
     match (outcome.remaining, u64::from(outcome.limit)) {
         (0, _) | (_, 0) => EXHAUSTED_SHARE,

@@ -1,15 +1,15 @@
-//! A memory store's counters in a file: written whole and atomically, read whole or not at all.
+//! Snapshot files of a memory store. A file is written atomically, and read completely or not at all.
 //!
 //! ```text
 //!   "tollgate snapshot\n" | version u32 | secret's fingerprint 16 | name length u32, store's name
-//!   | records: name 16, until u32, share u8, kind u8, then by kind:
+//!   | records: name 16, expiry u32, used share u8, kind u8, then by kind:
 //!   |     bucket, pair, fixed: three u64     grants: count u32, u64 each     leases: count u32, 32 bytes each
-//!   | 0xff x 16 (no record is named so) | SipHash-2-4-128 of all before
+//!   | 0xff x 16 (never the name of a record) | SipHash-2-4-128 of everything before
 //! ```
 //!
-//! All numbers are little-endian. Moments are Unix microseconds, so the time while nobody served counts (semantics 32).
-//! Counters are named by their hashes: no identity is in the file. A change of the secret names all counters anew, so a
-//! file of another secret is refused rather than loaded for nothing.
+//! All numbers are little-endian. Moments are Unix microseconds, so time passes for counters during a restart (semantics
+//! 32). The name of a counter is a keyed hash, so the file contains no identity. With another secret all counters have
+//! other names, so a file of another secret is rejected.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::Hasher;
@@ -23,12 +23,13 @@ use crate::clock::Timestamp;
 use crate::limiter::{Grants, Lease, LeaseId, Leases};
 use crate::plan::CounterName;
 
-const MAGIC: &[u8] = b"tollgate snapshot\n";
-const VERSION: u32 = 1;
+const SNAPSHOT_MAGIC: &[u8] = b"tollgate snapshot\n";
+const SNAPSHOT_VERSION: u32 = 1;
+/// The name that marks the end of the records.
 const END_NAME: CounterName = CounterName([u64::MAX; 2]);
-const SEAL_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 16;
 
-/// Why a snapshot cannot be read or written.
+/// The reason why a snapshot was not read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The file system fails.
@@ -40,17 +41,17 @@ pub enum SnapshotError {
         error: io::Error,
     },
     /// The content is not valid.
-    #[error("{path} is damaged ({what}); nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
+    #[error("{path} is damaged ({what}); nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The damage.
         what: &'static str,
         /// Where the file is now.
         moved_to: PathBuf,
     },
     /// Another version of tollgate wrote it.
-    #[error("{path} has version {found} and this tollgate reads {VERSION}; nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
+    #[error("{path} has version {found} and this tollgate reads {SNAPSHOT_VERSION}; nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -60,11 +61,11 @@ pub enum SnapshotError {
         moved_to: PathBuf,
     },
     /// It was written under another secret or for another store.
-    #[error("{path} belongs to {what}; nothing of it was loaded, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
+    #[error("{path} belongs to {what}; nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it belongs to.
+        /// Its owner.
         what: &'static str,
         /// Where the file is now.
         moved_to: PathBuf,
@@ -73,16 +74,16 @@ pub enum SnapshotError {
 
 /// The store and secret that the counters of a file belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct SnapshotOwner {
     /// A fingerprint of the secret that does not reveal it.
     pub fingerprint: [u8; 16],
     /// The store's name.
     pub store: String,
 }
 
-/// One counter of a snapshot.
+/// A counter in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct SnapshotRecord {
     pub(super) name: CounterName,
     pub(super) expires_secs: u32,
     pub(super) used_share: u8,
@@ -92,19 +93,21 @@ pub(super) struct Record {
 /// The state of a counter in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum SnapshotValue {
-    /// A bucket, a pair of counts or a fixed count: its kind and its words.
+    /// The kind and the words of a bucket, a pair of counts or a fixed count.
     Packed(u8, [u64; 3]),
     Grants(Grants),
     Leases(Leases),
 }
 
-const BUCKET_KIND: u8 = 0;
+pub(super) const BUCKET_KIND: u8 = 0;
+pub(super) const PAIR_KIND: u8 = 1;
+pub(super) const FIXED_KIND: u8 = 2;
 /// Kinds below this are packed into three words.
 const PACKED_KINDS: u8 = 3;
 const LOG_KIND: u8 = 16;
 const LEASES_KIND: u8 = 17;
 
-impl Record {
+impl SnapshotRecord {
     pub(super) fn write(&self, into: &mut Vec<u8>) {
         write_name(into, &self.name);
         into.extend(self.expires_secs.to_le_bytes());
@@ -132,17 +135,17 @@ impl Record {
     }
 }
 
-/// Writes a file atomically: to a temporary file next to it, flushed to the disk, then renamed. A chunk of records is
-/// produced only when the one before is written and freed, so that they are not all in memory.
+/// Writes a file atomically: to a temporary file next to it, which is flushed to the disk and renamed. Each chunk of
+/// records is requested only after the chunk before it was written and freed, so that not all are in memory.
 pub(super) fn write(
     path: &Path,
-    owner: &Owner,
+    owner: &SnapshotOwner,
     records: impl IntoIterator<Item = Vec<u8>>,
 ) -> Result<(), SnapshotError> {
     let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
     let mut head = Vec::with_capacity(128);
-    head.extend(MAGIC);
-    head.extend(VERSION.to_le_bytes());
+    head.extend(SNAPSHOT_MAGIC);
+    head.extend(SNAPSHOT_VERSION.to_le_bytes());
     head.extend(owner.fingerprint);
     write_count(&mut head, owner.store.len());
     head.extend(owner.store.as_bytes());
@@ -150,14 +153,14 @@ pub(super) fn write(
     write_name(&mut end, &END_NAME);
     let temporary = sibling(path, "writing");
     let written = (|| {
-        // Names are hashes, but still nobody else's business.
+        // Names are hashes, but other users need not read even these.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let mut seal = sealer();
-        for part in std::iter::once(head).chain(records).chain(std::iter::once(end)) {
-            seal.write(&part);
-            file.write_all(&part)?;
+        let mut checksum = checksum_hasher();
+        for chunk in std::iter::once(head).chain(records).chain(std::iter::once(end)) {
+            checksum.write(&chunk);
+            file.write_all(&chunk)?;
         }
-        file.write_all(&seal.finish128().as_bytes())?;
+        file.write_all(&checksum.finish128().as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -169,8 +172,8 @@ pub(super) fn write(
     })
 }
 
-/// Reads a file. `None` if there is none. A file that is rejected is moved aside.
-pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, SnapshotError> {
+/// Reads a file. Returns `None` if there is no file. A rejected file is moved aside.
+pub(super) fn read(path: &Path, owner: &SnapshotOwner) -> Result<Option<Vec<SnapshotRecord>>, SnapshotError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -190,7 +193,7 @@ pub(super) fn read(path: &Path, owner: &Owner) -> Result<Option<Vec<Record>>, Sn
     })
 }
 
-/// Why the bytes of a file are rejected.
+/// The reason why the bytes of a file are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejection {
     Damaged(&'static str),
@@ -199,20 +202,22 @@ pub(super) enum Rejection {
 }
 
 /// Parses the bytes of a file. Never panics.
-pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Rejection> {
-    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(Rejection::Damaged("it does not begin as one")) };
-    let mut reader = Reader { rest };
+pub(super) fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<SnapshotRecord>, Rejection> {
+    let Some(rest) = bytes.strip_prefix(SNAPSHOT_MAGIC) else {
+        return Err(Rejection::Damaged("it does not begin like a snapshot"));
+    };
+    let mut reader = SnapshotReader { rest };
     // The version is checked before the checksum, so that a newer file is not reported as damaged.
     let version = u32::from_le_bytes(reader.take()?);
-    if version != VERSION {
+    if version != SNAPSHOT_VERSION {
         return Err(Rejection::Version(version));
     }
-    let Some((body, seal)) = bytes.split_last_chunk::<SEAL_BYTES>() else {
+    let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
         return Err(Rejection::Damaged("it is too short"));
     };
-    let mut sealed = sealer();
-    sealed.write(body);
-    if sealed.finish128().as_bytes() != *seal {
+    let mut computed = checksum_hasher();
+    computed.write(body);
+    if computed.finish128().as_bytes() != *checksum {
         return Err(Rejection::Damaged("its checksum does not match"));
     }
     if reader.take::<16>()? != owner.fingerprint {
@@ -231,16 +236,16 @@ pub(super) fn parse(bytes: &[u8], owner: &Owner) -> Result<Vec<Record>, Rejectio
         records.push(reader.record(name)?);
     }
     match reader.rest.len() {
-        SEAL_BYTES => Ok(records),
-        _ => Err(Rejection::Damaged("something follows its end")),
+        CHECKSUM_BYTES => Ok(records),
+        _ => Err(Rejection::Damaged("bytes follow its end")),
     }
 }
 
-struct Reader<'a> {
+struct SnapshotReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> SnapshotReader<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Rejection> {
         let (taken, rest) = self.rest.split_first_chunk().ok_or(Rejection::Damaged("it ends early"))?;
         self.rest = rest;
@@ -257,7 +262,7 @@ impl<'a> Reader<'a> {
         Ok(Timestamp::from_micros(u64::from_le_bytes(self.take()?)))
     }
 
-    fn record(&mut self, name: CounterName) -> Result<Record, Rejection> {
+    fn record(&mut self, name: CounterName) -> Result<SnapshotRecord, Rejection> {
         let expires_secs = u32::from_le_bytes(self.take()?);
         let [used_share, kind] = self.take()?;
         let value = match kind {
@@ -278,15 +283,15 @@ impl<'a> Reader<'a> {
             }
             kind @ 0..PACKED_KINDS => {
                 let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
-                // A level is divided by its units per token, so zero is invalid.
+                // The level is divided by the units per token, so zero is invalid.
                 if let (BUCKET_KIND, [(1..), _, 0]) = (kind, words) {
-                    return Err(Rejection::Damaged("a bucket is measured in nothing"));
+                    return Err(Rejection::Damaged("a bucket has zero units per token"));
                 }
                 SnapshotValue::Packed(kind, words)
             }
-            _ => return Err(Rejection::Damaged("a counter is of no known kind")),
+            _ => return Err(Rejection::Damaged("the kind of a counter is unknown")),
         };
-        Ok(Record { name, expires_secs, used_share, value })
+        Ok(SnapshotRecord { name, expires_secs, used_share, value })
     }
 }
 
@@ -298,22 +303,22 @@ fn write_count(into: &mut Vec<u8>, count: usize) {
     into.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
 }
 
-/// The checksum detects damage, not forgery: its key is public.
-fn sealer() -> SipHasher24 {
+/// The hasher of the checksum. It detects damage, not forgery: its key is public.
+fn checksum_hasher() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
 }
 
-/// The bytes of a file followed by their checksum.
-pub(super) fn sealed(body: &[u8]) -> Vec<u8> {
-    let mut seal = sealer();
-    seal.write(body);
-    [body, &seal.finish128().as_bytes()].concat()
+/// Appends the checksum to the bytes of a file.
+pub(super) fn with_checksum(body: &[u8]) -> Vec<u8> {
+    let mut checksum = checksum_hasher();
+    checksum.write(body);
+    [body, &checksum.finish128().as_bytes()].concat()
 }
 
-/// A name next to `path`, in the same folder so that a rename is atomic.
-fn sibling(path: &Path, what: &str) -> PathBuf {
+/// The path with `.{extension}` appended. It is in the same folder, so that a rename is atomic.
+fn sibling(path: &Path, extension: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{what}"));
+    name.push(format!(".{extension}"));
     path.with_file_name(name)
 }
 
@@ -322,18 +327,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_asked_for_when_those_before_it_are_in_the_file() {
+    fn a_chunk_is_requested_after_those_before_it_are_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("main");
-        let owner = Owner { fingerprint: [7; 16], store: "main".into() };
-        let mut asked = 0;
-        let parts = (0..4_u64).map(|before| {
+        let owner = SnapshotOwner { fingerprint: [7; 16], store: "main".into() };
+        let mut requested = 0;
+        let chunks = (0..4_u64).map(|before| {
             let written = fs::metadata(sibling(&path, "writing")).expect("it is being written").len();
-            assert!((before * 1000..(before + 1) * 1000).contains(&written), "{written} bytes before part {before}");
-            asked += 1;
+            assert!((before * 1000..(before + 1) * 1000).contains(&written), "{written} bytes before chunk {before}");
+            requested += 1;
             vec![0; 1000]
         });
-        write(&path, &owner, parts).expect("it is written");
-        assert_eq!(asked, 4);
+        write(&path, &owner, chunks).expect("it is written");
+        assert_eq!(requested, 4);
     }
 }

@@ -8,16 +8,22 @@ use parking_lot::{Mutex, MutexGuard};
 use super::pool::BytePool;
 use super::shard::Shard;
 
-/// Bytes per shard: small enough that resizing or sweeping one takes a fraction of a millisecond, large enough that the
+/// The bytes of a shard: small enough that resizing or sweeping one takes a fraction of a millisecond, large enough that the
 /// heads of all shards stay in the cache.
 const SHARD_BYTES: usize = 1 << 20;
+
+/// The minimum of a shard's bound on counters. With smaller shards a bound on the whole store would be inexact.
+const MIN_KEYS_PER_SHARD: usize = 1024;
+
+/// The maximum number of shards of a store.
+const MAX_SHARDS: usize = 1 << 16;
 
 /// The bounds of one memory store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySettings {
-    /// Bytes for counters. Default: 256 MiB.
+    /// The maximum bytes of the counters. Default: 256 MiB.
     pub max_memory: usize,
-    /// The most counters; `None` bounds bytes only.
+    /// The maximum number of counters; `None` bounds only the bytes.
     pub max_keys: Option<usize>,
 }
 
@@ -36,36 +42,37 @@ impl MemorySettings {
 
 /// The usage of a memory store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Counters.
+pub struct MemoryUsage {
+    /// The number of counters.
     pub keys: usize,
     /// Bytes of tables, logs and leases.
     pub bytes: usize,
     /// Counters evicted before they expired.
     pub evictions: u64,
-    /// Shard held under leases, expired ones among them until they are swept.
+    /// Concurrency slots held under leases, including expired leases that are not swept yet.
     pub leases: usize,
-    /// Leases that expired without being released, and were dropped.
+    /// Leases that were dropped because they expired without a release.
     pub expired_leases: u64,
     /// The bound on bytes.
     pub max_bytes: usize,
 }
 
+/// One memory store.
 #[derive(Debug)]
 pub(super) struct Space {
-    /// The order in which the spaces of this process were created. The index of a space can change with the
-    /// configuration, while plans of the old and the new one must lock shards in the same order.
+    /// Its position in the order in which this process created spaces. The index of a space can change with the
+    /// configuration, but plans of the old and the new one must lock shards in the same order.
     pub(super) rank: u32,
     pub(super) settings: MemorySettings,
-    /// Held while a snapshot is written: one at a time.
-    pub(super) saving: Mutex<()>,
+    /// Held while a snapshot is written.
+    pub(super) snapshot_lock: Mutex<()>,
     pub(super) shards: Box<[Mutex<Shard>]>,
 }
 
-/// Identifies a shard. Locks are taken in this order.
+/// The identity of a shard. Locks are taken in this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ShardId {
-    /// The rank of its space in the high half, its number there in the low half: one comparison.
+    /// The rank of its space in the high half, its index there in the low half, so that one comparison is enough.
     pub(super) order: u64,
     /// The index of its space.
     pub(super) space: u16,
@@ -73,7 +80,7 @@ pub(super) struct ShardId {
 
 impl ShardId {
     /// Its index in its space.
-    pub(super) fn number(self) -> usize {
+    pub(super) fn index(self) -> usize {
         self.order as u32 as usize
     }
 }
@@ -85,14 +92,13 @@ impl Space {
     pub(super) fn new(settings: MemorySettings) -> Self {
         static NEXT_RANK: AtomicU32 = AtomicU32::new(0);
         let by_bytes = (settings.max_memory / SHARD_BYTES).max(1);
-        // With many shards a small bound on keys would not hold for the whole.
-        let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / 1024).max(1));
-        let shards = by_bytes.min(by_keys).min(1 << 16);
+        let by_keys = settings.max_keys.map_or(usize::MAX, |keys| (keys / MIN_KEYS_PER_SHARD).max(1));
+        let shards = by_bytes.min(by_keys).min(MAX_SHARDS);
         let keys = settings.max_keys.map_or(u32::MAX as usize, |keys| (keys / shards).max(1));
         let pool = Arc::new(BytePool::new(settings.max_memory, shards));
         let seed = |number: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1);
         let shard = |number: usize| Mutex::new(Shard::new(pool.clone(), keys, seed(number)));
         let rank = NEXT_RANK.fetch_add(1, Ordering::Relaxed);
-        Self { rank, settings, saving: Mutex::new(()), shards: (0..shards).map(shard).collect() }
+        Self { rank, settings, snapshot_lock: Mutex::new(()), shards: (0..shards).map(shard).collect() }
     }
 }

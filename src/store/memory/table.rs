@@ -3,23 +3,26 @@
 //! ```text
 //!   one entry: | name 16 | words 24 | expires_secs 4 | used_share 1 | kind 1 |
 //!
-//! home index [ ][a][b] [c] [c'][c"][x] [ ][ ] an entry that does not fit at its home is further on, without a gap ```
+//!       home of c, c', c"
+//!                v
+//!   [ ][a][b][ ][c][c'][c"][x][ ][ ]      an entry whose home is occupied is further on, in a run without gaps
+//! ```
 //!
-//! The home index of an entry follows from its name, so that a lookup costs one cache miss. Removing an entry moves the
-//! rest of its run back: there are no tombstones, and a full table works on without a rebuild. The size of the table is
-//! decided elsewhere.
+//! The home index of an entry is computed from its name, so that a lookup costs one cache miss. Removing an entry moves
+//! the rest of its run back: there are no tombstones, and a full table needs no rebuild. The callers decide the size of
+//! the table.
 
 use std::ops::{Index, IndexMut};
 
 use crate::clock::Timestamp;
 use crate::plan::CounterName;
 
-/// The load factor: at most 13 of 16 entries are occupied. Runs stay short, and a counter takes 59 bytes.
-const LOAD_DENOMINATOR: usize = 16;
-const LOAD_NUMERATOR: usize = 13;
+/// The maximum load factor: 13 of 16 entries are occupied. Runs stay short, and a counter takes 59 bytes.
+const MAX_LOAD_DENOMINATOR: usize = 16;
+const MAX_LOAD_NUMERATOR: usize = 13;
 
-/// A table that has shrunk by more than its size divided by this is copied to new memory: pages that were written to
-/// are returned to the system in no other way.
+/// The spare room that growth adds: the size of a table or slab divided by this. A table that has shrunk by more is
+/// copied to new memory: pages that were written to are returned to the system in no other way.
 pub(super) const SPARE_DIVISOR: usize = 8;
 
 /// The index of an entry. Valid until an entry of the table is removed or the table is resized.
@@ -28,9 +31,11 @@ pub(in crate::store) type EntryIndex = usize;
 /// The used share of an exhausted counter. Such counters are evicted last: evicting one lets its client in again.
 pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX;
 
+/// The counter in one place of the table, or none.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct TableEntry {
     pub(super) name: CounterName,
+    /// The packed state, or its index in the overflow.
     pub(super) words: [u64; 3],
     /// Unix seconds at which the counter expires, rounded up.
     pub(super) expires_secs: u32,
@@ -39,9 +44,10 @@ pub(super) struct Entry {
     pub(super) kind: EntryKind,
 }
 
+/// The kind of state in an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryKind {
-    /// A free entry.
+    /// No counter: the entry is free.
     Vacant,
     Bucket,
     Pair,
@@ -50,14 +56,15 @@ pub(super) enum EntryKind {
     InlineLog,
     /// A longer log, in the overflow.
     Log,
+    /// A lease set, in the overflow.
     Leases,
 }
 
-const VACANT: Entry =
-    Entry { name: CounterName([0; 2]), words: [0; 3], expires_secs: 0, used_share: 0, kind: EntryKind::Vacant };
+const VACANT_ENTRY: TableEntry =
+    TableEntry { name: CounterName([0; 2]), words: [0; 3], expires_secs: 0, used_share: 0, kind: EntryKind::Vacant };
 
-impl Entry {
-    /// The used share of the limit at `now`: a bucket drains evenly from its last charge until it expires.
+impl TableEntry {
+    /// The used share of the limit at `now`. A bucket drains evenly from its last charge until it expires.
     pub(super) fn used_share_at(&self, now: Timestamp) -> u8 {
         if self.kind != EntryKind::Bucket {
             return self.used_share;
@@ -69,19 +76,20 @@ impl Entry {
     }
 }
 
+/// The hash table of a shard.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct ShardTable {
     /// Resized in place: the address space for its largest size is reserved with the first entry, and takes no memory
-    /// until it is written to. A table that moves is resident twice, and freeing the old one takes milliseconds under
-    /// the lock.
-    entries: Vec<Entry>,
-    /// The largest capacity since it was allocated: so many entries may be resident.
+    /// until it is written to. A table copied to new memory would be resident twice, and freeing the old one takes
+    /// milliseconds under the lock.
+    entries: Vec<TableEntry>,
+    /// The largest capacity since the allocation: the number of entries that may be resident.
     resident: usize,
     /// The number of occupied entries.
     occupied: usize,
 }
 
-impl Table {
+impl ShardTable {
     pub(super) fn len(&self) -> usize {
         self.occupied
     }
@@ -91,11 +99,11 @@ impl Table {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.entries.len() * size_of::<Entry>()
+        self.entries.len() * size_of::<TableEntry>()
     }
 
     /// The occupied entries.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &TableEntry> {
         self.entries.iter().filter(|entry| entry.kind != EntryKind::Vacant)
     }
 
@@ -119,7 +127,7 @@ impl Table {
         }
     }
 
-    /// The first occupied entry from `index` on, around the end. There must be one.
+    /// The first occupied entry from `index` on, around the end. The table must have one.
     pub(super) fn occupied_from(&self, mut index: EntryIndex) -> EntryIndex {
         while self.entries[index].kind == EntryKind::Vacant {
             index = self.next_index(index);
@@ -127,17 +135,17 @@ impl Table {
         index
     }
 
-    /// Inserts an entry whose name is not in the table. There must be a free one.
-    pub(super) fn insert(&mut self, entry: Entry) {
+    /// Inserts an entry whose name is not in the table. The table must have a free entry.
+    pub(super) fn insert(&mut self, entry: TableEntry) {
         self.occupied += 1;
         self.place_entry(entry);
     }
 
     /// Removes an entry.
-    pub(super) fn remove(&mut self, index: EntryIndex) -> Entry {
+    pub(super) fn remove(&mut self, index: EntryIndex) -> TableEntry {
         let removed = self.entries[index];
         self.occupied -= 1;
-        // The rest of the run moves into the gap, except entries that would come to stand before their home.
+        // The rest of the run moves into the gap, except entries that would be before their home.
         let (mut gap, mut next) = (index, self.next_index(index));
         while self.entries[next].kind != EntryKind::Vacant {
             let home_distance = self.distance(self.home(&self.entries[next].name), next);
@@ -147,24 +155,24 @@ impl Table {
             }
             next = self.next_index(next);
         }
-        self.entries[gap] = VACANT;
+        self.entries[gap] = VACANT_ENTRY;
         removed
     }
 
     /// Removes all entries that are due.
-    pub(super) fn remove_all(&mut self, due: impl Fn(&Entry) -> bool, mut removed: impl FnMut(&Entry)) {
-        let due = |entry: &Entry| entry.kind != EntryKind::Vacant && due(entry);
-        // A removal closes its own gap. If many entries are due, closing all gaps at once is faster.
+    pub(super) fn remove_all(&mut self, due: impl Fn(&TableEntry) -> bool, mut removed: impl FnMut(&TableEntry)) {
+        let due = |entry: &TableEntry| entry.kind != EntryKind::Vacant && due(entry);
+        // A removal closes its own gap. If many entries are due, closing all gaps together is faster.
         let many = self.entries.len() / 16;
         if self.entries.iter().filter(|entry| due(entry)).take(many).count() == many {
             for entry in self.entries.iter_mut().filter(|entry| due(entry)) {
                 removed(entry);
-                *entry = VACANT;
+                *entry = VACANT_ENTRY;
                 self.occupied -= 1;
             }
             self.shrink(self.entries.len());
         }
-        // Backwards from a free entry, around the end: a removal then moves back only entries already examined.
+        // Backwards from a free entry, around the end: a removal moves back only entries that are examined already.
         let free = self.entries.iter().position(|entry| entry.kind == EntryKind::Vacant).unwrap_or(0);
         for index in (0..free).rev().chain((free..self.entries.len()).rev()) {
             if due(&self.entries[index]) {
@@ -173,50 +181,50 @@ impl Table {
         }
     }
 
-    /// Grows to `capacity` entries; `reserved` is the largest size to expect. Home indices move further on, in the same
-    /// order.
+    /// Grows to `capacity` entries, and reserves address space for `reserved`, the largest size to expect. Home indices
+    /// move further on, in the same order.
     pub(super) fn grow(&mut self, capacity: usize, reserved: usize) {
         let before = self.entries.len();
         self.entries.reserve_exact(reserved.max(capacity) - before);
-        self.entries.resize(capacity, VACANT);
+        self.entries.resize(capacity, VACANT_ENTRY);
         self.resident = self.resident.max(capacity);
-        // Run by run, the last first: no entry has its home before its run begins, so the entries after that point are
-        // in place already. An entry that wraps around the end joins a run at the beginning, which is still to come.
+        // Run by run, the last first: no entry has its home before its run, so the entries after the run are in place
+        // already. An entry that wraps around the end joins a run at the beginning, which is placed later.
         let (mut run, mut end) = (Vec::new(), before);
         while let Some(last) = self.entries[..end].iter().rposition(|entry| entry.kind != EntryKind::Vacant) {
             let vacant = self.entries[..last].iter().rposition(|entry| entry.kind == EntryKind::Vacant);
             end = vacant.map_or(0, |vacant| vacant + 1);
             run.extend_from_slice(&self.entries[end..=last]);
-            self.entries[end..=last].fill(VACANT);
+            self.entries[end..=last].fill(VACANT_ENTRY);
             run.drain(..).for_each(|entry| self.place_entry(entry));
         }
     }
 
     /// Shrinks to `capacity` entries, possibly the same, and closes every gap between an entry and its home.
     pub(super) fn shrink(&mut self, capacity: usize) {
-        // From the first on: each entry moves back as far as it can. Entries that wrap around the end wait until all
-        // others are in place.
-        let mut around = Vec::new();
+        // The first comes first: each entry moves back as far as it can. Entries that wrap around the end are placed
+        // after all others.
+        let mut wrapped = Vec::new();
         for index in 0..self.entries.len() {
-            let entry = std::mem::replace(&mut self.entries[index], VACANT);
+            let entry = std::mem::replace(&mut self.entries[index], VACANT_ENTRY);
             if entry.kind == EntryKind::Vacant {
                 continue;
             }
             match self.free_until(home(&entry.name, capacity), capacity.min(index + 1)) {
                 Some(index) => self.entries[index] = entry,
-                None => around.push(entry),
+                None => wrapped.push(entry),
             }
         }
         self.entries.truncate(capacity);
-        around.into_iter().for_each(|entry| self.place_entry(entry));
+        wrapped.into_iter().for_each(|entry| self.place_entry(entry));
         if self.resident - capacity > self.resident / SPARE_DIVISOR {
-            let mut anew = Vec::with_capacity(self.entries.capacity());
-            anew.extend_from_slice(&self.entries);
-            (self.entries, self.resident) = (anew, capacity);
+            let mut copied = Vec::with_capacity(self.entries.capacity());
+            copied.extend_from_slice(&self.entries);
+            (self.entries, self.resident) = (copied, capacity);
         }
     }
 
-    /// The index where the run of a name begins.
+    /// The home index of a name.
     pub(super) fn home(&self, name: &CounterName) -> EntryIndex {
         home(name, self.entries.len())
     }
@@ -229,7 +237,7 @@ impl Table {
     }
 
     /// Writes an entry at the first free index from its home on.
-    fn place_entry(&mut self, entry: Entry) {
+    fn place_entry(&mut self, entry: TableEntry) {
         let mut index = self.home(&entry.name);
         while self.entries[index].kind != EntryKind::Vacant {
             index = self.next_index(index);
@@ -251,32 +259,32 @@ impl Table {
     }
 }
 
-impl Index<EntryIndex> for Table {
-    type Output = Entry;
+impl Index<EntryIndex> for ShardTable {
+    type Output = TableEntry;
 
-    fn index(&self, index: EntryIndex) -> &Entry {
+    fn index(&self, index: EntryIndex) -> &TableEntry {
         &self.entries[index]
     }
 }
 
-impl IndexMut<EntryIndex> for Table {
-    fn index_mut(&mut self, index: EntryIndex) -> &mut Entry {
+impl IndexMut<EntryIndex> for ShardTable {
+    fn index_mut(&mut self, index: EntryIndex) -> &mut TableEntry {
         &mut self.entries[index]
     }
 }
 
 /// The home index of a name in a table of this capacity. Home indices rise with the hash, so entries keep their order
-/// when a table is resized.
+/// when the table is resized.
 fn home(name: &CounterName, capacity: usize) -> EntryIndex {
     ((u128::from(name.0[0]) * capacity as u128) >> 64) as usize
 }
 
-/// The capacity that a table needs for this number of entries.
+/// The capacity that a table needs for `entries` occupied entries.
 pub(super) fn capacity_for(entries: usize) -> usize {
-    (entries * LOAD_DENOMINATOR).div_ceil(LOAD_NUMERATOR)
+    (entries * MAX_LOAD_DENOMINATOR).div_ceil(MAX_LOAD_NUMERATOR)
 }
 
-/// The full Unix seconds before `now`.
+/// The Unix time in seconds, rounded down.
 pub(super) fn whole_seconds(now: Timestamp) -> u32 {
     u32::try_from(now.micros() / 1_000_000).unwrap_or(u32::MAX)
 }

@@ -20,7 +20,7 @@ mod settings;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
@@ -38,6 +38,7 @@ use self::wire::{ApplyArguments, Uuid, bigint};
 use super::shared::Backend;
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
+use tokio::time::Instant;
 
 /// How long a counter is kept after it expires: the server's clock can step back as far without harm.
 const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
@@ -90,6 +91,7 @@ impl Postgres {
     /// # Errors
     ///
     /// The first setting that is invalid.
+    #[expect(clippy::missing_panics_doc, reason = "the pool has the runtime that its timeouts need")]
     pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
         let ParsedSettings { config, tls, names } = settings.parse()?;
         let statements = Statements {

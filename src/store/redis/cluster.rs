@@ -16,7 +16,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -24,6 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::connection::{RedisConnection, SendError, ServerChoice};
 use super::dial::Dial;
@@ -331,8 +332,8 @@ async fn refresh_slots(state: Arc<ClusterState>) {
 }
 
 /// The first reply with any slot ranges. It does not wait for nodes that are down when another replies.
-async fn first_ranges<'a>(
-    replies: impl Iterator<Item = impl Future<Output = (&'a Address, Result<Value, CommandError>)>>,
+async fn first_ranges(
+    replies: impl Iterator<Item = impl Future<Output = (&Address, Result<Value, CommandError>)>>,
 ) -> Result<SlotRanges, CommandError> {
     let mut replies: FuturesUnordered<_> = replies.collect();
     let mut failure = CommandError { fault: Fault::Unreachable, text: "no cluster nodes are configured".to_owned() };

@@ -1,6 +1,5 @@
 //! Connects to a server: TCP or a Unix socket, TLS, authentication.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::time::Duration;
@@ -51,7 +50,8 @@ impl Dial {
         self.within_connect_timeout(async {
             let stream = self.stream(address).await?;
             let (connection, driver) = MultiplexedConnection::new_with_config(&self.info, stream, config).await?;
-            Ok((connection, Box::pin(driver) as Driver))
+            let driver: Driver = Box::pin(driver);
+            Ok((connection, driver))
         })
         .await
     }

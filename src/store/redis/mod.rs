@@ -140,17 +140,17 @@ impl Redis {
         match self.call(plans, now).await {
             Ok(reply) => {
                 let answers = wire::decode(plans, &reply).into_iter();
-                answers.map(|answer| answer.map_err(|error| self.warn(error))).collect()
+                answers.map(|answer| answer.map_err(|error| self.warn(&error))).collect()
             }
             Err(error) => {
-                let fault = self.warn(error);
+                let fault = self.warn(&error);
                 plans.iter().map(|_| Err(fault)).collect()
             }
         }
     }
 
     /// Logs an error. A read-only server is left for another one.
-    fn warn(&self, error: CommandError) -> Fault {
+    fn warn(&self, error: &CommandError) -> Fault {
         if let (Servers::Single(connection), true) = (&self.servers, error.text.starts_with("READONLY")) {
             connection.reconnect();
         }
@@ -175,7 +175,7 @@ impl Backend for Redis {
         match self.send(counter.partition(), &cmd).await {
             Ok(Value::Int(keys)) => Ok(keys > 0),
             Ok(_) => Err(Fault::Script),
-            Err(error) => Err(self.warn(error)),
+            Err(error) => Err(self.warn(&error)),
         }
     }
 
@@ -185,7 +185,7 @@ impl Backend for Redis {
             return cluster.probe(&self.keys).await;
         }
         let cmd = redis::cmd("SET").arg(self.keys.probe()).arg("").arg("PX").arg(60_000).take();
-        self.send(0, &cmd).await.map(drop).map_err(|error| self.warn(error))
+        self.send(0, &cmd).await.map(drop).map_err(|error| self.warn(&error))
     }
 
     fn lanes(&self) -> usize {

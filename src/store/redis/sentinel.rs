@@ -89,7 +89,7 @@ impl Sentinels {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,9 +1,10 @@
 //! Rate-limited warnings about one store.
 
 use std::fmt::Display;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// The shortest time between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);

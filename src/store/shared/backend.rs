@@ -1,6 +1,5 @@
-//! The interface to a store outside this process: it executes plans, one batch a round trip.
+//! The interface to a store outside this process, which executes a batch of plans in one round trip.
 
-use std::future::Future;
 use std::pin::Pin;
 
 use crate::clock::Timestamp;
@@ -8,13 +7,13 @@ use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// A store outside this process.
 ///
-/// The meaning of a plan is [`crate::plan::advance`]. Plans passed here have checks, changes and undos of this store
-/// only.
+/// The meaning of a plan is [`crate::plan::advance`]. All checks, changes and undos of a plan passed here are of this
+/// store.
 pub trait Backend: Send + Sync + 'static {
     /// Executes plans in order and returns one answer for each. Each plan is atomic, and a plan that fails does not
     /// affect the others.
     ///
-    /// Tests pass `now`. Without it the store's own clock decides, at one moment for each call. A call that may have
+    /// Without `now`, which tests pass, the store's own clock decides, at one moment for each call. A call that may have
     /// been executed is never retried.
     fn execute(
         &self,
@@ -26,18 +25,18 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The store did not answer; the counter may have been removed or not.
+    /// The store did not answer. The counter may have been removed or not.
     fn forget(&self, counter: CounterName) -> impl Future<Output = Result<bool, Fault>> + Send;
 
     /// Checks that the store answers and accepts writes.
     ///
     /// # Errors
     ///
-    /// Why it does not.
+    /// The reason why it does not.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// The number of lanes: parts that can fail independently, such as the nodes of a cluster. Each has its own queue
-    /// and its own circuit breaker.
+    /// and circuit breaker.
     fn lanes(&self) -> usize {
         1
     }
@@ -51,13 +50,13 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Why it does not.
+    /// The reason why it does not.
     fn probe_lane(&self, _lane: usize) -> impl Future<Output = Result<(), Fault>> + Send {
         self.probe()
     }
 }
 
-/// A boxed future: one allocation a call, shared by the whole batch.
+/// A boxed future: one allocation for each call, which carries a whole batch.
 pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// [`Backend`] as a trait object.

@@ -1,7 +1,7 @@
-//! The circuit breaker of one part of a shared store.
+//! The circuit breaker of one lane of a shared store.
 //!
-//! It opens when the store is unreachable, or after [`FAILURES_TO_OPEN`] failures in a row that last longer than a
-//! deadline. While it is open plans fail at once and a probe runs every [`PROBE_INTERVAL`] until one succeeds.
+//! It opens when the store is unreachable, or after [`FAILURES_TO_OPEN`] failures in a row that last longer than the
+//! timeout. While it is open, plans fail at once and a probe runs every [`PROBE_INTERVAL`] until one succeeds.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,34 +12,34 @@ use tokio::time::Instant;
 
 use crate::plan::Fault;
 
-/// Consecutive failures that open the breaker once they last longer than a deadline. A single late answer fails every
-/// plan that waited for it, so a few failures at one moment mean little.
+/// Consecutive failures that open the breaker once they last longer than the timeout. A single late answer fails every
+/// plan that waited for it, so several failures at one moment may have one cause.
 const FAILURES_TO_OPEN: u32 = 10;
 
-/// Time between two probes of a store whose breaker is open.
+/// The pause between two probes while the breaker is open.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The circuit breaker of one part of a store.
+/// The circuit breaker of one lane of a store.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
-    failures: Mutex<FailureRun>,
+pub(super) struct CircuitBreaker {
+    failures: Mutex<FailureStreak>,
     circuit_open: AtomicBool,
-    /// Calls without an answer yet.
+    /// The number of calls in flight.
     in_flight: AtomicUsize,
-    /// Whether the store was away, or failed to execute a plan, since it last recovered. A single late answer does not
-    /// count: the fallback would start afresh after each.
+    /// Whether the lane was unreachable, or failed to execute a plan, since it last recovered. A single late answer does
+    /// not count: the fallback would be discarded after each.
     faulty: AtomicBool,
-    opened: Notify,
+    open_notify: Notify,
 }
 
 /// Consecutive failures.
 #[derive(Debug, Default)]
-struct FailureRun {
+struct FailureStreak {
     count: u32,
     since: Option<Instant>,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     pub(super) fn circuit_open(&self) -> bool {
         self.circuit_open.load(Ordering::Relaxed)
     }
@@ -64,39 +64,39 @@ impl Breaker {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Returns once the breaker has opened.
+    /// Waits until the breaker opens.
     pub(super) async fn opened(&self) {
-        self.opened.notified().await;
+        self.open_notify.notified().await;
     }
 
-    /// Records a failure and returns whether it opens the breaker. One pause that many plans waited for does not.
-    pub(super) fn record_failure(&self, fault: Fault, deadline: Duration) -> bool {
+    /// Records a failure. Returns whether it opens the breaker.
+    pub(super) fn record_failure(&self, fault: Fault, timeout: Duration) -> bool {
         let persistent = {
             let mut failures = self.failures.lock();
             failures.count += 1;
             let since = *failures.since.get_or_insert_with(Instant::now);
-            failures.count >= FAILURES_TO_OPEN && since.elapsed() >= deadline
+            failures.count >= FAILURES_TO_OPEN && since.elapsed() >= timeout
         };
-        // Without a connection there is nothing to wait for.
+        // Without a connection waiting is pointless.
         let enough = persistent || fault == Fault::Unreachable;
         if enough {
             self.set_faulty();
         }
         let opens = enough && !self.circuit_open.swap(true, Ordering::AcqRel);
         if opens {
-            self.opened.notify_one();
+            self.open_notify.notify_one();
         }
         opens
     }
 
-    /// Records a successful write. Returns whether the store was faulty before.
+    /// Records a successful write. Returns whether the lane was faulty before.
     pub(super) fn record_write(&self) -> bool {
         self.faulty.load(Ordering::Relaxed) && self.faulty.swap(false, Ordering::AcqRel)
     }
 
     /// Records an answer in time. Returns whether it closes the breaker.
     pub(super) fn record_answer(&self) -> bool {
-        *self.failures.lock() = FailureRun::default();
+        *self.failures.lock() = FailureStreak::default();
         self.circuit_open.load(Ordering::Relaxed) && self.circuit_open.swap(false, Ordering::AcqRel)
     }
 }

@@ -1,36 +1,36 @@
-//! What a shared store reports about its calls, as plain numbers.
+//! The observer of a shared store: it receives plain numbers, so that a store depends on no metrics library.
 
 use std::time::Duration;
 
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
 
-/// Counts what happens at a shared store. Called on the path of decisions, so it must not block.
+/// Counts the calls and faults of a shared store. Called while a decision waits, so it must not block.
 pub trait StoreObserver: Send + Sync {
     /// A call with `plans` plans ended after `took`.
     fn called(&self, took: Duration, plans: usize);
 
-    /// A plan was not answered.
+    /// The store did not answer a plan.
     fn failed(&self, fault: Fault);
 
     /// Checks were answered by their limiter's `on_store_error` policy instead of the store.
     fn answered_by_policy(&self, policy: OnStoreError, checks: u64);
 
     /// The circuit breaker opened or closed.
-    fn circuit(&self, open: bool);
+    fn circuit_changed(&self, open: bool);
 
-    /// A plan that takes charges back was executed, or failed.
+    /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 
-    /// A plan was answered without a call.
-    fn answered_nearby(&self, by: Wrapper);
+    /// A wrapper answered a plan without a call.
+    fn answered_by_wrapper(&self, by: Wrapper);
 }
 
-/// A wrapper that answers plans without a call to the shared store.
+/// A wrapper of a shared store: it answers some plans without a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrapper {
-    /// The cache of refusals.
+    /// The refusal cache.
     RefusalCache,
-    /// A lease of quota.
+    /// The quota leases.
     QuotaLease,
 }

@@ -1,4 +1,4 @@
-//! A shared store with its wrappers (refusal cache, quota leases) and its fallback: what answers while it fails.
+//! A shared store with its wrappers (refusal cache, quota leases) and the fallback that answers while it fails.
 
 mod backend;
 mod breaker;
@@ -17,45 +17,44 @@ use tokio::time::Instant;
 pub use self::backend::Backend;
 pub use self::metrics::{StoreObserver, Wrapper};
 pub use self::queue::{Queue, QueueSettings};
-use self::quota_leases::{Leased, QuotaLeases};
+use self::quota_leases::{QuotaAnswer, QuotaLeases};
 use self::refusal_cache::RefusalCache;
-use super::memory::{Memory, MemorySettings};
+use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, OnStoreError};
 use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
 
-/// Bounds of a fallback's counters.
-const FALLBACK_MEMORY: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
+/// The bounds of a fallback's counters.
+const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
 
-/// Microseconds without a failure after which the fallback of a recovered store is discarded.
+/// The fallback of a recovered store is discarded after this time without a failure.
 const FALLBACK_GRACE_MICROS: u64 = 500_000;
 
-/// Settings of a shared store.
+/// The settings of a shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSettings {
     /// Its name, for the log.
     pub name: String,
-    /// Its queue.
-    pub remote: QueueSettings,
+    /// The settings of its queue.
+    pub queue: QueueSettings,
     /// Whether its counters are in partitions that decide independently: the hash slots of a cluster.
     pub partitioned: bool,
     /// The entry whose value selects the partition of a counter, if its key has that entry.
     pub tag: Option<String>,
-    /// Number of instances that share it. While the store fails each instance enforces its share of every limit.
+    /// The number of instances that share it. While the store fails, each instance enforces its share of every limit.
     pub instances: u32,
     /// The longest time a refusal is answered from the cache; `None` turns the cache off.
     pub refusal_cache: Option<Duration>,
-    /// The most units of a hot counter charged in advance; `None` turns quota leases off.
+    /// The maximum units of a hot counter charged in advance; `None` turns quota leases off.
     pub quota_lease: Option<u32>,
 }
 
 impl SharedSettings {
     /// The defaults: one instance, no partitions, no wrappers.
     pub fn new(name: &str) -> Self {
-        let remote = QueueSettings::default();
         Self {
             name: name.to_owned(),
-            remote,
+            queue: QueueSettings::default(),
             partitioned: false,
             tag: None,
             instances: 1,
@@ -67,72 +66,73 @@ impl SharedSettings {
 
 /// A store that other instances use too.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedStore {
     queue: Queue,
     settings: SharedSettings,
-    refusals: Option<RefusalCache>,
-    leases: Option<QuotaLeases>,
+    refusal_cache: Option<RefusalCache>,
+    quota_leases: Option<QuotaLeases>,
     /// Decides while the store fails.
     fallback: Mutex<Option<Fallback>>,
 }
 
-/// Local counters of one outage of the store.
+/// The local counters of one outage of the store.
 #[derive(Debug)]
 struct Fallback {
-    memory: Arc<Memory>,
-    /// The store's count of recoveries when this began. The counters are discarded once it has changed and nothing has
-    /// failed for a while: otherwise each of several short outages would start with full limits.
+    memory: Arc<MemoryStores>,
+    /// The store's count of recoveries when the outage began. The counters are discarded once the count has changed and
+    /// nothing has failed for [`FALLBACK_GRACE_MICROS`]: otherwise each of several short outages would start with full
+    /// limits.
     recoveries: u32,
-    /// When it last answered a plan.
-    used: Timestamp,
+    /// When the fallback last answered a plan.
+    last_used: Timestamp,
 }
 
 impl Fallback {
     /// Whether the outage is still going on.
     fn is_current(&self, recoveries: u32, now: Timestamp) -> bool {
-        self.recoveries == recoveries || now - self.used < FALLBACK_GRACE_MICROS
+        self.recoveries == recoveries || now - self.last_used < FALLBACK_GRACE_MICROS
     }
 }
 
-impl Shared {
+impl SharedStore {
     /// Creates a shared store behind `backend`. Must be called within a tokio runtime.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
-        let queue = Queue::new(&settings.name, backend, settings.remote);
-        let refusals = settings.refusal_cache.map(RefusalCache::new);
-        let leases = settings.quota_lease.map(QuotaLeases::new);
-        Self { queue, settings, refusals, leases, fallback: Mutex::new(None) }
+        let queue = Queue::new(&settings.name, backend, settings.queue);
+        let refusal_cache = settings.refusal_cache.map(RefusalCache::new);
+        let quota_leases = settings.quota_lease.map(QuotaLeases::new);
+        Self { queue, settings, refusal_cache, quota_leases, fallback: Mutex::new(None) }
     }
 
-    /// Its queue.
+    /// The queue in front of the store.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Executes a plan, in a wrapper if it can answer, else on the store.
+    /// Executes a plan: in a wrapper if one can answer it, otherwise on the store.
     ///
     /// `now` is this process's clock. Tests pass `injected_now` to replace the store's own clock.
-    pub(super) async fn ask(
+    pub(super) async fn execute(
         &self,
         plan: &Plan,
         now: Timestamp,
         injected_now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
-        if let Some(applied) = self.refusals.as_ref().and_then(|refusals| refusals.answer(plan, now)) {
-            self.queue.report(|observer| observer.answered_nearby(Wrapper::RefusalCache));
+        if let Some(applied) = self.refusal_cache.as_ref().and_then(|cache| cache.answer(plan, now)) {
+            self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::RefusalCache));
             return Ok(applied);
         }
-        let answer = match &self.leases {
-            Some(leases) => self.ask_leased(leases, plan, now, injected_now, deadline).await,
-            None => self.queue.ask(plan.clone(), injected_now, deadline).await,
+        let answer = match &self.quota_leases {
+            Some(leases) => self.execute_with_leases(leases, plan, now, injected_now, deadline).await,
+            None => self.queue.execute(plan.clone(), injected_now, deadline).await,
         };
-        if let (Some(refusals), Ok(applied)) = (&self.refusals, &answer) {
-            refusals.learn(plan, applied, now);
+        if let (Some(cache), Ok(applied)) = (&self.refusal_cache, &answer) {
+            cache.record(plan, applied, now);
         }
         answer
     }
 
-    async fn ask_leased(
+    async fn execute_with_leases(
         &self,
         leases: &QuotaLeases,
         plan: &Plan,
@@ -140,71 +140,71 @@ impl Shared {
         injected_now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
-        let larger = match leases.ask(plan.clone(), now) {
-            Leased::Answered(applied) => {
-                self.queue.report(|observer| observer.answered_nearby(Wrapper::QuotaLease));
+        let larger = match leases.answer(plan.clone(), now) {
+            QuotaAnswer::Local(applied) => {
+                self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::QuotaLease));
                 return Ok(applied);
             }
-            Leased::Plain(plan) => return self.queue.ask(plan, injected_now, deadline).await,
-            Leased::Larger(larger) => larger,
+            QuotaAnswer::Forward(plan) => return self.queue.execute(plan, injected_now, deadline).await,
+            QuotaAnswer::Prefetch(larger) => larger,
         };
         let answer = self.queue.prefetch(larger.clone(), injected_now, deadline).await;
-        match leases.take(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
+        match leases.accept_prefetch(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
             Some(applied) => Ok(applied),
             None => {
                 answer?;
-                self.queue.ask(plan.clone(), injected_now, deadline).await
+                self.queue.execute(plan.clone(), injected_now, deadline).await
             }
         }
     }
 
     /// Removes a counter and returns whether it held anything.
     pub(super) async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        if let Some(leases) = &self.leases {
+        if let Some(leases) = &self.quota_leases {
             leases.forget(&counter);
         }
         let forgotten = self.queue.forget(counter).await;
-        if let Some(refusals) = &self.refusals {
-            refusals.clear();
+        if let Some(cache) = &self.refusal_cache {
+            cache.clear();
         }
         forgotten
     }
 
     /// Queues a plan without waiting for its answer.
     pub(super) fn post(&self, plan: Plan, injected_now: Option<Timestamp>) {
-        if let (Some(refusals), false) = (&self.refusals, plan.undos.is_empty()) {
-            refusals.clear();
+        if let (Some(cache), false) = (&self.refusal_cache, plan.undos.is_empty()) {
+            cache.clear();
         }
         self.queue.post(plan, injected_now);
     }
 
     /// Returns all unused leased quota to the store, until the deadline.
-    pub(super) async fn return_leased_quota(&self, now: Timestamp, injected_now: Option<Timestamp>, deadline: Instant) {
-        let plans = self.leases.iter().flat_map(|leases| leases.end(now, true));
-        // All at once, so that they share calls. Quota that cannot be returned drains or expires.
-        join_all(plans.map(|plan| self.queue.ask(plan, injected_now, deadline))).await;
+    pub(super) async fn return_leased_quota(&self, injected_now: Option<Timestamp>, deadline: Instant) {
+        let plans = self.quota_leases.iter().flat_map(QuotaLeases::end_all);
+        // Concurrently, so that they share calls. Quota that cannot be returned drains or expires.
+        join_all(plans.map(|plan| self.queue.execute(plan, injected_now, deadline))).await;
     }
 
-    /// The partition that decides a counter. Counters of one partition are decided atomically.
+    /// The partition of a counter. Counters of one partition are decided atomically.
     pub(super) fn partition(&self, counter: &CounterName) -> u16 {
         if self.settings.partitioned { counter.partition() } else { 0 }
     }
 
-    /// Answers a plan that the store did not, by the limiters' `on_store_error` policies (semantics 31).
+    /// Answers a plan by the limiters' `on_store_error` policies, because the store did not (semantics 31).
     pub(super) fn fallback(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
         let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
-        let memory = needed.then(|| self.memory(now));
+        let memory = needed.then(|| self.fallback_memory(now));
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         if let Some(memory) = &memory {
-            applied.statuses = self.apply_leases_to_fallback(plan, memory, now);
+            applied.statuses = self.apply_changes_to_fallback(plan, memory, now);
         }
-        let mut counted = [0; 3];
+        let mut checks_by_policy = [0; 3];
         for group in plan.groups() {
             let denies =
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
-            let checks = group.iter().filter(|check| local(check)).map(|check| self.for_fallback(check));
+            let checks = group.iter().filter(|check| local(check)).map(|check| self.fallback_check(check));
             let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
             local_plan
                 .groups
@@ -214,29 +214,29 @@ impl Shared {
             applied.admitted &= !refused && decided.as_ref().is_none_or(|decided| decided.admitted);
             let mut answers = decided.into_iter().flat_map(|decided| decided.answers);
             applied.answers.extend(group.iter().map(|check| {
-                counted[check.on_store_error as usize] += u64::from(!check.shadow);
+                checks_by_policy[check.on_store_error as usize] += u64::from(!check.shadow);
                 match (check.always_denied, local(check)) {
                     // A limit of zero needs no store.
                     (true, _) => Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None }),
-                    (_, true) => answers.next().expect("one answer for each check that was asked"),
+                    (_, true) => answers.next().expect("one answer for each local check"),
                     (_, false) => Err(fault),
                 }
             }));
         }
         self.queue.report(|observer| {
             for policy in [OnStoreError::Allow, OnStoreError::Deny, OnStoreError::Local] {
-                observer.answered_by_policy(policy, counted[policy as usize]);
+                observer.answered_by_policy(policy, checks_by_policy[policy as usize]);
             }
         });
         applied
     }
 
-    /// Applies lease changes and undos to the fallback, which has the leases acquired during the outage. Leases in the
+    /// Applies lease changes and undos to the fallback, which holds the leases acquired during the outage. Leases in the
     /// store expire.
-    fn apply_leases_to_fallback(
+    fn apply_changes_to_fallback(
         &self,
         plan: &Plan,
-        memory: &Memory,
+        memory: &MemoryStores,
         now: Timestamp,
     ) -> smallvec::SmallVec<[LeaseStatus; 1]> {
         let changes = plan.changes.iter().map(|change| crate::plan::LeaseChange { store: 0, ..*change });
@@ -249,22 +249,23 @@ impl Shared {
         memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
     }
 
-    fn for_fallback(&self, check: &Check) -> Check {
+    /// A check as the fallback decides it: by this instance's share of the limit.
+    fn fallback_check(&self, check: &Check) -> Check {
         Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
     }
 
     /// The fallback's counters of the current outage.
-    fn memory(&self, now: Timestamp) -> Arc<Memory> {
+    fn fallback_memory(&self, now: Timestamp) -> Arc<MemoryStores> {
         let recoveries = self.queue.recoveries();
         let mut fallback = self.fallback.lock();
         match fallback.as_mut().filter(|current| current.is_current(recoveries, now)) {
             Some(current) => {
-                current.used = current.used.max(now);
+                current.last_used = current.last_used.max(now);
                 current.memory.clone()
             }
             None => {
-                let memory = Arc::new(Memory::new(&[FALLBACK_MEMORY]));
-                *fallback = Some(Fallback { memory: memory.clone(), recoveries, used: now });
+                let memory = Arc::new(MemoryStores::new(&[FALLBACK_SETTINGS]));
+                *fallback = Some(Fallback { memory: memory.clone(), recoveries, last_used: now });
                 memory
             }
         }
@@ -272,7 +273,7 @@ impl Shared {
 
     /// Returns idle leased quota, discards the fallback of a recovered store, and sweeps the fallback's counters.
     pub(super) fn sweep(&self, now: Timestamp, injected_now: Option<Timestamp>) {
-        for plan in self.leases.iter().flat_map(|leases| leases.end(now, false)) {
+        for plan in self.quota_leases.iter().flat_map(|leases| leases.end_idle(now)) {
             self.post(plan, injected_now);
         }
         let recoveries = self.queue.recoveries();

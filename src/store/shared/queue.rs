@@ -1,10 +1,10 @@
-//! The queue of a shared store: batching, deadlines and the circuit breaker.
+//! The queue of a shared store: batching, deadlines and circuit breaking.
 //!
 //! ```text
-//!   ask(plan) -> queue -> a call with all waiting plans -> Backend::execute -> each caller its answer
-//!      |                    never waits for more           |
-//!      |<- deadline: Fault::Timeout                        '- nobody waits any more: leases are released
-//!      |<- circuit_open: Fault::CircuitOpen, at once; a probe runs until the store answers
+//!   execute(plan) -> queue -> a call with all queued plans -> Backend::execute -> an answer to each caller
+//!      |                      sent without waiting for more    |
+//!      |<- deadline: Fault::Timeout                            '- the caller is gone: its leases are released
+//!      |<- breaker open: Fault::CircuitOpen, at once; a probe runs until the store answers
 //! ```
 //!
 //! Each lane of the store (a part that can fail independently) has its own queue and breaker. Durations are measured by
@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::backend::{Backend, BoxFuture, DynBackend};
-use super::breaker::{Breaker, PROBE_INTERVAL};
+use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::StoreObserver;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
@@ -31,46 +31,46 @@ use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueSettings {
     /// How long a decision waits for the store.
-    pub deadline: Duration,
-    /// The most plans in one call; 1 turns batching off.
-    pub batch: usize,
-    /// The most calls in flight. Plans that arrive meanwhile wait and share the next call.
-    pub calls: usize,
+    pub timeout: Duration,
+    /// The maximum number of plans in one call; 1 turns batching off.
+    pub max_batch: usize,
+    /// The maximum number of calls in flight for each lane. Further plans wait and share the next call.
+    pub max_calls: usize,
 }
 
 impl Default for QueueSettings {
     fn default() -> Self {
-        Self { deadline: Duration::from_millis(10), batch: 64, calls: 2 }
+        Self { timeout: Duration::from_millis(10), max_batch: 64, max_calls: 2 }
     }
 }
 
 /// The queue in front of a shared store.
 pub struct Queue {
-    inner: Arc<Inner>,
-    /// One for each lane.
-    senders: Vec<mpsc::UnboundedSender<Pending>>,
+    inner: Arc<QueueInner>,
+    /// By lane.
+    senders: Vec<mpsc::UnboundedSender<QueuedPlan>>,
 }
 
-/// State shared by the callers and the tasks that make the calls.
-struct Inner {
+/// State shared by the callers and the tasks of the lanes.
+struct QueueInner {
     name: String,
     backend: Box<dyn DynBackend>,
     settings: QueueSettings,
-    /// One for each lane.
-    breakers: Vec<Breaker>,
+    /// By lane.
+    breakers: Vec<CircuitBreaker>,
     /// How often the store has recovered.
     recoveries: AtomicU32,
     observer: ArcSwapOption<Box<dyn StoreObserver>>,
 }
 
-/// A plan waiting for its call.
-struct Pending {
+/// A plan waiting for a call.
+struct QueuedPlan {
     plan: Plan,
     now: Option<Timestamp>,
     answer: oneshot::Sender<Result<Applied, Fault>>,
-    /// Executed even if its caller no longer waits.
+    /// Whether it is executed even if its caller no longer waits.
     unconditional: bool,
-    /// Whether its charges are returned if its caller no longer waits.
+    /// Whether its charges are undone if its caller no longer waits.
     prefetch: bool,
 }
 
@@ -78,8 +78,8 @@ impl Queue {
     /// Creates the queue of a store behind `backend`. Must be called within a tokio runtime: it spawns a task for each
     /// lane, which runs until the queue is dropped.
     pub fn new(name: &str, backend: impl Backend, settings: QueueSettings) -> Self {
-        let breakers = (0..backend.lanes()).map(|_| Breaker::default()).collect();
-        let inner = Arc::new(Inner {
+        let breakers = (0..backend.lanes()).map(|_| CircuitBreaker::default()).collect();
+        let inner = Arc::new(QueueInner {
             name: name.to_owned(),
             backend: Box::new(backend),
             settings,
@@ -87,47 +87,47 @@ impl Queue {
             recoveries: AtomicU32::new(0),
             observer: ArcSwapOption::empty(),
         });
-        let queue = |lane| {
-            let (queue, pending) = mpsc::unbounded_channel();
-            tokio::spawn(run(inner.clone(), lane, pending));
-            queue
+        let start_lane = |lane| {
+            let (sender, queued) = mpsc::unbounded_channel();
+            tokio::spawn(run_lane(inner.clone(), lane, queued));
+            sender
         };
-        let senders = (0..inner.breakers.len()).map(queue).collect();
+        let senders = (0..inner.breakers.len()).map(start_lane).collect();
         Self { inner, senders }
     }
 
     /// Sets the observer that counts calls and failures.
     pub fn observe(&self, observer: Box<dyn StoreObserver>) {
-        observer.circuit(self.circuit_open());
+        observer.circuit_changed(self.circuit_open());
         self.inner.observer.store(Some(Arc::new(observer)));
     }
 
     /// The deadline of a decision that begins now.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + self.inner.settings.deadline
+        Instant::now() + self.inner.settings.timeout
     }
 
-    /// Executes a plan on the store. Tests pass `now`; without it the store's own clock decides.
+    /// Executes a plan on the store. Without `now`, which tests pass, the store's own clock decides.
     ///
     /// # Errors
     ///
-    /// The store fails, or does not answer before `deadline`. The plan may still be executed; a concurrency slot taken
-    /// then is released.
-    pub async fn ask(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
-        self.ask_for(plan, now, deadline, false).await
+    /// The store fails, or does not answer before `deadline`. The plan may still be executed; concurrency slots that it
+    /// takes are then released.
+    pub async fn execute(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
+        self.execute_or_prefetch(plan, now, deadline, false).await
     }
 
-    /// Like [`Queue::ask`], for units charged in advance: they are unused, so they are returned if the answer is late.
+    /// Like [`Queue::execute`], for units charged in advance. They are unused, so they are undone if the answer is late.
     pub(super) async fn prefetch(
         &self,
         plan: Plan,
         now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
-        self.ask_for(plan, now, deadline, true).await
+        self.execute_or_prefetch(plan, now, deadline, true).await
     }
 
-    async fn ask_for(
+    async fn execute_or_prefetch(
         &self,
         plan: Plan,
         now: Option<Timestamp>,
@@ -137,15 +137,15 @@ impl Queue {
         let lane = self.inner.backend.lane(&plan);
         let answer = match self.inner.breakers[lane].circuit_open() {
             true => {
-                // Lease changes and undos are worth a try: the store may have recovered before a probe finds out. The
-                // checks are answered by the fallback, so they are left out.
+                // Lease changes and undos are sent anyway: the store may have recovered before a probe finds out. The
+                // fallback answers the checks, so they are left out.
                 let returns = Plan { checks: SmallVec::new(), groups: SmallVec::new(), ..plan };
                 if !returns.is_empty() {
                     self.post(returns, now);
                 }
                 Err(Fault::CircuitOpen)
             }
-            false => self.wait(lane, plan, now, deadline, prefetch).await,
+            false => self.execute_in_lane(lane, plan, now, deadline, prefetch).await,
         };
         if let Err(fault) = answer {
             self.inner.report(|observer| observer.failed(fault));
@@ -153,7 +153,7 @@ impl Queue {
         answer
     }
 
-    async fn wait(
+    async fn execute_in_lane(
         &self,
         lane: usize,
         plan: Plan,
@@ -162,13 +162,13 @@ impl Queue {
         prefetch: bool,
     ) -> Result<Applied, Fault> {
         let begun = Instant::now();
-        let answer = self.send(lane, plan, now, prefetch);
+        let answer = self.enqueue(lane, plan, now, prefetch);
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
                 // A decision that spent its time at another store is no failure of this one.
-                if begun.elapsed() >= self.inner.settings.deadline {
-                    self.inner.failed(lane, Fault::Timeout);
+                if begun.elapsed() >= self.inner.settings.timeout {
+                    self.inner.record_failure(lane, Fault::Timeout);
                 }
                 Err(Fault::Timeout)
             }
@@ -177,21 +177,21 @@ impl Queue {
 
     /// Queues a plan without waiting for its answer.
     pub fn post(&self, plan: Plan, now: Option<Timestamp>) {
-        drop(self.send(self.inner.backend.lane(&plan), plan, now, false));
+        drop(self.enqueue(self.inner.backend.lane(&plan), plan, now, false));
     }
 
-    fn send(
+    fn enqueue(
         &self,
         lane: usize,
         plan: Plan,
         now: Option<Timestamp>,
         prefetch: bool,
     ) -> oneshot::Receiver<Result<Applied, Fault>> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, receiver) = oneshot::channel();
         let unconditional = !plan.undos.is_empty() || !plan.changes.is_empty();
-        // If the task is gone, the dropped answer sender reports it.
-        let _ = self.senders[lane].send(Pending { plan, now, answer, unconditional, prefetch });
-        answered
+        // If the lane's task has ended, the receiver learns it: its sender is dropped.
+        let _ = self.senders[lane].send(QueuedPlan { plan, now, answer, unconditional, prefetch });
+        receiver
     }
 
     /// Removes a counter and returns whether it held anything.
@@ -201,7 +201,7 @@ impl Queue {
     /// The store did not answer.
     pub async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         // An operator waits longer than a gateway.
-        let timeout = self.inner.settings.deadline.max(Duration::from_secs(1));
+        let timeout = self.inner.settings.timeout.max(Duration::from_secs(1));
         tokio::time::timeout(timeout, self.inner.backend.forget(counter)).await.unwrap_or(Err(Fault::Timeout))
     }
 
@@ -209,7 +209,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// Why it does not.
+    /// The reason why it does not.
     pub async fn probe(&self) -> Result<(), Fault> {
         self.inner.probe_in_time(self.inner.backend.probe()).await
     }
@@ -224,63 +224,62 @@ impl Queue {
         self.inner.report(report);
     }
 
-    /// How often the store has recovered. Counters of a fallback are discarded when this changes.
+    /// How often the store has recovered. A change ends the outage that a fallback was started for.
     pub(super) fn recoveries(&self) -> u32 {
         self.inner.recoveries.load(Ordering::Acquire)
     }
 }
 
-impl Inner {
+impl QueueInner {
     fn report(&self, report: impl FnOnce(&dyn StoreObserver)) {
         if let Some(observer) = &*self.observer.load() {
             report(&***observer);
         }
     }
 
-    /// Awaits a probe. It is not cut short: a connection that does not answer is closed only when the backend's own
-    /// timeout ends.
+    /// Awaits a probe, whose answer must come within the timeout. The probe is not cancelled: the backend closes a
+    /// connection that does not answer only when its own timeout ends.
     async fn probe_in_time(&self, probe: BoxFuture<'_, Result<(), Fault>>) -> Result<(), Fault> {
         let begun = Instant::now();
         let answer = probe.await;
-        // A store slower than the deadline is of no use.
-        if begun.elapsed() > self.settings.deadline { answer.and(Err(Fault::Timeout)) } else { answer }
+        if begun.elapsed() > self.settings.timeout { answer.and(Err(Fault::Timeout)) } else { answer }
     }
 
     fn circuit_open(&self) -> bool {
-        self.breakers.iter().any(Breaker::circuit_open)
+        self.breakers.iter().any(CircuitBreaker::circuit_open)
     }
 
-    fn failed(&self, lane: usize, fault: Fault) {
-        if self.breakers[lane].record_failure(fault, self.settings.deadline) {
-            tracing::warn!(store = self.name, lane, %fault, "store failing, circuit breaker opened: its limiters follow on_store_error until it answers");
-            self.report(|observer| observer.circuit(true));
+    fn record_failure(&self, lane: usize, fault: Fault) {
+        if self.breakers[lane].record_failure(fault, self.settings.timeout) {
+            tracing::warn!(store = self.name, lane, %fault, "circuit breaker opened, store failing: its limiters follow on_store_error until it answers");
+            self.report(|observer| observer.circuit_changed(true));
         }
     }
 
-    /// Reports the plans that take charges back.
+    /// Reports the plans with undos.
     fn report_undone(&self, plans: &[Plan], answers: &[Result<Applied, Fault>]) {
-        let undoes =
+        let undo_failed =
             |(plan, answer): (&Plan, &Result<Applied, Fault>)| (!plan.undos.is_empty()).then_some(answer.is_err());
-        for failed in plans.iter().zip(answers).filter_map(undoes) {
+        for failed in plans.iter().zip(answers).filter_map(undo_failed) {
             self.report(|observer| observer.undone(failed));
         }
     }
 
     /// Updates the breaker from the answers of a call.
-    fn learn(&self, lane: usize, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
+    fn record_call(&self, lane: usize, plans: &[Plan], answers: &[Result<Applied, Fault>], took: Duration) {
         // An error that the store itself reports shows that it is up.
-        let away = |fault: &Fault| matches!(fault, Fault::Unreachable | Fault::Timeout);
+        let unanswered = |fault: &Fault| matches!(fault, Fault::Unreachable | Fault::Timeout);
         let faults = || answers.iter().filter_map(|answer| answer.as_ref().err().copied());
-        if let Some(fault) = faults().find(away) {
-            return self.failed(lane, fault);
+        if let Some(fault) = faults().find(unanswered) {
+            return self.record_failure(lane, fault);
         }
-        let in_time = took <= self.settings.deadline;
+        let in_time = took <= self.settings.timeout;
         if faults().next().is_some() {
             self.breakers[lane].set_faulty();
-        } else if in_time && plans.iter().zip(answers).any(|(plan, answer)| writes(plan, answer)) {
+        } else if in_time && plans.iter().zip(answers).any(|(plan, answer)| has_written(plan, answer)) {
             self.record_write(lane);
         }
-        // A response after the deadline counts as a failure.
+        // A response after the timeout counts as a failure.
         if in_time {
             self.record_answer(lane);
         }
@@ -288,23 +287,23 @@ impl Inner {
 
     /// Records that a lane executed a write. The store has recovered once no lane is faulty.
     fn record_write(&self, lane: usize) {
-        if self.breakers[lane].record_write() && !self.breakers.iter().any(Breaker::faulty) {
+        if self.breakers[lane].record_write() && !self.breakers.iter().any(CircuitBreaker::faulty) {
             self.recoveries.fetch_add(1, Ordering::AcqRel);
         }
     }
 
     fn record_answer(&self, lane: usize) {
         if self.breakers[lane].record_answer() {
-            tracing::info!(store = self.name, lane, "store answers again, circuit breaker closed");
-            self.report(|observer| observer.circuit(self.circuit_open()));
+            tracing::info!(store = self.name, lane, "circuit breaker closed, store answers again");
+            self.report(|observer| observer.circuit_changed(self.circuit_open()));
         }
     }
 }
 
 /// Makes the calls of one lane until the queue is dropped and all plans are answered.
-async fn run(inner: Arc<Inner>, lane: usize, mut pending: mpsc::UnboundedReceiver<Pending>) {
+async fn run_lane(inner: Arc<QueueInner>, lane: usize, mut queued: mpsc::UnboundedReceiver<QueuedPlan>) {
     let mut calls = FuturesUnordered::new();
-    let mut batch = Vec::with_capacity(inner.settings.batch);
+    let mut batch = Vec::with_capacity(inner.settings.max_batch);
     let mut open = true;
     let prober = probe_until_closed(inner.clone(), lane);
     tokio::pin!(prober);
@@ -312,13 +311,13 @@ async fn run(inner: Arc<Inner>, lane: usize, mut pending: mpsc::UnboundedReceive
         tokio::select! {
             biased;
             Some(()) = calls.next(), if !calls.is_empty() => {}
-            count = pending.recv_many(&mut batch, inner.settings.batch),
-                if open && calls.len() < inner.settings.calls =>
+            count = queued.recv_many(&mut batch, inner.settings.max_batch),
+                if open && calls.len() < inner.settings.max_calls =>
             {
                 open = count > 0;
-                batch.retain(|pending: &Pending| pending.unconditional || !pending.answer.is_closed());
+                batch.retain(|queued: &QueuedPlan| queued.unconditional || !queued.answer.is_closed());
                 if !batch.is_empty() {
-                    calls.push(call(inner.clone(), lane, std::mem::take(&mut batch)));
+                    calls.push(execute_batch(inner.clone(), lane, std::mem::take(&mut batch)));
                 }
             }
             () = &mut prober => {}
@@ -326,30 +325,29 @@ async fn run(inner: Arc<Inner>, lane: usize, mut pending: mpsc::UnboundedReceive
     }
 }
 
-/// Executes a batch: one call, or several in tests that inject different times.
-async fn call(inner: Arc<Inner>, lane: usize, mut batch: Vec<Pending>) {
+/// Executes a batch: in one call, or in several if tests inject different times.
+async fn execute_batch(inner: Arc<QueueInner>, lane: usize, mut batch: Vec<QueuedPlan>) {
     while let Some(first) = batch.first() {
-        // Plans with different injected times go into different calls.
         let now = first.now;
-        let same = batch.iter().position(|pending| pending.now != now).unwrap_or(batch.len());
+        let same = batch.iter().position(|queued| queued.now != now).unwrap_or(batch.len());
         let rest = batch.split_off(same);
-        let pending = batch.into_iter().map(|pending| (pending.plan, (pending.answer, pending.prefetch)));
-        let (plans, waiting): (Vec<Plan>, Vec<_>) = pending.unzip();
+        let queued = batch.into_iter().map(|queued| (queued.plan, (queued.answer, queued.prefetch)));
+        let (plans, callers): (Vec<Plan>, Vec<_>) = queued.unzip();
         let begun = Instant::now();
         inner.breakers[lane].begin_call();
         let answers = inner.backend.execute(&plans, now).await;
         inner.breakers[lane].end_call();
         inner.report(|observer| observer.called(begun.elapsed(), plans.len()));
         inner.report_undone(&plans, &answers);
-        inner.learn(lane, &plans, &answers, begun.elapsed());
+        inner.record_call(lane, &plans, &answers, begun.elapsed());
         let mut late = Vec::new();
-        for ((plan, (waiting, prefetch)), answer) in plans.iter().zip(waiting).zip(answers) {
-            if let Err(Ok(applied)) = waiting.send(answer) {
-                late.extend(compensate(plan, &applied, prefetch));
+        for ((plan, (caller, prefetch)), answer) in plans.iter().zip(callers).zip(answers) {
+            if let Err(Ok(applied)) = caller.send(answer) {
+                late.extend(compensating_plan(plan, &applied, prefetch));
             }
         }
         if !late.is_empty() {
-            // If this fails as well, the slots are freed when their leases expire.
+            // If this fails as well, the slots become free when their leases expire.
             let answers = inner.backend.execute(&late, now).await;
             inner.report_undone(&late, &answers);
         }
@@ -358,13 +356,13 @@ async fn call(inner: Arc<Inner>, lane: usize, mut batch: Vec<Pending>) {
 }
 
 /// Whether a plan certainly wrote to the store. A store that only answers reads has not recovered.
-fn writes(plan: &Plan, answer: &Result<Applied, Fault>) -> bool {
+fn has_written(plan: &Plan, answer: &Result<Applied, Fault>) -> bool {
     let admitted = answer.as_ref().is_ok_and(|applied| applied.admitted);
     admitted && plan.checks.iter().any(|check| check.charges.admitted > 0 && !check.shadow)
 }
 
-/// The plan that releases the slots, or returns the prefetched units, of a plan whose caller no longer waits.
-fn compensate(plan: &Plan, applied: &Applied, prefetch: bool) -> Option<Plan> {
+/// The plan that releases the slots, or undoes the prefetched units, of a plan whose caller no longer waits.
+fn compensating_plan(plan: &Plan, applied: &Applied, prefetch: bool) -> Option<Plan> {
     if prefetch {
         let charged = plan.checks.iter().zip(&applied.answers).filter_map(|(check, answer)| {
             let reset = answer.as_ref().ok()?.reset;
@@ -378,33 +376,33 @@ fn compensate(plan: &Plan, applied: &Applied, prefetch: bool) -> Option<Plan> {
             && check.charges.admitted > 0
             && answer.is_ok_and(|outcome| outcome.passes)
     });
-    let changes = taken.map(|(check, _)| release(check.store, check.counter, plan.lease)).collect();
+    let changes = taken.map(|(check, _)| release_change(check.store, check.counter, plan.lease)).collect();
     let plan = Plan { changes, ..Plan::default() };
     (applied.admitted && !plan.changes.is_empty()).then_some(plan)
 }
 
-fn release(store: u16, counter: CounterName, lease: LeaseId) -> LeaseChange {
+fn release_change(store: u16, counter: CounterName, lease: LeaseId) -> LeaseChange {
     LeaseChange { counter, store, lease, action: LeaseAction::Release }
 }
 
-/// Waits for the breaker of a lane to open, then probes the lane until the breaker closes; forever.
-async fn probe_until_closed(inner: Arc<Inner>, lane: usize) {
+/// Probes a lane whenever its breaker is open, until it closes. Never returns.
+async fn probe_until_closed(inner: Arc<QueueInner>, lane: usize) {
     let breaker = &inner.breakers[lane];
     loop {
         breaker.opened().await;
         while breaker.circuit_open() {
             match inner.probe_in_time(inner.backend.probe_lane(lane)).await {
-                // The store answers the probe while a call hangs: its counters may be blocked.
+                // The probe is answered while a call hangs: the counters of the call may be locked.
                 Ok(()) if breaker.call_in_flight() => {}
                 Ok(()) => {
-                    // A node that lost its hash slots to another gets no more writes that could show its recovery.
+                    // A cluster node without hash slots gets no writes that could show its recovery.
                     if inner.breakers.len() > 1 {
                         inner.record_write(lane);
                     }
                     inner.record_answer(lane);
                 }
                 Err(fault) => {
-                    tracing::debug!(store = inner.name, lane, %fault, "store still failing, circuit breaker stays open")
+                    tracing::debug!(store = inner.name, lane, %fault, "circuit breaker stays open, store still failing");
                 }
             }
             if breaker.circuit_open() {

@@ -1,14 +1,14 @@
-//! Leases of quota around a shared store: for a hot counter a block of units is charged at once and handed out here.
+//! Leases of quota around a shared store: a block of units of a hot counter is charged at once and handed out here.
 //!
 //! ```text
-//!   ask(1) -> store charges 8        ask(1) x 7 -> answered here        ask(1) -> store charges 16, and so on
+//!   1 unit -> store charges 8        7 x 1 unit -> answered here        1 unit -> store charges 16, and so on
 //! ```
 //!
-//! Only plans of a single check on a token bucket or a fixed window take part, and any other plan on the same counter
-//! returns the block first. What is leased is charged in the store, so all instances together never admit more than the
-//! limit: a block of a fixed window ends with it, and one of a bucket shrinks as fast as the bucket refills, or its units
-//! would be had on top of those that came in their place. Other instances may be refused while units lie here unused.
-//! What is unused is returned when more is asked for, after a moment of idleness, and at shutdown.
+//! Only plans of a single check on a token bucket or a fixed window are answered from a block. Any other plan on the
+//! same counter returns the block first. Leased units are charged in the store, so all instances together never admit
+//! more than the limit: a block of a fixed window ends with the window, and one of a bucket shrinks as fast as the
+//! bucket refills, or its units would be admitted in addition to the refilled ones. Other instances may be refused while
+//! units are unused here. Unused units are returned with the next prefetch, after a second without use, and at shutdown.
 
 use std::collections::HashMap;
 
@@ -19,103 +19,106 @@ use crate::clock::Timestamp;
 use crate::limiter::Limit;
 use crate::plan::{Applied, Check, CounterName, Needs, Outcome, Plan, Undo};
 
-/// How long before the end of a window its block ends: clocks run at almost the same speed.
-const MARGIN: u64 = 1_000;
+/// How long before the end of its window a block ends: the clocks run at almost the same speed.
+const WINDOW_END_MARGIN_MICROS: u64 = 1_000;
 
-/// A counter that uses its block up within this many microseconds is hot and gets twice as much.
-const HOT: u64 = 100_000;
+/// A counter that uses up its block within this time is hot: its next block is twice as large.
+const HOT_BLOCK_MICROS: u64 = 100_000;
 
-/// After so many microseconds without use a block is returned.
-const IDLE: u64 = 1_000_000;
+/// A block is returned after this time without use.
+const IDLE_BLOCK_MICROS: u64 = 1_000_000;
 
-/// Counters with a block at most.
-const MOST: usize = 16_384;
+/// The maximum number of counters with a block.
+const MAX_BLOCKS: usize = 16_384;
 
 /// Blocks by counter.
 #[derive(Debug)]
 pub(super) struct QuotaLeases {
-    /// Units in a block at most.
-    most: u32,
-    blocks: Mutex<HashMap<CounterName, Block, RandomState>>,
+    /// The maximum units of a block.
+    max_units: u32,
+    blocks: Mutex<HashMap<CounterName, QuotaBlock, RandomState>>,
 }
 
-/// Units that were charged in the store.
+/// Units of a counter that are charged in the store and handed out here.
 #[derive(Clone, Debug)]
-struct Block {
+struct QuotaBlock {
     limit: Limit,
     store: u16,
-    /// What was charged, and how much of it nobody has used.
+    /// The charged units.
     units: u32,
-    left: u32,
-    /// By the store's clock: when it was charged.
-    charged: Timestamp,
-    /// What the store told then.
+    /// Those of them that are not handed out yet.
+    unused: u32,
+    /// When they were charged, by the store's clock.
+    charged_at: Timestamp,
+    /// The store's outcome of the charge.
     outcome: Outcome,
-    /// By this process's clock: not after the charge, when its window ends, and when it was last used.
-    since: Timestamp,
-    until: Timestamp,
-    used: Timestamp,
-    /// A larger block is being asked for: others ask for themselves.
-    asking: bool,
+    /// The validity, by this process's clock: from a moment not after the charge until the window ends.
+    valid_from: Timestamp,
+    valid_until: Timestamp,
+    /// The last use, by this process's clock.
+    last_used: Timestamp,
+    /// Whether a larger block is being prefetched. Until it arrives, plans go to the store.
+    prefetching: bool,
 }
 
-/// What to do with a plan.
-pub(super) enum Leased {
-    /// It is answered here.
-    Answered(Applied),
-    /// The store is to be asked for this larger plan first, and its answer is for [`QuotaLeases::take`].
-    Larger(Plan),
-    /// The store is to be asked for this: the plan, with what is returned before it.
-    Plain(Plan),
+/// The answer to a plan, or the plan to execute on the store for it.
+pub(super) enum QuotaAnswer {
+    /// The answer, from a block.
+    Local(Applied),
+    /// A larger plan, which charges a block. Its answer goes to [`QuotaLeases::accept_prefetch`].
+    Prefetch(Plan),
+    /// The plan itself, with undos of the unused units of its counters.
+    Forward(Plan),
 }
 
 impl QuotaLeases {
-    /// Leases of at most so many units.
-    pub(super) fn new(most: u32) -> Self {
-        Self { most, blocks: Mutex::default() }
+    /// Leases of at most `max_units` units each.
+    pub(super) fn new(max_units: u32) -> Self {
+        Self { max_units, blocks: Mutex::default() }
     }
 
-    /// Answers a plan from its counter's block, or says what to ask.
-    pub(super) fn ask(&self, mut plan: Plan, now: Timestamp) -> Leased {
+    /// Answers a plan from its counter's block, or returns the plan to execute on the store.
+    pub(super) fn answer(&self, mut plan: Plan, now: Timestamp) -> QuotaAnswer {
         let mut blocks = self.blocks.lock();
-        let Some(check) = leasable(&plan).copied() else {
+        let Some(check) = leasable_check(&plan).copied() else {
             let checks = plan.checks.iter();
-            plan.undos.extend(checks.filter_map(|check| blocks.remove(&check.counter)?.rest(check.counter)));
-            return Leased::Plain(plan);
+            plan.undos.extend(checks.filter_map(|check| blocks.remove(&check.counter)?.undo_unused(check.counter)));
+            return QuotaAnswer::Forward(plan);
         };
         let cost = check.needs.fits;
-        let full = blocks.len() >= MOST;
+        let full = blocks.len() >= MAX_BLOCKS;
         let Some(block) = blocks.get_mut(&check.counter) else {
             if full {
-                return Leased::Plain(plan);
+                return QuotaAnswer::Forward(plan);
             }
-            // The first time says nothing: it may never be asked for again.
-            blocks.insert(check.counter, Block::none(&check, now));
-            return Leased::Plain(plan);
+            // A counter seen once may never be seen again, so nothing is prefetched yet.
+            blocks.insert(check.counter, QuotaBlock::empty(&check, now));
+            return QuotaAnswer::Forward(plan);
         };
-        if block.limit == check.limit && !block.asking && block.usable(now) >= cost {
-            block.left -= cost;
-            block.used = now;
-            return Leased::Answered(block.answer(now));
+        if block.limit == check.limit && !block.prefetching && block.usable_units(now) >= cost {
+            block.unused -= cost;
+            block.last_used = now;
+            return QuotaAnswer::Local(block.applied(now));
         }
-        if block.asking {
-            return Leased::Plain(plan);
+        if block.prefetching {
+            return QuotaAnswer::Forward(plan);
         }
-        plan.undos.extend(block.rest(check.counter));
-        let hot = block.limit == check.limit && now - block.since <= HOT;
-        let units = if hot { block.units.max(1).saturating_mul(2).min(self.most) } else { 1 };
-        *block = Block { units, asking: units > cost, ..Block::none(&check, now) };
+        plan.undos.extend(block.undo_unused(check.counter));
+        let hot = block.limit == check.limit && now - block.valid_from <= HOT_BLOCK_MICROS;
+        let units = if hot { block.units.max(1).saturating_mul(2).min(self.max_units) } else { 1 };
+        *block = QuotaBlock { units, prefetching: units > cost, ..QuotaBlock::empty(&check, now) };
         if units <= cost {
-            return Leased::Plain(plan);
+            return QuotaAnswer::Forward(plan);
         }
         plan.checks[0].needs.fits = units;
         plan.checks[0].charges.admitted = units;
-        Leased::Larger(plan)
+        QuotaAnswer::Prefetch(plan)
     }
 
-    /// Takes the store's answer to a larger plan that was asked at `since` for a cost. The answer to the plan as it was;
-    /// none when so much is not left, and the plan is to be asked as it was.
-    pub(super) fn take(
+    /// Stores the block that the store charged for a larger plan, sent at `since`, and hands out `cost` units of it.
+    /// Returns the answer to the original plan, or `None` if the store did not admit the larger one: then the original
+    /// plan has to be executed on the store.
+    pub(super) fn accept_prefetch(
         &self,
         larger: &Plan,
         cost: u32,
@@ -127,38 +130,47 @@ impl QuotaLeases {
         let granted = applied.filter(|applied| applied.admitted);
         let outcome = granted.and_then(|applied| applied.answers.first()?.ok());
         let (Some(applied), Some(outcome)) = (granted, outcome) else {
-            // As long ago as can be: what is nearly used up is asked for one by one.
-            blocks.insert(check.counter, Block::none(check, Timestamp::EPOCH));
+            // With the epoch as its start it is not hot: units of a nearly exhausted counter are charged one by one.
+            blocks.insert(check.counter, QuotaBlock::empty(check, Timestamp::EPOCH));
             return None;
         };
         let units = check.charges.admitted;
-        let until = match check.limit {
-            Limit::FixedWindow(_) => since.plus(outcome.reset.saturating_sub(MARGIN)),
+        let valid_until = match check.limit {
+            Limit::FixedWindow(_) => since.plus(outcome.reset.saturating_sub(WINDOW_END_MARGIN_MICROS)),
             _ => since.plus(outcome.reset),
         };
-        let block = Block {
+        let block = QuotaBlock {
             limit: check.limit,
             store: check.store,
             units,
-            left: units - cost,
-            charged: applied.at,
+            unused: units - cost,
+            charged_at: applied.at,
             outcome,
-            since,
-            until,
-            used: since,
-            asking: false,
+            valid_from: since,
+            valid_until,
+            last_used: since,
+            prefetching: false,
         };
-        let answer = Applied { at: applied.at, ..block.answer(since) };
+        let answer = Applied { at: applied.at, ..block.applied(since) };
         blocks.insert(check.counter, block);
         Some(answer)
     }
 
-    /// Ends blocks, and returns what is unused: of counters that nobody asked for lately, or of all.
-    pub(super) fn end(&self, now: Timestamp, all: bool) -> Vec<Plan> {
+    /// Ends the blocks of idle counters. Returns the plans that return their unused units.
+    pub(super) fn end_idle(&self, now: Timestamp) -> Vec<Plan> {
+        self.end_blocks(|block| now - block.last_used > IDLE_BLOCK_MICROS)
+    }
+
+    /// Ends all blocks. Returns the plans that return their unused units.
+    pub(super) fn end_all(&self) -> Vec<Plan> {
+        self.end_blocks(|_| true)
+    }
+
+    fn end_blocks(&self, ends: impl Fn(&QuotaBlock) -> bool) -> Vec<Plan> {
         let mut ended = Vec::new();
         self.blocks.lock().retain(|counter, block| {
-            let ends = all || now - block.used > IDLE;
-            if ends && let Some(undo) = block.rest(*counter) {
+            let ends = ends(block);
+            if ends && let Some(undo) = block.undo_unused(*counter) {
                 ended.push(Plan { undos: vec![undo], ..Plan::default() });
             }
             !ends
@@ -166,66 +178,66 @@ impl QuotaLeases {
         ended
     }
 
-    /// Forgets a counter's block: the counter was forgotten, and what was charged with it.
+    /// Drops the block of a counter that is being removed. Its charge is removed with the counter.
     pub(super) fn forget(&self, counter: &CounterName) {
         self.blocks.lock().remove(counter);
     }
 }
 
-impl Block {
-    /// A counter that was seen, without a block.
-    fn none(check: &Check, now: Timestamp) -> Self {
+impl QuotaBlock {
+    /// A block of a known counter without units.
+    fn empty(check: &Check, now: Timestamp) -> Self {
         let outcome = Outcome { passes: true, limit: 0, remaining: 0, reset: 0, retry_after: None };
         Self {
             limit: check.limit,
             store: check.store,
             units: 0,
-            left: 0,
-            charged: now,
+            unused: 0,
+            charged_at: now,
             outcome,
-            since: now,
-            until: now,
-            used: now,
-            asking: false,
+            valid_from: now,
+            valid_until: now,
+            last_used: now,
+            prefetching: false,
         }
     }
 
-    /// Units that may be handed out now.
-    fn usable(&self, now: Timestamp) -> u32 {
-        if !(self.since..self.until).contains(&now) {
+    /// The units that may be handed out now.
+    fn usable_units(&self, now: Timestamp) -> u32 {
+        if !(self.valid_from..self.valid_until).contains(&now) {
             return 0;
         }
         match self.limit {
-            Limit::TokenBucket(bucket) => self.left.saturating_sub(bucket.refilled(now - self.since)),
-            _ => self.left,
+            Limit::TokenBucket(bucket) => self.unused.saturating_sub(bucket.refilled(now - self.valid_from)),
+            _ => self.unused,
         }
     }
 
-    /// What the store would have said, as far as it is known here.
-    fn answer(&self, now: Timestamp) -> Applied {
+    /// The store's answer, as far as it is known here.
+    fn applied(&self, now: Timestamp) -> Applied {
         let outcome = Outcome {
-            remaining: self.outcome.remaining.saturating_add(self.left),
-            reset: self.outcome.reset.saturating_sub(now - self.since),
+            remaining: self.outcome.remaining.saturating_add(self.unused),
+            reset: self.outcome.reset.saturating_sub(now - self.valid_from),
             ..self.outcome
         };
         let answers = std::iter::once(Ok(outcome)).collect();
         Applied { admitted: true, answers, at: now, ..Applied::default() }
     }
 
-    /// What returns the units that nobody used.
-    fn rest(&self, counter: CounterName) -> Option<Undo> {
-        let &Self { store, limit, left: units, charged: at, outcome: Outcome { reset, .. }, .. } = self;
+    /// The undo of the unused units, if there are any.
+    fn undo_unused(&self, counter: CounterName) -> Option<Undo> {
+        let &Self { store, limit, unused: units, charged_at: at, outcome: Outcome { reset, .. }, .. } = self;
         (units > 0).then_some(Undo { counter, store, limit, units, at, reset })
     }
 }
 
-/// The only check of a plan, where it can be answered from a block.
-fn leasable(plan: &Plan) -> Option<&Check> {
+/// The only check of a plan, if it can be answered from a block.
+fn leasable_check(plan: &Plan) -> Option<&Check> {
     let [check] = plan.checks.as_slice() else { return None };
-    let alone = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused;
-    let kind = matches!(check.limit, Limit::TokenBucket(_) | Limit::FixedWindow(_));
-    let needs = check.needs == Needs { fits: check.charges.admitted, ..Needs::default() };
+    let only_this = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused;
+    let right_limit = matches!(check.limit, Limit::TokenBucket(_) | Limit::FixedWindow(_));
+    let needs_its_charge = check.needs == Needs { fits: check.charges.admitted, ..Needs::default() };
     let plain = check.refund == 0 && !check.shadow && !check.always_denied && check.charges.admitted > 0;
-    let refusals = check.charges.passed == 0 && check.charges.refused == 0;
-    (alone && kind && needs && plain && refusals).then_some(check)
+    let charges_on_admission = check.charges.passed == 0 && check.charges.refused == 0;
+    (only_this && right_limit && needs_its_charge && plain && charges_on_admission).then_some(check)
 }

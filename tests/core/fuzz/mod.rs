@@ -110,7 +110,7 @@ impl Dice {
     fn input(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
         const ODD: [&[u8]; 12] =
             [b"0", b"-1", b"4294967296", b"18446744073709551615", b"\xff", b"\0", b"%", b"\"", b"$", b"*", b"{", b"\n"];
-        let mut input = self.pick(corpus).to_vec();
+        let mut input = self.pick(corpus).clone();
         for _ in 0..=self.below(6) {
             let place = self.below(input.len() + 1);
             let end = (place + self.part(&input).len()).min(input.len());

@@ -3,7 +3,6 @@
 //! The result of `initdb` is cached in the target directory and copied for each server, so a server costs a test less
 //! than a second. Tests that only need a database share a server, which ends with the last of them.
 
-use std::future::Future;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

@@ -113,7 +113,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln!("--- {} wrote:\n{}", self.name, self.log());
         }
     }

@@ -19,7 +19,7 @@ pub const START: Timestamp = Timestamp::from_micros(1_700_000_000_123_457);
 
 /// Runs a test on `cases` values, the same ones every time; `make contract` multiplies their number.
 pub fn always<S: Strategy>(cases: u32, strategy: S, holds: impl Fn(S::Value)) {
-    use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
     const SEED: [u8; 32] = *b"tollgate: the same steps, always";
     let times = std::env::var("TOLLGATE_CONTRACT").map_or(1, |times| times.parse().expect("a number of times"));

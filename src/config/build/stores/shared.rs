@@ -44,13 +44,13 @@ pub(super) fn settings(name: &str, timeout: Duration, store: &schema::Store) -> 
     let count = |field: &Field<Count>| field.copied().map(usize::from);
     let default = QueueSettings::default();
     let queue = QueueSettings {
-        deadline: timeout,
-        batch: count(&store.max_batch).unwrap_or(default.batch),
-        calls: count(&store.max_calls).unwrap_or(default.calls),
+        timeout,
+        max_batch: count(&store.max_batch).unwrap_or(default.max_batch),
+        max_calls: count(&store.max_calls).unwrap_or(default.max_calls),
     };
     let units = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     SharedSettings {
-        remote: queue,
+        queue,
         partitioned: store.mode.copied() == Some(schema::RedisMode::Cluster),
         tag: store.hash_tag.get().map(|tag| tag.value.clone()),
         instances: count(&store.instances).map_or(1, units),

@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendA
 use tonic::Code;
 
 use super::super::metadata;
-use super::super::wire::Writer;
+use super::super::wire::MessageWriter;
 use crate::decision::Decision;
 use crate::server::ext_authz::Verdict;
 use crate::server::headers::Header;
@@ -17,7 +17,7 @@ const OK_RESPONSE: u32 = 3;
 const DYNAMIC_METADATA: u32 = 4;
 
 /// Writes the response for a decision.
-pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
+pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut MessageWriter) {
     let refusal = decision.refusal();
     let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families);
     match refusal_status {
@@ -27,7 +27,7 @@ pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut 
     metadata::write(decision, refusal.as_ref(), DYNAMIC_METADATA, writer);
 }
 
-fn passed(headers: &[Header], writer: &mut Writer) {
+fn passed(headers: &[Header], writer: &mut MessageWriter) {
     // OK is zero, which proto3 omits.
     writer.message(STATUS, |_| {});
     writer.message(OK_RESPONSE, |response| {
@@ -36,7 +36,7 @@ fn passed(headers: &[Header], writer: &mut Writer) {
 }
 
 /// Writes a refusal with this HTTP status.
-pub(super) fn denied(status: u16, headers: &[Header], body: &str, writer: &mut Writer) {
+pub(super) fn denied(status: u16, headers: &[Header], body: &str, writer: &mut MessageWriter) {
     writer.message(STATUS, |rpc_status| rpc_status.number(1, code(status) as u64));
     writer.message(DENIED_RESPONSE, |response| {
         response.message(1, |http_status| http_status.number(1, status.into()));
@@ -56,7 +56,7 @@ fn code(status: u16) -> Code {
 
 /// Writes a header that overwrites one of its name. Envoy drops headers of a refusal whose `append` is true, so it is
 /// never set.
-fn header((name, value): &Header, option: &mut Writer) {
+fn header((name, value): &Header, option: &mut MessageWriter) {
     option.message(1, |header| {
         header.text(1, name.as_bytes());
         header.text(2, value.as_bytes());
@@ -117,7 +117,7 @@ mod tests {
                 let decision = engine.decide(&Request { domain: "edge", descriptors }).await;
                 refused += usize::from(!decision.allowed());
                 for families in [all, none] {
-                    let written = Writer::frame(|writer| write(&decision, families, writer));
+                    let written = MessageWriter::frame(|writer| write(&decision, families, writer));
                     let decoded = CheckResponse::decode(&written[5..]).expect("it can be read");
                     assert_eq!(decoded, expected_message(&decision, families), "{path}");
                     // The fields of the metadata are unordered.
@@ -126,7 +126,7 @@ mod tests {
             }
         }
         assert_eq!(refused, 2 + 1 + 3, "answers of both kinds were compared");
-        let unread = Writer::frame(|writer| denied(429, &[], "", writer));
+        let unread = MessageWriter::frame(|writer| denied(429, &[], "", writer));
         assert_eq!(frame(&CheckResponse::decode(&unread[5..]).expect("it can be read")), unread);
     }
 }

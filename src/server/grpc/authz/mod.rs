@@ -16,7 +16,7 @@ use self::decoded::DecodedCheck;
 use super::frame::RefusalFrame;
 use super::lease_guard::HandedOutLease;
 use super::unary;
-use super::wire::Writer;
+use super::wire::MessageWriter;
 use crate::server::ext_authz::{AuthzRequest, descriptor_request};
 use crate::service::Service;
 use crate::telemetry::Door;
@@ -27,7 +27,8 @@ mod borrowed;
 mod decoded;
 
 /// The refusal of a request that cannot be read.
-pub(super) const UNREADABLE_REFUSAL: RefusalFrame = || Writer::frame(|writer| answer::denied(429, &[], "", writer));
+pub(super) const UNREADABLE_REFUSAL: RefusalFrame =
+    || MessageWriter::frame(|writer| answer::denied(429, &[], "", writer));
 
 /// The ext_authz service.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl GrpcAuthz {
         let current = self.service.current();
         let request = descriptor_request(request, &current.settings.authz);
         let decision = current.decide(Door::AuthzGrpc, &request).await;
-        let frame = Writer::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
+        let frame = MessageWriter::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
         unary::response(frame, decision.lease().map(|lease| HandedOutLease(lease.into())))
     }
 }

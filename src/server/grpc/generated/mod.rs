@@ -1,7 +1,13 @@
 //! Generated from `proto/` and committed, so that a build needs no generator; `tests/doors/generated.rs` keeps it
 //! true. The modules are the protobuf packages.
 
-#![expect(missing_docs, reason = "generated; proto/ documents the messages")]
+#![expect(
+    missing_docs,
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; proto/ documents the messages"
+)]
 
 /// All definitions that are served, for reflection.
 pub(super) const DESCRIPTORS: &[u8] = include_bytes!("descriptors.bin");

@@ -16,7 +16,7 @@ use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 use super::lease_guard::HandedOutLease;
 use super::unary;
-use super::wire::Writer;
+use super::wire::MessageWriter;
 use crate::service::Service;
 use crate::telemetry::Door;
 
@@ -48,7 +48,7 @@ impl Rls {
             }
         };
         let decision = current.decide(Door::Rls, &request).await;
-        let frame = Writer::frame(|writer| response::write(&decision, current.settings.rls_headers, writer));
+        let frame = MessageWriter::frame(|writer| response::write(&decision, current.settings.rls_headers, writer));
         Some(unary::response(frame, decision.lease().map(|lease| HandedOutLease(lease.into()))))
     }
 }

@@ -5,12 +5,12 @@ use crate::decision::{CheckStatus, Decision, DescriptorVerdict};
 use crate::server::grpc::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use crate::server::grpc::generated::envoy::service::ratelimit::v3::rate_limit_response::rate_limit::Unit;
 use crate::server::grpc::metadata;
-use crate::server::grpc::wire::Writer;
+use crate::server::grpc::wire::MessageWriter;
 use crate::server::headers;
 use crate::settings::HeaderFamilies;
 
 /// Writes a [`RateLimitResponse`], by the numbers of its fields.
-pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut Writer) {
+pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut MessageWriter) {
     writer.number(1, code(decision.allowed()) as u64);
     for status in decision.statuses() {
         writer.message(2, |writer| write_status(&status, writer));
@@ -37,7 +37,7 @@ fn code(allowed: bool) -> Code {
 }
 
 /// Writes a `DescriptorStatus`.
-fn write_status(status: &DescriptorVerdict<'_>, writer: &mut Writer) {
+fn write_status(status: &DescriptorVerdict<'_>, writer: &mut MessageWriter) {
     writer.number(1, code(status.allowed) as u64);
     let Some(counted) = &status.check else { return };
     // The configured numbers: the largest unit that the window is whole numbers of.
@@ -138,7 +138,7 @@ mod tests {
                 let decision = engine.decide(&descriptor::Request { domain: "edge", descriptors }).await;
                 refused += usize::from(!decision.allowed());
                 for families in [all, none] {
-                    let written = Writer::frame(|writer| write(&decision, families, writer));
+                    let written = MessageWriter::frame(|writer| write(&decision, families, writer));
                     let decoded = RateLimitResponse::decode(&written[5..]).expect("it can be read");
                     assert_eq!(frame(&decoded), written, "the bytes differ");
                     let facts = Some(&decoded.dynamic_metadata).filter(|bytes| !bytes.is_empty());

@@ -5,10 +5,10 @@ fn bucket(level: u64, at: Timestamp) -> State {
     State::Bucket(BucketLevel { level, at, unit: 1 })
 }
 
-/// Tables of a few to a few thousand places, whose counters lie around the end as often as anywhere else: whatever is
-/// added, swept or shrunk, each counter is found with what it holds.
+/// Tables of a few to a few thousand entries, many of them around the end of the table. After every insertion, sweep or
+/// shrink each counter is found with its state.
 #[test]
-fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
+fn a_table_resized_in_place_loses_no_counter() {
     let start = Timestamp::from_secs(1_800_000_000);
     let outcome = |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None };
     let mut random = 1_u64;
@@ -20,7 +20,7 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
     };
     let mut past_reserve = false;
     for round in 0..200 {
-        // So small a share that large tables and many logs come to more than is reserved for them.
+        // The share of a shard is so small that large tables and many logs exceed the reserved entries.
         let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 32)), usize::MAX, 1);
         let mut held: Vec<(CounterName, u64, u64)> = Vec::new();
         let mut now = start;
@@ -51,16 +51,16 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
             if next() % 4 == 0 {
                 shard.table.shrink(capacity_for(shard.len()));
             }
-            assert_eq!(shard.evictions, 0, "there is room for all");
+            assert_eq!(shard.evictions, 0, "there is room for all counters");
             assert_eq!(shard.len(), held.len(), "round {round}");
             for (name, level, _) in &held {
                 let index = shard.find(name).unwrap_or_else(|| panic!("{name:?} is lost in round {round}"));
                 let entry = &shard.table[index];
-                let kept = match shard.overflow.snapshot_value(entry) {
+                let found = match shard.overflow.snapshot_value(entry) {
                     SnapshotValue::Grants(grants) => grants.count() as u64,
                     _ => entry.words[0],
                 };
-                assert_eq!(kept, *level);
+                assert_eq!(found, *level);
             }
             past_reserve |= shard.table.capacity() > shard.reserved_entries()
                 && shard.overflow.allotted_logs() > shard.reserved_entries();
@@ -69,10 +69,10 @@ fn a_table_that_grows_and_shrinks_where_it_is_loses_nobody() {
     assert!(past_reserve);
 }
 
-/// A log that grows by one grant or several at a time, loses some and is copied, crosses the few that fit into an entry in
-/// both directions. What was promised is enough, and nothing is left behind.
+/// A log gains and loses grants, so that it moves from its entry to the slab and back several times. The reserved growth
+/// is enough, and nothing is left in the slab.
 #[test]
-fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
+fn a_log_moves_between_its_entry_and_the_slab_with_all_its_grants() {
     let start = Timestamp::from_secs(1_800_000_000);
     let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None };
     let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
@@ -80,11 +80,11 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
     let mut expected: Vec<Timestamp> = Vec::new();
     let steps =
         [(1, 0), (2, 0), (0, 1), (1, 0), (1, 0), (5, 0), (0, 6), (0, 0), (1, 3), (9, 0), (0, 8), (4, 0), (0, 5)];
-    for (number, (more, fewer)) in steps.into_iter().enumerate() {
-        let now = start.plus(number as u64);
+    for (step, (added, removed)) in steps.into_iter().enumerate() {
+        let now = start.plus(step as u64);
         let index = shard.find(&name);
         let held = index.map(|index| &shard.table[index]);
-        let growth = Growth { counters: usize::from(index.is_none()), ..shard.overflow.log_growth(held, more, 1000) };
+        let growth = Growth { counters: usize::from(index.is_none()), ..shard.overflow.log_growth(held, added, 1000) };
         assert!(shard.make_room(growth, &name, &[name], now));
         let allowed = shard.bytes() + growth.heap_bytes;
         let index = shard.find(&name);
@@ -92,16 +92,16 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
             State::Grants(grants) => grants,
             _ => Grants::default(),
         };
-        assert_eq!(grants.moments().collect::<Vec<_>>(), expected, "before step {number}");
-        expected.drain(..fewer);
-        expected.extend((0..more).map(|_| now));
-        let same = (more, fewer) == (0, 0);
+        assert_eq!(grants.moments().collect::<Vec<_>>(), expected, "before step {step}");
+        expected.drain(..removed);
+        expected.extend((0..added).map(|_| now));
+        let same = (added, removed) == (0, 0);
         grants.refill(expected.iter().copied());
         match same {
             true => shard.put_back(index, State::Grants(grants)),
             false => shard.put(&name, index, State::Grants(grants), &outcome, now),
         }
-        assert!(shard.bytes() <= allowed, "step {number}: {} of {allowed}", shard.bytes());
+        assert!(shard.bytes() <= allowed, "step {step}: {} of {allowed} bytes", shard.bytes());
         let (copies, copied) = std::sync::mpsc::channel();
         shard.pending_snapshot = Some(copies);
         shard.copy_to_snapshot();
@@ -109,27 +109,28 @@ fn a_log_moves_between_its_slot_and_the_slab_with_all_its_grants() {
     }
     assert_eq!(expected.len(), 1);
     assert!(shard.forget(&name));
-    assert_eq!((shard.len(), shard.overflow.logs()), (0, 0), "nothing is left overflow the table");
+    assert_eq!((shard.len(), shard.overflow.logs()), (0, 0), "nothing is left in the overflow");
 }
 
-/// What is promised for a log counts from nothing on, so one that is taken out of an entry begins like a new one.
+/// The growth of an inline log is computed as of a new log, so a log taken out of an entry must have the allocation of a
+/// new one.
 #[test]
-fn a_log_that_leaves_its_slot_has_the_room_of_a_new_one() {
+fn a_log_taken_out_of_its_entry_grows_like_a_new_one() {
     let now = Timestamp::from_secs(1_800_000_000);
     let mut overflow = Overflow::default();
-    for places in [1, 3, 4, 5, 8, 100] {
-        let mut grants = Grants::restore(vec![now; places]).expect("they are in order");
+    for count in [1, 3, 4, 5, 8, 100] {
+        let mut grants = Grants::restore(vec![now; count]).expect("they are in order");
         grants.refill([now]);
         let (kind, words) = overflow.pack(State::Grants(grants), None);
-        let entry = Entry { name: CounterName([7, 7]), words, expires_secs: 0, used_share: 0, kind };
+        let entry = TableEntry { name: CounterName([7, 7]), words, expires_secs: 0, used_share: 0, kind };
         let State::Grants(taken) = overflow.take(&entry) else { panic!("it is a log") };
-        assert_eq!(taken.heap_bytes(), Grants::default().growth(1, 1000), "after a log of {places} places");
+        assert_eq!(taken.heap_bytes(), Grants::default().growth(1, 1000), "after a log of {count} grants");
     }
 }
 
-/// A full table of counters of two sizes, where each new one takes the place of whichever is used least.
+/// A full table of counters of two sizes, in which each new counter evicts one with a small used share.
 #[test]
-fn a_table_at_its_bound_seldom_grows_or_shrinks() {
+fn a_full_table_seldom_grows_or_shrinks() {
     let now = Timestamp::from_secs(1_800_000_000);
     let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
     let mut name = 0_u64;
@@ -151,6 +152,6 @@ fn a_table_at_its_bound_seldom_grows_or_shrinks() {
         resized += u32::from(number >= 20_000 && shard.table.capacity() != before);
         shard.put(&counter, None, state, &outcome, now);
     }
-    assert!(shard.evictions > 10_000, "it is full: {} went", shard.evictions);
-    assert!(resized < 100, "{resized} times for 20 000 counters");
+    assert!(shard.evictions > 10_000, "it is full: {} evictions", shard.evictions);
+    assert!(resized < 100, "{resized} resizes for 20 000 counters");
 }

@@ -65,7 +65,8 @@ pub fn run(data: &[u8]) {
     let headers: HeaderMap = lines.filter_map(header).collect();
 
     as_it_came(&method, &target, &headers);
-    for (gateway, is_envoy) in [(envoy as Gateway, true), (nginx, false), (forward, false)] {
+    let gateways: [(Gateway, bool); 3] = [(envoy, true), (nginx, false), (forward, false)];
+    for (gateway, is_envoy) in gateways {
         if let Some(head) = gateway(&method, &target, headers.clone()) {
             as_a_clients(&target, &head, is_envoy);
         }
@@ -111,7 +112,7 @@ fn as_a_clients(target: &HeaderValue, head: &Parts, is_envoy: bool) {
     };
     let login = login.is_some_and(|target| rules::path(&target) == "/login");
     let first = ask(door, head);
-    assert_eq!(first == StatusCode::IM_A_TEAPOT || told(&first), login, "{first}");
+    assert_eq!(first == StatusCode::IM_A_TEAPOT || is_refusal(first), login, "{first}");
     for _ in 0..LIMIT {
         let plain = envoy(&Method::GET, &HeaderValue::from_static("/"), HeaderMap::new()).expect("a plain request");
         ask(door, &plain);
@@ -120,8 +121,8 @@ fn as_a_clients(target: &HeaderValue, head: &Parts, is_envoy: bool) {
 }
 
 /// For nginx every refusal is 403; before the limit is used up only one kind of refusal is possible.
-fn told(status: &StatusCode) -> bool {
-    *status == StatusCode::FORBIDDEN
+fn is_refusal(status: StatusCode) -> bool {
+    status == StatusCode::FORBIDDEN
 }
 
 type Gateway = fn(&Method, &HeaderValue, HeaderMap) -> Option<Parts>;

@@ -7,7 +7,7 @@ use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Check, CounterName, Plan};
-use tollgate::store::{Memory, MemorySettings, Owner};
+use tollgate::store::{MemorySettings, MemoryStores, SnapshotOwner};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const BYTES: usize = 256 << 10;
@@ -35,13 +35,13 @@ pub fn run(data: &[u8]) {
     }
 }
 
-fn owner() -> Owner {
-    Owner { fingerprint: [7; 16], store: "main".to_owned() }
+fn owner() -> SnapshotOwner {
+    SnapshotOwner { fingerprint: [7; 16], store: "main".to_owned() }
 }
 
 /// A store that has loaded the file as far as it could; an empty one if the file was rejected.
-fn load(bytes: &[u8], seal: bool) -> (Memory, Option<usize>) {
-    let memory = Memory::new(&[MemorySettings { max_memory: BYTES, max_keys: None }]);
+fn load(bytes: &[u8], seal: bool) -> (MemoryStores, Option<usize>) {
+    let memory = MemoryStores::new(&[MemorySettings { max_memory: BYTES, max_keys: None }]);
     let loaded = memory.load_bytes(0, bytes, seal, &owner(), NOW);
     let usage = memory.usage()[0];
     assert!(usage.bytes <= BYTES, "{usage:?}");
@@ -49,7 +49,7 @@ fn load(bytes: &[u8], seal: bool) -> (Memory, Option<usize>) {
     (memory, loaded)
 }
 
-fn write(memory: &Memory) -> Vec<u8> {
+fn write(memory: &MemoryStores) -> Vec<u8> {
     thread_local! {
         static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a folder");
     }

@@ -1,0 +1,160 @@
+//! The series of one version of the rules, prepared so that counting a decision needs no lookup and no allocation.
+
+use metrics::Counter;
+
+use super::series::{CHECKS, OVERRIDES, Registry, SHADOW_REFUSALS, SKIPPED};
+use crate::decision::{Decision, Reason};
+use crate::plan::Outcome;
+use crate::rules::{RuleLabel, Rules};
+
+/// The most rules with their own labels. Further rules are counted together as [`OTHER_RULES`]: a hundred thousand rules
+/// would make a million series.
+const MAX_LABELLED_RULES: usize = 2_000;
+
+/// The label of the rules past [`MAX_LABELLED_RULES`], and of their limiters.
+const OTHER_RULES: &str = "(others)";
+
+/// Metric handles for the decisions of one version of the rules.
+pub struct Handles {
+    domains: Vec<DomainCounters>,
+    targets: Vec<TargetCounters>,
+    /// Allowed requests for an unknown domain.
+    no_domain: Counter,
+    /// Requests for an unknown domain that are too large.
+    no_domain_too_large: Counter,
+}
+
+struct DomainCounters {
+    allowed: Counter,
+    skipped: Counter,
+    overrides: Counter,
+    shadow_refusals: Counter,
+    unmatched: Counter,
+    too_large: Counter,
+    /// For each rule: denied, missing key, no limiter.
+    rules: Vec<[Counter; 3]>,
+}
+
+/// Counters of one limiter as applied by one rule.
+struct TargetCounters {
+    /// Refusals that it decided: limit exceeded, store error.
+    decided: [Counter; 2],
+    /// Checks: passed, refused, failed.
+    enforced: [Counter; 3],
+    shadow: [Counter; 3],
+}
+
+impl Handles {
+    pub(super) fn new(rules: &Rules, registry: &Registry<'_>) -> Self {
+        // Domains and rules by index, and the label of each rule.
+        let domains: Vec<(&str, Vec<RuleLabel<'_>>)> =
+            rules.domain_names().map(|(name, rules)| (name, rules.collect())).collect();
+        let mut labels_left = MAX_LABELLED_RULES;
+        let mut labels: Vec<Vec<&str>> = Vec::with_capacity(domains.len());
+        for (_, rules) in &domains {
+            let (own, others) = rules.split_at(rules.len().min(labels_left));
+            labels_left -= own.len();
+            labels.push(own.iter().map(|rule| rule.name).chain(others.iter().map(|_| OTHER_RULES)).collect());
+        }
+        let domain = |((name, _), labels): (&(&str, Vec<RuleLabel<'_>>), &Vec<&str>)| DomainCounters {
+            allowed: registry.decisions(name, "", "", "allowed", ""),
+            skipped: registry.counter(SKIPPED, &[("domain", name)]),
+            overrides: registry.counter(OVERRIDES, &[("domain", name)]),
+            shadow_refusals: registry.counter(SHADOW_REFUSALS, &[("domain", name)]),
+            unmatched: registry.decisions(name, "", "", "refused", Reason::Unmatched.name()),
+            too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),
+            rules: labels
+                .iter()
+                .map(|rule| {
+                    [Reason::Denied, Reason::MissingKey, Reason::NoLimiter]
+                        .map(|why| registry.decisions(name, rule, "", "refused", why.name()))
+                })
+                .collect(),
+        };
+        let target = |((domain_index, rule), limiter): ((usize, u32), &str)| {
+            let (domain, rules) = &domains[domain_index];
+            let (rule_modes, rule) = (rules[rule as usize], labels[domain_index][rule as usize]);
+            // Each of these rules may have its own limiter, so limiters are counted together too.
+            let limiter = if rule == OTHER_RULES { OTHER_RULES } else { limiter };
+            let checks = |mode: &'static str, counted: bool| {
+                ["passed", "refused", "failed"].map(|verdict| {
+                    let labels = [
+                        ("domain", *domain),
+                        ("rule", rule),
+                        ("limiter", limiter),
+                        ("verdict", verdict),
+                        ("mode", mode),
+                    ];
+                    if counted { registry.counter(CHECKS, &labels) } else { Counter::noop() }
+                })
+            };
+            TargetCounters {
+                decided: [Reason::Limit, Reason::StoreError].map(|why| match rule_modes.enforced {
+                    true => registry.decisions(domain, rule, limiter, "refused", why.name()),
+                    false => Counter::noop(),
+                }),
+                enforced: checks("enforced", rule_modes.enforced),
+                shadow: checks("shadow", rule_modes.shadow),
+            }
+        };
+        Self {
+            domains: domains.iter().zip(&labels).map(domain).collect(),
+            targets: rules.target_names().map(target).collect(),
+            no_domain: registry.decisions("", "", "", "allowed", ""),
+            no_domain_too_large: registry.decisions("", "", "", "refused", Reason::TooLarge.name()),
+        }
+    }
+
+    pub(super) fn count(&self, decision: &Decision) {
+        let planned = decision.planned();
+        for source in &planned.sources {
+            let answer = decision.applied().answers.get(usize::from(source.check));
+            let verdict = match answer {
+                Some(Ok(Outcome { passes: true, .. })) => 0,
+                Some(Ok(Outcome { passes: false, .. })) => 1,
+                Some(Err(_)) | None => 2,
+            };
+            let target = &self.targets[source.target as usize];
+            let counters = if source.shadow { &target.shadow } else { &target.enforced };
+            counters[verdict].increment(1);
+        }
+        let Some(domain) = planned.domain.map(|domain| &self.domains[domain]) else {
+            if decision.allowed() { &self.no_domain } else { &self.no_domain_too_large }.increment(1);
+            return;
+        };
+        for (counter, count) in [
+            (&domain.skipped, planned.notes.skipped),
+            (&domain.overrides, planned.notes.overrides_ignored),
+            (&domain.shadow_refusals, planned.notes.shadow_refusals),
+        ] {
+            if count > 0 {
+                counter.increment(u64::from(count));
+            }
+        }
+        let Some((why, rule, target)) = decision.refused_by() else {
+            domain.allowed.increment(1);
+            return;
+        };
+        let by_rule =
+            |index: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[index]);
+        let by_target = |index: usize| target.map(|target| &self.targets[target as usize].decided[index]);
+        let counter = match why {
+            Reason::Limit => by_target(0),
+            Reason::StoreError => by_target(1),
+            Reason::Denied => by_rule(0),
+            Reason::MissingKey => by_rule(1),
+            Reason::NoLimiter => by_rule(2),
+            Reason::Unmatched => Some(&domain.unmatched),
+            Reason::TooLarge => Some(&domain.too_large),
+        };
+        if let Some(counter) = counter {
+            counter.increment(1);
+        }
+    }
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handles")
+    }
+}

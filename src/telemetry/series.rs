@@ -1,0 +1,154 @@
+//! The series: their names, kinds, help texts and buckets, and how they are registered.
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+pub(super) const DECISIONS: &str = "tollgate_decisions_total";
+pub(super) const CHECKS: &str = "tollgate_checks_total";
+pub(super) const SKIPPED: &str = "tollgate_checks_skipped_total";
+pub(super) const OVERRIDES: &str = "tollgate_overrides_ignored_total";
+pub(super) const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
+pub(super) const DURATION: &str = "tollgate_decision_duration_seconds";
+pub(super) const REQUESTS: &str = "tollgate_requests_total";
+pub(super) const RELEASED: &str = "tollgate_leases_released_total";
+pub(super) const ACQUIRED: &str = "tollgate_leases_acquired_total";
+pub(super) const EXPIRED: &str = "tollgate_leases_expired_total";
+pub(super) const HELD: &str = "tollgate_leases_held";
+pub(super) const KEYS: &str = "tollgate_store_keys";
+pub(super) const BYTES: &str = "tollgate_store_bytes";
+pub(super) const MAX_BYTES: &str = "tollgate_store_max_bytes";
+pub(super) const EVICTIONS: &str = "tollgate_store_evictions_total";
+pub(super) const CALLS: &str = "tollgate_store_call_duration_seconds";
+pub(super) const BATCH: &str = "tollgate_store_call_plans";
+pub(super) const STORE_ERRORS: &str = "tollgate_store_errors_total";
+pub(super) const POLICY: &str = "tollgate_store_policy_answers_total";
+pub(super) const SUSPENDED: &str = "tollgate_store_suspended";
+pub(super) const UNDONE: &str = "tollgate_store_undone_total";
+pub(super) const NEAR: &str = "tollgate_store_near_answers_total";
+pub(super) const RELOADS: &str = "tollgate_config_reloads_total";
+pub(super) const RELOADED: &str = "tollgate_config_last_reload_successful";
+pub(super) const LOADED_AT: &str = "tollgate_config_loaded_timestamp_seconds";
+pub(super) const VERSION: &str = "tollgate_config_version";
+pub(super) const READY: &str = "tollgate_ready";
+pub(super) const BUILD: &str = "tollgate_build_info";
+
+/// Buckets in seconds: from a decision in memory (a few microseconds) to past the timeout of a shared store.
+pub(super) const DURATION_BUCKETS: [f64; 14] =
+    [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2];
+
+/// Buckets of plans in a call: powers of two up to the default batch limit.
+pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+
+/// Every metric with its kind and help text.
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 28] = [
+    (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
+    (
+        CHECKS,
+        MetricKind::Counter,
+        "Checks by rule and limiter: passed, refused, or failed because the store could not answer. Shadow checks are counted apart.",
+    ),
+    (SKIPPED, MetricKind::Counter, "Checks skipped because the request has no value for an entry of their key."),
+    (
+        OVERRIDES,
+        MetricKind::Counter,
+        "Limits sent with a request (overrides) that were ignored because they are invalid.",
+    ),
+    (
+        SHADOW_REFUSALS,
+        MetricKind::Counter,
+        "Refusals that shadow mode did not enforce and that no check counts, such as deny rules, unmatched descriptors and missing entries.",
+    ),
+    (DURATION, MetricKind::Histogram, "Time to decide a request, including the answer of its store."),
+    (
+        REQUESTS,
+        MetricKind::Counter,
+        "Requests by door and result: allowed, refused, unreadable (invalid or past a bound, and refused), or failed (an internal error).",
+    ),
+    (
+        RELEASED,
+        MetricKind::Counter,
+        "Leases released: in time, late (expired but not yet cleared), or unknown (cleared or released before).",
+    ),
+    (ACQUIRED, MetricKind::Counter, "Leases handed out."),
+    (
+        EXPIRED,
+        MetricKind::Counter,
+        "Leases that a memory store cleared after they expired, because nobody had released them.",
+    ),
+    (
+        HELD,
+        MetricKind::Gauge,
+        "Slots held by leases in a memory store, including expired leases that are not yet cleared.",
+    ),
+    (KEYS, MetricKind::Gauge, "Counters in a memory store."),
+    (BYTES, MetricKind::Gauge, "Memory used by the counters of a memory store."),
+    (MAX_BYTES, MetricKind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),
+    (EVICTIONS, MetricKind::Counter, "Counters evicted to make room in a full memory store."),
+    (CALLS, MetricKind::Histogram, "Time from a call to a shared store to its answer."),
+    (BATCH, MetricKind::Histogram, "Requests batched into one call to a shared store."),
+    (
+        STORE_ERRORS,
+        MetricKind::Counter,
+        "Requests that a shared store could not answer, by kind. The kind suspended is a request rejected by an open circuit breaker.",
+    ),
+    (
+        POLICY,
+        MetricKind::Counter,
+        "Enforced checks answered without their store, by the on_store_error policy that answered: allow, deny or local.",
+    ),
+    (SUSPENDED, MetricKind::Gauge, "1 while the circuit breaker of a shared store, or of one of its nodes, is open."),
+    (
+        UNDONE,
+        MetricKind::Counter,
+        "Calls that took charges back, by result. Charges are taken back when another store or hash slot refuses, or when leased quota is left over.",
+    ),
+    (
+        NEAR,
+        MetricKind::Counter,
+        "Requests answered without calling the shared store, from the refusal cache or from leased quota.",
+    ),
+    (RELOADS, MetricKind::Counter, "Changed configurations read since the start, by result."),
+    (RELOADED, MetricKind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
+    (LOADED_AT, MetricKind::Gauge, "When the configuration in use was read, in Unix time."),
+    (VERSION, MetricKind::Gauge, "Configurations taken since the start, including the first."),
+    (READY, MetricKind::Gauge, "1 while this instance is ready for requests."),
+    (BUILD, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
+];
+
+#[derive(Clone, Copy)]
+pub(super) enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// The metadata that the recorder of the metrics crate asks for.
+const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);
+
+/// Registers metrics and returns their handles.
+pub(super) struct Registry<'a>(pub(super) &'a PrometheusRecorder);
+
+impl Registry<'_> {
+    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        self.0.register_counter(&key(name, labels), &METADATA)
+    }
+
+    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        self.0.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    pub(super) fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+        self.0.register_histogram(&key(name, labels), &METADATA)
+    }
+
+    pub(super) fn decisions(&self, domain: &str, rule: &str, limiter: &str, verdict: &str, reason: &str) -> Counter {
+        let labels =
+            [("domain", domain), ("rule", rule), ("limiter", limiter), ("verdict", verdict), ("reason", reason)];
+        self.counter(DECISIONS, &labels)
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    Key::from_parts(name, labels)
+}

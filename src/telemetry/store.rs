@@ -1,0 +1,71 @@
+//! The series of shared stores, which report plain numbers.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::series::{BATCH, CALLS, NEAR, POLICY, Registry, STORE_ERRORS, SUSPENDED, UNDONE};
+use crate::limiter::OnStoreError;
+use crate::plan::Fault;
+use crate::store::{StoreObserver, Wrapper};
+
+/// The series of one shared store.
+pub(super) struct StoreMetrics {
+    /// Seconds of each call.
+    latency: Histogram,
+    /// Plans of each call.
+    batch: Histogram,
+    /// Plans that were not answered, by [`Fault`].
+    faults: [Counter; Fault::ALL.len()],
+    /// Checks answered by policy: allow, deny, local.
+    policy: [Counter; 3],
+    /// 1 while the circuit breaker is open.
+    circuit_open: Gauge,
+    /// Plans that take charges back: done, failed.
+    undone: [Counter; 2],
+    /// Plans answered without a call: by the refusal cache, from a quota lease.
+    answered_by_wrapper: [Counter; 2],
+}
+
+impl StoreMetrics {
+    pub(super) fn new(store: &str, registry: &Registry<'_>) -> Self {
+        let labels = [("store", store)];
+        let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
+        Self {
+            latency: registry.histogram(CALLS, &labels),
+            batch: registry.histogram(BATCH, &labels),
+            faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
+            policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
+            circuit_open: registry.gauge(SUSPENDED, &labels),
+            undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
+            answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
+        }
+    }
+}
+
+impl StoreObserver for StoreMetrics {
+    fn called(&self, took: Duration, plans: usize) {
+        self.latency.record(took);
+        self.batch.record(plans as f64);
+    }
+
+    fn failed(&self, fault: Fault) {
+        self.faults[fault as usize].increment(1);
+    }
+
+    fn answered_by_policy(&self, policy: OnStoreError, checks: u64) {
+        self.policy[policy as usize].increment(checks);
+    }
+
+    fn circuit_changed(&self, open: bool) {
+        self.circuit_open.set(f64::from(u8::from(open)));
+    }
+
+    fn undone(&self, failed: bool) {
+        self.undone[usize::from(failed)].increment(1);
+    }
+
+    fn answered_by_wrapper(&self, by: Wrapper) {
+        self.answered_by_wrapper[by as usize].increment(1);
+    }
+}
