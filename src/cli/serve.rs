@@ -97,7 +97,7 @@ fn start_logging(json: bool) {
     let from_environment = EnvFilter::builder().with_default_directive(Level::INFO.into());
     let (filter, error) = match from_environment.try_from_env() {
         Ok(filter) => (filter, None),
-        Err(error) if error.source().is_some_and(<(dyn std::error::Error + 'static)>::is::<VarError>) => {
+        Err(error) if error.source().is_some_and(<dyn Error + 'static>::is::<VarError>) => {
             (EnvFilter::new("info"), None)
         }
         Err(error) => (EnvFilter::new("info"), Some(error)),

@@ -17,6 +17,7 @@ use crate::store::StoreConfig;
 impl Config {
     /// Returns the effective configuration as YAML, with defaults written out and secrets masked. It is a valid
     /// configuration itself.
+    #[expect(clippy::missing_panics_doc, reason = "a tree of texts and numbers is always YAML")]
     pub fn effective(&self) -> String {
         let mut tree = tree(self);
         escape(&mut tree);
@@ -36,7 +37,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "release_entry": book.release_entry,
         "drain_delay": duration(config.server.drain.delay),
         "drain_timeout": duration(config.server.drain.timeout),
-        "headers": { "rls": families(&config.server.rls_headers), "authz": families(&config.server.authz_headers) },
+        "headers": { "rls": families(config.server.rls_headers), "authz": families(config.server.authz_headers) },
         "bounds": bounds(&book.bounds, &config.server.bounds),
     });
     if !book.secret.is_development() {
@@ -96,7 +97,7 @@ fn bounds(of_request: &RequestBounds, bounds: &Bounds) -> Value {
     })
 }
 
-fn families(families: &HeaderFamilies) -> Value {
+fn families(families: HeaderFamilies) -> Value {
     json!({
         "x_ratelimit": families.x_ratelimit,
         "ietf": families.ietf,

@@ -226,7 +226,7 @@ impl<'a> LimiterBuilder<'a> {
                 self.problems.refuse(&rate.location, format!("expected at most {}", u32::MAX));
                 return None;
             }
-            let (limit, window) = fraction(rate);
+            let (limit, window) = fraction(rate.value);
             let burst = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
             let algorithm = Algorithm::TokenBucket { burst: Some(burst), max_debt };
             return self.build_quota(limit, window, algorithm, &rate.location);
@@ -352,7 +352,7 @@ impl<'a> LimiterBuilder<'a> {
 /// Converts a rate per second to a limit and a window: the shortest window, in whole seconds up to an hour, that
 /// represents the rate within one in a million. If there is none, a rate up to 1 gets the window of one unit, and a
 /// faster one the nearest limit in an hour.
-fn fraction(rate: &Positive) -> (u32, Duration) {
+fn fraction(rate: Positive) -> (u32, Duration) {
     const HOUR: u32 = 3_600;
     for seconds in 1..=HOUR {
         let units = rate.0 * f64::from(seconds);
@@ -384,7 +384,7 @@ mod tests {
             (1e6, 1_000_000, 1_000_000),
         ];
         for (rate, limit, micros) in cases {
-            let (found, window) = fraction(&Positive(rate));
+            let (found, window) = fraction(Positive(rate));
             assert_eq!((found, window.as_micros()), (limit, micros), "{rate}");
         }
     }
@@ -393,7 +393,7 @@ mod tests {
     fn every_rate_is_met_within_one_percent() {
         for step in 1..2_000_u32 {
             let rate = f64::from(step).powf(2.7) * 1e-4;
-            let (limit, window) = fraction(&Positive(rate));
+            let (limit, window) = fraction(Positive(rate));
             let met = f64::from(limit) / window.as_secs_f64();
             assert!((met - rate).abs() <= rate * 0.01, "{rate} became {limit} in {window:?}");
         }

@@ -10,7 +10,7 @@ use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::schema;
 use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
-use crate::limiter::{Algorithm, Limiter};
+use crate::limiter::{Algorithm, Limiter, Quota};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
@@ -496,7 +496,7 @@ impl<'a> RuleBuilder<'a> {
     fn warn_of_different_kinds(&mut self, matching: &[&str], reference: &Located<String>) {
         let mut kinds = matching.iter().filter_map(|name| {
             let limiter = self.limiters.get(name)?;
-            let quota = limiter.quota.as_ref().map(|quota| quota.kind());
+            let quota = limiter.quota.as_ref().map(Quota::kind);
             Some((*name, (quota, limiter.concurrency.is_some(), limiter.store)))
         });
         let Some((first, kind)) = kinds.next() else { return };

@@ -66,7 +66,7 @@ fn set_admin(settings: &mut Settings, server: &schema::Server, problems: &mut Pr
         settings.admin.token = Some(Token(token.0.clone()));
     }
     let Some(written) = server.admin.get() else { return };
-    settings.admin.listen = written.0.clone();
+    settings.admin.listen.clone_from(&written.0);
     settings.admin.chosen = true;
     let Some(listen) = &written.0 else { return };
     let zero = matches!(listen, Listen::Tcp(address) if address.port() == 0);
@@ -154,7 +154,7 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
 fn authz(written: &schema::Authz, problems: &mut Problems) -> AuthzSettings {
     let mut authz = AuthzSettings::default();
     if let Some(domain) = written.domain.get() {
-        authz.domain = domain.value.clone();
+        authz.domain.clone_from(&domain.value);
     }
     if let Some(hops) = written.trusted_hops.copied() {
         authz.trusted_hops = usize::try_from(hops.0).unwrap_or(usize::MAX);
@@ -263,7 +263,7 @@ pub(in crate::config) fn book(file: &schema::File, problems: &mut Problems) -> R
         if entry.is_empty() {
             problems.refuse(&entry.location, "expected the name of an entry");
         }
-        book.release_entry = entry.value.clone();
+        book.release_entry.clone_from(&entry.value);
     }
     if let Some(bounds) = server.bounds.get() {
         let default = RequestBounds::default();

@@ -12,13 +12,13 @@ use super::origin::Origin;
 
 /// Reads files, and records the path and a hash of the content of each.
 #[derive(Debug, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     reads: RefCell<Vec<(PathBuf, [u8; 16])>>,
 }
 
 impl Disk {
     /// Reads at most `limit` bytes of a file and one more, by which the caller detects a larger one.
-    pub fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
         let read = File::open(path).and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut content));
         let content = read.map(|_| content);
@@ -27,7 +27,7 @@ impl Disk {
     }
 
     /// Records a directory, which has no content.
-    pub fn record_directory(&self, path: &Path) {
+    pub(crate) fn record_directory(&self, path: &Path) {
         self.record(path, Ok(b""));
     }
 
@@ -42,7 +42,7 @@ impl Disk {
     }
 
     /// The origin of the configuration at `config_path`, from everything that was read.
-    pub fn origin(self, config_path: Option<PathBuf>) -> Origin {
+    pub(crate) fn origin(self, config_path: Option<PathBuf>) -> Origin {
         let reads = self.reads.into_inner();
         let mut hasher = SipHasher24::new();
         for (path, content_hash) in &reads {

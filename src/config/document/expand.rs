@@ -20,12 +20,18 @@ use super::problem::Problems;
 const MAX_INCLUDED_FILE_BYTES: u64 = 64 * 1024;
 
 /// Looks up an environment variable.
-pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Expands the texts and keys of a tree. The result is always a text; the schema parses numbers.
 ///
 /// Errors never quote the text, which may be part of a secret.
-pub fn expand(node: &mut TreeNode, directory: &Path, variables: Variables<'_>, disk: &Disk, problems: &mut Problems) {
+pub(crate) fn expand(
+    node: &mut TreeNode,
+    directory: &Path,
+    variables: Variables<'_>,
+    disk: &Disk,
+    problems: &mut Problems,
+) {
     Expansion { directory, variables, disk, problems }.expand_node(node, "");
 }
 

@@ -42,7 +42,7 @@ pub fn search_paths() -> Vec<PathBuf> {
 }
 
 /// Returns the path of the configuration: the one named, or else the first that exists. None if there is neither.
-pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<PathBuf>, Errors> {
+pub(crate) fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<PathBuf>, Errors> {
     if let Some(path) = named {
         return Ok(Some(path.to_owned()));
     }
@@ -60,7 +60,7 @@ pub fn find(named: Option<&Path>, variables: Variables<'_>) -> Result<Option<Pat
 }
 
 /// Reads a file, or the files of a directory in name order.
-pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
+pub(crate) fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
     disk.record_directory(path);
     let refuse = |path: &Path, text: String| Errors::one(path.display().to_string(), text);
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
@@ -92,7 +92,7 @@ pub fn read(path: &Path, disk: &Disk) -> Result<Vec<SourceText>, Errors> {
 }
 
 /// Whether this is the name of a configuration file.
-pub fn has_config_extension(path: &Path) -> bool {
+pub(crate) fn has_config_extension(path: &Path) -> bool {
     path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known))
 }
 
@@ -110,7 +110,12 @@ fn files_of(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// Parses the files, expands their variables and merges them into one tree.
-pub fn merged_tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk, problems: &mut Problems) -> TreeNode {
+pub(crate) fn merged_tree(
+    sources: &[SourceText],
+    variables: Variables<'_>,
+    disk: &Disk,
+    problems: &mut Problems,
+) -> TreeNode {
     let mut merged = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let file = u16::try_from(number).unwrap_or(u16::MAX);
@@ -124,10 +129,10 @@ pub fn merged_tree(sources: &[SourceText], variables: Variables<'_>, disk: &Disk
             Value::Null => {}
             // The text is not shown: it may be `password:secret`, a table without the space after the colon.
             Value::Text(_) => {
-                problems.error(node.position, "the file is a text, expected a table such as \"limiters\"")
+                problems.error(node.position, "the file is a text, expected a table such as \"limiters\"");
             }
             other => {
-                problems.error(node.position, format!("the file is {other}, expected a table such as \"limiters\""))
+                problems.error(node.position, format!("the file is {other}, expected a table such as \"limiters\""));
             }
         }
     }
@@ -161,7 +166,7 @@ fn merge(into: &mut Vec<(Key, TreeNode)>, from: Vec<(Key, TreeNode)>, path: &str
         };
         match (&mut first.value, node.value) {
             (Value::Table(first), Value::Table(more)) if MERGED_TABLES.contains(&&*path) => {
-                merge(first, more, &path, problems)
+                merge(first, more, &path, problems);
             }
             (Value::List(first), Value::List(more)) if path == "rules" => first.extend(more),
             (_, _) => {

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// A line of a file, for errors.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Position {
+pub(crate) struct Position {
     /// The index of the file among those that were read.
     pub file: u16,
     /// The line, counted from one.
@@ -14,7 +14,7 @@ pub struct Position {
 
 /// A value with its position.
 #[derive(Clone, Debug)]
-pub struct TreeNode {
+pub(crate) struct TreeNode {
     /// The value.
     pub value: Value,
     /// Its position.
@@ -23,7 +23,7 @@ pub struct TreeNode {
 
 /// A value of either format.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(crate) enum Value {
     /// `null`, `~` or nothing in YAML.
     Null,
     /// A boolean.
@@ -44,7 +44,7 @@ pub enum Value {
 
 /// A number.
 #[derive(Clone, Debug)]
-pub struct WrittenNumber {
+pub(crate) struct WrittenNumber {
     /// The number as the file writes it.
     pub written: String,
     /// The value, if it is an integer that fits.
@@ -55,7 +55,7 @@ pub struct WrittenNumber {
 
 impl WrittenNumber {
     /// Parses a number of either format: signs, `_` between digits, `0x`, `0o`, `0b`, fractions and exponents.
-    pub fn parse(written: &str) -> Option<Self> {
+    pub(crate) fn parse(written: &str) -> Option<Self> {
         let plain = written.replace('_', "");
         let (negative, digits) = match plain.strip_prefix(['+', '-']) {
             Some(digits) => (plain.starts_with('-'), digits),
@@ -84,7 +84,7 @@ impl WrittenNumber {
 
 /// A text, before and after its variables were expanded.
 #[derive(Clone, Debug)]
-pub struct WrittenText {
+pub(crate) struct WrittenText {
     /// The expanded text.
     pub text: String,
     /// The text before expansion, if it had variables. Errors show this one, because the value of a variable may be a
@@ -94,7 +94,7 @@ pub struct WrittenText {
 
 /// A key of a table.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub(crate) struct Key {
     /// Its name.
     pub text: String,
     /// Its position.
@@ -124,11 +124,11 @@ impl fmt::Display for Value {
 }
 
 /// The replacement for a secret.
-pub const MASK: &str = "***";
+pub(crate) const MASK: &str = "***";
 
 /// Masks the credentials and options if a text is a URL: `redis://***@host:6379/0`. Only the scheme remains if the
 /// credentials cannot be identified, for example if the `@` was forgotten.
-pub fn masked(text: &str) -> Cow<'_, str> {
+pub(crate) fn masked(text: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
     let (credentials, address) = match rest.rsplit_once('@') {
         Some((credentials, address)) => (Some(credentials), address),
@@ -167,7 +167,7 @@ fn is_plain_address(address: &str) -> bool {
 }
 
 /// The path of a key inside a table: `limiters.login`, `limiters."a b"`.
-pub fn join(path: &str, key: &str) -> String {
+pub(crate) fn join(path: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '{' | '}'));
     let key = if bare { key.to_owned() } else { format!("{key:?}") };
     if path.is_empty() { key } else { format!("{path}.{key}") }

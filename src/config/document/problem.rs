@@ -55,7 +55,7 @@ impl std::error::Error for Errors {}
 
 /// Collects problems while a configuration is read.
 #[derive(Debug, Default)]
-pub struct Problems {
+pub(crate) struct Problems {
     files: Vec<String>,
     errors: Vec<(Position, String)>,
     warnings: Vec<(Position, String)>,
@@ -69,7 +69,7 @@ pub struct Problems {
 
 /// The path, text and position of a value. Every error about the value begins with them.
 #[derive(Clone, Debug, Default)]
-pub struct Location {
+pub(crate) struct Location {
     /// The path inside the configuration.
     pub path: String,
     /// The value as an error shows it.
@@ -80,53 +80,53 @@ pub struct Location {
 
 impl Problems {
     /// Collects the problems of these files.
-    pub fn of(files: Vec<String>) -> Self {
+    pub(crate) fn of(files: Vec<String>) -> Self {
         Self { files, ..Self::default() }
     }
 
     /// Whether the configuration has files.
-    pub fn has_files(&self) -> bool {
+    pub(crate) fn has_files(&self) -> bool {
         !self.files.is_empty()
     }
 
     /// Formats a position: `a.toml:3`.
-    pub fn locate(&self, position: Position) -> String {
+    pub(crate) fn locate(&self, position: Position) -> String {
         format!("{}:{}", self.file(position), position.line)
     }
 
     /// Reports an error.
-    pub fn error(&mut self, position: Position, text: impl Into<String>) {
+    pub(crate) fn error(&mut self, position: Position, text: impl Into<String>) {
         self.errors.push((position, text.into()));
     }
 
     /// Reports an invalid value. The path and the value are put before `reason`.
-    pub fn refuse(&mut self, location: &Location, reason: impl fmt::Display) {
+    pub(crate) fn refuse(&mut self, location: &Location, reason: impl fmt::Display) {
         self.error(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
     /// Reports a warning about a value. The path and the value are put before `reason`.
-    pub fn warn(&mut self, location: &Location, reason: impl fmt::Display) {
+    pub(crate) fn warn(&mut self, location: &Location, reason: impl fmt::Display) {
         self.warning(location.position, format!("{} is {}, {reason}", location.path, location.shown));
     }
 
     /// Reports a warning.
-    pub fn warning(&mut self, position: Position, text: impl Into<String>) {
+    pub(crate) fn warning(&mut self, position: Position, text: impl Into<String>) {
         self.warnings.push((position, text.into()));
     }
 
     /// Reports a syntax error. Part of the file may be absent from the tree.
-    pub fn syntax_error(&mut self, position: Position, text: impl Into<String>) {
+    pub(crate) fn syntax_error(&mut self, position: Position, text: impl Into<String>) {
         self.syntax_errors.push(position);
         self.error(position, text);
     }
 
     /// Drops all errors from line `first` to line `last`, which are consequences of an error before them.
-    pub fn ignore_lines(&mut self, first: Position, last: u32) {
+    pub(crate) fn ignore_lines(&mut self, first: Position, last: u32) {
         self.ignored_lines.push((first, last));
     }
 
     /// Reports a missing key, unless a syntax error or a misspelt key may be the reason.
-    pub fn missing(&mut self, position: Position, path: &str, text: impl fmt::Display) {
+    pub(crate) fn missing(&mut self, position: Position, path: &str, text: impl fmt::Display) {
         let is_misspelt =
             |meant: &String| meant.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
         if !self.has_syntax_errors() && !self.misspelt.iter().any(is_misspelt) {
@@ -135,17 +135,17 @@ impl Problems {
     }
 
     /// Records the path that a misspelt key was probably meant for.
-    pub fn record_misspelt(&mut self, path: String) {
+    pub(crate) fn record_misspelt(&mut self, path: String) {
         self.misspelt.push(path);
     }
 
     /// Whether a file has a syntax error, so that a name may be defined in a part that was not read.
-    pub fn has_syntax_errors(&self) -> bool {
+    pub(crate) fn has_syntax_errors(&self) -> bool {
         !self.syntax_errors.is_empty()
     }
 
     /// Returns the warnings, or all errors if there are any.
-    pub fn finish(mut self) -> Result<Vec<Problem>, Errors> {
+    pub(crate) fn finish(mut self) -> Result<Vec<Problem>, Errors> {
         if self.errors.is_empty() {
             let warnings = std::mem::take(&mut self.warnings);
             return Ok(self.sorted(warnings));
@@ -189,7 +189,7 @@ impl Problems {
 }
 
 /// Returns the name most similar to `written`, if it is similar enough for a suggestion.
-pub fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let written = written.to_lowercase();
     let distance = |name: &&str| strsim::damerau_levenshtein(&written, &name.to_lowercase());
     let nearest = names.into_iter().min_by_key(distance)?;
@@ -198,7 +198,7 @@ pub fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> O
 }
 
 /// Returns the end of an error about an unknown name: the nearest name, or else all names if they are few.
-pub fn remedy<'a>(written: &str, names: impl IntoIterator<Item = &'a str> + Clone, kind: &str) -> String {
+pub(crate) fn remedy<'a>(written: &str, names: impl IntoIterator<Item = &'a str> + Clone, kind: &str) -> String {
     match nearest(written, names.clone()) {
         Some(name) => format!("; did you mean {name:?}?"),
         None => {

@@ -9,7 +9,7 @@ use super::node::{Key, Position, TreeNode, Value, WrittenNumber, WrittenText};
 use super::problem::Problems;
 
 /// Parses a file. Parts with syntax errors are absent from the tree.
-pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
+pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     let toml = TomlText { text, file, lines: lines(text) };
     let (table, errors) = DeTable::parse_recoverable(text);
     let root = TreeNode { value: toml.table(table.get_ref()), position: Position { file, line: 1 } };

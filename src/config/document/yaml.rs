@@ -17,7 +17,7 @@ const MAX_VALUES: usize = 500_000;
 const MAX_DEPTH: usize = 64;
 
 /// Parses a file. After a syntax error, the tree has only what comes before it.
-pub fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
+pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     let mut tree = TreeBuilder { file, open: Vec::new(), root: None, anchors: HashMap::new(), values: 0, documents: 0 };
     for event in Parser::new_from_str(text) {
         let outcome = match event {
@@ -173,7 +173,7 @@ impl TreeBuilder {
             (_, _) => match node.value {
                 Value::Text(WrittenText { text, .. }) => open.key = Some(Key { text, position: node.position }),
                 Value::Number(WrittenNumber { written: text, .. }) => {
-                    open.key = Some(Key { text, position: node.position })
+                    open.key = Some(Key { text, position: node.position });
                 }
                 Value::Bool(value) => open.key = Some(Key { text: value.to_string(), position: node.position }),
                 other => {

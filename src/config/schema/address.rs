@@ -9,7 +9,7 @@ use crate::settings::Listen;
 
 /// An address to listen on.
 #[derive(Clone, Debug)]
-pub struct ListenAddress(pub Listen);
+pub(crate) struct ListenAddress(pub Listen);
 
 impl Decode for ListenAddress {
     fn expected() -> String {
@@ -23,7 +23,7 @@ impl Decode for ListenAddress {
 
 /// The address of the admin port. None is `off`.
 #[derive(Clone, Debug)]
-pub struct AdminListen(pub Option<Listen>);
+pub(crate) struct AdminListen(pub Option<Listen>);
 
 impl Decode for AdminListen {
     fn expected() -> String {

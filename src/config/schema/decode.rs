@@ -10,7 +10,7 @@ use crate::config::document::node::{Key, Position, TreeNode, Value, join};
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 
 /// A type that a configuration can hold.
-pub trait Decode: Sized {
+pub(crate) trait Decode: Sized {
     /// The expected value, for errors: `a whole number more than zero`.
     fn expected() -> String;
 
@@ -25,7 +25,7 @@ pub trait Decode: Sized {
 }
 
 /// A table with a fixed set of keys.
-pub trait SchemaTable: Decode {
+pub(crate) trait SchemaTable: Decode {
     /// Its keys.
     const KEYS: &'static [KeyInfo];
 
@@ -39,7 +39,7 @@ pub trait SchemaTable: Decode {
 }
 
 /// A setting with a fixed set of words.
-pub trait Choice: Decode {
+pub(crate) trait Choice: Decode {
     /// All words, in the order of the documentation.
     const WORDS: &'static [&'static str];
 
@@ -49,7 +49,7 @@ pub trait Choice: Decode {
 
 /// A value with its location.
 #[derive(Clone, Debug)]
-pub struct Located<T> {
+pub(crate) struct Located<T> {
     /// The value.
     pub value: T,
     /// Its path and position, and its text for errors.
@@ -66,7 +66,7 @@ impl<T> Deref for Located<T> {
 
 /// A key of a table: given, absent, or invalid.
 #[derive(Clone, Debug)]
-pub enum Field<T> {
+pub(crate) enum Field<T> {
     /// Given and valid.
     Given(Located<T>),
     /// Not given.
@@ -77,7 +77,7 @@ pub enum Field<T> {
 
 impl<T> Field<T> {
     /// The value, if it is valid.
-    pub fn get(&self) -> Option<&Located<T>> {
+    pub(crate) fn get(&self) -> Option<&Located<T>> {
         match self {
             Field::Given(value) => Some(value),
             Field::Absent | Field::Invalid => None,
@@ -85,19 +85,19 @@ impl<T> Field<T> {
     }
 
     /// Whether it is not given. An invalid value is not absent.
-    pub fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Field::Absent)
     }
 
     /// Its location, if it is valid.
-    pub fn location(&self) -> Option<&Location> {
+    pub(crate) fn location(&self) -> Option<&Location> {
         self.get().map(|value| &value.location)
     }
 }
 
 impl<T: Copy> Field<T> {
     /// A copy of the value, if it is valid.
-    pub fn copied(&self) -> Option<T> {
+    pub(crate) fn copied(&self) -> Option<T> {
         self.get().map(|value| value.value)
     }
 }
@@ -106,7 +106,7 @@ impl<T: Copy> Field<T> {
 const SECRETS: [&str; 3] = ["secret", "url", "password"];
 
 /// Decodes one value.
-pub fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) -> Field<T> {
+pub(crate) fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) -> Field<T> {
     let secret = T::SECRET || SECRETS.iter().any(|key| path.rsplit('.').next() == Some(key));
     let shown = if secret { "\"***\"".to_owned() } else { node.value.to_string() };
     if matches!(node.value, Value::Unexpanded) {
@@ -120,7 +120,11 @@ pub fn field<T: Decode>(node: &TreeNode, path: String, problems: &mut Problems) 
 }
 
 /// Returns the entries of a table. None if the value is not a table, which is reported.
-pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Problems) -> Option<&'a [(Key, TreeNode)]> {
+pub(crate) fn entries<'a>(
+    node: &'a TreeNode,
+    location: &Location,
+    problems: &mut Problems,
+) -> Option<&'a [(Key, TreeNode)]> {
     match &node.value {
         Value::Table(entries) => Some(entries),
         Value::Null => Some(&[]),
@@ -137,7 +141,7 @@ pub fn entries<'a>(node: &'a TreeNode, location: &Location, problems: &mut Probl
 }
 
 /// Reports unknown keys.
-pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[KeyInfo], problems: &mut Problems) {
+pub(crate) fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[KeyInfo], problems: &mut Problems) {
     let known = known.iter().map(|key| key.name);
     for (key, _) in entries.iter().filter(|(key, _)| !known.clone().any(|known| known == key.text)) {
         // The value of `{ password:secret }` must not be shown.
@@ -161,7 +165,7 @@ pub fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known: &[Key
 }
 
 /// Decodes the value of a key. Reports a required key that is missing.
-pub fn key<T: Decode>(
+pub(crate) fn key<T: Decode>(
     entries: &[(Key, TreeNode)],
     info: &KeyInfo,
     location: &Location,
@@ -202,7 +206,7 @@ macro_rules! table {
     ) => {
         $(#[doc = $about])*
         #[derive(Clone, Debug)]
-        pub struct $name {
+        pub(crate) struct $name {
             $( $(#[doc = $doc])* pub $field: $crate::config::schema::decode::Field<$type>, )*
         }
 
@@ -281,7 +285,7 @@ macro_rules! choice {
     ) => {
         $(#[doc = $about])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub enum $name { $( $(#[doc = $doc])* $variant, )* }
+        pub(crate) enum $name { $( $(#[doc = $doc])* $variant, )* }
 
         impl $crate::config::schema::decode::Choice for $name {
             const WORDS: &'static [&'static str] = &[$($word),*];
@@ -326,7 +330,7 @@ macro_rules! choice {
 pub(in crate::config) use choice;
 
 /// Decodes one of a fixed set of words.
-pub fn word(
+pub(crate) fn word(
     node: &TreeNode,
     location: &Location,
     words: &'static [&'static str],

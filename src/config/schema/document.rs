@@ -119,12 +119,12 @@ impl JsonSchema for Match {
             "description": "A test of one entry's value: a text, \"*\", a pattern, a block of addresses, a list of these, or { not = ... }.",
             "anyOf": [
                 { "type": "string" },
-                { "type": "array", "minItems": 1, "items": inner.clone() },
+                { "type": "array", "minItems": 1, "items": inner },
                 {
                     "type": "object",
                     "additionalProperties": false,
                     "required": ["not"],
-                    "properties": { "not": inner },
+                    "properties": { "not": generator.subschema_for::<Match>() },
                 },
             ],
         })

@@ -7,7 +7,7 @@ use super::key::KeyInfo;
 
 /// Builds the JSON Schema of a table.
 #[derive(Debug)]
-pub struct TableSchema {
+pub(crate) struct TableSchema {
     about: String,
     properties: Map<String, Value>,
     required: Vec<&'static str>,
@@ -15,12 +15,12 @@ pub struct TableSchema {
 
 impl TableSchema {
     /// An empty table with this documentation.
-    pub fn new(about: &[&str]) -> Self {
+    pub(crate) fn new(about: &[&str]) -> Self {
         Self { about: paragraph(about), properties: Map::new(), required: Vec::new() }
     }
 
     /// Adds a key.
-    pub fn key<T: JsonSchema>(&mut self, key: &KeyInfo, doc: &[&str], generator: &mut SchemaGenerator) {
+    pub(crate) fn key<T: JsonSchema>(&mut self, key: &KeyInfo, doc: &[&str], generator: &mut SchemaGenerator) {
         let mut schema = generator.subschema_for::<T>();
         schema.insert("description".to_owned(), paragraph(doc).into());
         self.properties.insert(key.name.to_owned(), schema.into());
@@ -30,7 +30,7 @@ impl TableSchema {
     }
 
     /// The whole schema.
-    pub fn finish(self) -> Schema {
+    pub(crate) fn finish(self) -> Schema {
         let mut schema = schema!({ "description": self.about, "type": "object", "additionalProperties": false });
         schema.insert("properties".to_owned(), self.properties.into());
         if !self.required.is_empty() {
@@ -41,20 +41,20 @@ impl TableSchema {
 }
 
 /// The JSON Schema of a choice of words.
-pub fn choice(about: &[&str], words: &[(&str, &[&str])]) -> Schema {
+pub(crate) fn choice(about: &[&str], words: &[(&str, &[&str])]) -> Schema {
     let each = words.iter().map(|(word, doc)| json!({ "const": word, "description": paragraph(doc) }));
     let each: Vec<Value> = each.chain([variable()]).collect();
     schema!({ "description": paragraph(about), "anyOf": each })
 }
 
 /// The JSON Schema of a whole number between two bounds.
-pub fn whole_number(least: u64, most: u64) -> Schema {
+pub(crate) fn whole_number(least: u64, most: u64) -> Schema {
     let text = json!({ "type": "string", "pattern": "\\$|^[+]?[0-9]" });
     schema!({ "anyOf": [{ "type": "integer", "minimum": least, "maximum": most }, text] })
 }
 
 /// The JSON Schema of a number of bytes.
-pub fn size(least: u64) -> Schema {
+pub(crate) fn size(least: u64) -> Schema {
     let text = json!({ "type": "string", "pattern": "\\$|^[0-9]+ *(B|kB|KB|MB|GB|KiB|MiB|GiB)?$" });
     schema!({
         "description": "A number of bytes, or a size with its unit: 256MiB.",
@@ -63,7 +63,7 @@ pub fn size(least: u64) -> Schema {
 }
 
 /// Any text with a variable, since it can expand to any value.
-pub fn variable() -> Value {
+pub(crate) fn variable() -> Value {
     json!({ "type": "string", "pattern": "\\$" })
 }
 

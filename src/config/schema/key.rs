@@ -2,7 +2,7 @@
 
 /// What holds for a key: said once, in the table that declares it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct KeyInfo {
+pub(crate) struct KeyInfo {
     /// The key as a file writes it.
     pub name: &'static str,
     /// Whether its table needs it.
@@ -19,7 +19,7 @@ pub struct KeyInfo {
 
 /// When a changed value is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// With the reload.
     Reload,
     /// After a restart.
@@ -30,42 +30,42 @@ pub enum Effect {
 
 impl KeyInfo {
     /// An optional key of every kind of its table, which is printed and reloaded.
-    pub const fn named(name: &'static str) -> Self {
+    pub(crate) const fn named(name: &'static str) -> Self {
         Self { name, required: false, effect: Effect::Reload, only: &[], mode: None, unprinted: None }
     }
 
     /// A key that its table needs.
-    pub const fn required(self) -> Self {
+    pub(crate) const fn required(self) -> Self {
         Self { required: true, ..self }
     }
 
     /// A change needs a restart.
-    pub const fn restart(self) -> Self {
+    pub(crate) const fn restart(self) -> Self {
         Self { effect: Effect::Restart, ..self }
     }
 
     /// A change needs a restart, unless the store is new.
-    pub const fn restart_of_store(self) -> Self {
+    pub(crate) const fn restart_of_store(self) -> Self {
         Self { effect: Effect::RestartOfStore, ..self }
     }
 
     /// Only tables of these engines or algorithms have it.
-    pub const fn only(self, kinds: &'static [&'static str]) -> Self {
+    pub(crate) const fn only(self, kinds: &'static [&'static str]) -> Self {
         Self { only: kinds, ..self }
     }
 
     /// Only Redis stores with this `mode` have it.
-    pub const fn in_mode(self, mode: &'static str) -> Self {
+    pub(crate) const fn in_mode(self, mode: &'static str) -> Self {
         Self { mode: Some(mode), ..self }
     }
 
     /// The effective configuration does not have it.
-    pub const fn unprinted(self, reason: &'static str) -> Self {
+    pub(crate) const fn unprinted(self, reason: &'static str) -> Self {
         Self { unprinted: Some(reason), ..self }
     }
 
     /// Whether tables of this engine or algorithm have it.
-    pub fn belongs_to(&self, kind: &str) -> bool {
+    pub(crate) fn belongs_to(&self, kind: &str) -> bool {
         self.only.is_empty() || self.only.contains(&kind)
     }
 }

@@ -142,7 +142,7 @@ table! {
 
 /// An entry of a key as written: its name, or a table that says more.
 #[derive(Clone, Debug)]
-pub enum WrittenKeyEntry {
+pub(crate) enum WrittenKeyEntry {
     /// Only the name.
     Name(String),
     /// With normalisers.
@@ -174,7 +174,7 @@ impl Decode for WrittenKeyEntry {
 
 /// A test of one entry's value.
 #[derive(Clone, Debug)]
-pub enum Match {
+pub(crate) enum Match {
     /// A text, a pattern or a block of addresses.
     Text(String),
     /// Any of these.

@@ -1,5 +1,7 @@
 //! Parses Redis URLs.
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 use crate::store::Address;
@@ -91,7 +93,7 @@ fn number(text: &str) -> Result<u32, String> {
 
 fn decoded(text: &str) -> Result<String, String> {
     let text = percent_decode_str(text).decode_utf8();
-    text.map(|text| text.into_owned()).map_err(|_| "which is not UTF-8 after percent decoding".to_owned())
+    text.map(Cow::into_owned).map_err(|_| "which is not UTF-8 after percent decoding".to_owned())
 }
 
 #[cfg(test)]

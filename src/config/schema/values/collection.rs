@@ -7,7 +7,7 @@ use crate::config::schema::key::KeyInfo;
 
 /// A list. An invalid item is reported, and the others are kept.
 #[derive(Clone, Debug)]
-pub struct List<T> {
+pub(crate) struct List<T> {
     /// The valid items.
     pub items: Vec<Located<T>>,
     /// Whether the file has no items, not even invalid ones.
@@ -49,7 +49,7 @@ impl<T: Decode> Decode for List<T> {
 }
 
 /// Checks that a text can be a name, which appears in headers and on lines of the log.
-pub fn name(text: &str) -> Result<(), &'static str> {
+pub(crate) fn name(text: &str) -> Result<(), &'static str> {
     match text {
         "" => Err("expected at least one character"),
         text if text.chars().any(char::is_control) => Err("expected no control characters"),
@@ -60,11 +60,11 @@ pub fn name(text: &str) -> Result<(), &'static str> {
 
 /// A table whose keys are names chosen by the operator, in the order of the file.
 #[derive(Clone, Debug)]
-pub struct ByName<T>(pub Vec<Item<T>>);
+pub(crate) struct ByName<T>(pub Vec<Item<T>>);
 
 /// A named value.
 #[derive(Clone, Debug)]
-pub struct Item<T> {
+pub(crate) struct Item<T> {
     /// Its name.
     pub name: String,
     /// The location of the name.
@@ -103,14 +103,14 @@ impl<T: Decode> Decode for ByName<T> {
 
 impl<T> Field<List<T>> {
     /// The items; empty without a list.
-    pub fn items(&self) -> &[Located<T>] {
+    pub(crate) fn items(&self) -> &[Located<T>] {
         self.get().map_or(&[], |list| &list.value.items)
     }
 }
 
 impl<T> Field<ByName<T>> {
     /// The named values; empty without a table.
-    pub fn named(&self) -> &[Item<T>] {
+    pub(crate) fn named(&self) -> &[Item<T>] {
         self.get().map_or(&[], |named| &named.value.0)
     }
 }

@@ -9,11 +9,11 @@ use crate::config::schema::decode::Decode;
 
 /// A duration more than zero: `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"1d"`, or several units: `"1h30m"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span(pub Duration);
+pub(crate) struct Span(pub Duration);
 
 /// Matches the texts that are durations, and those with a variable.
 #[cfg(feature = "server")]
-pub const SPAN_PATTERN: &str = "\\$|^([0-9]+(us|ms|s|m|h|d|w))+$";
+pub(crate) const SPAN_PATTERN: &str = "\\$|^([0-9]+(us|ms|s|m|h|d|w))+$";
 
 impl Decode for Span {
     fn expected() -> String {
@@ -41,7 +41,7 @@ impl Decode for Span {
 
 /// A duration that may be zero: `0s`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pause(pub Duration);
+pub(crate) struct Pause(pub Duration);
 
 impl Decode for Pause {
     fn expected() -> String {
@@ -92,7 +92,7 @@ fn span(text: &str) -> Result<Duration, &'static str> {
 
 /// A duration, or a bare number of seconds as in rate-sync files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Seconds(pub Duration);
+pub(crate) struct Seconds(pub Duration);
 
 impl Decode for Seconds {
     fn expected() -> String {
@@ -115,7 +115,7 @@ impl Decode for Seconds {
 
 /// A duration, or `"off"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SpanOrOff(pub Option<Duration>);
+pub(crate) struct SpanOrOff(pub Option<Duration>);
 
 impl Decode for SpanOrOff {
     fn expected() -> String {

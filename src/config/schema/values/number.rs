@@ -48,7 +48,7 @@ macro_rules! bounded {
     ($($(#[doc = $doc:literal])* $name:ident: $least:literal..=$most:expr;)*) => { $(
         $(#[doc = $doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub struct $name(pub u64);
+        pub(crate) struct $name(pub u64);
 
         impl Decode for $name {
             fn expected() -> String {
@@ -122,7 +122,7 @@ counts!(Count, Descriptors, Entries, Checks, HeaderCount);
 
 /// A number more than zero that may have a fraction: a rate.
 #[derive(Clone, Copy, Debug)]
-pub struct Positive(pub f64);
+pub(crate) struct Positive(pub f64);
 
 impl Decode for Positive {
     fn expected() -> String {
@@ -142,7 +142,7 @@ impl Decode for Positive {
 
 /// A number of rate-sync without effect here.
 #[derive(Clone, Copy, Debug)]
-pub struct IgnoredNumber;
+pub(crate) struct IgnoredNumber;
 
 impl Decode for IgnoredNumber {
     fn expected() -> String {

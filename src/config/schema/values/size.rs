@@ -57,7 +57,7 @@ macro_rules! sizes {
     ($($(#[doc = $doc:literal])* $name:ident: $least:expr, $most:expr;)*) => { $(
         $(#[doc = $doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub struct $name(pub u64);
+        pub(crate) struct $name(pub u64);
 
         impl Decode for $name {
             fn expected() -> String {

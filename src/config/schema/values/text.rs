@@ -58,7 +58,7 @@ impl Decode for Hidden {
 
 /// True or false.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Switch(pub bool);
+pub(crate) struct Switch(pub bool);
 
 impl Decode for Switch {
     fn expected() -> String {
