@@ -38,7 +38,7 @@ const MAX_SYMLINKS: usize = 40;
 #[derive(Debug)]
 pub struct ConfigWatcher {
     events: UnboundedReceiver<FileEvent>,
-    /// [`QUIET_PERIOD`]; longer in tests, whose own writes may be slow.
+    /// `QUIET_PERIOD`; longer in tests, whose own writes may be slow.
     quiet_period: Duration,
     /// Ends its thread when dropped.
     _watcher: RecommendedWatcher,
@@ -83,7 +83,7 @@ impl ConfigWatcher {
     }
 
     /// Waits for the next change. It is complete when no file is being written and no event occurred for
-    /// [`QUIET_PERIOD`], or at the latest after [`MAX_WAIT`].
+    /// `QUIET_PERIOD`, or at the latest after `MAX_WAIT`.
     pub async fn changed(&mut self) {
         let mut writing = BTreeSet::new();
         self.next_event(&mut writing).await;
