@@ -25,7 +25,7 @@
 //! | [`clock`] | timestamps, and the clocks that give them |
 //! | [`descriptor`] | a request: domain, descriptors, entries, hits |
 //! | [`settings`] | settings of the doors |
-//! | [`tls`] | one TLS client for shared stores |
+//! | `tls` | one TLS client for shared stores |
 //! | [`limiter`] | the arithmetic: one file for each algorithm |
 //! | [`plan`] | the checks of a request and their outcomes; [`plan::advance`] defines their meaning |
 //! | [`secret`] | the deployment's secret, and the hashed names of counters |
@@ -34,11 +34,11 @@
 //! | [`rules`] | which limiters apply to a request |
 //! | [`decision`] | the answer to a request |
 //! | [`engine`] | the walk of a request; the one place that awaits a store |
-//! | [`telemetry`] | metrics, the log of refusals, the most refused |
-//! | [`service`] | the version in use, shared by all doors |
-//! | [`server`] | the doors: gRPC, HTTP, admin |
-//! | [`config`] | configuration files, read strictly |
-//! | [`app`] | everything, built from a configuration and served |
+//! | `telemetry` | metrics, the log of refusals, the most refused |
+//! | `service` | the version in use, shared by all doors |
+//! | `server` | the doors: gRPC, HTTP, admin |
+//! | `config` | configuration files, read strictly |
+//! | `app` | everything, built from a configuration and served |
 //!
 //! Time is an argument to `limiter`, `plan`, `rules` and `decision`: they neither await, log nor count.
 //!
@@ -49,6 +49,11 @@
 //! * Counting is integer and saturating, below 2^53, and rounding never favours the caller.
 //! * No identity reaches a store, a log or a label: counters are named by a keyed hash.
 //! * Rules in use are immutable and replaced as a whole; a request sees one version.
+//!
+//! # Features
+//!
+//! Without the default features this is the core with the memory store: everything up to [`engine`], except `tls`.
+//! `redis` and `postgres` add shared stores, `config` adds the room of that name, and `server` adds everything else.
 
 #![cfg_attr(
     not(feature = "server"),
