@@ -80,7 +80,7 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
         let queue = Arc::new(Queue::new("bench", store, queue));
         // The schema is created and the connections are open before measuring.
         for _ in 0..100 {
-            queue.execute(plan(0, limit, 0), None, queue.deadline()).await.expect("an answer");
+            queue.execute(plan(0, limit, 0), queue.deadline()).await.expect("an answer");
         }
         let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let callers: Vec<_> = (0..CALLERS)
@@ -92,7 +92,7 @@ fn load(settings: &PostgresSettings, limit: Limit, keys: u64, length: Duration) 
                         // Scattered, and the same in every run.
                         next = next.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                         let plan = plan((next >> 33) % keys, limit, next);
-                        queue.execute(plan, None, queue.deadline()).await.expect("an answer");
+                        queue.execute(plan, queue.deadline()).await.expect("an answer");
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                 })

@@ -9,9 +9,10 @@
 
 mod server;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate::clock::Timestamp;
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{LeaseId, Limit, SlidingWindow, TokenBucket};
 use tollgate::plan::{Check, CounterName, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
@@ -40,13 +41,14 @@ fn main() {
 async fn measure() {
     let server = Server::start().await;
     let topology = Topology::Standalone(Address::Tcp("127.0.0.1".to_owned(), server.port));
-    let store = Redis::new(&RedisSettings::new(topology)).expect("no file is read");
-    while store.probe().await.is_err() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let settings = RedisSettings::new(topology);
+    let store = connected(&settings).await;
+    // The moments of grants are set, so that a window of an hour fills at once.
+    let clock = ManualClock::at(START);
+    let windowed = Timed { store: connected(&settings).await.with_clock(Arc::new(clock.clone())), clock };
     let windows = [10, 100, 10_000].map(|limit| SlidingWindow { limit, window: 3_600 * SECOND });
     for window in windows {
-        fill(&store, window).await;
+        fill(&windowed, window).await;
     }
     let mut rows: Vec<(String, Vec<f64>)> = Vec::new();
     let mut keep = |row: &str, micros: f64| match rows.iter_mut().find(|(name, _)| name == row) {
@@ -64,7 +66,7 @@ async fn measure() {
         for (place, window) in windows.into_iter().enumerate() {
             let begin = START.plus((1 + round as u64) * 10 * 3_600 * SECOND + place as u64);
             let row = format!("a full window of {}, one call each", window.limit);
-            keep(&row, full_window(&server, &store, window, begin).await);
+            keep(&row, full_window(&server, &windowed, window, begin).await);
         }
     }
     println!("{:<44} {:>12} {:>10}", "", "us of Redis", "to bare 64");
@@ -80,10 +82,32 @@ async fn measure() {
     println!();
     for (what, counter) in [("a bucket", counter(0)), ("a full window of 1000", counter(WINDOWS + 1_000))] {
         if what != "a bucket" {
-            fill(&store, SlidingWindow { limit: 1_000, window: 3_600 * SECOND }).await;
+            fill(&windowed, SlidingWindow { limit: 1_000, window: 3_600 * SECOND }).await;
         }
         println!("{:<44} {:>12} bytes by MEMORY USAGE", what, server.memory_usage(&key(counter)).await);
     }
+}
+
+/// A store that decides by a clock of this benchmark.
+struct Timed {
+    store: Redis,
+    clock: ManualClock,
+}
+
+impl Timed {
+    async fn ask(&self, plan: &Plan, now: Timestamp) -> Vec<bool> {
+        self.clock.set(now);
+        ask(&self.store, std::slice::from_ref(plan)).await
+    }
+}
+
+/// A store that has answered once.
+async fn connected(settings: &RedisSettings) -> Redis {
+    let store = Redis::new(settings).expect("no file is read");
+    while store.probe().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    store
 }
 
 const START: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -156,8 +180,8 @@ async fn incrby(server: &Server) -> f64 {
     .await
 }
 
-async fn ask(store: &Redis, plans: &[Plan], now: Option<Timestamp>) -> Vec<bool> {
-    let answers = store.execute(plans, now).await;
+async fn ask(store: &Redis, plans: &[Plan]) -> Vec<bool> {
+    let answers = store.execute(plans).await;
     answers.into_iter().map(|answer| answer.expect("it answers").admitted).collect()
 }
 
@@ -166,7 +190,7 @@ async fn buckets(server: &Server, store: &Redis, batch: usize) -> f64 {
     let plans: Vec<Plan> = (0..COUNTERS).map(|number| plan(counter(number), bucket(), 1)).collect();
     cost(server, decisions, || async {
         for batch in plans.chunks(batch).cycle().take(decisions / batch) {
-            ask(store, batch, None).await;
+            ask(store, batch).await;
         }
     })
     .await
@@ -176,34 +200,34 @@ async fn one_bucket(server: &Server, store: &Redis) -> f64 {
     let plans = vec![plan(counter(COUNTERS), bucket(), 1); 64];
     cost(server, DECISIONS, || async {
         for _ in 0..DECISIONS / 64 {
-            ask(store, &plans, None).await;
+            ask(store, &plans).await;
         }
     })
     .await
 }
 
 /// Fills a window with single grants at distinct moments.
-async fn fill(store: &Redis, window: SlidingWindow) {
+async fn fill(store: &Timed, window: SlidingWindow) {
     let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
     for number in 0..window.limit {
-        ask(store, std::slice::from_ref(&plan), Some(START.plus(u64::from(number)))).await;
+        store.ask(&plan, START.plus(u64::from(number))).await;
     }
 }
 
 /// Charges of a full window, each of which drops the oldest grant.
-async fn full_window(server: &Server, store: &Redis, window: SlidingWindow, begin: Timestamp) -> f64 {
+async fn full_window(server: &Server, store: &Timed, window: SlidingWindow, begin: Timestamp) -> f64 {
     let plan = plan(counter(WINDOWS + window.limit as usize), Limit::SlidingWindow(window), 1);
     let step = window.window / u64::from(window.limit);
     // One full window first, so that the grants are a step apart.
     let mut now = begin;
     for _ in 0..window.limit {
         now = now.plus(step);
-        ask(store, std::slice::from_ref(&plan), Some(now)).await;
+        store.ask(&plan, now).await;
     }
     cost(server, DECISIONS / 8, || async {
         for _ in 0..DECISIONS / 8 {
             now = now.plus(step);
-            let admitted = ask(store, std::slice::from_ref(&plan), Some(now)).await;
+            let admitted = store.ask(&plan, now).await;
             assert_eq!(admitted, [true], "one grant is forgotten for each");
         }
     })

@@ -216,7 +216,7 @@ impl App {
         };
         snapshot_tasks.shutdown().await;
         let version = self.service.current().version.clone();
-        version.stores.return_leased_quota(self.service.now(), QUOTA_RETURN_TIMEOUT).await;
+        version.stores.return_leased_quota(QUOTA_RETURN_TIMEOUT).await;
         match ended {
             Ended::Drained => self.snapshots.write_all().await,
             Ended::AtOnce

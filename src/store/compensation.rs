@@ -155,7 +155,7 @@ impl Stores {
         let Some(shared) = self.shared(partition.0) else { return (self.memory.apply(plan, now), AnsweredBy::Store) };
         // Each store answers within its own timeout, and all of them within the longest.
         let deadline = deadline.min(shared.queue().deadline());
-        match shared.execute(plan, now, self.injected_now(now), deadline).await {
+        match shared.execute(plan, now, deadline).await {
             Ok(applied) => (applied, AnsweredBy::Store),
             Err(fault) => (shared.fallback(plan, fault, now), AnsweredBy::Fallback),
         }
@@ -170,10 +170,10 @@ impl Stores {
             (Some(shared), AnsweredBy::Store) => {
                 if Instant::now() >= deadline {
                     // Other stores took all the time: compensate without waiting.
-                    shared.post(plan.clone(), self.injected_now(now));
+                    shared.post(plan.clone());
                     return None;
                 }
-                shared.execute(plan, now, self.injected_now(now), deadline).await.ok()
+                shared.execute(plan, now, deadline).await.ok()
             }
         }
     }
@@ -223,7 +223,7 @@ impl Drop for UndecidedCharges<'_> {
             match (stores.shared(partition.0), by) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
                 (Some(shared), AnsweredBy::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),
-                (Some(shared), AnsweredBy::Store) => shared.post(plan, stores.injected_now(now)),
+                (Some(shared), AnsweredBy::Store) => shared.post(plan),
             }
         }
     }

@@ -19,8 +19,6 @@ pub struct Stores {
     pub(super) memory: MemoryStores,
     /// The shared stores by index. Empty if there are none, which a decision checks first.
     shared: Vec<Option<Arc<SharedStore>>>,
-    /// Whether shared stores decide by the caller's clock instead of their own, in tests.
-    by_callers_clock: bool,
 }
 
 /// The state of a store, for reports.
@@ -56,7 +54,7 @@ pub enum NextStore {
 impl Stores {
     /// Stores in this process's memory, in the order of their [`Check::store`](crate::plan::Check).
     pub fn memory(spaces: &[MemorySettings]) -> Self {
-        Self { memory: MemoryStores::new(spaces), shared: Vec::new(), by_callers_clock: false }
+        Self { memory: MemoryStores::new(spaces), shared: Vec::new() }
     }
 
     /// Stores of any kind, in the order of their [`Check::store`](crate::plan::Check).
@@ -71,7 +69,7 @@ impl Stores {
         if shared.iter().all(Option::is_none) {
             shared.clear();
         }
-        Self { memory: self.memory.next(spaces), shared, by_callers_clock: self.by_callers_clock }
+        Self { memory: self.memory.next(spaces), shared }
     }
 
     /// The space of a store: kept or new. With it the shared store, if it is one.
@@ -81,12 +79,6 @@ impl Stores {
             NextStore::New(StoreHandle::Memory(settings)) => (Err(settings), None),
             NextStore::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
         }
-    }
-
-    /// For tests: makes shared stores decide by the caller's clock instead of their own.
-    #[must_use]
-    pub fn by_callers_clock(self) -> Self {
-        Self { by_callers_clock: true, ..self }
     }
 
     /// Executes a plan: its lease changes, then its undos, then its groups in order. Each group is admitted completely or
@@ -123,7 +115,7 @@ impl Stores {
     /// Removes counters that have expired at `now`. Called periodically. No lock is held for long.
     pub fn sweep(&self, now: Timestamp) {
         self.memory.sweep(now);
-        self.shared.iter().flatten().for_each(|shared| shared.sweep(now, self.injected_now(now)));
+        self.shared.iter().flatten().for_each(|shared| shared.sweep(now));
     }
 
     /// Whether a store answers and accepts writes. A memory store always does.
@@ -135,10 +127,10 @@ impl Stores {
     }
 
     /// Returns unused leased quota to the shared stores, within `timeout`. Called before the process ends.
-    pub async fn return_leased_quota(&self, now: Timestamp, timeout: Duration) {
+    pub async fn return_leased_quota(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         for shared in self.shared.iter().flatten() {
-            shared.return_leased_quota(self.injected_now(now), deadline).await;
+            shared.return_leased_quota(deadline).await;
         }
     }
 
@@ -198,14 +190,9 @@ impl Stores {
         deadlines.max().unwrap_or_else(Instant::now)
     }
 
-    /// The time that replaces a shared store's own clock, in tests.
-    pub(super) fn injected_now(&self, now: Timestamp) -> Option<Timestamp> {
-        self.by_callers_clock.then_some(now)
-    }
-
     /// Executes a plan whose counters are all in one partition of one shared store.
     async fn apply_shared(&self, shared: &SharedStore, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.execute(plan, now, self.injected_now(now), shared.queue().deadline()).await {
+        match shared.execute(plan, now, shared.queue().deadline()).await {
             Ok(applied) => applied,
             Err(fault) => shared.fallback(plan, fault, now),
         }

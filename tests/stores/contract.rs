@@ -1,7 +1,7 @@
 //! The contract of every store: the same answers as `advance`, decision by decision.
 //!
-//! A store joins with a test that passes [`the_contract`] a constructor of an empty store. Time is injected and
-//! sometimes steps back; a store that decides by its own clock uses the injected time in these tests.
+//! A store joins with a test that passes [`the_contract`] a constructor of an empty store. The time is an argument and
+//! sometimes steps back. A store that decides by its own clock gets one from its tests, which set it before each call.
 
 use tollgate::clock::Timestamp;
 use tollgate::limiter::LeaseStatus;

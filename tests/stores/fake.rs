@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
-use tollgate::clock::Timestamp;
+use tollgate::clock::{Clock, ManualClock};
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
 use tollgate::store::{Backend, MemorySettings, MemoryStores};
@@ -23,6 +23,8 @@ pub struct Kept(Arc<Inside>);
 
 pub struct Inside {
     memory: MemoryStores,
+    /// The time of its decisions.
+    clock: ManualClock,
     mood: AtomicU8,
     /// Notified when a call arrives while it hangs.
     called: Notify,
@@ -42,10 +44,21 @@ pub const LATE: u8 = 3;
 pub const UNSEEN: u8 = 4;
 
 impl Kept {
+    /// A store whose own clock shows the start time until a test sets it.
     pub fn new() -> Self {
+        Self::with_clock(ManualClock::at(START))
+    }
+
+    /// A store that decides by this clock.
+    pub fn with_clock(clock: ManualClock) -> Self {
         let memory = MemoryStores::new(&[MemorySettings::default(); 3]);
         let (mood, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
-        Self(Arc::new(Inside { memory, mood, called: Notify::new(), changed: Notify::new(), calls }))
+        Self(Arc::new(Inside { memory, clock, mood, called: Notify::new(), changed: Notify::new(), calls }))
+    }
+
+    /// The clock of its decisions, read once when a call begins.
+    pub fn clock(&self) -> &ManualClock {
+        &self.0.clock
     }
 
     pub fn be(&self, mood: u8) {
@@ -83,14 +96,15 @@ impl Kept {
 }
 
 impl Backend for Kept {
-    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
+        let now = self.0.clock.now();
         match self.mood().await {
             BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
             LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
             _ => {}
         }
-        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now.unwrap_or(START)))).collect()
+        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now))).collect()
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {

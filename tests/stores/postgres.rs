@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::NoTls;
-use tollgate::clock::Timestamp;
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
     Alignment, CalendarBounds, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow,
     TokenBucket,
@@ -41,6 +41,11 @@ fn store(server: &postgres::Postgres) -> Postgres {
     Postgres::new(&settings(server, &server.database())).expect("the settings are valid")
 }
 
+/// The same, which decides by this clock.
+fn store_with_clock(server: &postgres::Postgres, clock: &ManualClock) -> Postgres {
+    store(server).with_clock(Arc::new(clock.clone()))
+}
+
 /// The same plan on other counters, so that each run of a test begins with empty ones.
 fn salted(plan: &Plan, salt: u64) -> Plan {
     let mut plan = plan.clone();
@@ -69,7 +74,12 @@ fn undo_plan(plan: &Plan, applied: &Applied) -> Plan {
 fn compare_random_plans(runs: u32, batch_size: usize) {
     let Some(server) = postgres::Postgres::shared() else { return };
     let runtime = runtime();
-    let store = runtime.block_on(async { store(&server) });
+    let clock = ManualClock::at(START);
+    let store = runtime.block_on(async { store_with_clock(&server, &clock) });
+    let execute_at = |plans: &[Plan], now| {
+        clock.set(now);
+        runtime.block_on(store.execute(plans))
+    };
     let (run, decided) = (Cell::new(0), Cell::new(0));
     always(runs, plans(ANYTHING, 250), |steps| {
         run.set(run.get() + 1);
@@ -85,13 +95,13 @@ fn compare_random_plans(runs: u32, batch_size: usize) {
                     expected.push(reference.apply(&undo, now));
                     plans.push(undo);
                 } else {
-                    compare(number, &plans, &expected, &runtime.block_on(store.execute(&plans, Some(now))));
+                    compare(number, &plans, &expected, &execute_at(&plans, now));
                     now = Timestamp::from_micros(now.micros().saturating_add_signed(steps[0].0 / 3));
                     expected = vec![reference.apply(&undo, now)];
                     plans = vec![undo];
                 }
             }
-            compare(number, &plans, &expected, &runtime.block_on(store.execute(&plans, Some(now))));
+            compare(number, &plans, &expected, &execute_at(&plans, now));
             decided.set(decided.get() + steps.len());
         }
     });
@@ -150,7 +160,7 @@ fn one(name: u64) -> Plan {
 }
 
 async fn execute(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
-    store.execute(std::slice::from_ref(plan), None).await.pop().expect("one answer for each")
+    store.execute(std::slice::from_ref(plan)).await.pop().expect("one answer for each")
 }
 
 /// Waits until a condition holds.
@@ -166,11 +176,13 @@ async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 fn compare_at_times(plans: impl IntoIterator<Item = (Timestamp, Vec<Plan>)>) {
     let Some(server) = postgres::Postgres::shared() else { return };
     runtime().block_on(async {
-        let store = store(&server);
+        let clock = ManualClock::at(START);
+        let store = store_with_clock(&server, &clock);
         let mut reference = Reference::default();
         for (number, (now, plans)) in plans.into_iter().enumerate() {
             let expected: Vec<Applied> = plans.iter().map(|plan| reference.apply(plan, now)).collect();
-            compare(number, &plans, &expected, &store.execute(&plans, Some(now)).await);
+            clock.set(now);
+            compare(number, &plans, &expected, &store.execute(&plans).await);
         }
     });
 }
@@ -280,7 +292,7 @@ fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
             for caller in 0..50 {
                 let store = stores[caller % 3].clone();
                 let plans: Vec<Plan> = (0..10).map(|_| plan(checks.iter().copied())).collect();
-                callers.spawn(async move { store.execute(&plans, None).await });
+                callers.spawn(async move { store.execute(&plans).await });
             }
             let answers: Answers = callers.join_all().await.into_iter().flatten().collect();
             assert_eq!(answers.len(), 500);
@@ -309,7 +321,7 @@ fn random_plans_over_shared_counters_do_not_deadlock() {
                 let (store, part) = (store.clone(), part.to_vec());
                 callers.spawn(async move {
                     for batch in part.chunks(5) {
-                        let answers = store.execute(batch, None).await;
+                        let answers = store.execute(batch).await;
                         assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|one| one.is_err()));
                     }
                 });
@@ -349,7 +361,9 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
     let server = setup.line("full_page_writes = off").line("autovacuum = off").start();
     let database = server.database();
     runtime().block_on(async {
+        let clock = ManualClock::at(START);
         let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
+        let store = store.with_clock(Arc::new(clock.clone()));
         let window = 3_600 * SECOND;
         let written = async |name: u64, limit: u32| {
             let log = Limit::SlidingWindow(SlidingWindow { limit, window });
@@ -358,8 +372,8 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
             let request = || plan([Check { charges: always, ..check(name, log) }]);
             for (number, chunk) in (0..u64::from(limit)).collect::<Vec<_>>().chunks(100).enumerate() {
                 let plans: Vec<Plan> = chunk.iter().map(|_| request()).collect();
-                let now = START.plus(number as u64);
-                store.execute(&plans, Some(now)).await.into_iter().for_each(|answer| drop(answer.expect("an answer")));
+                clock.set(START.plus(number as u64));
+                store.execute(&plans).await.into_iter().for_each(|answer| drop(answer.expect("an answer")));
             }
             // One row per grant, as if each had a moment of its own.
             let counter = format!("'00000000-0000-000{name}-0000-00000000000{name}'");
@@ -377,8 +391,8 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
             };
             let before = position();
             for number in 0..100 {
-                let applied = execute_at(&store, &request(), START.plus(20_000 + number)).await;
-                assert!(!applied.admitted, "it is full");
+                clock.set(START.plus(20_000 + number));
+                assert!(!execute(&store, &request()).await.expect("an answer").admitted, "it is full");
             }
             position() - before
         };
@@ -386,10 +400,6 @@ fn a_charge_of_a_full_window_of_ten_thousand_writes_no_more_than_one_of_ten() {
         println!("WAL of 100 charges: {small} bytes with 10 grants, {large} with 10 000");
         assert!(large <= 2 * small, "{large} bytes, against {small}");
     });
-}
-
-async fn execute_at(store: &Postgres, plan: &Plan, now: Timestamp) -> Applied {
-    store.execute(std::slice::from_ref(plan), Some(now)).await.pop().expect("one answer for each").expect("an answer")
 }
 
 /// Weakness R21: rows are never deleted.
@@ -403,18 +413,22 @@ fn counters_that_expired_long_ago_are_swept_and_others_stay() {
         server.value(&database, sql).expect("numbers")
     };
     runtime().block_on(async {
+        let clock = ManualClock::at(START);
         let store = Postgres::new(&settings(&server, &database)).expect("the settings are valid");
+        let store = store.with_clock(Arc::new(clock.clone()));
         let limits = one_of_each_algorithm(5);
         let all = |from: u64| plan(limits.iter().zip(from..).map(|(limit, name)| check(name, *limit)));
         let now = server.value(&database, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
         let now = Timestamp::from_micros(now.expect("a number").parse().expect("a number"));
         let ago = |hours: u64| Timestamp::from_micros(now.micros() - hours * 3_600 * SECOND);
         // More rows than one sweep deletes, and some that have not expired.
+        clock.set(ago(100));
         for batch in 0..30 {
             let plans: Vec<Plan> = (0..20).map(|plan| all(1_000 + 200 * batch + 10 * plan)).collect();
-            assert!(store.execute(&plans, Some(ago(100))).await.iter().all(Result::is_ok));
+            assert!(store.execute(&plans).await.iter().all(Result::is_ok));
         }
-        assert!(execute_at(&store, &all(0), now).await.admitted);
+        clock.set(now);
+        assert!(execute(&store, &all(0)).await.expect("an answer").admitted);
         assert_eq!(rows(), "3606 601 601");
         assert_eq!(store.sweep().await, Ok(true), "there is more to do at once");
         wait_until("the whole table was swept", async || {

@@ -35,7 +35,7 @@ fn queue(kept: &Kept, timeout: Duration) -> Queue {
 
 /// Sends a plan and waits without a deadline.
 async fn ask(queue: &Queue, plan: &Plan) -> Result<bool, Fault> {
-    let answer = queue.execute(plan.clone(), None, Instant::now() + HOUR).await;
+    let answer = queue.execute(plan.clone(), Instant::now() + HOUR).await;
     answer.map(|applied| applied.admitted)
 }
 
@@ -97,7 +97,7 @@ fn a_decision_waits_for_its_deadline_and_no_longer() {
         kept.be(HANGING);
         // Every caller, however many wait before it.
         let (begun, until) = (Instant::now(), queue.deadline());
-        let answers = join_all((0..200).map(|_| queue.execute(plan.clone(), None, until))).await;
+        let answers = join_all((0..200).map(|_| queue.execute(plan.clone(), until))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Err(Fault::Timeout))));
         let waited = begun.elapsed();
         assert!((deadline..=deadline + Duration::from_millis(1)).contains(&waited), "they waited {waited:?}");
@@ -116,7 +116,7 @@ fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_
         runtime.block_on(async {
             kept.be(away);
             while !queue.circuit_open() {
-                let answer = queue.execute(plan.clone(), None, queue.deadline()).await;
+                let answer = queue.execute(plan.clone(), queue.deadline()).await;
                 assert!(answer.is_err(), "it is away");
             }
             // The circuit breaker stays open, and no caller waits.
@@ -143,8 +143,7 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
     let _entered = runtime.enter();
     let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };
     let settings = SharedSettings { queue, instances: 2, ..SharedSettings::new("main") };
-    let stores =
-        Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]).by_callers_clock();
+    let stores = Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]);
     let local = |counter, limit| {
         let on_store_error = OnStoreError::Local;
         one(Check { counter: CounterName([counter, 7]), on_store_error, ..log(limit) })
@@ -155,6 +154,7 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
         for second in 0..50 {
             // So much time that the fallback would be discarded after an outage.
             let now = START.plus(second * 1_000_000);
+            kept.clock().set(now);
             let decided = stores.apply(&flow, now).await.answers[0].expect("it is decided");
             assert_eq!(decided.limit, 1_000, "by the store");
             kept.be(HANGING);

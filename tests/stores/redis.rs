@@ -7,14 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{self, subsequence};
-use tollgate::clock::Timestamp;
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Plan, Undo};
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
 
-use super::redis_client::{self, apply, at, connected, counter, decide, one, plan, runtime};
+use super::redis_client::{self, apply, at, connected, connected_with_clock, counter, decide, one, plan, runtime};
 use crate::support::processes::redis::{Redis as Server, Setup};
 use crate::support::processes::sentinel::{NAME, Sentinel};
 use crate::support::reference::numbers::Numbers;
@@ -55,7 +55,9 @@ fn take_back(plan: &Plan, applied: &Applied) -> Plan {
 
 /// Executes batches, each at one moment, and compares them with the reference plan by plan. The charges of a batch's
 /// first plan are sometimes undone at the end of the next batch.
-async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run: &str) {
+async fn step_by_step(settings: &RedisSettings, batches: Vec<(i64, Vec<Plan>)>, run: &str) {
+    let clock = ManualClock::at(START);
+    let redis = connected_with_clock(settings, &clock).await;
     let (mut reference, mut now) = (Reference::default(), START);
     let mut last: Option<(Plan, Applied)> = None;
     for (step, (by, mut batch)) in batches.into_iter().enumerate() {
@@ -64,7 +66,8 @@ async fn step_by_step(redis: &impl Backend, batches: Vec<(i64, Vec<Plan>)>, run:
             batch.push(take_back(&plan, &applied));
         }
         let expected: Vec<Applied> = batch.iter().map(|plan| reference.apply(plan, now)).collect();
-        let found = redis.execute(&batch, Some(now)).await;
+        clock.set(now);
+        let found = redis.execute(&batch).await;
         for (number, (expected, found)) in expected.iter().zip(&found).enumerate() {
             let place = format!("plan {number} of {}, step {step} of {run}", batch.len());
             let found = found.as_ref().unwrap_or_else(|fault| panic!("{place}: {fault}"));
@@ -91,7 +94,7 @@ fn the_contract(to: &RedisSettings) {
             }
         }
         let settings = RedisSettings { key_prefix: format!("run {run}:"), ..to.clone() };
-        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
+        runtime.block_on(step_by_step(&settings, batches, &format!("run {run}")));
     });
 }
 
@@ -146,7 +149,7 @@ fn keeps_the_contract(counters: Vec<Vec<Numbers>>, furthest: u64) {
         let run = runs.fetch_add(1, Ordering::Relaxed);
         let settings = RedisSettings { key_prefix: format!("run {run}:"), ..at(server.port) };
         let batches = steps.into_iter().map(|(by, plan)| (by, vec![plan])).collect();
-        runtime.block_on(async { step_by_step(&connected(&settings).await, batches, &format!("run {run}")).await });
+        runtime.block_on(step_by_step(&settings, batches, &format!("run {run}")));
     });
 }
 
@@ -193,7 +196,7 @@ fn a_plan_that_fails_leaves_the_others_and_writes_nothing() {
             server.ask::<()>(&[b"RPUSH".to_vec(), key(10 * number + 1), b"of another kind".to_vec()]);
             let bad = plan([one(counter_of(0), others), one(counter_of(1), limit), one(counter_of(2), others)]);
             let batch = [plan([one(counter_of(3), others)]), bad.clone(), plan([one(counter_of(4), limit)]), bad];
-            let answers = redis.execute(&batch, None).await;
+            let answers = redis.execute(&batch).await;
             let passes = |answer: &Result<Applied, Fault>| answer.as_ref().map(|applied| applied.admitted).ok();
             assert_eq!(
                 answers.iter().map(passes).collect::<Vec<_>>(),
@@ -225,7 +228,7 @@ fn a_server_without_memory_refuses_only_what_writes() {
             let other = |limit| plan([one(counter(100 + number), limit)]);
             let refused =
                 plan([Check { charges: Charges { admitted: 1, ..Charges::default() }, ..one(counter(number), limit) }]);
-            let answers = redis.execute(&[other(limit), refused, other(limit)], None).await;
+            let answers = redis.execute(&[other(limit), refused, other(limit)]).await;
             assert_eq!(answers[0].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
             assert!(answers[1].as_ref().is_ok_and(|applied| !applied.admitted), "{limit:?}: {:?}", answers[1]);
             assert_eq!(answers[2].as_ref().err(), Some(&Fault::OutOfMemory), "{limit:?}");
@@ -334,10 +337,11 @@ fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
 fn a_key_that_lost_its_expiry_blocks_nobody() {
     let Some(server) = Server::start() else { return };
     runtime().block_on(async {
-        let redis = connected(&at(server.port)).await;
+        let clock = ManualClock::at(START);
+        let redis = connected_with_clock(&at(server.port), &clock).await;
         let at = async |now, lease, check| {
-            let plan = Plan { lease: LeaseId(lease), ..plan([check]) };
-            let applied = redis.execute(&[plan], Some(now)).await.pop().expect("one answer");
+            clock.set(now);
+            let applied = apply(&redis, Plan { lease: LeaseId(lease), ..plan([check]) }).await;
             applied.expect("it answers").admitted
         };
         for (number, limit) in (0..).zip(of_each_algorithm(1, 60 * SECOND)) {

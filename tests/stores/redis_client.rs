@@ -1,7 +1,9 @@
 //! A Redis of a test, called as the service calls it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tollgate::clock::ManualClock;
 use tollgate::limiter::{LeaseId, Limit};
 use tollgate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
@@ -16,6 +18,11 @@ pub async fn connected(settings: &RedisSettings) -> Redis {
     let redis = Redis::new(settings).expect("its files can be read");
     answers(&redis).await;
     redis
+}
+
+/// The same, which decides by this clock.
+pub async fn connected_with_clock(settings: &RedisSettings, clock: &ManualClock) -> Redis {
+    connected(settings).await.with_clock(Arc::new(clock.clone()))
 }
 
 /// Waits until it answers.
@@ -50,13 +57,13 @@ pub fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
     Plan { lease: LeaseId(7), ..Plan::of(checks) }
 }
 
-/// The outcome of a single check, by the clock of the server.
+/// The outcome of a single check, by the clock of the store.
 pub async fn decide(redis: &Redis, check: Check) -> Result<Outcome, Fault> {
     let applied = apply(redis, plan([check])).await?;
     applied.answers[0]
 }
 
-/// The outcome of a plan, by the clock of the server.
+/// The outcome of a plan, by the clock of the store.
 pub async fn apply(redis: &Redis, plan: Plan) -> Result<Applied, Fault> {
-    redis.execute(&[plan], None).await.pop().expect("one answer for each plan")
+    redis.execute(&[plan]).await.pop().expect("one answer for each plan")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tollgate::clock::Timestamp;
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, OnStoreError, SlidingCounter, SlidingWindow,
     TokenBucket,
@@ -48,9 +48,13 @@ async fn connected(settings: &RedisSettings) -> Redis {
 
 /// A cluster as requests use it.
 async fn stores(cluster: &Cluster, deadline: Duration) -> Stores {
+    stores_of(connected(&settings(cluster)).await, deadline)
+}
+
+fn stores_of(redis: Redis, deadline: Duration) -> Stores {
     let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
     let shared = SharedSettings { queue, partitioned: true, ..SharedSettings::new("cluster") };
-    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(shared, connected(&settings(cluster)).await)))])
+    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(shared, redis)))])
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -104,7 +108,11 @@ fn same(place: &str, expected: &Applied, found: &Applied) {
 fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     let (runtime, runs) = (runtime(), AtomicU32::new(0));
-    let stores = runtime.block_on(stores(&cluster, LONG)).by_callers_clock();
+    let clock = ManualClock::at(START);
+    let stores = runtime.block_on(async {
+        let redis = connected(&settings(&cluster)).await;
+        stores_of(redis.with_clock(Arc::new(clock.clone())), LONG)
+    });
     always(400, plans(scope, 250), |steps| {
         let run = runs.fetch_add(1, Ordering::Relaxed);
         let (mut reference, mut now) = (Reference::default(), START);
@@ -120,6 +128,8 @@ fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
                 }
                 prepare(run, &mut plan);
                 let expected = reference.apply(&plan, now);
+                // Undos are executed before the plan is answered: none is left for the next time.
+                clock.set(now);
                 same(&format!("plan {number} of run {run}: {plan:?}"), &expected, &stores.apply(&plan, now).await);
             }
         });
@@ -530,14 +540,14 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
         let redis = Redis::new(&settings(&cluster)).expect("no file is read");
         let asked = plan([one(in_partition(0, 1), bucket(5))]);
         let begun = Instant::now();
-        for answer in redis.execute(&[asked.clone(), asked.clone()], None).await {
+        for answer in redis.execute(&[asked.clone(), asked.clone()]).await {
             assert_eq!(answer.err(), Some(Fault::Unreachable));
         }
         assert_eq!(redis.probe().await, Err(Fault::Unreachable));
         assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
         cluster.nodes.iter_mut().for_each(processes::Redis::restart);
         let back = Instant::now();
-        while redis.execute(std::slice::from_ref(&asked), None).await[0].is_err() {
+        while redis.execute(std::slice::from_ref(&asked)).await[0].is_err() {
             assert!(back.elapsed() < LONG, "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -549,10 +559,10 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
 fn plans_of_one_call_keep_their_order_and_their_answers() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
-        let redis = connected(&settings(&cluster)).await;
+        let redis = connected(&settings(&cluster)).await.with_clock(Arc::new(ManualClock::at(START)));
         let counters = (0..64).map(|number: u16| in_partition(number / 2 % 16 * 4_001, u64::from(number % 2)));
         let plans: Vec<Plan> = counters.clone().map(|counter| plan([one(counter, bucket(10))])).collect();
-        let answers = redis.execute(&plans, Some(START)).await;
+        let answers = redis.execute(&plans).await;
         let mut asked: Vec<CounterName> = Vec::new();
         for (counter, answer) in counters.zip(answers) {
             let before = asked.iter().filter(|&&other| other == counter).count() as u32;
@@ -580,7 +590,7 @@ fn a_cluster_with_tls_and_a_password_is_let_into() {
     };
     runtime().block_on(async {
         let redis = connected(&settings).await;
-        let answers = redis.execute(&[plan([one(in_partition(7, 7), bucket(5))])], None).await;
+        let answers = redis.execute(&[plan([one(in_partition(7, 7), bucket(5))])]).await;
         assert!(answers[0].as_ref().is_ok_and(|applied| applied.admitted));
 
         let stranger =
@@ -599,5 +609,5 @@ fn calls_of_a_cluster_are_futures_that_can_be_sent() {
     let _entered = runtime();
     let _guard = _entered.enter();
     let redis = Redis::new(&RedisSettings::new(Topology::Cluster(Vec::new()))).expect("no file is read");
-    sendable(&redis.execute(&[], None));
+    sendable(&redis.execute(&[]));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tollgate::clock::Timestamp;
+use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::plan::{Applied, Plan};
 use tollgate::store::{Backend, QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
@@ -20,7 +20,7 @@ pub const WITH_LEASES: Wrapped = |settings| SharedSettings { quota_lease: Some(6
 pub fn instance(backend: impl Backend, wrapped: Wrapped) -> Stores {
     let queue = QueueSettings { timeout: Duration::from_secs(5), ..QueueSettings::default() };
     let settings = wrapped(SharedSettings { queue, ..SharedSettings::new("main") });
-    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, backend)))]).by_callers_clock()
+    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, backend)))])
 }
 
 pub fn runtime() -> tokio::runtime::Runtime {
@@ -28,7 +28,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Random plans by one instance with a refusal cache: compares every verdict, and every refusal to the microsecond.
-pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
+pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32, ManualClock) -> Stores) {
     as_the_store(runs, empty, |plan, found, expected| {
         // Checks that pass beside the refusing one report the units left before them.
         for (check, (found, expected)) in plan.checks.iter().zip(found.answers.iter().zip(&expected.answers)) {
@@ -39,7 +39,7 @@ pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
 }
 
 /// Random plans by one instance with quota leases: compares every verdict, and every answer of what cannot be leased.
-pub fn leases_keep_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
+pub fn leases_keep_the_contract(runs: u32, empty: impl Fn(u32, ManualClock) -> Stores) {
     as_the_store(runs, empty, |plan, found, expected| {
         // Leased units are used up in the store, and reported as left here.
         if plan.checks.len() > 1 {
@@ -48,12 +48,13 @@ pub fn leases_keep_the_contract(runs: u32, empty: impl Fn(u32) -> Stores) {
     });
 }
 
-fn as_the_store(runs: u32, empty: impl Fn(u32) -> Stores, same: impl Fn(&Plan, &Applied, &Applied)) {
+fn as_the_store(runs: u32, empty: impl Fn(u32, ManualClock) -> Stores, same: impl Fn(&Plan, &Applied, &Applied)) {
     let scope = Scope { every_verb: false, changing: false, backwards: false, ..ANYTHING };
     let (runtime, run) = (runtime(), AtomicU32::new(0));
     let _entered = runtime.enter();
     always(runs, plans(scope, 250), |steps| {
-        let stores = empty(run.fetch_add(1, Ordering::Relaxed));
+        let clock = ManualClock::at(START);
+        let stores = empty(run.fetch_add(1, Ordering::Relaxed), clock.clone());
         runtime.block_on(async {
             while !stores.answers(0).await {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -66,6 +67,7 @@ fn as_the_store(runs: u32, empty: impl Fn(u32) -> Stores, same: impl Fn(&Plan, &
             plan.checks.iter_mut().for_each(|check| check.store = 0);
             plan.changes.iter_mut().for_each(|change| change.store = 0);
             let expected = reference.apply(&plan, now);
+            clock.set(now);
             let found = runtime.block_on(stores.apply(&plan, now));
             assert_eq!(found.admitted, expected.admitted, "verdict of plan {number}: {plan:?}");
             same(&plan, &found, &expected);

@@ -27,12 +27,12 @@ fn bucket(tokens: u64, burst: u32) -> Limit {
 
 #[test]
 fn the_refusal_cache_keeps_the_contract_of_one_instance() {
-    the_cache_keeps_the_contract(400, |_| instance(Kept::new(), WITH_CACHE));
+    the_cache_keeps_the_contract(400, |_, clock| instance(Kept::with_clock(clock), WITH_CACHE));
 }
 
 #[test]
 fn quota_leases_keep_the_contract_of_one_instance() {
-    leases_keep_the_contract(400, |_| instance(Kept::new(), WITH_LEASES));
+    leases_keep_the_contract(400, |_, clock| instance(Kept::with_clock(clock), WITH_LEASES));
 }
 
 #[test]
@@ -41,7 +41,10 @@ fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
     let _entered = runtime.enter();
     let stores = instance(kept.clone(), WITH_CACHE);
     let plan = one(check(Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60 * SECOND })));
-    let ask = |after: u64| runtime.block_on(stores.apply(&plan, START.plus(after)));
+    let ask = |after: u64| {
+        kept.clock().set(START.plus(after));
+        runtime.block_on(stores.apply(&plan, START.plus(after)))
+    };
     assert!(ask(0).admitted && ask(0).admitted && !ask(0).admitted);
     let calls = kept.calls();
     for second in 0..60 {
@@ -90,13 +93,14 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
             }
             assert!(kept.left(&plan.checks[0]) < 91, "more is charged than was used");
             if at_shutdown {
-                stores.return_leased_quota(START, Duration::from_secs(5)).await;
+                stores.return_leased_quota(Duration::from_secs(5)).await;
             } else {
-                stores.sweep(START.plus(2 * SECOND));
+                let now = START.plus(2 * SECOND);
+                kept.clock().set(now);
+                stores.sweep(now);
                 // The return is queued; a later request is answered after it.
-                assert!(
-                    stores.apply(&one(Check { counter: CounterName([2, 7]), ..plan.checks[0] }), START).await.admitted
-                );
+                let other = one(Check { counter: CounterName([2, 7]), ..plan.checks[0] });
+                assert!(stores.apply(&other, now).await.admitted);
             }
         });
         assert_eq!(kept.left(&plan.checks[0]), 91);
@@ -110,8 +114,7 @@ fn a_block_that_comes_when_its_caller_has_given_up_is_returned() {
     // One call at a time: when a later call is answered, the block of the late call has been returned.
     let queue = QueueSettings { timeout: Duration::from_millis(50), max_calls: 1, ..QueueSettings::default() };
     let settings = WITH_LEASES(SharedSettings { queue, ..SharedSettings::new("main") });
-    let stores =
-        Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]).by_callers_clock();
+    let stores = Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))]);
     let plan = one(check(window(100)));
     runtime.block_on(async {
         for _ in 0..3 {
@@ -147,6 +150,7 @@ proptest! {
             now = now.plus(if by < 300_000 { by / 100 } else { by });
             let needs = Needs { fits: cost, ..Needs::default() };
             let plan = one(Check { needs, charges: Charges { admitted: cost, ..Charges::default() }, ..check(limit) });
+            kept.clock().set(now);
             if runtime.block_on(instances[instance].apply(&plan, now)).admitted {
                 admitted.push((now, u64::from(cost)));
             }

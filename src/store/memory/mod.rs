@@ -200,21 +200,6 @@ impl MemoryStores {
         Ok(records.map(|records| self.restore(space, &records, now)))
     }
 
-    /// For fuzzing: loads the bytes of a file, and first appends their checksum if `add_checksum`. Returns `None` if they
-    /// are rejected.
-    #[doc(hidden)]
-    pub fn load_bytes(
-        &self,
-        space: usize,
-        bytes: &[u8],
-        add_checksum: bool,
-        owner: &SnapshotOwner,
-        now: Timestamp,
-    ) -> Option<usize> {
-        let bytes = if add_checksum { snapshot::with_checksum(bytes) } else { bytes.to_vec() };
-        snapshot::parse(&bytes, owner).ok().map(|records| self.restore(space, &records, now))
-    }
-
     /// Restores counters and returns how many had not expired and found room.
     fn restore(&self, space: usize, records: &[SnapshotRecord], now: Timestamp) -> usize {
         let restore = |record: &SnapshotRecord| {

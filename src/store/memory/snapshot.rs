@@ -195,14 +195,14 @@ pub(super) fn read(path: &Path, owner: &SnapshotOwner) -> Result<Option<Vec<Snap
 
 /// The reason why the bytes of a file are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rejection {
+enum Rejection {
     Damaged(&'static str),
     Version(u32),
     Foreign(&'static str),
 }
 
 /// Parses the bytes of a file. Never panics.
-pub(super) fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<SnapshotRecord>, Rejection> {
+fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<SnapshotRecord>, Rejection> {
     let Some(rest) = bytes.strip_prefix(SNAPSHOT_MAGIC) else {
         return Err(Rejection::Damaged("it does not begin like a snapshot"));
     };
@@ -306,13 +306,6 @@ fn write_count(into: &mut Vec<u8>, count: usize) {
 /// The hasher of the checksum. It detects damage, not forgery: its key is public.
 fn checksum_hasher() -> SipHasher24 {
     SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3)
-}
-
-/// Appends the checksum to the bytes of a file.
-pub(super) fn with_checksum(body: &[u8]) -> Vec<u8> {
-    let mut checksum = checksum_hasher();
-    checksum.write(body);
-    [body, &checksum.finish128().as_bytes()].concat()
 }
 
 /// The path with `.{extension}` appended. It is in the same folder, so that a rename is atomic.

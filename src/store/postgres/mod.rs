@@ -36,7 +36,7 @@ use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyArguments, Uuid, bigint};
 use super::shared::Backend;
-use crate::clock::Timestamp;
+use crate::clock::Clock;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 use tokio::time::Instant;
 
@@ -62,10 +62,11 @@ const SETUP_TIMEOUT_ERROR: &str = "connection setup timed out: the server accept
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A PostgreSQL store.
-#[derive(Debug)]
 pub struct Postgres {
     pool: Arc<PostgresPool>,
     sweeper: Option<JoinHandle<()>>,
+    /// Replaces the server's own clock, in tests.
+    clock: Option<Arc<dyn Clock>>,
 }
 
 /// The connection pool with the statements of the store, shared by its tasks.
@@ -114,7 +115,15 @@ impl Postgres {
         let pool =
             Arc::new(PostgresPool { connections, statements, response_timeout, last_warnings: Mutex::default() });
         let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
-        Ok(Self { pool, sweeper })
+        Ok(Self { pool, sweeper, clock: None })
+    }
+
+    /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
+    /// server's clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
     }
 
     /// Removes some of the counters that expired long ago, and returns whether there may be more. With
@@ -151,10 +160,11 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, Migra
 }
 
 impl Backend for Postgres {
-    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         if plans.is_empty() {
             return Vec::new();
         }
+        let now = self.clock.as_ref().map(|clock| bigint(clock.now().micros()));
         let arguments = ApplyArguments::of(plans);
         let answer = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await }).await;
         match answer {
@@ -182,8 +192,8 @@ where
 }
 
 impl PostgresPool {
-    async fn apply(&self, arguments: &ApplyArguments, now: Option<Timestamp>) -> Result<Vec<i64>, Fault> {
-        let now = now.map(|now| bigint(now.micros()));
+    /// Calls the function with the arguments, at `now` if tests give a time in Unix microseconds.
+    async fn apply(&self, arguments: &ApplyArguments, now: Option<i64>) -> Result<Vec<i64>, Fault> {
         self.run(async |connection| {
             let statement = connection.prepare_cached(&self.statements.apply).await?;
             let ApplyArguments { names, holders, shapes, program, answers } = arguments;
@@ -329,6 +339,12 @@ fn fault(error: &Error) -> Fault {
         (_, "53") => Fault::OutOfMemory,
         ("42501", _) | (_, "28") => Fault::Denied,
         _ => Fault::Script,
+    }
+}
+
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Postgres").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
 

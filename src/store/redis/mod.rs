@@ -32,7 +32,7 @@ pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology
 use self::warnings::Warnings;
 use self::wire::{CommandError, Keys, ScriptRef};
 use super::shared::Backend;
-use crate::clock::Timestamp;
+use crate::clock::Clock;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 use crate::tls::{TlsClient, TlsError};
 
@@ -40,11 +40,12 @@ use crate::tls::{TlsClient, TlsError};
 static SCRIPT_DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wire::SCRIPT).get_hash().to_owned());
 
 /// A Redis or Valkey store.
-#[derive(Debug)]
 pub struct Redis {
     servers: Servers,
     keys: Keys,
     warnings: Arc<Warnings>,
+    /// Replaces the server's own clock, in tests.
+    clock: Option<Arc<dyn Clock>>,
 }
 
 /// The connections to one server, or to the nodes of a cluster.
@@ -74,11 +75,18 @@ impl Redis {
             Topology::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone())),
         };
         let tagged = matches!(servers, Servers::Cluster(_));
-        Ok(Self { servers, keys: Keys::new(&settings.key_prefix, tagged), warnings })
+        Ok(Self { servers, keys: Keys::new(&settings.key_prefix, tagged), warnings, clock: None })
+    }
+
+    /// Decides by this clock instead of the server's own, for tests. It is read once for each call.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 
     /// Calls the script by its digest, and by its text if the server replies that it does not have it.
-    async fn call(&self, plans: &[Plan], now: Option<Timestamp>) -> Result<Value, CommandError> {
+    async fn call(&self, plans: &[Plan]) -> Result<Value, CommandError> {
+        let now = self.clock.as_ref().map(|clock| clock.now());
         let cmd = wire::encode(plans, now, &self.keys, ScriptRef::Digest(&SCRIPT_DIGEST));
         let partition = plans.first().map_or(0, partition);
         match self.send(partition, &cmd).await {
@@ -102,14 +110,14 @@ impl Redis {
     }
 
     /// Executes plans of one hash slot, or of a single server, in calls that the script can hold.
-    async fn execute_on_one(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute_on_one(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         let mut answers = Vec::with_capacity(plans.len());
         let mut rest = plans;
         while !rest.is_empty() {
             let (batch, others) = rest.split_at(wire::batch_size(rest));
             match batch {
                 [plan] if !wire::is_encodable(plan) => answers.push(Err(Fault::Script)),
-                batch => answers.append(&mut self.execute_batch(batch, now).await),
+                batch => answers.append(&mut self.execute_batch(batch).await),
             }
             rest = others;
         }
@@ -117,18 +125,18 @@ impl Redis {
     }
 
     /// Executes plans of several hash slots: those of one slot in order, several slots concurrently.
-    async fn execute_by_slot(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute_by_slot(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         let slots: Vec<u16> = plans.iter().map(|plan| self.hash_slot(partition(plan))).collect();
         if slots.iter().all(|&slot| slot == slots[0]) {
-            return self.execute_on_one(plans, now).await;
+            return self.execute_on_one(plans).await;
         }
         let mut order: Vec<usize> = (0..plans.len()).collect();
         order.sort_by_key(|&index| slots[index]);
         let parts = order.chunk_by(|&one, &other| slots[one] == slots[other]).map(async |part| match part {
-            &[index] => self.execute_on_one(&plans[index..=index], now).await,
+            &[index] => self.execute_on_one(&plans[index..=index]).await,
             part => {
                 let plans: Vec<Plan> = part.iter().map(|&index| plans[index].clone()).collect();
-                self.execute_on_one(&plans, now).await
+                self.execute_on_one(&plans).await
             }
         });
         let mut answers: Vec<_> = order.iter().copied().zip(join_all(parts).await.into_iter().flatten()).collect();
@@ -136,8 +144,8 @@ impl Redis {
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    async fn execute_batch(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
-        match self.call(plans, now).await {
+    async fn execute_batch(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
+        match self.call(plans).await {
             Ok(reply) => {
                 let answers = wire::decode(plans, &reply).into_iter();
                 answers.map(|answer| answer.map_err(|error| self.warn(&error))).collect()
@@ -163,10 +171,10 @@ impl Redis {
 }
 
 impl Backend for Redis {
-    async fn execute(&self, plans: &[Plan], now: Option<Timestamp>) -> Vec<Result<Applied, Fault>> {
+    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         match &self.servers {
-            Servers::Single(_) => self.execute_on_one(plans, now).await,
-            Servers::Cluster(_) => self.execute_by_slot(plans, now).await,
+            Servers::Single(_) => self.execute_on_one(plans).await,
+            Servers::Cluster(_) => self.execute_by_slot(plans).await,
         }
     }
 
@@ -207,6 +215,12 @@ impl Backend for Redis {
             Servers::Single(_) => self.probe().await,
             Servers::Cluster(cluster) => cluster.probe_lane(lane, &self.keys).await,
         }
+    }
+}
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redis").field("servers", &self.servers).field("keys", &self.keys).finish_non_exhaustive()
     }
 }
 

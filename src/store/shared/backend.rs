@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// A store outside this process.
@@ -13,13 +12,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Executes plans in order and returns one answer for each. Each plan is atomic, and a plan that fails does not
     /// affect the others.
     ///
-    /// Without `now`, which tests pass, the store's own clock decides, at one moment for each call. A call that may have
-    /// been executed is never retried.
-    fn execute(
-        &self,
-        plans: &[Plan],
-        now: Option<Timestamp>,
-    ) -> impl Future<Output = Vec<Result<Applied, Fault>>> + Send;
+    /// The store's own clock decides, at one moment for each call. A call that may have been executed is never retried.
+    fn execute(&self, plans: &[Plan]) -> impl Future<Output = Vec<Result<Applied, Fault>>> + Send;
 
     /// Removes a counter and returns whether it held anything.
     ///
@@ -61,7 +55,7 @@ pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// [`Backend`] as a trait object.
 pub(super) trait DynBackend: Send + Sync {
-    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
+    fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
     fn lane(&self, plan: &Plan) -> usize;
@@ -69,8 +63,8 @@ pub(super) trait DynBackend: Send + Sync {
 }
 
 impl<B: Backend> DynBackend for B {
-    fn execute<'a>(&'a self, plans: &'a [Plan], now: Option<Timestamp>) -> BoxFuture<'a, Vec<Result<Applied, Fault>>> {
-        Box::pin(Backend::execute(self, plans, now))
+    fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>> {
+        Box::pin(Backend::execute(self, plans))
     }
 
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>> {

@@ -110,21 +110,15 @@ impl SharedStore {
 
     /// Executes a plan: in a wrapper if one can answer it, otherwise on the store.
     ///
-    /// `now` is this process's clock. Tests pass `injected_now` to replace the store's own clock.
-    pub(super) async fn execute(
-        &self,
-        plan: &Plan,
-        now: Timestamp,
-        injected_now: Option<Timestamp>,
-        deadline: Instant,
-    ) -> Result<Applied, Fault> {
+    /// `now` is this process's clock. The store decides by its own.
+    pub(super) async fn execute(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
         if let Some(applied) = self.refusal_cache.as_ref().and_then(|cache| cache.answer(plan, now)) {
             self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::RefusalCache));
             return Ok(applied);
         }
         let answer = match &self.quota_leases {
-            Some(leases) => self.execute_with_leases(leases, plan, now, injected_now, deadline).await,
-            None => self.queue.execute(plan.clone(), injected_now, deadline).await,
+            Some(leases) => self.execute_with_leases(leases, plan, now, deadline).await,
+            None => self.queue.execute(plan.clone(), deadline).await,
         };
         if let (Some(cache), Ok(applied)) = (&self.refusal_cache, &answer) {
             cache.record(plan, applied, now);
@@ -137,7 +131,6 @@ impl SharedStore {
         leases: &QuotaLeases,
         plan: &Plan,
         now: Timestamp,
-        injected_now: Option<Timestamp>,
         deadline: Instant,
     ) -> Result<Applied, Fault> {
         let larger = match leases.answer(plan.clone(), now) {
@@ -145,15 +138,15 @@ impl SharedStore {
                 self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::QuotaLease));
                 return Ok(applied);
             }
-            QuotaAnswer::Forward(plan) => return self.queue.execute(plan, injected_now, deadline).await,
+            QuotaAnswer::Forward(plan) => return self.queue.execute(plan, deadline).await,
             QuotaAnswer::Prefetch(larger) => larger,
         };
-        let answer = self.queue.prefetch(larger.clone(), injected_now, deadline).await;
+        let answer = self.queue.prefetch(larger.clone(), deadline).await;
         match leases.accept_prefetch(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
             Some(applied) => Ok(applied),
             None => {
                 answer?;
-                self.queue.execute(plan.clone(), injected_now, deadline).await
+                self.queue.execute(plan.clone(), deadline).await
             }
         }
     }
@@ -171,18 +164,18 @@ impl SharedStore {
     }
 
     /// Queues a plan without waiting for its answer.
-    pub(super) fn post(&self, plan: Plan, injected_now: Option<Timestamp>) {
+    pub(super) fn post(&self, plan: Plan) {
         if let (Some(cache), false) = (&self.refusal_cache, plan.undos.is_empty()) {
             cache.clear();
         }
-        self.queue.post(plan, injected_now);
+        self.queue.post(plan);
     }
 
     /// Returns all unused leased quota to the store, until the deadline.
-    pub(super) async fn return_leased_quota(&self, injected_now: Option<Timestamp>, deadline: Instant) {
+    pub(super) async fn return_leased_quota(&self, deadline: Instant) {
         let plans = self.quota_leases.iter().flat_map(QuotaLeases::end_all);
         // Concurrently, so that they share calls. Quota that cannot be returned drains or expires.
-        join_all(plans.map(|plan| self.queue.execute(plan, injected_now, deadline))).await;
+        join_all(plans.map(|plan| self.queue.execute(plan, deadline))).await;
     }
 
     /// The partition of a counter. Counters of one partition are decided atomically.
@@ -272,9 +265,9 @@ impl SharedStore {
     }
 
     /// Returns idle leased quota, discards the fallback of a recovered store, and sweeps the fallback's counters.
-    pub(super) fn sweep(&self, now: Timestamp, injected_now: Option<Timestamp>) {
+    pub(super) fn sweep(&self, now: Timestamp) {
         for plan in self.quota_leases.iter().flat_map(|leases| leases.end_idle(now)) {
-            self.post(plan, injected_now);
+            self.post(plan);
         }
         let recoveries = self.queue.recoveries();
         let memory = {

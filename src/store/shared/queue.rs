@@ -23,7 +23,6 @@ use tokio::time::Instant;
 use super::backend::{Backend, BoxFuture, DynBackend};
 use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::StoreObserver;
-use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
 use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
 
@@ -66,7 +65,6 @@ struct QueueInner {
 /// A plan waiting for a call.
 struct QueuedPlan {
     plan: Plan,
-    now: Option<Timestamp>,
     answer: oneshot::Sender<Result<Applied, Fault>>,
     /// Whether it is executed even if its caller no longer waits.
     unconditional: bool,
@@ -107,33 +105,22 @@ impl Queue {
         Instant::now() + self.inner.settings.timeout
     }
 
-    /// Executes a plan on the store. Without `now`, which tests pass, the store's own clock decides.
+    /// Executes a plan on the store.
     ///
     /// # Errors
     ///
     /// The store fails, or does not answer before `deadline`. The plan may still be executed; concurrency slots that it
     /// takes are then released.
-    pub async fn execute(&self, plan: Plan, now: Option<Timestamp>, deadline: Instant) -> Result<Applied, Fault> {
-        self.execute_or_prefetch(plan, now, deadline, false).await
+    pub async fn execute(&self, plan: Plan, deadline: Instant) -> Result<Applied, Fault> {
+        self.execute_or_prefetch(plan, deadline, false).await
     }
 
     /// Like [`Queue::execute`], for units charged in advance. They are unused, so they are undone if the answer is late.
-    pub(super) async fn prefetch(
-        &self,
-        plan: Plan,
-        now: Option<Timestamp>,
-        deadline: Instant,
-    ) -> Result<Applied, Fault> {
-        self.execute_or_prefetch(plan, now, deadline, true).await
+    pub(super) async fn prefetch(&self, plan: Plan, deadline: Instant) -> Result<Applied, Fault> {
+        self.execute_or_prefetch(plan, deadline, true).await
     }
 
-    async fn execute_or_prefetch(
-        &self,
-        plan: Plan,
-        now: Option<Timestamp>,
-        deadline: Instant,
-        prefetch: bool,
-    ) -> Result<Applied, Fault> {
+    async fn execute_or_prefetch(&self, plan: Plan, deadline: Instant, prefetch: bool) -> Result<Applied, Fault> {
         let lane = self.inner.backend.lane(&plan);
         let answer = match self.inner.breakers[lane].circuit_open() {
             true => {
@@ -141,11 +128,11 @@ impl Queue {
                 // fallback answers the checks, so they are left out.
                 let returns = Plan { checks: SmallVec::new(), groups: SmallVec::new(), ..plan };
                 if !returns.is_empty() {
-                    self.post(returns, now);
+                    self.post(returns);
                 }
                 Err(Fault::CircuitOpen)
             }
-            false => self.execute_in_lane(lane, plan, now, deadline, prefetch).await,
+            false => self.execute_in_lane(lane, plan, deadline, prefetch).await,
         };
         if let Err(fault) = answer {
             self.inner.report(|observer| observer.failed(fault));
@@ -157,12 +144,11 @@ impl Queue {
         &self,
         lane: usize,
         plan: Plan,
-        now: Option<Timestamp>,
         deadline: Instant,
         prefetch: bool,
     ) -> Result<Applied, Fault> {
         let begun = Instant::now();
-        let answer = self.enqueue(lane, plan, now, prefetch);
+        let answer = self.enqueue(lane, plan, prefetch);
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
@@ -176,21 +162,15 @@ impl Queue {
     }
 
     /// Queues a plan without waiting for its answer.
-    pub fn post(&self, plan: Plan, now: Option<Timestamp>) {
-        drop(self.enqueue(self.inner.backend.lane(&plan), plan, now, false));
+    pub fn post(&self, plan: Plan) {
+        drop(self.enqueue(self.inner.backend.lane(&plan), plan, false));
     }
 
-    fn enqueue(
-        &self,
-        lane: usize,
-        plan: Plan,
-        now: Option<Timestamp>,
-        prefetch: bool,
-    ) -> oneshot::Receiver<Result<Applied, Fault>> {
+    fn enqueue(&self, lane: usize, plan: Plan, prefetch: bool) -> oneshot::Receiver<Result<Applied, Fault>> {
         let (answer, receiver) = oneshot::channel();
         let unconditional = !plan.undos.is_empty() || !plan.changes.is_empty();
         // If the lane's task has ended, the receiver learns it: its sender is dropped.
-        let _ = self.senders[lane].send(QueuedPlan { plan, now, answer, unconditional, prefetch });
+        let _ = self.senders[lane].send(QueuedPlan { plan, answer, unconditional, prefetch });
         receiver
     }
 
@@ -325,33 +305,27 @@ async fn run_lane(inner: Arc<QueueInner>, lane: usize, mut queued: mpsc::Unbound
     }
 }
 
-/// Executes a batch: in one call, or in several if tests inject different times.
-async fn execute_batch(inner: Arc<QueueInner>, lane: usize, mut batch: Vec<QueuedPlan>) {
-    while let Some(first) = batch.first() {
-        let now = first.now;
-        let same = batch.iter().position(|queued| queued.now != now).unwrap_or(batch.len());
-        let rest = batch.split_off(same);
-        let queued = batch.into_iter().map(|queued| (queued.plan, (queued.answer, queued.prefetch)));
-        let (plans, callers): (Vec<Plan>, Vec<_>) = queued.unzip();
-        let begun = Instant::now();
-        inner.breakers[lane].begin_call();
-        let answers = inner.backend.execute(&plans, now).await;
-        inner.breakers[lane].end_call();
-        inner.report(|observer| observer.called(begun.elapsed(), plans.len()));
-        inner.report_undone(&plans, &answers);
-        inner.record_call(lane, &plans, &answers, begun.elapsed());
-        let mut late = Vec::new();
-        for ((plan, (caller, prefetch)), answer) in plans.iter().zip(callers).zip(answers) {
-            if let Err(Ok(applied)) = caller.send(answer) {
-                late.extend(compensating_plan(plan, &applied, prefetch));
-            }
+/// Executes a batch in one call, and compensates the plans whose callers no longer wait in another.
+async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPlan>) {
+    let queued = batch.into_iter().map(|queued| (queued.plan, (queued.answer, queued.prefetch)));
+    let (plans, callers): (Vec<Plan>, Vec<_>) = queued.unzip();
+    let begun = Instant::now();
+    inner.breakers[lane].begin_call();
+    let answers = inner.backend.execute(&plans).await;
+    inner.breakers[lane].end_call();
+    inner.report(|observer| observer.called(begun.elapsed(), plans.len()));
+    inner.report_undone(&plans, &answers);
+    inner.record_call(lane, &plans, &answers, begun.elapsed());
+    let mut late = Vec::new();
+    for ((plan, (caller, prefetch)), answer) in plans.iter().zip(callers).zip(answers) {
+        if let Err(Ok(applied)) = caller.send(answer) {
+            late.extend(compensating_plan(plan, &applied, prefetch));
         }
-        if !late.is_empty() {
-            // If this fails as well, the slots become free when their leases expire.
-            let answers = inner.backend.execute(&late, now).await;
-            inner.report_undone(&late, &answers);
-        }
-        batch = rest;
+    }
+    if !late.is_empty() {
+        // If this fails as well, the slots become free when their leases expire.
+        let answers = inner.backend.execute(&late).await;
+        inner.report_undone(&late, &answers);
     }
 }
 

@@ -1,31 +1,35 @@
 //! Any bytes as a snapshot file: it is loaded as a whole or rejected, and what was loaded is written the same.
 
+use std::fs;
+use std::hash::Hasher;
 use std::path::PathBuf;
 
+use siphasher::sip128::{Hasher128, SipHasher24};
+use tempfile::TempDir;
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Check, CounterName, Plan};
-use tollgate::store::{MemorySettings, MemoryStores, SnapshotOwner};
+use tollgate::store::{MemorySettings, MemoryStores, SnapshotError, SnapshotOwner};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const BYTES: usize = 256 << 10;
 
 pub fn run(data: &[u8]) {
-    assert!(load(data, false).1.is_none(), "random bytes have no valid checksum");
-    let (memory, Some(loaded)) = load(data, true) else { return };
+    assert!(load(data).1.is_none(), "random bytes have no valid checksum");
+    let (memory, Some(loaded)) = load(&sealed(data)) else { return };
     let keys = memory.usage()[0].keys;
     assert!(keys <= loaded, "{keys} counters of {loaded}");
 
     // Writing and loading again preserves everything.
     let written = write(&memory);
-    let (again, loaded) = load(&written, false);
+    let (again, loaded) = load(&written);
     assert_eq!(loaded, Some(keys));
     let mut damaged = written.clone();
     let place = data.iter().fold(0, |sum: usize, &byte| sum.wrapping_mul(31) ^ usize::from(byte)) % damaged.len();
     damaged[place] ^= 1 << (place % 8);
-    assert!(load(&damaged, false).1.is_none(), "byte {place} is damaged, and the file is accepted");
+    assert!(load(&damaged).1.is_none(), "byte {place} is damaged, and the file is accepted");
 
     // Whatever the states are, both stores decide alike.
     for (name, kind) in counters(&written) {
@@ -40,22 +44,44 @@ fn owner() -> SnapshotOwner {
 }
 
 /// A store that has loaded the file as far as it could; an empty one if the file was rejected.
-fn load(bytes: &[u8], seal: bool) -> (MemoryStores, Option<usize>) {
+fn load(bytes: &[u8]) -> (MemoryStores, Option<usize>) {
     let memory = MemoryStores::new(&[MemorySettings { max_memory: BYTES, max_keys: None }]);
-    let loaded = memory.load_bytes(0, bytes, seal, &owner(), NOW);
+    let path = path("read");
+    fs::write(&path, bytes).expect("it is written");
+    let loaded = match memory.load(0, &path, &owner(), NOW) {
+        Ok(loaded) => Some(loaded.expect("the file is there")),
+        Err(error @ SnapshotError::Io { .. }) => panic!("{error}"),
+        Err(_) => None,
+    };
+    // A file that replaced this one, or the one that was moved aside, would be flushed to the disk.
+    for file in [&path, &path.with_extension("refused")] {
+        let _ = fs::remove_file(file);
+    }
     let usage = memory.usage()[0];
     assert!(usage.bytes <= BYTES, "{usage:?}");
     assert!(loaded.is_some() || usage.keys == 0, "half of it was loaded");
     (memory, loaded)
 }
 
+/// Appends the checksum that a file ends with.
+fn sealed(body: &[u8]) -> Vec<u8> {
+    let mut checksum = SipHasher24::new_with_keys(0x746f_6c6c_6761_7465, 3);
+    checksum.write(body);
+    [body, &checksum.finish128().as_bytes()].concat()
+}
+
 fn write(memory: &MemoryStores) -> Vec<u8> {
-    thread_local! {
-        static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a folder");
-    }
-    let path: PathBuf = FOLDER.with(|folder| folder.path().join("main.snapshot"));
+    let path = path("written");
     memory.save(0, &path, &owner()).expect("it is written");
-    std::fs::read(&path).expect("it was written")
+    fs::read(&path).expect("it was written")
+}
+
+/// The path of a file of this thread.
+fn path(name: &str) -> PathBuf {
+    thread_local! {
+        static FOLDER: TempDir = tempfile::tempdir().expect("a folder");
+    }
+    FOLDER.with(|folder| folder.path().join(name))
 }
 
 /// The names and kinds of the counters in a file, by the layout in `src/store/memory/snapshot.rs`.
