@@ -5,6 +5,7 @@ mod support;
 mod doors {
     mod admin;
     mod authz;
+    mod bodies;
     mod bounds;
     mod generated;
     mod hostile;
