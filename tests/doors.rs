@@ -13,4 +13,5 @@ mod doors {
     mod listen;
     mod reset;
     mod rls;
+    mod targets;
 }

@@ -104,6 +104,21 @@ fn ext_authz_http_passes_only_what_the_example_names() {
     assert!(seen.iter().all(|request| request.headers.iter().all(|(name, _)| !name.contains("ratelimit"))), "{seen:?}");
 }
 
+/// Envoy passes on characters that a URI must not have, and normalises only the path.
+#[test]
+fn a_target_that_is_no_uri_is_decided_by_the_rules_at_both_doors_of_ext_authz() {
+    for name in ["ext_authz_grpc", "ext_authz_http"] {
+        let envoy = with(&example(&format!("{name}.yaml")), "          normalize_path: true\n", "");
+        let Some(gateway) = Gateway::start(&envoy, &example("ext_authz.toml")) else { return };
+        for (n, target) in ["/?a=\"", "/?a=<b>", "/`", "/<", "/a\"b?c", "/?`"].iter().enumerate() {
+            let ask = Ask::get(target).account(&format!("ada{n}")).from(&format!("203.0.113.{n}"));
+            for status in [200, 200, 200, 429] {
+                gateway.ask(&ask).expect(status);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_refund_gives_units_back() {
     let charge = "hits_addend: {format: \"%CEL(request.method == 'GET' ? 1 : 5)%\"}";
