@@ -7,6 +7,7 @@ mod doors {
     mod authz;
     mod bodies;
     mod bounds;
+    mod compressed;
     mod generated;
     mod hostile;
     mod http;

@@ -41,6 +41,7 @@ use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
 use self::unary::ReadError;
 use super::connection::{self, AcceptOptions, Activity};
 use super::listen::Listener;
+use super::notice::Notice;
 use super::panics;
 use crate::server::head;
 use crate::service::Service;
@@ -84,6 +85,8 @@ struct Services {
     reflection_alpha: Reflection,
     /// Whether health is reported as SERVING. `None` once the process has ended all watches.
     serving: Mutex<Option<watch::Sender<bool>>>,
+    /// A request whose encoding is not supported.
+    encodings: Notice,
     bounds: Bounds,
 }
 
@@ -103,6 +106,7 @@ impl Grpc {
             reflection,
             reflection_alpha,
             serving: Mutex::new(Some(serving)),
+            encodings: Notice::default(),
             bounds,
         }))
     }
@@ -276,19 +280,33 @@ impl Services {
     async fn rls<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::read_message(request, self.bounds.message_bytes).await {
             Ok(message) => {
-                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(&ReadError::Malformed))
             }
-            Err(error) => unary::error_response(error),
+            Err(error) => self.unreadable(&error),
         })
     }
 
     async fn authz<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::read_message(request, self.bounds.message_bytes).await {
             Ok(message) => {
-                self.authz.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+                self.authz.answer(message).await.unwrap_or_else(|| unary::error_response(&ReadError::Malformed))
             }
-            Err(error) => unary::error_response(error),
+            Err(error) => self.unreadable(&error),
         })
+    }
+
+    /// The error response to a request that cannot be read, which `refuse_unreadable` replaces.
+    fn unreadable(&self, error: &ReadError) -> http::Response<Body> {
+        if let ReadError::Encoding(encoding) = error
+            && let Some(requests) = self.encodings.count(self.service.now())
+        {
+            tracing::warn!(
+                encoding,
+                requests,
+                "gRPC requests refused: grpc-encoding is not supported; let the client send gzip or no compression"
+            );
+        }
+        unary::error_response(error)
     }
 
     /// The response to a request that panicked: an error, so Envoy's `failure_mode_deny` decides.
