@@ -18,6 +18,25 @@ const ANNOUNCING: Sample = Sample {
     ..NGINX
 };
 
+/// The same, where nginx would send bodies on as they come.
+const UNBUFFERED: Sample = Sample {
+    command: |ports, directory, timeouts| {
+        let changes = [
+            ("        proxy_pass_request_body off;\n        proxy_set_header Content-Length \"\";\n", ""),
+            (
+                "    location / {\n",
+                "    location / {\n        proxy_request_buffering off;\n        proxy_http_version 1.1;\n",
+            ),
+            (
+                "        internal;\n        proxy_pass http",
+                "        internal;\n        proxy_request_buffering off;\n        proxy_pass http",
+            ),
+        ];
+        changed(ports, directory, timeouts, &changes)
+    },
+    ..NGINX
+};
+
 /// The sample with the auth request of ingress-nginx.
 const INGRESS: Sample = Sample {
     command: |ports, directory, timeouts| {
@@ -112,7 +131,11 @@ const PATIENT: &str = "[server.bounds]\nrequest_timeout = '1h'\n";
 /// nginx keeps its connection to tollgate and announces bodies that it never sends.
 #[test]
 fn nginx_that_announces_bodies_is_answered_at_once_and_its_kept_connection_stays_in_step() {
-    let Some(site) = Site::start(&ANNOUNCING, Timeouts::Long, PATIENT) else { return };
+    [&ANNOUNCING, &UNBUFFERED].into_iter().for_each(stays_in_step);
+}
+
+fn stays_in_step(sample: &Sample) {
+    let Some(site) = Site::start(sample, Timeouts::Long, PATIENT) else { return };
     let smuggled = "GET /authz/nginx HTTP/1.1\r\nHost: h\r\nX-Original-URI: /page\r\nX-Original-Method: GET\r\n\r\n";
     let bodies = ["guess", smuggled, &smuggled.repeat(20), &"x".repeat(100_000)];
     for round in 0..5 {
@@ -133,7 +156,7 @@ fn nginx_that_announces_bodies_is_answered_at_once_and_its_kept_connection_stays
 /// The same with a body in chunks, and several requests on one connection of the client.
 #[test]
 fn nginx_with_a_chunked_body_is_answered_at_once() {
-    for sample in [&NGINX, &ANNOUNCING] {
+    for sample in [&NGINX, &ANNOUNCING, &UNBUFFERED] {
         let Some(site) = Site::start(sample, Timeouts::Long, PATIENT) else { return };
         let chunked = "5\r\nguess\r\n0\r\n\r\n";
         let request = |line: &str, more: &str| format!("{line} HTTP/1.1\r\nhost: gateway.test\r\n{more}\r\n");
