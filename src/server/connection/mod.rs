@@ -40,7 +40,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 const TICKS_PER_TIMEOUT: u32 = 2;
 
 /// The longest time for which input is discarded before a connection is closed.
-const DISCARD_TIME: Duration = Duration::from_secs(1);
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Interval of the checks while draining.
 const DRAIN_TICK: Duration = Duration::from_millis(250);
