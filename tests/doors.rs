@@ -11,11 +11,14 @@ mod support;
 mod doors {
     mod admin;
     mod authz;
+    mod bodies;
     mod bounds;
+    mod compressed;
     mod generated;
     mod hostile;
     mod http;
     mod listen;
     mod reset;
     mod rls;
+    mod targets;
 }

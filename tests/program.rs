@@ -12,6 +12,7 @@ mod support;
 mod program {
     mod cli;
     mod drain;
+    mod notices;
     mod observability;
     mod on_redis;
     mod operator;

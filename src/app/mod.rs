@@ -107,7 +107,7 @@ impl App {
         let version = Version { rules: Arc::new(rules), stores };
         let service = Arc::new(Service::new(version, settings.clone(), clock));
         Ok(Self {
-            grpc: (Grpc::new(service.clone()).await, grpc),
+            grpc: (Grpc::new(service.clone()), grpc),
             http: (Http::new(service.clone()), http),
             admin: admin.map(|listener| (Admin::new(service.clone()), listener)),
             reloads: None,
@@ -192,7 +192,7 @@ impl App {
             background.spawn(reloader.run(hangup_signals));
         }
         if !self.required_stores.is_empty() {
-            grpc.set_not_serving().await;
+            grpc.set_not_serving();
             background.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required_stores));
         }
         let mut snapshot_tasks = self.snapshots.write_periodically();
@@ -201,9 +201,9 @@ impl App {
         background.shutdown().await;
         let Drain { delay, timeout } = self.service.current().settings.drain;
         let drain = async {
-            grpc.set_draining().await;
+            grpc.set_draining();
             tokio::time::sleep(delay).await;
-            grpc.end_watches().await;
+            grpc.end_watches();
             stop.cancel();
             let finished = async { while doors.join_next().await.is_some() {} };
             if tokio::time::timeout(timeout, finished).await.is_err() {
@@ -259,7 +259,7 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
             }
         }
     }
-    grpc.set_serving().await;
+    grpc.set_serving();
     tracing::info!("all required stores answer: ready for requests");
 }
 

@@ -19,7 +19,7 @@ pub(super) trait AuthzRequest {
     /// The method.
     fn method(&self) -> Option<Cow<'_, str>>;
 
-    /// The path and query.
+    /// The target of the client's request: path and query, or an absolute URI that [`origin_form`] splits.
     fn target(&self) -> Option<Cow<'_, str>>;
 
     /// The host it is sent to.
@@ -43,13 +43,14 @@ pub(super) trait AuthzRequest {
 
 /// Makes the request that the rules decide: one descriptor with the entries of `authz_request`.
 pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
-    let target = authz_request.target();
+    let (authority, target) = authz_request.target().map(origin_form).unzip();
     let path = target.clone().map(path);
+    let host = authz_request.host().or_else(|| authority.flatten()).map(host);
     let always = [
         ("remote_address", authz_request.remote_address(settings)),
         ("method", authz_request.method()),
         ("path", path),
-        ("host", authz_request.host().map(host)),
+        ("host", host),
     ];
     let configured =
         settings.entries.iter().map(|(key, source)| (key.as_str(), entry(authz_request, target.as_deref(), source)));
@@ -81,8 +82,53 @@ fn path(target: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
+/// Splits a request target into the host and port of an absolute one, if it has them, and path and query.
+///
+/// "To allow for transition to the absolute-form for all requests in some future version of HTTP, a server MUST accept
+/// the absolute-form in requests" (RFC 9112, section 3.2.2). So an upstream serves `http://host/path` as `/path`, and
+/// rules have to see the same. As many servers do, this accepts any scheme, a backslash for a slash, and `http:/path`.
+/// A target that begins with a slash is never absolute, not even `//host/path`.
+pub(super) fn origin_form(target: Cow<'_, str>) -> (Option<Cow<'_, str>>, Cow<'_, str>) {
+    match target {
+        Cow::Borrowed(target) => {
+            let (authority, target) = split_target(target);
+            (authority.map(Cow::Borrowed), Cow::Borrowed(target))
+        }
+        Cow::Owned(target) => {
+            let (authority, target) = split_target(&target);
+            (authority.map(|authority| Cow::Owned(authority.to_owned())), Cow::Owned(target.to_owned()))
+        }
+    }
+}
+
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    const SLASHES: [char; 2] = ['/', '\\'];
+    if target.starts_with('/') {
+        return (None, target);
+    }
+    let Some((_, rest)) = target.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
+        return (None, target);
+    };
+    match rest.strip_prefix(SLASHES).map(|rest| rest.strip_prefix(SLASHES)) {
+        // A scheme without a slash is something else, such as the host and port of CONNECT.
+        None => (None, target),
+        Some(None) => (None, rest),
+        Some(Some(rest)) => {
+            let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            (Some(host).filter(|host| !host.is_empty()), path)
+        }
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    let letter = text.starts_with(|first: char| first.is_ascii_alphabetic());
+    letter && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
 /// The canonical host: lower case, without port and trailing dot.
-fn host(host: Cow<'_, str>) -> Cow<'_, str> {
+pub(super) fn host(host: Cow<'_, str>) -> Cow<'_, str> {
     let name = match host.rsplit_once(':') {
         // The colons of an IPv6 address are inside brackets.
         Some((name, port)) if !port.contains(']') => name,
@@ -189,6 +235,33 @@ mod tests {
         assert_eq!(forwarded_for("192.0.2.7:4711", 1), Some("192.0.2.7"));
         assert_eq!(forwarded_for("[2001:db8::7]:4711", 1), Some("2001:db8::7"));
         assert_eq!(forwarded_for("2001:db8::7", 1), Some("2001:db8::7"));
+    }
+
+    #[test]
+    fn a_target_is_split_where_an_upstream_splits_it() {
+        let cases = [
+            ("/a?b", None, "/a?b"),
+            ("//h/a", None, "//h/a"),
+            ("/http://h/a", None, "/http://h/a"),
+            ("http://h/a?b#c", Some("h"), "/a?b#c"),
+            ("HTTP://U:p@H:80", Some("H:80"), ""),
+            ("http://a@b@h?x=http://y/z", Some("h"), "?x=http://y/z"),
+            ("http://h#/a", Some("h"), "#/a"),
+            ("http://[2001:db8::7]:80/a", Some("[2001:db8::7]:80"), "/a"),
+            ("http:///a", None, "/a"),
+            ("http:/a", None, "/a"),
+            ("http:\\\\h\\a", Some("h"), "\\a"),
+            ("h:443", None, "h:443"),
+            ("1http://h/a", None, "1http://h/a"),
+            ("://h/a", None, "://h/a"),
+            ("*", None, "*"),
+            ("", None, ""),
+        ];
+        for (target, authority, rest) in cases {
+            for target in [Cow::Borrowed(target), Cow::Owned(target.to_owned())] {
+                assert_eq!(origin_form(target), (authority.map(Cow::Borrowed), Cow::Borrowed(rest)));
+            }
+        }
     }
 
     #[test]

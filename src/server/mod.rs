@@ -5,11 +5,13 @@
 //!   listen.rs     an address            -> connections
 //!   connection/   a connection          -> requests, until it is closed
 //!   head.rs       the head of a request against the bounds on it
+//!   body.rs       the body of an HTTP/1 request that decides nothing
 //!   grpc/         RLS, ext_authz, health, reflection
 //!   http/         ext_authz over plain HTTP for Envoy, nginx, Caddy and Traefik, and /healthcheck
 //!   admin/        metrics, health, and the questions of operators
 //!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it
 //!   headers.rs    headers and bodies of answers
+//!   notice.rs     warnings that are logged at most once a minute
 //!   panics.rs     a panic ends one request and nothing else
 //! ```
 //!
@@ -17,6 +19,7 @@
 //! door's own protocol, never by an error of the transport: Envoy lets requests pass on errors (semantics 28).
 
 pub mod admin;
+mod body;
 mod connection;
 mod ext_authz;
 pub mod grpc;
@@ -24,6 +27,7 @@ mod head;
 mod headers;
 mod http;
 mod listen;
+mod notice;
 mod panics;
 
 pub use self::admin::Admin;

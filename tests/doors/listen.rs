@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use futures_util::FutureExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -12,6 +13,7 @@ use tollgate::rules::RuleBook;
 use tollgate::server::BoundAddress;
 use tollgate::settings::{Listen, Settings};
 use tonic::transport::Endpoint;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -105,10 +107,41 @@ async fn health(rls: &Rls, service: &str) -> Result<i32, tonic::Code> {
 async fn health_tells_of_the_server_and_of_each_service() {
     let service = Doors::start(once()).await;
     let rls = service.rls().await;
-    for name in ["", "envoy.service.ratelimit.v3.RateLimitService", "envoy.service.auth.v3.Authorization"] {
+    let envoy = ["envoy.service.ratelimit.v3.RateLimitService", "envoy.service.auth.v3.Authorization"];
+    // The last is the name that envoyproxy/ratelimit uses.
+    for name in ["", envoy[0], envoy[1], "ratelimit"] {
         assert_eq!(health(&rls, name).await, Ok(SERVING), "{name:?}");
     }
-    assert_eq!(health(&rls, "nobody").await, Err(tonic::Code::NotFound));
+    for name in ["nobody", "Ratelimit", "ratelimit "] {
+        assert_eq!(health(&rls, name).await, Err(tonic::Code::NotFound));
+    }
+}
+
+/// "If the service name is not known, the server should respond with SERVICE_UNKNOWN [...] and keep the stream open."
+#[tokio::test]
+async fn a_watch_of_an_unknown_service_says_so_and_stays_open_until_the_process_stops() {
+    const SERVICE_UNKNOWN: i32 = 3;
+    let mut service = Doors::start(once()).await;
+    let rls = service.rls().await;
+    let mut client = HealthClient::new(rls.0.clone());
+    let mut watch = async |name: &str| {
+        let asked = HealthCheckRequest { service: name.to_owned() };
+        client.watch(asked).await.expect("a watch").into_inner()
+    };
+    let mut unknown = watch("nobody").await;
+    let mut known = watch("ratelimit").await;
+    assert_eq!(unknown.message().await.expect("no error").map(|answer| answer.status), Some(SERVICE_UNKNOWN));
+    assert_eq!(known.message().await.expect("no error").map(|answer| answer.status), Some(SERVING));
+    // Nothing more comes while nothing changes, and the stream is open.
+    let mut more = std::pin::pin!(unknown.message());
+    assert_eq!(health(&rls, "").await, Ok(SERVING));
+    assert!(more.as_mut().now_or_never().is_none());
+    service.begin_to_stop();
+    assert_eq!(known.message().await.expect("no error").map(|answer| answer.status), Some(NOT_SERVING));
+    assert_eq!(more.await.expect("no error"), None, "it ends with the process");
+    assert_eq!(known.message().await.expect("no error"), None);
+    drop((known, rls));
+    service.stop().await;
 }
 
 #[tokio::test]

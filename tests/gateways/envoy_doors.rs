@@ -104,6 +104,41 @@ fn ext_authz_http_passes_only_what_the_example_names() {
     assert!(seen.iter().all(|request| request.headers.iter().all(|(name, _)| !name.contains("ratelimit"))), "{seen:?}");
 }
 
+/// Envoy passes on characters that a URI must not have, and normalises only the path.
+#[test]
+fn a_target_that_is_no_uri_is_decided_by_the_rules_at_both_doors_of_ext_authz() {
+    for name in ["ext_authz_grpc", "ext_authz_http"] {
+        let envoy = with(&example(&format!("{name}.yaml")), "          normalize_path: true\n", "");
+        let Some(gateway) = Gateway::start(&envoy, &example("ext_authz.toml")) else { return };
+        for (n, target) in ["/?a=\"", "/?a=<b>", "/`", "/<", "/a\"b?c", "/?`"].iter().enumerate() {
+            let ask = Ask::get(target).account(&format!("ada{n}")).from(&format!("203.0.113.{n}"));
+            for status in [200, 200, 200, 429] {
+                gateway.ask(&ask).expect(status);
+            }
+        }
+    }
+}
+
+/// With `with_request_body` Envoy sends bodies to the HTTP door, where they decide nothing.
+#[test]
+fn a_body_that_envoy_sends_along_is_no_request_and_its_answer_arrives() {
+    let filter = "              transport_api_version: V3\n";
+    let bodies = "              with_request_body: {max_request_bytes: 300000, allow_partial_message: true}\n";
+    let envoy = with(&example("ext_authz_http.yaml"), filter, &format!("{filter}{bodies}"));
+    let rules = example("ext_authz.toml") + "\n[server.bounds]\nrequest_timeout = '1h'\n";
+    let Some(gateway) = Gateway::start(&envoy, &rules) else { return };
+    let smuggled = "GET /authz/envoy/ HTTP/1.1\r\nhost: h\r\nx-account: ada\r\nx-forwarded-for: 203.0.113.1\r\n\r\n";
+    for (n, body) in ["x", smuggled, &smuggled.repeat(100), &smuggled.repeat(3000)].into_iter().enumerate() {
+        let ask = Ask::post("/").account(&format!("ada{n}")).from(&format!("203.0.113.{}", 10 + n)).body(body);
+        for status in [200, 200, 200, 429] {
+            gateway.ask(&ask).expect(status);
+        }
+    }
+    for status in [200, 200, 200, 429] {
+        gateway.ask(&Ask::get("/").account("ada").from("203.0.113.1")).expect(status);
+    }
+}
+
 #[test]
 fn a_refund_gives_units_back() {
     let charge = "hits_addend: {format: \"%CEL(request.method == 'GET' ? 1 : 5)%\"}";

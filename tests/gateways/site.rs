@@ -83,6 +83,11 @@ impl Site {
         ask.send_by(client, self.port).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.gateway.log()))
     }
 
+    /// The port of the gateway.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Makes tollgate hang.
     pub fn hang_tollgate(&self) {
         self.tollgate.as_ref().expect("it runs").hang();
@@ -102,7 +107,8 @@ impl Site {
         answer
     }
 
-    fn reached(&self, method_and_path: &str) -> usize {
+    /// How often a request with this method and target reached the upstream.
+    pub fn reached(&self, method_and_path: &str) -> usize {
         self.upstream.seen().iter().filter(|seen| seen.line == method_and_path).count()
     }
 }
@@ -145,6 +151,7 @@ pub fn clients_choose_nothing(sample: &Sample) {
             .header("x-forwarded-method", "GET")
             .header("x-forwarded-host", "claimed.test")
             .header("x-original-uri", "/claimed")
+            .header("x-original-url", "http://claimed.test/claimed")
             .header("x-original-method", "GET")
             .header("x-tollgate-answered", "yes")
     };

@@ -24,7 +24,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -36,7 +36,8 @@ use tokio_util::sync::CancellationToken;
 use self::api::{
     CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
 };
-use super::connection::{self, AcceptOptions};
+use super::body;
+use super::connection::{self, AcceptOptions, Activity};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
@@ -106,14 +107,12 @@ impl Admin {
             let admin = self.clone();
             let begin = activity.clone();
             let answer = service_fn(move |request| {
-                let admin = admin.clone();
+                let (admin, activity) = (admin.clone(), begin.clone());
                 let in_flight = begin.begin();
                 async move {
-                    let answer = panics::catch(admin.0.doors(), admin.answer(request)).await;
+                    let answer = admin.answer(request, &activity).await;
                     drop(in_flight);
-                    let error = || ErrorBody { error: "internal error".to_owned() };
-                    let failed = || json(StatusCode::INTERNAL_SERVER_ERROR, &error());
-                    Ok::<_, Infallible>(answer.unwrap_or_else(failed))
+                    Ok::<_, Infallible>(answer)
                 }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer);
@@ -127,8 +126,17 @@ impl Admin {
         .await;
     }
 
-    async fn answer(&self, request: http::Request<Incoming>) -> AdminResponse {
-        let (head, body) = request.into_parts();
+    async fn answer(&self, request: http::Request<Incoming>, activity: &Activity) -> AdminResponse {
+        let (head, mut body) = request.into_parts();
+        let answer = panics::catch(self.0.doors(), self.answer_head(&head, &mut body)).await;
+        let mut answer = answer.unwrap_or_else(|| {
+            json(StatusCode::INTERNAL_SERVER_ERROR, &ErrorBody { error: "internal error".to_owned() })
+        });
+        body::finish(&head.headers, &mut body, MAX_BODY_BYTES as u64, &mut answer, activity).await;
+        answer
+    }
+
+    async fn answer_head(&self, head: &Parts, body: &mut Incoming) -> AdminResponse {
         let current = self.0.current();
         let Some(route) = ROUTES.into_iter().find(|route| route.path == head.uri.path()) else {
             return health(self.0.health(), head.uri.path());
@@ -144,7 +152,7 @@ impl Admin {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
-        let answered = self.answer_authorised(&route, &head, body, &current).await;
+        let answered = self.answer_authorised(&route, head, body, &current).await;
         answered.unwrap_or_else(|AdminError(status, error)| json(status, &ErrorBody { error }))
     }
 
@@ -152,7 +160,7 @@ impl Admin {
         &self,
         route: &AdminRoute,
         head: &Parts,
-        body: Incoming,
+        body: &mut Incoming,
         current: &Current,
     ) -> Result<AdminResponse, AdminError> {
         if head.method != route.method {
@@ -378,15 +386,19 @@ fn is_authorised(headers: &HeaderMap, current: &Current) -> bool {
 }
 
 /// Reads a JSON body.
-async fn read<T: DeserializeOwned>(head: &Parts, body: Incoming) -> Result<T, AdminError> {
+async fn read<T: DeserializeOwned>(head: &Parts, body: &mut Incoming) -> Result<T, AdminError> {
     let json = head.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
     if !json {
         return Err(admin_error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected \"content-type: application/json\""));
     }
+    let too_large = || admin_error(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB");
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     let bytes = match collected {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => return Err(admin_error(StatusCode::PAYLOAD_TOO_LARGE, "expected a body of at most 64 KiB")),
+        Ok(Err(_)) => return Err(too_large()),
         Err(_) => return Err(admin_error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive within 10 s")),
     };
     serde_json::from_slice(&bytes).map_err(|error| admin_error(StatusCode::BAD_REQUEST, &error.to_string()))

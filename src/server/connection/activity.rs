@@ -8,8 +8,8 @@
 //!             accept    WatchedConnection    drive
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::framing::{FrameScanner, MID_HEAD};
+use super::target::ReceivedTarget;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
@@ -39,6 +40,10 @@ pub(in crate::server) struct Activity {
     read_at_request: AtomicU64,
     /// Whether the client speaks HTTP/1.
     http1: AtomicBool,
+    /// HTTP/1: the target of the next request, if hyper sees another one.
+    received_target: Mutex<Option<ReceivedTarget>>,
+    /// Whether input is discarded before the connection is closed.
+    discard_at_close: AtomicBool,
     directive: AtomicU8,
     waker: AtomicWaker,
     max_requests: u64,
@@ -66,6 +71,8 @@ impl Activity {
             read: AtomicU64::new(MID_HEAD),
             read_at_request: AtomicU64::new(0),
             http1: AtomicBool::new(false),
+            received_target: Mutex::new(None),
+            discard_at_close: AtomicBool::new(false),
             directive: AtomicU8::new(Directive::Serve as u8),
             waker: AtomicWaker::new(),
             max_requests: bounds.requests,
@@ -81,6 +88,31 @@ impl Activity {
             self.http1.store(true, Ordering::Relaxed);
         }
         self.read.store(read, Ordering::Relaxed);
+    }
+
+    /// Whether the next byte begins the head of another HTTP/1 request.
+    pub(super) fn is_between_heads(&self) -> bool {
+        self.http1.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0 && self.http1_bytes() == 0
+    }
+
+    /// Keeps the target of the next request.
+    pub(super) fn keep_target(&self, target: Vec<u8>) {
+        *self.received_target.lock().unwrap_or_else(PoisonError::into_inner) = Some(ReceivedTarget::new(target));
+    }
+
+    /// Takes the target of the request that begins, if hyper saw another one.
+    pub(in crate::server) fn take_target(&self) -> Option<ReceivedTarget> {
+        self.received_target.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Discards input for a moment before the connection is closed: a socket that is closed with unread input is reset,
+    /// and the client may lose the answer.
+    pub(in crate::server) fn discard_at_close(&self) {
+        self.discard_at_close.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn discards_at_close(&self) -> bool {
+        self.discard_at_close.load(Ordering::Relaxed)
     }
 
     /// Begins a call of unlimited length, which does not count towards the requests of the process.

@@ -7,25 +7,28 @@
 
 mod activity;
 mod framing;
+mod target;
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::activity::WatchedConnection;
 pub(super) use self::activity::{Activity, InFlight};
 use self::framing::FrameScanner;
+pub(super) use self::target::ReceivedTarget;
+use self::target::TargetScanner;
 use super::listen::{self, ClientStream, Listener};
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
@@ -35,6 +38,9 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Checks of a connection per shortest timeout. A timeout takes effect after 1 to 1.5 times its duration.
 const TICKS_PER_TIMEOUT: u32 = 2;
+
+/// The longest time for which input is discarded before a connection is closed.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Interval of the checks while draining.
 const DRAIN_TICK: Duration = Duration::from_millis(250);
@@ -70,11 +76,7 @@ where
             watched.retain(WatchedConnection::is_open);
         }
         watched.push(WatchedConnection::new(activity.clone()));
-        let served = serve(
-            ObservedStream { stream, scanner: FrameScanner::default(), activity: activity.clone() },
-            peer,
-            activity,
-        );
+        let served = serve(ObservedStream::new(stream, activity.clone()), peer, activity);
         let counted = OpenConnection::new(doors.clone(), open);
         tokio::spawn(async move {
             served.await;
@@ -171,16 +173,34 @@ pub(super) async fn drive<C: GracefulConnection>(connection: C, activity: Arc<Ac
 pub(super) struct ObservedStream {
     stream: ClientStream,
     scanner: FrameScanner,
+    targets: TargetScanner,
     activity: Arc<Activity>,
+    /// Until when input is discarded, once the stream is shut down.
+    discard_until: Option<Pin<Box<Sleep>>>,
+}
+
+impl ObservedStream {
+    fn new(stream: ClientStream, activity: Arc<Activity>) -> Self {
+        let mut targets = TargetScanner::default();
+        targets.begin();
+        Self { stream, scanner: FrameScanner::default(), targets, activity, discard_until: None }
+    }
 }
 
 impl AsyncRead for ObservedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, scanner, activity } = self.get_mut();
+        let Self { stream, scanner, targets, activity, .. } = self.get_mut();
         let before = into.filled().len();
         let read = Pin::new(stream).poll_read(cx, into);
         if let Poll::Ready(Ok(())) = read {
-            activity.record_read(scanner, &into.filled()[before..]);
+            let bytes = &mut into.filled_mut()[before..];
+            if activity.is_between_heads() {
+                targets.begin();
+            }
+            if let Some(target) = targets.scan(bytes) {
+                activity.keep_target(target);
+            }
+            activity.record_read(scanner, bytes);
         }
         read
     }
@@ -195,8 +215,25 @@ impl AsyncWrite for ObservedStream {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, activity, discard_until, .. } = self.get_mut();
+        if discard_until.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            if !activity.discards_at_close() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let discard_until = discard_until.get_or_insert_with(|| Box::pin(tokio::time::sleep(DISCARD_TIME)));
+        let mut discarded = [0; 4096];
+        while discard_until.as_mut().poll(cx).is_pending() {
+            let mut into = ReadBuf::new(&mut discarded);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut into)) {
+                Ok(()) if !into.filled().is_empty() => {}
+                // The client has closed its side.
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(

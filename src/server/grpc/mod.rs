@@ -7,6 +7,7 @@ mod authz;
 mod budget;
 mod frame;
 mod generated;
+mod health;
 mod lease_guard;
 mod metadata;
 mod rls;
@@ -15,7 +16,7 @@ mod wire;
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::SERVICE_NAME as AUTHZ;
@@ -24,22 +25,23 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
-use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH};
-use tonic_health::server::{HealthReporter, HealthService};
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
 use self::budget::{Budget, MeteredBody, TotalBudget};
 use self::frame::RefusalFrame;
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
+use self::health::HealthService;
 use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
 use self::unary::ReadError;
 use super::connection::{self, AcceptOptions, Activity};
 use super::listen::Listener;
+use super::notice::Notice;
 use super::panics;
 use crate::server::head;
 use crate::service::Service;
@@ -55,9 +57,6 @@ const MAX_PENDING_RESETS: usize = 4096;
 
 /// OUT_OF_RANGE, which here means only a message past its bound.
 const TOO_LARGE: &str = "11";
-
-/// The services that report health; the empty name is the whole process.
-const HEALTH_SERVICES: [&str; 3] = ["", RLS, AUTHZ];
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
@@ -84,56 +83,55 @@ struct Services {
     health: HealthServer<HealthService>,
     reflection: Reflection,
     reflection_alpha: Reflection,
-    reporter: HealthReporter,
+    /// Whether health is reported as SERVING. `None` once the process has ended all watches.
+    serving: Mutex<Option<watch::Sender<bool>>>,
+    /// A request whose encoding is not supported.
+    encodings: Notice,
     bounds: Bounds,
 }
 
 impl Grpc {
     /// Creates the gRPC door of a service, with its current bounds. Health is reported as the service has it.
-    pub async fn new(service: Arc<Service>) -> Self {
+    pub fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
-        let reporter = HealthReporter::new();
+        let serving = watch::Sender::new(service.health().ready());
         let rls = rls::Rls::new(service.clone());
         let authz = authz::GrpcAuthz::new(service.clone());
         let (reflection, reflection_alpha) = reflection();
-        let services = Self(Arc::new(Services {
+        Self(Arc::new(Services {
             service,
             rls,
             authz,
-            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
+            health: HealthServer::new(HealthService::new(serving.subscribe())),
             reflection,
             reflection_alpha,
-            reporter,
+            serving: Mutex::new(Some(serving)),
+            encodings: Notice::default(),
             bounds,
-        }));
-        let serving = services.0.service.health().ready();
-        services.report(if serving { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
-        services
+        }))
     }
 
     /// Reports SERVING, unless the process is draining.
-    pub async fn set_serving(&self) {
+    pub fn set_serving(&self) {
         if self.0.service.health().set_serving() {
-            self.report(ServingStatus::Serving).await;
+            self.report(true);
         }
     }
 
     /// Reports NOT_SERVING while a required store does not answer.
-    pub async fn set_not_serving(&self) {
-        self.report(ServingStatus::NotServing).await;
+    pub fn set_not_serving(&self) {
+        self.report(false);
     }
 
     /// Reports NOT_SERVING because the process is about to stop. Calls are still answered.
-    pub async fn set_draining(&self) {
+    pub fn set_draining(&self) {
         self.0.service.health().set_stopping();
-        self.report(ServingStatus::NotServing).await;
+        self.report(false);
     }
 
     /// Ends the streams that watch health. They have received the last status and would keep their connections open.
-    pub async fn end_watches(&self) {
-        for service in HEALTH_SERVICES {
-            self.0.reporter.clone().clear_service_status(service).await;
-        }
+    pub fn end_watches(&self) {
+        *self.serving() = None;
     }
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
@@ -183,10 +181,14 @@ impl Grpc {
         answer.expect("an answer is there as a whole").to_bytes()
     }
 
-    async fn report(&self, status: ServingStatus) {
-        for service in HEALTH_SERVICES {
-            self.0.reporter.set_service_status(service, status).await;
+    fn report(&self, serving: bool) {
+        if let Some(health) = &*self.serving() {
+            health.send_replace(serving);
         }
+    }
+
+    fn serving(&self) -> MutexGuard<'_, Option<watch::Sender<bool>>> {
+        self.0.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -278,19 +280,33 @@ impl Services {
     async fn rls<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::read_message(request, self.bounds.message_bytes).await {
             Ok(message) => {
-                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(&ReadError::Malformed))
             }
-            Err(error) => unary::error_response(error),
+            Err(error) => self.unreadable(&error),
         })
     }
 
     async fn authz<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::read_message(request, self.bounds.message_bytes).await {
             Ok(message) => {
-                self.authz.answer(message).await.unwrap_or_else(|| unary::error_response(ReadError::Malformed))
+                self.authz.answer(message).await.unwrap_or_else(|| unary::error_response(&ReadError::Malformed))
             }
-            Err(error) => unary::error_response(error),
+            Err(error) => self.unreadable(&error),
         })
+    }
+
+    /// The error response to a request that cannot be read, which `refuse_unreadable` replaces.
+    fn unreadable(&self, error: &ReadError) -> http::Response<Body> {
+        if let ReadError::Encoding(encoding) = error
+            && let Some(requests) = self.encodings.count(self.service.now())
+        {
+            tracing::warn!(
+                encoding,
+                requests,
+                "gRPC requests refused: grpc-encoding is not supported; let the client send gzip or no compression"
+            );
+        }
+        unary::error_response(error)
     }
 
     /// The response to a request that panicked: an error, so Envoy's `failure_mode_deny` decides.

@@ -42,11 +42,13 @@ impl HttpAuthz {
     }
 
     pub(super) async fn answer(&self, gateway: Gateway, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        let request = GatewayRequest { gateway, head, peer };
-        if let Some(missing) = request.missing_header() {
-            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
-            return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("expected the header {missing}\n"));
-        }
+        let request = match GatewayRequest::read(gateway, head, peer) {
+            Ok(request) => request,
+            Err(error) => {
+                self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+                return respond(StatusCode::BAD_REQUEST, HeaderMap::new(), format!("{error}\n"));
+            }
+        };
         let current = self.service.current();
         let request = descriptor_request(&request, &current.settings.authz);
         let decision = current.decide(Door::AuthzHttp, &request).await;

@@ -14,7 +14,8 @@ use std::net::IpAddr;
 
 use http::request::Parts;
 
-use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address};
+use crate::server::connection::ReceivedTarget;
+use crate::server::ext_authz::{self, AuthzRequest, forwarded_for, joined, one_address, origin_form};
 use crate::settings::AuthzSettings;
 
 /// The gateway that asks, which decides how its request is read.
@@ -45,60 +46,137 @@ impl Gateway {
     }
 }
 
-/// A request that a gateway asks about.
-pub(super) struct GatewayRequest<'a> {
-    pub(super) gateway: Gateway,
-    pub(super) head: &'a Parts,
-    pub(super) peer: Option<IpAddr>,
+/// Why a gateway's request is not answered by rules. Without method and target, rules about them would not match, and
+/// the request would pass.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum GatewayError {
+    /// The gateway did not send one of these headers.
+    #[error("expected the header {}", .0.join(" or "))]
+    Missing(&'static [&'static str]),
+    /// The headers name several requests. A gateway that passes on what its client sends writes one of them only.
+    #[error("the headers {} differ: expected one request", .0.join(" and "))]
+    Differ(&'static [&'static str]),
+    /// The target is not the one that hyper read.
+    #[error("the target cannot be read: percent-encode it")]
+    Target,
 }
 
-impl GatewayRequest<'_> {
-    /// The first header with this name, if it is not empty.
-    fn header(&self, name: &'static str) -> Option<Cow<'_, str>> {
-        self.headers(name).next().filter(|value| !value.is_empty())
-    }
+const ORIGINAL_URI: &str = "x-original-uri";
+const ORIGINAL_URL: &str = "x-original-url";
 
-    /// A required header that the gateway did not send. Without it, rules about paths and methods would not match, and
-    /// the request would pass.
-    pub(super) fn missing_header(&self) -> Option<&'static str> {
-        let (uri, method) = match self.gateway {
-            Gateway::Envoy => return None,
-            Gateway::Nginx => ("x-original-uri", "x-original-method"),
-            Gateway::ForwardAuth => ("x-forwarded-uri", "x-forwarded-method"),
+/// A request that a gateway asks about.
+pub(super) struct GatewayRequest<'a> {
+    gateway: Gateway,
+    head: &'a Parts,
+    peer: Option<IpAddr>,
+    method: Cow<'a, str>,
+    target: Cow<'a, str>,
+    host: Option<Cow<'a, str>>,
+}
+
+impl<'a> GatewayRequest<'a> {
+    /// Reads the request that a gateway asks about.
+    pub(super) fn read(gateway: Gateway, head: &'a Parts, peer: Option<IpAddr>) -> Result<Self, GatewayError> {
+        let host = match gateway {
+            // HTTP/2 sends the host as the authority.
+            Gateway::Envoy | Gateway::Nginx => match head.uri.authority() {
+                Some(authority) => Some(Cow::Borrowed(authority.as_str())),
+                None => first(head, "host"),
+            },
+            Gateway::ForwardAuth => first(head, "x-forwarded-host"),
         };
-        [uri, method].into_iter().find(|name| self.header(name).is_none())
+        let (method, target, host) = match gateway {
+            Gateway::Envoy => (Cow::Borrowed(head.method.as_str()), envoy_target(head)?, host),
+            Gateway::Nginx => {
+                let (target, host) = nginx_target(head, host)?;
+                (one(head, &["x-original-method"])?, target, host)
+            }
+            Gateway::ForwardAuth => (one(head, &["x-forwarded-method"])?, one(head, &["x-forwarded-uri"])?, host),
+        };
+        Ok(Self { gateway, head, peer, method, target, host })
     }
+}
+
+/// The values of a header that are not empty.
+fn values<'a>(head: &'a Parts, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+    let values = head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    values.filter(|value| !value.is_empty())
+}
+
+/// The first value of a header.
+fn first<'a>(head: &'a Parts, name: &str) -> Option<Cow<'a, str>> {
+    head.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes())).filter(|value| !value.is_empty())
+}
+
+/// The only value of a header.
+fn one<'a>(head: &'a Parts, name: &'static [&'static str; 1]) -> Result<Cow<'a, str>, GatewayError> {
+    let mut values = values(head, name[0]);
+    let value = values.next().ok_or(GatewayError::Missing(name))?;
+    if values.any(|other| other != value) {
+        return Err(GatewayError::Differ(name));
+    }
+    Ok(value)
+}
+
+/// The target behind the prefix, as Envoy sent it.
+fn envoy_target(head: &Parts) -> Result<Cow<'_, str>, GatewayError> {
+    let target = match head.extensions.get::<ReceivedTarget>() {
+        Some(received) => Cow::Owned(received.path_and_query(&head.uri).ok_or(GatewayError::Target)?),
+        None => Cow::Borrowed(head.uri.path_and_query().map_or("", |target| target.as_str())),
+    };
+    Ok(match target {
+        Cow::Borrowed(target) => Cow::Borrowed(target.strip_prefix(ENVOY_PREFIX).unwrap_or(target)),
+        Cow::Owned(mut target) => {
+            if target.starts_with(ENVOY_PREFIX) {
+                target.drain(..ENVOY_PREFIX.len());
+            }
+            Cow::Owned(target)
+        }
+    })
+}
+
+/// The target in nginx's headers, and the host.
+///
+/// The usual configuration sends `X-Original-URI` and the client's `Host`. ingress-nginx sends `X-Original-URL` with the
+/// client's host in it, and the name of the auth service as `Host`. In either case the other header can be the client's,
+/// so two headers have to name the same request.
+fn nginx_target<'a>(
+    head: &'a Parts,
+    host: Option<Cow<'a, str>>,
+) -> Result<(Cow<'a, str>, Option<Cow<'a, str>>), GatewayError> {
+    const NAMES: [&str; 2] = [ORIGINAL_URI, ORIGINAL_URL];
+    let mut targets = NAMES.into_iter().flat_map(|name| values(head, name).map(move |value| (name, value)));
+    let (name, target) = targets.next().ok_or(GatewayError::Missing(&NAMES))?;
+    let host = match (name, origin_form(target.clone())) {
+        (ORIGINAL_URL, (Some(authority), _)) => Some(authority),
+        _ => host,
+    };
+    for (name, other) in targets {
+        let (authority, path) = origin_form(other);
+        let same_host = name == ORIGINAL_URI
+            || authority.is_none_or(|authority| host.as_ref().is_some_and(|host| same_host(host, &authority)));
+        if path != origin_form(target.clone()).1 || !same_host {
+            return Err(GatewayError::Differ(&NAMES));
+        }
+    }
+    Ok((target, host))
+}
+
+fn same_host(one: &str, other: &str) -> bool {
+    ext_authz::host(Cow::Borrowed(one)) == ext_authz::host(Cow::Borrowed(other))
 }
 
 impl AuthzRequest for GatewayRequest<'_> {
     fn method(&self) -> Option<Cow<'_, str>> {
-        match self.gateway {
-            Gateway::Envoy => Some(Cow::Borrowed(self.head.method.as_str())),
-            Gateway::Nginx => self.header("x-original-method"),
-            Gateway::ForwardAuth => self.header("x-forwarded-method"),
-        }
+        Some(Cow::Borrowed(&*self.method))
     }
 
     fn target(&self) -> Option<Cow<'_, str>> {
-        match self.gateway {
-            Gateway::Envoy => {
-                let target = self.head.uri.path_and_query()?.as_str();
-                target.strip_prefix(ENVOY_PREFIX).map(Cow::Borrowed)
-            }
-            Gateway::Nginx => self.header("x-original-uri"),
-            Gateway::ForwardAuth => self.header("x-forwarded-uri"),
-        }
+        Some(Cow::Borrowed(&*self.target))
     }
 
     fn host(&self) -> Option<Cow<'_, str>> {
-        match self.gateway {
-            // HTTP/2 sends the host as the authority.
-            Gateway::Envoy | Gateway::Nginx => match self.head.uri.authority() {
-                Some(authority) => Some(Cow::Borrowed(authority.as_str())),
-                None => self.header("host"),
-            },
-            Gateway::ForwardAuth => self.header("x-forwarded-host"),
-        }
+        self.host.as_deref().map(Cow::Borrowed)
     }
 
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {

@@ -3,7 +3,7 @@
 //! | path | gateway | describes the request by |
 //! |---|---|---|
 //! | `/authz/envoy/<path>` | Envoy's raw HTTP service with `path_prefix: /authz/envoy` | the request itself |
-//! | `/authz/nginx` | `auth_request` | `X-Original-Method`, `X-Original-URI`, `Host`, `X-Real-IP` |
+//! | `/authz/nginx` | `auth_request`, ingress-nginx | `X-Original-Method`, `X-Original-URI` or `-URL`, `Host`, `X-Real-IP` |
 //! | `/authz/forward` | Caddy, Traefik | `X-Forwarded-Method`, `-Uri`, `-Host`, `-For` |
 //!
 //! 200 allows the request, and no other status does. A gateway that does not send method and URI is answered 400, which
@@ -22,8 +22,8 @@ use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -31,8 +31,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::gateway::Gateway;
 pub(super) use self::response::{health, respond};
+use super::body;
 use super::connection::{self, AcceptOptions, Activity, InFlight};
 use super::listen::{self, Listener};
+use super::notice::Notice;
 use super::panics;
 use crate::server::head;
 use crate::service::Service;
@@ -51,13 +53,16 @@ struct RequestHandler {
     authz: authz::HttpAuthz,
     bounds: Bounds,
     service: Arc<Service>,
+    /// A request that hyper cannot read.
+    unreadable: Notice,
 }
 
 impl Http {
     /// The HTTP door of a service, with the bounds that are configured now.
     pub fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
-        Self(Arc::new(RequestHandler { authz: authz::HttpAuthz::new(service.clone()), bounds, service }))
+        let authz = authz::HttpAuthz::new(service.clone());
+        Self(Arc::new(RequestHandler { authz, bounds, service, unreadable: Notice::default() }))
     }
 
     /// Answers one request head without a connection. For fuzzing, where connections would take most of the time.
@@ -90,16 +95,16 @@ impl Http {
             };
             let begin = activity.clone();
             let answer = service_fn(move |request| {
-                let service = service.clone();
+                let (service, activity) = (service.clone(), begin.clone());
                 let in_flight = begin.begin();
-                async move { Ok::<_, Infallible>(service.answer(request, peer, in_flight).await) }
+                async move { Ok::<_, Infallible>(service.answer(request, peer, in_flight, &activity).await) }
             });
             let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
             let connection = connection::drive(connection, activity.clone());
             let service = self.0.clone();
             async move {
                 if let Err(error) = connection.await {
-                    service.count_unread_head(&*error, &activity);
+                    service.record_unread_head(&*error, &activity);
                     // Without its sources: one of them may hold text from the client.
                     tracing::debug!(%error, "HTTP connection failed");
                 }
@@ -110,81 +115,69 @@ impl Http {
 }
 
 impl RequestHandler {
+    /// Answers a request. Its body decides nothing, so it is not waited for.
     async fn answer(
         &self,
         request: http::Request<Incoming>,
         peer: Option<IpAddr>,
         in_flight: Option<InFlight>,
+        activity: &Activity,
     ) -> Response<Full<Bytes>> {
-        if in_flight.is_none() {
-            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
-            return respond(StatusCode::TOO_MANY_REQUESTS, HeaderMap::new(), "too many requests in flight\n");
+        let (mut head, mut body) = request.into_parts();
+        if let Some(target) = activity.take_target() {
+            head.extensions.insert(target);
         }
-        let answered = panics::catch(self.service.doors(), self.answer_request(request, peer)).await;
+        let mut response = self.answer_unless_over(&head, peer, in_flight.is_some()).await;
+        // HTTP/2 can end the stream and keep the connection.
+        if head.version != Version::HTTP_2 {
+            let exceeded =
+                body::finish(&head.headers, &mut body, self.bounds.body_bytes, &mut response, activity).await;
+            if let Some(bound) = exceeded {
+                self.service.doors().exceeded.count(bound);
+            }
+            // Closing a kept connection could meet the client's next request. With this header the client closes it.
+            if !self.service.health().ready() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        response
+    }
+
+    async fn answer_unless_over(&self, head: &Parts, peer: Option<IpAddr>, has_room: bool) -> Response<Full<Bytes>> {
+        let refuse = |status, text| {
+            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+            respond(status, HeaderMap::new(), text)
+        };
+        if !has_room {
+            return refuse(StatusCode::TOO_MANY_REQUESTS, "too many requests in flight\n");
+        }
+        // hyper bounds the heads of HTTP/1.
+        if head.version == Version::HTTP_2
+            && let Err(bound) = head::bytes(&self.bounds, &head.uri, &head.headers)
+        {
+            self.service.doors().exceeded.count(bound);
+            return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large\n");
+        }
+        let answered = panics::catch(self.service.doors(), answer_head(&self.authz, head, peer)).await;
         answered.unwrap_or_else(|| {
             self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Failed);
             respond(StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new(), "internal error\n")
         })
     }
 
-    /// Answers a request. Its body is ignored: a small one is read to its end, so the connection can be used again;
-    /// with a larger one the connection is closed.
-    async fn answer_request(&self, request: http::Request<Incoming>, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        let (head, body) = request.into_parts();
-        // HTTP/2 can end the stream and keep the connection, so the body need not be read.
-        if head.version == Version::HTTP_2 {
-            if let Err(bound) = head::bytes(&self.bounds, &head.uri, &head.headers) {
-                self.service.doors().exceeded.count(bound);
-                self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
-                return respond(
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                    HeaderMap::new(),
-                    "the request head is too large\n",
-                );
-            }
-            return answer_head(&self.authz, &head, peer).await;
-        }
-        let discarded = discard_body(body, &self.bounds).await;
-        let mut response = answer_head(&self.authz, &head, peer).await;
-        if let Err(bound) = discarded {
-            self.service.doors().exceeded.count(bound);
-        }
-        // Closing a kept connection could meet the client's next request. With this header the client closes it.
-        if discarded.is_err() || !self.service.health().ready() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
-    }
-
-    /// Counts a request head that hyper rejected.
-    fn count_unread_head(&self, error: &(dyn Error + 'static), activity: &Activity) {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse_too_large) {
+    /// Counts a request head that hyper refused, with 400, 414 or 431, and warns of it.
+    fn record_unread_head(&self, error: &(dyn Error + 'static), activity: &Activity) {
+        let Some(error) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) else { return };
+        self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
+        if error.is_parse_too_large() {
             // The error does not tell whether the size or the number of headers was exceeded.
-            self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
             let large = activity.http1_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
-    }
-}
-
-/// Reads a body to its end, or returns the bound that it exceeds.
-async fn discard_body(mut body: Incoming, bounds: &Bounds) -> Result<(), Bound> {
-    if body.is_end_stream() {
-        return Ok(());
-    }
-    if body.size_hint().lower() > bounds.body_bytes {
-        return Err(Bound::BodyBytes);
-    }
-    let read = async {
-        let mut left = bounds.body_bytes;
-        // A body that cannot be read fails its connection.
-        while let Some(Ok(frame)) = body.frame().await {
-            let bytes = frame.data_ref().map_or(0, Bytes::len);
-            left = left.checked_sub(bytes as u64).ok_or(Bound::BodyBytes)?;
+        if let Some(requests) = self.unreadable.count(self.service.now()) {
+            tracing::warn!(%error, requests, "HTTP requests refused: their heads are no valid HTTP");
         }
-        Ok(())
-    };
-    tokio::time::timeout(bounds.request_timeout, read).await.unwrap_or(Err(Bound::RequestTimeout))
+    }
 }
 
 async fn answer_head(authz: &authz::HttpAuthz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {

@@ -43,7 +43,7 @@ impl Doors {
         let rules = Arc::new(Rules::compile(config.book).expect("the target's own rules compile"));
         let version = Version { rules: rules.clone(), stores: stores() };
         let service = Arc::new(Service::new(version, config.server.clone(), Arc::new(clock.clone())));
-        let grpc = wait(Grpc::new(service.clone()));
+        let grpc = Grpc::new(service.clone());
         Self { http: Http::new(service.clone()), grpc, service, rules, settings: config.server, clock }
     }
 

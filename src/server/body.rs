@@ -1,0 +1,82 @@
+//! Bodies of HTTP/1 requests that decide nothing.
+//!
+//! A gateway can announce the client's body and never send it: nginx does for `auth_request`, unless its configuration
+//! removes `Content-Length`. Waiting for the body would stop the request, and what the gateway sends next on the
+//! connection would be taken for the body. So a body is never waited for, and a connection whose body has not arrived
+//! as a whole is closed after the answer.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderMap, HeaderValue, Response};
+use hyper::body::{Body, Incoming};
+
+use super::connection::Activity;
+use crate::settings::Bound;
+
+/// Polls without progress until the rest of a body counts as not arrived. hyper reads input between two polls, and only
+/// once the body was polled.
+const IDLE_POLLS: u8 = 2;
+
+/// What has arrived of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrived {
+    Whole,
+    Part,
+    /// More than may be read.
+    TooMuch,
+}
+
+/// Discards what has arrived of a body, at most `max_bytes`, and says in the response when its connection closes.
+/// Returns the bound that the body exceeds.
+pub(super) async fn finish<B>(
+    headers: &HeaderMap,
+    body: &mut Incoming,
+    max_bytes: u64,
+    response: &mut Response<B>,
+    activity: &Activity,
+) -> Option<Bound> {
+    let arrived = match headers.contains_key(EXPECT) && !body.is_end_stream() {
+        // Reading would ask the client for the body.
+        true => Arrived::Part,
+        false => discard(body, max_bytes).await,
+    };
+    if arrived != Arrived::Whole {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        activity.discard_at_close();
+    }
+    (arrived == Arrived::TooMuch).then_some(Bound::BodyBytes)
+}
+
+async fn discard(body: &mut Incoming, max_bytes: u64) -> Arrived {
+    let mut left = max_bytes;
+    let mut idle = 0;
+    poll_fn(|cx| {
+        loop {
+            if body.is_end_stream() {
+                return Poll::Ready(Arrived::Whole);
+            }
+            match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(None) => return Poll::Ready(Arrived::Whole),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Arrived::Part),
+                Poll::Ready(Some(Ok(frame))) => {
+                    idle = 0;
+                    match left.checked_sub(frame.data_ref().map_or(0, Bytes::len) as u64) {
+                        Some(rest) => left = rest,
+                        None => return Poll::Ready(Arrived::TooMuch),
+                    }
+                }
+                Poll::Pending if idle == IDLE_POLLS => return Poll::Ready(Arrived::Part),
+                Poll::Pending => {
+                    idle += 1;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+    })
+    .await
+}
