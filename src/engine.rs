@@ -85,7 +85,7 @@ impl Engine {
     /// use std::sync::Arc;
     /// use std::time::Duration;
     /// use tollgate::clock::SystemClock;
-    /// use tollgate::descriptor::{Descriptor, Request};
+    /// use tollgate::descriptor::Request;
     /// use tollgate::engine::Engine;
     /// use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Quota};
     /// use tollgate::rules::{Action, Apply, Charge, KeyEntry, Missing, RefusalText, Rule, RuleBook, Rules};
@@ -123,8 +123,7 @@ impl Engine {
     /// .unwrap();
     /// let engine = Engine::new(rules, Stores::memory(&[MemorySettings::default()]), Arc::new(SystemClock::new()));
     ///
-    /// let request = || Request { domain: "edge", descriptors: [Descriptor::of([("account",
-    /// "a")])].into_iter().collect() };
+    /// let request = || Request::of("edge", [("account", "a")]);
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// assert!(engine.decide(&request()).await.allowed());
     /// assert!(!engine.decide(&request()).await.allowed());

@@ -1,7 +1,7 @@
 //! tollgate decides rate limits and quotas for gateways and Rust programs: may this pass, and if not, when?
 //!
-//! The binary serves Envoy's rate limit service and ext_authz. This library is everything in it, for programs that
-//! decide in their own process and for tests. [`engine::Engine::decide`] is the short way in, with an example.
+//! The binary serves Envoy's rate limit service and ext_authz. This library contains all of it, for programs that
+//! decide in their own process and for tests. Start with [`engine::Engine::decide`], which has an example.
 //!
 //! ```text
 //!  RLS / ext_authz / HTTP                                              response

@@ -139,7 +139,7 @@ impl Reloader {
     /// A panic while reading a file must not end the process or the next reload.
     fn reload_without_panic(&mut self, forced: bool) {
         if catch_unwind(AssertUnwindSafe(|| self.reload(forced))).is_err() {
-            self.reject(vec!["reading it failed: internal error".to_owned()]);
+            self.reject(vec!["reading the configuration failed: internal error".to_owned()]);
         }
     }
 

@@ -129,7 +129,7 @@ enum Command {
     },
     /// Reset the counters of an identity, so that it is admitted again.
     ///
-    /// Slots that it holds are released too. The server's audit log records who asked and why, but not the identity.
+    /// Slots that it holds are released too. The server's audit log records who did it and why, but not the identity.
     #[command(after_help = "Examples:\n  tollgate lift edge account=bob --why \"ticket 4711\"")]
     Lift {
         #[command(flatten)]
@@ -137,8 +137,8 @@ enum Command {
         /// Only the counters of this limiter.
         #[arg(long, value_name = "NAME")]
         limiter: Option<String>,
-        /// The person who asks. By default SUDO_USER, USER or LOGNAME; if none is set, as in most containers, the user
-        /// id and the host name.
+        /// The person who lifts it. By default SUDO_USER, USER or LOGNAME; if none is set, as in most containers, the
+        /// user id and the host name.
         #[arg(long, value_name = "NAME")]
         who: Option<String>,
         /// The reason, for the audit log. It must not contain the identity.

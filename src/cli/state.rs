@@ -69,8 +69,8 @@ pub(super) fn state(
 pub(super) fn who() -> String {
     let named = |variable| std::env::var(variable).ok().filter(|name| !name.trim().is_empty());
     ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).unwrap_or_else(|| {
-        let user =
-            std::fs::metadata("/proc/self").map_or("somebody".to_owned(), |process| format!("user {}", process.uid()));
+        let user = std::fs::metadata("/proc/self")
+            .map_or("unknown user".to_owned(), |process| format!("user {}", process.uid()));
         match std::fs::read_to_string("/proc/sys/kernel/hostname") {
             Ok(host) => format!("{user} on {}", host.trim()),
             Err(_) => user,

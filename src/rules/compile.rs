@@ -35,7 +35,7 @@ pub enum CompileError {
         /// The reference as configured.
         limiter: String,
     },
-    /// A slot is charged otherwise than on admission. Refused requests would never release it (semantics 9).
+    /// Slots are charged on a refusal, or overdrawn. Refused requests would never release them (semantics 9).
     #[error("rule {rule:?} applies {limiter:?}, which holds slots: charge must be \"admitted\" and overdraw off")]
     ChargedSlot {
         /// The rule.

@@ -1,9 +1,9 @@
 //! Bodies of HTTP/1 requests that decide nothing.
 //!
 //! A gateway can announce the client's body and never send it: nginx does for `auth_request`, unless its configuration
-//! removes `Content-Length`. Waiting for the body would stop the request, and what the gateway sends next on the
-//! connection would be taken for the body. So a body is never waited for, and a connection whose body has not arrived
-//! as a whole is closed after the answer.
+//! removes `Content-Length`. If tollgate waited for the body, the request would hang, and the gateway's next request on
+//! the connection would be read as the body. So no body is waited for, and a connection whose body has not arrived
+//! completely is closed after the answer.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -21,16 +21,16 @@ use crate::settings::Bound;
 /// once the body was polled.
 const IDLE_POLLS: u8 = 2;
 
-/// What has arrived of a body.
+/// How much of a body has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arrived {
     Whole,
     Part,
-    /// More than may be read.
+    /// More than the bound.
     TooMuch,
 }
 
-/// Discards what has arrived of a body, at most `max_bytes`, and says in the response when its connection closes.
+/// Discards the part of a body that has arrived, at most `max_bytes`. Adds `connection: close` if it is incomplete.
 /// Returns the bound that the body exceeds.
 pub(super) async fn finish<B>(
     headers: &HeaderMap,
@@ -40,7 +40,7 @@ pub(super) async fn finish<B>(
     activity: &Activity,
 ) -> Option<Bound> {
     let arrived = match headers.contains_key(EXPECT) && !body.is_end_stream() {
-        // Reading would ask the client for the body.
+        // Polling the body would make hyper send `100 Continue`, and the client would send the body.
         true => Arrived::Part,
         false => discard(body, max_bytes).await,
     };

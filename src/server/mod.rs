@@ -8,7 +8,7 @@
 //!   body.rs       the body of an HTTP/1 request that decides nothing
 //!   grpc/         RLS, ext_authz, health, reflection
 //!   http/         ext_authz over plain HTTP for Envoy, nginx, Caddy and Traefik, and /healthcheck
-//!   admin/        metrics, health, and the questions of operators
+//!   admin/        metrics, health, and the requests of operators
 //!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it
 //!   headers.rs    headers and bodies of answers
 //!   notice.rs     warnings that are logged at most once a minute

@@ -63,13 +63,13 @@ impl Deref for CurrentGuard<'_> {
 }
 
 impl CurrentGuard<'_> {
-    /// Decides a request and records the decision. The request must have been read by the settings of this version.
+    /// Decides a request and records the decision. The request must have been read with the settings of this version.
     #[expect(clippy::disallowed_methods, reason = "a duration for a metric, which no decision depends on")]
     pub async fn decide(&self, door: Door, request: &Request<'_>) -> Decision {
         let Service { clock, leases, telemetry, doors, .. } = self.service;
         let (now, began) = (clock.now(), Instant::now());
         let decision = self.version.decide(request, now, leases.next_id()).await;
-        // Not from `clock`: it may be stepped, and counts whole microseconds.
+        // Not measured by `clock`, which tests can set and which counts whole microseconds.
         let took = began.elapsed();
         telemetry.record_decision(&self.handles, door, &decision, now, took);
         if let Some(bound) = decision.exceeded_bound() {
@@ -142,7 +142,7 @@ impl Service {
         CurrentGuard { service: self, current: self.current.load() }
     }
 
-    /// Releases every slot of a lease by the version in use; see [`Version::change_lease`].
+    /// Releases every slot of a lease with the version in use; see [`Version::change_lease`].
     pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
         let version = self.current().version.clone();
         version.change_lease(lease, LeaseAction::Release, self.now()).await

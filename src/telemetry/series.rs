@@ -32,7 +32,7 @@ pub(super) const VERSION: &str = "tollgate_config_version";
 pub(super) const READY: &str = "tollgate_ready";
 pub(super) const BUILD: &str = "tollgate_build_info";
 
-/// Buckets in seconds: from a decision in memory (a few microseconds) to past the timeout of a shared store.
+/// Buckets in seconds: from a decision in memory (a few microseconds) to beyond the timeout of a shared store.
 pub(super) const DURATION_BUCKETS: [f64; 14] =
     [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2];
 
@@ -70,11 +70,7 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 28] = [
         "Leases released: in time, late (expired but not yet cleared), or unknown (cleared or released before).",
     ),
     (ACQUIRED, MetricKind::Counter, "Leases handed out."),
-    (
-        EXPIRED,
-        MetricKind::Counter,
-        "Leases that a memory store cleared after they expired, because nobody had released them.",
-    ),
+    (EXPIRED, MetricKind::Counter, "Leases that expired without a release and were cleared from a memory store."),
     (
         HELD,
         MetricKind::Gauge,
@@ -122,7 +118,7 @@ pub(super) enum MetricKind {
     Histogram,
 }
 
-/// The metadata that the recorder of the metrics crate asks for.
+/// The metadata that the recorder of the metrics crate requires.
 const METADATA: Metadata<'static> = Metadata::new("tollgate", Level::INFO, None);
 
 /// Registers metrics and returns their handles.

@@ -102,7 +102,7 @@ fn warn_of_missing_rules(
     }
 }
 
-/// The entries that requests of a domain have, as far as the configuration tells.
+/// The entries that requests of a domain can have, as far as the configuration lists them.
 struct KnownEntries {
     domain: String,
     names: Vec<String>,

@@ -24,7 +24,7 @@ pub(crate) struct TreeNode {
 /// A value of either format.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
-    /// `null`, `~` or nothing in YAML.
+    /// `null`, `~` or an empty value in YAML.
     Null,
     /// A boolean.
     Bool(bool),

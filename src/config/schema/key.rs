@@ -1,6 +1,6 @@
-//! What holds for a key besides the type of its value.
+//! The properties of a key besides the type of its value.
 
-/// What holds for a key: said once, in the table that declares it.
+/// The properties of a key, declared once, in its table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyInfo {
     /// The key as a file writes it.
@@ -9,11 +9,11 @@ pub(crate) struct KeyInfo {
     pub required: bool,
     /// When a changed value is used.
     pub effect: Effect,
-    /// The engines or algorithms whose tables have it. Empty: all of them.
+    /// The engines or algorithms whose tables have it; empty if all have it.
     pub only: &'static [&'static str],
-    /// The `mode` of a Redis store that needs it. None: any.
+    /// The `mode` of the Redis stores that have it; `None` if all have it.
     pub mode: Option<&'static str>,
-    /// Why the effective configuration does not have it. None: it does.
+    /// Why the effective configuration omits it; `None` if it is printed.
     pub unprinted: Option<&'static str>,
 }
 
@@ -59,7 +59,7 @@ impl KeyInfo {
         Self { mode: Some(mode), ..self }
     }
 
-    /// The effective configuration does not have it.
+    /// The effective configuration omits it.
     pub(crate) const fn unprinted(self, reason: &'static str) -> Self {
         Self { unprinted: Some(reason), ..self }
     }

@@ -25,7 +25,7 @@ table! {
         rate_per_second: Positive,
         /// Requests that hold a slot at the same time.
         max_concurrent: Units,
-        /// How long a slot is held if nobody releases it: `1m` by default.
+        /// How long a slot is held if it is not released: `1m` by default.
         lease: Span,
         [only(&["token_bucket"])]
         /// Tokens that a token_bucket may owe. None by default; `limit` where a rule charges `always`; unbounded where a rule overdraws.

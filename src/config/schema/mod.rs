@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   file, server, store, limiter, rule, authz   the tables and their keys; their documentation is what `tollgate schema` prints
-//!   key                                        what holds for a key besides its type: required, needs a restart, ...
-//!   values/, address                           what a key can hold
+//!   key                                        the properties of a key besides its type: required, needs a restart, ...
+//!   values/, address                           the types of values
 //!   decode                                     from a tree to these tables; the macros `table!` and `choice!`
 //!   json, document                             the JSON Schema of all of it
 //! ```

@@ -18,9 +18,9 @@ table! {
         /// The address of ext_authz over plain HTTP and of `/healthcheck`: `0.0.0.0:8080` by default.
         http: ListenAddress,
         [restart]
-        /// The address of metrics and health, and of what `tollgate state`, `lift` and `explain --server` ask: `127.0.0.1:9090` by default. If that default address is taken, tollgate starts without the admin port. `off` opens none. An address that other machines can reach needs `admin_token`.
+        /// The address of metrics, health, and the requests of `tollgate state`, `lift`, `top` and `explain --server`: `127.0.0.1:9090` by default. If that default address is taken, tollgate starts without the admin port. `off` opens none. An address that other machines can reach needs `admin_token`.
         admin: AdminListen,
-        /// The bearer token that is required to ask about identities or to lift their limits. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
+        /// The bearer token that requests about identities, such as `state` and `lift`, need. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
         admin_token: Hidden,
         /// The deployment's secret: hashes identities and seals leases. Instances that share a store must share it. A change starts all counters at zero. Without it a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
         secret: Hidden,
@@ -112,7 +112,7 @@ table! {
         /// Memory for all unfinished requests: `128MiB` by default.
         unfinished_bytes: UnfinishedBytes,
         [restart]
-        /// Requests in flight at the same time: 200000 by default, more than fit in `unfinished_bytes`.
+        /// Requests in flight at the same time: 200000 by default, which is more than `unfinished_bytes` has room for.
         requests: Count,
         [restart]
         /// Connections to each port: 10000 by default. Further ones wait until one ends.

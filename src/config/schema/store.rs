@@ -27,7 +27,7 @@ table! {
         /// The most calls to this store in flight. Requests that arrive meanwhile share the next call. `2` by default.
         max_calls: Count,
         [only(&["redis", "postgres"])]
-        /// How long a refusal that only time can end may be answered from memory without asking the store. Off by default. Refunds and lifts by other instances are seen that much later.
+        /// How long a refusal may be repeated from memory without a call to the store, if only time can end it. Off by default. Refunds and lifts by other instances take effect up to that much later.
         refusal_cache: Span,
         [only(&["redis", "postgres"])]
         /// The most units of a hot counter that are charged at once and then handed out in this process. Off by default. Other instances may be refused while units lie unused here; the limit is never exceeded.

@@ -104,7 +104,7 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             let made = decide(check(limit, 1), &mut undone, 2, at);
             assert!(made.passes);
             let now = at.plus(later);
-            // What others are granted in between stays theirs.
+            // Units that are granted to others in between are not given back.
             for held in [&mut undone, &mut never] {
                 assert!(decide(check(limit, 1), held, 3, now).passes, "{limit:?}");
             }
@@ -113,7 +113,7 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
                 let answer = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
                 let (undone, never) = (answer(&undone), answer(&never));
-                // What a bucket is given back is known to the microsecond.
+                // The level of a bucket after an undo is exact to the microsecond.
                 let same = undone.reset - never.reset <= 1;
                 assert!(same && Outcome { reset: never.reset, ..undone } == never, "{limit:?} {later} {wait}");
             }

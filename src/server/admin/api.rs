@@ -13,7 +13,7 @@ pub struct IdentityQuery {
     pub entries: Vec<(String, String)>,
 }
 
-/// Resets the counters of an identity, and says who asks for it and why.
+/// A request to reset the counters of an identity, with its author and reason for the audit log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct LiftRequest {
@@ -24,7 +24,7 @@ pub struct LiftRequest {
     /// If present, only the counters of this limiter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limiter: Option<String>,
-    /// The person who asks, for the audit log.
+    /// The person who lifts the limit, for the audit log.
     pub who: String,
     /// The reason, for the audit log. A text that contains the value of an entry is rejected.
     pub why: String,

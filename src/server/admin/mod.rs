@@ -1,4 +1,4 @@
-//! The admin port: metrics and health for machines, and the questions of operators.
+//! The admin port: metrics and health for machines, and the requests of operators.
 //!
 //! | request | answer |
 //! |---|---|

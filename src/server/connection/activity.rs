@@ -40,7 +40,7 @@ pub(in crate::server) struct Activity {
     read_at_request: AtomicU64,
     /// Whether the client speaks HTTP/1.
     http1: AtomicBool,
-    /// HTTP/1: the target of the next request, if hyper sees another one.
+    /// HTTP/1: the target of the next request as received, if hyper reads a changed copy of it.
     received_target: Mutex<Option<ReceivedTarget>>,
     /// Whether input is discarded before the connection is closed.
     discard_at_close: AtomicBool,
@@ -95,12 +95,12 @@ impl Activity {
         self.http1.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0 && self.http1_bytes() == 0
     }
 
-    /// Keeps the target of the next request.
+    /// Stores the target of the next request as received.
     pub(super) fn keep_target(&self, target: Vec<u8>) {
         *self.received_target.lock().unwrap_or_else(PoisonError::into_inner) = Some(ReceivedTarget::new(target));
     }
 
-    /// Takes the target of the request that begins, if hyper saw another one.
+    /// Takes the target of the beginning request as received, if hyper read a changed copy of it.
     pub(in crate::server) fn take_target(&self) -> Option<ReceivedTarget> {
         self.received_target.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -148,14 +148,14 @@ impl Activity {
     pub(super) fn directive(&self, cx: &Context<'_>) -> Directive {
         self.waker.register(cx.waker());
         match self.directive.load(Ordering::Acquire) {
-            told if told == Directive::Close as u8 => Directive::Close,
-            told if told == Directive::Drain as u8 => Directive::Drain,
+            directive if directive == Directive::Close as u8 => Directive::Close,
+            directive if directive == Directive::Drain as u8 => Directive::Drain,
             _ => Directive::Serve,
         }
     }
 
-    fn direct(&self, told: Directive) {
-        self.directive.fetch_max(told as u8, Ordering::Release);
+    fn direct(&self, directive: Directive) {
+        self.directive.fetch_max(directive as u8, Ordering::Release);
         self.waker.wake();
     }
 
@@ -196,7 +196,7 @@ pub(super) struct WatchedConnection {
     activity: Arc<Activity>,
     /// The head that the client is sending, and when it was first seen.
     mid_head: Option<(u64, Instant)>,
-    /// Requests begun so far, and since when none is in flight.
+    /// Requests begun so far, and the time from which on none was in flight.
     idle_since: (u64, Instant),
     /// When draining began.
     draining_since: Option<Instant>,

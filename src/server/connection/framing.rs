@@ -1,4 +1,4 @@
-//! Where in its HTTP input a client is: inside a head, or between heads.
+//! The position of a client in its HTTP input: inside a head, or between heads.
 //!
 //! The scanner follows the client's bytes only as far as frame boundaries. It does not check the protocol: hyper does.
 

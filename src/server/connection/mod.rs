@@ -1,9 +1,8 @@
 //! Connections: accepted, served by hyper, and watched. The head and idle timeouts are enforced here, and all
 //! connections drain when the process stops.
 //!
-//! hyper bounds neither the time of an HTTP/2 head nor an idle connection, and its timer for HTTP/1 heads is a new one
-//! for each request. So the accepting task checks all connections of its door on a tick: a request costs a few counters
-//! and no timer.
+//! hyper has no timeout for HTTP/2 heads and idle connections, and creates a timer for each HTTP/1 head. So the
+//! accepting task checks all connections of its door on a tick: a request costs a few counters and no timer.
 
 mod activity;
 mod framing;

@@ -1,67 +1,67 @@
 //! Request targets with bytes that hyper's parser rejects.
 //!
-//! Envoy passes on `"`, `<`, `>`, a backtick and bytes above 127 in a target, and hyper answers such a request 400 before
-//! a rule sees it. So each of these bytes is replaced by an underscore before hyper reads it, and the target as received
-//! is kept for the door. The length stays the same, so no request can begin or end elsewhere.
+//! Envoy passes on `"`, `<`, `>`, a backtick and bytes above 127 in a target, and hyper answers such a request with 400
+//! before a rule sees it. So each of these bytes is replaced by an underscore before hyper reads it, and the target as
+//! received is stored for the door. The length stays the same, so no request can begin or end elsewhere.
 //!
-//! Where a head begins is known without reading bodies: after the answer to the request before. A client that sends its
-//! next request earlier gets hyper's answer for such a target, which is 400.
+//! The next head is known to begin after the answer to the previous request, without reading bodies. A client that
+//! sends its next request earlier gets hyper's 400 for such a target.
 
-/// Stands for a byte that hyper rejects.
-const STAND_IN: u8 = b'_';
+/// Replaces a byte that hyper rejects.
+const REPLACEMENT: u8 = b'_';
 
-/// The longest target that is kept. hyper reads no longer one.
+/// The longest target that is stored. hyper rejects longer ones.
 const MAX_TARGET_BYTES: usize = u16::MAX as usize;
 
 /// Follows the request lines of an HTTP/1 client.
 #[derive(Debug, Default)]
 pub(super) struct TargetScanner {
-    place: Place,
+    position: LinePosition,
     /// The target so far, if an earlier read ended inside it.
     begun: Vec<u8>,
     replaced: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum LinePosition {
     Method,
     Target,
     #[default]
-    Behind,
+    AfterTarget,
 }
 
 impl TargetScanner {
     /// Expects a request line.
     pub(super) fn begin(&mut self) {
-        *self = Self { place: Place::Method, ..Self::default() };
+        *self = Self { position: LinePosition::Method, ..Self::default() };
     }
 
     /// Replaces what hyper would reject in the next bytes. Returns the target as received once it is complete, if
     /// anything in it was replaced.
     pub(super) fn scan(&mut self, mut bytes: &mut [u8]) -> Option<Vec<u8>> {
-        if self.place == Place::Method {
+        if self.position == LinePosition::Method {
             let method = bytes.iter().position(|byte| *byte == b' ')?;
             bytes = &mut bytes[method + 1..];
-            self.place = Place::Target;
+            self.position = LinePosition::Target;
         }
-        if self.place != Place::Target {
+        if self.position != LinePosition::Target {
             return None;
         }
         let length = bytes.iter().position(|byte| matches!(byte, b' ' | b'\r' | b'\n'));
         let end = length.unwrap_or(bytes.len());
         let target = &mut bytes[..end];
-        let odd = target.iter().any(|byte| is_rejected(*byte));
-        if self.begun.len() + target.len() > MAX_TARGET_BYTES || length.is_some() && !odd && !self.replaced {
-            self.place = Place::Behind;
+        let rejected = target.iter().any(|byte| is_rejected(*byte));
+        if self.begun.len() + target.len() > MAX_TARGET_BYTES || length.is_some() && !rejected && !self.replaced {
+            self.position = LinePosition::AfterTarget;
             return None;
         }
         self.begun.extend_from_slice(target);
-        if odd {
+        if rejected {
             self.replaced = true;
             replace(target);
         }
         length?;
-        self.place = Place::Behind;
+        self.position = LinePosition::AfterTarget;
         Some(std::mem::take(&mut self.begun))
     }
 }
@@ -71,10 +71,10 @@ fn is_rejected(byte: u8) -> bool {
 }
 
 fn replace(target: &mut [u8]) {
-    target.iter_mut().filter(|byte| is_rejected(**byte)).for_each(|byte| *byte = STAND_IN);
+    target.iter_mut().filter(|byte| is_rejected(**byte)).for_each(|byte| *byte = REPLACEMENT);
 }
 
-/// A target as received, of which hyper saw a copy without the bytes that it rejects.
+/// A target as received. hyper read a copy in which the bytes that it rejects are replaced.
 #[derive(Clone, Debug)]
 pub(in crate::server) struct ReceivedTarget(Vec<u8>);
 
@@ -83,7 +83,7 @@ impl ReceivedTarget {
         Self(target)
     }
 
-    /// The path and query, if they are what hyper read as `seen`.
+    /// The path and query as received, if `seen` is what hyper read of this target.
     pub(in crate::server) fn path_and_query(&self, seen: &http::Uri) -> Option<String> {
         let end = self.0.iter().position(|byte| *byte == b'#').unwrap_or(self.0.len());
         let received = &self.0[..end];
@@ -98,7 +98,7 @@ impl ReceivedTarget {
 mod tests {
     use super::*;
 
-    /// What hyper reads of these pieces, and the targets that are kept.
+    /// The bytes that hyper reads of these pieces, and the stored targets.
     fn scanned(pieces: &[&[u8]]) -> (String, Vec<String>) {
         let mut scanner = TargetScanner::default();
         scanner.begin();

@@ -91,7 +91,7 @@ struct Services {
 }
 
 impl Grpc {
-    /// Creates the gRPC door of a service, with its current bounds. Health is reported as the service has it.
+    /// Creates the gRPC door of a service, with its current bounds. Reports the health of the service.
     pub fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
         let serving = watch::Sender::new(service.health().ready());
@@ -154,7 +154,7 @@ impl Grpc {
             let connection = connection::drive(builder.serve_connection(TokioIo::new(stream), answer), activity);
             async move {
                 if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a gRPC connection failed");
+                    tracing::debug!(%error, "gRPC connection failed");
                 }
             }
         })

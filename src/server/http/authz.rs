@@ -1,7 +1,7 @@
 //! ext_authz over plain HTTP.
 //!
-//! Beside the headers for the client, an answer has `x-tollgate-rule`, `-limiter`, `-tier` and `-lease` for the gateway:
-//! the same facts that RLS returns as metadata. Envoy turns them into metadata with
+//! In addition to the headers for the client, an answer has `x-tollgate-rule`, `-limiter`, `-tier` and `-lease` for the
+//! gateway: the same facts that RLS returns as metadata. Envoy turns them into metadata with
 //! `dynamic_metadata_from_headers: {patterns: [{prefix: x-tollgate-}]}`.
 //!
 //! nginx turns every refusal but 401 and 403 into 500. It is therefore answered 403, with the real status in

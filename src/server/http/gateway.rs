@@ -18,7 +18,7 @@ use crate::server::connection::ReceivedTarget;
 use crate::server::ext_authz::{self, AuthzRequest, forwarded_for, joined, one_address, origin_form};
 use crate::settings::AuthzSettings;
 
-/// The gateway that asks, which decides how its request is read.
+/// The gateway that sent a request, which determines how the request is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gateway {
     /// Envoy's raw HTTP service: method, path and host are the request's own, behind a prefix.
@@ -46,17 +46,17 @@ impl Gateway {
     }
 }
 
-/// Why a gateway's request is not answered by rules. Without method and target, rules about them would not match, and
-/// the request would pass.
+/// Why a gateway's request is refused before the rules are tried: without method and target no rule about them would
+/// match, and the request would pass.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum GatewayError {
     /// The gateway did not send one of these headers.
     #[error("expected the header {}", .0.join(" or "))]
     Missing(&'static [&'static str]),
-    /// The headers name several requests. A gateway that passes on what its client sends writes one of them only.
+    /// The headers name different requests. The gateway writes one of them, and may pass on the other from its client.
     #[error("the headers {} differ: expected one request", .0.join(" and "))]
     Differ(&'static [&'static str]),
-    /// The target is not the one that hyper read.
+    /// hyper read another target than the one received.
     #[error("the target cannot be read: percent-encode it")]
     Target,
 }

@@ -135,7 +135,7 @@ impl RequestHandler {
             if let Some(bound) = exceeded {
                 self.service.doors().exceeded.count(bound);
             }
-            // Closing a kept connection could meet the client's next request. With this header the client closes it.
+            // If the server closed it, the client's next request could be lost. With this header the client closes it.
             if !self.service.health().ready() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -170,12 +170,12 @@ impl RequestHandler {
         let Some(error) = error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()) else { return };
         self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
         if error.is_parse_too_large() {
-            // The error does not tell whether the size or the number of headers was exceeded.
+            // The error does not say whether the size or the number of headers was exceeded.
             let large = activity.http1_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
         if let Some(requests) = self.unreadable.count(self.service.now()) {
-            tracing::warn!(%error, requests, "HTTP requests refused: their heads are no valid HTTP");
+            tracing::warn!(%error, requests, "HTTP requests refused: request heads are not valid HTTP");
         }
     }
 }

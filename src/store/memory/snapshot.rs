@@ -40,7 +40,7 @@ pub enum SnapshotError {
         /// Its error.
         error: io::Error,
     },
-    /// The content is not valid.
+    /// The content is invalid.
     #[error("{path} is damaged ({what}); nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Damaged {
         /// The file.

@@ -152,7 +152,7 @@ impl Queue {
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
             Err(_) => {
-                // A decision that spent its time at another store is no failure of this one.
+                // If another store used up the deadline, that is no failure of this store.
                 if begun.elapsed() >= self.inner.settings.timeout {
                     self.inner.record_failure(lane, Fault::Timeout);
                 }
@@ -180,7 +180,7 @@ impl Queue {
     ///
     /// The store did not answer.
     pub async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        // An operator waits longer than a gateway.
+        // Operators can wait longer than gateways.
         let timeout = self.inner.settings.timeout.max(Duration::from_secs(1));
         tokio::time::timeout(timeout, self.inner.backend.forget(counter)).await.unwrap_or(Err(Fault::Timeout))
     }

@@ -3,8 +3,9 @@
 //! A client that retries while it is refused then costs the store nothing. Only refusals of plans that charge nothing on
 //! refusal are cached, and only those that time alone can end: a concurrency slot may be released at any moment.
 //!
-//! Errors of the cache are on the side of the limit, and last no longer than its maximum age: a refund or a lift by another
-//! instance takes effect late, and passing checks of a refused plan report the remaining units of before.
+//! The cache never admits more than the store would. It can refuse for up to its maximum age too long: a refund or a
+//! lift by another instance takes effect late. Passing checks of a refused plan report the units that remained when the
+//! refusal was cached.
 
 use std::time::Duration;
 

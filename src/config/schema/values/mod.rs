@@ -1,4 +1,4 @@
-//! What a key can hold. Each type reads a value and reports exactly what is wrong with it.
+//! The types of values. Each reads a value and reports exactly what is wrong with it.
 
 mod collection;
 mod duration;
