@@ -342,7 +342,7 @@ fn case_c12_the_slot_of_a_killed_holder_is_free_when_its_lease_ends_and_not_befo
 
 /// Weakness R4: under traffic, the slot of a killed holder is never freed.
 #[test]
-fn a_slot_that_nobody_gives_back_is_free_in_time_while_others_come_and_go() {
+fn a_slot_that_is_never_released_is_free_in_time_under_traffic() {
     let world = two_slots();
     assert!(acquire(&world).is_some(), "this one is never released");
     let mut others = Vec::new();

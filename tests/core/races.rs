@@ -151,7 +151,7 @@ fn leases_taken_and_given_back_by_many_threads_never_exceed_their_slots() {
 }
 
 #[test]
-fn a_sweep_beside_the_requests_forgets_nothing_that_counts() {
+fn a_sweep_during_requests_removes_nothing_that_counts() {
     let engine = engine(
         vec![quota("limiter", 10, WINDOW, Algorithm::SlidingWindow)],
         vec![applies("all", [apply("limiter", &["account"])])],

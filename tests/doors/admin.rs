@@ -134,7 +134,7 @@ async fn metrics_say_exactly_what_was_decided() {
 
 /// Weakness R25: identities appear as label values.
 #[tokio::test]
-async fn a_request_brings_no_series_whatever_is_in_it() {
+async fn no_request_adds_a_series() {
     let service = Doors::start(watched()).await;
     let before: BTreeSet<String> = scrape(&service).await.into_keys().collect();
     let rls = service.rls().await;
@@ -262,7 +262,7 @@ fn expected(rows: &[(&str, &str, u64, u64, bool, u64)]) -> Vec<(String, String, 
 
 /// Weakness R24: the reported state is not the one that decides.
 #[tokio::test]
-async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
+async fn state_shows_every_counter_of_an_identity_of_any_kind() {
     let service = configured(STATES).await;
     let rls = service.rls().await;
     for _ in 0..2 {
@@ -307,7 +307,7 @@ async fn state_tells_every_counter_of_an_identity_whatever_kind_it_is() {
 
 /// Weakness A11: counters cannot be reset from outside.
 #[tokio::test]
-async fn a_lifted_identity_is_let_in_again_and_no_other_is() {
+async fn a_lifted_identity_is_admitted_again_and_no_other_is() {
     let service = configured(STATES).await;
     let rls = service.rls().await;
     let login = async |account: &str| rls.one(&[("path", "/login"), ("account", account)]).await.overall_code;
@@ -389,7 +389,7 @@ async fn top_names_rules_and_hashed_keys_by_their_refusals() {
 }
 
 #[tokio::test]
-async fn status_tells_what_runs_and_what_its_stores_hold() {
+async fn status_shows_the_version_and_the_stores() {
     let service = Doors::start(watched()).await;
     service.rls().await.one(&[("path", "/login"), ("account", "ada")]).await;
     let answer = get(&service, "/status").await;
@@ -405,7 +405,7 @@ async fn status_tells_what_runs_and_what_its_stores_hold() {
 }
 
 #[tokio::test]
-async fn explain_words_what_the_rules_in_use_make_of_a_request() {
+async fn explain_describes_how_the_rules_in_use_treat_a_request() {
     let service = Doors::start(watched()).await;
     let question = json!({ "domain": "edge", "entries": [["path", "/login"], ["account", "ada"]] });
     let answer = post(&service, "/explain", &question).await;
@@ -415,7 +415,7 @@ async fn explain_words_what_the_rules_in_use_make_of_a_request() {
 }
 
 #[tokio::test]
-async fn a_question_that_makes_no_sense_is_told_why() {
+async fn an_invalid_request_is_answered_with_the_reason() {
     let service = Doors::start(watched()).await;
     let complaint = |answer: Answer| {
         let said: Value = serde_json::from_str(&answer.body).expect("JSON");
@@ -503,7 +503,7 @@ async fn a_question_that_makes_no_sense_is_told_why() {
 }
 
 #[tokio::test]
-async fn a_token_is_wanted_for_all_but_metrics_and_health() {
+async fn a_token_is_required_for_all_but_metrics_and_health() {
     let settings = settings();
     let admin = AdminSettings { token: Some(Token("open sesame, please".to_owned())), ..settings.admin };
     let service = Doors::start_with(Settings { admin, ..settings }, watched()).await;
@@ -531,7 +531,7 @@ async fn a_token_is_wanted_for_all_but_metrics_and_health() {
 }
 
 #[tokio::test]
-async fn a_process_that_is_told_to_stop_is_alive_and_not_ready() {
+async fn a_stopping_process_is_alive_and_not_ready() {
     let mut service = Doors::start(watched()).await;
     for path in ["/livez", "/readyz", "/healthcheck"] {
         assert_eq!(get(&service, path).await.status, 200, "{path}");

@@ -193,7 +193,7 @@ async fn semantics_27_an_ipv6_client_is_its_prefix_and_a_mapped_address_is_ipv4(
 }
 
 #[tokio::test]
-async fn entries_come_from_wherever_the_operator_says() {
+async fn entries_come_from_the_configured_parts_of_a_request() {
     let one = |source| settings_with(&[("account", source)], 0);
     let same = async |source, first, second| same(one(source), "account", first, second).await;
     let plain = |path: &str| asked("GET", path, &[]);
@@ -272,7 +272,7 @@ async fn a_host_has_one_spelling() {
 }
 
 #[tokio::test]
-async fn an_entry_that_cannot_be_had_is_absent_or_its_default() {
+async fn an_entry_without_a_value_is_absent_or_its_default() {
     let tier = EntrySource { from: RequestPart::Header("x-tier".into()), default: Some("free".into()) };
     let account = EntrySource { from: RequestPart::Header("x-account".into()), default: None };
     let mut settings = settings_with(&[], 0);

@@ -98,7 +98,7 @@ async fn semantics_28_a_message_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn every_bound_is_a_label_of_the_metric_before_anybody_meets_it() {
+async fn every_bound_is_a_label_of_the_metric_before_it_is_exceeded() {
     let service = start(Bounds { message_bytes: 1 << 10, ..Bounds::default() }).await;
     assert_eq!(service.rls().await.one(&[("path", &"x".repeat(5000))]).await.overall_code, OVER_LIMIT);
     let metrics = exchange(service.admin, b"GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.body;
@@ -206,7 +206,7 @@ async fn semantics_28_a_head_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn a_path_that_nobody_can_read_is_refused() {
+async fn a_path_that_cannot_be_read_is_refused() {
     let service = start(Bounds::default()).await;
     let long = "x".repeat(70_000);
     assert_eq!(service.ask(&format!("GET /authz/envoy/{long} HTTP/1.1\r\nhost: h")).await.status, 414);
@@ -214,7 +214,7 @@ async fn a_path_that_nobody_can_read_is_refused() {
 }
 
 #[tokio::test]
-async fn a_question_before_a_body_too_large_is_answered_and_the_connection_closed() {
+async fn a_request_with_a_body_too_large_is_answered_and_its_connection_closed() {
     let service = start(Bounds { body_bytes: 1000, ..Bounds::default() }).await;
     let ask = |body: &str| format!("POST /authz/envoy/ HTTP/1.1\r\nhost: h\r\n{body}");
     for large in [format!("content-length: 1001\r\n\r\n{}", "x".repeat(1001)), chunked(&["x"; 11])] {

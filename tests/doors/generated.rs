@@ -39,7 +39,7 @@ fn the_rate_limit_service_is_generated_from_proto() {
 }
 
 #[test]
-fn reflection_tells_the_published_types() {
+fn reflection_serves_the_published_types() {
     let set = protox::compile(SERVED, [root("proto")]).expect("proto/ compiles");
     agrees(&root("src/server/grpc/generated/descriptors.bin"), &without_comments(set).encode_to_vec());
 }

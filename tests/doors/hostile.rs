@@ -301,7 +301,7 @@ fn resident() -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_and_slow_connections_are_closed_and_hold_up_nobody() {
+async fn silent_and_slow_connections_are_closed_and_delay_no_other() {
     let service = start().await;
     let mut held = JoinSet::new();
     for number in 0..400 {

@@ -57,7 +57,7 @@ async fn semantics_33_nginx_hears_401_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_does_not_say_what_is_asked_for_is_told_so_and_lets_nothing_pass() {
+async fn a_gateway_that_sends_no_method_or_uri_gets_400_and_the_missing_header() {
     let service = Doors::start_with(settings_with(0), login()).await;
     for (path, prefix, or) in [("nginx", "x-original", " or x-original-url"), ("forward", "x-forwarded", "")] {
         let ask =
@@ -141,7 +141,7 @@ async fn semantics_34_each_flavour_believes_what_its_gateway_writes_and_nothing_
 }
 
 #[tokio::test]
-async fn a_lease_is_told_in_a_header_and_not_on_a_refusal() {
+async fn a_lease_is_in_a_header_and_not_on_a_refusal() {
     let rules = [rule("exports", &[], &[("exports", &["account"])])];
     let service = Doors::start_with(settings_with(0), book([slots("exports", 1)], rules)).await;
     let head = "HEAD /authz/envoy/export HTTP/1.1\r\nhost: h\r\nx-account: al";
@@ -153,7 +153,7 @@ async fn a_lease_is_told_in_a_header_and_not_on_a_refusal() {
 }
 
 #[tokio::test]
-async fn what_the_client_says_cannot_break_a_line() {
+async fn no_text_of_a_client_breaks_a_header_line() {
     let rules = [rule("quota", &[("account", "*")], &[("api_{account}", &["account"])])];
     let mut book = book([window("api_a\"b\u{e9}", 1, 60)], rules);
     let Action::Apply(apply) = &mut book.rules[0].action else { panic!("it applies") };
@@ -166,7 +166,7 @@ async fn what_the_client_says_cannot_break_a_line() {
 }
 
 #[tokio::test]
-async fn a_body_that_came_along_is_passed_over_or_the_connection_is_said_to_close() {
+async fn a_body_is_skipped_or_the_connection_is_closed() {
     let service = Doors::start_with(settings_with(0), login()).await;
     let post = |length: usize| format!("POST /authz/envoy/ HTTP/1.1\r\nhost: h\r\ncontent-length: {length}\r\n\r\n");
     let last = "GET /healthcheck HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";

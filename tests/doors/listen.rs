@@ -104,7 +104,7 @@ async fn health(rls: &Rls, service: &str) -> Result<i32, tonic::Code> {
 }
 
 #[tokio::test]
-async fn health_tells_of_the_server_and_of_each_service() {
+async fn health_reports_the_server_and_each_service() {
     let service = Doors::start(once()).await;
     let rls = service.rls().await;
     let envoy = ["envoy.service.ratelimit.v3.RateLimitService", "envoy.service.auth.v3.Authorization"];
@@ -145,7 +145,7 @@ async fn a_watch_of_an_unknown_service_says_so_and_stays_open_until_the_process_
 }
 
 #[tokio::test]
-async fn reflection_lists_what_is_served_and_tells_published_types() {
+async fn reflection_lists_the_services_and_their_published_types() {
     let service = Doors::start(once()).await;
     let mut client = ServerReflectionClient::new(service.rls().await.0);
     let mut ask = async |request| {
@@ -178,7 +178,7 @@ async fn reflection_lists_what_is_served_and_tells_published_types() {
 }
 
 #[tokio::test]
-async fn who_is_told_to_stop_says_so_and_finishes_what_it_began() {
+async fn a_stopping_process_says_so_and_finishes_requests_in_flight() {
     let app = open(&settings(), once(), ManualClock::default()).await.expect("the doors open");
     let (Some(grpc), Some(http)) = (app.grpc_address().tcp(), app.http_address().tcp()) else { panic!("two ports") };
     assert_eq!(app.grpc_address(), &BoundAddress::Tcp(grpc));

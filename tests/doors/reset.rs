@@ -84,7 +84,7 @@ async fn a_lease_is_undone_when_its_connection_breaks_before_the_reply() {
 }
 
 #[tokio::test]
-async fn a_lease_that_was_heard_of_stays() {
+async fn a_lease_that_was_delivered_stays() {
     let service = Doors::start(exports()).await;
     let rls = service.rls().await;
     assert!(lease(&rls.one(&[("slot", "al")]).await).is_some());

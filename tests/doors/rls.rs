@@ -184,7 +184,7 @@ async fn semantics_05_hits_of_the_descriptor_win_zero_peeks_and_negative_refunds
 }
 
 #[tokio::test]
-async fn odd_questions_get_clear_answers() {
+async fn unusual_requests_get_clear_answers() {
     let service = Doors::start(login()).await;
     let rls = service.rls().await;
     assert_eq!(rls.ask(RateLimitRequest::default()).await.overall_code, OK);
@@ -238,7 +238,7 @@ async fn semantics_28_past_a_size_the_answer_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn a_message_that_makes_no_sense_is_refused_in_words_of_rls() {
+async fn a_malformed_message_is_refused_by_a_response_of_rls() {
     let service = Doors::start(login()).await;
     let rls = service.rls().await;
     // Field 2 is a list of messages; this claims a message of 5 bytes and contains one.
@@ -252,7 +252,7 @@ async fn a_message_that_makes_no_sense_is_refused_in_words_of_rls() {
 }
 
 #[tokio::test]
-async fn the_deciding_rule_the_limiter_and_the_tier_are_told_in_metadata() {
+async fn the_deciding_rule_the_limiter_and_the_tier_are_in_the_metadata() {
     let rules = [rule("quota", &[("tier", "*")], &[("api_{tier}", &["account"])])];
     let service = Doors::start(book([window("api_free", 1, 60), window("api_pro", 9, 60)], rules)).await;
     let rls = service.rls().await;

@@ -239,7 +239,7 @@ async fn a_target_is_counted_by_its_own_characters_and_no_others() {
 }
 
 #[tokio::test]
-async fn odd_targets_keep_their_connection_and_one_that_cannot_be_read_is_refused() {
+async fn unusual_targets_keep_their_connection_and_unreadable_ones_are_refused() {
     let service = start(walls()).await;
     let mut stream = TcpStream::connect(service.http).await.expect("the door is open");
     for (target, status) in

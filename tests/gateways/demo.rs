@@ -9,19 +9,19 @@ use std::process::{Command, Stdio};
 use crate::support::processes::{installed, project};
 
 #[test]
-fn the_demo_tells_its_story_as_it_happens() {
+fn the_demo_runs_as_described() {
     tells_its_story(&[]);
 }
 
 #[test]
-fn the_demo_tells_the_same_story_of_two_instances_that_share_a_redis() {
+fn the_demo_runs_as_described_with_two_instances_that_share_a_redis() {
     if installed::redis().is_some() {
         tells_its_story(&["--store", "redis"]);
     }
 }
 
 #[test]
-fn the_demo_tells_the_same_story_of_two_instances_that_share_a_postgresql() {
+fn the_demo_runs_as_described_with_two_instances_that_share_a_postgresql() {
     if installed::postgres().is_some() {
         tells_its_story(&["--store", "postgres"]);
     }

@@ -31,7 +31,7 @@ const RLS: &str = "envoy.filters.http.ratelimit";
 const AUTHZ: &str = "envoy.filters.http.ext_authz";
 
 #[test]
-fn rls_tells_rule_limiter_and_lease_in_dynamic_metadata() {
+fn rls_returns_rule_limiter_and_lease_in_dynamic_metadata() {
     let envoy = telling(&example("concurrency.yaml"), RLS, &["rule", "limiter", "lease"]);
     let Some(gateway) = Gateway::start(&envoy, &example("concurrency.toml")) else { return };
     let first = gateway.ask(&Ask::get("/").account("ada")).expect(200);
@@ -79,7 +79,7 @@ fn a_lease_that_a_client_sends_is_worth_nothing() {
 }
 
 #[test]
-fn ext_authz_tells_rule_and_limiter_in_dynamic_metadata() {
+fn ext_authz_returns_rule_and_limiter_in_dynamic_metadata() {
     let keys = ["rule", "limiter"];
     let told_by_headers = ["x-tollgate-rule", "x-tollgate-limiter"];
     for (name, keys) in [("ext_authz_grpc", keys), ("ext_authz_http", told_by_headers)] {
@@ -161,7 +161,7 @@ fn a_refund_gives_units_back() {
 }
 
 #[test]
-fn a_limit_that_comes_along_holds_where_the_limiter_heeds_it() {
+fn an_override_applies_where_the_limiter_allows_it() {
     let envoy = with(
         &example("rls_filter.yaml"),
         "                hits_addend:",
@@ -219,7 +219,7 @@ fn all_headers_of_rls_can_be_switched_on() {
 }
 
 #[test]
-fn of_many_at_once_exactly_as_many_pass_as_the_limit_says() {
+fn of_many_at_once_exactly_the_limit_passes() {
     for (name, rules) in
         [("rls_filter", "rls_filter"), ("ext_authz_grpc", "ext_authz"), ("ext_authz_http", "ext_authz")]
     {

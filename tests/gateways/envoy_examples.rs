@@ -188,7 +188,7 @@ fn a_login_page_is_guarded_by_address_and_account() {
 }
 
 #[test]
-fn a_login_is_its_accounts_whatever_type_its_body_says_it_has() {
+fn a_login_counts_for_its_account_whatever_the_content_type() {
     let Some(gateway) = Gateway::example("login", "login") else { return };
     let typed = |kind: Option<&str>, body: &str| match kind {
         Some(kind) => Ask::post("/login").body(body).header("content-type", kind),
@@ -385,7 +385,7 @@ fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
 }
 
 #[test]
-fn tokens_are_charged_whatever_type_the_response_says_it_has() {
+fn tokens_are_charged_whatever_the_content_type_of_the_response() {
     let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
     let types = ["application/json; charset=utf-8", "Application/JSON", "application/json ;v=1", ""];
     for (number, kind) in types.into_iter().enumerate() {

@@ -41,7 +41,7 @@ fn the_client_is_the_last_address_and_never_the_leftmost() {
 }
 
 #[test]
-fn further_hops_are_believed_when_the_rules_say_so() {
+fn further_hops_are_trusted_if_configured() {
     let rules = read("examples/nginx/tollgate.toml")
         .replace("domain = \"web\"\n\n[authz.entries]", "domain = \"web\"\ntrusted_hops = 2\n\n[authz.entries]");
     let tollgate = Tollgate::start(&rules, &Ports::free());

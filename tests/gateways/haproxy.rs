@@ -67,7 +67,7 @@ fn haproxy_refuses_with_504_when_tollgate_hangs_and_503_when_it_is_gone() {
 }
 
 #[test]
-fn haproxy_admits_when_told_to_although_tollgate_hangs_or_is_gone() {
+fn haproxy_admits_if_configured_when_tollgate_hangs_or_is_gone() {
     let command = |ports: &Ports, directory: &Path, timeouts| {
         let admit = ("    # http-request lua.tollgate admit\n", "    http-request lua.tollgate admit\n");
         configured(ports, directory, timeouts, &[("    http-request lua.tollgate refuse\n", ""), admit])
@@ -86,7 +86,7 @@ fn haproxy_admits_when_told_to_although_tollgate_hangs_or_is_gone() {
 }
 
 #[test]
-fn haproxy_takes_the_address_that_a_load_balancer_wrote_when_told_to() {
+fn haproxy_takes_the_address_from_a_load_balancer_if_configured() {
     let command = |ports: &Ports, directory: &Path, timeouts| {
         configured(ports, directory, timeouts, &[("# http-request set-src", "http-request set-src")])
     };

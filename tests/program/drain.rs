@@ -169,7 +169,7 @@ async fn serving(rls: &Rls, service: &str) -> Result<ServingStatus, tonic::Statu
 const SERVICES: [&str; 3] = ["", "envoy.service.ratelimit.v3.RateLimitService", "envoy.service.auth.v3.Authorization"];
 
 #[tokio::test]
-async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
+async fn during_the_drain_delay_it_reports_not_ready_and_answers_every_request() {
     let mut service = Doors::start_with(draining(LONG, LONG), logins()).await;
     let rls = service.rls().await;
     for name in SERVICES {
@@ -196,7 +196,7 @@ async fn while_it_waits_to_be_left_it_says_so_and_answers_everybody() {
 }
 
 #[tokio::test]
-async fn what_takes_longer_than_it_may_is_abandoned() {
+async fn requests_longer_than_the_drain_timeout_are_dropped() {
     let bounds = Bounds { request_timeout: LONG, ..Bounds::default() };
     let settings = Settings { bounds, ..draining(Duration::ZERO, Duration::from_millis(50)) };
     let service = Doors::start_with(settings, logins()).await;
@@ -211,7 +211,7 @@ async fn what_takes_longer_than_it_may_is_abandoned() {
 }
 
 #[tokio::test]
-async fn neither_a_silent_client_nor_one_that_watches_our_health_holds_it_up() {
+async fn neither_a_silent_client_nor_a_health_watch_delays_the_end() {
     let mut service = Doors::start_with(draining(Duration::ZERO, LONG), logins()).await;
     // One connection sends nothing, one only begins, one is plain HTTP, and one watches.
     let _silent = TcpStream::connect(service.grpc).await.expect("the door is open");
@@ -270,7 +270,7 @@ fn the_program_answers_until_its_delay_is_over_and_ends_with_0() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_its_counters_are_written_all_the_same() {
+fn a_second_signal_ends_it_at_once_and_its_counters_are_still_written() {
     let directory = tempfile::tempdir().expect("a directory");
     let (mut process, http) = start(directory.path(), "1h");
     assert_eq!([(); 2].map(|()| status(http, "/authz/envoy/")), [200, 200]);

@@ -149,7 +149,7 @@ fn a_real_scrape_is_clean() {
 }
 
 #[test]
-fn promtool_takes_the_configuration_and_the_alerts_and_sees_each_of_them_fire() {
+fn promtool_accepts_the_configuration_and_sees_each_alert_fire() {
     passes(&["check", "config", "prometheus.yml"], &examples());
     passes(&["check", "rules", "alerts.yml"], &examples());
     passes(&["test", "rules", "alerts_test.yml"], &examples());
@@ -160,7 +160,7 @@ fn promtool_takes_the_configuration_and_the_alerts_and_sees_each_of_them_fire() 
 }
 
 #[test]
-fn every_metric_that_is_watched_is_there() {
+fn every_metric_of_an_alert_or_a_panel_exists() {
     let scrape = scrape();
     let there = |metric: &str| scrape.contains(&format!("\n# TYPE {metric} "));
     let alerts = alerts();
@@ -178,7 +178,7 @@ fn every_metric_that_is_watched_is_there() {
 }
 
 #[test]
-fn every_label_that_is_asked_for_is_one_that_a_series_has() {
+fn every_label_in_an_expression_is_a_label_of_a_series() {
     let scrape = scrape();
     // Labels of the scrape and of histograms. `by` and `on` accept unknown labels without an error.
     let mut labels = BTreeSet::from(["job", "instance", "le"]);
@@ -196,7 +196,7 @@ fn every_label_that_is_asked_for_is_one_that_a_series_has() {
 }
 
 #[test]
-fn every_expression_of_the_dashboard_can_be_asked() {
+fn every_expression_of_the_dashboard_is_a_valid_query() {
     let asked = asked();
     assert!(asked.len() >= 30, "{}", asked.len());
     let rule = |(number, expression): (usize, &String)| {
@@ -211,7 +211,7 @@ fn every_expression_of_the_dashboard_can_be_asked() {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_in_which_unit_and_lies_on_no_other() {
+fn every_panel_has_a_description_and_a_unit_and_overlaps_no_other() {
     let mut taken: BTreeSet<(u64, u64)> = BTreeSet::new();
     let mut numbers: BTreeSet<u64> = BTreeSet::new();
     for panel in panels() {

@@ -39,7 +39,7 @@ fn cells(table: &str) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
+fn a_reload_keeps_the_store_or_opens_another_as_configured() {
     let (Some(first), Some(second)) = (Redis::start(), Redis::start()) else { return };
     let served = serve(&login(first.port, "", 2));
     let taken = || served.said().matches("configuration applied").count();
@@ -74,7 +74,7 @@ fn a_reload_keeps_the_store_or_takes_another_as_it_says() {
 
 /// Weakness R24: the reported state of a shared store is not the real one.
 #[test]
-fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
+fn an_identity_locked_out_by_one_instance_is_found_and_lifted_by_another() {
     let Some(server) = Redis::start() else { return };
     let toml = login(server.port, "", 2);
     let (first, second) = (serve(&toml), serve(&toml));
@@ -92,7 +92,7 @@ fn who_is_locked_out_by_one_instance_is_found_and_let_in_again_by_another() {
 }
 
 #[test]
-fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
+fn a_stopping_instance_returns_unused_leased_quota() {
     let Some(server) = Redis::start() else { return };
     let mut leasing = serve(&login(server.port, "quota_lease = 64", 200));
     let plain = serve(&login(server.port, "", 200));
@@ -105,7 +105,7 @@ fn an_instance_that_ends_returns_the_quota_that_it_has_leased_and_not_used() {
 }
 
 #[test]
-fn who_tries_again_what_is_refused_is_answered_near_and_not_by_the_store() {
+fn a_repeated_refusal_is_answered_from_the_cache_and_not_by_the_store() {
     let Some(server) = Redis::start() else { return };
     let served = serve(&login(server.port, "refusal_cache = '1h'", 2));
     assert_eq!(left(&served, "ada"), 2);
@@ -119,7 +119,7 @@ fn who_tries_again_what_is_refused_is_answered_near_and_not_by_the_store() {
 }
 
 #[test]
-fn who_is_told_to_stop_answers_those_who_wait_for_the_store_first() {
+fn a_stopping_instance_first_answers_requests_that_wait_for_the_store() {
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     let toml = login(proxy.port, "", 2).replace("secret =", "drain_delay = '0s'\nsecret =");
@@ -141,7 +141,7 @@ fn who_is_told_to_stop_answers_those_who_wait_for_the_store_first() {
 
 /// Weakness R25: limits in a shared store have no metrics.
 #[test]
-fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
+fn metrics_count_calls_errors_and_policies_and_show_an_open_circuit_breaker() {
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     let served = serve(&login(proxy.port, "", 2));
@@ -168,7 +168,7 @@ fn metrics_tell_calls_errors_policies_and_when_the_store_is_left_alone() {
 }
 
 #[test]
-fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_request() {
+fn state_and_lift_report_an_outage_of_the_store_and_count_as_no_request() {
     let Some(server) = Redis::start() else { return };
     let proxy = Proxy::to(server.port);
     let mut served = serve(&login(proxy.port, "", 2));
@@ -189,7 +189,7 @@ fn who_looks_and_lifts_while_the_store_is_away_is_told_so_and_counts_as_no_reque
 /// Weakness R26: the password of a store is logged, and shown in the list of stores and in errors about the
 /// configuration.
 #[test]
-fn the_password_of_a_store_is_told_nowhere() {
+fn the_password_of_a_store_appears_nowhere() {
     const PASSWORD: &str = "planted-password";
     let in_its_url: fn(&str) -> String = |toml| toml.replace("redis://", &format!("redis://:{PASSWORD}@"));
     let beside: fn(&str) -> String = |toml| toml.replace("required", &format!("password = '{PASSWORD}'\nrequired"));

@@ -50,7 +50,7 @@ fn cells(table: &str) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn who_is_locked_out_is_found_and_let_in_again() {
+fn an_identity_that_is_locked_out_is_found_and_lifted() {
     let served = Served::start(&login(), &[]);
     for account in ["bob", "bob", "eve", "eve"] {
         assert_eq!(sign_in(&served, account), 200);
@@ -112,7 +112,7 @@ fn state_says_where_to_look_when_no_limit_refuses() {
 }
 
 #[test]
-fn a_wrong_word_is_answered_with_the_right_ones() {
+fn a_wrong_name_is_answered_with_the_valid_ones() {
     let served = Served::start(&login(), &[]);
     let admin = &served.admin;
     let counted = "its limiters count by: account (login_account, exports)";
@@ -148,7 +148,7 @@ fn a_wrong_word_is_answered_with_the_right_ones() {
 }
 
 #[test]
-fn who_lifts_is_known_where_no_user_has_a_name() {
+fn the_author_of_a_lift_is_recorded_where_no_user_has_a_name() {
     let served = Served::start(&login(), &[]);
     let lift = ["lift", "edge", "account=bob", "--why", "ticket"];
     let by = |command: &mut std::process::Command| {
@@ -292,7 +292,7 @@ fn the_transcript_of_the_page_for_operators_is_what_happens() {
 }
 
 #[test]
-fn lifts_are_logged_whatever_the_log_is_told() {
+fn lifts_are_logged_at_every_log_level() {
     for filter in ["off", "tollgate::audit=off", "error"] {
         let served = Served::start(&login(), &[("RUST_LOG", filter)]);
         served.run(&["lift", "edge", "account=bob", "--why", "ticket"]);
@@ -307,7 +307,7 @@ fn lifts_are_logged_whatever_the_log_is_told() {
 }
 
 #[test]
-fn no_refusal_is_logged_when_nobody_wants_them() {
+fn no_refusal_is_logged_if_their_number_is_zero() {
     let quiet = login().replace("refusals_per_second = 100", "refusals_per_second = 0");
     let served = Served::start(&quiet, &[]);
     for _ in 0..5 {

@@ -192,7 +192,7 @@ fn tables(metrics: &BTreeMap<String, Metric>) -> String {
 }
 
 #[test]
-fn the_page_of_metrics_has_every_series_as_the_program_tells_it() {
+fn the_page_of_metrics_has_every_series_as_the_program_serves_it() {
     let served = Served::start(&format!("{DOORS}{EVERY_SERIES}"), &[]);
     // A histogram has series only once it has an observation.
     served.ask("GET /authz/envoy/", "");

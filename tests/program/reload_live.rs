@@ -115,7 +115,7 @@ fn a_swap_of_a_mounted_volume_and_of_its_secret_is_one_reload_each() {
 }
 
 #[test]
-fn sighup_looks_again_and_ends_nothing() {
+fn sighup_reloads_and_ends_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("tollgate.toml");
     let live = Live::start(&directory, "tollgate.toml", |listens| write(&file, &format!("{listens}{}", login(1))));

@@ -96,7 +96,7 @@ impl Drop for Served {
 }
 
 #[test]
-fn counts_survive_being_told_to_stop() {
+fn counts_survive_a_stop() {
     let directory = tempfile::tempdir().expect("a directory");
     let served = Served::start(directory.path(), "1h");
     assert_eq!([served.ask("ada"), served.ask("ada")], [200, 200]);
@@ -109,7 +109,7 @@ fn counts_survive_being_told_to_stop() {
 }
 
 #[test]
-fn counts_survive_being_killed_as_of_the_last_interval() {
+fn counts_survive_a_kill_as_of_the_last_interval() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("kept.snapshot");
     let served = Served::start(directory.path(), "50ms");

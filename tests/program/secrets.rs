@@ -296,12 +296,12 @@ async fn nothing_is_told(format: &str) {
 /// Weakness R26: passwords are logged.
 /// Weakness A11: identities are logged.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_identity_and_no_secret_is_told_in_a_log_for_people() {
+async fn no_identity_and_no_secret_is_in_a_text_log() {
     nothing_is_told("text").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_identity_and_no_secret_is_told_in_a_log_for_machines() {
+async fn no_identity_and_no_secret_is_in_a_json_log() {
     nothing_is_told("json").await;
 }
 

@@ -90,7 +90,7 @@ fn a_plan_over_three_stores_is_decided_as_if_they_were_one() {
 }
 
 #[test]
-fn a_plan_over_several_places_of_one_store_is_decided_as_if_they_were_one() {
+fn a_plan_over_several_partitions_of_one_store_is_decided_as_if_they_were_one() {
     as_one(true, |check| check.store = 0);
 }
 
@@ -235,7 +235,7 @@ fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
 }
 
 #[test]
-fn a_store_is_not_blamed_for_the_time_that_another_took() {
+fn a_store_is_not_blamed_for_the_time_of_another() {
     let (first, second) = (Kept::new(), Kept::new());
     let runtime = runtime();
     let _entered = runtime.enter();
@@ -261,7 +261,7 @@ fn a_store_is_not_blamed_for_the_time_that_another_took() {
 }
 
 #[test]
-fn a_store_is_not_blamed_for_having_been_asked_when_another_had_taken_all_the_time() {
+fn a_store_is_not_blamed_when_another_used_up_the_whole_deadline() {
     let (first, second) = (Kept::new(), Kept::new());
     let runtime = runtime();
     let _entered = runtime.enter();

@@ -418,7 +418,7 @@ fn spaces_have_bounds_of_their_own() {
 }
 
 #[test]
-fn leases_that_nobody_gives_back_are_counted_once_when_they_are_forgotten() {
+fn leases_that_expire_without_a_release_are_counted_once_when_removed() {
     let mut store = Small::bytes(1 << 20);
     let limit = Limit::Concurrency(Concurrency { max: 4, lease: 10 * SECOND });
     let expired = |store: &Small| store.memory.usage()[0].expired_leases;

@@ -40,7 +40,7 @@ async fn ask(queue: &Queue, plan: &Plan) -> Result<bool, Fault> {
 }
 
 #[test]
-fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
+fn one_pause_does_not_open_the_circuit_breaker_however_many_waited_for_it() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
@@ -61,7 +61,7 @@ fn one_pause_does_not_leave_a_store_alone_however_many_waited_for_it() {
 }
 
 #[test]
-fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() {
+fn ten_failures_in_a_row_that_last_longer_than_a_deadline_open_the_circuit_breaker() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     // With a deadline of zero, any two failures are further apart than the deadline.
@@ -78,7 +78,7 @@ fn ten_failures_in_a_row_that_last_longer_than_a_deadline_leave_a_store_alone() 
 }
 
 #[test]
-fn a_store_without_a_connection_is_left_alone_at_once() {
+fn a_store_without_a_connection_opens_the_circuit_breaker_at_once() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
@@ -105,7 +105,7 @@ fn a_decision_waits_for_its_deadline_and_no_longer() {
 }
 
 #[test]
-fn a_store_that_was_left_alone_is_asked_again_within_a_tenth_of_a_second_of_its_return() {
+fn a_circuit_breaker_closes_within_a_tenth_of_a_second_of_the_stores_return() {
     const MILLISECOND: Duration = Duration::from_millis(1);
     // It recovers at any moment between two probes.
     for (away, away_for) in [BROKEN, HANGING].into_iter().flat_map(|away| (1_000..1_100).map(move |time| (away, time)))
@@ -173,7 +173,7 @@ fn shared_calls(kept: &Kept) -> Queue {
 }
 
 #[test]
-fn an_idle_store_is_asked_at_once_for_each() {
+fn an_idle_store_gets_each_plan_at_once() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
     let (queue, plan) = (shared_calls(&kept), one(log(100)));
@@ -189,7 +189,7 @@ fn an_idle_store_is_asked_at_once_for_each() {
 }
 
 #[test]
-fn what_comes_while_calls_are_under_way_shares_the_next_one() {
+fn plans_that_arrive_while_calls_are_in_flight_share_the_next_one() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
     let (queue, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
@@ -238,7 +238,7 @@ fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
 }
 
 #[test]
-fn a_slot_that_is_released_while_a_store_is_left_alone_is_released_when_it_can_be() {
+fn a_slot_released_while_the_circuit_breaker_is_open_is_released_when_it_can_be() {
     let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 60_000_000 }));
     given_back_while_left_alone(slot, |lease| {
         let change = LeaseChange { counter: slot.counter, store: 0, lease, action: LeaseAction::Release };
@@ -247,7 +247,7 @@ fn a_slot_that_is_released_while_a_store_is_left_alone_is_released_when_it_can_b
 }
 
 #[test]
-fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it_can_be() {
+fn a_charge_undone_while_the_circuit_breaker_is_open_is_undone_when_it_can_be() {
     let log = log(1);
     let undo = || {
         let Check { counter, limit, .. } = log;

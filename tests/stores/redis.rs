@@ -334,7 +334,7 @@ fn no_key_outlives_what_it_counts_by_much_and_none_dies_before() {
 
 /// Weakness A10: a key without an expiry blocks for ever.
 #[test]
-fn a_key_that_lost_its_expiry_blocks_nobody() {
+fn a_key_that_lost_its_expiry_blocks_no_client() {
     let Some(server) = Server::start() else { return };
     runtime().block_on(async {
         let clock = ManualClock::at(START);

@@ -137,7 +137,7 @@ fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
 }
 
 #[test]
-fn a_cluster_keeps_the_contract_where_counters_share_a_home() {
+fn a_cluster_keeps_the_contract_where_counters_share_a_partition() {
     step_by_step(ANYTHING, |run, plan| {
         // Another partition each time, and so another hash slot.
         let live = |CounterName([_, second]): &mut CounterName| {
@@ -181,7 +181,7 @@ async fn left(stores: &Stores, check: Check) -> u32 {
 }
 
 #[test]
-fn of_500_callers_on_a_limit_of_10_a_home_admits_10_and_several_slots_never_more() {
+fn of_500_callers_on_a_limit_of_10_a_partition_admits_10_and_several_never_more() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     let runtime = runtime();
     runtime.block_on(async {
@@ -477,7 +477,7 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
 }
 
 #[test]
-fn a_node_that_is_away_holds_up_nobody_elses_slots() {
+fn a_node_that_is_down_delays_no_slots_of_others() {
     let Some(setup) = Setup::redis() else { return };
     let mut cluster = Cluster::of(&setup.line("cluster-require-full-coverage no"), 3, 0);
     let runtime = runtime();

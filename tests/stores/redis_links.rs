@@ -147,7 +147,7 @@ fn a_password_is_never_shown() {
 }
 
 #[test]
-fn a_connection_comes_back_by_itself() {
+fn a_lost_connection_is_replaced() {
     let Some(mut server) = Server::start() else { return };
     threads().block_on(async {
         let redis = connected(&at(server.port)).await;
@@ -171,7 +171,7 @@ fn a_connection_comes_back_by_itself() {
 }
 
 #[test]
-fn a_server_that_says_nothing_is_given_up_in_time() {
+fn a_server_that_does_not_answer_is_abandoned_in_time() {
     let Some(server) = Server::start() else { return };
     threads().block_on(async {
         let settings = RedisSettings { response_timeout: Duration::from_millis(100), ..at(server.port) };

@@ -51,7 +51,7 @@ fn valkey_freezes_goes_on_crashes_and_comes_back_with_what_it_kept() {
 }
 
 #[test]
-fn redis_asks_for_passwords_and_listens_on_a_socket() {
+fn redis_requires_passwords_and_listens_on_a_socket() {
     let Some(setup) = server::Setup::redis() else { return };
     let redis = setup.password("secret").line("user ada on >lovelace ~ada:* +@all").unix_socket().start();
     assert!(pong(&redis.url()));
@@ -61,7 +61,7 @@ fn redis_asks_for_passwords_and_listens_on_a_socket() {
 }
 
 #[test]
-fn redis_speaks_tls_with_those_its_authority_signed() {
+fn redis_accepts_tls_clients_that_its_authority_signed() {
     let Some(setup) = server::Setup::redis() else { return };
     let redis = setup.tls().start();
     assert!(redis.tls_connection().expect("it trusts its client").check_connection());
@@ -87,7 +87,7 @@ fn a_full_redis_and_a_replica_refuse_what_is_written() {
 }
 
 #[test]
-fn sentinels_promote_a_replica_when_told_and_when_the_primary_is_gone() {
+fn sentinels_promote_a_replica_on_request_and_when_the_primary_is_gone() {
     let Some(mut sentinel) = Sentinel::start() else { return };
     assert_eq!(sentinel.primary(), 0);
     sentinel.servers[0].kill();
@@ -153,7 +153,7 @@ fn a_proxy_delays_holds_cuts_and_refuses() {
 }
 
 #[tokio::test]
-async fn postgres_gives_each_test_a_database_and_asks_for_the_password() {
+async fn postgres_gives_each_test_a_database_and_requires_the_password() {
     let Some(server) = Postgres::shared() else { return };
     let (first, second) = (server.database(), server.database());
     server.execute(&first, "CREATE TABLE here (id int)");
@@ -169,7 +169,7 @@ async fn postgres_gives_each_test_a_database_and_asks_for_the_password() {
 }
 
 #[tokio::test]
-async fn postgres_speaks_nothing_but_tls_where_it_is_told_to() {
+async fn postgres_requires_tls_if_configured() {
     let Some(setup) = postgres::Setup::new() else { return };
     let server = setup.tls().start();
     let url = server.url(&server.database());

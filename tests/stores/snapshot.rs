@@ -117,7 +117,7 @@ fn a_damaged_file_is_refused_kept_aside_and_never_half_loaded() {
 }
 
 #[test]
-fn another_version_another_secret_and_another_store_are_told_apart() {
+fn files_of_another_version_secret_or_store_are_rejected() {
     let (_folder, path) = saved();
     let whole = std::fs::read(&path).expect("it was written");
     let refused = |owner: &SnapshotOwner| load(&path, owner).1.expect_err("it is not ours").to_string();
@@ -178,7 +178,7 @@ fn two_snapshots_at_the_same_time_are_both_whole() {
 }
 
 #[test]
-fn a_snapshot_is_for_nobody_else_to_read() {
+fn a_snapshot_is_readable_by_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let (_folder, path) = saved();
     assert_eq!(std::fs::metadata(&path).expect("it was written").permissions().mode() & 0o777, 0o600);

@@ -36,7 +36,7 @@ fn quota_leases_keep_the_contract_of_one_instance() {
 }
 
 #[test]
-fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
+fn repeated_refusals_cost_the_store_nothing() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept.clone(), WITH_CACHE);
@@ -57,7 +57,7 @@ fn who_keeps_trying_what_is_refused_costs_the_store_nothing() {
 }
 
 #[test]
-fn a_lift_ends_what_the_cache_knows() {
+fn a_lift_clears_the_cached_refusals() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept, WITH_CACHE);
@@ -69,7 +69,7 @@ fn a_lift_ends_what_the_cache_knows() {
 }
 
 #[test]
-fn a_hot_counter_is_asked_for_in_blocks() {
+fn a_hot_counter_is_charged_in_blocks() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept.clone(), WITH_LEASES);
@@ -81,7 +81,7 @@ fn a_hot_counter_is_asked_for_in_blocks() {
 }
 
 #[test]
-fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
+fn unused_leased_quota_is_returned_at_shutdown_and_when_idle() {
     for at_shutdown in [true, false] {
         let (kept, runtime) = (Kept::new(), runtime());
         let _entered = runtime.enter();
@@ -108,7 +108,7 @@ fn what_is_leased_and_unused_is_returned_at_shutdown_and_when_idle() {
 }
 
 #[test]
-fn a_block_that_comes_when_its_caller_has_given_up_is_returned() {
+fn a_block_that_arrives_after_its_callers_deadline_is_returned() {
     let (kept, runtime) = (Kept::new(), runtime());
     let _entered = runtime.enter();
     // One call at a time: when a later call is answered, the block of the late call has been returned.

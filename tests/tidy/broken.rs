@@ -239,7 +239,7 @@ fn a_circle_of_three_files_is_one() {
 }
 
 #[test]
-fn tests_beside_a_module_are_a_part_of_it() {
+fn a_test_module_in_its_own_file_is_a_part_of_its_module() {
     let parent = "mod a;\nmod b;\npub use self::b::B;\npub struct Own;\n#[cfg(test)]\nmod tests;";
     let tests = "use super::*;\nuse super::Own;\nuse proptest::prelude::*;\nfn f(_: Own) {}";
     assert_eq!(faults(&tree(&[("low/mod.rs", parent), ("low/tests.rs", tests)])), BTreeSet::new());

@@ -85,7 +85,7 @@ fn a_state_of_another_kind_counts_as_empty() {
 }
 
 #[test]
-fn a_lease_that_is_asked_for_twice_takes_one_slot() {
+fn a_lease_that_is_acquired_twice_takes_one_slot() {
     let limit = Limit::Concurrency(Concurrency { max: 2, lease: 10 * SECOND });
     let mut held = StateCell::default();
     assert_eq!(decide(check(limit, 1), &mut held, 7, NOW).remaining, 1);

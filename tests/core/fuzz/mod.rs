@@ -13,18 +13,18 @@ use std::path::{Path, PathBuf};
 use crate::support::dice::Dice;
 
 #[test]
-fn a_configuration_is_refused_with_a_place_or_prints_what_means_the_same() {
+fn a_configuration_is_refused_with_a_location_or_prints_an_equivalent_one() {
     let samples = ["config", "tests/config/broken", "examples/envoy", "benches/doors"];
     fuzz("configuration", &samples, targets::configuration::run, 2_000);
 }
 
 #[test]
-fn a_question_to_rls_is_answered_and_never_past_a_limit_or_a_bound() {
+fn a_request_to_rls_is_answered_and_never_admitted_past_a_limit_or_a_bound() {
     fuzz("descriptors", &[], targets::descriptors::run, 10_000);
 }
 
 #[test]
-fn a_question_to_ext_authz_is_answered_and_never_past_a_limit() {
+fn a_request_to_ext_authz_is_answered_and_never_admitted_past_a_limit() {
     fuzz("authz", &[], targets::authz::run, 10_000);
 }
 
@@ -34,7 +34,7 @@ fn a_run_of_requests_is_never_admitted_past_a_limit() {
 }
 
 #[test]
-fn no_text_gives_a_slot_back_but_its_own_lease() {
+fn no_text_but_its_own_lease_releases_a_slot() {
     fuzz("leases", &[], targets::leases::run, 10_000);
 }
 
@@ -44,7 +44,7 @@ fn no_head_of_a_request_is_a_way_around_the_limit_of_its_client() {
 }
 
 #[test]
-fn a_path_an_address_or_an_account_rewritten_once_is_rewritten_for_good() {
+fn normalising_a_path_an_address_or_an_account_twice_gives_the_same_as_once() {
     fuzz("paths", &[], targets::paths::run, 50_000);
 }
 
