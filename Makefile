@@ -38,7 +38,7 @@ contract: servers ## a million random plans for each store, compared with the re
 servers: ## install what the tests need, if missing: nginx, HAProxy, Caddy, Traefik, promtool, Redis, Valkey, PostgreSQL, Envoy, valgrind, libfaketime
 	@scripts/servers
 
-bench: ## CPU per request and decisions per second, each beside a baseline of the same run
+bench: ## CPU per request and decisions per second, each compared with a baseline of the same run
 	@benches/run.sh
 
 fuzz: ## fuzzing with coverage guidance, DURATION=60 seconds for each target; a short run is part of make test

@@ -22,7 +22,7 @@ programs() {
         apt-get install -y --no-install-recommends nghttp2-client >&2
     fi
     cargo build --locked --release --example doors --example idle_tonic --example noop_hyper
-    # By itself and last, so that what is measured and weighed is what is shipped: the examples ask more of some crates.
+    # Built alone and last, so that the measured binary is the shipped one: the examples need more features of some crates.
     cargo build --locked --release --bin tollgate
 }
 

@@ -1,5 +1,5 @@
-//! Latency that a client of a gateway sees: a real Envoy that calls tollgate, beside the same Envoy calling a service
-//! that does nothing.
+//! Latency that a client of a gateway sees: a real Envoy that calls tollgate, compared with the same Envoy calling a
+//! service that does nothing.
 //!
 //! ```text
 //! client -> Envoy :a -> RLS that does nothing    one Envoy with one worker, which answers by its own health check
@@ -79,7 +79,7 @@ pub fn report(envoy: &str, services: &[(&str, &Server)]) {
     }
 }
 
-/// Checks that Envoy asks and enforces the answer: a limit of three admits three.
+/// Checks that Envoy calls the service and enforces the answer: a limit of three admits three.
 fn verdicts(port: u16) {
     let mut stream = TcpStream::connect(local(port)).expect("Envoy listens");
     let statuses = [(); 4].map(|()| paced::ask(&mut stream, &request("/check")));

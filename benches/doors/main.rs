@@ -1,5 +1,5 @@
-//! The doors under load: CPU per request of tollgate, beside a tonic server that does nothing and the same service on
-//! hyper that does nothing.
+//! The doors under load: CPU per request of tollgate, compared with a tonic server that does nothing and the same
+//! service on hyper that does nothing.
 //!
 //! The server runs on core 0, h2load on core 1. CPU is user and system time of the server's process over a run. The
 //! contenders take turns, and the median of their turns is printed. h2load does not check responses, so `check` does

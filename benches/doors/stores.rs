@@ -1,5 +1,5 @@
-//! The cost of a shared store: CPU of tollgate and of Redis per request, beside the memory store and a tonic server
-//! that does nothing, in one run; and its growth with limiters, with instances, and with the primaries of a cluster.
+//! The cost of a shared store: CPU of tollgate and of Redis per request, compared with the memory store and a tonic
+//! server that does nothing, in one run; and its growth with limiters, with instances, and with the primaries of a cluster.
 //!
 //! The clients run on core 1, everything else on core 0. CPU is user and system time of the processes.
 
@@ -173,7 +173,7 @@ fn limiters_and_instances(idle: &str, starter: &Starter) {
         of("Redis, one limiter", &[first], Some(&redis), "one"),
         of("Redis, two limiters", &[first], Some(&redis), "two"),
         of("Redis, five limiters", &[first], Some(&redis), "five"),
-        of("Redis, one limiter, each by itself", &[&unbatched], Some(&redis), "one"),
+        of("Redis, one limiter, one request a call", &[&unbatched], Some(&redis), "one"),
         of("Redis, one limiter, two instances", &[first, second], Some(&redis), "one"),
         of("Redis, one limiter, three instances", &[first, second, third], Some(&redis), "one"),
     ];
@@ -182,7 +182,7 @@ fn limiters_and_instances(idle: &str, starter: &Starter) {
     }
     let (idle, _) = contenders[0].medians();
     let (memory, _) = contenders[1].medians();
-    println!("CPU per request, microseconds: RLS about one account, asked by h2load");
+    println!("CPU per request, microseconds: RLS about one account, sent by h2load");
     println!("  {:<38} {:>8} {:>8} {:>8} {:>10} {:>14}", "", "service", "Redis", "sum", "x memory", "sum x idle");
     for contender in &contenders {
         let (service, store) = contender.medians();
@@ -217,7 +217,7 @@ fn primaries(starter: &Starter) {
     let mut contenders = vec![
         of("memory", &memory, Vec::new()),
         of("one Redis", &batched, vec![&single]),
-        of("one Redis, each by itself", &unbatched, vec![&single]),
+        of("one Redis, one request a call", &unbatched, vec![&single]),
     ];
     for ((primaries, cluster), server) in PRIMARIES.iter().zip(&clusters).zip(&clustered) {
         let plural = if *primaries == 1 { "y" } else { "ies" };
@@ -227,7 +227,7 @@ fn primaries(starter: &Starter) {
         contenders.iter_mut().for_each(Contender::turn);
     }
     for node in contenders.iter().flat_map(|contender| &contender.nodes) {
-        assert!(node.ask::<usize>(&["DBSIZE"]) > 0, "a primary was asked about no account");
+        assert!(node.ask::<usize>(&["DBSIZE"]) > 0, "a primary got no request");
     }
     let rest = at_rest(&contenders);
 
@@ -262,7 +262,8 @@ fn at_rest(contenders: &[Contender]) -> Vec<f64> {
     spent.map(|spent| spent.as_secs_f64() * 1e6 / REST.as_secs_f64()).collect()
 }
 
-/// Latency through a real Envoy with a Redis behind tollgate, beside the memory store and a service that does nothing.
+/// Latency through a real Envoy with a Redis behind tollgate, with the memory store, and with a service that does
+/// nothing.
 pub fn through_envoy(envoy: &str, noop: &str, tollgate: &str, configuration: &str) {
     let starter = Starter::new(tollgate, configuration);
     let redis = redis().start();

@@ -1,5 +1,5 @@
-//! The cost of a decision in Redis: the server's CPU time as it reports it, beside minimal scripts and commands on the
-//! same server in the same run. `cargo run --release --example redis_cpu`
+//! The cost of a decision in Redis: the server's CPU time as it reports it, compared with minimal scripts and commands
+//! on the same server in the same run. `cargo run --release --example redis_cpu`
 
 #![expect(
     clippy::print_stdout,
@@ -125,7 +125,7 @@ fn key(counter: CounterName) -> Vec<u8> {
     [&b"tollgate:1"[..], &first.to_be_bytes(), &second.to_be_bytes()].concat()
 }
 
-/// One check that asks for units of a counter.
+/// One check that charges units of a counter.
 fn plan(counter: CounterName, limit: Limit, units: u32) -> Plan {
     let check = Check::charge(counter, limit, units);
     Plan { lease: LeaseId(1), ..Plan::of([check]) }

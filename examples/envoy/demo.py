@@ -6,7 +6,7 @@
 
 With STORE=redis or STORE=postgres, Envoy calls two tollgates in turn, which share such a store. The story is the same.
 
-The rules are in gateway.toml, the Envoy configuration is gateway.yaml, both beside this file. Everything listens on
+The rules are in gateway.toml, the Envoy configuration is gateway.yaml, both next to this file. Everything listens on
 free loopback ports and is stopped at the end.
 """
 
@@ -250,7 +250,7 @@ def undisturbed():
             interrupt()
 
 
-# --- Telling the story ---------------------------------------------------------------------------------------------
+# --- The requests and their answers ------------------------------------------------------------------------------
 
 
 class Story:
@@ -271,8 +271,8 @@ class Story:
         self.flush()
         print(f"  {self.paint('2', text)}", flush=True)
 
-    def request(self, method, path, expected, account=None, address=None, tier=None, door="rls", told={}, shown=None):
-        """Sends a request and shows it. `told` are patterns of headers that the response must have."""
+    def request(self, method, path, expected, account=None, address=None, tier=None, door="rls", expected_headers={}, shown=None):
+        """Sends a request and shows it. `expected_headers` are patterns of headers that the response must have."""
         headers = {}
         if account:
             headers["x-account"] = account
@@ -281,10 +281,10 @@ class Story:
         if address:
             headers["x-forwarded-for"] = address
         answer = ask(self.gateway.ports[door], method, path, headers)
-        self.show(method, path, expected, answer, account, address, tier, told, shown)
+        self.show(method, path, expected, answer, account, address, tier, expected_headers, shown)
         return answer
 
-    def show(self, method, path, expected, answer, account=None, address=None, tier=None, told={}, shown=None):
+    def show(self, method, path, expected, answer, account=None, address=None, tier=None, expected_headers={}, shown=None):
         who = " ".join(
             f"{name}={value}" for name, value in (("account", account), ("tier", tier), ("from", address)) if value
         )
@@ -296,7 +296,7 @@ class Story:
             problems.append(f"expected {expected}")
         if answer.status == 429 and not answer.headers.get("retry-after", "").isdigit():
             problems.append("expected a retry-after in whole seconds")
-        for name, value in told.items():
+        for name, value in expected_headers.items():
             if not re.fullmatch(value, answer.headers.get(name, "")):
                 problems.append(f"expected {name}: {value}, not {answer.headers.get(name)!r}")
 
@@ -339,11 +339,11 @@ def one_account_from_many_addresses(story):
     story.say("Five tries per account in five minutes, wherever they come from. A 401 is the upstream's: wrong password.")
     for n in range(1, 41):
         expected = 401 if n <= 5 else 429
-        told = {"x-rule": "login"} if expected == 429 else {"x-ratelimit-remaining": str(5 - n)}
-        story.request("POST", "/login", expected, account="ada", address=f"203.0.113.{n}", told=told)
+        expected_headers = {"x-rule": "login"} if expected == 429 else {"x-ratelimit-remaining": str(5 - n)}
+        story.request("POST", "/login", expected, account="ada", address=f"203.0.113.{n}", expected_headers=expected_headers)
     story.say("Other accounts log in as ever.")
-    story.request("POST", "/login", 401, account="bob", address="203.0.113.99", told={"x-ratelimit-remaining": "4"})
-    story.request("POST", "/login", 401, account="cyd", address="203.0.113.7", told={"x-ratelimit-remaining": "4"})
+    story.request("POST", "/login", 401, account="bob", address="203.0.113.99", expected_headers={"x-ratelimit-remaining": "4"})
+    story.request("POST", "/login", 401, account="cyd", address="203.0.113.7", expected_headers={"x-ratelimit-remaining": "4"})
 
 
 def many_accounts_from_one_address(story):
@@ -352,16 +352,16 @@ def many_accounts_from_one_address(story):
     attacker, elsewhere = "198.51.100.1", "192.0.2.50"
     by_address = {"x-ratelimit-limit": '30, 30;w=60;name="login_address"'}
     for n in range(1, 33):
-        expected, told = (401, {}) if n <= 30 else (429, by_address)
-        story.request("POST", "/login", expected, account=f"user{n}", address=attacker, told=told)
+        expected, expected_headers = (401, {}) if n <= 30 else (429, by_address)
+        story.request("POST", "/login", expected, account=f"user{n}", address=attacker, expected_headers=expected_headers)
     story.say("It goes on, hammering an account it has not tried yet. Every try is refused for the address's sake ...")
     for _ in range(20):
-        story.request("POST", "/login", 429, account="victim", address=attacker, told=by_address)
+        story.request("POST", "/login", 429, account="victim", address=attacker, expected_headers=by_address)
     story.say("... and cost the account nothing: from another address it has all five tries. All or nothing.")
     for n in range(1, 6):
-        story.request("POST", "/login", 401, account="victim", address=elsewhere, told={"x-ratelimit-remaining": str(5 - n)})
+        story.request("POST", "/login", 401, account="victim", address=elsewhere, expected_headers={"x-ratelimit-remaining": str(5 - n)})
     by_account = {"x-ratelimit-limit": '5, 5;w=300;name="login_account"'}
-    story.request("POST", "/login", 429, account="victim", address=elsewhere, told=by_account)
+    story.request("POST", "/login", 429, account="victim", address=elsewhere, expected_headers=by_account)
     story.say("Leaving out the account does not open the address's limit, neither for the attacker ...")
     story.request("POST", "/login", 429, address=attacker)
     story.say("... nor for an address that never names one.")
@@ -376,14 +376,14 @@ def tiers(story):
     story.chapter("(c) What each tier sells: 3, 6 and 12 requests a minute")
     for account, tier, limit in (("fay", "free", 3), ("pia", "pro", 6), ("eve", "enterprise", 12)):
         for n in range(1, limit + 1):
-            told = {"x-rule": "quota", "x-ratelimit-limit": f"{limit}, {limit};w=60.*", "x-ratelimit-remaining": str(limit - n)}
-            story.request("GET", "/api", 200, account=account, tier=tier, told=told)
-        story.request("GET", "/api", 429, account=account, tier=tier, told={"x-rule": "quota"})
+            expected_headers = {"x-rule": "quota", "x-ratelimit-limit": f"{limit}, {limit};w=60.*", "x-ratelimit-remaining": str(limit - n)}
+            story.request("GET", "/api", 200, account=account, tier=tier, expected_headers=expected_headers)
+        story.request("GET", "/api", 429, account=account, tier=tier, expected_headers={"x-rule": "quota"})
     story.say("Another free account has used nothing.")
-    story.request("GET", "/api", 200, account="gus", tier="free", told={"x-ratelimit-remaining": "2"})
+    story.request("GET", "/api", 200, account="gus", tier="free", expected_headers={"x-ratelimit-remaining": "2"})
     story.say("The free account buys pro. It has used three, so three of its six are left.")
     for n in range(1, 4):
-        story.request("GET", "/api", 200, account="fay", tier="pro", told={"x-ratelimit-remaining": str(3 - n)})
+        story.request("GET", "/api", 200, account="fay", tier="pro", expected_headers={"x-ratelimit-remaining": str(3 - n)})
     story.request("GET", "/api", 429, account="fay", tier="pro")
 
 
@@ -397,7 +397,7 @@ def two_at_a_time(story):
         for _ in running:
             story.line("GET", path, "account=hal", "...", "running")
         story.say("A third finds no slot.")
-        story.request("GET", "/slow?seconds=0", 429, account="hal", told={"x-rule": "slow"})
+        story.request("GET", "/slow?seconds=0", 429, account="hal", expected_headers={"x-rule": "slow"})
         story.say("Another account has slots of its own.")
         story.request("GET", "/slow?seconds=0", 200, account="ida")
         story.say("The two come to their end ...")
@@ -433,7 +433,7 @@ def through_ext_authz(story):
         story.chapter(f"(e) {name}: the same login rule, asked through ext_authz")
         for n in range(1, 8):
             passes = n <= 5
-            told = {
+            expected_headers = {
                 "x-ratelimit-limit": "5",
                 "x-ratelimit-remaining": str(max(5 - n, 0)),
                 "ratelimit-policy": '"login_address";q=30;w=60, "login_account";q=5;w=300',
@@ -441,14 +441,14 @@ def through_ext_authz(story):
             }
             shown = ["x-ratelimit-limit", "ratelimit"] + ([] if passes else ["retry-after"])
             address = f"203.0.113.{100 * number + n}"
-            answer = story.request("POST", "/login", 401 if passes else 429, account, address, door=door, told=told, shown=shown)
+            answer = story.request("POST", "/login", 401 if passes else 429, account, address, door=door, expected_headers=expected_headers, shown=shown)
         kind = answer.headers.get("content-type", "")
         story.check(kind == "application/problem+json", f"expected a problem+json body, not {kind!r}")
         story.say("The body of the refusal: " + answer.body.strip())
         story.say("Another account is served.")
         address = f"203.0.113.{100 * number + 20}"
-        told = {"x-ratelimit-remaining": "4"}
-        story.request("POST", "/login", 401, account=f"not-{account}", address=address, door=door, told=told, shown=["ratelimit-policy"])
+        expected_headers = {"x-ratelimit-remaining": "4"}
+        story.request("POST", "/login", 401, account=f"not-{account}", address=address, door=door, expected_headers=expected_headers, shown=["ratelimit-policy"])
 
 
 def play(gateway):

@@ -79,7 +79,7 @@ const CHOSEN: [(&str, &str); 5] = [
     ("rule", "a rule; `(others)` for all after the first 2 000; empty where no rule decided"),
     (
         "limiter",
-        "a limiter as it is named in the configuration; `(others)` beside such a rule; empty where no limiter decided",
+        "a limiter as it is named in the configuration; `(others)` for the limiters of such rules; empty where no limiter decided",
     ),
     ("store", "a store"),
     ("version", "the version of the binary"),

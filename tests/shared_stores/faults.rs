@@ -4,8 +4,8 @@
 //! `cargo test --test shared_stores faults -- --nocapture` prints the measurements:
 //!
 //! ```text
-//! used-up counters | strike | other counters    | mend | the store answers | used-up counters
-//! the store's count         | policies                 | its count          | its count
+//! used-up counters | inject | other counters    | repair | the store answers | used-up counters
+//! the store's count         | policies                   | its count          | its count
 //! ```
 //!
 //! A fallback has half of every limit here, as with two instances, so that a response shows its source.
@@ -47,10 +47,10 @@ const LIMIT: u32 = 50;
 const SHARE: u32 = LIMIT / 2;
 
 /// The longest allowed time of a decision and of the recovery, on a busy machine. The actual times are printed.
-const BOUND: Duration = Duration::from_secs(3);
-const RECOVERY: Duration = Duration::from_secs(10);
+const MAX_DECISION_TIME: Duration = Duration::from_secs(3);
+const MAX_RECOVERY_TIME: Duration = Duration::from_secs(10);
 /// The longest allowed time for the faster half of the decisions.
-const HALF: Duration = Duration::from_millis(50);
+const MAX_MEDIAN_TIME: Duration = Duration::from_millis(50);
 
 /// The kinds of counters: one for each policy, and one that never refuses, so that the store is always written to.
 const ALLOW: usize = 0;
@@ -58,7 +58,7 @@ const DENY: usize = 1;
 const LOCAL: usize = 2;
 const FLOW: usize = 3;
 
-fn asked(kind: usize, fresh: bool) -> Check {
+fn check_of(kind: usize, fresh: bool) -> Check {
     let window = |limit| Limit::SlidingWindow(SlidingWindow { limit, window: 86_400_000_000 });
     let flow = Limit::FixedWindow(tollgate::limiter::FixedWindow {
         limit: 1_000_000,
@@ -74,9 +74,9 @@ fn asked(kind: usize, fresh: bool) -> Check {
 
 /// The source of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+enum Source {
     Store,
-    StandIn,
+    Fallback,
     Policy,
 }
 
@@ -88,7 +88,7 @@ struct Seen {
     fresh: bool,
     began: Instant,
     took: Duration,
-    by: By,
+    by: Source,
     admitted: bool,
     /// The reported reset, in microseconds.
     reset: u64,
@@ -100,7 +100,7 @@ impl Seen {
     }
 
     /// When the counter is empty, by the reported reset.
-    fn forgotten(&self) -> Instant {
+    fn empty_at(&self) -> Instant {
         self.ended() + Duration::from_micros(self.reset)
     }
 }
@@ -112,20 +112,20 @@ struct Instance {
 }
 
 impl Instance {
-    fn with(keeper: StoreHandle) -> Arc<Self> {
-        Arc::new(Self { stores: Stores::of([keeper]), clock: Box::new(SystemClock::new()) })
+    fn with(handle: StoreHandle) -> Arc<Self> {
+        Arc::new(Self { stores: Stores::of([handle]), clock: Box::new(SystemClock::new()) })
     }
 }
 
 /// Callers that send requests without end.
-struct Crowd {
+struct Load {
     callers: JoinSet<Vec<Seen>>,
-    told: Arc<Told>,
+    state: Arc<LoadState>,
 }
 
 /// Counts that the callers share.
 #[derive(Default)]
-struct Told {
+struct LoadState {
     enough: AtomicBool,
     /// Which counters to use: those that were used up before the fault, or others.
     fresh: AtomicBool,
@@ -135,23 +135,23 @@ struct Told {
     refusals: [AtomicUsize; 4],
 }
 
-impl Crowd {
-    fn gather(instances: &[Arc<Instance>]) -> Self {
-        let (mut callers, told) = (JoinSet::new(), Arc::<Told>::default());
+impl Load {
+    fn start(instances: &[Arc<Instance>]) -> Self {
+        let (mut callers, state) = (JoinSet::new(), Arc::<LoadState>::default());
         for number in 0..CALLERS {
             let instance = instances[number / 4 % instances.len()].clone();
-            callers.spawn(ask(number % 4, instance, told.clone()));
+            callers.spawn(call(number % 4, instance, state.clone()));
         }
-        Self { callers, told }
+        Self { callers, state }
     }
 
     /// The responses so far, by kind.
-    fn answers(&self, by: By) -> [usize; 4] {
-        self.told.answers.each_ref().map(|kind| kind[by as usize].load(Ordering::SeqCst))
+    fn answers(&self, by: Source) -> [usize; 4] {
+        self.state.answers.each_ref().map(|kind| kind[by as usize].load(Ordering::SeqCst))
     }
 
     /// Waits until each kind has got `times` more responses from these sources.
-    fn answered(&self, what: &str, by: &[By], times: usize) {
+    fn answered(&self, what: &str, by: &[Source], times: usize) {
         let count =
             || by.iter().map(|by| self.answers(*by)).fold([0; 4], |all, one| [0, 1, 2, 3].map(|k| all[k] + one[k]));
         let before = count();
@@ -160,44 +160,44 @@ impl Crowd {
 
     /// Waits until the store refuses each limited kind again.
     fn refused(&self) {
-        let refusals = || [ALLOW, DENY, LOCAL].map(|kind| self.told.refusals[kind].load(Ordering::SeqCst));
+        let refusals = || [ALLOW, DENY, LOCAL].map(|kind| self.state.refusals[kind].load(Ordering::SeqCst));
         let before = refusals();
         until("the store refuses", || refusals().iter().zip(before).all(|(now, before)| *now > before));
     }
 
     /// Stops the callers and returns all their decisions.
-    async fn dissolve(self) -> Vec<Seen> {
-        self.told.enough.store(true, Ordering::SeqCst);
+    async fn stop(self) -> Vec<Seen> {
+        self.state.enough.store(true, Ordering::SeqCst);
         let seen = tokio::time::timeout(PATIENCE, self.callers.join_all()).await;
         seen.expect("no decision hangs").concat()
     }
 }
 
-async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen> {
-    let plans = [false, true].map(|fresh| plan([asked(kind, fresh)], 0));
-    let (whole, part) = (asked(kind, false).limit, asked(kind, false).limit.share(2));
+async fn call(kind: usize, instance: Arc<Instance>, state: Arc<LoadState>) -> Vec<Seen> {
+    let plans = [false, true].map(|fresh| plan([check_of(kind, fresh)], 0));
+    let (whole, part) = (check_of(kind, false).limit, check_of(kind, false).limit.share(2));
     let units = |limit| match limit {
         Limit::SlidingWindow(window) => window.limit,
         Limit::FixedWindow(window) => window.limit,
-        other => unreachable!("{other:?} is not asked"),
+        other => unreachable!("{other:?} is not used here"),
     };
     let mut seen = Vec::new();
-    while !told.enough.load(Ordering::SeqCst) {
-        let fresh = told.fresh.load(Ordering::SeqCst);
+    while !state.enough.load(Ordering::SeqCst) {
+        let fresh = state.fresh.load(Ordering::SeqCst);
         let began = Instant::now();
         let applied = instance.stores.apply(&plans[usize::from(fresh)], instance.clock.now()).await;
         let took = began.elapsed();
         let by = match applied.answers[0] {
-            Ok(outcome) if outcome.limit == units(whole) => By::Store,
+            Ok(outcome) if outcome.limit == units(whole) => Source::Store,
             Ok(outcome) => {
                 assert_eq!(outcome.limit, units(part), "the fallback's limit");
-                By::StandIn
+                Source::Fallback
             }
-            Err(_) => By::Policy,
+            Err(_) => Source::Policy,
         };
-        told.answers[kind][by as usize].fetch_add(1, Ordering::SeqCst);
-        if by == By::Store && !applied.admitted {
-            told.refusals[kind].fetch_add(1, Ordering::SeqCst);
+        state.answers[kind][by as usize].fetch_add(1, Ordering::SeqCst);
+        if by == Source::Store && !applied.admitted {
+            state.refusals[kind].fetch_add(1, Ordering::SeqCst);
         }
         let reset = applied.answers[0].map_or(0, |outcome| outcome.reset);
         seen.push(Seen { kind, fresh, began, took, by, admitted: applied.admitted, reset });
@@ -209,7 +209,7 @@ async fn ask(kind: usize, instance: Arc<Instance>, told: Arc<Told>) -> Vec<Seen>
 /// The effects of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expect {
-    /// The store cannot answer until it is mended.
+    /// The store cannot answer until it is repaired.
     away: bool,
     /// The store comes back without its counters.
     forgets: bool,
@@ -223,97 +223,103 @@ const AWAY_AND_FORGETS: Expect = Expect { away: true, ..FORGETS };
 const STAYS: Expect = Expect { away: false, ..AWAY };
 const KNOWN_AWAY: Expect = Expect { known: true, ..AWAY };
 
-/// Applies a fault to a store under load, mends it, and checks the callers' decisions against the documented behaviour.
-async fn befall<S>(
+/// Applies a fault to a store under load, repairs it, and checks the decisions against the documented behaviour.
+async fn check_fault<S>(
     fault: &str,
     store: &mut S,
-    keeper: StoreHandle,
+    handle: StoreHandle,
     expect: Expect,
-    strike: impl AsyncFnOnce(&mut S),
-    mend: impl AsyncFnOnce(&mut S),
+    inject: impl AsyncFnOnce(&mut S),
+    repair: impl AsyncFnOnce(&mut S),
 ) {
-    befall_all(fault, store, &[Instance::with(keeper)], expect, strike, mend).await;
+    check_fault_on_all(fault, store, &[Instance::with(handle)], expect, inject, repair).await;
 }
 
 /// The same with several instances, which share the callers. Returns their decisions.
-async fn befall_all<S>(
+async fn check_fault_on_all<S>(
     fault: &str,
     store: &mut S,
     instances: &[Arc<Instance>],
     expect: Expect,
-    strike: impl AsyncFnOnce(&mut S),
-    mend: impl AsyncFnOnce(&mut S),
+    inject: impl AsyncFnOnce(&mut S),
+    repair: impl AsyncFnOnce(&mut S),
 ) -> Vec<Seen> {
     for instance in instances {
         until_connected(&instance.stores).await;
     }
-    let crowd = Crowd::gather(instances);
-    crowd.refused();
+    let load = Load::start(instances);
+    load.refused();
 
-    let striking = Instant::now();
-    strike(store).await;
-    crowd.told.fresh.store(!expect.known, Ordering::SeqCst);
-    let struck = Instant::now();
+    let fault_began = Instant::now();
+    inject(store).await;
+    load.state.fresh.store(!expect.known, Ordering::SeqCst);
+    let faulty = Instant::now();
     if expect.away {
-        crowd.answered("policies answer", &[By::StandIn, By::Policy], 200);
+        load.answered("policies answer", &[Source::Fallback, Source::Policy], 200);
         // Long enough for every way of noticing a fault: connections, timeouts, probes.
-        tokio::time::sleep(Duration::from_millis(700).saturating_sub(struck.elapsed())).await;
+        tokio::time::sleep(Duration::from_millis(700).saturating_sub(faulty.elapsed())).await;
     } else {
-        crowd.answered("the store goes on", &[By::Store], 250);
+        load.answered("the store goes on", &[Source::Store], 250);
     }
-    let mending = Instant::now();
-    mend(store).await;
-    let mended = Instant::now();
-    crowd.answered("the store answers again", &[By::Store], 1);
-    crowd.refused();
-    crowd.told.fresh.store(false, Ordering::SeqCst);
-    crowd.refused();
-    let seen = crowd.dissolve().await;
+    let repair_began = Instant::now();
+    repair(store).await;
+    let repaired = Instant::now();
+    load.answered("the store answers again", &[Source::Store], 1);
+    load.refused();
+    load.state.fresh.store(false, Ordering::SeqCst);
+    load.refused();
+    let seen = load.stop().await;
 
     let of = |kind: usize| seen.iter().filter(move |seen| seen.kind == kind);
     // A fault without an outage is measured while it happens.
-    let (from, to) = if expect.away { (struck, mending) } else { (striking, mended) };
+    let (from, to) = if expect.away { (faulty, repair_began) } else { (fault_began, repaired) };
     let meanwhile = |kind| of(kind).filter(|seen| seen.began >= from && seen.ended() <= to);
     let passes = |seen: &&Seen| seen.admitted;
     for (kind, fresh) in [ALLOW, DENY, LOCAL].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        let passed = || of(kind).filter(passes).filter(move |seen| seen.by == By::Store && seen.fresh == fresh);
+        let passed = || of(kind).filter(passes).filter(move |seen| seen.by == Source::Store && seen.fresh == fresh);
         let most = match expect.forgets {
             true => {
-                let before = passed().filter(|seen| seen.ended() < striking).count();
+                let before = passed().filter(|seen| seen.ended() < fault_began).count();
                 before
-                    .max(passed().filter(|seen| seen.began > struck).count())
+                    .max(passed().filter(|seen| seen.began > faulty).count())
                     .max(passed().count().saturating_sub(LIMIT as usize))
             }
             false => passed().count(),
         };
         assert!(most <= LIMIT as usize, "the store admitted {most} of {LIMIT}");
-        let unknown = of(kind).filter(|seen| seen.fresh == fresh && seen.by != By::Store).count();
-        let asked = of(kind).any(|seen| seen.fresh == fresh);
-        assert!(!asked || passed().count() + unknown >= LIMIT as usize, "the store refuses units that were not used");
+        let unknown = of(kind).filter(|seen| seen.fresh == fresh && seen.by != Source::Store).count();
+        let used = of(kind).any(|seen| seen.fresh == fresh);
+        assert!(!used || passed().count() + unknown >= LIMIT as usize, "the store refuses units that were not used");
     }
-    assert!(of(ALLOW).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || seen.admitted)), "allow");
-    assert!(of(DENY).all(|seen| seen.by != By::StandIn && (seen.by == By::Store || !seen.admitted)), "deny");
-    assert!(of(LOCAL).chain(of(FLOW)).all(|seen| seen.by != By::Policy), "local always decides");
-    let policy = |kind| meanwhile(kind).filter(|seen| seen.by != By::Store).count();
-    let stood_in = |fresh| of(LOCAL).filter(passes).filter(move |seen| seen.by == By::StandIn && seen.fresh == fresh);
-    let local = stood_in(!expect.known).filter(|seen| seen.began >= striking && seen.ended() <= mending).count();
+    assert!(of(ALLOW).all(|seen| seen.by != Source::Fallback && (seen.by == Source::Store || seen.admitted)), "allow");
+    assert!(of(DENY).all(|seen| seen.by != Source::Fallback && (seen.by == Source::Store || !seen.admitted)), "deny");
+    assert!(of(LOCAL).chain(of(FLOW)).all(|seen| seen.by != Source::Policy), "local always decides");
+    let policy = |kind| meanwhile(kind).filter(|seen| seen.by != Source::Store).count();
+    let fallback_passes =
+        |fresh| of(LOCAL).filter(passes).filter(move |seen| seen.by == Source::Fallback && seen.fresh == fresh);
+    let local =
+        fallback_passes(!expect.known).filter(|seen| seen.began >= fault_began && seen.ended() <= repair_began).count();
     if expect.away {
         assert!(local <= SHARE as usize, "the fallback admitted {local} of {SHARE}");
-        assert!(stood_in(!expect.known).count() > 0, "the fallback keeps a limit of its own");
+        assert!(fallback_passes(!expect.known).count() > 0, "the fallback keeps a limit of its own");
         assert!(policy(LOCAL) > local, "the fallback refuses the others");
     }
-    let longest = seen.iter().filter(|seen| seen.ended() >= striking).map(|seen| seen.took).max().expect("decisions");
-    assert!(longest < BOUND, "a decision took {longest:?}");
+    let longest =
+        seen.iter().filter(|seen| seen.ended() >= fault_began).map(|seen| seen.took).max().expect("decisions");
+    assert!(longest < MAX_DECISION_TIME, "a decision took {longest:?}");
     let mut waits: Vec<Duration> = (0..4).flat_map(meanwhile).map(|seen| seen.took).collect();
     waits.sort_unstable();
     let half = waits.get(waits.len() / 2).copied().unwrap_or_default();
-    assert!(!expect.away || half < HALF, "half of all decisions took {half:?}: requests wait for a store that is away");
+    assert!(
+        !expect.away || half < MAX_MEDIAN_TIME,
+        "half of all decisions took {half:?}: requests wait for a store that is away"
+    );
     let returned = |kind| {
-        let back = of(kind).filter(|seen| seen.by == By::Store && seen.began >= mending);
+        let back = of(kind).filter(|seen| seen.by == Source::Store && seen.began >= repair_began);
         back.map(Seen::ended).min().expect("it answers")
     };
-    let recovery = (0..4).map(returned).max().expect("four kinds").saturating_duration_since(mended);
-    assert!(recovery < RECOVERY, "it took {recovery:?} to recover");
+    let recovery = (0..4).map(returned).max().expect("four kinds").saturating_duration_since(repaired);
+    assert!(recovery < MAX_RECOVERY_TIME, "it took {recovery:?} to recover");
 
     static HEAD: Once = Once::new();
     HEAD.call_once(|| {
@@ -359,11 +365,11 @@ fn on(port: u16) -> StoreHandle {
 async fn a_redis_is_killed_and_starts_again_empty() {
     let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
-    let keeper = on(server.port);
-    befall(
+    let handle = on(server.port);
+    check_fault(
         "kill -9",
         &mut server,
-        keeper,
+        handle,
         AWAY_AND_FORGETS,
         async |server| server.kill(),
         async |server| server.restart(),
@@ -376,9 +382,16 @@ async fn a_redis_is_killed_and_starts_again_empty() {
 async fn a_redis_is_frozen_and_goes_on() {
     let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
-    let keeper = on(server.port);
-    befall("SIGSTOP and CONT", &mut server, keeper, AWAY, async |server| server.freeze(), async |server| server.thaw())
-        .await;
+    let handle = on(server.port);
+    check_fault(
+        "SIGSTOP and CONT",
+        &mut server,
+        handle,
+        AWAY,
+        async |server| server.freeze(),
+        async |server| server.thaw(),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,9 +399,16 @@ async fn connections_are_refused() {
     let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
-    let keeper = on(proxy.port);
-    befall("connection refused", &mut proxy, keeper, AWAY, async |proxy| proxy.refuse(), async |proxy| proxy.heal())
-        .await;
+    let handle = on(proxy.port);
+    check_fault(
+        "connection refused",
+        &mut proxy,
+        handle,
+        AWAY,
+        async |proxy| proxy.refuse(),
+        async |proxy| proxy.heal(),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,8 +416,9 @@ async fn a_network_loses_everything_that_is_sent() {
     let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
-    let keeper = on(proxy.port);
-    befall("packets lost", &mut proxy, keeper, AWAY, async |proxy| proxy.blackhole(), async |proxy| proxy.heal()).await;
+    let handle = on(proxy.port);
+    check_fault("packets lost", &mut proxy, handle, AWAY, async |proxy| proxy.blackhole(), async |proxy| proxy.heal())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -405,9 +426,9 @@ async fn a_store_is_slow() {
     let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
     let mut proxy = Proxy::to(server.port);
-    let keeper = on(proxy.port);
+    let handle = on(proxy.port);
     let slow = async |proxy: &mut Proxy| proxy.delay(Duration::from_millis(50));
-    befall("slow store, 50 ms", &mut proxy, keeper, AWAY, slow, async |proxy| proxy.heal()).await;
+    check_fault("slow store, 50 ms", &mut proxy, handle, AWAY, slow, async |proxy| proxy.heal()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -416,10 +437,10 @@ async fn a_redis_is_out_of_memory() {
     let Some(mut server) = Setup::redis().map(|setup| setup.line("maxmemory-policy noeviction").start()) else {
         return;
     };
-    let keeper = on(server.port);
+    let handle = on(server.port);
     let full = async |server: &mut Redis| server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     let room = async |server: &mut Redis| server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
-    befall("out of memory", &mut server, keeper, AWAY, full, room).await;
+    check_fault("out of memory", &mut server, handle, AWAY, full, room).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -429,7 +450,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
     let primary = setup.clone().start();
     let replica = setup.replica_of(&primary).start();
     replica.synced();
-    let keeper = on(primary.port);
+    let handle = on(primary.port);
     let demote = async |(primary, replica): &mut (Redis, Redis)| {
         // The replica has all counters, so nothing is forgotten.
         primary.followed_by(replica);
@@ -440,7 +461,7 @@ async fn a_primary_becomes_a_replica_and_a_primary_again() {
         primary.synced();
         primary.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
     };
-    befall("read-only replica", &mut (primary, replica), keeper, AWAY, demote, promote).await;
+    check_fault("read-only replica", &mut (primary, replica), handle, AWAY, demote, promote).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -448,39 +469,39 @@ async fn a_password_is_changed_and_changed_back() {
     let _alone = crate::MACHINE.write().await;
     let Some(server) = Setup::redis().map(|setup| setup.password("secret").start()) else { return };
     let credentials = Credentials { user: None, password: Some(Password::new("secret")) };
-    let keeper = in_redis(in_time(), &RedisSettings { credentials, ..at(server.port) });
+    let handle = in_redis(in_time(), &RedisSettings { credentials, ..at(server.port) });
     // An authenticated connection stays authenticated.
     let mut inside = server.connection().expect("it is let in");
-    let tell = |inside: &mut redis::Connection, words: &[&str]| {
+    let run = |inside: &mut redis::Connection, words: &[&str]| {
         redis::cmd(words[0]).arg(&words[1..]).exec(inside).expect("it is done");
     };
     let change = async |inside: &mut redis::Connection| {
-        tell(inside, &["CONFIG", "SET", "requirepass", "another"]);
-        tell(inside, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        run(inside, &["CONFIG", "SET", "requirepass", "another"]);
+        run(inside, &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     };
-    let back = async |inside: &mut redis::Connection| tell(inside, &["CONFIG", "SET", "requirepass", "secret"]);
-    befall("wrong password", &mut inside, keeper, AWAY, change, back).await;
+    let back = async |inside: &mut redis::Connection| run(inside, &["CONFIG", "SET", "requirepass", "secret"]);
+    check_fault("wrong password", &mut inside, handle, AWAY, change, back).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_are_flushed() {
     let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
-    let keeper = on(server.port);
+    let handle = on(server.port);
     let flush = async |server: &mut Redis| {
         for _ in 0..20 {
             server.ask::<()>(&["SCRIPT", "FLUSH", "SYNC"]);
         }
     };
-    befall("SCRIPT FLUSH, 20 times", &mut server, keeper, STAYS, flush, async |_| {}).await;
+    check_fault("SCRIPT FLUSH, 20 times", &mut server, handle, STAYS, flush, async |_| {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_flushed() {
     let _alone = crate::MACHINE.write().await;
     let Some(mut server) = Redis::start() else { return };
-    let keeper = on(server.port);
-    befall("FLUSHALL", &mut server, keeper, FORGETS, async |server| server.ask::<()>(&["FLUSHALL"]), async |_| {})
+    let handle = on(server.port);
+    check_fault("FLUSHALL", &mut server, handle, FORGETS, async |server| server.ask::<()>(&["FLUSHALL"]), async |_| {})
         .await;
 }
 
@@ -491,14 +512,14 @@ async fn sentinels_replace_a_primary_that_is_killed() {
     let sentinels = servers.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
     let (master, credentials) = (sentinel::NAME.to_owned(), Credentials::default());
     let topology = Topology::Sentinel { sentinels, master, credentials };
-    let keeper = in_redis(in_time(), &RedisSettings::new(topology));
+    let handle = in_redis(in_time(), &RedisSettings::new(topology));
     let kill = async |all: &mut Sentinel| {
         // A promoted replica has all counters.
         all.servers[1..].iter().for_each(|replica| all.servers[0].followed_by(replica));
         all.servers[0].kill();
     };
     let promoted = async |all: &mut Sentinel| assert_ne!(all.promoted(0), 0);
-    befall("Sentinel failover", &mut servers, keeper, AWAY, kill, promoted).await;
+    check_fault("Sentinel failover", &mut servers, handle, AWAY, kill, promoted).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -507,11 +528,11 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
     let Some(mut cluster) = Cluster::start(3, 0) else { return };
     let nodes = cluster.ports().into_iter().map(|port| Address::Tcp("127.0.0.1".to_owned(), port)).collect();
     let settings = SharedSettings { partitioned: true, ..in_time() };
-    let keeper = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
+    let handle = in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)));
     // The partitions of all counters, before and after.
     let kinds = [ALLOW, DENY, LOCAL, FLOW].into_iter();
-    let homes = kinds.flat_map(|kind| [false, true].map(|fresh| asked(kind, fresh).counter.partition()));
-    let slots: BTreeSet<u16> = homes.map(|partition| cluster.slot_of_home(partition)).collect();
+    let partitions = kinds.flat_map(|kind| [false, true].map(|fresh| check_of(kind, fresh).counter.partition()));
+    let slots: BTreeSet<u16> = partitions.map(|partition| cluster.slot_of_partition(partition)).collect();
     let owners = slots.into_iter().map(|slot| (slot, cluster.owner(slot, 0).expect("the slot has an owner")));
     let owners: Vec<(u16, usize)> = owners.collect();
     let each = |cluster: &Cluster, round: usize, step: fn(&Cluster, u16, usize, usize)| {
@@ -527,7 +548,7 @@ async fn slots_of_a_cluster_move_to_other_nodes() {
         each(cluster, 1, Cluster::move_keys);
         each(cluster, 1, Cluster::end_move);
     };
-    befall("Cluster resharding", &mut cluster, keeper, STAYS, open, close).await;
+    check_fault("Cluster resharding", &mut cluster, handle, STAYS, open, close).await;
 }
 
 /// A clock that can be set wrong by some seconds.
@@ -545,17 +566,18 @@ impl Clock for Skewed {
 }
 
 /// Three instances on one store, one of them with a wrong clock.
-async fn a_clock_goes_wrong(fault: &str, seconds: i64, keeper: impl Fn() -> StoreHandle) {
+async fn a_clock_goes_wrong(fault: &str, seconds: i64, handle: impl Fn() -> StoreHandle) {
     let mut clock = Skewed { right: SystemClock::new(), by: Arc::default() };
-    let wrong = Arc::new(Instance { stores: Stores::of([keeper()]), clock: Box::new(clock.clone()) });
-    let instances = [Instance::with(keeper()), wrong, Instance::with(keeper())];
+    let wrong = Arc::new(Instance { stores: Stores::of([handle()]), clock: Box::new(clock.clone()) });
+    let instances = [Instance::with(handle()), wrong, Instance::with(handle())];
     let by = async |clock: &mut Skewed| clock.by.store(seconds, Ordering::SeqCst);
     let right = async |clock: &mut Skewed| clock.by.store(0, Ordering::SeqCst);
-    let seen = befall_all(fault, &mut clock, &instances, STAYS, by, right).await;
+    let seen = check_fault_on_all(fault, &mut clock, &instances, STAYS, by, right).await;
     // All instances report the same reset, which the last admitted request has set.
     for (kind, fresh) in (0..4).flat_map(|kind| [(kind, false), (kind, true)]) {
-        let told = || seen.iter().filter(|seen| seen.by == By::Store && (seen.kind, seen.fresh) == (kind, fresh));
-        let moments = || told().map(Seen::forgotten);
+        let by_store =
+            || seen.iter().filter(|seen| seen.by == Source::Store && (seen.kind, seen.fresh) == (kind, fresh));
+        let moments = || by_store().map(Seen::empty_at);
         let (first, last) = (moments().min().expect("answers"), moments().max().expect("answers"));
         assert!(last - first < Duration::from_secs(20), "the resets are {:?} apart", last - first);
     }
@@ -576,8 +598,8 @@ async fn the_clock_of_one_instance_is_ahead_and_then_behind_on_a_postgres() {
     let Some((server, database)) = counters() else { return };
     a_clock_goes_wrong("one of three clocks 30 s ahead, PostgreSQL", 30, || in_a_postgres(&server, &database)).await;
     let database = server.database();
-    let keeper = || in_a_postgres(&server, &database);
-    a_clock_goes_wrong("one of three clocks 700 s behind, PostgreSQL", -700, keeper).await;
+    let handle = || in_a_postgres(&server, &database);
+    a_clock_goes_wrong("one of three clocks 700 s behind, PostgreSQL", -700, handle).await;
 }
 
 /// A PostgreSQL with a database for counters.
@@ -596,11 +618,11 @@ fn in_a_postgres(server: &Postgres, database: &str) -> StoreHandle {
 async fn a_postgres_is_killed_and_starts_again() {
     let _alone = crate::MACHINE.write().await;
     let Some((mut server, database)) = counters() else { return };
-    let keeper = in_a_postgres(&server, &database);
-    befall(
+    let handle = in_a_postgres(&server, &database);
+    check_fault(
         "PostgreSQL restart",
         &mut server,
-        keeper,
+        handle,
         AWAY,
         async |server| server.kill(),
         async |server| server.restart(),
@@ -612,7 +634,7 @@ async fn a_postgres_is_killed_and_starts_again() {
 async fn another_session_holds_the_rows() {
     let _alone = crate::MACHINE.write().await;
     let Some((server, database)) = counters() else { return };
-    let keeper = in_a_postgres(&server, &database);
+    let handle = in_a_postgres(&server, &database);
     let (mut client, connection) = tokio_postgres::connect(&server.url(&database), NoTls).await.expect("it is let in");
     tokio::spawn(connection);
     let lock = async |client: &mut tokio_postgres::Client| {
@@ -620,14 +642,14 @@ async fn another_session_holds_the_rows() {
     };
     let unlock =
         async |client: &mut tokio_postgres::Client| client.batch_execute("ROLLBACK").await.expect("they are free");
-    befall("rows locked by another session", &mut client, keeper, KNOWN_AWAY, lock, unlock).await;
+    check_fault("rows locked by another session", &mut client, handle, KNOWN_AWAY, lock, unlock).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_has_no_connection_left() {
     let _alone = crate::MACHINE.write().await;
     let Some((server, database)) = counters() else { return };
-    let keeper = in_a_postgres(&server, &database);
+    let handle = in_a_postgres(&server, &database);
     let user = postgres::USER;
     let full = async |server: &mut Postgres| {
         server.execute("postgres", &format!("ALTER ROLE {user} CONNECTION LIMIT 0"));
@@ -636,7 +658,7 @@ async fn a_postgres_has_no_connection_left() {
     };
     let room =
         async |server: &mut Postgres| server.execute("postgres", &format!("ALTER ROLE {user} CONNECTION LIMIT -1"));
-    befall("no connection left", &mut { server }, keeper, AWAY, full, room).await;
+    check_fault("no connection left", &mut { server }, handle, AWAY, full, room).await;
 }
 
 #[tokio::test]
@@ -682,13 +704,13 @@ fn a_store_that_is_required_keeps_the_service_unready_until_it_has_answered_once
     );
     let served = Served::start(&toml, &[]);
     let port = |address: &str| address.rsplit_once(':').expect("a port").1.parse().expect("a number");
-    let told = |path: &str| Ask::get(path).send(port(&served.admin)).expect("it answers").status;
-    assert_eq!((told("/livez"), told("/readyz")), (200, 503));
+    let status = |path: &str| Ask::get(path).send(port(&served.admin)).expect("it answers").status;
+    assert_eq!((status("/livez"), status("/readyz")), (200, 503));
     // Requests during the outage are decided by policy, here locally.
-    let asked = || served.ask("GET /authz/envoy/", "");
-    assert_eq!((asked(), asked(), told("/readyz")), (200, 429, 503));
+    let decide = || served.ask("GET /authz/envoy/", "");
+    assert_eq!((decide(), decide(), status("/readyz")), (200, 429, 503));
     proxy.heal();
-    until("it is ready", || told("/readyz") == 200);
+    until("it is ready", || status("/readyz") == 200);
     proxy.refuse();
-    assert_eq!((asked(), told("/readyz")), (429, 200), "one outage of the store does not take all instances out");
+    assert_eq!((decide(), status("/readyz")), (429, 200), "one outage of the store does not take all instances out");
 }

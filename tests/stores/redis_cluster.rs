@@ -69,7 +69,7 @@ fn in_partition(partition: u16, number: u64) -> CounterName {
 /// The first partition on each of the nodes.
 fn homes<const N: usize>(cluster: &Cluster) -> [u16; N] {
     let of_node =
-        |node| (0..=u16::MAX).find(|&partition| cluster.owner(cluster.slot_of_home(partition), 0) == Some(node));
+        |node| (0..=u16::MAX).find(|&partition| cluster.owner(cluster.slot_of_partition(partition), 0) == Some(node));
     std::array::from_fn(|node| of_node(node).expect("every primary has slots"))
 }
 
@@ -388,7 +388,7 @@ fn slots_move_while_decisions_are_made_and_no_limit_is_exceeded() {
     for (partition, number, from, to) in
         [(first, 0, 0, 1), (second, 5, 1, 2), (first, 1, 1, 2), (second, 6, 2, 0), (first, 2, 2, 0)]
     {
-        let slot = cluster.slot_of_home(partition);
+        let slot = cluster.slot_of_partition(partition);
         cluster.begin_move(slot, from, to);
         load.decides(number);
         cluster.move_keys(slot, from, to);
@@ -407,7 +407,8 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
         let stores = stores(&cluster, LONG).await;
         let [partition, ..]: [u16; 3] = homes(&cluster);
         let other = (partition + 1..).find(|&other| {
-            cluster.slot_of_home(other) < 5_000 && cluster.slot_of_home(other) != cluster.slot_of_home(partition)
+            cluster.slot_of_partition(other) < 5_000
+                && cluster.slot_of_partition(other) != cluster.slot_of_partition(partition)
         });
         let other = one(in_partition(other.expect("a node has many slots"), 3), bucket(1_000));
         let beside = Check { on_store_error: OnStoreError::Deny, ..other };
@@ -415,7 +416,7 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
             |number| Check { on_store_error: OnStoreError::Deny, ..one(in_partition(partition, number), bucket(10)) };
         let both = plan([1, 2].map(fails));
         assert!(stores.apply(&both, START).await.admitted);
-        let moved = cluster.slot_of_home(partition);
+        let moved = cluster.slot_of_partition(partition);
         cluster.begin_move(moved, 0, 1);
         let keys: Vec<Vec<u8>> = cluster.nodes[0].ask(&["CLUSTER", "GETKEYSINSLOT", &moved.to_string(), "100"]);
         let mut migrate = redis::cmd("MIGRATE");

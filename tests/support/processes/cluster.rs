@@ -89,7 +89,7 @@ impl Cluster {
     }
 
     /// The hash slot of a partition, by the hash tag in the layout of keys.
-    pub fn slot_of_home(&self, partition: u16) -> u16 {
+    pub fn slot_of_partition(&self, partition: u16) -> u16 {
         let part = |shift: u16| char::from(b'0' + ((partition >> shift) & 0x3f) as u8);
         self.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
     }
