@@ -92,7 +92,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
 
     // A request on the same connection is in flight when others panic.
     let client = connect(service.grpc).await;
-    let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
+    let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], framed_request()).await;
     let mut plain = TcpStream::connect(service.http).await.expect("the door is open");
     brittle.breaks.store(true, Ordering::SeqCst);
     for path in [SHOULD_RATE_LIMIT, CHECK] {

@@ -478,10 +478,10 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
                 admitted.push((now.micros(), cost));
             }
             if let Some(wait) = outcome.retry_after {
-                let asked = Check { charges: Charges::default(), refund: 0, ..check };
+                let peek = Check { charges: Charges::default(), refund: 0, ..check };
                 let passes_after = |wait: u64| {
                     let mut copy = StateCell::from(held.state.clone());
-                    advance(&[asked], std::slice::from_mut(&mut copy), lease, now.plus(wait), false).1[0].passes
+                    advance(&[peek], std::slice::from_mut(&mut copy), lease, now.plus(wait), false).1[0].passes
                 };
                 assert!(passes_after(wait), "still refused after {wait}");
                 assert!(wait == 0 || !passes_after(wait - 1), "sooner than {wait}");
@@ -546,7 +546,7 @@ fn key_parts_cannot_collide() {
         Rules::compile(RuleBook { limiters, rules, ..RuleBook::default() }).expect("the book compiles")
     };
     let books: Vec<(Vec<&str>, Rules)> = keys.into_iter().map(|key| (key.clone(), rules_of(&key))).collect();
-    let asked = || (select((0..books.len()).collect::<Vec<_>>()), part(), part(), part());
+    let request = || (select((0..books.len()).collect::<Vec<_>>()), part(), part(), part());
     let counted = |(book, x, y, xy): &(usize, String, String, String)| {
         let (key, rules) = &books[*book];
         let entries = [("x", x.as_str()), ("y", y.as_str()), ("xy", xy.as_str())];
@@ -558,7 +558,7 @@ fn key_parts_cannot_collide() {
         let parts: Vec<_> = parts.into_iter().map(|(entry, value)| (entry.to_owned(), value.to_owned())).collect();
         (checks.iter().map(|check| check.counter).collect::<Vec<_>>(), parts)
     };
-    always(50_000, (asked(), asked()), |(one, other)| {
+    always(50_000, (request(), request()), |(one, other)| {
         let ((names, parts), (other_names, other_parts)) = (counted(&one), counted(&other));
         for (name, other) in names.iter().zip(&other_names) {
             assert_eq!(name == other, parts == other_parts, "{parts:?} and {other_parts:?}");

@@ -269,20 +269,20 @@ fn semantics_06_each_way_of_passing_is_tested_with_its_own_highest_cost() {
         rule("overdraws", &[("by", "overdraws")], Action::Apply(vec![overdraws])),
     ];
     let world = World::new(vec![quota("limiter", 10, secs(60), EPOCH)], rules);
-    let asked = |fits, overdraws| {
+    let decide = |fits, overdraws| {
         world.decide([
             hits(Hits::Charge(fits), &[("account", "a"), ("by", "fits")]),
             hits(Hits::Charge(overdraws), &[("account", "a"), ("by", "overdraws")]),
         ])
     };
-    assert!(asked(1, 8).allowed());
+    assert!(decide(1, 8).allowed());
     assert_eq!(world.left(&[("account", "a"), ("by", "fits")]), 2, "the highest cost was charged");
     // Three units do not fit into two, although one is left for the overdraft: refused, and the overdraft is charged.
-    assert!(!asked(3, 1).allowed());
+    assert!(!decide(3, 1).allowed());
     assert_eq!(world.left(&[("account", "a"), ("by", "fits")]), 1);
     // One unit fits and one is left: twenty are charged beyond the limit.
-    assert!(asked(1, 20).allowed());
-    assert!(!asked(1, 1).allowed());
+    assert!(decide(1, 20).allowed());
+    assert!(!decide(1, 1).allowed());
 }
 
 #[test]
@@ -749,7 +749,7 @@ fn semantics_15_a_definite_refusal_beats_a_store_error() {
 fn semantics_15_a_refusal_stands_even_where_the_store_that_failed_would_deny() {
     let applied = vec![apply("nowhere", &["device"]), apply("limiter", &["account"])];
     let world = with_a_full_store(OnStoreError::Deny, applied);
-    assert!(world.passes(A), "without a device the full store is not asked");
+    assert!(world.passes(A), "without a device the full store is not used");
     let refused = world.ask(&[("account", "a"), ("device", "d")]);
     assert_eq!(refused.refusal().map(|refusal| refusal.reason), Some(Reason::Limit));
 }
@@ -776,17 +776,18 @@ fn semantics_16_one_status_for_each_descriptor_in_order() {
         )
     };
     let passed = all();
-    let told: Vec<Option<&str>> = passed.statuses().map(|status| status.check.map(|counted| counted.limiter)).collect();
-    assert_eq!(told, [Some("tight"), None, None, None, Some("tight")], "the lowest remaining is reported");
+    let reported: Vec<Option<&str>> =
+        passed.statuses().map(|status| status.check.map(|counted| counted.limiter)).collect();
+    assert_eq!(reported, [Some("tight"), None, None, None, Some("tight")], "the lowest remaining is reported");
     assert!(passed.statuses().all(|status| status.allowed));
 
     world.wait(secs(59));
     assert!(world.passes(&[("account", "c")]));
     world.wait(secs(1));
     let refused = world.decide([Descriptor::of(B.iter().copied()), Descriptor::of([("account", "c")])]);
-    let told: Vec<(bool, u32)> =
+    let reported: Vec<(bool, u32)> =
         refused.statuses().map(|status| (status.allowed, status.check.expect("it counts").remaining)).collect();
-    assert_eq!(told, [(true, 1), (false, 0)], "b passes inside the refused request, uncharged");
+    assert_eq!(reported, [(true, 1), (false, 0)], "b passes inside the refused request, uncharged");
 }
 
 #[test]
@@ -799,9 +800,9 @@ fn semantics_16_beside_a_denied_descriptor_the_others_say_what_they_have_left() 
     for _ in 0..2 {
         let refused = world.decide(["a", "mallory"].map(|account| Descriptor::of([("account", account)])));
         assert_eq!(refused.refusal().and_then(|refusal| refusal.rule), Some("banned"));
-        let told: Vec<(bool, Option<u32>)> =
+        let reported: Vec<(bool, Option<u32>)> =
             refused.statuses().map(|status| (status.allowed, status.check.map(|counted| counted.remaining))).collect();
-        assert_eq!(told, [(true, Some(10)), (false, None)], "and nothing is charged");
+        assert_eq!(reported, [(true, Some(10)), (false, None)], "and nothing is charged");
     }
 }
 #[test]
@@ -823,9 +824,9 @@ fn semantics_17_what_is_told_are_the_configured_numbers() {
     };
     let world = one(limiter);
     let decision = world.ask(A);
-    let told: Vec<_> =
+    let reported: Vec<_> =
         decision.checks().map(|counted| (counted.limit, counted.window, counted.capacity, counted.remaining)).collect();
-    assert_eq!(told, [(100, Some(secs(3_600)), 20, 19), (4, None, 4, 3)]);
+    assert_eq!(reported, [(100, Some(secs(3_600)), 20, 19), (4, None, 4, 3)]);
 }
 
 #[test]
@@ -849,26 +850,26 @@ fn overriding(limiter: Limiter) -> World {
     one(Limiter { overridable: true, ..limiter })
 }
 
-fn asked(limit: u32, window: Duration, entries: &[(&'static str, &'static str)]) -> Descriptor<'static> {
+fn with_limit(limit: u32, window: Duration, entries: &[(&'static str, &'static str)]) -> Descriptor<'static> {
     Descriptor { limit: Some(LimitOverride { limit, window }), ..Descriptor::of(entries.iter().copied()) }
 }
 
 #[test]
 fn semantics_18_a_limit_of_the_request_replaces_limit_and_window() {
     let world = overriding(quota("limiter", 10, secs(60), LOG));
-    let passed = world.decide([asked(2, secs(30), A)]);
-    let told = passed.tightest().expect("it applies");
-    assert_eq!((told.limit, told.window, told.remaining), (2, Some(secs(30)), 1));
-    assert!(world.decide([asked(2, secs(30), A)]).allowed());
-    assert_eq!(retry_after(&world.decide([asked(2, secs(30), A)])), Some(secs(30)));
+    let passed = world.decide([with_limit(2, secs(30), A)]);
+    let reported = passed.tightest().expect("it applies");
+    assert_eq!((reported.limit, reported.window, reported.remaining), (2, Some(secs(30)), 1));
+    assert!(world.decide([with_limit(2, secs(30), A)]).allowed());
+    assert_eq!(retry_after(&world.decide([with_limit(2, secs(30), A)])), Some(secs(30)));
 }
 
 #[test]
 fn semantics_18_only_limiters_that_say_so_and_only_that_descriptor() {
     let world = one(quota("limiter", 10, secs(60), LOG));
-    assert_eq!(world.decide([asked(2, secs(30), A)]).tightest().expect("it applies").limit, 10);
+    assert_eq!(world.decide([with_limit(2, secs(30), A)]).tightest().expect("it applies").limit, 10);
     let world = overriding(quota("limiter", 10, secs(60), LOG));
-    let decision = world.decide([asked(2, secs(30), A), Descriptor::of(B.iter().copied())]);
+    let decision = world.decide([with_limit(2, secs(30), A), Descriptor::of(B.iter().copied())]);
     let limits: Vec<u32> = decision.statuses().filter_map(|status| Some(status.check?.limit)).collect();
     assert_eq!(limits, [2, 10]);
 }
@@ -876,19 +877,19 @@ fn semantics_18_only_limiters_that_say_so_and_only_that_descriptor() {
 #[test]
 fn semantics_18_an_explicit_burst_stays() {
     let world = overriding(quota("limiter", 10, secs(10), bucket(Some(3))));
-    let told = world.decide([asked(100, secs(10), A)]);
-    assert_eq!(told.tightest().expect("it applies").capacity, 3);
+    let reported = world.decide([with_limit(100, secs(10), A)]);
+    assert_eq!(reported.tightest().expect("it applies").capacity, 3);
     let world = overriding(quota("limiter", 10, secs(10), bucket(None)));
-    let told = world.decide([asked(100, secs(10), A)]);
-    assert_eq!(told.tightest().expect("it applies").capacity, 100);
+    let reported = world.decide([with_limit(100, secs(10), A)]);
+    assert_eq!(reported.tightest().expect("it applies").capacity, 100);
 }
 
 #[test]
 fn semantics_18_zero_refuses_always() {
     let world = overriding(quota("limiter", 10, secs(60), LOG));
-    let refused = world.decide([asked(0, secs(60), A)]);
-    let told = refused.tightest().expect("it applies");
-    assert_eq!((told.limit, told.remaining, told.retry_after), (0, 0, None));
+    let refused = world.decide([with_limit(0, secs(60), A)]);
+    let reported = refused.tightest().expect("it applies");
+    assert_eq!((reported.limit, reported.remaining, reported.retry_after), (0, 0, None));
     assert!(!refused.allowed());
     assert_eq!(world.admits(11, A), 10, "and charges nothing");
 }
@@ -896,7 +897,7 @@ fn semantics_18_zero_refuses_always() {
 #[test]
 fn semantics_18_numbers_that_configuration_would_refuse_are_ignored_and_counted() {
     let world = overriding(quota("limiter", 10, secs(60), LOG));
-    let decision = world.decide([asked(MAX_LOG_LIMIT + 1, secs(60), A)]);
+    let decision = world.decide([with_limit(MAX_LOG_LIMIT + 1, secs(60), A)]);
     assert_eq!(decision.tightest().expect("it applies").limit, 10);
     assert_eq!(decision.planned().notes.overrides_ignored, 1);
 }
@@ -920,8 +921,8 @@ fn semantics_20_a_bucket_admits_at_most_its_burst_and_its_rate() {
 fn semantics_20_the_limit_told_is_the_burst_and_reset_is_until_full() {
     let world = one(quota("limiter", 60, secs(60), bucket(Some(5))));
     let decision = world.decide([hits(Hits::Charge(3), A)]);
-    let told = decision.tightest().expect("it applies");
-    assert_eq!((told.capacity, told.remaining, told.reset), (5, 2, secs(3)));
+    let reported = decision.tightest().expect("it applies");
+    assert_eq!((reported.capacity, reported.remaining, reported.reset), (5, 2, secs(3)));
     world.wait(Duration::from_millis(1_500));
     assert_eq!(world.left(A), 3, "whole tokens");
 }
@@ -1127,16 +1128,16 @@ fn semantics_24_at_most_eight_slots() {
 
 #[test]
 fn semantics_24_a_descriptor_with_only_a_genuine_lease_gives_it_back_whatever_its_hits_or_domain() {
-    for asked in [Hits::Charge(7), Hits::Peek, Hits::Refund(1)] {
+    for operation in [Hits::Charge(7), Hits::Peek, Hits::Refund(1)] {
         for domain in [DOMAIN, "elsewhere"] {
             let world = one(slots("slots", 1, secs(60)));
             let held = lease(&world.ask(A));
-            let descriptor = hits(asked, &[("release", &held)]);
+            let descriptor = hits(operation, &[("release", &held)]);
             let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
             let decision = world.engine.decide(&request).now_or_never().expect("the memory store never waits");
             assert!(decision.allowed());
             assert_eq!(decision.applied().statuses.as_slice(), [LeaseStatus::Done]);
-            assert!(world.passes(A), "{asked:?} in {domain}");
+            assert!(world.passes(A), "{operation:?} in {domain}");
         }
     }
 }

@@ -31,7 +31,7 @@ async fn post(service: &Doors, path: &str, question: &Value) -> Answer {
 }
 
 /// The JSON body of a successful response.
-async fn told(service: &Doors, path: &str, question: &Value) -> Value {
+async fn post_json(service: &Doors, path: &str, question: &Value) -> Value {
     let answer = post(service, path, question).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     serde_json::from_str(&answer.body).expect("JSON")
@@ -147,7 +147,7 @@ async fn no_request_adds_a_series() {
         get(&service, &format!("/nothing/{number}")).await;
     }
     let identity = json!({ "domain": "edge", "entries": [["account", "account-1"]], "who": "ann", "why": "ticket" });
-    told(&service, "/lift", &identity).await;
+    post_json(&service, "/lift", &identity).await;
     let after: BTreeSet<String> = scrape(&service).await.into_keys().collect();
     assert_eq!(after.difference(&before).collect::<Vec<_>>(), [""; 0]);
 }
@@ -239,10 +239,10 @@ apply = [{ limiter = "login", key = ["account", "device"] }]
 "#;
 
 /// The fields of each counter: limiter, rule, used, remaining, passes, and the time until it is empty.
-fn states(told: &Value) -> Vec<(String, String, u64, u64, bool, u64)> {
+fn states(response: &Value) -> Vec<(String, String, u64, u64, bool, u64)> {
     let text = |counter: &Value, key: &str| counter[key].as_str().expect(key).to_owned();
     let number = |counter: &Value, key: &str| counter["holds"][key].as_u64().unwrap_or(0);
-    let counters = told.as_array().expect("counters").iter();
+    let counters = response.as_array().expect("counters").iter();
     counters
         .map(|counter| {
             let passes = counter["holds"]["passes"].as_bool().expect("it was read");
@@ -271,7 +271,7 @@ async fn state_shows_every_counter_of_an_identity_of_any_kind() {
     rls.one(&[("path", "/export"), ("account", "Ada"), ("tier", "free")]).await;
     let ada = json!({ "domain": "edge", "entries": [["account", "Ada"]] });
     // The tier is not given, so both are reported; they share the counter of the account.
-    let all = told(&service, "/state", &ada).await;
+    let all = post_json(&service, "/state", &ada).await;
     assert_eq!(
         states(&all),
         expected(&[
@@ -288,21 +288,21 @@ async fn state_shows_every_counter_of_an_identity_of_any_kind() {
     // A bucket is read at the current time: three tokens refill in 108 seconds.
     service.clock.advance(Duration::from_secs(108));
     let pro = json!({ "domain": "edge", "entries": [["account", "Ada"], ["tier", "free"]] });
-    let later = states(&told(&service, "/state", &pro).await);
+    let later = states(&post_json(&service, "/state", &pro).await);
     assert_eq!(later[0], expected(&[("api_free", "quota", 0, 20, true, 0)])[0]);
     assert_eq!(later[1].0, "month", "the tier is given, so the other one is not reported");
     // A value is normalised as the rules do it.
     let loud = json!({ "domain": "edge", "entries": [["account", "ADA"]] });
-    let loud = states(&told(&service, "/state", &loud).await);
+    let loud = states(&post_json(&service, "/state", &loud).await);
     assert_eq!((loud[0].2, loud[3].2), (0, 2), "only the login limiter counts in lower case");
     let one_for_all = json!({ "domain": "edge", "entries": [] });
     assert_eq!(
-        states(&told(&service, "/state", &one_for_all).await),
+        states(&post_json(&service, "/state", &one_for_all).await),
         expected(&[("whole", "login", 0, 50, true, 0)]),
         "two within the minute before the last"
     );
     // Reading the state charges nothing.
-    assert_eq!(states(&told(&service, "/state", &ada).await)[3].2, 2);
+    assert_eq!(states(&post_json(&service, "/state", &ada).await)[3].2, 2);
 }
 
 /// Weakness A11: counters cannot be reset from outside.
@@ -317,20 +317,20 @@ async fn a_lifted_identity_is_admitted_again_and_no_other_is() {
     assert_eq!((login("ada").await, login("bob").await), (2, 2));
     let key = |counters: &Value, at: usize| counters[at]["key"].as_str().expect("a key").to_owned();
     let ada = json!({ "domain": "edge", "entries": [["account", "ada"]] });
-    let state = told(&service, "/state", &ada).await;
+    let state = post_json(&service, "/state", &ada).await;
     let mut lift = json!({ "domain": "edge", "entries": [["account", "ada"]], "who": "ann", "why": "ticket 4711" });
     lift["limiter"] = json!("login");
-    let lifted = told(&service, "/lift", &lift).await;
+    let lifted = post_json(&service, "/lift", &lift).await;
     assert_eq!(lifted, json!([{ "limiter": "login", "key": key(&state, 3), "held": true }]));
     assert_eq!((login("ada").await, login("bob").await), (1, 2));
     let month = |states: &Value| states[2]["holds"]["used"].as_u64();
-    assert_eq!(month(&told(&service, "/state", &ada).await), Some(3), "another limiter was not named");
+    assert_eq!(month(&post_json(&service, "/state", &ada).await), Some(3), "another limiter was not named");
     lift.as_object_mut().expect("an object").remove("limiter");
-    let lifted = told(&service, "/lift", &lift).await;
+    let lifted = post_json(&service, "/lift", &lift).await;
     let held: Vec<_> = lifted.as_array().expect("all of them").iter().map(|one| one["held"].as_bool()).collect();
     // Of the two tiers one counter is lifted; the counter of exports was empty.
     assert_eq!(held, [false, false, true, true, false].map(Some));
-    assert_eq!(month(&told(&service, "/state", &ada).await), Some(0));
+    assert_eq!(month(&post_json(&service, "/state", &ada).await), Some(0));
 }
 
 #[tokio::test]
@@ -343,7 +343,7 @@ async fn a_slot_that_is_lifted_is_free() {
     let lift = json!({
         "domain": "edge", "entries": [["account", "ada"]], "limiter": "slow", "who": "ann", "why": "it hangs"
     });
-    assert_eq!(told(&service, "/lift", &lift).await[0]["held"], true);
+    assert_eq!(post_json(&service, "/lift", &lift).await[0]["held"], true);
     let next = lease(&rls.one(&slow).await).expect("it is free");
     // Releasing the lifted lease does not free another holder's slot.
     rls.one(&[("release", &held)]).await;
@@ -363,7 +363,7 @@ async fn top_names_rules_and_hashed_keys_by_their_refusals() {
     }
     let key = async |account: &str| {
         let identity = json!({ "domain": "edge", "entries": [["account", account]] });
-        told(&service, "/state", &identity).await[0]["key"].clone()
+        post_json(&service, "/state", &identity).await[0]["key"].clone()
     };
     let row =
         |refused: u64| json!({ "domain": "edge", "rule": "login", "limiter": "login", "refused": refused, "over": 0 });

@@ -22,7 +22,7 @@ use tollgate::store::{MemorySettings, Stores};
 use crate::support::service::*;
 
 /// A check as Envoy sends it for this request.
-fn asked(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
+fn check_request(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
     let http = HttpRequest {
         method: method.into(),
         path: path.into(),
@@ -123,7 +123,7 @@ async fn a_refusal_says_why_and_until_when() {
     let rules = [rule("login", &[("path", "/login"), ("method", "POST")], &[("login_account", &["account"])])];
     let service = Doors::start_with(settings, book([window("login_account", 1, 300)], rules)).await;
     let rls = service.rls().await;
-    let login = |path| asked("POST", path, &[("x-account", "al")]);
+    let login = |path| check_request("POST", path, &[("x-account", "al")]);
 
     let answer = check(&rls, login("//login?next=/")).await;
     assert_eq!(status(&answer), 200);
@@ -149,13 +149,13 @@ async fn a_refusal_says_why_and_until_when() {
     assert_eq!(facts(&answer)["limiter"], "login_account");
 
     // The rule does not apply to other methods and paths.
-    assert_eq!(status(&check(&rls, asked("GET", "/login", &[("x-account", "al")])).await), 200);
+    assert_eq!(status(&check(&rls, check_request("GET", "/login", &[("x-account", "al")])).await), 200);
     assert_eq!(status(&check(&rls, login("/logout")).await), 200);
 }
 
 #[tokio::test]
 async fn semantics_34_the_address_is_what_envoy_vouches_for() {
-    let by_address = |headers: &[(&str, &str)]| asked("GET", "/", headers);
+    let by_address = |headers: &[(&str, &str)]| check_request("GET", "/", headers);
     let same = async |trust_external_address, hops, first: &[(&str, &str)], second: &[(&str, &str)]| {
         let mut settings = settings_with(&[], hops);
         settings.authz.trust_external_address = trust_external_address;
@@ -184,7 +184,7 @@ async fn semantics_34_the_address_is_what_envoy_vouches_for() {
 #[tokio::test]
 async fn semantics_27_an_ipv6_client_is_its_prefix_and_a_mapped_address_is_ipv4() {
     let same = async |first: &str, second: &str| {
-        let by = |address| asked("GET", "/", &[("x-forwarded-for", address)]);
+        let by = |address| check_request("GET", "/", &[("x-forwarded-for", address)]);
         same(settings_with(&[], 1), "remote_address", by(first), by(second)).await
     };
     assert!(same("2001:db8::1", "2001:db8::2").await);
@@ -196,23 +196,30 @@ async fn semantics_27_an_ipv6_client_is_its_prefix_and_a_mapped_address_is_ipv4(
 async fn entries_come_from_the_configured_parts_of_a_request() {
     let one = |source| settings_with(&[("account", source)], 0);
     let same = async |source, first, second| same(one(source), "account", first, second).await;
-    let plain = |path: &str| asked("GET", path, &[]);
+    let plain = |path: &str| check_request("GET", path, &[]);
 
     let header = || RequestPart::Header("x-account".into());
-    assert!(!same(header(), asked("GET", "/", &[("x-account", "a")]), asked("GET", "/", &[("x-account", "b")])).await);
+    assert!(
+        !same(
+            header(),
+            check_request("GET", "/", &[("x-account", "a")]),
+            check_request("GET", "/", &[("x-account", "b")])
+        )
+        .await
+    );
     // With encode_raw_headers the map is empty and each header is an entry of a list.
     let raw = |name: &str, values: &[&str]| {
         let header =
             |value: &&str| HeaderValue { key: name.into(), raw_value: (*value).into(), ..HeaderValue::default() };
-        let mut asked = plain("/");
-        http(&mut asked).header_map = Some(HeaderMap { headers: values.iter().map(header).collect() });
-        asked
+        let mut request = plain("/");
+        http(&mut request).header_map = Some(HeaderMap { headers: values.iter().map(header).collect() });
+        request
     };
     // The first value counts: a second header does not select another counter.
     assert!(same(header(), raw("X-Account", &["a", "b"]), raw("x-account", &["a", "c"])).await);
-    assert!(same(header(), raw("X-Account", &["a", "b"]), asked("GET", "/", &[("x-account", "a")])).await);
+    assert!(same(header(), raw("X-Account", &["a", "b"]), check_request("GET", "/", &[("x-account", "a")])).await);
 
-    let cookie = |text| asked("GET", "/", &[("cookie", text)]);
+    let cookie = |text| check_request("GET", "/", &[("cookie", text)]);
     assert!(same(RequestPart::Cookie("sid".into()), cookie("a=1; sid=7; b=2"), cookie("sid=\"7\"")).await);
     assert!(!same(RequestPart::Cookie("sid".into()), cookie("sid=7"), cookie("xsid=7; sid=8")).await);
     // Only semicolons separate cookies; a comma is part of the value.
@@ -222,16 +229,16 @@ async fn entries_come_from_the_configured_parts_of_a_request() {
     assert!(same(RequestPart::Query("user".into()), plain("/p?x=1&user=a%20b"), plain("/q?user=a+b&user=c")).await);
 
     let context = |value: &str| {
-        let mut asked = plain("/");
-        attributes(&mut asked).context_extensions.insert("tenant".into(), value.into());
-        asked
+        let mut request = plain("/");
+        attributes(&mut request).context_extensions.insert("tenant".into(), value.into());
+        request
     };
     assert!(!same(RequestPart::Context("tenant".into()), context("a"), context("b")).await);
 
     let principal = |name: &str| {
-        let mut asked = plain("/");
-        attributes(&mut asked).source.as_mut().expect("a source").principal = name.into();
-        asked
+        let mut request = plain("/");
+        attributes(&mut request).source.as_mut().expect("a source").principal = name.into();
+        request
     };
     assert!(!same(RequestPart::Principal, principal("a"), principal("b")).await);
 
@@ -242,14 +249,14 @@ async fn entries_come_from_the_configured_parts_of_a_request() {
         Metadata { filter_metadata: [("jwt".to_owned(), outer)].into(), ..Metadata::default() }
     };
     let by_request = |value| {
-        let mut asked = plain("/");
-        attributes(&mut asked).metadata_context = Some(metadata(value));
-        asked
+        let mut request = plain("/");
+        attributes(&mut request).metadata_context = Some(metadata(value));
+        request
     };
     let by_route = |value| {
-        let mut asked = plain("/");
-        attributes(&mut asked).route_metadata_context = Some(metadata(value));
-        asked
+        let mut request = plain("/");
+        attributes(&mut request).route_metadata_context = Some(metadata(value));
+        request
     };
     let source = || RequestPart::Metadata { namespace: "jwt".into(), path: vec!["payload".into(), "sub".into()] };
     assert!(same(source(), by_request(Value::NumberValue(42.0)), by_route(Value::StringValue("42".into()))).await);
@@ -259,9 +266,9 @@ async fn entries_come_from_the_configured_parts_of_a_request() {
 #[tokio::test]
 async fn a_host_has_one_spelling() {
     let to = |host: &str| {
-        let mut asked = asked("GET", "/", &[]);
-        http(&mut asked).host = host.into();
-        asked
+        let mut request = check_request("GET", "/", &[]);
+        http(&mut request).host = host.into();
+        request
     };
     let same = async |first, second| same(settings_with(&[], 0), "host", to(first), to(second)).await;
     for other in ["SHOP.example", "shop.example:443", "shop.example.", "shop.example.:80"] {
@@ -282,11 +289,11 @@ async fn an_entry_without_a_value_is_absent_or_its_default() {
     let limits = [window("api_free", 5, 60), window("api_pro", 9, 60), window("per_address", 2, 60)];
     let service = Doors::start_with(settings, book(limits, rules)).await;
     let rls = service.rls().await;
-    let answer = check(&rls, asked("GET", "/", &[("x-account", "a")])).await;
+    let answer = check(&rls, check_request("GET", "/", &[("x-account", "a")])).await;
     assert_eq!(facts(&answer)["tier"], "free");
     // Omitting the account does not avoid the limit on the address (semantics 7).
-    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
-    let answer = check(&rls, asked("GET", "/", &[])).await;
+    assert_eq!(status(&check(&rls, check_request("GET", "/", &[])).await), 200);
+    let answer = check(&rls, check_request("GET", "/", &[])).await;
     assert_eq!(status(&answer), 429);
     assert_eq!(facts(&answer)["limiter"], "per_address");
 }
@@ -296,10 +303,10 @@ async fn a_route_can_name_another_domain() {
     let elsewhere = Rule { domain: "elsewhere".into(), action: Action::Deny, ..rule("ban", &[], &[]) };
     let service = Doors::start_with(settings_with(&[], 0), book([], [elsewhere])).await;
     let rls = service.rls().await;
-    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
-    let mut asked = asked("GET", "/", &[]);
-    attributes(&mut asked).context_extensions.insert("domain".into(), "elsewhere".into());
-    assert_eq!(status(&check(&rls, asked).await), 403);
+    assert_eq!(status(&check(&rls, check_request("GET", "/", &[])).await), 200);
+    let mut request = check_request("GET", "/", &[]);
+    attributes(&mut request).context_extensions.insert("domain".into(), "elsewhere".into());
+    assert_eq!(status(&check(&rls, request).await), 403);
 }
 
 #[tokio::test]
@@ -307,7 +314,7 @@ async fn semantics_25_a_rule_chooses_status_body_and_media_type_of_its_refusal()
     let refusal = RefusalText { status: Some(402), body: Some("<pay>".into()), content_type: Some("text/html".into()) };
     let pay = Rule { refusal, action: Action::Deny, ..rule("pay", &[("host", "shop.example")], &[]) };
     let service = Doors::start_with(settings_with(&[], 0), book([], [pay])).await;
-    let answer = check(&service.rls().await, asked("GET", "/", &[])).await;
+    let answer = check(&service.rls().await, check_request("GET", "/", &[])).await;
     assert_eq!(status(&answer), 402);
     assert_eq!(denied(&answer).body, "<pay>");
     assert_eq!(header(&denied(&answer).headers, "content-type"), Some("text/html"));
@@ -319,18 +326,18 @@ async fn semantics_24_a_lease_of_ext_authz_is_given_back_through_rls() {
     let rules = [rule("exports", &[], &[("exports", &["host"])])];
     let service = Doors::start_with(settings_with(&[], 0), book([slots("exports", 1)], rules)).await;
     let rls = service.rls().await;
-    let answer = check(&rls, asked("GET", "/export", &[])).await;
+    let answer = check(&rls, check_request("GET", "/export", &[])).await;
     let lease = facts(&answer)["lease"].clone();
-    assert_eq!(status(&check(&rls, asked("GET", "/export", &[])).await), 429);
+    assert_eq!(status(&check(&rls, check_request("GET", "/export", &[])).await), 429);
     rls.ask(question("edge", [descriptor(&[("release", &lease)])])).await;
-    assert_eq!(status(&check(&rls, asked("GET", "/export", &[])).await), 200);
+    assert_eq!(status(&check(&rls, check_request("GET", "/export", &[])).await), 200);
 }
 
 #[tokio::test]
 async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
     let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
     let rls = service.rls().await;
-    let mut huge = asked("POST", "/", &[]);
+    let mut huge = check_request("POST", "/", &[]);
     http(&mut huge).raw_body = vec![0; 2 << 20];
     assert_eq!(status(&check(&rls, huge).await), 429);
     // Invalid UTF-8 in a string: field 1 is a message whose string is the byte 0xff.
@@ -345,7 +352,7 @@ async fn semantics_28_what_cannot_be_read_is_refused_and_not_an_error() {
 async fn semantics_35_ext_authz_and_rls_share_counters() {
     let service = Doors::start_with(settings_with(&[], 0), once_by("host")).await;
     let rls = service.rls().await;
-    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 200);
+    assert_eq!(status(&check(&rls, check_request("GET", "/", &[])).await), 200);
     assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, 2);
 }
 
@@ -354,15 +361,15 @@ async fn semantics_36_a_request_id_that_comes_again_is_charged_again_by_both_doo
     let four = book([window("four", 4, 60)], [rule("four", &[], &[("four", &["host"])])]);
     let service = Doors::start_with(settings_with(&[], 0), four).await;
     let rls = service.rls().await;
-    let mut told = Vec::new();
+    let mut statuses = Vec::new();
     for _ in 0..3 {
-        let mut again = asked("GET", "/", &[("x-request-id", "7")]);
+        let mut again = check_request("GET", "/", &[("x-request-id", "7")]);
         http(&mut again).id = "7".into();
-        told.push(status(&check(&rls, again).await));
+        statuses.push(status(&check(&rls, again).await));
         let head = "GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example\r\nx-request-id: 7";
-        told.push(service.ask(head).await.status);
+        statuses.push(service.ask(head).await.status);
     }
-    assert_eq!(told, [200, 200, 200, 200, 429, 429]);
+    assert_eq!(statuses, [200, 200, 200, 200, 429, 429]);
 }
 
 #[tokio::test]
@@ -374,7 +381,7 @@ async fn semantics_31_a_refusal_for_the_stores_sake_is_503_where_the_door_can_sa
     let app = App::open_at(&settings, rules, full, Arc::new(clock.clone())).await.expect("the doors open");
     let service = Doors::serve(app, clock);
     let rls = service.rls().await;
-    assert_eq!(status(&check(&rls, asked("GET", "/", &[])).await), 503);
+    assert_eq!(status(&check(&rls, check_request("GET", "/", &[])).await), 503);
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example").await.status, 503);
     assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, OVER_LIMIT);
 }

@@ -314,12 +314,12 @@ async fn a_stream_too_many_waits_until_one_ends() {
     let client = connect(service.grpc).await;
     // The response comes after the server's settings.
     assert!(!refused(&client, &[], &Bytes::from_static(&[0; 5])).await);
-    let (first, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
-    let _second = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
+    let (first, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[], framed_request()).await;
+    let _second = begin(&client, SHOULD_RATE_LIMIT, &[], framed_request()).await;
     let in_flight = || service.service.doors().in_flight.load(Ordering::Relaxed);
     until("both", || in_flight() == 2).await;
     assert_eq!(service.met(Bound::Streams), 1);
-    let (third, mut waiting) = begin(&client, SHOULD_RATE_LIMIT, &[], asked()).await;
+    let (third, mut waiting) = begin(&client, SHOULD_RATE_LIMIT, &[], framed_request()).await;
     waiting.send_data(Bytes::new(), true).expect("it is queued");
     // Other connections are answered meanwhile; the request in the queue is not.
     assert_eq!(service.rls().await.one(&[("path", "/")]).await.overall_code, OK);
@@ -385,7 +385,7 @@ async fn a_connection_without_a_request_for_long_is_closed_and_a_watch_is_a_requ
     let mut watch = watch.watch(HealthCheckRequest::default()).await.expect("a watch").into_inner();
     assert!(watch.message().await.expect("no error").is_some());
     let busy = connect(service.grpc).await;
-    let (response, mut stream) = begin(&busy, SHOULD_RATE_LIMIT, &[], asked()).await;
+    let (response, mut stream) = begin(&busy, SHOULD_RATE_LIMIT, &[], framed_request()).await;
     for round in 1..=3 {
         let mut plain = TcpStream::connect(service.http).await.expect("the door is open");
         plain.write_all(HEALTHCHECK).await.expect("it is sent");

@@ -98,8 +98,8 @@ async fn a_busy_address_is_one_clear_line() {
 }
 
 async fn health(rls: &Rls, service: &str) -> Result<i32, tonic::Code> {
-    let asked = HealthCheckRequest { service: service.to_owned() };
-    let answer = rls.call::<_, HealthCheckResponse>("/grpc.health.v1.Health/Check", asked).await;
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = rls.call::<_, HealthCheckResponse>("/grpc.health.v1.Health/Check", request).await;
     answer.map(|answer| answer.status).map_err(|status| status.code())
 }
 
@@ -125,8 +125,8 @@ async fn a_watch_of_an_unknown_service_says_so_and_stays_open_until_the_process_
     let rls = service.rls().await;
     let mut client = HealthClient::new(rls.0.clone());
     let mut watch = async |name: &str| {
-        let asked = HealthCheckRequest { service: name.to_owned() };
-        client.watch(asked).await.expect("a watch").into_inner()
+        let request = HealthCheckRequest { service: name.to_owned() };
+        client.watch(request).await.expect("a watch").into_inner()
     };
     let mut unknown = watch("nobody").await;
     let mut known = watch("ratelimit").await;
@@ -157,7 +157,7 @@ async fn reflection_lists_the_services_and_their_published_types() {
         answer.message_response.expect("a response")
     };
     let MessageResponse::ListServicesResponse(list) = ask(MessageRequest::ListServices(String::new())).await else {
-        panic!("a list was asked for")
+        panic!("the request was for a list")
     };
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
     for name in
@@ -168,7 +168,7 @@ async fn reflection_lists_the_services_and_their_published_types() {
     let symbol = "envoy.service.ratelimit.v3.RateLimitRequest";
     let MessageResponse::FileDescriptorResponse(files) = ask(MessageRequest::FileContainingSymbol(symbol.into())).await
     else {
-        panic!("a file was asked for")
+        panic!("the request was for a file")
     };
     let file: prost_types::FileDescriptorProto =
         prost::Message::decode(files.file_descriptor_proto[0].as_slice()).expect("a descriptor");

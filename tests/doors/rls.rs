@@ -41,8 +41,8 @@ async fn semantics_16_statuses_come_in_order_and_a_passing_descriptor_of_a_refus
     let unmatched = descriptor(&[("path", "/other")]);
     let answer = rls.ask(question("edge", [of("b"), of("a"), unmatched])).await;
     assert_eq!(answer.overall_code, OVER_LIMIT);
-    let told: Vec<_> = answer.statuses.iter().map(|status| (status.code, status.limit_remaining)).collect();
-    assert_eq!(told, [(OK, 2), (OVER_LIMIT, 0), (OK, 0)]);
+    let statuses: Vec<_> = answer.statuses.iter().map(|status| (status.code, status.limit_remaining)).collect();
+    assert_eq!(statuses, [(OK, 2), (OVER_LIMIT, 0), (OK, 0)]);
     assert_eq!(answer.statuses[2].current_limit, None);
     // The refused request charged nothing.
     assert_eq!(rls.ask(question("edge", [of("b")])).await.statuses[0].limit_remaining, 1);
@@ -54,19 +54,19 @@ async fn semantics_17_current_limit_tells_the_configured_numbers() {
     let rules = ["five_minutes", "ninety", "slots"].map(|name| rule(name, &[("use", name)], &[(name, &[])]));
     let service = Doors::start(book(limits, rules)).await;
     let rls = service.rls().await;
-    let told = async |name| rls.one(&[("use", name)]).await.statuses[0].clone();
+    let first_status = async |name| rls.one(&[("use", name)]).await.statuses[0].clone();
     let limit = |name: &str, requests_per_unit, unit: Unit, unit_multiplier: Option<u32>| RateLimit {
         name: name.to_owned(),
         requests_per_unit,
         unit: unit.into(),
         unit_multiplier,
     };
-    let status = told("five_minutes").await;
+    let status = first_status("five_minutes").await;
     assert_eq!(status.current_limit, Some(limit("five_minutes", 100, Unit::Minute, Some(5))));
     assert_eq!(status.limit_remaining, 19);
     assert_eq!(seconds(&status), 3);
-    assert_eq!(told("ninety").await.current_limit, Some(limit("ninety", 3, Unit::Second, Some(90))));
-    assert_eq!(told("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, None)));
+    assert_eq!(first_status("ninety").await.current_limit, Some(limit("ninety", 3, Unit::Second, Some(90))));
+    assert_eq!(first_status("slots").await.current_limit, Some(limit("slots", 2, Unit::Unknown, None)));
 }
 
 /// Weakness R24: the reset time is truncated to whole seconds and may be in the past.
@@ -94,17 +94,17 @@ async fn semantics_17_a_refusal_waits_in_whole_seconds_rounded_up() {
 async fn semantics_18_a_limit_that_comes_along_replaces_the_configured_one() {
     let service = Doors::start(login()).await;
     let rls = service.rls().await;
-    let asked = |requests_per_unit, unit: RateLimitUnit| RateLimitDescriptor {
+    let with_limit = |requests_per_unit, unit: RateLimitUnit| RateLimitDescriptor {
         limit: Some(RateLimitOverride { requests_per_unit, unit: unit.into(), unit_multiplier: Some(2) }),
         ..descriptor(&[("path", "/login"), ("account", "a")])
     };
-    let answer = rls.ask(question("edge", [asked(7, RateLimitUnit::Hour)])).await;
+    let answer = rls.ask(question("edge", [with_limit(7, RateLimitUnit::Hour)])).await;
     let limit = answer.statuses[0].current_limit.clone().expect("a limit");
     assert_eq!((limit.requests_per_unit, limit.unit, limit.unit_multiplier), (7, Unit::Hour as i32, Some(2)));
     assert_eq!(answer.statuses[0].limit_remaining, 6);
-    assert_eq!(rls.ask(question("edge", [asked(0, RateLimitUnit::Hour)])).await.overall_code, OVER_LIMIT);
+    assert_eq!(rls.ask(question("edge", [with_limit(0, RateLimitUnit::Hour)])).await.overall_code, OVER_LIMIT);
     // With an unknown unit the configured limit applies: one of two was used.
-    let answer = rls.ask(question("edge", [asked(7, RateLimitUnit::Unknown)])).await;
+    let answer = rls.ask(question("edge", [with_limit(7, RateLimitUnit::Unknown)])).await;
     assert_eq!(answer.statuses[0].current_limit.as_ref().map(|limit| limit.requests_per_unit), Some(2));
 }
 
@@ -209,17 +209,17 @@ async fn semantics_26_what_no_rule_matches_can_be_refused() {
 async fn texts_that_are_no_utf8_are_counted_and_not_an_error() {
     let service = Doors::start(login()).await;
     let rls = service.rls().await;
-    let mut asked = question("edge", [descriptor(&[("path", "/login"), ("account", "?")])]);
-    asked.descriptors[0].entries[1].value = Bytes::from_static(b"al\xff");
-    asked.descriptors[0].entries.push(Default::default());
-    asked.descriptors[0].entries[2].key = Bytes::from_static(b"\xc3\x28");
+    let mut request = question("edge", [descriptor(&[("path", "/login"), ("account", "?")])]);
+    request.descriptors[0].entries[1].value = Bytes::from_static(b"al\xff");
+    request.descriptors[0].entries.push(Default::default());
+    request.descriptors[0].entries[2].key = Bytes::from_static(b"\xc3\x28");
     let mut codes = Vec::new();
     for _ in 0..3 {
-        codes.push(rls.ask(asked.clone()).await.overall_code);
+        codes.push(rls.ask(request.clone()).await.overall_code);
     }
     assert_eq!(codes, [OK, OK, OVER_LIMIT]);
-    asked.domain = Bytes::from_static(b"\xff");
-    assert_eq!(rls.ask(asked).await.overall_code, OK);
+    request.domain = Bytes::from_static(b"\xff");
+    assert_eq!(rls.ask(request).await.overall_code, OK);
 }
 
 #[tokio::test]
@@ -273,7 +273,8 @@ async fn semantics_36_a_request_id_that_comes_again_is_charged_again() {
     let mut refused = Vec::new();
     for _ in 0..3 {
         // As an Envoy sends it whose `initial_metadata` has the header.
-        let (response, mut stream) = begin(&client, SHOULD_RATE_LIMIT, &[("x-request-id", "7")], asked()).await;
+        let (response, mut stream) =
+            begin(&client, SHOULD_RATE_LIMIT, &[("x-request-id", "7")], framed_request()).await;
         stream.send_data(Bytes::new(), true).expect("it is sent");
         refused.push(says_no(SHOULD_RATE_LIMIT, response).await);
     }

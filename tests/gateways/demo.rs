@@ -30,10 +30,10 @@ fn the_demo_runs_as_described_with_two_instances_that_share_a_postgresql() {
 fn tells_its_story(arguments: &[&str]) {
     let (Some(envoy), Some(python)) = (installed::envoy(), installed::python()) else { return };
     let story = demo(&python, &envoy).args(arguments).output().expect("python runs");
-    let told = String::from_utf8_lossy(&story.stdout);
-    assert!(story.status.success(), "{told}{}", String::from_utf8_lossy(&story.stderr));
+    let printed = String::from_utf8_lossy(&story.stdout);
+    assert!(story.status.success(), "{printed}{}", String::from_utf8_lossy(&story.stderr));
     for chapter in ["(a)", "(b)", "(c)", "(d)", "(e) gRPC", "(e) HTTP", "Everything was as expected"] {
-        assert!(told.contains(chapter), "{chapter} is missing in {told}");
+        assert!(printed.contains(chapter), "{chapter} is missing in {printed}");
     }
 }
 

@@ -198,8 +198,8 @@ fn printed(answer: &Answer) -> String {
 fn timeless(refusal: &str) -> String {
     let date = refusal.lines().find(|line| line.starts_with("date: ")).expect("a date");
     let seconds = refusal.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("a time to wait");
-    let told = ["x-ratelimit-reset: ", ";t=", "retry-after: ", "\"retry_after\":"];
-    let text = told.iter().fold(refusal.to_owned(), |text, name| text.replace(&format!("{name}{seconds}"), name));
+    let names = ["x-ratelimit-reset: ", ";t=", "retry-after: ", "\"retry_after\":"];
+    let text = names.iter().fold(refusal.to_owned(), |text, name| text.replace(&format!("{name}{seconds}"), name));
     text.replace(date, "date:").trim().to_owned()
 }
 

@@ -15,12 +15,12 @@ fn with(text: &str, part: &str, other: &str) -> String {
 }
 
 /// An Envoy configuration whose only route returns values of a filter's dynamic metadata to the client.
-fn telling(envoy: &str, filter: &str, keys: &[&str]) -> String {
+fn returning_metadata(envoy: &str, filter: &str, keys: &[&str]) -> String {
     let headers: Vec<String> = keys
         .iter()
         .map(|key| {
-            let told = key.trim_start_matches("x-tollgate-");
-            format!("{{header: {{key: told-{told}, value: \"%DYNAMIC_METADATA({filter}:{key})%\"}}}}")
+            let name = key.trim_start_matches("x-tollgate-");
+            format!("{{header: {{key: metadata-{name}, value: \"%DYNAMIC_METADATA({filter}:{key})%\"}}}}")
         })
         .collect();
     let route = "              - match: {prefix: /}\n";
@@ -32,16 +32,16 @@ const AUTHZ: &str = "envoy.filters.http.ext_authz";
 
 #[test]
 fn rls_returns_rule_limiter_and_lease_in_dynamic_metadata() {
-    let envoy = telling(&example("concurrency.yaml"), RLS, &["rule", "limiter", "lease"]);
+    let envoy = returning_metadata(&example("concurrency.yaml"), RLS, &["rule", "limiter", "lease"]);
     let Some(gateway) = Gateway::start(&envoy, &example("concurrency.toml")) else { return };
     let first = gateway.ask(&Ask::get("/").account("ada")).expect(200);
     let second = gateway.ask(&Ask::get("/").account("ada")).expect(200);
     for answer in [&first, &second] {
-        assert_eq!(answer.header("told-rule"), Some("exports"));
-        assert_eq!(answer.header("told-limiter"), Some("exports"));
-        assert!(answer.header("told-lease").is_some_and(|lease| lease.len() > 16), "{answer:?}");
+        assert_eq!(answer.header("metadata-rule"), Some("exports"));
+        assert_eq!(answer.header("metadata-limiter"), Some("exports"));
+        assert!(answer.header("metadata-lease").is_some_and(|lease| lease.len() > 16), "{answer:?}");
     }
-    assert_ne!(first.header("told-lease"), second.header("told-lease"));
+    assert_ne!(first.header("metadata-lease"), second.header("metadata-lease"));
 
     // A refusal has no lease, but names the limiter that refused.
     let slow = Ask::get("/slow").account("bob");
@@ -51,16 +51,16 @@ fn rls_returns_rule_limiter_and_lease_in_dynamic_metadata() {
         stream
     });
     let refused = gateway.ask(&slow).expect(429);
-    assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
+    assert_eq!((refused.header("metadata-rule"), refused.header("metadata-lease")), (Some("exports"), None));
 
     // So does a refusal for a missing account.
     let refused = gateway.ask(&Ask::get("/")).expect(429);
-    assert_eq!((refused.header("told-rule"), refused.header("told-lease")), (Some("exports"), None));
+    assert_eq!((refused.header("metadata-rule"), refused.header("metadata-lease")), (Some("exports"), None));
 }
 
 #[test]
 fn a_lease_that_a_client_sends_is_worth_nothing() {
-    let envoy = telling(&example("concurrency.yaml"), RLS, &["lease"]);
+    let envoy = returning_metadata(&example("concurrency.yaml"), RLS, &["lease"]);
     let envoy = with(
         &envoy,
         "              - actions:\n                - metadata:\n                    descriptor_key: release\n",
@@ -83,12 +83,12 @@ fn ext_authz_returns_rule_and_limiter_in_dynamic_metadata() {
     let keys = ["rule", "limiter"];
     let told_by_headers = ["x-tollgate-rule", "x-tollgate-limiter"];
     for (name, keys) in [("ext_authz_grpc", keys), ("ext_authz_http", told_by_headers)] {
-        let envoy = telling(&example(&format!("{name}.yaml")), AUTHZ, &keys);
+        let envoy = returning_metadata(&example(&format!("{name}.yaml")), AUTHZ, &keys);
         let Some(gateway) = Gateway::start(&envoy, &example("ext_authz.toml")) else { return };
         for status in [200, 200, 200, 429] {
             let answer = gateway.ask(&Ask::get("/").account("ada").from("203.0.113.1")).expect(status);
-            assert_eq!(answer.header("told-rule"), Some("requests"), "{name}");
-            assert_eq!(answer.header("told-limiter"), Some("account"), "{name}");
+            assert_eq!(answer.header("metadata-rule"), Some("requests"), "{name}");
+            assert_eq!(answer.header("metadata-limiter"), Some("account"), "{name}");
         }
     }
 }

@@ -51,17 +51,17 @@ fn a_rolling_restart_of_two_instances_fails_no_request_and_lets_none_pass_unaske
 
     let done = AtomicBool::new(false);
     let edge = ports.of(10_000);
-    let asked: usize = thread::scope(|scope| {
+    let sent: usize = thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|client| {
                 let (ask, done) = (Ask::get("/").from(&format!("203.0.113.{client}")), &done);
                 scope.spawn(move || {
-                    let mut asked = 0;
+                    let mut sent = 0;
                     while !done.load(Ordering::Relaxed) {
                         ask.send(edge).expect("an answer").expect(200);
-                        asked += 1;
+                        sent += 1;
                     }
-                    asked
+                    sent
                 })
             })
             .collect();
@@ -75,9 +75,9 @@ fn a_rolling_restart_of_two_instances_fails_no_request_and_lets_none_pass_unaske
         done.store(true, Ordering::Relaxed);
         clients.into_iter().map(|client| client.join().expect("every request is answered")).sum()
     });
-    println!("{asked} requests over two restarts");
+    println!("{sent} requests over two restarts");
     let of = |name: &str| stat(&format!("cluster.upstream.ratelimit.{name}"));
-    assert_eq!((of("ok"), of("error"), of("failure_mode_allowed")), (asked as u64, 0, 0));
+    assert_eq!((of("ok"), of("error"), of("failure_mode_allowed")), (sent as u64, 0, 0));
     for (grpc, _) in INSTANCES {
         assert!(healthy(grpc));
     }

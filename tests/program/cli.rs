@@ -309,8 +309,8 @@ fn a_named_path_that_is_missing_is_an_error_and_never_a_fall_through() {
 fn serve_takes_no_huge_pages() {
     let directory = written(&[("tollgate.toml", &format!("{ANY_PORT}{RULE}"))]);
     let (child, _) = serve(tollgate(directory.path()).arg("serve"));
-    let told = |file| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("Linux has the file");
-    let (status, maps) = (told("status"), told("smaps"));
+    let proc_file = |file| std::fs::read_to_string(format!("/proc/{}/{file}", child.id())).expect("Linux has the file");
+    let (status, maps) = (proc_file("status"), proc_file("smaps"));
     stop(child);
     // A kernel without huge pages has no such line.
     let enabled = status.lines().find(|line| line.starts_with("THP_enabled:"));

@@ -232,8 +232,8 @@ async fn watch(service: &Doors) -> tonic::Streaming<HealthCheckResponse> {
     let address = format!("http://{}", service.grpc);
     let channel = tonic::transport::Channel::from_shared(address).expect("an address").connect().await;
     let mut client = tonic_health::pb::health_client::HealthClient::new(channel.expect("the door is open"));
-    let asked = HealthCheckRequest { service: String::new() };
-    client.watch(asked).await.expect("a watch").into_inner()
+    let request = HealthCheckRequest { service: String::new() };
+    client.watch(request).await.expect("a watch").into_inner()
 }
 
 /// The real program with a snapshot.

@@ -131,15 +131,16 @@ fn panels() -> Vec<Value> {
 }
 
 /// The queries of the dashboard, with Grafana's variables filled in.
-fn asked() -> Vec<String> {
+fn dashboard_queries() -> Vec<String> {
     let text = |value: &Value| value.as_str().expect("an expression").to_owned();
-    let mut asked: Vec<String> = Vec::new();
+    let mut queries: Vec<String> = Vec::new();
     for panel in panels() {
-        asked.extend(panel["targets"].as_array().expect("targets").iter().map(|target| text(&target["expr"])));
+        queries.extend(panel["targets"].as_array().expect("targets").iter().map(|target| text(&target["expr"])));
     }
     let annotations = dashboard()["annotations"]["list"].as_array().expect("annotations").clone();
-    asked.extend(annotations.iter().filter(|annotation| annotation["expr"].is_string()).map(|one| text(&one["expr"])));
-    asked.iter().map(|expression| expression.replace("$__rate_interval", "1m")).collect()
+    queries
+        .extend(annotations.iter().filter(|annotation| annotation["expr"].is_string()).map(|one| text(&one["expr"])));
+    queries.iter().map(|expression| expression.replace("$__rate_interval", "1m")).collect()
 }
 
 #[test]
@@ -165,7 +166,7 @@ fn every_metric_of_an_alert_or_a_panel_exists() {
     let there = |metric: &str| scrape.contains(&format!("\n# TYPE {metric} "));
     let alerts = alerts();
     assert!(alerts.len() >= 16, "{}", alerts.len());
-    let watched = alerts.into_iter().map(|(_, expression)| expression).chain(asked());
+    let watched = alerts.into_iter().map(|(_, expression)| expression).chain(dashboard_queries());
     let watched: BTreeSet<String> = watched.flat_map(|expression| named(&expression)).collect();
     assert!(watched.len() >= 25, "{watched:?}");
     for metric in &watched {
@@ -186,7 +187,7 @@ fn every_label_in_an_expression_is_a_label_of_a_series() {
         let inside = line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(inside, _)| inside);
         labels.extend(inside.split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label));
     }
-    for expression in asked().into_iter().chain(alerts().into_iter().map(|(_, expression)| expression)) {
+    for expression in dashboard_queries().into_iter().chain(alerts().into_iter().map(|(_, expression)| expression)) {
         for by in expression.split("by (").skip(1).filter_map(|rest| rest.split(')').next()) {
             for label in by.split(',').map(str::trim) {
                 assert!(labels.contains(label), "{label} in {expression}");
@@ -197,17 +198,17 @@ fn every_label_in_an_expression_is_a_label_of_a_series() {
 
 #[test]
 fn every_expression_of_the_dashboard_is_a_valid_query() {
-    let asked = asked();
-    assert!(asked.len() >= 30, "{}", asked.len());
+    let queries = dashboard_queries();
+    assert!(queries.len() >= 30, "{}", queries.len());
     let rule = |(number, expression): (usize, &String)| {
         let expression = serde_json::to_string(expression).expect("a text");
-        format!("  - {{ record: \"asked:{number}\", expr: {expression} }}\n")
+        format!("  - {{ record: \"query:{number}\", expr: {expression} }}\n")
     };
-    let rules: String = asked.iter().enumerate().map(rule).collect();
+    let rules: String = queries.iter().enumerate().map(rule).collect();
     let directory = tempfile::tempdir().expect("a directory");
-    fs::write(directory.path().join("asked.yml"), format!("groups:\n- name: asked\n  rules:\n{rules}"))
+    fs::write(directory.path().join("queries.yml"), format!("groups:\n- name: queries\n  rules:\n{rules}"))
         .expect("written");
-    passes(&["check", "rules", "--lint=none", "asked.yml"], directory.path());
+    passes(&["check", "rules", "--lint=none", "queries.yml"], directory.path());
 }
 
 #[test]

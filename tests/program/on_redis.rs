@@ -59,7 +59,7 @@ fn a_reload_keeps_the_store_or_opens_another_as_configured() {
     reload(&login(second.port, "", 3), 2);
     // Until the store is connected, its fallback decides.
     let connected = |server: &Redis| {
-        until("it is asked", || {
+        until("it decides", || {
             sign_in(&served, "eve");
             ours(server) == 1
         });
@@ -209,8 +209,8 @@ fn the_password_of_a_store_appears_nowhere() {
         server.ask::<()>(&["CONFIG", "SET", "requirepass", "another"]);
         let mut stranger = Served::start(&toml.replace("required = true", ""), &[("RUST_LOG", "trace")]);
         stranger.until("authentication failed");
-        for told in [status, printed, wrong, served.stop(), stranger.stop()] {
-            assert!(!told.contains(PASSWORD), "{told}");
+        for output in [status, printed, wrong, served.stop(), stranger.stop()] {
+            assert!(!output.contains(PASSWORD), "{output}");
         }
     }
 }

@@ -165,9 +165,9 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
             let (rls, done) = (rls.clone(), done.clone());
             tokio::spawn(async move {
                 let mut passed: BTreeMap<usize, usize> = BTreeMap::new();
-                let (mut asked, mut refused) = (0, 0);
+                let (mut sent, mut refused) = (0, 0);
                 while !done.load(Ordering::Relaxed) {
-                    let account = (first + asked * 7) % ACCOUNTS;
+                    let account = (first + sent * 7) % ACCOUNTS;
                     // Fails on any error of transport or gRPC.
                     let answer = rls.one(&[("account", &account.to_string())]).await;
                     match answer.overall_code() {
@@ -175,9 +175,9 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
                         Code::OverLimit => refused += 1,
                         Code::Unknown => panic!("no answer: {answer:?}"),
                     }
-                    asked += 1;
+                    sent += 1;
                 }
-                (passed, asked, refused)
+                (passed, sent, refused)
             })
         })
         .collect();
@@ -211,17 +211,17 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
     let grown = live.resident() - warm.0;
     done.store(true, Ordering::Relaxed);
     let mut passed: BTreeMap<usize, usize> = BTreeMap::new();
-    let (mut asked, mut over) = (0, 0);
+    let (mut sent, mut over) = (0, 0);
     for asking in asking {
         let (mine, all, refused) = asking.await.expect("every answer is an answer");
         mine.into_iter().for_each(|(account, times)| *passed.entry(account).or_default() += times);
-        (asked, over) = (asked + all, over + refused);
+        (sent, over) = (sent + all, over + refused);
     }
     let taken = live.said(TAKEN);
-    println!("{taken} taken, {refused} refused, {asked} asked, {over} over the limit; memory grew by {grown} KiB");
+    println!("{taken} taken, {refused} refused, {sent} sent, {over} over the limit; memory grew by {grown} KiB");
     assert_eq!(taken, RELOADS - RELOADS / 4);
     assert!(over > 0 && passed.values().all(|times| *times <= LIMIT), "{passed:?}");
-    assert_eq!(asked, over + passed.values().sum::<usize>());
+    assert_eq!(sent, over + passed.values().sum::<usize>());
     // Memory varies by ten MiB. A hundred leaked versions would be five times that.
     assert!(grown < 24 << 10, "memory grew by {grown} KiB over {} reloads", RELOADS - WARM);
     until("no file is left open", || live.files() <= warm.1);

@@ -76,10 +76,10 @@ account = {{ header = "x-account" }}
         answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
     }
 
-    /// Tells it to stop, waits until it has, and returns its output.
+    /// Stops it, waits until it has stopped, and returns its output.
     fn stop(mut self) -> String {
-        let told = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(told.success());
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(kill.success());
         let mut rest = String::new();
         self.said.read_to_string(&mut rest).expect("text");
         assert!(self.child.wait().expect("a child's state").success(), "{rest}");

@@ -111,10 +111,10 @@ fn ask_over_http(served: &Served) -> Vec<u16> {
     }
     statuses.push(served.ask("GET /authz/envoy/", "x-account: banned-planted\r\n"));
     statuses.push(served.ask("GET /authz/envoy/", "x-forwarded-for: 2001:db8:77:1::5\r\n"));
-    let told = "x-original-uri: /planted-path?q=planted-query\r\nx-original-method: GET\r\nx-forwarded-uri: \
+    let original = "x-original-uri: /planted-path?q=planted-query\r\nx-original-method: GET\r\nx-forwarded-uri: \
                 /planted-path?q=planted-query\r\nx-forwarded-method: GET\r\n";
-    statuses.push(served.ask("GET /authz/nginx", &format!("{told}{headers}")));
-    statuses.push(served.ask("GET /authz/forward", &format!("{told}{headers}")));
+    statuses.push(served.ask("GET /authz/nginx", &format!("{original}{headers}")));
+    statuses.push(served.ask("GET /authz/forward", &format!("{original}{headers}")));
     statuses.push(served.ask("GET /authz/nginx/planted-nowhere", headers));
     statuses.push(served.ask("GET /planted-nowhere", headers));
     let large = "planted".repeat(40_000);
@@ -260,7 +260,7 @@ async fn nothing_is_told(format: &str) {
     nothing_in("the admin port", &answers);
     assert!(!answers.contains(&held));
 
-    // Told to stop with a request in flight.
+    // Stopped with a request in flight.
     let mut in_flight = TcpStream::connect(&served.http).expect("it listens");
     in_flight.write_all(b"GET /authz/envoy/planted HTTP/1.1\r\nx-account: planted\r\n").expect("sent");
     let began = Instant::now();

@@ -133,9 +133,9 @@ async fn admitted(instances: &Instances, callers: usize, admitted: usize) -> Vec
         tokio::spawn(async move {
             while passed.lock().len() < admitted {
                 assert!(began.elapsed() < PATIENCE, "it paces more slowly than it says");
-                let asked = Instant::now();
+                let sent = Instant::now();
                 if passes(&door.ask(of("a")).await) {
-                    passed.lock().push((asked, Instant::now()));
+                    passed.lock().push((sent, Instant::now()));
                 }
             }
         })
@@ -147,8 +147,8 @@ async fn admitted(instances: &Instances, callers: usize, admitted: usize) -> Vec
 
 /// The time from the first start to the last end.
 fn span(passed: &[(Instant, Instant)]) -> Duration {
-    let asked = passed.iter().map(|(asked, _)| *asked).min().expect("some passed");
-    passed.iter().map(|(_, answered)| *answered).max().expect("some passed") - asked
+    let first = passed.iter().map(|(sent, _)| *sent).min().expect("some passed");
+    passed.iter().map(|(_, answered)| *answered).max().expect("some passed") - first
 }
 
 async fn one_a_second_is_a_second_apart(store: &str) {
@@ -244,8 +244,8 @@ async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_pools_of_two
             instances.doors[1].ask(question("edge", [descriptor(&[("release", &held)])])).await;
         }
     };
-    let asked = of("a");
-    let (passed, ()) = tokio::join!(instances.stampede(200, &asked), released);
+    let request = of("a");
+    let (passed, ()) = tokio::join!(instances.stampede(200, &request), released);
     assert_eq!(passed, 0, "there is room in a year only");
 }
 
@@ -261,8 +261,8 @@ async fn three_hundred_identities(store: &str, connections: impl Fn() -> usize) 
         format!("algorithm = 'sliding_window'\nlimit = 1\nwindow = '{YEAR}'\nmax_concurrent = 3\nlease = '{YEAR}'");
     let instances = Instances::start(&service(store, &keys)).await;
     let passed = async |account: &str| {
-        let asked = of(account);
-        let answers = join_all(instances.doors.iter().map(|door| decided(door, &asked))).await;
+        let request = of(account);
+        let answers = join_all(instances.doors.iter().map(|door| decided(door, &request))).await;
         answers.iter().filter(|answer| passes(answer)).count()
     };
     assert_eq!(passed("nobody").await, 1);
@@ -366,8 +366,8 @@ fn semantics_31_d7_h4_h5_a_store_that_is_down_at_the_start_is_answered_for_by_po
         assert_eq!(statuses(served, "allow"), [200; 4]);
         let denied = under(served, "deny").expect(503);
         assert_eq!(denied.header("content-type"), Some("application/problem+json"), "H5");
-        let told: serde_json::Value = serde_json::from_str(&denied.body).expect("JSON");
-        assert_eq!(told["status"], 503);
+        let problem: serde_json::Value = serde_json::from_str(&denied.body).expect("JSON");
+        assert_eq!(problem["status"], 503);
         assert_eq!(statuses(served, "deny"), [503; 4]);
         assert_eq!(statuses(served, "local"), [200, 200, 429, 429]);
     }
@@ -574,8 +574,8 @@ fn h2_three_a_minute_through_redis_are_told_as_two_one_none_and_then_refused() {
     let limiter = "algorithm = 'sliding_window'\nlimit = 3\nwindow = '60s'";
     let served = processes(INSTANCES, &service(&in_a_redis(server.port), limiter));
     let answers: Vec<Answer> = (0..4).map(|turn| try_once(&served[turn % INSTANCES])).collect();
-    let told: Vec<_> = answers.iter().map(|answer| (answer.status, answer.remaining())).collect();
-    assert_eq!(told, [(200, Some(2)), (200, Some(1)), (200, Some(0)), (429, Some(0))]);
+    let seen: Vec<_> = answers.iter().map(|answer| (answer.status, answer.remaining())).collect();
+    assert_eq!(seen, [(200, Some(2)), (200, Some(1)), (200, Some(0)), (429, Some(0))]);
     let wait = answers[3].retry_after().expect("a refusal says when");
     assert!((1..=60).contains(&wait), "{wait}");
 }

@@ -106,10 +106,10 @@ pub fn passes(answer: &RateLimitResponse) -> bool {
 
 /// Sends a request until the store has decided it. On a busy machine the first call may fail: in PostgreSQL, a call
 /// waits at most 100 ms for a row. A refusal by policy names no limit.
-pub async fn decided(door: &Rls, asked: &RateLimitRequest) -> RateLimitResponse {
+pub async fn decided(door: &Rls, request: &RateLimitRequest) -> RateLimitResponse {
     let began = Instant::now();
     loop {
-        let answer = door.ask(asked.clone()).await;
+        let answer = door.ask(request.clone()).await;
         let by_limit = |status: &DescriptorStatus| status.code == OVER_LIMIT && status.current_limit.is_some();
         if passes(&answer) || answer.statuses.iter().any(by_limit) {
             return answer;
@@ -140,13 +140,13 @@ impl Instances {
     }
 
     /// Lets a number of callers send a request at the same moment, over all doors, and counts the admitted ones.
-    pub async fn stampede(&self, callers: usize, asked: &RateLimitRequest) -> usize {
+    pub async fn stampede(&self, callers: usize, request: &RateLimitRequest) -> usize {
         let start = Arc::new(tokio::sync::Barrier::new(callers));
         let caller = |number: usize| {
-            let (door, start, asked) = (self.doors[number % INSTANCES].clone(), start.clone(), asked.clone());
+            let (door, start, request) = (self.doors[number % INSTANCES].clone(), start.clone(), request.clone());
             tokio::spawn(async move {
                 start.wait().await;
-                passes(&decided(&door, &asked).await)
+                passes(&decided(&door, &request).await)
             })
         };
         let callers: Vec<_> = (0..callers).map(caller).collect();
@@ -154,16 +154,16 @@ impl Instances {
     }
 
     /// Sends requests to the doors in turn until one is refused. Returns the number that passed.
-    pub async fn left(&self, asked: &RateLimitRequest) -> usize {
+    pub async fn left(&self, request: &RateLimitRequest) -> usize {
         let mut passed = 0;
-        while passes(&decided(&self.doors[passed % INSTANCES], asked).await) {
+        while passes(&decided(&self.doors[passed % INSTANCES], request).await) {
             passed += 1;
             assert!(passed < TRIES, "there is no limit");
         }
         passed
     }
 
-    /// The number of limits that were decided by policy, refused and asked again.
+    /// The number of limits that were refused by policy and requested again.
     pub fn by_policy(&self) -> f64 {
         self.sum("tollgate_store_policy_answers_total{store=\"main\",policy=\"deny\"}")
     }

@@ -246,8 +246,8 @@ fn a_store_is_not_blamed_for_the_time_of_another() {
     let plan = group([wide(check(0, OnStoreError::Deny)), wide(check(1, OnStoreError::Deny))]);
     runtime.block_on(async {
         // As many failures of a store would open its circuit breaker.
-        let asked = (0..20).map(|_| stores.apply(&plan, START));
-        let answers = futures_util::future::join_all(asked).await;
+        let decisions = (0..20).map(|_| stores.apply(&plan, START));
+        let answers = futures_util::future::join_all(decisions).await;
         assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
         assert_eq!(stores.facts()[0], StoreFact::Shared { circuit_open: false });
         let given_back = async {
@@ -294,7 +294,7 @@ fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_o
             assert!(stores.apply(&group([counted]), START).await.admitted);
         }
         second.be(HANGING);
-        let asked = {
+        let caller = {
             let (stores, plan) = (stores.clone(), group([counted, used_up]));
             tokio::spawn(async move { stores.apply(&plan, START).await })
         };
@@ -303,8 +303,8 @@ fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_o
         first.be(HANGING);
         second.be(WELL);
         first.called().await;
-        asked.abort();
-        assert!(asked.await.is_err_and(|error| error.is_cancelled()));
+        caller.abort();
+        assert!(caller.await.is_err_and(|error| error.is_cancelled()));
         first.be(WELL);
         // Earlier work in the queue is done before this plan.
         assert!(stores.apply(&group([counted]), START).await.admitted);
@@ -322,13 +322,13 @@ fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
     second.be(HANGING);
     let plan = group([check(0, OnStoreError::Deny), check(1, OnStoreError::Deny)]);
     runtime.block_on(async {
-        let asked = {
+        let caller = {
             let (stores, plan) = (stores.clone(), plan.clone());
             tokio::spawn(async move { stores.apply(&plan, START).await })
         };
         second.called().await;
         assert_eq!(first.left(&plan.checks[0]), 1, "the first store is charged by now");
-        asked.abort();
+        caller.abort();
         let undone = async {
             while first.left(&plan.checks[0]) < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;

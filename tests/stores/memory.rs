@@ -67,7 +67,7 @@ fn peek(counter: CounterName, limit: Limit) -> Check {
 struct Small {
     memory: MemoryStores,
     settings: MemorySettings,
-    asked: u64,
+    applied_plans: u64,
 }
 
 impl Small {
@@ -80,12 +80,12 @@ impl Small {
     }
 
     fn new(settings: MemorySettings) -> Self {
-        Self { memory: MemoryStores::new(&[settings]), settings, asked: 0 }
+        Self { memory: MemoryStores::new(&[settings]), settings, applied_plans: 0 }
     }
 
     fn apply(&mut self, checks: impl IntoIterator<Item = Check>, now: Timestamp) -> Applied {
-        self.asked += 1;
-        let applied = self.memory.apply(&plan(self.asked, checks), now);
+        self.applied_plans += 1;
+        let applied = self.memory.apply(&plan(self.applied_plans, checks), now);
         self.stays_within();
         applied
     }
@@ -93,7 +93,7 @@ impl Small {
     fn stays_within(&self) {
         let usage = self.memory.usage()[0];
         let MemorySettings { max_memory, max_keys } = self.settings;
-        assert!(usage.bytes <= max_memory, "{} bytes of {max_memory} after {} plans", usage.bytes, self.asked);
+        assert!(usage.bytes <= max_memory, "{} bytes of {max_memory} after {} plans", usage.bytes, self.applied_plans);
         assert!(max_keys.is_none_or(|keys| usage.keys <= keys), "{} keys of {max_keys:?}", usage.keys);
     }
 

@@ -179,9 +179,9 @@ fn an_idle_store_gets_each_plan_at_once() {
     let (queue, plan) = (shared_calls(&kept), one(log(100)));
     runtime.block_on(async {
         let begun = Instant::now();
-        for asked in 1..=100 {
+        for sent in 1..=100 {
             assert_eq!(ask(&queue, &plan).await, Ok(true));
-            assert_eq!(kept.calls(), asked, "it did not wait for others to share the call");
+            assert_eq!(kept.calls(), sent, "it did not wait for others to share the call");
         }
         // Waiting for anything but the answers would have advanced the clock.
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -193,7 +193,7 @@ fn plans_that_arrive_while_calls_are_in_flight_share_the_next_one() {
     let (kept, runtime) = (Kept::new(), held());
     let _entered = runtime.enter();
     let (queue, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
-    let asked = || {
+    let send = || {
         let (queue, plan) = (queue.clone(), plan.clone());
         tokio::spawn(async move { ask(&queue, &plan).await })
     };
@@ -202,11 +202,11 @@ fn plans_that_arrive_while_calls_are_in_flight_share_the_next_one() {
         let mut answers = Vec::new();
         // As many calls as may be in flight.
         for calls in 1..=2 {
-            answers.push(asked());
+            answers.push(send());
             kept.called().await;
             assert_eq!(kept.calls(), calls);
         }
-        answers.extend((0..130).map(|_| asked()));
+        answers.extend((0..130).map(|_| send()));
         // The clock advances when all of them wait.
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(kept.calls(), 2);

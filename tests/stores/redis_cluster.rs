@@ -67,7 +67,7 @@ fn in_partition(partition: u16, number: u64) -> CounterName {
 }
 
 /// The first partition on each of the nodes.
-fn homes<const N: usize>(cluster: &Cluster) -> [u16; N] {
+fn partition_of_each_node<const N: usize>(cluster: &Cluster) -> [u16; N] {
     let of_node =
         |node| (0..=u16::MAX).find(|&partition| cluster.owner(cluster.slot_of_partition(partition), 0) == Some(node));
     std::array::from_fn(|node| of_node(node).expect("every primary has slots"))
@@ -186,19 +186,19 @@ fn of_500_callers_on_a_limit_of_10_a_partition_admits_10_and_several_never_more(
     let runtime = runtime();
     runtime.block_on(async {
         let stores = Arc::new(stores(&cluster, LONG).await);
-        let homes: [u16; 3] = homes(&cluster);
+        let partitions: [u16; 3] = partition_of_each_node(&cluster);
         for (number, limit) in (0..).zip(of_each_algorithm(10)) {
-            let alone = [one(in_partition(homes[number as usize % 3], 100 + number), limit)];
+            let alone = [one(in_partition(partitions[number as usize % 3], 100 + number), limit)];
             assert_eq!(five_hundred(&stores, &alone).await, (10, true), "{limit:?} alone");
 
-            let beside = |part: u64, limit| one(in_partition(homes[0], 1_000 + 10 * number + part), limit);
-            let together = [beside(0, limit), beside(1, bucket(10)), beside(2, log(700))];
+            let on_first_node = |part: u64, limit| one(in_partition(partitions[0], 1_000 + 10 * number + part), limit);
+            let together = [on_first_node(0, limit), on_first_node(1, bucket(10)), on_first_node(2, log(700))];
             assert_eq!(five_hundred(&stores, &together).await, (10, true), "{limit:?} with others of its partition");
             assert_eq!(left(&stores, together[2]).await, 690, "{limit:?}: refusals charge nothing");
 
             let apart = [0, 1, 2].map(|part| {
                 let limit = if part == number as usize % 3 { limit } else { bucket(10 + part as u32) };
-                one(in_partition(homes[part], 2_000 + 10 * number + part as u64), limit)
+                one(in_partition(partitions[part], 2_000 + 10 * number + part as u64), limit)
             });
             let (admitted, answered) = five_hundred(&stores, &apart).await;
             eprintln!("{limit:?} over three slots: {admitted} of 10");
@@ -216,7 +216,7 @@ fn d11_a_rule_with_a_rate_and_concurrency_works_on_a_cluster() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
-        let [first, second]: [u16; 2] = homes(&cluster);
+        let [first, second]: [u16; 2] = partition_of_each_node(&cluster);
         for (number, apart) in [first, second].into_iter().enumerate() {
             let rate = one(in_partition(first, 10 + number as u64), bucket(5));
             let held = one(in_partition(apart, 20 + number as u64), slots(2));
@@ -263,9 +263,9 @@ fn d13_the_script_is_loaded_again_where_a_node_forgot_it() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
-        let homes: [u16; 3] = homes(&cluster);
+        let partitions: [u16; 3] = partition_of_each_node(&cluster);
         for expected in [9, 8, 7] {
-            for partition in homes {
+            for partition in partitions {
                 assert!(stores.apply(&plan([one(in_partition(partition, 1), bucket(10))]), START).await.admitted);
                 assert_eq!(left(&stores, one(in_partition(partition, 1), bucket(10))).await, expected, "executed once");
             }
@@ -378,7 +378,7 @@ fn slots_move_while_decisions_are_made_and_no_limit_is_exceeded() {
     let Some(cluster) = Cluster::start(3, 0) else { return };
     let runtime = runtime();
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
-    let [first, second, _]: [u16; 3] = homes(&cluster);
+    let [first, second, _]: [u16; 3] = partition_of_each_node(&cluster);
     let _entered = runtime.enter();
     let checks = [first, second].into_iter().flat_map(|partition| {
         (0..).zip(of_each_algorithm(700)).map(move |(number, limit)| one(in_partition(partition, number), limit))
@@ -405,7 +405,7 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
     let Some(cluster) = Cluster::start(3, 0) else { return };
     runtime().block_on(async {
         let stores = stores(&cluster, LONG).await;
-        let [partition, ..]: [u16; 3] = homes(&cluster);
+        let [partition, ..]: [u16; 3] = partition_of_each_node(&cluster);
         let other = (partition + 1..).find(|&other| {
             cluster.slot_of_partition(other) < 5_000
                 && cluster.slot_of_partition(other) != cluster.slot_of_partition(partition)
@@ -430,7 +430,7 @@ fn a_decision_whose_keys_are_on_two_nodes_is_answered_by_policy_and_leaves_the_o
             assert!(stores.apply(&plan([beside]), START).await.answers[0].is_ok(), "of the same node");
         }
         cluster.move_keys(moved, 0, 1);
-        assert!(stores.apply(&both, START).await.admitted, "asked where the slot is on its way to");
+        assert!(stores.apply(&both, START).await.admitted, "sent to the node that imports the slot");
         cluster.end_move(moved, 0, 1);
         assert!(stores.apply(&both, START).await.admitted);
         assert_eq!(left(&stores, both.checks[0]).await, 7, "what was tried again was executed once");
@@ -444,10 +444,10 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     let mut cluster = Cluster::of(&setup.line("cluster-require-full-coverage no"), 3, 1);
     let runtime = runtime();
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
-    let homes: [u16; 3] = homes(&cluster);
+    let partitions: [u16; 3] = partition_of_each_node(&cluster);
     let _entered = runtime.enter();
     let of_node = |node: usize, limit| {
-        (0..).zip(of_each_algorithm(limit)).map(move |(kind, limit)| one(in_partition(homes[node], kind), limit))
+        (0..).zip(of_each_algorithm(limit)).map(move |(kind, limit)| one(in_partition(partitions[node], kind), limit))
     };
     let load = Load::begin(&stores, of_node(0, 500));
     load.decides(0);
@@ -461,7 +461,7 @@ fn a_replica_is_promoted_while_decisions_are_made_and_no_limit_is_exceeded() {
     // A crash loses what had not been replicated: at most what eight callers had in flight.
     let load = Load::begin(&stores, of_node(1, 2_000));
     load.decides(0);
-    let others = Load::begin(&stores, [0, 2].map(|node| one(in_partition(homes[node], 50), bucket(50_000))));
+    let others = Load::begin(&stores, [0, 2].map(|node| one(in_partition(partitions[node], 50), bucket(50_000))));
     others.decides(0);
     let killed = Instant::now();
     cluster.nodes[1].kill();
@@ -483,9 +483,9 @@ fn a_node_that_is_down_delays_no_slots_of_others() {
     let mut cluster = Cluster::of(&setup.line("cluster-require-full-coverage no"), 3, 0);
     let runtime = runtime();
     let stores = Arc::new(runtime.block_on(stores(&cluster, Duration::from_secs(1))));
-    let homes: [u16; 3] = homes(&cluster);
+    let partitions: [u16; 3] = partition_of_each_node(&cluster);
     let _entered = runtime.enter();
-    let check = |node: usize| one(in_partition(homes[node], 1), bucket(50_000));
+    let check = |node: usize| one(in_partition(partitions[node], 1), bucket(50_000));
     let gone = |load: &Load| {
         let before = load.counted[0].faults();
         until("its slots are answered by policy", || load.counted[0].faults() > before + 100);
@@ -508,7 +508,7 @@ fn a_node_that_is_down_delays_no_slots_of_others() {
         gone(&load);
         others.decides(0);
         // The fallback of the node is kept although the other nodes count.
-        let local = one(in_partition(homes[0], 2 + u64::from(freezes)), log(3));
+        let local = one(in_partition(partitions[0], 2 + u64::from(freezes)), log(3));
         let mut admitted = 0;
         for lease in 0..6 {
             others.decides(1);
@@ -539,16 +539,16 @@ fn a_cluster_that_is_down_at_the_start_is_found_when_it_comes() {
     cluster.nodes.iter_mut().for_each(processes::Redis::kill);
     runtime().block_on(async {
         let redis = Redis::new(&settings(&cluster)).expect("no file is read");
-        let asked = plan([one(in_partition(0, 1), bucket(5))]);
+        let plan = plan([one(in_partition(0, 1), bucket(5))]);
         let begun = Instant::now();
-        for answer in redis.execute(&[asked.clone(), asked.clone()]).await {
+        for answer in redis.execute(&[plan.clone(), plan.clone()]).await {
             assert_eq!(answer.err(), Some(Fault::Unreachable));
         }
         assert_eq!(redis.probe().await, Err(Fault::Unreachable));
         assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
         cluster.nodes.iter_mut().for_each(processes::Redis::restart);
         let back = Instant::now();
-        while redis.execute(std::slice::from_ref(&asked)).await[0].is_err() {
+        while redis.execute(std::slice::from_ref(&plan)).await[0].is_err() {
             assert!(back.elapsed() < LONG, "it is not found");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -564,12 +564,12 @@ fn plans_of_one_call_keep_their_order_and_their_answers() {
         let counters = (0..64).map(|number: u16| in_partition(number / 2 % 16 * 4_001, u64::from(number % 2)));
         let plans: Vec<Plan> = counters.clone().map(|counter| plan([one(counter, bucket(10))])).collect();
         let answers = redis.execute(&plans).await;
-        let mut asked: Vec<CounterName> = Vec::new();
+        let mut counted: Vec<CounterName> = Vec::new();
         for (counter, answer) in counters.zip(answers) {
-            let before = asked.iter().filter(|&&other| other == counter).count() as u32;
+            let before = counted.iter().filter(|&&other| other == counter).count() as u32;
             let outcome = answer.expect("it answers").answers[0].expect("it answers");
             assert_eq!(outcome.remaining, 9 - before);
-            asked.push(counter);
+            counted.push(counter);
         }
     });
 }

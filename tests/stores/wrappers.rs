@@ -52,7 +52,7 @@ fn repeated_refusals_cost_the_store_nothing() {
         assert_eq!((outcome.passes, outcome.retry_after), (false, Some((60 - second) * SECOND)));
     }
     assert_eq!(kept.calls(), calls, "answered here");
-    assert!(ask(60 * SECOND).admitted, "and asked again when it can have changed");
+    assert!(ask(60 * SECOND).admitted, "sent to the store again once the answer can have changed");
     assert_eq!(kept.calls(), calls + 1);
 }
 
@@ -124,7 +124,7 @@ fn a_block_that_arrives_after_its_callers_deadline_is_returned() {
         assert_eq!(calls, 2, "one unit, then two");
         kept.be(HANGING);
         assert!(!stores.apply(&plan, START).await.admitted, "the policy is to deny");
-        assert_eq!(kept.calls(), calls + 1, "four were asked for");
+        assert_eq!(kept.calls(), calls + 1, "a block of four was requested");
         kept.be(WELL);
         let other = one(Check { counter: CounterName([2, 7]), ..plan.checks[0] });
         while !stores.apply(&other, START).await.admitted {}

@@ -100,7 +100,7 @@ impl Served {
         assert!(sent.success());
     }
 
-    /// Tells it to stop, waits until it has, and returns its output.
+    /// Stops it, waits until it has stopped, and returns its output.
     pub fn stop(&mut self) -> String {
         self.signal("-TERM");
         self.wait()

@@ -81,13 +81,13 @@ impl Doors {
         Self { grpc, http, admin, clock, service, stop: Some(stop), served: Some(served) }
     }
 
-    /// Tells it to stop and waits until it has.
+    /// Stops it and waits until it has stopped.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         self.served.take().expect("it was serving").await.expect("it stops without a panic");
     }
 
-    /// Tells it to stop.
+    /// Begins to stop it.
     pub fn begin_to_stop(&mut self) {
         drop(self.stop.take());
     }
@@ -189,7 +189,7 @@ pub async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
 }
 
 /// A framed request that no rule matches.
-pub fn asked() -> Bytes {
+pub fn framed_request() -> Bytes {
     let message = question("edge", [descriptor(&[("path", "/")])]);
     let mut frame = BytesMut::new();
     frame.put_u8(0);

@@ -94,9 +94,9 @@ impl Cluster {
         self.slot(&format!("{{{}{}{}}}", part(12), part(6), part(0)))
     }
 
-    /// The node that owns a hash slot, from the view of the node `asked`.
-    pub fn owner(&self, slot: u16, asked: usize) -> Option<usize> {
-        let seen = seen(&self.nodes[asked]).expect("the node is there");
+    /// The node that owns a hash slot, from the view of the node `observer`.
+    pub fn owner(&self, slot: u16, observer: usize) -> Option<usize> {
+        let seen = seen(&self.nodes[observer]).expect("the node is there");
         let owner = seen.iter().find(|seen| seen.slots.iter().any(|slots| slots.contains(&slot)))?;
         self.nodes.iter().position(|node| node.port == owner.port)
     }
@@ -132,7 +132,7 @@ impl Cluster {
     /// Finishes the move of a hash slot: from now on, its previous node redirects with MOVED.
     pub fn end_move(&self, slot: u16, from: usize, to: usize) {
         let id = self.id(to);
-        // The receiving node is told first: otherwise the slot has no owner for a moment. The others are told too: a
+        // The receiving node is notified first: otherwise the slot has no owner for a moment. The others are too: a
         // node that learns of an earlier move only now would take the slot from its owner.
         let others = (0..self.nodes.len()).filter(|node| ![to, from].contains(node) && self.is_primary(*node));
         for node in [to, from].into_iter().chain(others) {

@@ -183,8 +183,8 @@ pub fn asks(scope: Scope, most: u32) -> BoxedStrategy<(Needs, Charges, u32)> {
     }
     let peek = Just((Needs { one_left: true, fits: 0 }, Charges::default(), 0));
     let refund = (0..=most + 1).prop_map(|units| (Needs::default(), Charges::default(), units));
-    let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(asked, fits, peek, refund)| {
-        let (needs, charges, _) = asked;
+    let merged = (charge.clone(), 0..=most, any::<bool>(), 0..=most).prop_map(|(one, fits, peek, refund)| {
+        let (needs, charges, _) = one;
         (Needs { fits: needs.fits.max(fits), one_left: needs.one_left || peek }, charges, refund)
     });
     prop_oneof![8 => charge, 1 => peek, 1 => refund, 1 => merged].boxed()
