@@ -1,7 +1,7 @@
 //! Several instances on one real store: races between them, and faults of the store under load.
 //!
 //! This is a binary of its own: fault tests measure milliseconds and races keep the machine busy, so both would be
-//! flaky beside the tests of other binaries.
+//! flaky if they ran together with other tests.
 
 #![expect(
     clippy::disallowed_methods,
@@ -20,5 +20,5 @@ mod shared_stores {
 }
 
 /// A lock on the machine. A fault test takes it for writing, because it needs the machine alone; races take it for
-/// reading and may run beside each other.
+/// reading and may run concurrently.
 static MACHINE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());

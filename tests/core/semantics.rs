@@ -2,7 +2,7 @@
 //!
 //! | number | where else |
 //! | --- | --- |
-//! | 1, 2, 24, 27 | also beside the code, in `src/rules/` |
+//! | 1, 2, 24, 27 | also next to the code, in `src/rules/` |
 //! | 3 | also `limiter/tests.rs`, and `races.rs` for the machine's clock |
 //! | 4 | also `properties.rs`, which goes to the ends of all numbers |
 //! | 17 (units), 19, 28 (the answer on the wire), 33 to 36 | the doors' tests |

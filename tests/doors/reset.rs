@@ -44,7 +44,7 @@ async fn remaining(rls: &Rls) -> u32 {
     rls.ask(question("edge", [peek])).await.statuses[0].limit_remaining
 }
 
-/// Polls until this number of slots is free: a release runs beside the calls.
+/// Polls until this number of slots is free: a release runs concurrently with the calls.
 async fn until_free(rls: &Rls, slots: u32) {
     for _ in 0..100_000 {
         if remaining(rls).await == slots {

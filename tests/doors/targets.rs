@@ -34,7 +34,7 @@ async fn start(rules: RuleBook) -> Doors {
     Doors::start_with(Settings { authz, ..settings() }, rules).await
 }
 
-/// Asks `/authz/nginx` with these headers. The status is the one that is meant.
+/// Calls `/authz/nginx` with these headers. Returns the intended status.
 async fn nginx(service: &Doors, headers: &str) -> u16 {
     let answer = service.ask(&format!("GET /authz/nginx HTTP/1.1\r\nx-original-method: GET\r\n{headers}")).await;
     answer.header("x-tollgate-status").map_or(answer.status, |status| status.parse().expect("a status"))
@@ -45,7 +45,7 @@ async fn forward(service: &Doors, headers: &str) -> u16 {
     service.ask(&head).await.status
 }
 
-/// Asks the gRPC door. 200 when the request passes.
+/// Calls the gRPC door. Returns 200 when the request passes.
 async fn grpc(service: &Doors, path: &str, host: &str) -> u16 {
     let http = HttpRequest { method: "GET".into(), path: path.into(), host: host.into(), ..HttpRequest::default() };
     let attributes = AttributeContext {
@@ -216,7 +216,7 @@ async fn semantics_33_a_target_with_characters_that_no_uri_has_is_decided_by_the
             assert_eq!(answer.status, status, "{target}");
         }
     }
-    // Bytes that are no text.
+    // Bytes that are not UTF-8.
     for (target, status) in [("/page/\u{1}", 400), ("/page?\u{7f}", 400)] {
         assert_eq!(service.ask(&format!("GET /authz/envoy{target} HTTP/1.1\r\nhost: h")).await.status, status);
     }
@@ -260,7 +260,7 @@ async fn unusual_targets_keep_their_connection_and_unreadable_ones_are_refused()
         let length = Answer::read(&head).header("content-length").map_or(0, |length| length.parse().expect("a number"));
         stream.read_exact(&mut vec![0; length]).await.expect("the body");
     }
-    // No gateway sends a request before the answer to the one before: the second is refused, whatever it asks.
+    // No gateway sends a request before the previous one is answered: the second is refused, whatever its target.
     let two = "GET /authz/envoy/a HTTP/1.1\r\nhost: h\r\n\r\nGET /authz/envoy/b< HTTP/1.1\r\nhost: h\r\n\r\n";
     let read = exchange(service.http, two.as_bytes()).await;
     assert_eq!(read.status, 200);

@@ -79,7 +79,7 @@ fn example(name: &str) -> String {
     fs::read_to_string(examples().join(name)).expect(name)
 }
 
-/// Runs promtool beside the examples. None if it is not installed.
+/// Runs promtool in a directory. None if it is not installed.
 fn promtool(arguments: &[&str], directory: &Path, input: &str) -> Option<Output> {
     let mut command = Command::new(installed::program("promtool")?);
     command.args(arguments).current_dir(directory);

@@ -503,7 +503,7 @@ async fn d11_a_limiter_with_a_rate_and_slots_works_on_a_cluster() {
     a_rate_and_slots(&in_a_cluster(&cluster)).await;
 }
 
-/// Weakness D2: a failure beside a decision turns a refusal into a pass.
+/// Weakness D2: a failure that does not concern the decision turns a refusal into a pass.
 #[test]
 fn d12_a_log_that_cannot_be_written_changes_no_decision() {
     let _others = crate::MACHINE.blocking_read();

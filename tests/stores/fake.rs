@@ -25,10 +25,10 @@ pub struct Inside {
     memory: MemoryStores,
     /// The time of its decisions.
     clock: ManualClock,
-    mood: AtomicU8,
+    behaviour: AtomicU8,
     /// Notified when a call arrives while it hangs.
     called: Notify,
-    /// Notified when the mood changes.
+    /// Notified when the behaviour changes.
     changed: Notify,
     calls: AtomicUsize,
 }
@@ -36,7 +36,7 @@ pub struct Inside {
 pub const WELL: u8 = 0;
 /// There is no connection to it.
 pub const BROKEN: u8 = 1;
-/// No call is answered until the mood changes.
+/// No call is answered until the behaviour changes.
 pub const HANGING: u8 = 2;
 /// Answers arrive after the deadline.
 pub const LATE: u8 = 3;
@@ -52,8 +52,8 @@ impl Kept {
     /// A store that decides by this clock.
     pub fn with_clock(clock: ManualClock) -> Self {
         let memory = MemoryStores::new(&[MemorySettings::default(); 3]);
-        let (mood, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
-        Self(Arc::new(Inside { memory, clock, mood, called: Notify::new(), changed: Notify::new(), calls }))
+        let (behaviour, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
+        Self(Arc::new(Inside { memory, clock, behaviour, called: Notify::new(), changed: Notify::new(), calls }))
     }
 
     /// The clock of its decisions, read once when a call begins.
@@ -61,18 +61,18 @@ impl Kept {
         &self.0.clock
     }
 
-    pub fn be(&self, mood: u8) {
-        self.0.mood.store(mood, Ordering::SeqCst);
+    pub fn be(&self, behaviour: u8) {
+        self.0.behaviour.store(behaviour, Ordering::SeqCst);
         self.0.changed.notify_waiters();
     }
 
-    /// The mood, as soon as it is not hanging.
-    async fn mood(&self) -> u8 {
+    /// The behaviour, as soon as it is no longer `HANGING`.
+    async fn behaviour(&self) -> u8 {
         loop {
             let changed = self.0.changed.notified();
-            match self.0.mood.load(Ordering::SeqCst) {
+            match self.0.behaviour.load(Ordering::SeqCst) {
                 HANGING => self.0.called.notify_one(),
-                mood => return mood,
+                behaviour => return behaviour,
             }
             changed.await;
         }
@@ -99,7 +99,7 @@ impl Backend for Kept {
     async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         let now = self.0.clock.now();
-        match self.mood().await {
+        match self.behaviour().await {
             BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
             LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
             _ => {}
@@ -112,7 +112,7 @@ impl Backend for Kept {
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        match self.0.mood.load(Ordering::SeqCst) {
+        match self.0.behaviour.load(Ordering::SeqCst) {
             WELL => Ok(()),
             _ => Err(Fault::Unreachable),
         }

@@ -30,7 +30,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 /// Random plans by one instance with a refusal cache: compares every verdict, and every refusal to the microsecond.
 pub fn the_cache_keeps_the_contract(runs: u32, empty: impl Fn(u32, ManualClock) -> Stores) {
     as_the_store(runs, empty, |plan, found, expected| {
-        // Checks that pass beside the refusing one report the units left before them.
+        // Passing checks of a refused plan report the units left before the plan.
         for (check, (found, expected)) in plan.checks.iter().zip(found.answers.iter().zip(&expected.answers)) {
             let refuses = expected.is_ok_and(|outcome| !outcome.passes);
             assert!(!refuses || found == expected, "{found:?}, expected {expected:?}: {check:?}");

@@ -65,7 +65,7 @@ pub mod high;
 pub mod low;
 ";
 
-/// A tree that is right, with files in the place of its own.
+/// A correct tree, in which these files replace its own.
 fn tree(replaced: &[(&str, &str)]) -> Vec<(String, String)> {
     let ours = [
         ("ground.rs", "pub struct Base;"),
@@ -181,7 +181,7 @@ fn a_path_by_super_is_followed() {
 fn a_path_that_begins_with_a_module_in_scope_is_followed() {
     let through = "use crate as all;\nfn f(_: all::high::NAME) {}";
     assert_one(&[("low/a.rs", through)], Wall::Order, "low/a.rs", 2);
-    // The import of a module is enough; what is taken by it is not said twice.
+    // The import of a module is reported; uses of it are not reported again.
     assert_one(&[("low/a.rs", "use crate::high;\nfn f(_: high::NAME) {}")], Wall::Order, "low/a.rs", 1);
     assert_one(&[("low/a.rs", "use crate::*;\nfn f() {\n    g!(high::NAME);\n}")], Wall::Order, "low/a.rs", 3);
     assert_one(
@@ -243,10 +243,10 @@ fn a_test_module_in_its_own_file_is_a_part_of_its_module() {
     let parent = "mod a;\nmod b;\npub use self::b::B;\npub struct Own;\n#[cfg(test)]\nmod tests;";
     let tests = "use super::*;\nuse super::Own;\nuse proptest::prelude::*;\nfn f(_: Own) {}";
     assert_eq!(faults(&tree(&[("low/mod.rs", parent), ("low/tests.rs", tests)])), BTreeSet::new());
-    // They are held to the order all the same.
+    // The order applies to them, too.
     let tests = "use super::*;\nuse crate::high::NAME;";
     assert_one(&[("low/mod.rs", parent), ("low/tests.rs", tests)], Wall::Order, "low/tests.rs", 2);
-    // A module that is not for tests alone is none of them.
+    // A module that is not for tests alone is not exempt.
     let parent = parent.replace("cfg(test)", "cfg(any(test, unix))");
     assert_one(&[("low/mod.rs", &parent), ("low/tests.rs", "use super::Own;")], Wall::Parent, "low/tests.rs", 1);
 }

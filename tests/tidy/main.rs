@@ -1,5 +1,5 @@
-//! The walls of `src/`, held: the order of rooms that `lib.rs` tells, the crates of each room, no circles, and one name
-//! for one type.
+//! Checks the walls of `src/`: the order of rooms in `lib.rs`, the crates of each room, no circles, and one name for one
+//! type.
 //!
 //! ```text
 //!   cargo test --test tidy -- --nocapture       also prints what was counted

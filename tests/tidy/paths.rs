@@ -17,7 +17,7 @@ pub struct Mention {
     pub line: usize,
     pub path: String,
     pub resolved: Resolved,
-    /// What an import names that the path begins with. It is judged where it stands, not again here.
+    /// The target of the import that the path begins with. An import is checked where it is written, not again here.
     pub import: Resolved,
     pub kind: MentionKind,
     pub in_tests: bool,
@@ -155,9 +155,9 @@ struct Reader<'a> {
     file: FileId,
     blocks: Vec<Block>,
     generics: HashSet<String>,
-    /// How many of the items around are for tests only.
+    /// Number of enclosing items that are for tests only.
     in_tests: usize,
-    /// The line of what has no lines: text that is parsed on its own.
+    /// The line to report for text that is parsed separately and so has no lines.
     line: Option<usize>,
     in_macro: bool,
     mentions: &'a mut Vec<Mention>,
@@ -171,13 +171,13 @@ impl Reader<'_> {
             if resolved.unknown && path.len() == 1 {
                 return;
             }
-            // A lone name is no module and no crate, but a variable that is called the same.
+            // A single name is not a module or a crate, but a variable of that name.
             if path.len() == 1 {
                 resolved.modules.clear();
                 resolved.crates.clear();
             }
         } else {
-            // An import is judged where it stands, also where it imports an import.
+            // An import is checked where it is written, even if it imports another import.
             resolved.imported = false;
         }
         if resolved.unknown && self.is_known(path, &resolved) {
@@ -199,7 +199,7 @@ impl Reader<'_> {
         });
     }
 
-    /// Whether a name that the tree does not show is there nevertheless.
+    /// Whether a name may exist although the tree does not show it.
     fn is_known(&self, path: &[String], resolved: &Resolved) -> bool {
         let first = path[0].as_str();
         let inside = resolved.through.last().copied();
@@ -274,7 +274,7 @@ impl Reader<'_> {
         at.max(start + 1)
     }
 
-    /// The group of a `use` inside of a macro.
+    /// The group of a `use` inside a macro.
     fn token_group(&mut self, group: TokenStream, prefix: &[String]) {
         let tokens: Vec<TokenTree> = group.into_iter().collect();
         let mut at = 0;
@@ -292,7 +292,7 @@ impl Reader<'_> {
                 }
                 _ => at += 1,
             }
-            // Past `as name`, to what follows the comma.
+            // Skip `as name`, up to the item after the comma.
             while tokens.get(at).is_some_and(|token| !is_punct(token, ',')) {
                 at += 1;
             }
@@ -305,7 +305,7 @@ impl Reader<'_> {
         let of_paths = key.is_some_and(|key| KEYS_OF_PATHS.contains(&key.as_str()));
         let Ok(text) = syn::parse_str::<syn::LitStr>(&literal.to_string()) else { return };
         let looks_like_one = text.value().contains("::");
-        // The arguments of a macro are full of texts: only those of an attribute in them are meant.
+        // Most texts in the arguments of a macro are not paths: only those inside an attribute are read.
         let is_path = if self.in_macro { of_paths && looks_like_one } else { of_paths || looks_like_one };
         if !is_path {
             return;
@@ -335,7 +335,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         self.in_tests -= of_tests;
     }
 
-    // What `syn` has no type for it hands over as tokens.
+    // `syn` passes on syntax that it has no type for as tokens.
 
     fn visit_expr(&mut self, expression: &'ast syn::Expr) {
         match expression {
@@ -469,12 +469,12 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {
-        // `pub(in path)` names an ancestor and takes nothing from it.
+        // `pub(in path)` names an ancestor and uses nothing of it.
     }
 }
 
 impl Reader<'_> {
-    /// A path that may belong to a type: in `<T as crate::room::Trait>::Item` the trait is what is named.
+    /// A path that may belong to a type: `<T as crate::room::Trait>::Item` names the trait.
     fn qualified(&mut self, of: Option<&syn::QSelf>, path: &syn::Path) {
         let Some(of) = of else { return self.visit_path(path) };
         self.visit_type(&of.ty);
@@ -488,7 +488,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A macro that is in scope because its definition stands further up in the text.
+    /// A macro that is in scope because its definition is further up in the file.
     fn textual_macro(&mut self, name: &str, line: usize) {
         let Some(definitions) = self.tree.macros.get(name) else { return };
         let above = |definition: &&Definition| {
@@ -535,7 +535,7 @@ fn is_ident(token: Option<&TokenTree>, name: &str) -> bool {
     matches!(token, Some(TokenTree::Ident(ident)) if ident == name)
 }
 
-/// Whether `::` stands at a token.
+/// Whether there is a `::` at a token.
 fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
     let first = tokens.get(at).is_some_and(|token| match token {
         TokenTree::Punct(punct) => punct.as_char() == ':' && punct.spacing() == Spacing::Joint,
@@ -544,7 +544,7 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
     first && tokens.get(at + 1).is_some_and(|token| is_punct(token, ':'))
 }
 
-/// Whether a `::` behind these tokens begins a path, and does not go on behind a type.
+/// Whether a `::` after these tokens begins a path, instead of continuing one after a type.
 fn begins_path(before: &[TokenTree]) -> bool {
     match before.last() {
         None => true,

@@ -41,7 +41,7 @@ pub struct Module {
     opaque: bool,
 }
 
-/// What a scope calls by each name.
+/// The meanings of each name in a scope.
 pub type Names = HashMap<String, Vec<Named>>;
 
 /// One meaning of a name.
@@ -59,7 +59,7 @@ pub struct Definition {
     pub file: FileId,
 }
 
-/// What a path comes to.
+/// The result of following a path.
 #[derive(Default, Debug)]
 pub struct Resolved {
     /// The modules that it passes through.
@@ -69,7 +69,7 @@ pub struct Resolved {
     pub crates: BTreeSet<String>,
     /// Its first name is imported into the scope that it is written in.
     pub imported: bool,
-    /// Nothing in sight has this name.
+    /// No name in scope matches.
     pub unknown: bool,
 }
 
@@ -77,9 +77,9 @@ pub struct Resolved {
 pub struct Tree {
     pub files: Vec<SourceFile>,
     pub modules: Vec<Module>,
-    /// What is read: a module and a file with its items.
+    /// Items to read, with their module and file.
     pub bodies: Vec<(ModuleId, FileId)>,
-    /// Files that are no Rust, that no `mod` names, or that a `mod` names in vain: file, line, complaint.
+    /// Files that are not Rust or that no `mod` declares, and declarations without a file: file, line, complaint.
     pub unread: Vec<(String, usize, String)>,
     /// `macro_rules!` by name: they are in scope by the order of the text.
     pub macros: HashMap<String, Vec<Definition>>,
@@ -328,7 +328,7 @@ impl Tree {
         parent.is_some_and(|parent| parent == ancestor || self.is_below(parent, ancestor))
     }
 
-    /// What a module defines, not what it imports or declares.
+    /// The names that a module defines, without imports and modules.
     pub fn defines(&self, module: ModuleId) -> Option<Definition> {
         let named = self.modules[module].names.values().flatten();
         named.into_iter().find_map(|named| match named {
@@ -341,7 +341,7 @@ impl Tree {
         self.modules[module].parent.map_or(module, |parent| self.root_of(parent))
     }
 
-    /// What a path names that is written in a module, inside of blocks from the outermost to the innermost.
+    /// Resolves a path that is written in a module, inside blocks from the outermost to the innermost.
     pub fn resolve(&self, module: ModuleId, blocks: &[Block], path: &[String]) -> Resolved {
         let mut resolved = Resolved::default();
         self.follow(module, blocks, path, &mut HashSet::new(), &mut resolved);
@@ -421,7 +421,7 @@ impl Tree {
         }
     }
 
-    /// Follows the rest of a path into a module that it names. What is not found there, a macro may define.
+    /// Follows the rest of a path into a module that it names. A macro may define what is not found there.
     fn enter(
         &self,
         module: ModuleId,
@@ -516,7 +516,7 @@ impl Tree {
         seen: &mut HashSet<(ModuleId, usize, String)>,
         resolved: &mut Resolved,
     ) {
-        // What is inside of a name is inside of a module or an import before it is a part of a type.
+        // A path continues into a module or an import of this name, and only without one into a type.
         let is_place = |named: &Named| !matches!(named, Named::Definition(_));
         let places_only = !rest.is_empty() && found.iter().any(is_place);
         for named in found.into_iter().filter(|named| !places_only || is_place(named)) {
@@ -546,7 +546,7 @@ impl Tree {
             })
     }
 
-    /// The name of a module for people: `store::redis`, `cli::state`.
+    /// The name of a module in messages: `store::redis`, `cli::state`.
     pub fn name(&self, module: ModuleId) -> String {
         self.modules[module].path.join("::")
     }
@@ -579,7 +579,7 @@ impl Resolved {
     }
 }
 
-/// The names that the items of a block bring.
+/// The names that the items of a block bring into scope.
 #[derive(Default)]
 pub struct Block {
     pub names: Names,
@@ -589,12 +589,12 @@ pub struct Block {
 /// A single import of a `use`.
 pub struct Leaf {
     pub path: Vec<String>,
-    /// What it is called here; nothing for a glob.
+    /// Its name here; `None` for a glob.
     pub name: Option<String>,
     pub line: usize,
 }
 
-/// Hands every import of a tree to `each`.
+/// Calls `each` with every import of a tree.
 pub fn leaves(tree: &UseTree, prefix: &[String], each: &mut dyn FnMut(Leaf)) {
     let joined = |name: &syn::Ident| -> Vec<String> {
         let name = name.unraw().to_string();
@@ -620,12 +620,12 @@ pub fn leaves(tree: &UseTree, prefix: &[String], each: &mut dyn FnMut(Leaf)) {
     }
 }
 
-/// Whether a use is handed on: `pub`, `pub(crate)`, `pub(super)`.
+/// Whether a use is re-exported: `pub`, `pub(crate)`, `pub(super)`.
 pub fn is_reexport(visibility: &Visibility) -> bool {
     !matches!(visibility, Visibility::Inherited)
 }
 
-/// Whether attributes keep an item for tests.
+/// Whether attributes restrict an item to tests.
 pub fn tests_only(attributes: &[Attribute]) -> bool {
     let only = |attribute: &Attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => list.parse_args::<Meta>().is_ok_and(|meta| needs_test(&meta)),
@@ -642,7 +642,7 @@ fn needs_test(meta: &Meta) -> bool {
         || (list.path.is_ident("any") && !inside.is_empty() && inside.iter().all(needs_test))
 }
 
-/// The rooms of the table in a doc comment, from the ground up: what the first cell of each row has in backticks.
+/// The rooms of the table in a doc comment, from the ground up: the text in backticks in the first cell of each row.
 fn rooms_of(attributes: &[Attribute]) -> Vec<String> {
     let mut rooms = Vec::new();
     let mut in_table = false;

@@ -3,7 +3,7 @@
 //! * **Order.** The table of rooms in the doc comment of `lib.rs` lists them from the ground up. A path in a room may
 //!   pass through rooms above it in that table only; `cli` and `main` come after all of them. A path is followed
 //!   through re-exports, and every room on its way counts.
-//! * **Crates.** A room uses exactly the external crates that its row lists. The row with the longest path holds, so
+//! * **Crates.** A room uses exactly the external crates that its row lists. The row with the longest path applies, so
 //!   `server::grpc` may list what `server` may not. Code under `cfg(test)` uses dev-dependencies freely.
 //! * **Parents.** No path names what an ancestor module defines in its own file: not by `super::`, not by its full
 //!   path, not by a glob. What the ancestor imports or re-exports from another file is not its own.
@@ -22,7 +22,7 @@ use crate::tree::{FileId, ModuleId, Resolved, Tree};
 /// The rooms of the binary, above those of the library.
 const BINARY_ROOMS: [&str; 2] = ["cli", "main"];
 
-/// What may be used where.
+/// The crates, and where each may be used.
 pub struct Walls<'a> {
     pub crates: Vec<Row<'a>>,
     /// Normal dependencies, as paths name them.
@@ -48,7 +48,7 @@ pub fn rows(table: &str) -> Vec<Row<'_>> {
     rows.collect()
 }
 
-/// What is wrong at a line.
+/// A fault at a line.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fault {
     pub file: String,
@@ -66,7 +66,7 @@ pub enum Wall {
     Crates,
     Parent,
     Circle,
-    /// Something could not be read, so nothing is known of it.
+    /// Something could not be read, so it is not checked.
     Unread,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What was found.
+/// The result of a check.
 pub struct Report {
     pub faults: Vec<Fault>,
     /// The external crates of each row, as they are used.
@@ -91,7 +91,7 @@ impl Report {
     }
 }
 
-/// Reads files, each a path below `src/` and its text, and holds them to the walls.
+/// Reads files, each a path below `src/` and its text, and checks them against the walls.
 pub fn check(files: &[(String, String)], walls: &Walls<'_>) -> Report {
     let external = walls.dependencies.union(walls.dev_dependencies).cloned().collect();
     let mut tree = Tree::read("tollgate", files, &external);
@@ -194,7 +194,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The row that holds for a module: the longest path of the table that it is at or below.
+    /// The row that applies to a module: the longest path of the table that it is at or below.
     fn row(&self, module: ModuleId) -> String {
         let path = row_path(self.tree, module);
         let holds = |row: &str| path == row || path.strip_prefix(row).is_some_and(|rest| rest.starts_with("::"));
@@ -268,7 +268,7 @@ impl Checker<'_> {
 
     fn circles(&mut self, mentions: &[Mention]) {
         let tree = self.tree;
-        // From file to file, with the first line that says so.
+        // The edges between files, each with the first line that makes it.
         let mut edges: BTreeMap<FileId, BTreeMap<FileId, &Mention>> = BTreeMap::new();
         for mention in mentions {
             let from = tree.counted_as(mention.file);
@@ -319,7 +319,7 @@ fn row_path(tree: &Tree, module: ModuleId) -> String {
     }
 }
 
-/// The files that can be reached from a file, itself too where a circle leads back.
+/// The files that are reachable from a file, itself included if a circle leads back.
 fn reach(from: FileId, edges: &BTreeMap<FileId, BTreeMap<FileId, &Mention>>) -> HashSet<FileId> {
     let mut reached = HashSet::new();
     let mut open = vec![from];

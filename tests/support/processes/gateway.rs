@@ -1,4 +1,4 @@
-//! A real Envoy, with tollgate beside it and an upstream behind it.
+//! A real Envoy that calls tollgate, with an upstream behind it.
 
 use std::fs;
 use std::process::Command;
