@@ -19,7 +19,7 @@ use crate::{LIMIT, ORDINARY, RULES, WINDOW, address, line, mixed};
 const FLOOD: u64 = 20_000_000;
 /// The time between requests. The flood lasts ten minutes: two windows of the attacked account.
 const STEP: Duration = Duration::from_micros(30);
-/// Of this many requests one is ordinary, and one attacks the account.
+/// One in this many requests is ordinary, and one attacks the account.
 const EVERY_ORDINARY: u64 = 10;
 const EVERY_ATTACK: u64 = 1_000;
 /// How many times a store without a flood is measured in between: the cost of a decision varies from minute to minute.

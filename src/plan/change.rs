@@ -1,4 +1,4 @@
-//! What a plan changes besides its checks: leases, and charges to take back.
+//! The changes that a plan makes besides its checks: to leases, and charges that are taken back.
 
 use super::check::{Check, CounterName};
 use crate::clock::Timestamp;

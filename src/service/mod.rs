@@ -90,7 +90,7 @@ impl Service {
     pub fn new(version: Version, settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let telemetry = Telemetry::new(settings.log.refusals_per_second);
         let handles = telemetry.prepare(&version.rules);
-        watch_stores(&telemetry, &version);
+        observe_stores(&telemetry, &version);
         let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
         let first = ReloadStatus { version: 1, last_taken: true, loaded_at: unix_seconds(), ..ReloadStatus::default() };
         Self {
@@ -104,10 +104,10 @@ impl Service {
         }
     }
 
-    /// Replaces the version in use as a whole. Requests in flight finish by the version they began with.
+    /// Replaces the version in use as a whole. Requests in flight finish with the version they began with.
     pub fn replace(&self, version: Version, settings: Settings) {
         let handles = self.telemetry.prepare(&version.rules);
-        watch_stores(&self.telemetry, &version);
+        observe_stores(&self.telemetry, &version);
         self.telemetry.refusals.set_limit(settings.log.refusals_per_second);
         self.current.store(Arc::new(Current { version: Arc::new(version), settings, handles }));
         let mut reloads = self.reloads.lock();
@@ -170,7 +170,7 @@ impl Service {
 }
 
 /// Connects shared stores to their metrics.
-fn watch_stores(telemetry: &Telemetry, version: &Version) {
+fn observe_stores(telemetry: &Telemetry, version: &Version) {
     version.stores.observe(|index| telemetry.metrics.store_observer(&version.rules.stores()[index]));
 }
 

@@ -178,7 +178,7 @@ fn nginx_with_a_chunked_body_is_answered_at_once() {
     }
 }
 
-/// What ingress-nginx sends, with a client that sends the headers of the other configuration.
+/// Requests as ingress-nginx sends them, from a client that sends the headers of the other configuration.
 #[test]
 fn ingress_nginx_is_understood_and_its_clients_cannot_name_another_request() {
     let rule = "[[rules]]\ndomain = 'web'\nname = 'host'\nmatch = { host = 'gateway.test', path = '/hosted' }\n\

@@ -1,6 +1,6 @@
 //! The module tree of a crate, and what a path in it names.
 //!
-//! Every file is read whatever its `cfg`. A path is followed through modules, imports, globs and re-exports to the
+//! Every file is read, regardless of its `cfg`. A path is followed through modules, imports, globs and re-exports to the
 //! file that defines what it names, or to the external crate.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -63,7 +63,7 @@ pub(crate) struct Problems {
     syntax_errors: Vec<Position>,
     /// Ranges of lines whose errors are dropped: the first line and the number of the last.
     ignored_lines: Vec<(Position, u32)>,
-    /// The paths that misspelt keys were probably meant for. They are not reported as missing.
+    /// The paths for which a misspelt key was probably meant. They are not reported as missing.
     misspelt: Vec<String>,
 }
 

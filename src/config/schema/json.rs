@@ -72,7 +72,7 @@ fn paragraph(lines: &[&str]) -> String {
     lines.join(" ")
 }
 
-/// Gives a type this JSON Schema, repeated wherever the type stands.
+/// Gives a type this JSON Schema, repeated in each place where the type is used.
 macro_rules! inlined {
     ($type:ty, $schema:expr) => {
         impl schemars::JsonSchema for $type {
@@ -91,7 +91,7 @@ macro_rules! inlined {
     };
 }
 
-/// Gives a type this JSON Schema, written once under a name that others refer to.
+/// Gives a type this JSON Schema, written once under a name and referred to by that name.
 macro_rules! referenced {
     ($type:ty, $name:expr, $schema:expr) => {
         impl schemars::JsonSchema for $type {

@@ -77,7 +77,7 @@ pub(super) struct ApplyExplanation {
     pub(super) overdraw: bool,
 }
 
-/// What happens when an `apply` cannot count.
+/// The effect of an `apply` that cannot count.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NotApplied {
     /// It is skipped, and the rule's others stay.

@@ -1,4 +1,4 @@
-//! What a client is doing: sending a head, waiting for responses, or idle.
+//! The activity of a client: sending a head, waiting for responses, or idle.
 //!
 //! ```text
 //!   stream -- record_read --> Activity <-- begin, end -- requests

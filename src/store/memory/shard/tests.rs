@@ -112,8 +112,8 @@ fn a_log_moves_between_its_entry_and_the_slab_with_all_its_grants() {
     assert_eq!((shard.len(), shard.overflow.logs()), (0, 0), "nothing is left in the overflow");
 }
 
-/// The growth of an inline log is computed as of a new log, so a log taken out of an entry must have the allocation of a
-/// new one.
+/// The growth of an inline log is computed as that of a new log, so a log that was taken out of an entry must have the
+/// allocation of a new one.
 #[test]
 fn a_log_taken_out_of_its_entry_grows_like_a_new_one() {
     let now = Timestamp::from_secs(1_800_000_000);
