@@ -342,8 +342,8 @@ impl Admin {
     }
 
     fn explain(&self, current: &Current, identity: &IdentityQuery) -> AdminResponse {
-        let (rules, now) = (&current.version.rules, self.0.now());
-        let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
+        let rules = &current.version.rules;
+        let text = rules.explain_in_words(&identity.domain, &identity.entries);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         respond(StatusCode::OK, headers, text)
@@ -357,7 +357,7 @@ impl Admin {
         entries: &[(String, String)],
     ) -> Result<Vec<KnownCounter>, AdminError> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-        let known = current.version.rules.counters(domain, &descriptor, self.0.now());
+        let known = current.version.rules.counters(domain, &descriptor);
         known.map_err(|error| admin_error(StatusCode::NOT_FOUND, &error.to_string()))
     }
 }
