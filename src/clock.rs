@@ -1,7 +1,7 @@
 //! Time in Unix microseconds, and the clocks that give it.
 //!
-//! [`SystemClock`] reads the wall clock once and adds the elapsed monotonic time, so time never goes backwards within a
-//! process, and stepping the wall clock opens no window. Tests use a [`ManualClock`].
+//! [`SystemClock`] adds the elapsed monotonic time to the wall clock, which it reads again about once a second: it follows
+//! a clock that was set and a machine that slept (semantics 3). Tests use a [`ManualClock`].
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -73,24 +73,56 @@ impl fmt::Debug for Timestamp {
 
 /// A source of the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The current time. Never earlier than a time returned before, unless a test sets the clock back.
+    /// The current time. Never earlier than a time returned before, unless the wall clock was set back.
     fn now(&self) -> Timestamp;
+
+    /// Compares this clock with the wall clock, and follows it if it was set or the machine slept. Returns by how much
+    /// in microseconds, if so. Called about once a second, off the path of a decision.
+    fn synchronise(&self) -> Option<i64> {
+        None
+    }
 }
 
-/// The system's clock: the wall-clock time at its creation plus the elapsed monotonic time.
-#[derive(Clone, Copy, Debug)]
+/// The shortest difference that a [`SystemClock`] follows. NTP corrects smaller ones gradually, for the monotonic clock
+/// too.
+const MIN_JUMP: Duration = Duration::from_millis(100);
+
+/// The system's clock: the wall-clock time when it was last read plus the monotonic time since then. Clones share one
+/// time.
+#[derive(Clone, Debug)]
 pub struct SystemClock {
-    wall: Timestamp,
     started: Instant,
+    /// The wall-clock time at `started`, in microseconds.
+    wall: Arc<AtomicU64>,
 }
 
 impl SystemClock {
-    /// Reads the wall clock, once.
-    #[expect(clippy::disallowed_methods, reason = "every other clock is read through this one")]
+    /// Reads the wall clock.
     pub fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Self { wall: Timestamp::EPOCH + wall, started: Instant::now() }
+        let (wall, started) = read_clocks();
+        Self { started, wall: Arc::new(AtomicU64::new(wall.micros())) }
     }
+
+    fn at(&self, moment: Instant) -> Timestamp {
+        Timestamp::from_micros(self.wall.load(Ordering::Relaxed)) + moment.duration_since(self.started)
+    }
+
+    /// Follows a wall clock that shows `wall` at `moment`.
+    fn follow(&self, wall: Timestamp, moment: Instant) -> Option<i64> {
+        let jump = wall.micros().cast_signed().saturating_sub(self.at(moment).micros().cast_signed());
+        if u128::from(jump.unsigned_abs()) < MIN_JUMP.as_micros() {
+            return None;
+        }
+        let wall = self.wall.load(Ordering::Relaxed).saturating_add_signed(jump);
+        self.wall.store(wall, Ordering::Relaxed);
+        Some(jump)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "every other clock is read through this one")]
+fn read_clocks() -> (Timestamp, Instant) {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    (Timestamp::EPOCH + wall, Instant::now())
 }
 
 impl Default for SystemClock {
@@ -100,8 +132,14 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "every other clock is read through this one")]
     fn now(&self) -> Timestamp {
-        self.wall + self.started.elapsed()
+        self.at(Instant::now())
+    }
+
+    fn synchronise(&self) -> Option<i64> {
+        let (wall, moment) = read_clocks();
+        self.follow(wall, moment)
     }
 }
 
@@ -138,5 +176,38 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn semantics_03_a_clock_follows_the_wall_clock_over_a_jump_and_not_over_noise() {
+        let clock = SystemClock::new();
+        let start = clock.started;
+        let wall = clock.at(start);
+        let later = |seconds: u64| start + Duration::from_secs(seconds);
+        // The wall clock goes on with the monotonic one, but for some milliseconds.
+        assert_eq!(clock.follow(wall.plus(10_020_000), later(10)), None);
+        assert_eq!(clock.at(later(10)), wall.plus(10_000_000));
+        // The machine slept for three hours: the monotonic clock stood still.
+        let slept = 3 * 3_600_000_000;
+        assert_eq!(clock.follow(wall.plus(11_000_000 + slept), later(11)), Some(slept.cast_signed()));
+        assert_eq!(clock.at(later(12)), wall.plus(12_000_000 + slept));
+        // It is set back.
+        assert_eq!(clock.follow(wall.plus(13_000_000), later(13)), Some(-slept.cast_signed()));
+        assert_eq!(clock.at(later(14)), wall.plus(14_000_000));
+        assert_eq!(clock.follow(wall.plus(15_000_000), later(15)), None);
+    }
+
+    #[test]
+    fn a_clock_that_shows_1970_is_followed_when_it_is_set() {
+        let clock = SystemClock { started: SystemClock::new().started, wall: Arc::default() };
+        assert_eq!(clock.at(clock.started), Timestamp::EPOCH);
+        let now = Timestamp::from_secs(1_800_000_000);
+        assert_eq!(clock.follow(now, clock.started), Some(1_800_000_000_000_000));
+        assert_eq!(clock.at(clock.started), now);
     }
 }

@@ -27,7 +27,7 @@ pub struct Version {
 impl Version {
     /// Decides one request at `now`. Slots that it takes are held under `lease`.
     pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
-        let planned = self.rules.plan(request, now, lease);
+        let planned = self.rules.plan(request, lease);
         let applied = match planned.plan.is_empty() {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
             false => self.stores.apply(&planned.plan, now).await,

@@ -35,6 +35,9 @@ use crate::store::Stores;
 /// The interval at which stores remove expired counters.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// The interval at which the clock is compared with the wall clock.
+const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The interval at which required stores are probed until they answer.
 const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -188,6 +191,7 @@ impl App {
         }
         let mut background = JoinSet::new();
         background.spawn(sweep(self.service.clone()));
+        background.spawn(synchronise_clock(self.service.clone()));
         if let Some((reloader, hangup_signals)) = self.reloads {
             background.spawn(reloader.run(hangup_signals));
         }
@@ -261,6 +265,22 @@ async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<Stri
     }
     grpc.set_serving();
     tracing::info!("all required stores answer: ready for requests");
+}
+
+/// Follows the wall clock, and warns of its jumps.
+async fn synchronise_clock(service: Arc<Service>) {
+    let mut interval = tokio::time::interval(CLOCK_SYNC_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Some(jump) = service.synchronise_clock() {
+            let seconds = jump as f64 / 1e6;
+            tracing::warn!(
+                seconds,
+                "clock jumped: it was set, or the machine slept; memory stores and calendars follow it"
+            );
+        }
+    }
 }
 
 /// Removes expired counters and drains the samples of histograms, at an interval and off the threads that serve.

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::clock::{Clock, SystemClock};
-
 use super::client::{AdminClient, identity};
 use super::load;
 use super::table::{self, print};
@@ -13,7 +11,7 @@ use super::table::{self, print};
 pub(super) fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     match load::rules(path) {
         Ok(rules) => {
-            print(&rules.explain_in_words(domain, entries, SystemClock::new().now()));
+            print(&rules.explain_in_words(domain, entries));
             ExitCode::SUCCESS
         }
         Err(code) => code,

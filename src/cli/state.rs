@@ -4,7 +4,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use tollgate::clock::{Clock, SystemClock};
 use tollgate::descriptor::Descriptor;
 use tollgate::server::admin::api::{
     CounterReading, CounterState, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
@@ -21,7 +20,7 @@ pub(super) fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)
         Err(code) => return code,
     };
     let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-    let counters = match rules.counters(domain, &descriptor, SystemClock::new().now()) {
+    let counters = match rules.counters(domain, &descriptor) {
         Ok(counters) => counters,
         Err(error) => {
             eprintln!("tollgate: {error}");

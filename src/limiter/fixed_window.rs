@@ -1,12 +1,11 @@
 //! Fixed window: one count, which drops to zero at the window's end.
 //!
-//! A window is aligned to the epoch, to a calendar, or to the first hit. The boundaries of a calendar are computed in
-//! this process, which knows time zones, and are sent with the check (semantics 23); a store chooses among them by its
-//! own clock.
+//! A window is aligned to the epoch, to a calendar, or to the first hit. Shared stores do not know time zones: they are
+//! sent the boundaries around their own time, and are called again with others if those do not hold there (semantics 23).
 //!
 //! As with every fixed window, `limit` units can pass just before a boundary and `limit` more just after it.
 
-use super::{Arithmetic, LeaseId, Need, Report, ReportedCharge, Wait};
+use super::{Arithmetic, Calendar, LeaseId, Need, Report, ReportedCharge, Wait};
 use crate::clock::Timestamp;
 
 /// The parameters of a fixed window.
@@ -24,14 +23,10 @@ pub enum Alignment {
     /// At whole multiples of this many microseconds since the Unix epoch.
     Epoch(u64),
     /// At the boundaries of a calendar.
-    Calendar(CalendarBounds),
+    Calendar(&'static Calendar),
     /// At the first hit, for this many microseconds.
     FirstHit(u64),
 }
-
-/// Four boundaries in order, of three windows: the one that was current when they were computed, and its neighbours.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct CalendarBounds(pub [Timestamp; 4]);
 
 /// The count of one window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,18 +39,6 @@ pub struct FixedCount {
     pub count: u32,
 }
 
-impl CalendarBounds {
-    /// The window that contains `now`. Before the first and after the last boundary, the nearest window.
-    fn around(&self, now: Timestamp) -> (Timestamp, Timestamp) {
-        let [first, second, third, last] = self.0;
-        match now {
-            _ if now < second => (first, second),
-            _ if now < third => (second, third),
-            _ => (third, last.max(now.plus(1))),
-        }
-    }
-}
-
 impl FixedWindow {
     /// The window of a first hit at `now`.
     fn window(&self, now: Timestamp) -> (Timestamp, Timestamp) {
@@ -64,7 +47,7 @@ impl FixedWindow {
                 let start = Timestamp::from_micros(now.micros() - now.micros() % window);
                 (start, start.plus(window))
             }
-            Alignment::Calendar(bounds) => bounds.around(now),
+            Alignment::Calendar(calendar) => calendar.bounds(now).middle(),
             Alignment::FirstHit(window) => (now, now.plus(window)),
         }
     }

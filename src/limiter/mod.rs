@@ -16,9 +16,9 @@ mod spec;
 mod token_bucket;
 
 pub(crate) use self::arithmetic::{Arithmetic, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
-pub use self::calendar::{Calendar, CalendarUnit};
+pub use self::calendar::{Calendar, CalendarBounds, CalendarUnit};
 pub use self::concurrency::Concurrency;
-pub use self::fixed_window::{Alignment, CalendarBounds, FixedCount, FixedWindow};
+pub use self::fixed_window::{Alignment, FixedCount, FixedWindow};
 pub use self::lease::{Lease, LeaseId, LeaseStatus, Leases};
 pub(crate) use self::limit::with_algorithm;
 pub use self::limit::{Limit, State};

@@ -1,9 +1,8 @@
-//! A limiter as configured, and its [`Limit`] at a moment.
+//! A limiter as configured, and its [`Limit`].
 
 use std::time::Duration;
 
 use super::{Alignment, Calendar, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
-use crate::clock::Timestamp;
 
 /// The largest `limit` of an exact sliding window: every grant is stored.
 pub const MAX_LOG_LIMIT: u32 = 10_000;
@@ -80,7 +79,7 @@ pub enum Schedule {
     /// At the first hit.
     FirstHit,
     /// At the boundaries of a calendar in a time zone.
-    Calendar(Calendar),
+    Calendar(&'static Calendar),
 }
 
 /// Why a quota is invalid. Its text continues a path: `limiters.login.limit is 20000, ...`.
@@ -142,9 +141,9 @@ impl Quota {
         Self::new(limit, window, algorithm)
     }
 
-    /// The limit at `now`. `max_debt` is the maximum debt of a bucket for which none is configured.
+    /// The limit. `max_debt` is the maximum debt of a bucket for which none is configured.
     #[expect(clippy::missing_panics_doc, reason = "`new` rejects the rates that panic")]
-    pub fn limit(&self, now: Timestamp, max_debt: u64) -> Limit {
+    pub fn limit(&self, max_debt: u64) -> Limit {
         let window = micros(self.window);
         match &self.algorithm {
             Algorithm::TokenBucket { .. } => {
@@ -157,13 +156,13 @@ impl Quota {
                 alignment: match schedule {
                     Schedule::Epoch => Alignment::Epoch(window),
                     Schedule::FirstHit => Alignment::FirstHit(window),
-                    Schedule::Calendar(calendar) => Alignment::Calendar(calendar.bounds(now)),
+                    Schedule::Calendar(calendar) => Alignment::Calendar(calendar),
                 },
             }),
         }
     }
 
-    /// Whether [`Quota::limit`] depends on the moment.
+    /// Whether the windows follow a calendar.
     pub(crate) fn follows_calendar(&self) -> bool {
         matches!(self.algorithm, Algorithm::FixedWindow(Schedule::Calendar(_)))
     }

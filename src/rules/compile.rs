@@ -10,8 +10,7 @@ use super::compiled::{
 };
 use super::index::Index;
 use super::{DEFAULT_IPV6_PREFIX, Normaliser};
-use crate::clock::Timestamp;
-use crate::limiter::{Algorithm, Limit, Quota};
+use crate::limiter::{Algorithm, Limit};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -299,16 +298,12 @@ impl Compiler {
         let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
-            limit: fixed_limit(quota, self.debts[limiter as usize]),
+            limit: quota.limit(self.debts[limiter as usize]),
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
         self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
-}
-
-fn fixed_limit(quota: &Quota, debt: u64) -> Option<Limit> {
-    (!quota.follows_calendar()).then(|| quota.limit(Timestamp::EPOCH, debt))
 }
 
 fn addresses(listed: &[String]) -> Vec<String> {

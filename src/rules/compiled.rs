@@ -6,7 +6,6 @@ use hashbrown::HashMap;
 use super::book::{Charge, Missing, RefusalText, RequestBounds, Unmatched};
 use super::index::Index;
 use super::{Matcher, Normaliser};
-use crate::clock::Timestamp;
 use crate::limiter::{Limit, Limiter, OnStoreError};
 use crate::plan::CounterName;
 use crate::secret::{NamePrefix, Partitions, Secret};
@@ -121,8 +120,7 @@ pub(super) struct LimiterTarget {
 #[derive(Debug)]
 pub(super) struct QuotaTarget {
     pub(super) prefix: NamePrefix,
-    /// `None` where it depends on the time.
-    pub(super) limit: Option<Limit>,
+    pub(super) limit: Limit,
 }
 
 impl Rules {
@@ -175,15 +173,6 @@ impl Rules {
     /// The response to requests that a rule refuses.
     pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
-    }
-
-    /// The limit of a target's quota at `now`.
-    pub(super) fn limit(&self, target: &LimiterTarget, quota: &QuotaTarget, now: Timestamp) -> Limit {
-        quota.limit.unwrap_or_else(|| {
-            let limiter = target.limiter as usize;
-            let configured = self.limiters[limiter].quota.as_ref();
-            configured.expect("a quota target has a quota").limit(now, self.debts[limiter])
-        })
     }
 }
 

@@ -5,7 +5,6 @@ use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRul
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms};
-use crate::clock::Timestamp;
 use crate::descriptor::{Descriptor, LimitOverride, Request};
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{LeaseId, Limit};
@@ -15,8 +14,8 @@ use crate::settings::Bound;
 
 impl Rules {
     /// Turns a request into checks. Slots will be held under `lease`.
-    pub fn plan(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Box<Planned> {
-        let mut walk = Walk { rules: self, now, planned: Box::default(), slots_requested: 0 };
+    pub fn plan(&self, request: &Request<'_>, lease: LeaseId) -> Box<Planned> {
+        let mut walk = Walk { rules: self, planned: Box::default(), slots_requested: 0 };
         walk.planned.plan.lease = lease;
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
@@ -47,7 +46,6 @@ impl Rules {
 
 struct Walk<'r> {
     rules: &'r Rules,
-    now: Timestamp,
     /// Boxed: it is several hundred bytes, and moving it would copy them.
     planned: Box<Planned>,
     /// Number of slots requested, those of merged checks included.
@@ -222,7 +220,7 @@ impl Walk<'_> {
         if let Some(quota) = &target.quota {
             let mut applied_override = None;
             let mut always_denied = false;
-            let mut limit = self.rules.limit(target, quota, self.now);
+            let mut limit = quota.limit;
             let override_prefix;
             let mut prefix = &quota.prefix;
             if let (Some(requested), true) = (descriptor.limit, limiter.overridable) {
@@ -289,7 +287,7 @@ impl Walk<'_> {
         let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
         let prefix =
             name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
-        Some(AppliedOverride::Limit(prefix, quota.limit(self.now, self.rules.debts[limiter])))
+        Some(AppliedOverride::Limit(prefix, quota.limit(self.rules.debts[limiter])))
     }
 
     /// Whether the request takes more slots than a lease can hold. Slots in shadow are not counted: those without room

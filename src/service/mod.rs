@@ -148,6 +148,11 @@ impl Service {
         version.change_lease(lease, LeaseAction::Release, self.now()).await
     }
 
+    /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.
+    pub(crate) fn synchronise_clock(&self) -> Option<i64> {
+        self.clock.synchronise()
+    }
+
     /// The time by which limits are decided.
     pub fn now(&self) -> Timestamp {
         self.clock.now()

@@ -23,6 +23,7 @@ pub(super) const BATCH: &str = "tollgate_store_call_plans";
 pub(super) const STORE_ERRORS: &str = "tollgate_store_errors_total";
 pub(super) const POLICY: &str = "tollgate_store_policy_answers_total";
 pub(super) const SUSPENDED: &str = "tollgate_store_suspended";
+pub(super) const CLOCK_DIFFERENCE: &str = "tollgate_clock_difference_seconds";
 pub(super) const UNDONE: &str = "tollgate_store_undone_total";
 pub(super) const NEAR: &str = "tollgate_store_near_answers_total";
 pub(super) const RELOADS: &str = "tollgate_config_reloads_total";
@@ -40,7 +41,7 @@ pub(super) const DURATION_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 28] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 29] = [
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
@@ -93,6 +94,11 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 28] = [
         "Enforced checks answered without their store, by the on_store_error policy that answered: allow, deny or local.",
     ),
     (SUSPENDED, MetricKind::Gauge, "1 while the circuit breaker of a shared store, or of one of its nodes, is open."),
+    (
+        CLOCK_DIFFERENCE,
+        MetricKind::Gauge,
+        "Seconds by which the clock of a shared store is ahead of this process's, the time of a call included. The store's clock decides.",
+    ),
     (
         UNDONE,
         MetricKind::Counter,

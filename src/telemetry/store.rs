@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::series::{BATCH, CALLS, NEAR, POLICY, Registry, STORE_ERRORS, SUSPENDED, UNDONE};
+use super::series::{BATCH, CALLS, CLOCK_DIFFERENCE, NEAR, POLICY, Registry, STORE_ERRORS, SUSPENDED, UNDONE};
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
 use crate::store::{StoreObserver, Wrapper};
@@ -21,6 +21,8 @@ pub(super) struct StoreMetrics {
     policy: [Counter; 3],
     /// 1 while the circuit breaker is open.
     circuit_open: Gauge,
+    /// Seconds by which the store's clock is ahead.
+    clock_difference: Gauge,
     /// Plans that take charges back: done, failed.
     undone: [Counter; 2],
     /// Plans answered without a call: by the refusal cache, from a quota lease.
@@ -37,6 +39,7 @@ impl StoreMetrics {
             faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
             circuit_open: registry.gauge(SUSPENDED, &labels),
+            clock_difference: registry.gauge(CLOCK_DIFFERENCE, &labels),
             undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
             answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
         }
@@ -63,6 +66,10 @@ impl StoreObserver for StoreMetrics {
 
     fn undone(&self, failed: bool) {
         self.undone[usize::from(failed)].increment(1);
+    }
+
+    fn clock_difference(&self, micros: i64) {
+        self.clock_difference.set(micros as f64 / 1e6);
     }
 
     fn answered_by_wrapper(&self, by: Wrapper) {

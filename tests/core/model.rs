@@ -11,7 +11,7 @@
 //! its own fractions of a token. Then `left` is a range, and within it the implementation's answer is accepted.
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Alignment, CalendarBounds, LeaseId, LeaseStatus};
+use tollgate::limiter::{Alignment, LeaseId, LeaseStatus};
 use tollgate::plan::{Check, Needs, Outcome};
 
 use crate::support::reference::numbers::Numbers;
@@ -372,10 +372,9 @@ fn around(alignment: Alignment, now: u64) -> (u64, u64) {
     match alignment {
         Alignment::Epoch(window) => (now / window * window, (now / window + 1) * window),
         Alignment::FirstHit(window) => (now, now + window),
-        Alignment::Calendar(CalendarBounds(bounds)) => {
-            let bounds = bounds.map(Timestamp::micros);
-            let place = (1..3).rev().find(|place| bounds[*place] <= now).unwrap_or(0);
-            (bounds[place], bounds[place + 1].max(now + 1))
+        Alignment::Calendar(calendar) => {
+            let [_, start, end, _] = calendar.bounds(Timestamp::from_micros(now)).times();
+            (start.micros(), end.micros())
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tollgate::clock::Timestamp;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{
-    Algorithm, Alignment, CalendarBounds, LeaseId, LeaseStatus, Limit, MAX_WINDOW, Quota, Schedule, State,
+    Algorithm, Alignment, Calendar, CalendarUnit, LeaseId, LeaseStatus, Limit, MAX_WINDOW, Quota, Schedule, State,
 };
 use tollgate::plan::{
     Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Outcome, Plan, StateCell, advance, change_lease,
@@ -199,14 +199,14 @@ fn a_fixed_window_agrees_with_a_list_of_hits() {
     let fixed = |window, alignment: Alignment, limits: &[u32]| {
         (window, limits.iter().map(|&limit| Numbers::Fixed { limit, alignment }).collect::<Vec<_>>())
     };
-    let bounds = [-20, -7, 11, 30]
-        .map(|hours: i64| Timestamp::from_micros(START.micros().saturating_add_signed(hours * HOUR as i64)));
+    let berlin = jiff::tz::TimeZone::get("Europe/Berlin").expect("the zone is bundled");
+    let days = Calendar::of(CalendarUnit::Day, &berlin);
     agrees_with_the_model(vec![
         fixed(10 * SECOND, Alignment::Epoch(10 * SECOND), &[5, 3, 10]),
         fixed(7, Alignment::Epoch(7), &[2, 1]),
         fixed(10 * SECOND, Alignment::FirstHit(10 * SECOND), &[5, 3, 10]),
         fixed(60 * SECOND, Alignment::FirstHit(60 * SECOND), &[1]),
-        fixed(12 * HOUR, Alignment::Calendar(CalendarBounds(bounds)), &[5, 8]),
+        fixed(12 * HOUR, Alignment::Calendar(days), &[5, 8]),
     ]);
 }
 
@@ -459,7 +459,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
             let charges = Charges { admitted: cost, passed: 0, refused: if how == 0 { cost } else { 0 } };
             let needs = Needs { fits: if how == 1 { 0 } else { cost }, one_left: how == 1 };
             let check = Check {
-                limit: quota.limit(now, debt),
+                limit: quota.limit(debt),
                 needs,
                 charges,
                 refund: if how == 2 { cost } else { 0 },
@@ -506,7 +506,7 @@ fn a_configured_rate_is_met_within_a_percent_and_never_exceeded() {
     let buckets = any_quota()
         .prop_filter("only buckets have rates", |quota| matches!(quota.algorithm, Algorithm::TokenBucket { .. }));
     always(20_000, (buckets, any_u32()), |(quota, cost)| {
-        let limit = quota.limit(START, 0);
+        let limit = quota.limit(0);
         let Limit::TokenBucket(bucket) = limit else { unreachable!("it is a bucket") };
         let mut held = StateCell::default();
         let mut ask = |cost: u32, charge: bool| {
@@ -551,7 +551,7 @@ fn key_parts_cannot_collide() {
         let (key, rules) = &books[*book];
         let entries = [("x", x.as_str()), ("y", y.as_str()), ("xy", xy.as_str())];
         let request = Request { domain: DOMAIN, descriptors: [Descriptor::of(entries)].into_iter().collect() };
-        let checks = rules.plan(&request, START, LeaseId::default()).plan.checks;
+        let checks = rules.plan(&request, LeaseId::default()).plan.checks;
         assert_ne!(checks[0].counter, checks[1].counter, "a quota and slots share no counter");
         let mut parts: Vec<(&str, &str)> = entries.into_iter().filter(|(entry, _)| key.contains(entry)).collect();
         parts.sort_unstable();

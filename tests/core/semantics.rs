@@ -1021,7 +1021,7 @@ fn semantics_23_a_fixed_window_is_aligned_to_the_epoch_or_to_its_first_hit() {
 
 fn calendar(unit: CalendarUnit, zone: &str) -> World {
     let zone = jiff::tz::TimeZone::get(zone).expect("the zone is bundled");
-    let schedule = Schedule::Calendar(Calendar::new(unit, zone));
+    let schedule = Schedule::Calendar(Calendar::of(unit, &zone));
     one(quota("limiter", 1, unit.nominal_length(), Algorithm::FixedWindow(schedule)))
 }
 

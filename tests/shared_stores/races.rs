@@ -458,6 +458,86 @@ async fn d10_a_clock_ahead_and_one_behind_neither_block_nor_double_in_postgres()
     skewed_clocks_change_nothing(&in_a_postgres(&server)).await;
 }
 
+/// Two processes whose clocks are in other hours than the store's.
+async fn a_calendar_is_that_of_the_store(store: &str) {
+    let Some(library) = installed::faketime() else { return };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs();
+    // A zone whose hour does not end soon.
+    let zone = if now % 3_600 < 3_000 { "UTC" } else { "Asia/Kolkata" };
+    let toml =
+        service(store, &format!("algorithm = 'fixed_window'\ncalendar = 'hour'\ntimezone = '{zone}'\nlimit = 3"));
+    let left = 3_600 - (now + if zone == "UTC" { 0 } else { 1_800 }) % 3_600;
+    let mut instances = Instances::of([-9_000, 18_000].map(|seconds| skewed(&toml, &library, seconds)).into()).await;
+    for (door, account) in [(0, "behind"), (1, "ahead")] {
+        let mut admitted = 0;
+        for turn in 0..20 {
+            let answer = decided(&instances.doors[door], &of(account)).await;
+            admitted += u32::from(passes(&answer));
+            let reset = answer.statuses[0].duration_until_reset.expect("it applies").seconds;
+            assert!((1..=left as i64).contains(&reset), "{account}: a reset of {reset} s, request {turn}");
+        }
+        assert_eq!(admitted, 3, "{account}");
+    }
+    // Both count in one window.
+    for (turn, passed) in [true, true, true, false, false, false].into_iter().enumerate() {
+        assert_eq!(passes(&decided(&instances.doors[turn % 2], &of("both")).await), passed, "request {turn}");
+    }
+    for (served, seconds) in instances.served.iter().zip([9_000.0, -18_000.0]) {
+        let difference = served.metric("tollgate_clock_difference_seconds{store=\"main\"}");
+        assert!((difference - seconds).abs() < 60.0, "the clocks differ by {difference} s");
+        served.until("clocks differ");
+    }
+    // A killed process leaves the files of its clock behind.
+    drop(instances.doors);
+    instances.served.iter_mut().for_each(|served| drop(served.stop()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_23_a_calendar_is_that_of_a_redis_whatever_the_process_believes() {
+    let _others = crate::MACHINE.read().await;
+    let Some(server) = Redis::start() else { return };
+    a_calendar_is_that_of_the_store(&in_a_redis(server.port)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_23_a_calendar_is_that_of_a_postgres_whatever_the_process_believes() {
+    let _others = crate::MACHINE.read().await;
+    let Some(server) = Postgres::shared() else { return };
+    a_calendar_is_that_of_the_store(&in_a_postgres(&server)).await;
+}
+
+/// A memory store on a machine that sleeps for three hours: its monotonic clock stands still, its wall clock goes on.
+#[test]
+fn semantics_03_a_machine_that_slept_is_in_the_new_window() {
+    let _others = crate::MACHINE.blocking_read();
+    let Some(library) = installed::faketime() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let offset = directory.path().join("offset");
+    std::fs::write(&offset, "+0").expect("it is written");
+    let paths = [&library, &offset].map(|path| path.display().to_string());
+    let variables = [
+        ("LD_PRELOAD", paths[0].as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", &paths[1]),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let toml = service("engine = 'memory'", "algorithm = 'fixed_window'\ncalendar = 'hour'\nlimit = 3")
+        .replace("required = true\n", "");
+    let mut served = Served::start(&toml, &variables).ready();
+    let ask = || try_once(&served).status == 200;
+    // The hour may end in between, once.
+    let admitted = (0..20).filter(|_| ask()).count();
+    assert!(admitted == 3 || admitted == 6, "{admitted} admitted");
+    std::fs::write(&offset, "+10800").expect("it is written");
+    served.until("clock jumped");
+    assert!(ask(), "three hours later");
+    std::fs::write(&offset, "+0").expect("it is written");
+    until("the clock is back", || served.said().matches("clock jumped").count() == 2);
+    // The window that is ahead of the clock becomes the current one: nobody is locked out for longer than an hour.
+    assert!((0..20).filter(|_| ask()).count() <= 6);
+    drop(served.stop());
+}
+
 async fn a_rate_and_slots(store: &str) {
     let keys =
         format!("algorithm = 'token_bucket'\nlimit = 10\nwindow = '{YEAR}'\nmax_concurrent = 3\nlease = '{YEAR}'");

@@ -220,6 +220,8 @@ impl StoreObserver for FirstStore {
         self.undone.fetch_add(u64::from(!failed), Ordering::Relaxed);
     }
 
+    fn clock_difference(&self, _micros: i64) {}
+
     fn answered_by_wrapper(&self, _by: Wrapper) {}
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio_postgres::NoTls;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
-    Alignment, CalendarBounds, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter, SlidingWindow,
-    TokenBucket,
+    Alignment, Calendar, CalendarUnit, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, SlidingCounter,
+    SlidingWindow, TokenBucket,
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan, Undo};
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
@@ -197,8 +197,9 @@ fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
 
 #[test]
 fn the_window_of_a_calendar_is_chosen_by_the_clock_of_the_store() {
-    let bounds = [1, 5, 6, 9].map(|day| START.plus(day * 86_400 * SECOND));
-    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(CalendarBounds(bounds)) });
+    let weeks = Calendar::of(CalendarUnit::Week, &jiff::tz::TimeZone::UTC);
+    let bounds = weeks.bounds(START).times();
+    let limit = Limit::FixedWindow(FixedWindow { limit: 2, alignment: Alignment::Calendar(weeks) });
     let mut moments = vec![START];
     for bound in bounds {
         moments.extend([bound.micros() - 1, bound.micros(), bound.micros() + 1].map(Timestamp::from_micros));

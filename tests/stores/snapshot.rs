@@ -16,7 +16,7 @@ fn owner() -> SnapshotOwner {
 }
 
 fn quota(algorithm: Algorithm) -> Limit {
-    Quota::new(10, Duration::from_secs(60), algorithm).expect("a valid quota").limit(NOW, 0)
+    Quota::new(10, Duration::from_secs(60), algorithm).expect("a valid quota").limit(0)
 }
 
 fn limits() -> Vec<Limit> {
@@ -135,7 +135,7 @@ fn semantics_32_a_plan_is_in_a_snapshot_whole_or_not_at_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("main.snapshot");
     let limit = Quota::new(u32::MAX, Duration::from_secs(3600), Algorithm::FixedWindow(Schedule::Epoch));
-    let limit = limit.expect("a valid quota").limit(NOW, 0);
+    let limit = limit.expect("a valid quota").limit(0);
     let (memory, done) = (memory(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         // Every plan charges both counters of a pair, which lie in different shards.

@@ -279,7 +279,7 @@ impl<'a> LimiterBuilder<'a> {
             schema::Calendar::Month => CalendarUnit::Month,
             schema::Calendar::Year => CalendarUnit::Year,
         };
-        Some(Schedule::Calendar(Calendar::new(unit, zone)))
+        Some(Schedule::Calendar(Calendar::of(unit, &zone)))
     }
 
     /// The quota of a `limit` in a window, which is given as a duration, in seconds or by a calendar.

@@ -1,6 +1,5 @@
 //! The counters of an identity, to inspect or reset a lockout.
 
-use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Needs};
@@ -61,12 +60,7 @@ impl Rules {
     /// # Errors
     ///
     /// There is no such domain, or no counter.
-    pub fn counters(
-        &self,
-        domain: &str,
-        descriptor: &Descriptor<'_>,
-        now: Timestamp,
-    ) -> Result<Vec<KnownCounter>, NotCounted> {
+    pub fn counters(&self, domain: &str, descriptor: &Descriptor<'_>) -> Result<Vec<KnownCounter>, NotCounted> {
         let Some(&index) = self.by_name.get(domain) else {
             let known = listed(&self.domains_with_rules().into_iter().map(str::to_owned).collect::<Vec<_>>());
             return Err(NotCounted::UnknownDomain { domain: domain.to_owned(), known });
@@ -79,7 +73,7 @@ impl Rules {
             let CompiledAction::Apply(applies) = &rule.action else { continue };
             for apply in applies.iter().filter(|apply| apply.is_of(descriptor)) {
                 for target in apply.targets(descriptor) {
-                    self.counters_of(apply, target, descriptor, now, rule, &mut known);
+                    self.counters_of(apply, target, descriptor, rule, &mut known);
                 }
             }
         }
@@ -102,13 +96,12 @@ impl Rules {
         apply: &CompiledApply,
         number: u32,
         descriptor: &Descriptor<'_>,
-        now: Timestamp,
         rule: &CompiledRule,
         known: &mut Vec<KnownCounter>,
     ) {
         let target = &self.targets[number as usize];
         let limiter = self.limiter(number);
-        let quota = target.quota.as_ref().map(|quota| (false, &quota.prefix, self.limit(target, quota, now)));
+        let quota = target.quota.as_ref().map(|quota| (false, &quota.prefix, quota.limit));
         let slots = target.slots.as_ref().map(|(prefix, limit)| (true, prefix, *limit));
         for (slots, prefix, limit) in quota.into_iter().chain(slots) {
             let Some(counter) = apply.name(prefix, descriptor) else { continue };

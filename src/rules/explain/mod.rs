@@ -14,7 +14,6 @@ pub use self::identity::{KnownCounter, NotCounted};
 use super::book::Missing;
 use super::compiled::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts};
 use super::resolve::{Resolved, rewrite};
-use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 
 impl CompiledRule {
@@ -30,7 +29,7 @@ impl CompiledRule {
 
 impl Rules {
     /// Explains one descriptor of a domain.
-    fn explain(&self, domain: &str, descriptor: &Descriptor<'_>, now: Timestamp) -> Explanation {
+    fn explain(&self, domain: &str, descriptor: &Descriptor<'_>) -> Explanation {
         let Some(&index) = self.by_name.get(domain) else {
             let entries = entries(descriptor);
             return Explanation { domain_known: false, entries, rules: Vec::new() };
@@ -58,7 +57,7 @@ impl Rules {
                 CompiledAction::Allow => ActionExplanation::Allow,
                 CompiledAction::Deny => ActionExplanation::Deny,
                 CompiledAction::Apply(applies) => ActionExplanation::Apply(
-                    applies.iter().map(|apply| self.explain_apply(apply, descriptor, now)).collect(),
+                    applies.iter().map(|apply| self.explain_apply(apply, descriptor)).collect(),
                 ),
             };
             let explained = RuleExplanation {
@@ -76,12 +75,7 @@ impl Rules {
         Explanation { domain_known: true, entries: entries(descriptor), rules: rules.collect() }
     }
 
-    fn explain_apply(
-        &self,
-        apply: &super::compiled::CompiledApply,
-        descriptor: &Descriptor<'_>,
-        now: Timestamp,
-    ) -> ApplyExplanation {
+    fn explain_apply(&self, apply: &super::compiled::CompiledApply, descriptor: &Descriptor<'_>) -> ApplyExplanation {
         let key = apply.key.iter().map(|part| {
             let value = descriptor.value(&part.entry).map(|value| {
                 let value = std::borrow::Cow::Borrowed(value);
@@ -126,7 +120,7 @@ impl Rules {
         };
         let target = &self.targets[target as usize];
         explained.limiter = Some(self.limiters[target.limiter as usize].name.clone());
-        let quota = target.quota.as_ref().map(|quota| (&quota.prefix, self.limit(target, quota, now)));
+        let quota = target.quota.as_ref().map(|quota| (&quota.prefix, quota.limit));
         let slots = target.slots.as_ref().map(|(prefix, limit)| (prefix, *limit));
         for (prefix, limit) in quota.into_iter().chain(slots) {
             match apply.name(prefix, descriptor) {
@@ -149,12 +143,9 @@ fn entries(descriptor: &Descriptor<'_>) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use crate::clock::Timestamp;
     use crate::descriptor::{Descriptor, Request};
     use crate::limiter::{Concurrency, LeaseId, Limiter, OnStoreError};
     use crate::rules::{Action, Apply, Charge, Domain, Missing, RefusalText, Rule, RuleBook, Rules, Unmatched};
-
-    const NOW: Timestamp = Timestamp::from_secs(1_700_000_000);
 
     fn rule(name: &str, action: Action) -> Rule {
         Rule {
@@ -211,9 +202,9 @@ mod tests {
             let rules = Rules::compile(book).expect("a good book");
             let descriptor = Descriptor::of([("path", "/")]);
             let request = Request { domain: "edge", descriptors: [descriptor.clone()].into_iter().collect() };
-            let planned = rules.plan(&request, NOW, LeaseId(0));
+            let planned = rules.plan(&request, LeaseId(0));
             let reached = planned.sources.iter().any(|source| source.rule == 1);
-            assert_eq!(!rules.explain("edge", &descriptor, NOW).rules[1].unreached, reached, "{case}");
+            assert_eq!(!rules.explain("edge", &descriptor).rules[1].unreached, reached, "{case}");
         }
     }
 }

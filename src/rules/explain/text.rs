@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::explanation::{ActionExplanation, ApplyExplanation, Explanation, NotApplied, RuleExplanation};
-use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
 use crate::rules::book::{Charge, Unmatched};
@@ -11,7 +10,7 @@ use crate::rules::compiled::Rules;
 
 impl Rules {
     /// Explains as text which rules apply to a descriptor with these entries.
-    pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)], now: Timestamp) -> String {
+    pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)]) -> String {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let settings = self.by_name.get(domain).map(|&index| &self.domains[index]);
         let text = ExplanationText {
@@ -22,7 +21,7 @@ impl Rules {
             shadow: settings.map_or(self.shadow, |settings| settings.shadow),
             domains: self.domains_with_rules(),
         };
-        text.whole(&self.explain(domain, &descriptor, now))
+        text.whole(&self.explain(domain, &descriptor))
     }
 }
 

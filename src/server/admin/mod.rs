@@ -172,7 +172,7 @@ impl Admin {
             "/top" => self.top(head),
             "/state" => self.counter_states(current, &read(head, body).await?).await,
             "/lift" => self.lift(current, &read(head, body).await?).await,
-            "/explain" => Ok(self.explain(current, &read(head, body).await?)),
+            "/explain" => Ok(Self::explain(current, &read(head, body).await?)),
             path => unreachable!("{path} has a route and no answer"),
         }
     }
@@ -251,7 +251,7 @@ impl Admin {
     }
 
     async fn counter_states(&self, current: &Current, identity: &IdentityQuery) -> Result<AdminResponse, AdminError> {
-        let known = self.counters(current, &identity.domain, &identity.entries)?;
+        let known = Self::counters(current, &identity.domain, &identity.entries)?;
         Ok(json_ok(&self.read_counters(current, &known).await))
     }
 
@@ -300,7 +300,7 @@ impl Admin {
                 format!("{name} contains the value of {entry}, which must not reach the audit log: write it without");
             return Err(admin_error(StatusCode::BAD_REQUEST, &error));
         }
-        let mut known = self.counters(current, &lift.domain, &lift.entries)?;
+        let mut known = Self::counters(current, &lift.domain, &lift.entries)?;
         if let Some(limiter) = &lift.limiter {
             let mut others: Vec<String> = known.iter().map(|counter| counter.limiter.clone()).collect();
             known.retain(|counter| counter.limiter == *limiter);
@@ -341,9 +341,8 @@ impl Admin {
         Ok(json_ok(&lifted))
     }
 
-    fn explain(&self, current: &Current, identity: &IdentityQuery) -> AdminResponse {
-        let (rules, now) = (&current.version.rules, self.0.now());
-        let text = rules.explain_in_words(&identity.domain, &identity.entries, now);
+    fn explain(current: &Current, identity: &IdentityQuery) -> AdminResponse {
+        let text = current.version.rules.explain_in_words(&identity.domain, &identity.entries);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         respond(StatusCode::OK, headers, text)
@@ -351,13 +350,12 @@ impl Admin {
 
     /// The counters whose keys consist of these entries.
     fn counters(
-        &self,
         current: &Current,
         domain: &str,
         entries: &[(String, String)],
     ) -> Result<Vec<KnownCounter>, AdminError> {
         let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-        let known = current.version.rules.counters(domain, &descriptor, self.0.now());
+        let known = current.version.rules.counters(domain, &descriptor);
         known.map_err(|error| admin_error(StatusCode::NOT_FOUND, &error.to_string()))
     }
 }

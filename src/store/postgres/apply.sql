@@ -46,7 +46,7 @@ $body$;
 --   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
 --   13 refund   14 shadow   15 always denied
 --
--- The result: the time; then for each plan 1 if it is admitted, else 0; the status of each change (0 done, 1 expired,
+-- The result: the time; nothing else if the windows of a calendar do not contain it; then for each plan 1 if it is admitted, else 0; the status of each change (0 done, 1 expired,
 -- 2 unknown); and for each check the remaining units, the reset, and the wait: -2 if it passes, -1 if it never will.
 CREATE OR REPLACE FUNCTION {apply}(
     injected bigint,
@@ -122,6 +122,17 @@ BEGIN
 
     -- The rows are locked now. now() is the time at which the transaction began, before it waited for them.
     now := coalesce(injected, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+
+    -- The windows of a calendar are computed by the caller, for the time at which it expects the call. If one does not
+    -- contain the time, nothing is executed, and the caller calls again with others.
+    s := 0;
+    WHILE s < coalesce(array_length(shapes, 1), 0) LOOP
+        IF shapes[s + 1] = 4 AND shapes[s + 3] = 2 AND (now < shapes[s + 4] OR now >= shapes[s + 7]) THEN
+            RETURN ARRAY[now];
+        END IF;
+        s := s + 15;
+    END LOOP;
+
     SELECT array_agg(kind::bigint), array_agg(a), array_agg(b), array_agg(moment), array_agg(d), array_agg(expires),
            array_agg(0::bigint), array_agg(0::bigint), array_agg(-1::bigint), array_agg(-1::bigint)
     INTO kinds, as_, bs, moments, ds, expiries, wrote, edges, seens, windows

@@ -34,8 +34,8 @@ pub use self::migrate::{MigrateError, Migrated};
 use self::names::SchemaNames;
 use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
-use self::wire::{ApplyArguments, Uuid, bigint};
-use super::shared::Backend;
+use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
 use crate::clock::Clock;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 use tokio::time::Instant;
@@ -67,6 +67,7 @@ pub struct Postgres {
     sweeper: Option<JoinHandle<()>>,
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
+    server_clock: StoreClock,
 }
 
 /// The connection pool with the statements of the store, shared by its tasks.
@@ -115,7 +116,7 @@ impl Postgres {
         let pool =
             Arc::new(PostgresPool { connections, statements, response_timeout, last_warnings: Mutex::default() });
         let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
-        Ok(Self { pool, sweeper, clock: None })
+        Ok(Self { pool, sweeper, clock: None, server_clock: StoreClock::default() })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -164,13 +165,30 @@ impl Backend for Postgres {
         if plans.is_empty() {
             return Vec::new();
         }
-        let now = self.clock.as_ref().map(|clock| bigint(clock.now().micros()));
-        let arguments = ApplyArguments::of(plans);
-        let answer = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await }).await;
-        match answer {
-            Ok(answer) => wire::decode(plans, &answer).unwrap_or_else(|| vec![Err(Fault::Script); plans.len()]),
-            Err(fault) => vec![Err(fault); plans.len()],
+        let failed = |fault| plans.iter().map(|_| Err(fault)).collect();
+        let now = self.clock.as_ref().map(|clock| clock.now());
+        let mut at = now.unwrap_or_else(|| self.server_clock.now());
+        for _ in 0..CALENDAR_ATTEMPTS {
+            let arguments = ApplyArguments::of(plans, at);
+            let now = now.map(|now| bigint(now.micros()));
+            let call = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await });
+            let answer = match call.await {
+                Ok(answer) => wire::decode(plans, &answer),
+                Err(fault) => return failed(fault),
+            };
+            match answer {
+                Some(ApplyAnswer::Answers(server, answers)) => {
+                    self.server_clock.record(server);
+                    return answers.into_iter().map(Ok).collect();
+                }
+                Some(ApplyAnswer::OutsideCalendar(server)) => {
+                    self.server_clock.record(server);
+                    at = server;
+                }
+                None => break,
+            }
         }
+        failed(Fault::Script)
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {

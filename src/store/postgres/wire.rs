@@ -15,7 +15,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::clock::Timestamp;
 use crate::limiter::{Alignment, LeaseId, LeaseStatus, Limit, MAX_EXACT_INTEGER};
-use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, Outcome, Plan};
+use crate::plan::{Applied, Check, CounterName, LeaseAction, Outcome, Plan};
 
 /// The length of a shape.
 const SHAPE_LEN: usize = 15;
@@ -68,10 +68,10 @@ pub(super) struct ApplyArguments {
 }
 
 impl ApplyArguments {
-    /// Encodes plans.
-    pub(super) fn of(plans: &[Plan]) -> Self {
+    /// Encodes plans. Calendars have the windows around `at`.
+    pub(super) fn of(plans: &[Plan], at: Timestamp) -> Self {
         let arguments = Self { answers: 1, ..Self::default() };
-        let mut encoder = PlanEncoder { arguments, ..PlanEncoder::default() };
+        let mut encoder = PlanEncoder { arguments, at, ..PlanEncoder::default() };
         plans.iter().for_each(|plan| encoder.plan(plan));
         encoder.arguments
     }
@@ -83,6 +83,7 @@ type Indexes<K> = HashMap<K, i64, RandomState>;
 #[derive(Default)]
 struct PlanEncoder {
     arguments: ApplyArguments,
+    at: Timestamp,
     counters: Indexes<CounterName>,
     leases: Indexes<LeaseId>,
     shapes: Indexes<ShapeNumbers>,
@@ -103,7 +104,7 @@ impl PlanEncoder {
         }
         for undo in &plan.undos {
             let counter = self.counter(undo.counter);
-            let shape = self.shape(shape_of_limit(&undo.limit));
+            let shape = self.shape(shape_of_limit(&undo.limit, self.at));
             // A longer reset than a counter can have would overflow when it is multiplied by the drain.
             let max_reset = match &undo.limit {
                 Limit::TokenBucket(bucket) => MAX_EXACT_INTEGER / bucket.drain() + 1,
@@ -114,7 +115,7 @@ impl PlanEncoder {
         for group in plan.groups() {
             self.put([count(group.len())]);
             for check in group {
-                let (counter, shape) = (self.counter(check.counter), self.shape(shape_of_check(check)));
+                let (counter, shape) = (self.counter(check.counter), self.shape(shape_of_check(check, self.at)));
                 self.put([counter, shape]);
             }
         }
@@ -160,8 +161,8 @@ fn index_of<K: Eq + std::hash::Hash + Copy + Into<Uuid>>(
 }
 
 /// The shape of a check. Indexes are from zero here, and from one in apply.sql.
-fn shape_of_check(check: &Check) -> ShapeNumbers {
-    let mut shape = shape_of_limit(&check.limit);
+fn shape_of_check(check: &Check, at: Timestamp) -> ShapeNumbers {
+    let mut shape = shape_of_limit(&check.limit, at);
     let (needs, charges) = (check.needs, check.charges);
     let max_units = shape[1];
     let concurrency = matches!(check.limit, Limit::Concurrency(_));
@@ -195,7 +196,7 @@ fn shape_of_check(check: &Check) -> ShapeNumbers {
 }
 
 /// The shape of a limit: its kind, its maximum units and its parameters. The rest is zero.
-fn shape_of_limit(limit: &Limit) -> ShapeNumbers {
+fn shape_of_limit(limit: &Limit, at: Timestamp) -> ShapeNumbers {
     let mut shape = [0; SHAPE_LEN];
     shape[1] = max_units(limit).into();
     match limit {
@@ -216,9 +217,9 @@ fn shape_of_limit(limit: &Limit) -> ShapeNumbers {
             match fixed.alignment {
                 Alignment::Epoch(window) => shape[3] = bigint(window),
                 Alignment::FirstHit(window) => (shape[2], shape[3]) = (1, bigint(window)),
-                Alignment::Calendar(bounds) => {
+                Alignment::Calendar(calendar) => {
                     shape[2] = 2;
-                    shape[3..7].copy_from_slice(&bounds.0.map(|bound| bigint(bound.micros())));
+                    shape[3..7].copy_from_slice(&calendar.bounds(at).times().map(|bound| bigint(bound.micros())));
                 }
             }
         }
@@ -250,10 +251,22 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).expect("there are fewer than 2^63 of anything")
 }
 
+/// The answer to a call.
+#[derive(Debug)]
+pub(super) enum ApplyAnswer {
+    /// The time of the server, and the answer to each plan.
+    Answers(Timestamp, Vec<Applied>),
+    /// Nothing was executed: the windows of a calendar in the call do not contain the time of the server, which is this.
+    OutsideCalendar(Timestamp),
+}
+
 /// Decodes the answer to a call. `None` if it is malformed.
-pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applied, Fault>>> {
+pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
     let (at, mut rest) = answer.split_first()?;
     let at = Timestamp::from_micros(u64::try_from(*at).ok()?);
+    if rest.is_empty() && !plans.is_empty() {
+        return Some(ApplyAnswer::OutsideCalendar(at));
+    }
     let mut all = Vec::with_capacity(plans.len());
     for plan in plans {
         let mut applied = Applied { admitted: next(&mut rest)? == 1, at, ..Applied::default() };
@@ -276,9 +289,9 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<Vec<Result<Applie
             }));
         }
         applied.answers = answers;
-        all.push(Ok(applied));
+        all.push(applied);
     }
-    rest.is_empty().then_some(all)
+    rest.is_empty().then_some(ApplyAnswer::Answers(at, all))
 }
 
 /// Removes and returns the first number.

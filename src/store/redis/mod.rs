@@ -30,9 +30,9 @@ use self::hash_slot::hash_slot;
 use self::sentinel::Sentinels;
 pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology};
 use self::warnings::Warnings;
-use self::wire::{CommandError, Keys, ScriptRef};
-use super::shared::Backend;
-use crate::clock::Clock;
+use self::wire::{CommandError, Keys, Reply, ScriptRef};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
+use crate::clock::{Clock, Timestamp};
 use crate::plan::{Applied, CounterName, Fault, Plan};
 use crate::tls::{TlsClient, TlsError};
 
@@ -46,6 +46,7 @@ pub struct Redis {
     warnings: Arc<Warnings>,
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
+    server_clock: StoreClock,
 }
 
 /// The connections to one server, or to the nodes of a cluster.
@@ -75,7 +76,13 @@ impl Redis {
             Topology::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone())),
         };
         let tagged = matches!(servers, Servers::Cluster(_));
-        Ok(Self { servers, keys: Keys::new(&settings.key_prefix, tagged), warnings, clock: None })
+        Ok(Self {
+            servers,
+            keys: Keys::new(&settings.key_prefix, tagged),
+            warnings,
+            clock: None,
+            server_clock: StoreClock::default(),
+        })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call.
@@ -84,14 +91,34 @@ impl Redis {
         Self { clock: Some(clock), ..self }
     }
 
-    /// Calls the script by its digest, and by its text if the server replies that it does not have it.
-    async fn call(&self, plans: &[Plan]) -> Result<Value, CommandError> {
+    /// Calls the script, again with the windows of the server's time if those of a calendar did not hold for it.
+    async fn call(&self, plans: &[Plan]) -> Result<Vec<Result<Applied, CommandError>>, CommandError> {
         let now = self.clock.as_ref().map(|clock| clock.now());
-        let cmd = wire::encode(plans, now, &self.keys, ScriptRef::Digest(&SCRIPT_DIGEST));
+        let mut at = now.unwrap_or_else(|| self.server_clock.now());
+        for _ in 0..CALENDAR_ATTEMPTS {
+            let reply = self.call_at(plans, at, now).await?;
+            match wire::decode(plans, &reply)? {
+                Reply::Answers(server, answers) => {
+                    self.server_clock.record(server);
+                    return Ok(answers);
+                }
+                Reply::OutsideCalendar(server) => {
+                    self.server_clock.record(server);
+                    at = server;
+                }
+            }
+        }
+        let text = "the clock of the server leaves the windows of a calendar while it is called".to_owned();
+        Err(CommandError { fault: Fault::Script, text })
+    }
+
+    /// Calls the script by its digest, and by its text if the server replies that it does not have it.
+    async fn call_at(&self, plans: &[Plan], at: Timestamp, now: Option<Timestamp>) -> Result<Value, CommandError> {
+        let cmd = wire::encode(plans, at, now, &self.keys, ScriptRef::Digest(&SCRIPT_DIGEST));
         let partition = plans.first().map_or(0, partition);
         match self.send(partition, &cmd).await {
             Err(error) if error.text.starts_with("NOSCRIPT") => {
-                self.send(partition, &wire::encode(plans, now, &self.keys, ScriptRef::Text)).await
+                self.send(partition, &wire::encode(plans, at, now, &self.keys, ScriptRef::Text)).await
             }
             result => result,
         }
@@ -146,10 +173,7 @@ impl Redis {
 
     async fn execute_batch(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         match self.call(plans).await {
-            Ok(reply) => {
-                let answers = wire::decode(plans, &reply).into_iter();
-                answers.map(|answer| answer.map_err(|error| self.warn(&error))).collect()
-            }
+            Ok(answers) => answers.into_iter().map(|answer| answer.map_err(|error| self.warn(&error))).collect(),
             Err(error) => {
                 let fault = self.warn(&error);
                 plans.iter().map(|_| Err(fault)).collect()

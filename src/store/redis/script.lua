@@ -21,7 +21,7 @@
 --             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
 --             is too large or small enough for any counter.
 --
---   reply     the time; then for each plan either one text, an error, or the statuses of its changes (0 done,
+--   reply     the time; nothing else if the windows of a calendar do not contain it; then for each plan either one text, an error, or the statuses of its changes (0 done,
 --             1 expired, 2 unknown), and for each check the counted units, or -1 - units if it refuses, and what the
 --             caller cannot compute from them.
 --
@@ -40,6 +40,17 @@ local now, strings, place = unpack_('<dH', program)
 local clock = call('TIME')
 local real = clock[1] * 1000000 + clock[2]
 if now < 0 then now = real end
+
+-- The windows of a calendar are computed by the caller, for the time at which it expects the call. If one does not
+-- contain the time, nothing is executed, and the caller calls again with others. Only fixed shapes with four boundaries
+-- take 104 bytes.
+for number = 2, #ARGV do
+  local shape = ARGV[number]
+  if #shape == 104 then
+    local first, last = unpack_('<d', shape, 73), unpack_('<d', shape, 97)
+    if now < first or now >= last then return { now } end
+  end
+end
 
 local held = {}
 if strings > 0 and strings <= 1000 then
@@ -224,7 +235,7 @@ local function others()
     elseif now < shape[12] then
       return shape[11], shape[12]
     end
-    return shape[12], max(shape[13], now + 1)
+    return shape[12], shape[13]
   end
 
   -- The start, end and count of the current window.

@@ -22,6 +22,10 @@ pub trait StoreObserver: Send + Sync {
     /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 
+    /// The store's clock is this many microseconds ahead of this process's (negative: behind it), the time of the call
+    /// included.
+    fn clock_difference(&self, micros: i64);
+
     /// A wrapper answered a plan without a call.
     fn answered_by_wrapper(&self, by: Wrapper);
 }

@@ -6,6 +6,7 @@ mod metrics;
 mod queue;
 mod quota_leases;
 mod refusal_cache;
+mod store_clock;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use self::metrics::{StoreObserver, Wrapper};
 pub use self::queue::{Queue, QueueSettings};
 use self::quota_leases::{QuotaAnswer, QuotaLeases};
 use self::refusal_cache::RefusalCache;
+pub(super) use self::store_clock::{CALENDAR_ATTEMPTS, StoreClock};
 use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, OnStoreError};
@@ -29,6 +31,13 @@ const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20,
 
 /// The fallback of a recovered store is discarded after this time without a failure.
 const FALLBACK_GRACE_MICROS: u64 = 500_000;
+
+/// The difference between the clocks of a store and of this process from which on it is logged. It includes the time of
+/// a call.
+const MAX_CLOCK_DIFFERENCE_MICROS: u64 = 1_000_000;
+
+/// The shortest time between two warnings of a difference.
+const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The settings of a shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +82,8 @@ pub struct SharedStore {
     quota_leases: Option<QuotaLeases>,
     /// Decides while the store fails.
     fallback: Mutex<Option<Fallback>>,
+    /// When a difference of the clocks was last logged.
+    last_clock_warning: Mutex<Option<Instant>>,
 }
 
 /// The local counters of one outage of the store.
@@ -100,7 +111,14 @@ impl SharedStore {
         let queue = Queue::new(&settings.name, backend, settings.queue);
         let refusal_cache = settings.refusal_cache.map(RefusalCache::new);
         let quota_leases = settings.quota_lease.map(QuotaLeases::new);
-        Self { queue, settings, refusal_cache, quota_leases, fallback: Mutex::new(None) }
+        Self {
+            queue,
+            settings,
+            refusal_cache,
+            quota_leases,
+            fallback: Mutex::new(None),
+            last_clock_warning: Mutex::new(None),
+        }
     }
 
     /// The queue in front of the store.
@@ -118,7 +136,7 @@ impl SharedStore {
         }
         let answer = match &self.quota_leases {
             Some(leases) => self.execute_with_leases(leases, plan, now, deadline).await,
-            None => self.queue.execute(plan.clone(), deadline).await,
+            None => self.execute_on_store(plan.clone(), now, deadline).await,
         };
         if let (Some(cache), Ok(applied)) = (&self.refusal_cache, &answer) {
             cache.record(plan, applied, now);
@@ -138,7 +156,7 @@ impl SharedStore {
                 self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::QuotaLease));
                 return Ok(applied);
             }
-            QuotaAnswer::Forward(plan) => return self.queue.execute(plan, deadline).await,
+            QuotaAnswer::Forward(plan) => return self.execute_on_store(plan, now, deadline).await,
             QuotaAnswer::Prefetch(larger) => larger,
         };
         let answer = self.queue.prefetch(larger.clone(), deadline).await;
@@ -146,8 +164,35 @@ impl SharedStore {
             Some(applied) => Ok(applied),
             None => {
                 answer?;
-                self.queue.execute(plan.clone(), deadline).await
+                self.execute_on_store(plan.clone(), now, deadline).await
             }
+        }
+    }
+
+    async fn execute_on_store(&self, plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
+        let answer = self.queue.execute(plan, deadline).await;
+        if let Ok(applied) = &answer {
+            self.compare_clocks(applied.at, now);
+        }
+        answer
+    }
+
+    /// Reports the difference between the store's clock, which was read up to a timeout later, and this process's.
+    fn compare_clocks(&self, store: Timestamp, process: Timestamp) {
+        let difference = store.micros().cast_signed().saturating_sub(process.micros().cast_signed());
+        self.queue.report(|observer| observer.clock_difference(difference));
+        if difference.unsigned_abs() < MAX_CLOCK_DIFFERENCE_MICROS {
+            return;
+        }
+        let mut last = self.last_clock_warning.lock();
+        if last.is_none_or(|last| last.elapsed() >= CLOCK_WARNING_INTERVAL) {
+            *last = Some(Instant::now());
+            let seconds = difference as f64 / 1e6;
+            tracing::warn!(
+                store = self.settings.name,
+                seconds,
+                "clocks differ: the store's clock decides; synchronise this machine's or the store's"
+            );
         }
     }
 

@@ -11,5 +11,5 @@ mod shapes;
 
 pub(super) use self::error::CommandError;
 pub(super) use self::keys::Keys;
-pub(super) use self::reply::decode;
+pub(super) use self::reply::{Reply, decode};
 pub(super) use self::request::{SCRIPT, ScriptRef, batch_size, encode, is_encodable};

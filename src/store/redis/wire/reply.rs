@@ -7,17 +7,25 @@ use crate::clock::Timestamp;
 use crate::limiter::{BucketLevel, CounterPair, FixedCount, LeaseStatus, Limit, State};
 use crate::plan::{Applied, Check, Outcome, Plan};
 
-/// The answers in a reply, one for each plan.
-pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Vec<Result<Applied, CommandError>> {
-    let Value::Array(items) = reply else {
-        return plans.iter().map(|_| Err(CommandError::malformed_reply())).collect();
-    };
+/// A reply to a call.
+#[derive(Debug)]
+pub(in crate::store::redis) enum Reply {
+    /// The time of the server, and one answer for each plan.
+    Answers(Timestamp, Vec<Result<Applied, CommandError>>),
+    /// Nothing was executed: the windows of a calendar in the call do not contain the time of the server, which is this.
+    OutsideCalendar(Timestamp),
+}
+
+/// Decodes the reply to a call.
+pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Result<Reply, CommandError> {
+    let Value::Array(items) = reply else { return Err(CommandError::malformed_reply()) };
     let mut reader = ReplyReader { items: items.iter() };
-    let Some(now) = reader.number().and_then(|now| u64::try_from(now).ok()) else {
-        return plans.iter().map(|_| Err(CommandError::malformed_reply())).collect();
-    };
+    let now = reader.count().ok_or_else(CommandError::malformed_reply)?;
     let now = Timestamp::from_micros(now);
-    plans.iter().map(|plan| reader.plan(plan, now)).collect()
+    if items.len() == 1 && !plans.is_empty() {
+        return Ok(Reply::OutsideCalendar(now));
+    }
+    Ok(Reply::Answers(now, plans.iter().map(|plan| reader.plan(plan, now)).collect()))
 }
 
 struct ReplyReader<'a> {
@@ -120,7 +128,10 @@ mod tests {
     fn a_text_is_the_error_of_its_plan_alone() {
         let text = Value::BulkString(b"OOM no memory".to_vec());
         let reply = Value::Array(vec![Value::Int(5), Value::Int(0), text, Value::Int(2)]);
-        let answers = decode(&[release(), release(), release()], &reply);
+        let Ok(Reply::Answers(at, answers)) = decode(&[release(), release(), release()], &reply) else {
+            panic!("there are answers")
+        };
+        assert_eq!(at, Timestamp::from_micros(5));
         assert_eq!(answers[0].as_ref().expect("it is answered").statuses[..], [LeaseStatus::Done]);
         assert_eq!(answers[0].as_ref().expect("it is answered").at, Timestamp::from_micros(5));
         assert_eq!(answers[1].as_ref().expect_err("it failed").fault, Fault::OutOfMemory);
@@ -129,9 +140,18 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_cut_short_answers_nothing_more() {
-        for reply in [Value::Nil, Value::Array(vec![]), Value::Array(vec![Value::Int(5)])] {
-            let answers = decode(&[release()], &reply);
-            assert_eq!(answers[0].as_ref().expect_err("it is malformed").fault, Fault::Script, "{reply:?}");
+        for reply in [Value::Nil, Value::Array(vec![])] {
+            let error = decode(&[release()], &reply).expect_err("it is malformed");
+            assert_eq!(error.fault, Fault::Script, "{reply:?}");
         }
+        let reply = Value::Array(vec![Value::Int(5), Value::Int(0)]);
+        let Ok(Reply::Answers(_, answers)) = decode(&[release(), release()], &reply) else { panic!("one is there") };
+        assert_eq!(answers[1].as_ref().expect_err("it is malformed").fault, Fault::Script);
+    }
+
+    #[test]
+    fn a_time_alone_says_that_nothing_was_executed() {
+        let reply = decode(&[release()], &Value::Array(vec![Value::Int(5)]));
+        assert!(matches!(reply, Ok(Reply::OutsideCalendar(at)) if at == Timestamp::from_micros(5)), "{reply:?}");
     }
 }

@@ -44,15 +44,17 @@ fn references_of(plan: &Plan) -> usize {
     2 * (plan.checks.len() + plan.changes.len() + plan.undos.len())
 }
 
-/// The command that executes these plans, which [`batch_size`] puts into one call.
+/// The command that executes these plans, which [`batch_size`] puts into one call. Calendars have the windows around
+/// `at`. With `now`, that is the time instead of the server's.
 pub(in crate::store::redis) fn encode(
     plans: &[Plan],
+    at: Timestamp,
     now: Option<Timestamp>,
     keys: &Keys,
     script: ScriptRef<'_>,
 ) -> Cmd {
     let mut counters = CounterTable::of(plans);
-    let mut shapes = Shapes::default();
+    let mut shapes = Shapes::at(at);
     let mut program = Vec::with_capacity(10 + 16 * plans.len());
     program.extend_from_slice(&now.map_or(-1.0, |now| now.micros() as f64).to_le_bytes());
     put_u16(&mut program, counters.lists[0].len());
@@ -241,7 +243,7 @@ mod tests {
 
     /// The arguments of a command.
     fn words(plans: &[Plan]) -> Vec<Vec<u8>> {
-        let cmd = encode(plans, None, &Keys::new("p:", false), ScriptRef::Digest("digest"));
+        let cmd = encode(plans, Timestamp::EPOCH, None, &Keys::new("p:", false), ScriptRef::Digest("digest"));
         let words = cmd.args_iter().map(|word| match word {
             redis::Arg::Simple(word) => word.to_vec(),
             _ => unreachable!("no cursor is sent"),

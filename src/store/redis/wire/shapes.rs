@@ -4,7 +4,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, CalendarBounds, Limit, MAX_EXACT_INTEGER};
+use crate::limiter::{Alignment, Limit, MAX_EXACT_INTEGER};
 use crate::plan::{Check, Undo};
 
 /// The room of a check that never passes, and of one that always does.
@@ -17,17 +17,23 @@ pub(super) type CheckShape = SmallVec<[u64; 14]>;
 /// The shapes of a batch, each once.
 #[derive(Default)]
 pub(super) struct Shapes {
+    at: Timestamp,
     pub(super) list: Vec<CheckShape>,
     indexes: HashMap<CheckShape, usize, foldhash::fast::FixedState>,
 }
 
 impl Shapes {
+    /// No shapes yet. Calendars will have the windows around `at`.
+    pub(super) fn at(at: Timestamp) -> Self {
+        Self { at, ..Self::default() }
+    }
+
     pub(super) fn of_check(&mut self, check: &Check) -> usize {
-        self.index(shape_of(check, [check.charges.admitted, check.charges.passed, check.charges.refused]))
+        self.index(shape_of(check, self.at, [check.charges.admitted, check.charges.passed, check.charges.refused]))
     }
 
     pub(super) fn of_undo(&mut self, undo: &Undo) -> usize {
-        self.index(shape_of(&undo.look(), [undo.units, 0, 0]))
+        self.index(shape_of(&undo.look(), self.at, [undo.units, 0, 0]))
     }
 
     /// The index of a shape in `ARGV`, which is added if it is new.
@@ -43,7 +49,7 @@ impl Shapes {
     }
 }
 
-fn shape_of(check: &Check, [admitted, passed, refused]: [u32; 3]) -> CheckShape {
+fn shape_of(check: &Check, at: Timestamp, [admitted, passed, refused]: [u32; 3]) -> CheckShape {
     let (kind, holds) = match &check.limit {
         Limit::TokenBucket(bucket) => (1, bucket.burst()),
         Limit::FixedWindow(window) => (2, window.limit),
@@ -73,9 +79,9 @@ fn shape_of(check: &Check, [admitted, passed, refused]: [u32; 3]) -> CheckShape 
             match window.alignment {
                 Alignment::Epoch(length) => push(&[0, length]),
                 Alignment::FirstHit(length) => push(&[1, length]),
-                Alignment::Calendar(CalendarBounds(bounds)) => {
+                Alignment::Calendar(calendar) => {
                     push(&[2]);
-                    push(&bounds.map(Timestamp::micros));
+                    push(&calendar.bounds(at).times().map(Timestamp::micros));
                 }
             }
         }
