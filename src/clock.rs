@@ -189,7 +189,7 @@ mod tests {
         let start = clock.started;
         let wall = clock.at(start);
         let later = |seconds: u64| start + Duration::from_secs(seconds);
-        // The wall clock goes on with the monotonic one, but for some milliseconds.
+        // The wall clock advances like the monotonic one, except for some milliseconds.
         assert_eq!(clock.follow(wall.plus(10_020_000), later(10)), None);
         assert_eq!(clock.at(later(10)), wall.plus(10_000_000));
         // The machine slept for three hours: the monotonic clock stood still.

@@ -277,7 +277,7 @@ async fn synchronise_clock(service: Arc<Service>) {
             let seconds = jump as f64 / 1e6;
             tracing::warn!(
                 seconds,
-                "clock jumped: it was set, or the machine slept; memory stores and calendars follow it"
+                "clock jumped, because it was set or the machine slept: memory stores and calendars follow it"
             );
         }
     }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::clock::Timestamp;
 
-/// How many units a clock that goes back can repeat, at most.
+/// Maximum calendar units between two boundaries, where clocks go back and repeat time.
 const MAX_REPEATED_UNITS: i64 = 3;
 
 /// A unit of the calendar.
@@ -117,7 +117,7 @@ impl Calendar {
         CalendarBounds::new(bounds, Duration::ZERO).unwrap_or(CalendarBounds::LAST)
     }
 
-    /// The first boundary after another. Adding one unit does not always reach it: when clocks go back by half an hour,
+    /// The first boundary after this one. Adding one unit does not always reach it: when clocks go back by half an hour,
     /// as on Lord Howe Island, an hour of the calendar takes 90 minutes.
     fn next(&self, boundary: &Zoned) -> Option<Zoned> {
         (1..=MAX_REPEATED_UNITS).find_map(|units| {
@@ -149,7 +149,7 @@ impl Calendar {
         date.to_zoned(self.zone.clone()).ok()
     }
 
-    /// The last moment, up to `zoned`, at which a clock on the wall showed a full hour.
+    /// The last moment, up to `zoned`, at which local time was a full hour.
     fn full_hour(&self, zoned: &Zoned) -> Option<Zoned> {
         let mut zoned = zoned.clone();
         for _ in 0..MAX_REPEATED_UNITS {

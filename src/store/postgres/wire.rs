@@ -256,7 +256,7 @@ fn count(number: usize) -> i64 {
 pub(super) enum ApplyAnswer {
     /// The time of the server, and the answer to each plan.
     Answers(Timestamp, Vec<Applied>),
-    /// Nothing was executed: the windows of a calendar in the call do not contain the time of the server, which is this.
+    /// Nothing was executed, because the windows of a calendar do not contain the server's time, given here.
     OutsideCalendar(Timestamp),
 }
 

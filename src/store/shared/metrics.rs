@@ -22,8 +22,8 @@ pub trait StoreObserver: Send + Sync {
     /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 
-    /// The store's clock is this many microseconds ahead of this process's (negative: behind it), the time of the call
-    /// included.
+    /// The store's clock is `micros` ahead of this process's, or behind it if negative. Includes the duration of the
+    /// call.
     fn clock_difference(&self, micros: i64);
 
     /// A wrapper answered a plan without a call.

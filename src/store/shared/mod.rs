@@ -32,8 +32,8 @@ const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20,
 /// The fallback of a recovered store is discarded after this time without a failure.
 const FALLBACK_GRACE_MICROS: u64 = 500_000;
 
-/// The difference between the clocks of a store and of this process from which on it is logged. It includes the time of
-/// a call.
+/// The smallest difference between the clocks of a store and of this process that is logged. It includes the duration
+/// of a call.
 const MAX_CLOCK_DIFFERENCE_MICROS: u64 = 1_000_000;
 
 /// The shortest time between two warnings of a difference.

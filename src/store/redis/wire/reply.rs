@@ -12,7 +12,7 @@ use crate::plan::{Applied, Check, Outcome, Plan};
 pub(in crate::store::redis) enum Reply {
     /// The time of the server, and one answer for each plan.
     Answers(Timestamp, Vec<Result<Applied, CommandError>>),
-    /// Nothing was executed: the windows of a calendar in the call do not contain the time of the server, which is this.
+    /// Nothing was executed, because the windows of a calendar do not contain the server's time, given here.
     OutsideCalendar(Timestamp),
 }
 
