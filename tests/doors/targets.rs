@@ -198,12 +198,12 @@ async fn semantics_33_headers_that_name_two_requests_are_refused_and_the_answer_
 }
 
 /// Envoy passes these on in the target, and no URI may have them.
-const ODD: [&str; 8] = ["\"", "<", ">", "`", "{}|^", "\u{fc}", "\\", "<\">`"];
+const UNUSUAL: [&str; 8] = ["\"", "<", ">", "`", "{}|^", "\u{fc}", "\\", "<\">`"];
 
 #[tokio::test]
 async fn semantics_33_a_target_with_characters_that_no_uri_has_is_decided_by_the_rules() {
     let service = start(walls()).await;
-    for odd in ODD {
+    for odd in UNUSUAL {
         for (target, status) in [
             (format!("/page/{odd}"), 200),
             (format!("/page?a={odd}"), 200),

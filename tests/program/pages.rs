@@ -241,7 +241,7 @@ fn named_in_the_source() -> BTreeSet<String> {
 // docs/admin-api.md
 
 /// The configuration for the examples of the page. With a secret, their keys are the same in every run.
-const ASKED: &str = r#"secret = 'of the examples in docs/admin-api.md'
+const EXAMPLES_CONFIG: &str = r#"secret = 'of the examples in docs/admin-api.md'
 
 [limiters.login_account]
 algorithm = "sliding_window"
@@ -304,7 +304,7 @@ fn the_page_of_the_admin_port_has_every_request_and_no_other() {
         ROUTES.into_iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect();
     answered.extend(["/livez", "/readyz", "/healthcheck"].map(|path| ("GET".to_owned(), path.to_owned())));
     assert_eq!(documented, answered);
-    let served = Served::start(&format!("{DOORS}{ASKED}"), &[]);
+    let served = Served::start(&format!("{DOORS}{EXAMPLES_CONFIG}"), &[]);
     for (method, path) in documented {
         let status = |method: &str| {
             let answer = exchange(&served.admin, format!("{method} {path} HTTP/1.0\r\n\r\n").as_bytes());
@@ -318,7 +318,7 @@ fn the_page_of_the_admin_port_has_every_request_and_no_other() {
 
 #[test]
 fn the_examples_of_the_page_of_the_admin_port_are_what_it_answers() {
-    let served = Served::start(&format!("{DOORS}{ASKED}"), &[]);
+    let served = Served::start(&format!("{DOORS}{EXAMPLES_CONFIG}"), &[]);
     for _ in 0..8 {
         served.ask("POST /authz/envoy/login", "x-account: bob\r\n");
     }

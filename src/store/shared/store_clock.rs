@@ -5,8 +5,8 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 
-/// Attempts of a call whose calendar windows must contain the store's time: with the estimated time, with the time in the
-/// store's answer, and once more if a window has just ended.
+/// Attempts of a call whose calendar windows must contain the store's time: with the estimated time, with the time in
+/// the store's answer, and once more if a window has just ended.
 pub(in crate::store) const CALENDAR_ATTEMPTS: usize = 3;
 
 /// The clock of a shared store. Only the boundaries that are sent with a plan depend on the estimate: the store decides
