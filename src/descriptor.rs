@@ -71,6 +71,7 @@ pub struct Entry<'a> {
 
 /// The effect of a descriptor on its counters (semantics 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Hits {
     /// Takes this many units. More than `u32::MAX` saturates.
     Charge(u32),

@@ -35,6 +35,7 @@ pub struct ClientCertificate {
 
 /// TLS that cannot be set up from its settings.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read, or does not hold what it should.
     #[error("{}: {reason}", path.display())]

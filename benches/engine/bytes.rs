@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::{Algorithm, Limiter, Schedule};
-use tollgate::store::{MemorySettings, StoreFact};
+use tollgate::store::{MemorySettings, StoreStatus};
 
 use crate::books::{apply, bucket, decide, engine, limiter, rule, slots};
 use crate::timing::line;
@@ -53,7 +53,7 @@ pub fn measure(algorithm: &str) {
         for key in chunk * CHUNK..(chunk + 1) * CHUNK {
             (0..held).for_each(|_| ask(key));
         }
-        let StoreFact::Memory(usage) = engine.current().stores.facts()[0] else { panic!("it is in memory") };
+        let StoreStatus::Memory(usage) = engine.current().stores.facts()[0] else { panic!("it is in memory") };
         let known = std::mem::replace(&mut keys, usage.keys);
         // The store is full: new keys evict old ones or are rejected.
         if keys - known < CHUNK / 50 {

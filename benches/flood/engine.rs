@@ -12,7 +12,7 @@ use tollgate::config::{Config, SourceText};
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::engine::Engine;
 use tollgate::rules::Rules;
-use tollgate::store::{MemorySettings, MemoryUsage, StoreFact, Stores};
+use tollgate::store::{MemorySettings, MemoryUsage, StoreStatus, Stores};
 
 use crate::{LIMIT, ORDINARY, RULES, WINDOW, address, line, mixed};
 
@@ -126,7 +126,7 @@ impl Run {
             }
         }
         let grown = most.max(resident()).saturating_sub(idle);
-        let StoreFact::Memory(usage) = bench.engine.current().stores.facts()[0] else { panic!("it is in memory") };
+        let StoreStatus::Memory(usage) = bench.engine.current().stores.facts()[0] else { panic!("it is in memory") };
         Self { without, ordinary, new, sweeps, admitted, slow, grown, usage, reading: bench.reading }
     }
 

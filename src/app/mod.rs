@@ -49,6 +49,7 @@ const FINAL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the program cannot start: one line for the operator.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AppError {
     /// The gRPC door cannot listen.
     #[error("server.grpc: {0}")]

@@ -4,6 +4,7 @@ use crate::clock::Timestamp;
 
 /// The result of releasing or renewing a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum LeaseStatus {
     /// It was held and is now released or renewed.
     Done,

@@ -32,6 +32,7 @@ pub struct Limiter {
 
 /// The policy when a store does not answer (semantics 31).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+#[non_exhaustive]
 pub enum OnStoreError {
     /// Admit.
     Allow,

@@ -132,6 +132,7 @@ pub struct Rule {
 
 /// The action of a rule on a descriptor that it matches.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Action {
     /// Applies limiters.
     Apply(Vec<Apply>),

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 /// A test of one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Matcher {
     /// Any value.
     Present,

@@ -26,6 +26,7 @@ pub(super) type ClientStream = Either<TcpStream, UnixStream>;
 
 /// Why a door cannot be opened: one line for the operator.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Another process listens there.
     #[error("cannot listen on {0}: the address is in use; stop what listens there or choose another address")]

@@ -20,4 +20,4 @@ pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, Pos
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
 pub use self::shared::{Backend, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper};
-pub use self::stores::{NextStore, StoreFact, StoreHandle, Stores};
+pub use self::stores::{NextStore, StoreHandle, StoreStatus, Stores};

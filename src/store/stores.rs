@@ -23,7 +23,7 @@ pub struct Stores {
 
 /// The state of a store, for reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreFact {
+pub enum StoreStatus {
     /// A memory store.
     Memory(MemoryUsage),
     /// A shared store.
@@ -160,11 +160,11 @@ impl Stores {
     }
 
     /// The state of each store.
-    pub fn facts(&self) -> Vec<StoreFact> {
+    pub fn facts(&self) -> Vec<StoreStatus> {
         let shared = |index: usize| self.shared.get(index).and_then(Option::as_ref);
         let fact = |(index, usage)| match shared(index) {
-            Some(shared) => StoreFact::Shared { circuit_open: shared.queue().circuit_open() },
-            None => StoreFact::Memory(usage),
+            Some(shared) => StoreStatus::Shared { circuit_open: shared.queue().circuit_open() },
+            None => StoreStatus::Memory(usage),
         };
         self.memory.usage().into_iter().enumerate().map(fact).collect()
     }

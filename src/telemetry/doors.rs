@@ -54,20 +54,26 @@ impl DoorMetrics {
         let one = |count| vec![("", count)];
         let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
         vec![
-            family(EXCEEDED, "Times that a client exceeded a bound of server.bounds.", Some("bound"), exceeded, false),
-            family(PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
-            family(CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
-            family(IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
-            family(UNFINISHED, "Memory held for unfinished requests.", None, one(unfinished), true),
+            family(
+                BOUNDS_EXCEEDED,
+                "Times that a client exceeded a bound of server.bounds.",
+                Some("bound"),
+                exceeded,
+                false,
+            ),
+            family(REQUEST_PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
+            family(OPEN_CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
+            family(REQUESTS_IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
+            family(UNFINISHED_BYTES, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }
 }
 
-const EXCEEDED: &str = "tollgate_bounds_exceeded_total";
-const PANICS: &str = "tollgate_panics_total";
-const CONNECTIONS: &str = "tollgate_connections";
-const IN_FLIGHT: &str = "tollgate_requests_under_way";
-const UNFINISHED: &str = "tollgate_unfinished_bytes";
+const BOUNDS_EXCEEDED: &str = "tollgate_bounds_exceeded_total";
+const REQUEST_PANICS: &str = "tollgate_panics_total";
+const OPEN_CONNECTIONS: &str = "tollgate_connections";
+const REQUESTS_IN_FLIGHT: &str = "tollgate_requests_under_way";
+const UNFINISHED_BYTES: &str = "tollgate_unfinished_bytes";
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use metrics::Counter;
 
-use super::series::{CHECKS, OVERRIDES, Registry, SHADOW_REFUSALS, SKIPPED};
+use super::series::{CHECKS, CHECKS_SKIPPED, OVERRIDES_IGNORED, Registry, SHADOW_REFUSALS};
 use crate::decision::{Decision, Reason};
 use crate::plan::Outcome;
 use crate::rules::{RuleLabel, Rules};
@@ -58,8 +58,8 @@ impl Handles {
         }
         let domain = |((name, _), labels): (&(&str, Vec<RuleLabel<'_>>), &Vec<&str>)| DomainCounters {
             allowed: registry.decisions(name, "", "", "allowed", ""),
-            skipped: registry.counter(SKIPPED, &[("domain", name)]),
-            overrides: registry.counter(OVERRIDES, &[("domain", name)]),
+            skipped: registry.counter(CHECKS_SKIPPED, &[("domain", name)]),
+            overrides: registry.counter(OVERRIDES_IGNORED, &[("domain", name)]),
             shadow_refusals: registry.counter(SHADOW_REFUSALS, &[("domain", name)]),
             unmatched: registry.decisions(name, "", "", "refused", Reason::Unmatched.name()),
             too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),

@@ -11,14 +11,16 @@ use metrics_process::Collector;
 
 use super::handles::Handles;
 use super::series::{
-    ACQUIRED, BATCH, BATCH_BUCKETS, BUILD, BYTES, CALLS, DESCRIPTIONS, DURATION, DURATION_BUCKETS, EVICTIONS, EXPIRED,
-    HELD, KEYS, LOADED_AT, MAX_BYTES, MetricKind, READY, RELEASED, RELOADED, RELOADS, REQUESTS, Registry, VERSION,
+    BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
+    DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD,
+    LEASES_RELEASED, MetricKind, READY, Registry, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS,
+    STORE_KEYS, STORE_MAX_BYTES,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
 use crate::limiter::LeaseStatus;
 use crate::rules::Rules;
-use crate::store::{StoreFact, StoreObserver};
+use crate::store::{StoreObserver, StoreStatus};
 
 /// The metrics of a process.
 pub struct Metrics {
@@ -35,7 +37,7 @@ pub struct Metrics {
 #[derive(Clone, Debug, Default)]
 pub struct ScrapeInput {
     /// Stores, by name.
-    pub stores: Vec<(String, StoreFact)>,
+    pub stores: Vec<(String, StoreStatus)>,
     /// Whether this instance is ready.
     pub ready: bool,
     /// Configuration reloads.
@@ -129,9 +131,13 @@ impl Metrics {
     #[expect(clippy::missing_panics_doc, reason = "the buckets are constants")]
     pub fn new() -> Self {
         let buckets = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), &DURATION_BUCKETS)
-            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(CALLS.to_owned()), &DURATION_BUCKETS))
-            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(BATCH.to_owned()), &BATCH_BUCKETS))
+            .set_buckets_for_metric(Matcher::Full(DECISION_DURATION.to_owned()), &DURATION_BUCKETS)
+            .and_then(|buckets| {
+                buckets.set_buckets_for_metric(Matcher::Full(STORE_CALL_DURATION.to_owned()), &DURATION_BUCKETS)
+            })
+            .and_then(|buckets| {
+                buckets.set_buckets_for_metric(Matcher::Full(STORE_CALL_PLANS.to_owned()), &BATCH_BUCKETS)
+            })
             .expect("the buckets are not empty");
         let recorder = buckets.build_recorder();
         for (name, kind, text) in DESCRIPTIONS {
@@ -146,15 +152,15 @@ impl Metrics {
         metrics::with_local_recorder(&recorder, || process.describe());
         let registry = Registry(&recorder);
         let door = |door: Door| {
-            Reply::ALL.map(|reply| registry.counter(REQUESTS, &[("door", door.name()), ("result", reply.name())]))
+            Reply::ALL.map(|reply| registry.counter(DOOR_REQUESTS, &[("door", door.name()), ("result", reply.name())]))
         };
-        registry.gauge(BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        registry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         Self {
             handle: recorder.handle(),
-            duration: registry.histogram(DURATION, &[]),
+            duration: registry.histogram(DECISION_DURATION, &[]),
             doors: Door::ALL.map(door),
-            released: ["in_time", "late", "unknown"].map(|when| registry.counter(RELEASED, &[("when", when)])),
-            acquired: registry.counter(ACQUIRED, &[]),
+            released: ["in_time", "late", "unknown"].map(|when| registry.counter(LEASES_RELEASED, &[("when", when)])),
+            acquired: registry.counter(LEASES_ACQUIRED, &[]),
             process,
             recorder,
         }
@@ -202,14 +208,14 @@ impl Metrics {
     pub fn render(&self, input: &ScrapeInput) -> String {
         let registry = Registry(&self.recorder);
         for (name, usage) in &input.stores {
-            let StoreFact::Memory(usage) = usage else { continue };
+            let StoreStatus::Memory(usage) = usage else { continue };
             let labels = [("store", name.as_str())];
-            registry.gauge(KEYS, &labels).set(usage.keys as f64);
-            registry.gauge(BYTES, &labels).set(usage.bytes as f64);
-            registry.gauge(MAX_BYTES, &labels).set(usage.max_bytes as f64);
-            registry.gauge(HELD, &labels).set(usage.leases as f64);
-            registry.counter(EXPIRED, &labels).absolute(usage.expired_leases);
-            registry.counter(EVICTIONS, &labels).absolute(usage.evictions);
+            registry.gauge(STORE_KEYS, &labels).set(usage.keys as f64);
+            registry.gauge(STORE_BYTES, &labels).set(usage.bytes as f64);
+            registry.gauge(STORE_MAX_BYTES, &labels).set(usage.max_bytes as f64);
+            registry.gauge(LEASES_HELD, &labels).set(usage.leases as f64);
+            registry.counter(LEASES_EXPIRED, &labels).absolute(usage.expired_leases);
+            registry.counter(STORE_EVICTIONS, &labels).absolute(usage.evictions);
         }
         for family in &input.doors {
             for (value, count) in &family.counts {
@@ -226,11 +232,11 @@ impl Metrics {
             }
         }
         let ReloadStatus { version, taken, refused, last_taken, loaded_at } = input.config;
-        registry.counter(RELOADS, &[("result", "taken")]).absolute(taken);
-        registry.counter(RELOADS, &[("result", "refused")]).absolute(refused);
-        registry.gauge(RELOADED, &[]).set(f64::from(u8::from(last_taken)));
-        registry.gauge(LOADED_AT, &[]).set(loaded_at);
-        registry.gauge(VERSION, &[]).set(version as f64);
+        registry.counter(CONFIG_RELOADS, &[("result", "taken")]).absolute(taken);
+        registry.counter(CONFIG_RELOADS, &[("result", "refused")]).absolute(refused);
+        registry.gauge(LAST_RELOAD_SUCCESSFUL, &[]).set(f64::from(u8::from(last_taken)));
+        registry.gauge(CONFIG_LOADED_AT, &[]).set(loaded_at);
+        registry.gauge(CONFIG_VERSION, &[]).set(version as f64);
         registry.gauge(READY, &[]).set(f64::from(u8::from(input.ready)));
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()

@@ -5,33 +5,33 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 
 pub(super) const DECISIONS: &str = "tollgate_decisions_total";
 pub(super) const CHECKS: &str = "tollgate_checks_total";
-pub(super) const SKIPPED: &str = "tollgate_checks_skipped_total";
-pub(super) const OVERRIDES: &str = "tollgate_overrides_ignored_total";
+pub(super) const CHECKS_SKIPPED: &str = "tollgate_checks_skipped_total";
+pub(super) const OVERRIDES_IGNORED: &str = "tollgate_overrides_ignored_total";
 pub(super) const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
-pub(super) const DURATION: &str = "tollgate_decision_duration_seconds";
-pub(super) const REQUESTS: &str = "tollgate_requests_total";
-pub(super) const RELEASED: &str = "tollgate_leases_released_total";
-pub(super) const ACQUIRED: &str = "tollgate_leases_acquired_total";
-pub(super) const EXPIRED: &str = "tollgate_leases_expired_total";
-pub(super) const HELD: &str = "tollgate_leases_held";
-pub(super) const KEYS: &str = "tollgate_store_keys";
-pub(super) const BYTES: &str = "tollgate_store_bytes";
-pub(super) const MAX_BYTES: &str = "tollgate_store_max_bytes";
-pub(super) const EVICTIONS: &str = "tollgate_store_evictions_total";
-pub(super) const CALLS: &str = "tollgate_store_call_duration_seconds";
-pub(super) const BATCH: &str = "tollgate_store_call_plans";
+pub(super) const DECISION_DURATION: &str = "tollgate_decision_duration_seconds";
+pub(super) const DOOR_REQUESTS: &str = "tollgate_requests_total";
+pub(super) const LEASES_RELEASED: &str = "tollgate_leases_released_total";
+pub(super) const LEASES_ACQUIRED: &str = "tollgate_leases_acquired_total";
+pub(super) const LEASES_EXPIRED: &str = "tollgate_leases_expired_total";
+pub(super) const LEASES_HELD: &str = "tollgate_leases_held";
+pub(super) const STORE_KEYS: &str = "tollgate_store_keys";
+pub(super) const STORE_BYTES: &str = "tollgate_store_bytes";
+pub(super) const STORE_MAX_BYTES: &str = "tollgate_store_max_bytes";
+pub(super) const STORE_EVICTIONS: &str = "tollgate_store_evictions_total";
+pub(super) const STORE_CALL_DURATION: &str = "tollgate_store_call_duration_seconds";
+pub(super) const STORE_CALL_PLANS: &str = "tollgate_store_call_plans";
 pub(super) const STORE_ERRORS: &str = "tollgate_store_errors_total";
-pub(super) const POLICY: &str = "tollgate_store_policy_answers_total";
-pub(super) const SUSPENDED: &str = "tollgate_store_suspended";
+pub(super) const POLICY_ANSWERS: &str = "tollgate_store_policy_answers_total";
+pub(super) const STORE_SUSPENDED: &str = "tollgate_store_suspended";
 pub(super) const CLOCK_DIFFERENCE: &str = "tollgate_clock_difference_seconds";
-pub(super) const UNDONE: &str = "tollgate_store_undone_total";
-pub(super) const NEAR: &str = "tollgate_store_near_answers_total";
-pub(super) const RELOADS: &str = "tollgate_config_reloads_total";
-pub(super) const RELOADED: &str = "tollgate_config_last_reload_successful";
-pub(super) const LOADED_AT: &str = "tollgate_config_loaded_timestamp_seconds";
-pub(super) const VERSION: &str = "tollgate_config_version";
+pub(super) const STORE_UNDONE: &str = "tollgate_store_undone_total";
+pub(super) const NEAR_ANSWERS: &str = "tollgate_store_near_answers_total";
+pub(super) const CONFIG_RELOADS: &str = "tollgate_config_reloads_total";
+pub(super) const LAST_RELOAD_SUCCESSFUL: &str = "tollgate_config_last_reload_successful";
+pub(super) const CONFIG_LOADED_AT: &str = "tollgate_config_loaded_timestamp_seconds";
+pub(super) const CONFIG_VERSION: &str = "tollgate_config_version";
 pub(super) const READY: &str = "tollgate_ready";
-pub(super) const BUILD: &str = "tollgate_build_info";
+pub(super) const BUILD_INFO: &str = "tollgate_build_info";
 
 /// Buckets in seconds: from a decision in memory (a few microseconds) to beyond the timeout of a shared store.
 pub(super) const DURATION_BUCKETS: [f64; 14] =
@@ -48,9 +48,9 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 29] = [
         MetricKind::Counter,
         "Checks by rule and limiter: passed, refused, or failed because the store could not answer. Shadow checks are counted apart.",
     ),
-    (SKIPPED, MetricKind::Counter, "Checks skipped because the request has no value for an entry of their key."),
+    (CHECKS_SKIPPED, MetricKind::Counter, "Checks skipped because the request has no value for an entry of their key."),
     (
-        OVERRIDES,
+        OVERRIDES_IGNORED,
         MetricKind::Counter,
         "Limits sent with a request (overrides) that were ignored because they are invalid.",
     ),
@@ -59,62 +59,70 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 29] = [
         MetricKind::Counter,
         "Refusals that shadow mode did not enforce and that no check counts, such as deny rules, unmatched descriptors and missing entries.",
     ),
-    (DURATION, MetricKind::Histogram, "Time to decide a request, including the answer of its store."),
+    (DECISION_DURATION, MetricKind::Histogram, "Time to decide a request, including the answer of its store."),
     (
-        REQUESTS,
+        DOOR_REQUESTS,
         MetricKind::Counter,
         "Requests by door and result: allowed, refused, unreadable (invalid or past a bound, and refused), or failed (an internal error).",
     ),
     (
-        RELEASED,
+        LEASES_RELEASED,
         MetricKind::Counter,
         "Leases released: in time, late (expired but not yet cleared), or unknown (cleared or released before).",
     ),
-    (ACQUIRED, MetricKind::Counter, "Leases handed out."),
-    (EXPIRED, MetricKind::Counter, "Leases that expired without a release and were cleared from a memory store."),
+    (LEASES_ACQUIRED, MetricKind::Counter, "Leases handed out."),
     (
-        HELD,
+        LEASES_EXPIRED,
+        MetricKind::Counter,
+        "Leases that expired without a release and were cleared from a memory store.",
+    ),
+    (
+        LEASES_HELD,
         MetricKind::Gauge,
         "Slots held by leases in a memory store, including expired leases that are not yet cleared.",
     ),
-    (KEYS, MetricKind::Gauge, "Counters in a memory store."),
-    (BYTES, MetricKind::Gauge, "Memory used by the counters of a memory store."),
-    (MAX_BYTES, MetricKind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),
-    (EVICTIONS, MetricKind::Counter, "Counters evicted to make room in a full memory store."),
-    (CALLS, MetricKind::Histogram, "Time from a call to a shared store to its answer."),
-    (BATCH, MetricKind::Histogram, "Requests batched into one call to a shared store."),
+    (STORE_KEYS, MetricKind::Gauge, "Counters in a memory store."),
+    (STORE_BYTES, MetricKind::Gauge, "Memory used by the counters of a memory store."),
+    (STORE_MAX_BYTES, MetricKind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),
+    (STORE_EVICTIONS, MetricKind::Counter, "Counters evicted to make room in a full memory store."),
+    (STORE_CALL_DURATION, MetricKind::Histogram, "Time from a call to a shared store to its answer."),
+    (STORE_CALL_PLANS, MetricKind::Histogram, "Requests batched into one call to a shared store."),
     (
         STORE_ERRORS,
         MetricKind::Counter,
         "Requests that a shared store could not answer, by kind. The kind suspended is a request rejected by an open circuit breaker.",
     ),
     (
-        POLICY,
+        POLICY_ANSWERS,
         MetricKind::Counter,
         "Enforced checks answered without their store, by the on_store_error policy that answered: allow, deny or local.",
     ),
-    (SUSPENDED, MetricKind::Gauge, "1 while the circuit breaker of a shared store, or of one of its nodes, is open."),
+    (
+        STORE_SUSPENDED,
+        MetricKind::Gauge,
+        "1 while the circuit breaker of a shared store, or of one of its nodes, is open.",
+    ),
     (
         CLOCK_DIFFERENCE,
         MetricKind::Gauge,
         "Seconds by which the clock of a shared store is ahead of this process's, the time of a call included. The store's clock decides.",
     ),
     (
-        UNDONE,
+        STORE_UNDONE,
         MetricKind::Counter,
         "Calls that took charges back, by result. Charges are taken back when another store or hash slot refuses, or when leased quota is left over.",
     ),
     (
-        NEAR,
+        NEAR_ANSWERS,
         MetricKind::Counter,
         "Requests answered without calling the shared store, from the refusal cache or from leased quota.",
     ),
-    (RELOADS, MetricKind::Counter, "Changed configurations read since the start, by result."),
-    (RELOADED, MetricKind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
-    (LOADED_AT, MetricKind::Gauge, "When the configuration in use was read, in Unix time."),
-    (VERSION, MetricKind::Gauge, "Configurations taken since the start, including the first."),
+    (CONFIG_RELOADS, MetricKind::Counter, "Changed configurations read since the start, by result."),
+    (LAST_RELOAD_SUCCESSFUL, MetricKind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
+    (CONFIG_LOADED_AT, MetricKind::Gauge, "When the configuration in use was read, in Unix time."),
+    (CONFIG_VERSION, MetricKind::Gauge, "Configurations taken since the start, including the first."),
     (READY, MetricKind::Gauge, "1 while this instance is ready for requests."),
-    (BUILD, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
+    (BUILD_INFO, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
 ];
 
 #[derive(Clone, Copy)]

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
-use super::series::{BATCH, CALLS, CLOCK_DIFFERENCE, NEAR, POLICY, Registry, STORE_ERRORS, SUSPENDED, UNDONE};
+use super::series::{
+    CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS,
+    STORE_SUSPENDED, STORE_UNDONE,
+};
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
 use crate::store::{StoreObserver, Wrapper};
@@ -34,14 +37,14 @@ impl StoreMetrics {
         let labels = [("store", store)];
         let by = |name, label, value| registry.counter(name, &[("store", store), (label, value)]);
         Self {
-            latency: registry.histogram(CALLS, &labels),
-            batch: registry.histogram(BATCH, &labels),
+            latency: registry.histogram(STORE_CALL_DURATION, &labels),
+            batch: registry.histogram(STORE_CALL_PLANS, &labels),
             faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
-            policy: ["allow", "deny", "local"].map(|policy| by(POLICY, "policy", policy)),
-            circuit_open: registry.gauge(SUSPENDED, &labels),
+            policy: ["allow", "deny", "local"].map(|policy| by(POLICY_ANSWERS, "policy", policy)),
+            circuit_open: registry.gauge(STORE_SUSPENDED, &labels),
             clock_difference: registry.gauge(CLOCK_DIFFERENCE, &labels),
-            undone: ["done", "failed"].map(|result| by(UNDONE, "result", result)),
-            answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR, "wrapper", wrapper)),
+            undone: ["done", "failed"].map(|result| by(STORE_UNDONE, "result", result)),
+            answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR_ANSWERS, "wrapper", wrapper)),
         }
     }
 }

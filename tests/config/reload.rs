@@ -18,7 +18,7 @@ use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Request};
 use tollgate::limiter::LeaseStatus;
 use tollgate::service::Service;
-use tollgate::store::StoreFact;
+use tollgate::store::StoreStatus;
 use tollgate::telemetry::Door;
 
 use crate::support::service::{CHECK, Rls};
@@ -288,8 +288,8 @@ async fn semantics_29_settings_that_need_a_restart_are_reported_and_the_rest_is_
     assert_eq!(served.passes("ada").await, 6, "the rest is applied");
     assert_eq!(served.service.current().settings.grpc.to_string(), "127.0.0.1:0");
     let bytes = |fact| match fact {
-        StoreFact::Memory(usage) => usage.max_bytes,
-        StoreFact::Shared { .. } => panic!("it is in memory"),
+        StoreStatus::Memory(usage) => usage.max_bytes,
+        StoreStatus::Shared { .. } => panic!("it is in memory"),
     };
     let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);

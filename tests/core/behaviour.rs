@@ -24,7 +24,7 @@ use std::time::Duration;
 use tollgate::descriptor::{Descriptor, Hits};
 use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, Schedule};
 use tollgate::rules::{Action, Apply, KeyEntry, Normaliser};
-use tollgate::store::StoreFact;
+use tollgate::store::StoreStatus;
 
 use super::world::{START, World, hits};
 use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
@@ -530,8 +530,8 @@ fn case_s10_a_counter_is_forgotten_when_it_no_longer_counts() {
         world.clock.set(START + secs(after));
         world.engine.current().stores.sweep(START + secs(after));
         match world.engine.current().stores.facts()[0] {
-            StoreFact::Memory(usage) => usage.keys,
-            StoreFact::Shared { .. } => panic!("it is in memory"),
+            StoreStatus::Memory(usage) => usage.keys,
+            StoreStatus::Shared { .. } => panic!("it is in memory"),
         }
     };
     assert_eq!(keys(0), 4);

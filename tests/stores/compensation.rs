@@ -12,7 +12,8 @@ use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Alignment, FixedWindow, LeaseId, Limit, OnStoreError, SlidingWindow};
 use tollgate::plan::{Check, CounterName, Fault, Needs, Plan};
 use tollgate::store::{
-    MemorySettings, QueueSettings, SharedSettings, SharedStore, StoreFact, StoreHandle, StoreObserver, Stores, Wrapper,
+    MemorySettings, QueueSettings, SharedSettings, SharedStore, StoreHandle, StoreObserver, StoreStatus, Stores,
+    Wrapper,
 };
 
 use super::fake::{BROKEN, HANGING, Kept, WELL, one};
@@ -251,7 +252,7 @@ fn a_store_is_not_blamed_for_the_time_of_another() {
         let decisions = (0..20).map(|_| stores.apply(&plan, START));
         let answers = futures_util::future::join_all(decisions).await;
         assert!(answers.iter().all(|applied| !applied.admitted), "the second store's limiter refuses without it");
-        assert_eq!(stores.facts()[0], StoreFact::Shared { circuit_open: false });
+        assert_eq!(stores.facts()[0], StoreStatus::Shared { circuit_open: false });
         let given_back = async {
             while first.left(&plan.checks[0]) < 100 || undone.load(Ordering::Relaxed) < 20 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -271,7 +272,7 @@ fn a_store_is_not_blamed_when_another_used_up_the_whole_deadline() {
     first.be(HANGING);
     let plan = group([check(0, OnStoreError::Allow), check(1, OnStoreError::Deny)]);
     runtime.block_on(async {
-        let left_alone = |place: usize| stores.facts()[place] == StoreFact::Shared { circuit_open: true };
+        let left_alone = |place: usize| stores.facts()[place] == StoreStatus::Shared { circuit_open: true };
         // Repeated, because the circuit breaker opens only when failures last.
         while !left_alone(0) {
             futures_util::future::join_all((0..20).map(|_| stores.apply(&plan, START))).await;

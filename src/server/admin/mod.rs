@@ -45,7 +45,7 @@ use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service, unix_seconds};
-use crate::store::StoreFact;
+use crate::store::StoreStatus;
 use crate::telemetry::{ReloadStatus, ScrapeInput, TopEntry};
 
 /// The largest body of a request.
@@ -198,9 +198,9 @@ impl Admin {
         let ScrapeInput { stores, ready, config, .. } = self.scrape_input(current);
         let ReloadStatus { version, taken, refused, last_taken, loaded_at } = config;
         let now = unix_seconds();
-        let store = |(name, fact): (String, StoreFact)| {
+        let store = |(name, fact): (String, StoreStatus)| {
             let json = match fact {
-                StoreFact::Memory(usage) => json!({
+                StoreStatus::Memory(usage) => json!({
                     "keys": usage.keys,
                     "bytes": usage.bytes,
                     "max_bytes": usage.max_bytes,
@@ -208,7 +208,7 @@ impl Admin {
                     "leases": usage.leases,
                     "expired_leases": usage.expired_leases,
                 }),
-                StoreFact::Shared { circuit_open } => json!({ "suspended": circuit_open }),
+                StoreStatus::Shared { circuit_open } => json!({ "suspended": circuit_open }),
             };
             (name, json)
         };

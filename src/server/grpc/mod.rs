@@ -56,7 +56,7 @@ pub use self::generated::envoy as messages;
 const MAX_PENDING_RESETS: usize = 4096;
 
 /// OUT_OF_RANGE, which here means only a message past its bound.
-const TOO_LARGE: &str = "11";
+const GRPC_OUT_OF_RANGE: &str = "11";
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 const REFLECTION_ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
@@ -325,7 +325,7 @@ impl Services {
         refusal: RefusalFrame,
     ) -> http::Response<Body> {
         let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
-        if status == TOO_LARGE {
+        if status == GRPC_OUT_OF_RANGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
         }
         self.service.telemetry().metrics.record_reply(door, Reply::Unreadable);

@@ -31,6 +31,7 @@ const CHECKSUM_BYTES: usize = 16;
 
 /// The reason why a snapshot was not read or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SnapshotError {
     /// The file system fails.
     #[error("{path}: {error}", path = path.display())]

@@ -26,6 +26,7 @@ const MIGRATION_TIMEOUTS_SQL: &str = "SET LOCAL statement_timeout = '60s'; SET L
 
 /// Why a schema cannot be used, created or upgraded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MigrateError {
     /// The schema does not exist, or has no tables of tollgate.
     #[error("schema \"{0}\" has no tables of tollgate; run `tollgate store migrate`")]
@@ -59,6 +60,7 @@ pub enum MigrateError {
 
 /// One result of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Migrated {
     /// The schema was created, with this version.
     Created(i32),

@@ -72,7 +72,7 @@ pub(in crate::store::redis) fn encode(
         for &counter in list {
             keys.write(counter, &mut key);
             cmd.arg(&key[..]);
-            if kind == LEASES {
+            if kind == LEASE_KEYS {
                 key.push(ACQUIRED_SUFFIX);
                 cmd.arg(&key[..]);
             }
@@ -98,7 +98,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
                 put_u16(program, counters.next());
                 return;
             }
-            checks if checks.iter().all(|check| key_group(&check.limit) == STRINGS) => {
+            checks if checks.iter().all(|check| key_group(&check.limit) == STRING_KEYS) => {
                 program.push(2);
                 put_u16(program, (*group).into());
                 put_u16(program, 0);
@@ -156,15 +156,15 @@ fn put_f64(program: &mut Vec<u8>, number: u64) {
 }
 
 /// The groups of `KEYS`. Short strings are first, because the script reads them with one `MGET`.
-const STRINGS: usize = 0;
-const LOGS: usize = 1;
-const LEASES: usize = 2;
+const STRING_KEYS: usize = 0;
+const LOG_KEYS: usize = 1;
+const LEASE_KEYS: usize = 2;
 
 fn key_group(limit: &Limit) -> usize {
     match limit {
-        Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => STRINGS,
-        Limit::SlidingWindow(_) => LOGS,
-        Limit::Concurrency(_) => LEASES,
+        Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => STRING_KEYS,
+        Limit::SlidingWindow(_) => LOG_KEYS,
+        Limit::Concurrency(_) => LEASE_KEYS,
     }
 }
 
@@ -183,7 +183,7 @@ impl CounterTable {
         let mut counters = Self { lists, references: Vec::with_capacity(count), next: 0 };
         let mut seen = HashTable::with_capacity(count);
         for plan in plans {
-            plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASES, change.counter));
+            plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASE_KEYS, change.counter));
             plan.undos.iter().for_each(|undo| counters.add(&mut seen, key_group(&undo.limit), undo.counter));
             plan.checks.iter().for_each(|check| counters.add(&mut seen, key_group(&check.limit), check.counter));
         }
@@ -213,14 +213,14 @@ impl CounterTable {
         self.next += 1;
         let [strings, logs, _] = &self.lists;
         1 + match kind {
-            STRINGS => place,
-            LOGS => strings.len() + place,
+            STRING_KEYS => place,
+            LOG_KEYS => strings.len() + place,
             _ => strings.len() + logs.len() + 2 * place,
         }
     }
 
     fn keys(&self) -> usize {
-        self.lists[STRINGS].len() + self.lists[LOGS].len() + 2 * self.lists[LEASES].len()
+        self.lists[STRING_KEYS].len() + self.lists[LOG_KEYS].len() + 2 * self.lists[LEASE_KEYS].len()
     }
 }
 
