@@ -161,10 +161,13 @@ impl Grpc {
         .await;
     }
 
-    /// Answers one call without a connection; for fuzzing, where connections would take most of the time. `frame` and the
-    /// result are gRPC frames; `method` is `ShouldRateLimit` or `Check`.
-    #[doc(hidden)]
-    pub async fn answer_whole(&self, method: &str, frame: Bytes) -> Bytes {
+    /// Answers one call without a connection, for programs that have a listener of their own. `frame` and the result are
+    /// gRPC frames; `method` is `ShouldRateLimit` or `Check`.
+    ///
+    /// # Panics
+    ///
+    /// With another `method`.
+    pub async fn answer_call(&self, method: &str, frame: Bytes) -> Bytes {
         let request = |service| {
             let mut request = http::Request::new(Full::new(frame));
             *request.uri_mut() = http::Uri::try_from(format!("/{service}/{method}")).expect("names make a path");

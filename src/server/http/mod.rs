@@ -65,8 +65,8 @@ impl Http {
         Self(Arc::new(RequestHandler { authz, bounds, service, unreadable: Notice::default() }))
     }
 
-    /// Answers one request head without a connection. For fuzzing, where connections would take most of the time.
-    #[doc(hidden)]
+    /// Answers one request by its head, without a connection, for programs that have a listener of their own. `peer` is the
+    /// address of the connection.
     pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
         answer_head(&self.0.authz, head, peer).await
     }

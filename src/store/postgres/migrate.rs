@@ -60,7 +60,6 @@ pub enum MigrateError {
 
 /// One result of a migration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
 pub enum Migrated {
     /// The schema was created, with this version.
     Created(i32),

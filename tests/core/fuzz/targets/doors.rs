@@ -60,7 +60,7 @@ impl Doors {
         frame.put_u8(0);
         frame.put_u32(u32::try_from(message.len()).expect("it is short"));
         frame.put_slice(message);
-        let mut answer = wait(self.grpc.answer_whole(method, frame.freeze()));
+        let mut answer = wait(self.grpc.answer_call(method, frame.freeze()));
         assert_eq!(answer.first(), Some(&0), "it is not compressed");
         answer.split_off(5)
     }
