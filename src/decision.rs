@@ -14,6 +14,9 @@ use crate::plan::{Applied, CounterName, Outcome};
 use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, Rules};
 use crate::settings::Bound;
 
+/// The time after which a request that a failing store refused is worth another try.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
 /// The decision on one request. It holds the rules that made it, so that names and texts come from the same version.
 #[derive(Debug)]
 pub struct Decision {
@@ -80,7 +83,8 @@ pub struct Refusal<'a> {
     pub rule: Option<&'a str>,
     /// The deciding limiter.
     pub limiter: Option<&'a str>,
-    /// The time until the same request would pass. `None` when it never would, or when that is unknown.
+    /// The time until the same request would pass; a second when a store did not answer. `None` when it never would, or
+    /// when that is unknown.
     pub retry_after: Option<Duration>,
     /// The response configured for the deciding rule.
     pub text: Option<&'a RefusalText>,
@@ -144,9 +148,27 @@ impl Decision {
             reason,
             rule: rule.and_then(|rule| self.rule_name(rule)),
             limiter: self.deciding().map(|source| self.rules.limiter(source.target).name.as_str()),
-            retry_after: outcome.and_then(|outcome| outcome.retry_after).map(Duration::from_micros),
+            retry_after: match reason {
+                Reason::StoreError => Some(STORE_RETRY),
+                _ => outcome.and_then(|outcome| outcome.retry_after).map(Duration::from_micros),
+            },
             text: rule.and_then(|rule| self.refusal_text(rule)),
         })
+    }
+
+    /// Whether a store did not answer, so that a policy or a fallback decided a part of this (semantics 31).
+    pub fn degraded(&self) -> bool {
+        let Applied { degraded, answers, .. } = &self.planned.applied;
+        *degraded || answers.iter().any(Result::is_err)
+    }
+
+    /// The first rule in shadow mode that would have refused the request (semantics 13).
+    pub fn would_refuse(&self) -> Option<&str> {
+        let refuses = |source: &&CheckSource| {
+            source.shadow && outcome(&self.planned, source).is_some_and(|outcome| !outcome.passes)
+        };
+        let by_check = self.planned.sources.iter().find(refuses).map(|source| source.rule);
+        by_check.or(self.planned.shadow_refused_by).and_then(|rule| self.rule_name(rule))
     }
 
     /// One verdict for each descriptor, in the request's order.

@@ -10,6 +10,7 @@
 mod support;
 
 mod program {
+    mod answers;
     mod cli;
     mod drain;
     mod notices;

@@ -32,4 +32,6 @@ pub struct Applied {
     pub statuses: SmallVec<[LeaseStatus; 1]>,
     /// The moment of the decision, by the clock of the store.
     pub at: Timestamp,
+    /// Whether a fallback answered instead of a shared store, or the policy of a limiter did (semantics 31).
+    pub degraded: bool,
 }

@@ -124,7 +124,7 @@ impl Walk<'_> {
             match &rule.action {
                 CompiledAction::Allow if rule.shadow_only => {}
                 CompiledAction::Allow => return DescriptorEnd::Allowed,
-                CompiledAction::Deny if rule.shadow => self.planned.notes.shadow_refusals += 1,
+                CompiledAction::Deny if rule.shadow => self.refuse_in_shadow(rule_number),
                 CompiledAction::Deny => {
                     self.planned.refused = Some(RefusedBy::Denied { rule: rule_number });
                     return DescriptorEnd::Refused;
@@ -189,10 +189,16 @@ impl Walk<'_> {
             Resolved::NoLimiter => RefusedBy::NoLimiter { rule: rule_number },
         };
         if rule.shadow {
-            self.planned.notes.shadow_refusals += 1;
+            self.refuse_in_shadow(rule_number);
             return None;
         }
         Some(refused)
+    }
+
+    /// Counts a refusal, regardless of counters, that shadow mode prevents.
+    fn refuse_in_shadow(&mut self, rule: u32) {
+        self.planned.notes.shadow_refusals += 1;
+        self.planned.shadow_refused_by.get_or_insert(rule);
     }
 
     /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key is missing.

@@ -19,6 +19,8 @@ pub struct Planned {
     pub refused: Option<RefusedBy>,
     /// What the plan leaves out.
     pub notes: Notes,
+    /// The first rule in shadow mode that would refuse, regardless of its counters.
+    pub(crate) shadow_refused_by: Option<u32>,
     /// The index of the request's domain in the rules.
     pub(crate) domain: Option<usize>,
     /// The answers of the stores, once applied. They are here, in a box, so that a decision is cheap to move.

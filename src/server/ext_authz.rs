@@ -204,13 +204,39 @@ pub(super) struct Verdict {
     pub(super) body: String,
 }
 
+/// Whether a request is a gRPC request.
+pub(super) fn is_grpc(request: &impl AuthzRequest) -> bool {
+    request.headers("content-type").next().is_some_and(|media_type| media_type.starts_with("application/grpc"))
+}
+
+/// The status code of gRPC for an HTTP status: RESOURCE_EXHAUSTED, UNAVAILABLE or PERMISSION_DENIED.
+pub(super) fn grpc_code(status: u16) -> u8 {
+    match status {
+        429 => 8,
+        500..=599 => 14,
+        _ => 7,
+    }
+}
+
 impl Verdict {
-    /// The verdict of a decision, with its refusal.
-    pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: HeaderFamilies) -> Self {
+    /// The verdict of a decision, with its refusal, on a request that may be a gRPC request.
+    pub(super) fn of(
+        decision: &Decision,
+        refusal: Option<&Refusal<'_>>,
+        families: HeaderFamilies,
+        is_grpc: bool,
+    ) -> Self {
         let mut headers = headers::of(decision, refusal, families);
         let Some(refusal) = refusal else {
             return Self { refusal_status: None, headers, body: String::new() };
         };
+        if is_grpc {
+            // Without these, Envoy turns the status into UNAVAILABLE, which clients retry, and the body into its message.
+            let status = headers::status(refusal);
+            headers.push(("grpc-status", grpc_code(status).to_string()));
+            headers.push(("grpc-message", headers::detail(refusal).to_owned()));
+            return Self { refusal_status: Some(status), headers, body: String::new() };
+        }
         let body = headers::body(refusal, families).map(|(body, media_type)| {
             headers.push(("content-type", media_type));
             body

@@ -155,7 +155,7 @@ fn problem(refusal: &Refusal<'_>) -> String {
 }
 
 /// The reason, for the client.
-fn detail(refusal: &Refusal<'_>) -> &'static str {
+pub(super) fn detail(refusal: &Refusal<'_>) -> &'static str {
     match (refusal.reason, refusal.retry_after) {
         (Reason::Limit, Some(_)) => "limit exceeded; try again later",
         (Reason::Limit, None) => "this request asks for more than the limit ever allows; do not retry",

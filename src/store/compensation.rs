@@ -77,8 +77,9 @@ impl Stores {
         }
         for group in plan.groups() {
             let steps = self.steps(group, plan);
-            let (admitted, answers) = self.apply_steps(steps, now, deadline, group.len()).await;
+            let (admitted, degraded, answers) = self.apply_steps(steps, now, deadline, group.len()).await;
             applied.admitted &= admitted;
+            applied.degraded |= degraded;
             applied.answers.extend(answers);
         }
         applied
@@ -111,21 +112,23 @@ impl Stores {
         steps
     }
 
-    /// Executes the steps of one group, and compensates if one refuses.
+    /// Executes the steps of one group, and compensates if one refuses. Returns whether the group is admitted, whether a
+    /// fallback answered a step, and the answers.
     async fn apply_steps(
         &self,
         steps: Vec<SagaStep>,
         now: Timestamp,
         deadline: Instant,
         checks: usize,
-    ) -> (bool, Answers) {
+    ) -> (bool, bool, Answers) {
         let mut answers: Answers = smallvec::smallvec![Err(Fault::Unreachable); checks];
         let mut charged = UndecidedCharges { stores: self, now, compensations: Vec::new() };
-        let mut refused = false;
+        let (mut refused, mut degraded) = (false, false);
         for mut step in steps {
             step.plan.refused |= refused;
             let (answer, by) = self.execute_in(step.partition, &step.plan, now, deadline).await;
             refused |= !answer.admitted;
+            degraded |= answer.degraded;
             step.checks.iter().zip(&answer.answers).for_each(|(&index, answer)| answers[index] = *answer);
             if !refused {
                 charged.compensations.extend(Compensation::of(step, &answer, by));
@@ -141,7 +144,7 @@ impl Stores {
                 compensation.checks.iter().zip(answer.answers).for_each(|(&index, answer)| answers[index] = answer);
             }
         }
-        (!refused, answers)
+        (!refused, degraded, answers)
     }
 
     /// Executes a plan in one partition.

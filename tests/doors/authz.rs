@@ -385,3 +385,54 @@ async fn semantics_31_a_refusal_for_the_stores_sake_is_503_where_the_door_can_sa
     assert_eq!(service.ask("GET /authz/envoy/ HTTP/1.1\r\nhost: shop.example").await.status, 503);
     assert_eq!(rls.one(&[("host", "shop.example")]).await.overall_code, OVER_LIMIT);
 }
+
+#[tokio::test]
+async fn an_answer_names_the_reason_and_the_rule_in_shadow_that_would_have_refused() {
+    let mut tried = rule("tried", &[("path", "/tried")], &[("once", &[])]);
+    tried.shadow = true;
+    let mut banned = rule("banned", &[("path", "/banned")], &[]);
+    (banned.action, banned.shadow) = (Action::Deny, true);
+    let mut denied = rule("denied", &[("path", "/denied")], &[]);
+    denied.action = Action::Deny;
+    let rules = [tried, banned, denied, rule("once", &[("path", "/once")], &[("once", &[])])];
+    let service = Doors::start_with(settings_with(&[], 0), book([window("once", 1, 60)], rules)).await;
+    let rls = service.rls().await;
+    let asked = async |path| check(&rls, check_request("GET", path, &[])).await;
+    let said = |answer: &CheckResponse, name: &str| facts(answer).get(name).cloned();
+
+    let answer = asked("/once").await;
+    assert_eq!((status(&answer), said(&answer, "reason"), said(&answer, "would_refuse")), (200, None, None));
+    let answer = asked("/once").await;
+    assert_eq!((status(&answer), said(&answer, "reason").as_deref()), (429, Some("limit")));
+    for (path, rule) in [("/tried", "tried"), ("/banned", "banned")] {
+        let answer = asked(path).await;
+        assert_eq!((status(&answer), said(&answer, "would_refuse").as_deref()), (200, Some(rule)), "{path}");
+        assert_eq!(said(&answer, "reason"), None, "{path}");
+    }
+    let answer = asked("/denied").await;
+    assert_eq!((status(&answer), said(&answer, "reason").as_deref()), (403, Some("denied")));
+}
+
+#[tokio::test]
+async fn a_grpc_request_is_refused_in_the_words_of_grpc() {
+    let mut denied_rule = rule("denied", &[("path", "/denied")], &[]);
+    denied_rule.action = Action::Deny;
+    let rules = [denied_rule, rule("once", &[("path", "/once")], &[("once", &[])])];
+    let service = Doors::start_with(settings_with(&[], 0), book([window("once", 1, 60)], rules)).await;
+    let rls = service.rls().await;
+    let of_type = |path, media_type| check_request("POST", path, &[("content-type", media_type)]);
+    assert_eq!(status(&check(&rls, of_type("/once", "application/grpc")).await), 200);
+    for (path, media_type, code) in [
+        ("/once", "application/grpc", "8"),
+        ("/once", "application/grpc+proto", "8"),
+        ("/denied", "application/grpc", "7"),
+    ] {
+        let answer = check(&rls, of_type(path, media_type)).await;
+        let refusal = denied(&answer);
+        assert_eq!(header(&refusal.headers, "grpc-status"), Some(code), "{path}");
+        assert!(header(&refusal.headers, "grpc-message").is_some_and(|text| text.is_ascii() && text.len() < 80));
+        assert_eq!((refusal.body.as_str(), header(&refusal.headers, "content-type")), ("", None));
+    }
+    let other = check(&rls, of_type("/once", "application/json")).await;
+    assert_eq!((status(&other), header(&denied(&other).headers, "grpc-status")), (429, None));
+}

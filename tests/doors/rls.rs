@@ -159,7 +159,8 @@ async fn a_rule_chooses_the_body_of_its_refusal() {
     assert_eq!(answer.overall_code, OVER_LIMIT);
     assert_eq!(answer.raw_body, "not\r\nnow");
     assert_eq!(header(&answer, "content-type"), Some("text/x??y: z"));
-    assert_eq!(metadata(&answer), [("rule".to_owned(), "ban".to_owned())]);
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(metadata(&answer), [pair("reason", "denied"), pair("rule", "ban")]);
 }
 
 #[tokio::test]

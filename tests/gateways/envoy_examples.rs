@@ -101,6 +101,21 @@ fn ext_authz_over_http_answers_with_status_headers_and_body() {
     asked_through_ext_authz(&gateway);
 }
 
+/// Without these headers, Envoy makes UNAVAILABLE of a refusal, which gRPC clients retry.
+#[test]
+fn a_grpc_client_behind_ext_authz_is_told_that_its_limit_is_exhausted() {
+    for example in ["ext_authz_grpc", "ext_authz_http"] {
+        let Some(gateway) = Gateway::example(example, "ext_authz") else { return };
+        let call = Ask::post("/").account("ada").from("203.0.113.1").header("content-type", "application/grpc");
+        for _ in 0..3 {
+            gateway.ask(&call).expect(200);
+        }
+        let refused = gateway.ask(&call).expect(200);
+        assert_eq!(refused.header("grpc-status"), Some("8"), "{refused:?}");
+        assert_eq!(refused.header("grpc-message"), Some("limit exceeded; try again later"), "{refused:?}");
+    }
+}
+
 /// Behaviour shared by both examples of ext_authz.
 fn asked_through_ext_authz(gateway: &Gateway) {
     let ada = Ask::get("/").account("ada").from("203.0.113.1");

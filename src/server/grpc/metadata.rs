@@ -1,4 +1,5 @@
-//! Dynamic metadata of a response: the lease, and the rule, limiter and tier that decided.
+//! Dynamic metadata of a response: the lease; the rule, limiter and tier that decided; the reason of a refusal; whether a
+//! store did not answer; and the rule in shadow mode that would have refused.
 //!
 //! Envoy attaches it to the request, where later filters and the access log find it.
 
@@ -8,13 +9,23 @@ use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use super::wire::MessageWriter;
 use crate::decision::{Decision, Refusal};
 
-/// The fields that are present, by name.
+/// The field that is true if a store did not answer, and absent otherwise.
+const DEGRADED: &str = "degraded";
+
+/// The texts that are present, by name.
 fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iterator<Item = (&'static str, &'a str)> {
     let (rule, limiter) = match refusal {
         Some(refusal) => (refusal.rule, refusal.limiter),
         None => decision.tightest().map(|counted| (counted.rule, counted.limiter)).unzip(),
     };
-    let facts = [("lease", decision.lease()), ("rule", rule), ("limiter", limiter), ("tier", decision.tier())];
+    let facts = [
+        ("lease", decision.lease()),
+        ("rule", rule),
+        ("limiter", limiter),
+        ("tier", decision.tier()),
+        ("reason", refusal.map(|refusal| refusal.reason.name())),
+        ("would_refuse", decision.would_refuse()),
+    ];
     facts.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
@@ -22,19 +33,23 @@ fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iter
 #[cfg(test)]
 pub(super) fn message(decision: &Decision) -> Option<Struct> {
     let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
-    let fields: std::collections::HashMap<_, _> =
+    let mut fields: std::collections::HashMap<_, _> =
         facts(decision, decision.refusal().as_ref()).map(|(name, value)| (name.to_owned(), text(value))).collect();
+    if decision.degraded() {
+        fields.insert(DEGRADED.to_owned(), Value { kind: Some(Kind::BoolValue(true)) });
+    }
     (!fields.is_empty()).then_some(Struct { fields })
 }
 
 /// Writes the metadata as a `google.protobuf.Struct` in a field of the response, or nothing if it is empty.
 ///
 /// ```text
-///   Struct { fields: 1 = repeated Entry { key: 1 = name, value: 2 = Value { string_value: 3 = text } } }
+///   Struct { fields: 1 = repeated Entry { key: 1 = name, value: 2 = Value { string_value: 3 = text, bool_value: 4 } } }
 /// ```
 pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u32, writer: &mut MessageWriter) {
     let mut facts = facts(decision, refusal).peekable();
-    if facts.peek().is_none() {
+    let degraded = decision.degraded();
+    if facts.peek().is_none() && !degraded {
         return;
     }
     writer.message(field, |fields| {
@@ -42,6 +57,12 @@ pub(super) fn write(decision: &Decision, refusal: Option<&Refusal<'_>>, field: u
             fields.message(1, |entry| {
                 entry.text(1, name.as_bytes());
                 entry.message(2, |text| text.oneof_text(3, value.as_bytes()));
+            });
+        }
+        if degraded {
+            fields.message(1, |entry| {
+                entry.text(1, DEGRADED.as_bytes());
+                entry.message(2, |value| value.number(4, 1));
             });
         }
     });

@@ -1,7 +1,7 @@
 //! ext_authz over plain HTTP.
 //!
-//! In addition to the headers for the client, an answer has `x-tollgate-rule`, `-limiter`, `-tier` and `-lease` for the
-//! gateway: the same facts that RLS returns as metadata. Envoy turns them into metadata with
+//! In addition to the headers for the client, an answer has `x-tollgate-rule`, `-limiter`, `-tier`, `-lease`, `-reason`,
+//! `-degraded` and `-would-refuse` for the gateway: the same facts that RLS returns as metadata. Envoy turns them into metadata with
 //! `dynamic_metadata_from_headers: {patterns: [{prefix: x-tollgate-}]}`.
 //!
 //! nginx turns every refusal but 401 and 403 into 500. It is therefore answered 403, with the real status in
@@ -21,7 +21,7 @@ use http_body_util::Full;
 use super::gateway::{Gateway, GatewayRequest};
 use super::response::respond;
 use crate::decision::{Decision, Refusal};
-use crate::server::ext_authz::{Verdict, descriptor_request};
+use crate::server::ext_authz::{Verdict, descriptor_request, is_grpc};
 use crate::server::headers::clean;
 use crate::service::Service;
 use crate::telemetry::{Door, Reply};
@@ -50,11 +50,12 @@ impl HttpAuthz {
             }
         };
         let current = self.service.current();
+        let is_grpc = gateway == Gateway::Envoy && is_grpc(&request);
         let request = descriptor_request(&request, &current.settings.authz);
         let decision = current.decide(Door::AuthzHttp, &request).await;
         let refusal = decision.refusal();
         let Verdict { refusal_status, headers: for_client, body } =
-            Verdict::of(&decision, refusal.as_ref(), current.settings.authz_headers);
+            Verdict::of(&decision, refusal.as_ref(), current.settings.authz_headers, is_grpc);
         let mut headers = HeaderMap::with_capacity(12);
         for (name, value) in for_client {
             put(&mut headers, HeaderName::from_static(name), &value);
@@ -83,6 +84,9 @@ fn put_gateway_headers<'a>(headers: &mut HeaderMap, decision: &'a Decision, refu
         ("x-tollgate-limiter", limiter),
         ("x-tollgate-tier", decision.tier()),
         ("x-tollgate-lease", decision.lease()),
+        ("x-tollgate-reason", refusal.map(|refusal| refusal.reason.name())),
+        ("x-tollgate-degraded", decision.degraded().then_some("true")),
+        ("x-tollgate-would-refuse", decision.would_refuse()),
     ];
     for (name, value) in facts {
         if let Some(value) = value {

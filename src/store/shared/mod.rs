@@ -233,7 +233,7 @@ impl SharedStore {
         let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
         let memory = needed.then(|| self.fallback_memory(now));
-        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
+        let mut applied = Applied { admitted: !plan.refused, at: now, degraded: true, ..Applied::default() };
         if let Some(memory) = &memory {
             applied.statuses = self.apply_changes_to_fallback(plan, memory, now);
         }

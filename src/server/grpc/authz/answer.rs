@@ -1,12 +1,11 @@
 //! Writes a [`CheckResponse`](envoy_types::pb::envoy::service::auth::v3::CheckResponse) by the numbers of its fields.
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-use tonic::Code;
 
 use super::super::metadata;
 use super::super::wire::MessageWriter;
 use crate::decision::Decision;
-use crate::server::ext_authz::Verdict;
+use crate::server::ext_authz::{Verdict, grpc_code};
 use crate::server::headers::Header;
 use crate::settings::HeaderFamilies;
 
@@ -16,10 +15,10 @@ const DENIED_RESPONSE: u32 = 2;
 const OK_RESPONSE: u32 = 3;
 const DYNAMIC_METADATA: u32 = 4;
 
-/// Writes the response for a decision.
-pub(super) fn write(decision: &Decision, families: HeaderFamilies, writer: &mut MessageWriter) {
+/// Writes the response for a decision on a request, which may be a gRPC request.
+pub(super) fn write(decision: &Decision, families: HeaderFamilies, is_grpc: bool, writer: &mut MessageWriter) {
     let refusal = decision.refusal();
-    let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families);
+    let Verdict { refusal_status, headers, body } = Verdict::of(decision, refusal.as_ref(), families, is_grpc);
     match refusal_status {
         None => passed(&headers, writer),
         Some(status) => denied(status, &headers, &body, writer),
@@ -37,21 +36,12 @@ fn passed(headers: &[Header], writer: &mut MessageWriter) {
 
 /// Writes a refusal with this HTTP status.
 pub(super) fn denied(status: u16, headers: &[Header], body: &str, writer: &mut MessageWriter) {
-    writer.message(STATUS, |rpc_status| rpc_status.number(1, code(status) as u64));
+    writer.message(STATUS, |rpc_status| rpc_status.number(1, grpc_code(status).into()));
     writer.message(DENIED_RESPONSE, |response| {
         response.message(1, |http_status| http_status.number(1, status.into()));
         headers.iter().for_each(|pair| response.message(2, |option| header(pair, option)));
         response.text(3, body.as_bytes());
     });
-}
-
-/// The gRPC code. Envoy only checks that it is not zero; other clients may read more.
-fn code(status: u16) -> Code {
-    match status {
-        429 => Code::ResourceExhausted,
-        500..=599 => Code::Unavailable,
-        _ => Code::PermissionDenied,
-    }
 }
 
 /// Writes a header that overwrites one of its name. Envoy drops headers of a refusal whose `append` is true, so it is
@@ -79,8 +69,9 @@ mod tests {
     use crate::server::grpc::frame::frame;
 
     /// The expected message, made of the generated types.
-    fn expected_message(decision: &Decision, families: HeaderFamilies) -> CheckResponse {
-        let Verdict { refusal_status, headers, body } = Verdict::of(decision, decision.refusal().as_ref(), families);
+    fn expected_message(decision: &Decision, families: HeaderFamilies, is_grpc: bool) -> CheckResponse {
+        let Verdict { refusal_status, headers, body } =
+            Verdict::of(decision, decision.refusal().as_ref(), families, is_grpc);
         let headers = headers.into_iter().map(|(name, value)| HeaderValueOption {
             header: Some(HeaderValue { key: name.to_owned(), value, raw_value: Vec::new() }),
             append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
@@ -90,15 +81,15 @@ mod tests {
         let (code, response) = match refusal_status {
             None => {
                 let ok = OkHttpResponse { response_headers_to_add: headers, ..OkHttpResponse::default() };
-                (Code::Ok, HttpResponse::OkResponse(ok))
+                (0, HttpResponse::OkResponse(ok))
             }
             Some(status) => {
                 let http = Some(HttpStatus { code: status.into() });
-                (code(status), HttpResponse::DeniedResponse(DeniedHttpResponse { status: http, headers, body }))
+                (grpc_code(status), HttpResponse::DeniedResponse(DeniedHttpResponse { status: http, headers, body }))
             }
         };
         CheckResponse {
-            status: Some(rpc::Status { code: code.into(), ..rpc::Status::default() }),
+            status: Some(rpc::Status { code: i32::from(code), ..rpc::Status::default() }),
             http_response: Some(response),
             dynamic_metadata: metadata::message(decision),
         }
@@ -116,10 +107,10 @@ mod tests {
                 let descriptors = [Descriptor::of([("path", path), ("account", "a")])].into_iter().collect();
                 let decision = engine.decide(&Request { domain: "edge", descriptors }).await;
                 refused += usize::from(!decision.allowed());
-                for families in [all, none] {
-                    let written = MessageWriter::frame(|writer| write(&decision, families, writer));
+                for (families, is_grpc) in [(all, false), (none, false), (all, true)] {
+                    let written = MessageWriter::frame(|writer| write(&decision, families, is_grpc, writer));
                     let decoded = CheckResponse::decode(&written[5..]).expect("it can be read");
-                    assert_eq!(decoded, expected_message(&decision, families), "{path}");
+                    assert_eq!(decoded, expected_message(&decision, families, is_grpc), "{path}");
                     // The fields of the metadata are unordered.
                     assert_eq!(frame(&decoded).len(), written.len());
                 }

@@ -17,7 +17,7 @@ use super::frame::RefusalFrame;
 use super::lease_guard::HandedOutLease;
 use super::unary;
 use super::wire::MessageWriter;
-use crate::server::ext_authz::{AuthzRequest, descriptor_request};
+use crate::server::ext_authz::{AuthzRequest, descriptor_request, is_grpc};
 use crate::service::Service;
 use crate::telemetry::Door;
 
@@ -52,9 +52,11 @@ impl GrpcAuthz {
 
     async fn decide(&self, request: &impl AuthzRequest) -> Response<Body> {
         let current = self.service.current();
+        let is_grpc = is_grpc(request);
         let request = descriptor_request(request, &current.settings.authz);
         let decision = current.decide(Door::AuthzGrpc, &request).await;
-        let frame = MessageWriter::frame(|writer| answer::write(&decision, current.settings.authz_headers, writer));
+        let frame =
+            MessageWriter::frame(|writer| answer::write(&decision, current.settings.authz_headers, is_grpc, writer));
         unary::response(frame, decision.lease().map(|lease| HandedOutLease(lease.into())))
     }
 }
