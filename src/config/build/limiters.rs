@@ -226,7 +226,8 @@ impl<'a> LimiterReader<'a> {
                 return None;
             }
             let (limit, window) = fraction(rate);
-            let held = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
+            // A tenth of a second: any second then admits at most a tenth more than the number says.
+            let held = burst.unwrap_or((rate.0 / 10.0).max(1.0) as u32);
             return self.count(limit, window, Algorithm::TokenBucket { burst: Some(held), max_debt }, &rate.location);
         }
         if !written.rate_per_second.is_absent() {
