@@ -251,7 +251,7 @@ fn a_charge_that_is_taken_back_while_a_store_is_left_alone_is_taken_back_when_it
     let log = log(1);
     let undo = || {
         let Check { counter, limit, .. } = log;
-        vec![Undo { counter, store: 0, limit, units: 1, at: START, reset: 60_000_000 }]
+        vec![Undo { counter, store: 0, limit, charged: 1, at: START, reset: 60_000_000 }]
     };
     given_back_while_left_alone(log, |_| Plan { undos: undo(), ..Plan::default() });
     // If the same plan also charges, it is rejected, and the charge is not made later.
