@@ -9,9 +9,8 @@ pub fn as_is_undone(plan: &mut Plan) {
     for check in &mut plan.checks {
         match check.limit {
             Limit::Concurrency(_) if several => check.charges = Charges::default(),
-            Limit::Concurrency(_) => {}
             Limit::SlidingWindow(_) => check.needs.fits = check.needs.fits.max(check.charges.admitted),
-            Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {}
+            Limit::Concurrency(_) | Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {}
         }
     }
 }
