@@ -15,6 +15,8 @@ mod core {
     mod model;
     mod properties;
     mod races;
+    mod rollouts;
     mod semantics;
+    mod tiers;
     mod world;
 }

@@ -23,6 +23,7 @@ mod stores {
     mod redis_wrappers;
     mod servers;
     mod snapshot;
+    mod tiers;
     mod undone;
     mod wrapped;
     mod wrappers;

@@ -39,12 +39,19 @@ pub(crate) struct Report {
 /// A charge to take back, as reported by the store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReportedCharge {
-    /// Units charged.
-    pub(crate) units: u32,
+    /// What the charge added, as its limit counts: [`Arithmetic::charge`].
+    pub(crate) charged: u64,
     /// The moment of the charge, by the clock of the store.
     pub(crate) at: Timestamp,
     /// Microseconds from then until the counter is empty, as reported with the charge.
     pub(crate) reset: u64,
+}
+
+impl ReportedCharge {
+    /// The units of a charge that is counted in units.
+    pub(crate) fn units(&self) -> u32 {
+        u32::try_from(self.charged).unwrap_or(u32::MAX)
+    }
 }
 
 /// The operations of an algorithm on its state. [`Arithmetic::correct`] comes first, so that `now` is never before a
@@ -66,8 +73,9 @@ pub(crate) trait Arithmetic {
     /// Returns the time until the need is met.
     fn wait(&self, state: &Self::State, now: Timestamp, need: Need) -> Wait;
 
-    /// Takes units, even beyond the limit: the caller has decided that they are charged.
-    fn charge(&self, state: &mut Self::State, now: Timestamp, units: u32, lease: LeaseId);
+    /// Takes units, even beyond the limit: the caller has decided that they are charged. Returns what that added to the
+    /// state, at most what it can hold: levels of a bucket, units of a window or a log, one slot.
+    fn charge(&self, state: &mut Self::State, now: Timestamp, units: u32, lease: LeaseId) -> u64;
 
     /// Reports the counter.
     fn report(&self, state: &Self::State, now: Timestamp) -> Report;

@@ -54,12 +54,13 @@ impl Arithmetic for Concurrency {
     }
 
     /// Takes one slot, regardless of the units.
-    fn charge(&self, leases: &mut Leases, now: Timestamp, _: u32, id: LeaseId) {
+    fn charge(&self, leases: &mut Leases, now: Timestamp, _: u32, id: LeaseId) -> u64 {
         let expired = leases.expired(now);
         leases.leases.drain(..expired);
         if !leases.leases.iter().any(|lease| lease.id == id) {
             leases.insert(Lease { id, acquired: now, expires: now.plus(self.lease) });
         }
+        1
     }
 
     fn report(&self, leases: &Leases, now: Timestamp) -> Report {

@@ -83,7 +83,7 @@ impl Arithmetic for FixedWindow {
 
     /// Does nothing if the window of the charge has ended.
     fn undo(&self, fixed: &mut FixedCount, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
-        charged.at >= fixed.start && self.refund(fixed, now, charged.units)
+        charged.at >= fixed.start && self.refund(fixed, now, charged.units())
     }
 
     fn wait(&self, fixed: &FixedCount, now: Timestamp, need: Need) -> Wait {
@@ -99,13 +99,15 @@ impl Arithmetic for FixedWindow {
         }
     }
 
-    fn charge(&self, fixed: &mut FixedCount, now: Timestamp, units: u32, _: LeaseId) {
+    fn charge(&self, fixed: &mut FixedCount, now: Timestamp, units: u32, _: LeaseId) -> u64 {
         let mut seen = self.at(fixed, now);
         if seen.count == 0 {
             // A window whose units were all refunded starts again at this hit.
             (seen.start, seen.end) = self.window(now);
         }
-        *fixed = FixedCount { count: seen.count.saturating_add(units), ..seen };
+        let charged = units.min(u32::MAX - seen.count);
+        *fixed = FixedCount { count: seen.count + charged, ..seen };
+        charged.into()
     }
 
     fn report(&self, fixed: &FixedCount, now: Timestamp) -> Report {

@@ -4,6 +4,7 @@ use super::{
     BucketLevel, Concurrency, CounterPair, FixedCount, FixedWindow, Grants, Leases, SlidingCounter, SlidingWindow,
     TokenBucket,
 };
+use crate::clock::Timestamp;
 
 /// The algorithm that decides a check, with its parameters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -39,6 +40,18 @@ pub enum State {
 }
 
 impl Limit {
+    /// Microseconds from `now` on for which a state counts, whichever limit asks: the reset of this limit's report, or
+    /// longer if a bucket of another tier used more.
+    #[inline]
+    pub(crate) fn lasts(&self, state: &State, now: Timestamp, reset: u64) -> u64 {
+        match (self, state) {
+            (Limit::TokenBucket(bucket), State::Bucket(level)) if !bucket.decides_alone(level) => {
+                bucket.lasts(level, now)
+            }
+            _ => reset,
+        }
+    }
+
     /// The share of this limit for one of `instances`: at least one unit.
     ///
     /// All shares together are at most the limit, unless there are more instances than units.

@@ -99,7 +99,7 @@ impl Arithmetic for SlidingCounter {
 
     /// Takes the units out of the window that counted them, which may be the previous one now.
     fn undo(&self, pair: &mut CounterPair, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
-        let &ReportedCharge { at, units, .. } = charged;
+        let (at, units) = (charged.at, charged.units());
         let seen = self.at(pair, now);
         *pair = match (seen.start.micros() - self.start(at).micros()) / self.window {
             0 => CounterPair { current: seen.current.saturating_sub(units), ..seen },
@@ -133,9 +133,11 @@ impl Arithmetic for SlidingCounter {
         }
     }
 
-    fn charge(&self, pair: &mut CounterPair, now: Timestamp, units: u32, _: LeaseId) {
+    fn charge(&self, pair: &mut CounterPair, now: Timestamp, units: u32, _: LeaseId) -> u64 {
         let seen = self.at(pair, now);
-        *pair = CounterPair { current: seen.current.saturating_add(units), ..seen };
+        let charged = units.min(u32::MAX - seen.current);
+        *pair = CounterPair { current: seen.current + charged, ..seen };
+        charged.into()
     }
 
     fn report(&self, pair: &CounterPair, now: Timestamp) -> Report {

@@ -113,7 +113,7 @@ impl Arithmetic for SlidingWindow {
 
     /// Drops grants of the moment of the charge: those of one moment are alike.
     fn undo(&self, grants: &mut Grants, _: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
-        let &ReportedCharge { at, units, .. } = charged;
+        let (at, units) = (charged.at, charged.units());
         let made = grants.moments.iter().rev().skip_while(|grant| **grant > at.micros());
         let undone = made.take_while(|grant| **grant == at.micros()).take(units as usize).count();
         let end = grants.moments.partition_point(|grant| *grant <= at.micros());
@@ -136,13 +136,15 @@ impl Arithmetic for SlidingWindow {
         }
     }
 
-    fn charge(&self, grants: &mut Grants, now: Timestamp, units: u32, _: LeaseId) {
+    /// Grants that a charge beyond the limit drops are not in its answer: an undo does not bring them back.
+    fn charge(&self, grants: &mut Grants, now: Timestamp, units: u32, _: LeaseId) -> u64 {
         let expired = self.expired(grants, now);
         grants.moments.drain(..expired);
         // Beyond the limit, a new grant replaces the oldest. A log that is longer than a limit that was lowered keeps
         // its length.
         let full = grants.moments.len().max(self.limit as usize);
-        for _ in 0..units.min(self.limit) {
+        let charged = units.min(self.limit);
+        for _ in 0..charged {
             if grants.moments.len() == full {
                 grants.moments.pop_front();
             } else if grants.moments.len() == grants.moments.capacity() {
@@ -151,6 +153,7 @@ impl Arithmetic for SlidingWindow {
             }
             grants.moments.push_back(now.micros());
         }
+        charged.into()
     }
 
     fn report(&self, grants: &Grants, now: Timestamp) -> Report {

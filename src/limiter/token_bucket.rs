@@ -11,6 +11,22 @@
 //!                          0   +---------------+  empty: burst tokens left
 //! ```
 //!
+//! Buckets of several tiers share a counter (semantics 20). What others used beyond the capacity of the bucket that asks
+//! does not decide, but stays in the state:
+//!
+//! ```text
+//!   level  +---------------+
+//!          |    beyond     |  stays until the state is empty
+//!  capacity +--------------+
+//!          |    counted    |  decides; drains at the rate of the bucket that asks
+//!       0  +---------------+
+//! ```
+//!
+//! The state also drains as a whole, at the rate of the bucket that charged it last: once it is empty by that rate, it
+//! is empty for every bucket. Its levels are read as if every bucket drained equally many in a microsecond, because the
+//! state does not say how many its last bucket did. [`TokenBucket::with_drain`] makes that so for the tiers of a
+//! template.
+//!
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
@@ -113,9 +129,20 @@ impl TokenBucket {
         Self { burst, capacity, ..slow }
     }
 
+    /// The least drain that this bucket and another with `drain` can both have. `None` where it exceeds what can be
+    /// counted.
+    pub(crate) fn common_drain(&self, drain: u64) -> Option<u64> {
+        (self.drain / gcd(self.drain, drain)).checked_mul(drain).filter(|&common| common <= MAX_LEVEL)
+    }
+
     /// Tokens that refill in `micros` microseconds, rounded up.
     pub(crate) fn refilled(&self, micros: u64) -> u32 {
         u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
+    }
+
+    /// The levels of this many tokens, at most those that a counter can hold.
+    pub(crate) fn levels(&self, tokens: u32) -> u64 {
+        u64::from(tokens).min(self.capacity) * self.unit
     }
 
     /// The share of rate, burst and debt for one of `instances`, at least one token of burst.
@@ -131,22 +158,83 @@ impl TokenBucket {
         Self { burst, capacity, unit, drain }
     }
 
+    /// This bucket with `drain` levels that drain in a microsecond, and as many more levels in a token: the same rate.
+    /// It may owe less, if that is the most that can be counted. `None` where it cannot be counted at all.
+    pub(crate) fn with_drain(self, drain: u64) -> Option<Self> {
+        let unit = self.unit.checked_mul(drain / self.drain)?;
+        let capacity = self.capacity.min(MAX_LEVEL / unit);
+        let fits = drain.is_multiple_of(self.drain) && capacity >= u64::from(self.burst);
+        fits.then_some(Self { unit, drain, capacity, ..self })
+    }
+
     fn full(&self) -> u64 {
         u64::from(self.burst) * self.unit
     }
 
-    /// The level at `now`, in this bucket's own units.
+    /// The used tokens at `now`, in this bucket's own levels.
     #[inline]
-    fn level(&self, state: &BucketLevel, now: Timestamp) -> u64 {
-        let used = rescale(state.level, state.unit, self.unit, self.capacity);
-        // A translation that counts in doubles divides first, so that no product exceeds 2^53: the level is zero after
-        // `used / drain` microseconds.
-        used.saturating_sub((now - state.at).saturating_mul(self.drain))
+    fn used(&self, state: &BucketLevel, now: Timestamp) -> Used {
+        let drained = (now - state.at).saturating_mul(self.drain);
+        if self.decides_alone(state) {
+            let counted = state.level.saturating_sub(drained);
+            return Used { counted, beyond: 0, lasts: counted };
+        }
+        self.used_by_others(state, drained)
+    }
+
+    /// Whether nothing in a state is of a bucket with another rate, nor beyond the capacity of this one.
+    #[inline]
+    pub(super) fn decides_alone(&self, state: &BucketLevel) -> bool {
+        state.unit == self.unit && state.level <= self.capacity * self.unit
+    }
+
+    /// [`TokenBucket::used`] after a charge by a bucket of other parameters.
+    #[cold]
+    fn used_by_others(&self, state: &BucketLevel, drained: u64) -> Used {
+        let lasts = state.level.saturating_sub(drained);
+        if lasts == 0 {
+            return Used { counted: 0, beyond: 0, lasts };
+        }
+        let level = rescale(state.level, state.unit, self.unit, MAX_LEVEL / self.unit);
+        let within = level.min(self.capacity * self.unit);
+        Used { counted: within.saturating_sub(drained), beyond: level - within, lasts }
     }
 
     fn set(&self, state: &mut BucketLevel, level: u64, now: Timestamp) {
-        *state = BucketLevel { level, at: now, unit: self.unit };
+        *state = BucketLevel { level: level.min(MAX_LEVEL), at: now, unit: self.unit };
     }
+
+    /// Takes levels out of the state, at most until it is empty. Its moment stays, from which all buckets drain it.
+    fn give_back(&self, state: &mut BucketLevel, now: Timestamp, levels: u64) {
+        let all = match self.lasts(state, now) {
+            0 => 0,
+            _ => rescale(state.level, state.unit, self.unit, MAX_LEVEL / self.unit),
+        };
+        *state = BucketLevel { level: all.saturating_sub(levels), at: state.at, unit: self.unit };
+    }
+
+    /// Microseconds in which these levels drain, and at most those until the state is empty.
+    fn drains_in(&self, levels: u64, used: &Used) -> u64 {
+        levels.min(used.lasts).div_ceil(self.drain)
+    }
+
+    /// Microseconds for which a state counts from `now` on, for any bucket.
+    pub(super) fn lasts(&self, state: &BucketLevel, now: Timestamp) -> u64 {
+        state.level.saturating_sub((now - state.at).saturating_mul(self.drain)).div_ceil(self.drain)
+    }
+}
+
+/// The largest level of a state.
+const MAX_LEVEL: u64 = MAX_EXACT_INTEGER / 2;
+
+/// The used tokens of a state, in the levels of the bucket that asks.
+struct Used {
+    /// What decides, at most the capacity.
+    counted: u64,
+    /// What was used beyond the capacity.
+    beyond: u64,
+    /// Levels until the state is empty for every bucket.
+    lasts: u64,
 }
 
 impl Arithmetic for TokenBucket {
@@ -161,27 +249,23 @@ impl Arithmetic for TokenBucket {
     }
 
     fn refund(&self, state: &mut BucketLevel, now: Timestamp, units: u32) -> bool {
-        let level = self.level(state, now);
-        let units = u64::from(units).min(self.capacity);
-        self.set(state, level.saturating_sub(units * self.unit), now);
+        self.give_back(state, now, self.levels(units));
         true
     }
 
-    /// Subtracts the units from the level. If something else was charged since, the part of the charge that has drained
-    /// already is not given back: what drained beyond the level before the charge. So later charges stay, and the
-    /// bucket holds no more tokens than without the charge.
+    /// Subtracts what was charged from the level. If something else was charged since, the part of the charge that has
+    /// drained already is not given back: what drained beyond the level before the charge. So later charges stay, and
+    /// the bucket holds no more tokens than without the charge.
     fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
-        let units = u64::from(charged.units).min(self.capacity) * self.unit;
+        let levels = charged.charged.min(MAX_LEVEL);
         if (state.at, state.unit) == (charged.at, self.unit) {
-            state.level = state.level.saturating_sub(units);
+            self.give_back(state, now, levels);
             return true;
         }
         // The reset was rounded up to a microsecond.
-        let before = (charged.reset.saturating_sub(1)).saturating_mul(self.drain).saturating_sub(units);
+        let before = (charged.reset.saturating_sub(1)).saturating_mul(self.drain).saturating_sub(levels);
         let drained = (now - charged.at).saturating_mul(self.drain);
-        let owed = units.saturating_sub(drained.saturating_sub(before));
-        let level = self.level(state, now);
-        self.set(state, level.saturating_sub(owed), now);
+        self.give_back(state, now, levels.saturating_sub(drained.saturating_sub(before)));
         true
     }
 
@@ -191,53 +275,49 @@ impl Arithmetic for TokenBucket {
             Need::Fits(cost) => u64::from(cost) * self.unit,
             Need::OneLeft => self.unit,
         };
-        let needed = self.level(state, now) + room;
+        let used = self.used(state, now);
+        let needed = used.counted + room;
         match needed > self.full() {
             false => Wait::Met,
-            true => Wait::For((needed - self.full()).div_ceil(self.drain)),
+            true => Wait::For(self.drains_in(needed - self.full(), &used)),
         }
     }
 
-    fn charge(&self, state: &mut BucketLevel, now: Timestamp, units: u32, _: LeaseId) {
-        let units = u64::from(units).min(self.capacity);
-        let level = self.level(state, now) + units * self.unit;
-        self.set(state, level.min(self.capacity * self.unit), now);
+    fn charge(&self, state: &mut BucketLevel, now: Timestamp, units: u32, _: LeaseId) -> u64 {
+        let used = self.used(state, now);
+        let room = self.capacity * self.unit - used.counted;
+        let charged = self.levels(units).min(room);
+        self.set(state, used.beyond + used.counted + charged, now);
+        charged
     }
 
     fn report(&self, state: &BucketLevel, now: Timestamp) -> Report {
-        let level = self.level(state, now);
-        let left = self.full().saturating_sub(level) / self.unit;
+        let used = self.used(state, now);
+        let left = self.full().saturating_sub(used.counted) / self.unit;
         Report {
             limit: self.burst,
             remaining: u32::try_from(left).unwrap_or(u32::MAX),
-            reset: level.div_ceil(self.drain),
+            reset: self.drains_in(used.counted, &used),
         }
     }
 }
 
-/// Converts a level from `from` to `to` levels in a token, rounded up, at most `capacity` tokens.
+/// Converts a level from `from` to `to` levels in a token, rounded up, at most `most` tokens.
 ///
 /// The fraction of a token is rounded to a grid of 2^20, so that no product exceeds 2^53.
-#[inline]
-fn rescale(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
-    match level == 0 || from == to {
-        true => level.min(capacity * to),
-        false => rescale_after_change(level, from, to, capacity),
+fn rescale(level: u64, from: u64, to: u64, most: u64) -> u64 {
+    if level == 0 || from == to {
+        return level.min(most * to);
     }
-}
-
-/// [`rescale`] after a change of parameters, which is rare: once for each counter and change.
-#[cold]
-fn rescale_after_change(level: u64, from: u64, to: u64, capacity: u64) -> u64 {
     let (tokens, part) = (level / from, level % from);
-    if tokens >= capacity {
-        return capacity * to;
+    if tokens >= most {
+        return most * to;
     }
     let step = from.div_ceil(1 << 20);
     let grid = from / step;
     let steps = part.div_ceil(step).min(grid);
     let part = steps * (to / grid) + (steps * (to % grid)).div_ceil(grid);
-    (tokens * to + part).min(capacity * to)
+    (tokens * to + part).min(most * to)
 }
 
 /// The largest burst with which a rate of `drain / unit` tokens a microsecond is represented within one percent.

@@ -80,12 +80,10 @@ fn settle<A: Arithmetic>(
     lease: LeaseId,
     passes: bool,
 ) -> Outcome {
-    if units > 0 {
-        algorithm.charge(state, now, units, lease);
-    }
+    let charged = if units > 0 { algorithm.charge(state, now, units, lease) } else { 0 };
     let Report { limit, remaining, reset } = algorithm.report(state, now);
     if check.always_denied {
-        return Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None };
+        return Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged };
     }
     let retry_after = match passes {
         true => None,
@@ -96,7 +94,7 @@ fn settle<A: Arithmetic>(
             Wait::Never => None,
         },
     };
-    Outcome { passes, limit, remaining, reset, retry_after }
+    Outcome { passes, limit, remaining, reset, retry_after, charged }
 }
 
 impl Check {
@@ -191,7 +189,7 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
-    let charged = ReportedCharge { units: undo.units, at: undo.at.min(now), reset: undo.reset };
+    let charged = ReportedCharge { charged: undo.charged, at: undo.at.min(now), reset: undo.reset };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
         // Not `||`: both have to run.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)

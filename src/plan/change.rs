@@ -1,6 +1,7 @@
 //! The changes that a plan makes besides its checks: to leases, and charges that are taken back.
 
 use super::check::{Check, CounterName};
+use super::outcome::Outcome;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
 
@@ -30,8 +31,8 @@ pub struct Undo {
     pub store: u16,
     /// The limit.
     pub limit: Limit,
-    /// Units charged.
-    pub units: u32,
+    /// What the charge added: [`Outcome::charged`](crate::plan::Outcome::charged), or a part of it.
+    pub charged: u64,
     /// The moment of the charge, by the clock of the store: [`Applied::at`](crate::plan::Applied::at).
     pub at: Timestamp,
     /// The reset reported with the charge: microseconds until the counter is empty.
@@ -39,6 +40,13 @@ pub struct Undo {
 }
 
 impl Undo {
+    /// The undo of what a check charged at this moment, by its outcome. `None` if it charged nothing.
+    pub fn of(check: &Check, outcome: &Outcome, at: Timestamp) -> Option<Self> {
+        let &Check { counter, store, limit, .. } = check;
+        let &Outcome { charged, reset, .. } = outcome;
+        (charged > 0).then_some(Self { counter, store, limit, charged, at, reset })
+    }
+
     /// A check of the same counter that needs nothing and charges nothing.
     pub(crate) fn look(&self) -> Check {
         Check { store: self.store, ..Check::look(self.counter, self.limit) }

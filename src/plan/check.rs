@@ -83,6 +83,31 @@ impl Check {
         }
     }
 
+    /// The charges, without those that a check in shadow makes on no refusal.
+    pub(crate) fn charges_on_verdicts(&self) -> Charges {
+        match self.shadow {
+            true => Charges { passed: 0, refused: 0, ..self.charges },
+            false => self.charges,
+        }
+    }
+
+    /// What this check adds to its counter with a verdict, if the counter can hold all of it: levels of a bucket, else
+    /// units.
+    pub(crate) fn charged(&self, admitted: bool, passes: bool) -> u64 {
+        let charges = self.charges_on_verdicts();
+        let units = match (admitted, passes) {
+            (true, true) => charges.admitted,
+            (false, true) => charges.passed,
+            (_, false) => charges.refused,
+        };
+        match &self.limit {
+            Limit::TokenBucket(bucket) => bucket.levels(units),
+            Limit::SlidingWindow(window) => units.min(window.limit).into(),
+            Limit::Concurrency(_) => units.min(1).into(),
+            Limit::SlidingCounter(_) | Limit::FixedWindow(_) => units.into(),
+        }
+    }
+
     /// A check that needs nothing and charges nothing: it only reports the counter.
     pub fn look(counter: CounterName, limit: Limit) -> Self {
         Self {

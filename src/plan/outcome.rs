@@ -19,6 +19,9 @@ pub struct Outcome {
     pub reset: u64,
     /// On a refusal: microseconds until the same check would pass. `None` when it never would.
     pub retry_after: Option<u64>,
+    /// What this check added to its counter, as an [`Undo`](crate::plan::Undo) takes it back. A charge beyond what the
+    /// counter can hold or owe adds less than it says.
+    pub charged: u64,
 }
 
 /// The answers to a plan.

@@ -6,11 +6,11 @@ use hashbrown::HashMap;
 use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
-    QuotaTarget, Rules, TemplatePart, name_prefix, template_parts,
+    QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
 };
 use super::index::Index;
 use super::{DEFAULT_IPV6_PREFIX, Normaliser};
-use crate::limiter::{Algorithm, Limit};
+use crate::limiter::{Algorithm, Limit, Limiter};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -82,6 +82,8 @@ struct Compiler {
     errors: Vec<CompileError>,
     targets: Vec<LimiterTarget>,
     debts: Vec<u64>,
+    /// The drain that all buckets of a reference in a domain have: they share counters (semantics 20).
+    drains: HashMap<(String, String), u64, RandomState>,
     limiter_by_name: HashMap<String, u32, RandomState>,
     /// The indexes of the domain and the rule being compiled.
     at: (usize, u32),
@@ -104,12 +106,13 @@ impl Compiler {
             }
         }
         let debts = vec![0; book.limiters.len()];
-        Self { book, errors, targets: Vec::new(), debts, limiter_by_name, at: (0, 0) }
+        Self { book, errors, targets: Vec::new(), debts, drains: HashMap::default(), limiter_by_name, at: (0, 0) }
     }
 
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
         let rules = std::mem::take(&mut self.book.rules);
         self.set_debts(&rules);
+        self.set_drains(&rules);
         let mut settings = std::mem::take(&mut self.book.domains);
         let mut names: Vec<String> = settings.iter().map(|domain| domain.name.clone()).collect();
         for rule in &rules {
@@ -160,17 +163,29 @@ impl Compiler {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
-                let parts = template_parts(&apply.limiter);
-                let reached = self.book.limiters.iter().enumerate().filter(|(_, limiter)| {
-                    can_produce(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
-                });
-                for (number, limiter) in reached {
+                for (number, limiter) in reached(&self.book.limiters, apply) {
                     let debt = match (apply.overdraw, apply.charge) {
                         (true, _) => u64::MAX,
                         (false, Charge::Always) => limiter.quota.as_ref().map_or(0, |quota| u64::from(quota.limit)),
                         (false, Charge::Admitted | Charge::Own) => 0,
                     };
                     self.debts[number] = self.debts[number].max(debt);
+                }
+            }
+        }
+    }
+
+    /// Sets the drain of each reference: the least common multiple of those of its buckets.
+    fn set_drains(&mut self, rules: &[Rule]) {
+        for rule in rules {
+            let Action::Apply(applies) = &rule.action else { continue };
+            for apply in applies {
+                let reference = (rule.domain.clone(), apply.limiter.clone());
+                for (number, limiter) in reached(&self.book.limiters, apply) {
+                    let limit = limiter.quota.as_ref().map(|quota| quota.limit(self.debts[number]));
+                    let Some(Limit::TokenBucket(bucket)) = limit else { continue };
+                    let drain = self.drains.entry(reference.clone()).or_insert(1);
+                    *drain = bucket.common_drain(*drain).unwrap_or(*drain);
                 }
             }
         }
@@ -187,13 +202,31 @@ impl Compiler {
         CompiledRule {
             name: rule.name,
             matches: rule.matches,
+            rollout: rule.enforce_percent.map(|percent| self.rollout(percent, &action, domain)),
             action,
             last: rule.last,
             shadow: rule.shadow || domain.shadow || self.book.shadow,
             shadow_only: rule.shadow && !domain.shadow && !self.book.shadow,
-            enforce_percent: rule.enforce_percent,
             refusal: rule.refusal,
         }
+    }
+
+    /// The share of keys for which a rule with this action is enforced.
+    fn rollout(&self, percent: u8, action: &CompiledAction, domain: &Domain) -> Rollout {
+        let applies = match action {
+            CompiledAction::Apply(applies) => applies.as_slice(),
+            CompiledAction::Allow | CompiledAction::Deny => &[],
+        };
+        let mut keys = applies.iter().map(|apply| apply.key.as_slice()).filter(|key| !key.is_empty());
+        let first = keys.next().unwrap_or_default();
+        let mut key = first.to_vec();
+        for other in keys {
+            key.retain(|part| other.iter().any(|known| known.entry == part.entry));
+        }
+        if key.is_empty() {
+            key = first.to_vec();
+        }
+        Rollout { percent, hash: self.book.secret.counters(&domain.name, "", "enforce_percent"), key }
     }
 
     fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain) -> Option<CompiledApply> {
@@ -295,15 +328,29 @@ impl Compiler {
         // The entries of a key are hashed in order of their names.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
         let partitioned = self.book.partitioned.iter().any(|partitioned| partitioned.store == configured.store);
+        let drain = self.drains.get(&(domain.name.clone(), apply.limiter.clone()));
         let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
-            limit: quota.limit(self.debts[limiter as usize]),
+            limit: match (quota.limit(self.debts[limiter as usize]), drain) {
+                (Limit::TokenBucket(bucket), Some(&drain)) => {
+                    Limit::TokenBucket(bucket.with_drain(drain).unwrap_or(bucket))
+                }
+                (limit, _) => limit,
+            },
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
         self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
+}
+
+/// The limiters that a reference can resolve to, with their indexes.
+fn reached<'l>(limiters: &'l [Limiter], apply: &'l Apply) -> impl Iterator<Item = (usize, &'l Limiter)> {
+    let parts = template_parts(&apply.limiter);
+    limiters.iter().enumerate().filter(move |(_, limiter)| {
+        can_produce(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
+    })
 }
 
 fn addresses(listed: &[String]) -> Vec<String> {

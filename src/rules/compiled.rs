@@ -7,7 +7,6 @@ use super::book::{Charge, Missing, RefusalText, RequestBounds, Unmatched};
 use super::index::Index;
 use super::{Matcher, Normaliser};
 use crate::limiter::{Limit, Limiter, OnStoreError};
-use crate::plan::CounterName;
 use crate::secret::{NamePrefix, Partitions, Secret};
 
 /// The compiled rules: immutable, and replaced as a whole.
@@ -47,17 +46,20 @@ pub(super) struct CompiledRule {
     pub(super) last: bool,
     /// In shadow: set on the rule, its domain or the server.
     pub(super) shadow: bool,
-    /// In shadow while its domain and the server are enforced.
+    /// In shadow on its own, while its domain and the server are enforced.
     pub(super) shadow_only: bool,
-    pub(super) enforce_percent: Option<u8>,
+    pub(super) rollout: Option<Rollout>,
     pub(super) refusal: RefusalText,
 }
 
-impl CompiledRule {
-    /// Whether the rule is in shadow for this counter.
-    pub(super) fn in_shadow(&self, counter: CounterName) -> bool {
-        self.shadow || self.enforce_percent.is_some_and(|percent| counter.0[1] % 100 >= u64::from(percent))
-    }
+/// The share of keys for which a rule is enforced (`enforce_percent`), the same for all limiters of the rule.
+#[derive(Debug)]
+pub(super) struct Rollout {
+    pub(super) percent: u8,
+    /// The hash by which a key is chosen. It knows the domain and the entries, and no limiter.
+    pub(super) hash: NamePrefix,
+    /// The entries that choose: those that the keys of all limiters have, else those of the first key.
+    pub(super) key: Vec<CompiledKeyEntry>,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ pub(super) struct CompiledApply {
     pub(super) missing: Missing,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct CompiledKeyEntry {
     pub(super) entry: String,
     pub(super) normalise: Vec<Normaliser>,
@@ -188,7 +190,7 @@ pub(crate) struct RuleLabel<'r> {
 
 impl<'r> RuleLabel<'r> {
     fn of(rule: &'r CompiledRule) -> Self {
-        let percent = if rule.shadow { 0 } else { rule.enforce_percent.unwrap_or(100) };
+        let percent = if rule.shadow { 0 } else { rule.rollout.as_ref().map_or(100, |rollout| rollout.percent) };
         Self { name: &rule.name, enforced: percent > 0, shadow: percent < 100 }
     }
 }

@@ -1,14 +1,14 @@
 //! Turns a request into a plan: walks the rules that match each descriptor.
 
 use super::book::{Missing, Unmatched};
-use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, Rules, name_prefix};
+use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, LimiterTarget, Rules, name_prefix};
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms};
 use crate::descriptor::{Descriptor, LimitOverride, Request};
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange};
+use crate::plan::{Charges, Check, LeaseAction, LeaseChange};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
 
@@ -121,6 +121,9 @@ impl Walk<'_> {
             if !rule.matches(descriptor) {
                 continue;
             }
+            let shadow = rule.in_shadow(descriptor);
+            // On its own: the rule's mode, or a key for which it is not enforced yet.
+            let shadow_only = rule.shadow_only || (shadow && !rule.shadow);
             match &rule.action {
                 CompiledAction::Allow if rule.shadow_only => {}
                 CompiledAction::Allow => return DescriptorEnd::Allowed,
@@ -131,7 +134,7 @@ impl Walk<'_> {
                 }
                 CompiledAction::Apply(applies) => {
                     for apply in applies {
-                        if let Some(refused) = self.apply(descriptor_number, descriptor, rule_number, rule, apply) {
+                        if let Some(refused) = self.apply(descriptor_number, descriptor, (rule_number, shadow), apply) {
                             end = DescriptorEnd::Refused;
                             self.planned.refused.get_or_insert(refused);
                         }
@@ -139,11 +142,11 @@ impl Walk<'_> {
                 }
             }
             // A rule that is in shadow on its own changes neither the verdict nor the walk.
-            if end == DescriptorEnd::Unmatched && !rule.shadow_only {
+            if end == DescriptorEnd::Unmatched && !shadow_only {
                 end = DescriptorEnd::Checked;
             }
             let too_many = self.planned.plan.checks.len() > self.rules.bounds.checks;
-            if too_many || (rule.last && !rule.shadow_only) {
+            if too_many || (rule.last && !shadow_only) {
                 break;
             }
         }
@@ -166,13 +169,12 @@ impl Walk<'_> {
         &mut self,
         descriptor_number: u16,
         descriptor: &Descriptor<'_>,
-        rule_number: u32,
-        rule: &CompiledRule,
+        (rule_number, shadow): (u32, bool),
         apply: &CompiledApply,
     ) -> Option<RefusedBy> {
         let refused = match apply.target(descriptor) {
             Resolved::Target(target) => {
-                match self.checks(descriptor_number, descriptor, rule_number, rule, apply, target) {
+                match self.checks(descriptor_number, descriptor, (rule_number, shadow), apply, target) {
                     Some(()) => return None,
                     None if apply.missing == Missing::Deny => RefusedBy::MissingKey { rule: rule_number },
                     None => {
@@ -188,7 +190,7 @@ impl Walk<'_> {
             Resolved::EntryMissing => RefusedBy::MissingKey { rule: rule_number },
             Resolved::NoLimiter => RefusedBy::NoLimiter { rule: rule_number },
         };
-        if rule.shadow {
+        if shadow {
             self.refuse_in_shadow(rule_number);
             return None;
         }
@@ -206,14 +208,12 @@ impl Walk<'_> {
         &mut self,
         descriptor_number: u16,
         descriptor: &Descriptor<'_>,
-        rule_number: u32,
-        rule: &CompiledRule,
+        (rule_number, shadow): (u32, bool),
         apply: &CompiledApply,
         target_number: u32,
     ) -> Option<()> {
         let target = &self.rules.targets[target_number as usize];
         let limiter = self.rules.limiter(target_number);
-        let shadow = |name: CounterName| rule.in_shadow(name);
         let source = |check, slots, shadow, applied_override| CheckSource {
             descriptor: descriptor_number,
             check,
@@ -248,7 +248,7 @@ impl Walk<'_> {
                 needs,
                 charges,
                 refund,
-                shadow: shadow(counter),
+                shadow,
                 always_denied: always_denied && refund == 0,
                 on_store_error: target.on_store_error(self.rules),
             };
@@ -265,7 +265,7 @@ impl Walk<'_> {
                 needs,
                 charges,
                 refund: 0,
-                shadow: shadow(counter),
+                shadow,
                 always_denied: false,
                 on_store_error: target.on_store_error(self.rules),
             };
@@ -293,7 +293,14 @@ impl Walk<'_> {
         let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
         let prefix =
             name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
-        Some(AppliedOverride::Limit(prefix, quota.limit(self.rules.debts[limiter])))
+        let limit = match (quota.limit(self.rules.debts[limiter]), target.quota.as_ref()?.limit) {
+            // The same drain as the buckets with which it shares its counter.
+            (Limit::TokenBucket(bucket), Limit::TokenBucket(configured)) => {
+                Limit::TokenBucket(bucket.with_drain(configured.drain()).unwrap_or(bucket))
+            }
+            (limit, _) => limit,
+        };
+        Some(AppliedOverride::Limit(prefix, limit))
     }
 
     /// Whether the request takes more slots than a lease can hold. Slots in shadow are not counted: those without room

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use super::Matcher;
 use super::book::Missing;
-use super::compiled::{CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, TemplatePart};
+use super::compiled::{
+    CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rollout, TemplatePart,
+};
 use super::normalise::address;
 use crate::descriptor::{Descriptor, Entry};
 use crate::plan::CounterName;
@@ -44,6 +46,31 @@ impl CompiledRule {
         let passes =
             |(key, matcher): &(String, Matcher)| descriptor.value(key).is_some_and(|value| matcher.matches(value));
         self.matches.iter().all(passes)
+    }
+
+    /// Whether the rule is in shadow for a descriptor.
+    #[inline]
+    pub(super) fn in_shadow(&self, descriptor: &Descriptor<'_>) -> bool {
+        self.shadow || self.rollout.as_ref().is_some_and(|rollout| !rollout.enforces(descriptor))
+    }
+}
+
+impl Rollout {
+    /// Whether the rule is enforced for a descriptor. A missing entry counts as empty here.
+    fn enforces(&self, descriptor: &Descriptor<'_>) -> bool {
+        let mut hash = self.hash;
+        for part in &self.key {
+            hash.entry(&part.entry, &part.value(descriptor.value(&part.entry).unwrap_or_default()));
+        }
+        let CounterName([_, chosen]) = hash.name();
+        chosen % 100 < u64::from(self.percent)
+    }
+}
+
+impl CompiledKeyEntry {
+    /// A value as it is in a key.
+    fn value<'v>(&self, value: &'v str) -> Cow<'v, str> {
+        self.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value))
     }
 }
 
@@ -98,10 +125,7 @@ impl CompiledApply {
                 (None, Missing::Empty) => "",
                 (None, Missing::Skip | Missing::Deny) => return None,
             };
-            let value = match part.normalise.is_empty() {
-                true => Cow::Borrowed(value),
-                false => part.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value)),
-            };
+            let value = part.value(value);
             name.text(&value);
             if prefix.is_partitioned()
                 && let Some((partitions, at)) = &self.partitions

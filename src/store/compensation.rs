@@ -197,12 +197,8 @@ impl Compensation {
         if step.plan.checks.iter().all(stays) {
             return None;
         }
-        let undo = |(check, answer): (&Check, &Result<Outcome, Fault>)| {
-            let outcome = answer.as_ref().ok().filter(|outcome| outcome.passes || !check.shadow)?;
-            let &Check { counter, store, limit, charges, .. } = check;
-            let charge = Undo { counter, store, limit, units: charges.admitted, at: applied.at, reset: outcome.reset };
-            (charge.units > 0).then_some(charge)
-        };
+        let undo =
+            |(check, answer): (&Check, &Result<Outcome, Fault>)| Undo::of(check, answer.as_ref().ok()?, applied.at);
         let undos: Vec<Undo> = step.plan.checks.iter().zip(&applied.answers).filter_map(undo).collect();
         // A refund is applied once.
         let checks = step.plan.checks.iter().map(|check| Check { refund: 0, ..*check }).collect();

@@ -295,20 +295,22 @@ fn listeners_are_addresses_or_sockets() {
 }
 
 #[test]
-fn semantics_20_the_default_burst_of_a_rate_is_one_second_of_it() {
+fn semantics_20_a_rate_holds_a_tenth_of_a_second_of_it_unless_burst_says_more() {
     let config = read(
         "[limiters.a]\nrate_per_second = 10.5\n[limiters.b]\nrate_per_second = 0.1\n\
-         [limiters.c]\nrate_per_second = 10\nburst = 50\n[limiters.d]\nalgorithm = 'token_bucket'\nlimit = 100\nwindow = '1h'\n",
+         [limiters.c]\nrate_per_second = 10\nburst = 50\n[limiters.d]\nalgorithm = 'token_bucket'\nlimit = 100\nwindow = '1h'\n\
+         [limiters.e]\nrate_per_second = 90\n[limiters.f]\nrate_per_second = 19.9\n[limiters.g]\nrate_per_second = 20\n",
     );
     let bucket = |name: &str| {
         let quota = limiter(&config, name).quota.clone().expect("a quota");
         let Algorithm::TokenBucket { burst, .. } = quota.algorithm else { panic!("{name} is a bucket") };
         (quota.limit, quota.window, burst)
     };
-    assert_eq!(bucket("a"), (21, Duration::from_secs(2), Some(11)));
+    assert_eq!(bucket("a"), (21, Duration::from_secs(2), Some(1)));
     assert_eq!(bucket("b"), (1, Duration::from_secs(10), Some(1)));
     assert_eq!(bucket("c"), (10, Duration::from_secs(1), Some(50)));
     assert_eq!(bucket("d"), (100, Duration::from_secs(3600), None));
+    assert_eq!(["e", "f", "g"].map(|name| bucket(name).2), [Some(9), Some(1), Some(2)]);
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Model {
             return;
         }
         match (self, numbers) {
-            (Model::Bucket(bucket), numbers) => bucket.add(numbers, now, -i128::from(units)),
+            (Model::Bucket(bucket), numbers) => bucket.take_out(numbers, now, units),
             (Model::Log(log), Numbers::Log { window, .. }) => log.refund(window, now, units),
             (Model::Pair(pair), Numbers::Pair { window, .. }) => pair.refund(now / window, units),
             (Model::Fixed(fixed), _) => fixed.refund(now, units),
@@ -141,7 +141,7 @@ impl Model {
 
     fn charge(&mut self, numbers: Numbers, now: u64, units: u32, lease: LeaseId) {
         match (self, numbers) {
-            (Model::Bucket(bucket), numbers) => bucket.add(numbers, now, i128::from(units)),
+            (Model::Bucket(bucket), numbers) => bucket.add(numbers, now, units),
             (Model::Log(log), Numbers::Log { limit, window }) => log.charge(limit, window, now, units),
             (Model::Pair(pair), Numbers::Pair { window, .. }) => pair.charge(now / window, units),
             (Model::Fixed(fixed), Numbers::Fixed { alignment, .. }) => fixed.charge(alignment, now, units),
@@ -158,7 +158,7 @@ impl Model {
         };
         match (self, numbers) {
             (Model::Bucket(bucket), Numbers::Bucket { burst, .. }) => {
-                let (least, most) = bucket.used(numbers, now);
+                let [(least, _), (most, _)] = bucket.used(numbers, now);
                 let full = i128::from(burst) * UNIT;
                 (full - most, full - least)
             }
@@ -175,7 +175,7 @@ impl Model {
         let exactly = |forgotten: bool| (forgotten, forgotten);
         match (self, numbers) {
             (Model::Bucket(bucket), numbers) => {
-                let (least, most) = bucket.used(numbers, now);
+                let [(least, _), (most, _)] = bucket.used(numbers, now);
                 (most == 0, least == 0)
             }
             (Model::Log(log), Numbers::Log { window, .. }) => exactly(log.counted(window, now) == 0),
@@ -216,29 +216,66 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    fn used(&self, numbers: Numbers, now: u64) -> (i128, i128) {
-        let Numbers::Bucket { tokens, window, burst, debt } = numbers else { unreachable!("it is a bucket's") };
-        let mut most = self.most;
-        if self.written_by.is_some_and(|writer| parts(writer) != parts(numbers)) && most > 0 {
-            // Rounded up to other fractions of a token, by a grid of at least 2^19 steps.
-            most += UNIT / i128::from(parts(numbers)) + UNIT / (1 << 18) + 1;
-        }
-        let owed = (i128::from(burst) + i128::from(debt)) * UNIT;
-        let drained = i128::from(now.saturating_sub(self.at)) * i128::from(tokens) * (UNIT / i128::from(window));
-        let left_of = |used: i128| (used.min(owed) - drained).max(0);
-        (left_of(self.least), left_of(most))
+    /// What counts at a moment, and what was used beyond the capacity of the numbers that ask: the least possible of
+    /// both, then the most.
+    fn used(&self, numbers: Numbers, now: u64) -> [(i128, i128); 2] {
+        let Numbers::Bucket { tokens, window, .. } = numbers else { unreachable!("it is a bucket's") };
+        let elapsed = i128::from(now.saturating_sub(self.at));
+        let drained = elapsed * i128::from(tokens) * (UNIT / i128::from(window));
+        let (drained_alone, rounding) = self.drained_alone(numbers, now);
+        let of = |used: i128, rounding: i128| match used <= drained_alone {
+            true => (0, 0),
+            false => {
+                let within = (used + rounding).min(owed(numbers));
+                ((within - drained).max(0), used + rounding - within)
+            }
+        };
+        [of(self.least, 0), of(self.most, rounding)]
     }
 
-    fn add(&mut self, numbers: Numbers, now: u64, units: i128) {
-        if units < 0 && self.written_by.is_none() {
+    fn add(&mut self, numbers: Numbers, now: u64, units: u32) {
+        let sum = |(counted, beyond): (i128, i128)| {
+            beyond + (counted + i128::from(units) * UNIT).min(owed(numbers).max(counted))
+        };
+        let [least, most] = self.used(numbers, now).map(sum);
+        *self = Bucket { least, most, at: now, written_by: Some(numbers) };
+    }
+
+    /// Takes units out of all that was used, at the moment of the last charge.
+    fn take_out(&mut self, numbers: Numbers, now: u64, units: u32) {
+        if self.written_by.is_none() {
             return;
         }
-        let Numbers::Bucket { burst, debt, .. } = numbers else { unreachable!("it is a bucket's") };
-        let owed = (i128::from(burst) + i128::from(debt)) * UNIT;
-        let (least, most) = self.used(numbers, now);
-        let sum = |used: i128| (used + units * UNIT).clamp(0, owed);
-        *self = Bucket { least: sum(least), most: sum(most), at: now, written_by: Some(numbers) };
+        let (drained_alone, rounding) = self.drained_alone(numbers, now);
+        let units = (i128::from(units) * UNIT).min(owed(numbers));
+        let rest = |used: i128, rounding: i128| match used <= drained_alone {
+            true => 0,
+            false => (used + rounding - units).max(0),
+        };
+        let (least, most) = (rest(self.least, 0), rest(self.most, rounding));
+        *self = Bucket { least, most, at: self.at, written_by: Some(numbers) };
     }
+
+    /// The grains after which the state is empty for everybody: its fractions drain as many in a microsecond as those
+    /// of the numbers that ask. With it the most that a conversion to those adds.
+    fn drained_alone(&self, numbers: Numbers, now: u64) -> (i128, i128) {
+        let Numbers::Bucket { tokens, window, .. } = numbers else { unreachable!("it is a bucket's") };
+        let elapsed = i128::from(now.saturating_sub(self.at));
+        let written_by = self.written_by.unwrap_or(numbers);
+        let drain = i128::from(tokens) * i128::from(parts(numbers)) / i128::from(window);
+        let rounding = match parts(written_by) != parts(numbers) {
+            // Rounded up to other fractions of a token, by a grid of at least 2^19 steps.
+            true => UNIT / i128::from(parts(numbers)) + UNIT / (1 << 18) + 1,
+            false => 0,
+        };
+        (elapsed * drain * (UNIT / i128::from(parts(written_by))), rounding)
+    }
+}
+
+/// The most grains that a bucket can hold and owe.
+fn owed(numbers: Numbers) -> i128 {
+    let Numbers::Bucket { burst, debt, .. } = numbers else { unreachable!("it is a bucket's") };
+    (i128::from(burst) + i128::from(debt)) * UNIT
 }
 
 /// The number of fractions of a token such that a microsecond drains a whole number of them.

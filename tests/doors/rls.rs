@@ -258,11 +258,14 @@ async fn the_deciding_rule_the_limiter_and_the_tier_are_in_the_metadata() {
     let service = Doors::start(book([window("api_free", 1, 60), window("api_pro", 9, 60)], rules)).await;
     let rls = service.rls().await;
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    for code in [OK, OVER_LIMIT] {
+    let asked = async |code| {
         let answer = rls.one(&[("tier", "free"), ("account", "a")]).await;
         assert_eq!(answer.overall_code, code);
-        assert_eq!(metadata(&answer), [pair("limiter", "api_free"), pair("rule", "quota"), pair("tier", "free")]);
-    }
+        metadata(&answer)
+    };
+    let [limiter, rule, tier] = [pair("limiter", "api_free"), pair("rule", "quota"), pair("tier", "free")];
+    assert_eq!(asked(OK).await, [limiter.clone(), rule.clone(), tier.clone()]);
+    assert_eq!(asked(OVER_LIMIT).await, [limiter, pair("reason", "limit"), rule, tier]);
     assert_eq!(metadata(&rls.one(&[("path", "/")]).await), []);
 }
 

@@ -4,10 +4,11 @@
 //! sometimes steps back. A store that decides by its own clock gets one from its tests, which set it before each call.
 
 use tollgate::clock::Timestamp;
-use tollgate::limiter::LeaseStatus;
-use tollgate::plan::{Applied, Plan};
+use tollgate::limiter::{LeaseStatus, Limit};
+use tollgate::plan::{Applied, Charges, Check, Fault, Outcome, Plan, Undo};
 use tollgate::store::{MemorySettings, Stores};
 
+use super::undone::as_is_undone;
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// 400 runs of 250 plans: 100 000 plans, decided by the store and by `advance`, answer by answer.
@@ -40,6 +41,39 @@ fn same(number: usize, expected: &Applied, found: &Applied) {
     }
 }
 
+/// 200 runs of 250 plans, every third of which is undone at once: later answers are those of a store in which it charged
+/// nothing. Plans overdraw, go into debt, and charge more than a counter can hold.
+fn undoes_what_was_added(empty: impl Fn() -> Stores) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    // As for plans over several stores: the correction of a clock that steps back was made for a charge that is then
+    // undone, and a level was converted to the numbers of the charge.
+    let scope = Scope { backwards: false, changing: false, several_groups: false, ..ANYTHING };
+    always(200, plans(scope, 250), |steps| {
+        let (store, mut reference, mut now) = (empty(), Reference::default(), START);
+        for (number, (by, plan)) in steps.iter().enumerate() {
+            now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
+            let mut plan = plan.clone();
+            as_is_undone(&mut plan);
+            // Past its limit a log drops its oldest grants. Such a charge is of a refusal, and is never undone.
+            plan.checks.iter_mut().filter(|check| matches!(check.limit, Limit::SlidingWindow(_))).for_each(|check| {
+                check.charges.refused = 0;
+            });
+            let found = runtime.block_on(store.apply(&plan, now));
+            if number % 3 > 0 {
+                same(number, &reference.apply(&plan, now), &found);
+                continue;
+            }
+            let undo = |(check, answer): (&Check, &Result<Outcome, Fault>)| {
+                Undo::of(check, answer.as_ref().expect("it was answered"), found.at)
+            };
+            let undos = plan.checks.iter().zip(&found.answers).filter_map(undo).collect();
+            runtime.block_on(store.apply(&Plan { undos, lease: plan.lease, ..Plan::default() }, now));
+            plan.checks.iter_mut().for_each(|check| check.charges = Charges::default());
+            reference.apply(&plan, now);
+        }
+    });
+}
+
 fn two_spaces() -> Stores {
     Stores::memory(&[MemorySettings::default(), MemorySettings::default()])
 }
@@ -47,6 +81,11 @@ fn two_spaces() -> Stores {
 #[test]
 fn the_memory_store_keeps_the_contract() {
     the_contract(two_spaces);
+}
+
+#[test]
+fn semantics_08_an_undo_takes_back_what_was_added_and_no_more() {
+    undoes_what_was_added(two_spaces);
 }
 
 #[test]

@@ -59,12 +59,7 @@ fn salted(plan: &Plan, salt: u64) -> Plan {
 fn undo_plan(plan: &Plan, applied: &Applied) -> Plan {
     let mut undos = Vec::new();
     for (check, answer) in plan.checks.iter().zip(&applied.answers) {
-        let outcome = answer.expect("it was answered");
-        if outcome.passes && check.charges.admitted > 0 && !check.shadow {
-            let (counter, store, limit) = (check.counter, check.store, check.limit);
-            let units = check.charges.admitted;
-            undos.push(Undo { counter, store, limit, units, at: applied.at, reset: outcome.reset });
-        }
+        undos.extend(Undo::of(check, &answer.expect("it was answered"), applied.at));
     }
     Plan { undos, lease: plan.lease, ..Plan::default() }
 }
@@ -459,8 +454,8 @@ fn concurrent_migrations_create_a_schema_once_and_names_are_quoted() {
             made.spawn(async move { migrate(&settings).await.expect("it is created") });
         }
         let done: Vec<Migrated> = made.join_all().await.into_iter().flatten().collect();
-        assert_eq!(done.iter().filter(|done| **done == Migrated::Created(1)).count(), 1, "{done:?}");
-        assert_eq!(done.iter().filter(|done| **done == Migrated::Current(1)).count(), 3, "{done:?}");
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Created(2)).count(), 1, "{done:?}");
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Current(2)).count(), 3, "{done:?}");
 
         // Another schema or prefix has counters of its own.
         let others = PostgresSettings { table_prefix: String::new(), ..settings.clone() };
@@ -484,31 +479,79 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
         let settings = PostgresSettings { auto_create: false, ..settings(&server, &database) };
         let fresh = || Postgres::new(&settings).expect("the settings are valid");
         assert_eq!(fresh().probe().await, Err(Fault::Script), "there is no schema, and it must not be created");
-        assert_eq!(migrate(&settings).await.expect("created"), [Migrated::Created(1)]);
+        assert_eq!(migrate(&settings).await.expect("created"), [Migrated::Created(2)]);
         assert_eq!(fresh().probe().await, Ok(()));
-        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(1)]);
+        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(2)]);
 
         version(0, 0);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is older");
-        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 1)]);
+        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 2)]);
         assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted);
+
+        // Of version 1, whose instances go on with their function and the counters.
+        let once = || plan([check(5, Limit::SlidingWindow(SlidingWindow { limit: 1, window: 3_600 * SECOND }))]);
+        assert!(execute(&fresh(), &once()).await.expect("an answer").admitted);
+        let parameters = "bigint, uuid[], uuid[], bigint[], bigint[], integer";
+        server.execute(&database, &format!("DROP FUNCTION tollgate.apply_v1_2({parameters})"));
+        version(1, 1);
+        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(1, 2)]);
+        assert!(!execute(&fresh(), &once()).await.expect("an answer").admitted, "it is counted still");
+        let functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'apply_v1%'";
+        assert_eq!(server.value(&database, functions).as_deref(), Some("2"));
+        let oldest = "SELECT version || ' ' || oldest FROM tollgate.meta";
+        assert_eq!(server.value(&database, oldest).as_deref(), Some("2 1"));
 
         // A newer version that is compatible with this one.
         version(7, 1);
         assert_eq!(fresh().probe().await, Ok(()));
         assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(7)]);
-        version(7, 2);
+        version(7, 3);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is newer");
         let refused = migrate(&settings).await.expect_err("it is newer");
         assert!(matches!(refused, MigrateError::Newer { found: 7, .. }), "{refused}");
 
-        version(1, 1);
+        version(2, 1);
         let unlogged = PostgresSettings { unlogged: true, ..settings.clone() };
-        let rewritten = [Migrated::Current(1), Migrated::Rewritten { unlogged: true }];
+        let rewritten = [Migrated::Current(2), Migrated::Rewritten { unlogged: true }];
         assert_eq!(migrate(&unlogged).await.expect("rewritten"), rewritten);
         let kind = "SELECT relpersistence FROM pg_class WHERE relname = 'counters_v1'";
         assert_eq!(server.value(&database, kind).as_deref(), Some("u"));
         assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted);
+    });
+}
+
+/// The function of version 1 of the schema has its arguments and answers still.
+#[test]
+fn an_instance_of_the_first_schema_counts_in_the_same_counters() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let database = server.database();
+    let settings = settings(&server, &database);
+    runtime().block_on(async {
+        let bucket = Limit::TokenBucket(TokenBucket::new(10, 3_600 * SECOND, 10, 0).expect("it can be held"));
+        let request = |cost| plan([Check::charge(CounterName([0, 1]), bucket, cost)]);
+        let clock = Arc::new(ManualClock::at(START));
+        let store = Postgres::new(&settings).expect("the settings are valid").with_clock(clock);
+        let left = async || store.execute(&[request(0)]).await[0].clone().expect("an answer").answers[0];
+        assert!(store.execute(&[request(2)]).await[0].as_ref().expect("an answer").admitted);
+        let (start, level) = (START.micros(), 360_000_000_u64);
+        let shape = |room: u64, cost: u64| format!("1,10,10,{level},1,0,0,{room},0,{cost},0,0,0,0,0");
+        let apply = |shape: String, program: &str, answers: u32| {
+            let uuid = "'00000000-0000-0000-0000-000000000001'::uuid";
+            let sql = format!(
+                "SELECT tollgate.apply_v1({start}, ARRAY[{uuid}], ARRAY[{uuid}], ARRAY[{shape}], ARRAY[{program}], {answers})"
+            );
+            server.value(&database, &sql).expect("an answer")
+        };
+        // A plan without changes and undos, of one group of one check; then the same again, refused.
+        let twice = "0,1,0,0,1,1,1,0,0,1,0,0,1,1,1,0";
+        let reset = 8 * level;
+        let expected = format!("{{{start},1,2,{reset},-2,0,2,{reset},{}}}", 4 * level);
+        assert_eq!(apply(shape(6, 6), twice, 9), expected);
+        assert_eq!(left().await.expect("an answer").remaining, 2);
+        // An undo of all six units, in a plan without checks.
+        let undo = format!("0,1,0,1,0,1,0,6,{start},{reset}");
+        assert_eq!(apply(shape(6, 6), &undo, 2), format!("{{{start},1}}"));
+        assert_eq!(left().await.expect("an answer").remaining, 8);
     });
 }
 
@@ -708,9 +751,9 @@ fn tollgate_store_migrate_creates_and_reports_the_schema() {
     let stores = |url: &str| format!("[stores.limits]\nengine = \"postgres\"\nurl = \"{url}\"\n");
     let url = server.url(&server.database());
     let (code, said, _) = run(&stores(&url));
-    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": created, version 1\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": created, version 2\n"));
     let (code, said, _) = run(&stores(&url));
-    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": version 1, nothing to do\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": version 2, nothing to do\n"));
 
     let (code, said, error) = run(&stores(&url.replace(postgres::PASSWORD, "guessed")));
     assert_eq!((code, said.as_str()), (Some(1), ""));

@@ -11,7 +11,7 @@ use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
 };
-use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Plan, Undo};
+use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Outcome, Plan, Undo};
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
 
 use super::redis_client::{self, apply, at, connected, connected_with_clock, counter, decide, one, plan, runtime};
@@ -44,12 +44,10 @@ fn key(counter: u64) -> Vec<u8> {
 
 /// A plan that undoes the charges of an earlier plan, from its answers.
 fn take_back(plan: &Plan, applied: &Applied) -> Plan {
-    let charged = plan.checks.iter().zip(&applied.answers).filter(|(check, _)| check.charges.admitted > 0);
-    let undos = charged.map(|(check, answer)| {
-        let reset = answer.as_ref().expect("it was answered").reset;
-        let (counter, store, limit) = (check.counter, check.store, check.limit);
-        Undo { counter, store, limit, units: check.charges.admitted, at: applied.at, reset }
-    });
+    let undo = |(check, answer): (&Check, &Result<Outcome, Fault>)| {
+        Undo::of(check, answer.as_ref().expect("it was answered"), applied.at)
+    };
+    let undos = plan.checks.iter().zip(&applied.answers).filter_map(undo);
     Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
 }
 

@@ -3,15 +3,14 @@
 use tollgate::limiter::Limit;
 use tollgate::plan::{Charges, Plan};
 
-/// Removes what rules never produce, plans of several groups that take slots, and overdrafts: a charge beyond a
-/// counter's capacity is lost, so an undo cannot tell it from units that must stay.
+/// Removes what rules never produce, overdrafts of an exact log, and plans of several groups that take slots.
 pub fn as_is_undone(plan: &mut Plan) {
     let several = plan.groups.len() > 1;
     for check in &mut plan.checks {
         match check.limit {
             Limit::Concurrency(_) if several => check.charges = Charges::default(),
-            Limit::Concurrency(_) => {}
-            _ => check.needs.fits = check.needs.fits.max(check.charges.admitted),
+            Limit::SlidingWindow(_) => check.needs.fits = check.needs.fits.max(check.charges.admitted),
+            Limit::Concurrency(_) | Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {}
         }
     }
 }

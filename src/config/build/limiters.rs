@@ -227,7 +227,8 @@ impl<'a> LimiterBuilder<'a> {
                 return None;
             }
             let (limit, window) = fraction(rate.value);
-            let burst = burst.unwrap_or(rate.0.ceil().max(1.0) as u32);
+            // A tenth of a second: any second then admits at most a tenth more than the number says.
+            let burst = burst.unwrap_or((rate.0 / 10.0).max(1.0) as u32);
             let algorithm = Algorithm::TokenBucket { burst: Some(burst), max_debt };
             return self.build_quota(limit, window, algorithm, &rate.location);
         }

@@ -18,7 +18,7 @@ table! {
         /// For rate-sync files: the length of the window in seconds.
         window_seconds: Seconds,
         [only(&["token_bucket"])]
-        /// Tokens that a token_bucket holds when full: `limit` by default; with `rate_per_second`, the tokens of one second. In any time t a bucket admits at most burst + rate x t.
+        /// Tokens that a token_bucket holds when full: `limit` by default; with `rate_per_second`, the tokens of a tenth of a second, at least one. In any time t a bucket admits at most burst + rate x t.
         burst: Units,
         [only(&["token_bucket"]), unprinted("printed as limit and window")]
         /// The rate of a token_bucket, instead of `limit` and `window`.

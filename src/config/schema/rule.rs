@@ -73,7 +73,7 @@ table! {
         last as "final": Switch,
         /// `shadow` counts and reports but never denies, and never ends the walk.
         mode: Mode,
-        /// Enforces the rule for this percentage of keys, always the same ones; for the others it is in shadow mode.
+        /// Enforces the rule for this percentage of keys, the same ones for all its limiters; for the others it is in shadow mode, and `final` does not end the walk.
         enforce_percent: Percent,
         /// The HTTP status of its refusals: 429 by default, 403 for `action = "deny"`.
         status: Status,

@@ -105,7 +105,7 @@ impl Rules {
         let slots = target.slots.as_ref().map(|(prefix, limit)| (true, prefix, *limit));
         for (slots, prefix, limit) in quota.into_iter().chain(slots) {
             let Some(counter) = apply.name(prefix, descriptor) else { continue };
-            let shadow = rule.in_shadow(counter);
+            let shadow = rule.in_shadow(descriptor);
             let same = |other: &&mut KnownCounter| other.check.counter == counter && other.limiter == limiter.name;
             if let Some(same) = known.iter_mut().find(same) {
                 if same.shadow && !shadow {

@@ -18,11 +18,11 @@ use crate::descriptor::Descriptor;
 
 impl CompiledRule {
     /// Whether this rule ends the walk of a descriptor that it matches, as in planning.
-    fn ends_walk(&self) -> bool {
+    fn ends_walk(&self, descriptor: &Descriptor<'_>) -> bool {
         match &self.action {
             CompiledAction::Allow => !self.shadow_only,
             CompiledAction::Deny => !self.shadow || (self.last && !self.shadow_only),
-            CompiledAction::Apply(_) => self.last && !self.shadow_only,
+            CompiledAction::Apply(_) => self.last && !self.shadow_only && (self.shadow || !self.in_shadow(descriptor)),
         }
     }
 }
@@ -65,11 +65,11 @@ impl Rules {
                 hits: rule.matches.len() - mismatches.len(),
                 mismatches,
                 unreached: ended,
-                shadow: rule.shadow,
-                shadow_only: rule.shadow_only,
+                shadow: rule.in_shadow(descriptor),
+                shadow_only: rule.shadow_only || (!rule.shadow && rule.in_shadow(descriptor)),
                 action,
             };
-            ended |= matched && rule.ends_walk();
+            ended |= matched && rule.ends_walk(descriptor);
             explained
         });
         Explanation { domain_known: true, entries: entries(descriptor), rules: rules.collect() }

@@ -52,7 +52,10 @@ pub(super) fn decide(
         let state = std::mem::take(&mut cell.state);
         shard.expired_leases -= expired_leases(&state, now);
         match cell.wrote {
-            true => shard.put(&checks[index].counter, entry, state, &outcome, now),
+            true => {
+                let lasts = checks[index].limit.lasts(&state, now, outcome.reset);
+                shard.put(&checks[index].counter, entry, state, &outcome, lasts, now);
+            }
             false => shard.put_back(entry, state),
         }
         report(outcome);
@@ -126,5 +129,5 @@ pub(super) fn leases_outcome(state: &State, now: Timestamp) -> Outcome {
         State::Leases(leases) => leases.iter().map(|lease| lease.expires - now).max().unwrap_or(0),
         _ => 0,
     };
-    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None }
+    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None, charged: 0 }
 }

@@ -71,7 +71,7 @@ impl MemoryStores {
             match cell.wrote {
                 true => {
                     let outcome = leases_outcome(&cell.state, now);
-                    shard.put(&change.counter, entry, cell.state, &outcome, now);
+                    shard.put(&change.counter, entry, cell.state, &outcome, outcome.reset, now);
                 }
                 false => shard.put_back(entry, cell.state),
             }
@@ -121,7 +121,8 @@ impl MemoryStores {
             return shard.put_back(entry, cell.state);
         }
         let (_, outcomes) = advance(&[charge.look()], std::slice::from_mut(&mut cell), lease, now, false);
-        shard.put(&charge.counter, entry, cell.state, &outcomes[0], now);
+        let lasts = charge.limit.lasts(&cell.state, now, outcomes[0].reset);
+        shard.put(&charge.counter, entry, cell.state, &outcomes[0], lasts, now);
     }
 
     /// Locks the shards of a group in order, and sets the guard index of each lookup.

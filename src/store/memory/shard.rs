@@ -148,16 +148,17 @@ impl Shard {
         }
     }
 
-    /// Writes a changed or new state. Room must have been made.
+    /// Writes a changed or new state, which counts for `lasts` microseconds. Room must have been made.
     pub(super) fn put(
         &mut self,
         name: &CounterName,
         index: Option<EntryIndex>,
         state: State,
         outcome: &Outcome,
+        lasts: u64,
         now: Timestamp,
     ) {
-        let (expires_secs, used_share) = (expires_secs(now, outcome.reset), used_share(outcome));
+        let (expires_secs, used_share) = (expires_secs(now, lasts), used_share(outcome));
         let (kind, words) = self.overflow.pack(state, index.map(|index| &self.table[index]));
         let entry = TableEntry { name: *name, words, expires_secs, used_share, kind };
         match index {
@@ -221,9 +222,9 @@ impl Shard {
     }
 }
 
-/// The Unix time in seconds of a reset, rounded up.
-fn expires_secs(now: Timestamp, reset: u64) -> u32 {
-    u32::try_from(now.plus(reset).micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
+/// The Unix time in seconds at which a state ends that lasts so many microseconds, rounded up.
+fn expires_secs(now: Timestamp, lasts: u64) -> u32 {
+    u32::try_from(now.plus(lasts).micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
 /// The used share of the limit after an outcome.

@@ -26,6 +26,36 @@ BEGIN
 END
 $body$;
 
+-- The used levels of a bucket's state, `elapsed` microseconds after its moment, in levels of the bucket that asks: what
+-- counts for it, what was used beyond its capacity, and the levels until the state is empty for every bucket. See
+-- token_bucket.rs.
+CREATE OR REPLACE FUNCTION {bucket}(
+    INOUT level bigint,
+    old bigint,
+    elapsed bigint,
+    unit bigint,
+    drain bigint,
+    capacity bigint,
+    OUT beyond bigint,
+    OUT lasts bigint
+)
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+BEGIN
+    beyond := 0;
+    lasts := CASE WHEN elapsed > level / drain THEN 0 ELSE level - elapsed * drain END;
+    IF lasts = 0 THEN
+        level := 0;
+        RETURN;
+    END IF;
+    level := {rescale}(level, old, unit, 4503599627370496 / unit);
+    beyond := greatest(level - capacity * unit, 0);
+    level := level - beyond;
+    level := CASE WHEN elapsed > level / drain THEN 0 ELSE level - elapsed * drain END;
+END
+$body$;
+
 -- Executes plans in order, all at the same time, and returns their answers. It is plan::advance in PL/pgSQL.
 --
 --   injected   the time in Unix microseconds, in tests; NULL to read the clock
@@ -35,7 +65,7 @@ $body$;
 --   program    the plans:
 --                plan    refused, index of its lease, numbers of changes, undos and groups, then those
 --                change  counter, index of the lease, microseconds to renew it for, or -1 to release it
---                undo    counter, shape, units, time of the charge, reset reported with it
+--                undo    counter, shape, what was charged, time of the charge, reset reported with it
 --                group   number of checks, then those
 --                check   counter, shape
 --   answers    the length of the result
@@ -46,8 +76,9 @@ $body$;
 --   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
 --   13 refund   14 shadow   15 always denied
 --
--- The result: the time; nothing else if the windows of a calendar do not contain it; then for each plan 1 if it is admitted, else 0; the status of each change (0 done, 1 expired,
--- 2 unknown); and for each check the remaining units, the reset, and the wait: -2 if it passes, -1 if it never will.
+-- The result: the time; nothing else if the windows of a calendar do not contain it; then for each plan 1 if it is
+-- admitted, else 0; the status of each change (0 done, 1 expired, 2 unknown); and for each check the remaining units, the
+-- reset, the wait (-2 if it passes, -1 if it never will), and what was charged: levels of a bucket, else units.
 CREATE OR REPLACE FUNCTION {apply}(
     injected bigint,
     names uuid[],
@@ -108,6 +139,7 @@ DECLARE
     fate bigint;
     -- Variables of the algorithms.
     level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; owed bigint; before bigint;
+    beyond bigint; lasts bigint; charged bigint;
     win bigint; low bigint; high bigint; probe bigint; bounded boolean; mark bigint; stamp bigint; cutoff bigint;
     gone bigint; granted bigint; edge bigint; seen bigint;
     step bigint; start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
@@ -232,26 +264,21 @@ BEGIN
                 unit := shapes[s + 4];
                 drain := shapes[s + 5];
                 capacity := shapes[s + 3] * unit;
-                units := least(units, shapes[s + 3]) * unit;
                 moments[i] := least(moments[i], now);
                 IF moments[i] = stamp AND bs[i] = unit THEN
-                    as_[i] := greatest(as_[i] - units, 0);
+                    owed := units;
                 ELSE
                     before := greatest(greatest(reset - 1, 0) * drain - units, 0);
                     elapsed := now - stamp;
-                    owed := units;
                     IF elapsed > (before + units) / drain THEN
                         owed := 0;
                     ELSE
                         owed := greatest(units - greatest(elapsed * drain - before, 0), 0);
                     END IF;
-                    level := {rescale}(as_[i], bs[i], unit, shapes[s + 3]);
-                    elapsed := now - moments[i];
-                    level := CASE WHEN elapsed > level / drain THEN 0 ELSE level - elapsed * drain END;
-                    as_[i] := greatest(level - owed, 0);
-                    bs[i] := unit;
-                    moments[i] := now;
                 END IF;
+                as_[i] := CASE WHEN now - moments[i] >= (as_[i] + drain - 1) / drain THEN 0
+                    ELSE greatest({rescale}(as_[i], bs[i], unit, 4503599627370496 / unit) - owed, 0) END;
+                bs[i] := unit;
                 wrote[i] := 1;
 
             ELSIF kind = 2 THEN
@@ -355,6 +382,7 @@ BEGIN
                     room := shapes[s + 8];
                     units := 0;
                     refund := 0;
+                    charged := 0;
                     IF stage = 1 THEN
                         IF held THEN
                             refund := shapes[s + 13];
@@ -392,45 +420,51 @@ BEGIN
                         drain := shapes[s + 5];
                         capacity := shapes[s + 3] * unit;
                         level := 0;
+                        beyond := 0;
+                        lasts := 0;
                         IF held THEN
                             IF moments[i] > now THEN
                                 moments[i] := now;
                                 wrote[i] := 1;
                             END IF;
                             level := as_[i];
-                            IF level = 0 OR bs[i] = unit THEN
-                                level := least(level, capacity);
-                            ELSE
-                                level := {rescale}(level, bs[i], unit, shapes[s + 3]);
-                            END IF;
                             elapsed := now - moments[i];
-                            IF elapsed > level / drain THEN
-                                level := 0;
+                            IF bs[i] = unit AND level <= capacity THEN
+                                level := CASE WHEN elapsed > level / drain THEN 0 ELSE level - elapsed * drain END;
+                                lasts := level;
                             ELSE
-                                level := level - elapsed * drain;
+                                SELECT * INTO level, beyond, lasts
+                                FROM {bucket}(level, bs[i], elapsed, unit, drain, shapes[s + 3]);
                             END IF;
                         END IF;
                         IF units > 0 THEN
-                            level := least(level + units * unit, capacity);
-                            as_[i] := level;
+                            charged := least(units * unit, capacity - level);
+                            level := level + charged;
+                            as_[i] := least(beyond + level, 4503599627370496);
                             bs[i] := unit;
                             moments[i] := now;
+                            -- All of it is in this bucket's levels now, and what counts is at most its capacity.
+                            lasts := as_[i];
+                            level := least(lasts, capacity);
                         ELSIF refund > 0 THEN
-                            level := greatest(level - refund * unit, 0);
-                            as_[i] := level;
+                            -- The moment stays, from which all buckets drain it.
+                            as_[i] := CASE WHEN lasts = 0 THEN 0
+                                ELSE greatest({rescale}(as_[i], bs[i], unit, 4503599627370496 / unit)
+                                              - refund * unit, 0) END;
+                            SELECT * INTO level, beyond, lasts
+                            FROM {bucket}(as_[i], unit, elapsed, unit, drain, shapes[s + 3]);
                             bs[i] := unit;
-                            moments[i] := now;
                             wrote[i] := 1;
                         END IF;
                         wait := 0;
                         IF room >= 0 THEN
                             owed := level + room * unit - most * unit;
                             IF owed > 0 THEN
-                                wait := (owed + drain - 1) / drain;
+                                wait := (least(owed, lasts) + drain - 1) / drain;
                             END IF;
                         END IF;
                         remaining := greatest(most * unit - level, 0) / unit;
-                        reset := (level + drain - 1) / drain;
+                        reset := (least(level, lasts) + drain - 1) / drain;
 
                     ELSIF kind = 2 THEN
                         win := shapes[s + 3];
@@ -479,6 +513,7 @@ BEGIN
                         IF units > 0 THEN
                             -- Beyond the limit the newest grants replace the oldest. A log longer than a limit that
                             -- was lowered keeps the grants that still count.
+                            charged := units;
                             mark := least(granted - seen + units, greatest(granted - seen, most));
                             granted := granted + units;
                             gone := granted - mark;
@@ -535,7 +570,8 @@ BEGIN
                             END IF;
                         END IF;
                         IF units > 0 OR refund > 0 THEN
-                            current := greatest(least(current + units, 4294967295) - refund, 0);
+                            charged := least(units, 4294967295 - current);
+                            current := greatest(current + charged - refund, 0);
                             as_[i] := current;
                             bs[i] := previous;
                             moments[i] := start;
@@ -599,7 +635,8 @@ BEGIN
                             ELSE
                                 finish := closes;
                             END IF;
-                            hits := least(hits + units, 4294967295);
+                            charged := least(units, 4294967295 - hits);
+                            hits := hits + charged;
                             as_[i] := hits;
                             bs[i] := finish;
                             moments[i] := opens;
@@ -618,6 +655,7 @@ BEGIN
                     ELSE
                         mark := 0;
                         IF units > 0 THEN
+                            charged := 1;
                             IF edges[i] > 0 THEN
                                 DELETE FROM {leases} WHERE counter = names[i] AND expires <= now;
                                 as_[i] := as_[i] - edges[i];
@@ -663,6 +701,9 @@ BEGIN
                     ELSE
                         IF wrote[i] <> 0 THEN
                             expiries[i] := now + reset;
+                            IF kind = 1 THEN
+                                expiries[i] := now + (lasts + drain - 1) / drain;
+                            END IF;
                         END IF;
                         IF shapes[s + 15] <> 0 THEN
                             remaining := 0;
@@ -673,7 +714,8 @@ BEGIN
                         answer[last + 1] := remaining;
                         answer[last + 2] := reset;
                         answer[last + 3] := wait;
-                        last := last + 3;
+                        answer[last + 4] := charged;
+                        last := last + 4;
                     END IF;
                 END LOOP;
             END LOOP;
@@ -719,5 +761,62 @@ BEGIN
 
     answer[1] := now;
     RETURN answer;
+END
+$body$;
+
+-- The function that instances of version 1 of the schema call: undos say units, and answers do not say what was charged.
+CREATE OR REPLACE FUNCTION {apply_of_1}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer
+) RETURNS bigint[]
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    length integer := coalesce(array_length(program, 1), 0);
+    next integer := 1;
+    -- For each plan: the answers before those of its checks, and the number of its checks.
+    heads integer[] := ARRAY[]::integer[];
+    checks integer[] := ARRAY[]::integer[];
+    counted integer;
+    s integer;
+    answer bigint[];
+    place integer := 2;
+    short bigint[];
+BEGIN
+    WHILE next <= length LOOP
+        heads := heads || (1 + program[next + 2])::integer;
+        counted := 0;
+        s := next;
+        next := (next + 5 + 3 * program[s + 2])::integer;
+        FOR n IN 1..program[s + 3] LOOP
+            IF shapes[program[next + 1] + 1] = 1 THEN
+                program[next + 2] := least(program[next + 2], shapes[program[next + 1] + 3])
+                    * shapes[program[next + 1] + 4];
+            END IF;
+            next := next + 5;
+        END LOOP;
+        FOR n IN 1..program[s + 4] LOOP
+            counted := (counted + program[next])::integer;
+            next := (next + 1 + 2 * program[next])::integer;
+        END LOOP;
+        checks := checks || counted;
+        answers := answers + counted;
+    END LOOP;
+    answer := {apply}(injected, names, holders, shapes, program, answers);
+    short := answer[1:1];
+    FOR n IN 1..coalesce(array_length(heads, 1), 0) LOOP
+        short := short || answer[place:place + heads[n] - 1];
+        place := place + heads[n];
+        FOR m IN 1..checks[n] LOOP
+            short := short || answer[place:place + 2];
+            place := place + 4;
+        END LOOP;
+    END LOOP;
+    RETURN short;
 END
 $body$;

@@ -13,7 +13,7 @@ use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this release creates and uses. A schema is compared by its version only, so a changed
 /// statement in `schema.sql` or `apply.sql` needs a new one.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// The oldest version whose releases can use a schema of [`SCHEMA_VERSION`].
 const OLDEST_COMPATIBLE_VERSION: i32 = 1;

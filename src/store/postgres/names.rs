@@ -24,14 +24,28 @@ impl SchemaNames {
         match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
+            // Of version 2 of the schema, beside the function that instances of version 1 call.
+            "apply_of_1" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1"))),
+            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
             object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
     }
 
     /// Replaces the placeholders of a template.
     pub(super) fn fill(&self, template: &str, unlogged: bool) -> String {
-        let objects =
-            ["meta", "counters", "grants", "leases", "leases_by_expiry", "apply", "rescale", "forget", "sweep"];
+        let objects = [
+            "meta",
+            "counters",
+            "grants",
+            "leases",
+            "leases_by_expiry",
+            "apply",
+            "apply_of_1",
+            "rescale",
+            "bucket",
+            "forget",
+            "sweep",
+        ];
         let mut sql = template.replace("{unlogged}", if unlogged { "UNLOGGED" } else { "" });
         for object in objects {
             sql = sql.replace(&format!("{{{object}}}"), &self.of(object));

@@ -110,7 +110,8 @@ impl PlanEncoder {
                 Limit::TokenBucket(bucket) => MAX_EXACT_INTEGER / bucket.drain() + 1,
                 _ => MAX_EXACT_INTEGER,
             };
-            self.put([counter, shape, undo.units.into(), bigint(undo.at.micros()), bigint(undo.reset.min(max_reset))]);
+            let charged = bigint(undo.charged.min(MAX_EXACT_INTEGER));
+            self.put([counter, shape, charged, bigint(undo.at.micros()), bigint(undo.reset.min(max_reset))]);
         }
         for group in plan.groups() {
             self.put([count(group.len())]);
@@ -119,7 +120,7 @@ impl PlanEncoder {
                 self.put([counter, shape]);
             }
         }
-        let answers = 1 + plan.changes.len() + 3 * plan.checks.len();
+        let answers = 1 + plan.changes.len() + 4 * plan.checks.len();
         self.arguments.answers = self.arguments.answers.saturating_add(i32::try_from(answers).unwrap_or(i32::MAX));
     }
 
@@ -279,13 +280,15 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
         }
         let mut answers = SmallVec::new();
         for check in &plan.checks {
-            let (remaining, reset, wait) = (next(&mut rest)?, next(&mut rest)?, next(&mut rest)?);
+            let (remaining, reset) = (next(&mut rest)?, next(&mut rest)?);
+            let (wait, charged) = (next(&mut rest)?, next(&mut rest)?);
             answers.push(Ok(Outcome {
                 passes: wait == -2,
                 limit: if check.always_denied { 0 } else { max_units(&check.limit) },
                 remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
                 reset: u64::try_from(reset).ok()?,
                 retry_after: u64::try_from(wait).ok(),
+                charged: u64::try_from(charged).ok()?,
             }));
         }
         applied.answers = answers;

@@ -13,7 +13,7 @@
 --             '<H' a group: checks, each '<HH' shape, key
 --
 --   shape     kind, shadow, room, charges if admitted, passed, refused, refund, then the parameters of its kind:
---             1 bucket: full, capacity, unit, drain, code      levels; see `bucket`
+--             1 bucket: full, capacity, unit, drain, code      levels; see `bucket` and token_bucket.rs
 --             2 fixed:  limit, alignment, window or boundaries
 --             3 pair:   limit, window, step, steps
 --             4 log:    limit, window
@@ -21,9 +21,12 @@
 --             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
 --             is too large or small enough for any counter.
 --
---   reply     the time; nothing else if the windows of a calendar do not contain it; then for each plan either one text, an error, or the statuses of its changes (0 done,
---             1 expired, 2 unknown), and for each check the counted units, or -1 - units if it refuses, and what the
---             caller cannot compute from them.
+--   reply     the time; nothing else if the windows of a calendar do not contain it; then for each plan either one text,
+--             an error, or the statuses of its changes (0 done, 1 expired, 2 unknown), and for each check the counted
+--             units, or -1 - units if it refuses, and what the caller cannot compute from them. In place of
+--             the counted units is a list of them, the microseconds until the counter is empty for everybody (or -1 if
+--             the caller's rate says that), and what was charged, where those microseconds are fewer or less was charged
+--             than asked for.
 --
 -- Numbers are integers below 2^53. A plan that fails has written nothing: whatever can fail is read before the first
 -- write, and only the first write can be refused for lack of memory.
@@ -33,7 +36,7 @@
 -- expiry. The compact layout of a bucket holds levels below 2^40 that drain within 2^15 cells.
 
 local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
-local CELL, SLACK, CODED = 33554432, 60000, 1099511627776
+local CELL, SLACK, CODED, HOLDS = 33554432, 60000, 1099511627776, 4503599627370496
 
 local program = ARGV[1]
 local now, strings, place = unpack_('<dH', program)
@@ -135,49 +138,71 @@ local function others()
     return ahead
   end
 
-  local function level_of(shape, state)
-    local level, from, capacity, to = state.level, state.unit, shape[9], shape[10]
-    if level > 0 and from ~= to then
-      local part = level % from
-      local tokens = (level - part) / from
-      if tokens >= capacity / to then
-        level = capacity
-      else
-        -- The fraction of a token is converted on a grid of 2^20, so that no product exceeds 2^53.
-        local step = ceil(from / 1048576)
-        local grid = floor(from / step)
-        local steps = min(ceil(part / step), grid)
-        level = tokens * to + steps * floor(to / grid) + ceil(steps * (to % grid) / grid)
-      end
-    end
-    return max(0, min(level, capacity) - (now - state.at) * shape[11])
+  -- The level of a state in those of the bucket that asks.
+  local function rescaled(shape, state)
+    local level, from, to = state.level, state.unit, shape[10]
+    local most = floor(HOLDS / to)
+    if from == to or level == 0 then return min(level, most * to) end
+    local part = level % from
+    local tokens = (level - part) / from
+    if tokens >= most then return most * to end
+    -- The fraction of a token is converted on a grid of 2^20, so that no product exceeds 2^53.
+    local step = ceil(from / 1048576)
+    local grid = floor(from / step)
+    local steps = min(ceil(part / step), grid)
+    return min(tokens * to + steps * floor(to / grid) + ceil(steps * (to % grid) / grid), most * to)
+  end
+
+  -- The used levels of a state, in those of the bucket that asks: what counts for it, what was used beyond its
+  -- capacity, and the levels until the state is empty for every bucket.
+  local function used(shape, state)
+    local level, capacity = state.level, shape[9]
+    local drained = (now - state.at) * shape[11]
+    local lasts = max(0, level - drained)
+    if state.unit == shape[10] and level <= capacity then return lasts, 0, lasts end
+    if lasts == 0 then return 0, 0, 0 end
+    level = rescaled(shape, state)
+    local within = min(level, capacity)
+    return max(0, within - drained), level - within, lasts
   end
 
   local function set_level(shape, state, level)
     state.level, state.at, state.unit = level, now, shape[10]
   end
 
+  -- Takes levels out of a state. Its moment stays, from which all buckets drain it.
+  local function give_back(shape, state, levels)
+    local lasts = state.level > (now - state.at) * shape[11]
+    state.level = lasts and max(0, rescaled(shape, state) - levels) or 0
+    state.unit = shape[10]
+  end
+
   function bucket.refund(shape, state)
-    set_level(shape, state, max(0, level_of(shape, state) - shape[7]))
+    give_back(shape, state, shape[7])
     return true
   end
 
   function bucket.undo(shape, state, at, reset)
     local charged, drain = shape[4], shape[11]
     if state.at == at and state.unit == shape[10] then
-      state.level = max(0, state.level - charged)
+      give_back(shape, state, charged)
       return true
     end
     local before = max(0, max(0, reset - 1) * drain - charged)
-    local owed = max(0, charged - max(0, (now - at) * drain - before))
-    set_level(shape, state, max(0, level_of(shape, state) - owed))
+    give_back(shape, state, max(0, charged - max(0, (now - at) * drain - before)))
     return true
   end
 
-  function bucket.passes(shape, state) return level_of(shape, state) + shape[3] <= shape[8] end
+  function bucket.passes(shape, state)
+    local counted = used(shape, state)
+    return counted + shape[3] <= shape[8]
+  end
 
   function bucket.charge(shape, state, units)
-    set_level(shape, state, min(level_of(shape, state) + units, shape[9]))
+    local counted, beyond = used(shape, state)
+    local charged = min(units, shape[9] - counted)
+    set_level(shape, state, min(beyond + counted + charged, HOLDS))
+    return charged
   end
 
   function bucket.write(shape, state)
@@ -189,7 +214,7 @@ local function others()
       if m < 4096 and e < 16 then code = m * 16 + e end
     end
     -- `at` is never after now, so the level is drained no later than `lasts` from now.
-    local lasts = level > 0 and level / unit * shape[10] / shape[11] or 0
+    local lasts = level / shape[11]
     local number, class = state.number, state.class
     if code > 0 and level < CODED and lasts <= CELL * 32768 then
       local stays = class >= 0 and cell == state.written - state.written % CELL and lasts <= CELL * 2 ^ class
@@ -207,7 +232,10 @@ local function others()
     end
   end
 
-  function bucket.tell(shape, state) return level_of(shape, state) end
+  function bucket.tell(shape, state)
+    local counted, _, lasts = used(shape, state)
+    return counted, nil, nil, lasts < counted and ceil(lasts / shape[11]) or nil
+  end
 
   -- A fixed window: '<I7I7I4' start, end, count.
   local fixed = { check = check_string }
@@ -272,7 +300,9 @@ local function others()
   function fixed.charge(shape, state, units)
     local starts, ends, count = fixed_now(shape, state)
     if count == 0 then starts, ends = window(shape) end
-    state.starts, state.ends, state.count = starts, ends, min(count + units, 4294967295)
+    local charged = min(units, 4294967295 - count)
+    state.starts, state.ends, state.count = starts, ends, count + charged
+    return charged
   end
 
   function fixed.write(_, state)
@@ -344,7 +374,9 @@ local function others()
 
   function pair.charge(shape, state, units)
     local start, current, previous = pair_now(shape, state)
-    state.start, state.current, state.previous = start, min(current + units, 4294967295), previous
+    local charged = min(units, 4294967295 - current)
+    state.start, state.current, state.previous = start, current + charged, previous
+    return charged
   end
 
   function pair.write(shape, state)
@@ -488,8 +520,8 @@ local function others()
 
   -- Beyond the limit the newest grants replace the oldest. A log longer than a limit that was lowered keeps the grants
   -- that still count.
-  function log.charge(shape, state, units)
-    units = min(units, shape[8])
+  function log.charge(shape, state, all)
+    local units = min(all, shape[8])
     local counted = state.count - forgotten(shape, state)
     local full = max(counted, shape[8])
     drop_oldest(state, state.forgotten + max(0, counted + units - full))
@@ -506,6 +538,7 @@ local function others()
     end
     if state.count == 0 then state.oldest = now end
     state.count, state.newest, state.forgotten = wanted, now, nil
+    return all
   end
 
   function log.write(shape, state)
@@ -600,12 +633,13 @@ local function others()
 
   function leases.passes(shape, state) return slots_held(state) + shape[3] <= shape[8] end
 
-  function leases.charge(shape, state, _, lease)
+  function leases.charge(shape, state, units, lease)
     for _, id in ipairs(call('ZRANGEBYSCORE', state.by_end, '-inf', instant)) do remove(state, id) end
     if not call('ZSCORE', state.by_end, lease) then
       call('ZADD', state.by_end, text(now + shape[9]), lease)
       call('ZADD', state.by_start, instant, lease)
     end
+    return units
   end
 
   function leases.write(_, state)
@@ -650,11 +684,12 @@ local function others()
       local check = group[place]
       local kind, shape, state, passes = check.kind, check.shape, check.state, check.passes
       local units = passes and (admitted and shape[4] or shape[5]) or shape[6]
-      if units > 0 then kind.charge(shape, state, units, lease) end
+      local charged = units > 0 and kind.charge(shape, state, units, lease) or 0
       if check.wrote or units > 0 then kind.write(shape, state) end
-      local counted, second, third = kind.tell(shape, state, passes)
+      local counted, second, third, lasts = kind.tell(shape, state, passes)
       told = told + 1
       out[told] = passes and counted or -1 - counted
+      if lasts or charged < units then out[told] = { out[told], lasts or -1, charged } end
       if second then
         told = told + 1
         out[told] = second
@@ -744,8 +779,7 @@ local function look(number, shape)
   local low, high, level, code = unpack_('<I6BI5H', value)
   local class = high - high % 16
   local at = low + (high - class) * 281474976710656
-  if code ~= shape[12] or at > now then return nil end
-  if level > shape[9] then level = shape[9] end
+  if code ~= shape[12] or at > now or level > shape[9] then return nil end
   level = level - (now - at) * shape[11]
   return level > 0 and level or 0, at, class
 end
@@ -790,9 +824,10 @@ local function buckets(place, count, told)
     place = place + 4
     local passes = level + shape[3] <= shape[8]
     local units = passes and (all and shape[4] or shape[5]) or shape[6]
+    local charged = units
     if units > 0 then
-      level = level + units
-      if level > shape[9] then level = shape[9] end
+      if level + units > shape[9] then charged = shape[9] - level end
+      level = level + charged
       if not keep(key, shape, level, ats[number], classes[number]) then
         if not written then return nil end
         for place = told + number, told + 2, -1 do out[place] = nil end
@@ -802,6 +837,7 @@ local function buckets(place, count, told)
       written = true
     end
     out[told + number] = passes and level or -1 - level
+    if charged < units then out[told + number] = { out[told + number], -1, charged } end
   end
   return told + count
 end
@@ -816,13 +852,13 @@ while place <= last do
     if level then
       local passes = level + shape[3] <= shape[8]
       local units = passes and shape[4] or shape[6]
-      if units > 0 then
-        level = level + units
-        if level > shape[9] then level = shape[9] end
-      end
+      local charged = units
+      if level + units > shape[9] then charged = shape[9] - level end
+      level = level + charged
       if units == 0 or keep(second, shape, level, at, class) then
         decided = told + 1
         out[decided] = passes and level or -1 - level
+        if charged < units then out[decided] = { out[decided], -1, charged } end
       end
     end
   elseif op == 2 then

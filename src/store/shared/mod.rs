@@ -255,7 +255,9 @@ impl SharedStore {
                 checks_by_policy[check.on_store_error as usize] += u64::from(!check.shadow);
                 match (check.always_denied, local(check)) {
                     // A limit of zero needs no store.
-                    (true, _) => Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None }),
+                    (true, _) => {
+                        Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 })
+                    }
                     (_, true) => answers.next().expect("one answer for each local check"),
                     (_, false) => Err(fault),
                 }

@@ -24,7 +24,7 @@ use super::backend::{Backend, BoxFuture, DynBackend};
 use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::StoreObserver;
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
+use crate::plan::{Applied, Check, CounterName, Fault, LeaseAction, LeaseChange, Outcome, Plan, Undo};
 
 /// Settings of the queue of a shared store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,11 +338,9 @@ fn has_written(plan: &Plan, answer: &Result<Applied, Fault>) -> bool {
 /// The plan that releases the slots, or undoes the prefetched units, of a plan whose caller no longer waits.
 fn compensating_plan(plan: &Plan, applied: &Applied, prefetch: bool) -> Option<Plan> {
     if prefetch {
-        let charged = plan.checks.iter().zip(&applied.answers).filter_map(|(check, answer)| {
-            let reset = answer.as_ref().ok()?.reset;
-            let &Check { counter, store, limit, charges, .. } = check;
-            Some(Undo { counter, store, limit, units: charges.admitted, at: applied.at, reset })
-        });
+        let undo =
+            |(check, answer): (&Check, &Result<Outcome, Fault>)| Undo::of(check, answer.as_ref().ok()?, applied.at);
+        let charged = plan.checks.iter().zip(&applied.answers).filter_map(undo);
         return applied.admitted.then(|| Plan { undos: charged.collect(), ..Plan::default() });
     }
     let taken = plan.checks.iter().zip(&applied.answers).filter(|(check, answer)| {

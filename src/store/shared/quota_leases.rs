@@ -98,7 +98,7 @@ impl QuotaLeases {
         if block.limit == check.limit && !block.prefetching && block.usable_units(now) >= cost {
             block.unused -= cost;
             block.last_used = now;
-            return QuotaAnswer::Local(block.applied(now));
+            return QuotaAnswer::Local(block.applied(cost, now));
         }
         if block.prefetching {
             return QuotaAnswer::Forward(plan);
@@ -151,7 +151,7 @@ impl QuotaLeases {
             last_used: since,
             prefetching: false,
         };
-        let answer = Applied { at: applied.at, ..block.applied(since) };
+        let answer = Applied { at: applied.at, ..block.applied(cost, since) };
         blocks.insert(check.counter, block);
         Some(answer)
     }
@@ -187,7 +187,7 @@ impl QuotaLeases {
 impl QuotaBlock {
     /// A block of a known counter without units.
     fn empty(check: &Check, now: Timestamp) -> Self {
-        let outcome = Outcome { passes: true, limit: 0, remaining: 0, reset: 0, retry_after: None };
+        let outcome = Outcome { passes: true, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 };
         Self {
             limit: check.limit,
             store: check.store,
@@ -213,11 +213,12 @@ impl QuotaBlock {
         }
     }
 
-    /// The store's answer, as far as it is known here.
-    fn applied(&self, now: Timestamp) -> Applied {
+    /// The store's answer to a charge of `cost` units, as far as it is known here.
+    fn applied(&self, cost: u32, now: Timestamp) -> Applied {
         let outcome = Outcome {
             remaining: self.outcome.remaining.saturating_add(self.unused),
             reset: self.outcome.reset.saturating_sub(now - self.valid_from),
+            charged: self.charged(cost),
             ..self.outcome
         };
         let answers = std::iter::once(Ok(outcome)).collect();
@@ -226,8 +227,16 @@ impl QuotaBlock {
 
     /// The undo of the unused units, if there are any.
     fn undo_unused(&self, counter: CounterName) -> Option<Undo> {
-        let &Self { store, limit, unused: units, charged_at: at, outcome: Outcome { reset, .. }, .. } = self;
-        (units > 0).then_some(Undo { counter, store, limit, units, at, reset })
+        let &Self { store, limit, unused, charged_at: at, outcome: Outcome { reset, .. }, .. } = self;
+        (unused > 0).then_some(Undo { counter, store, limit, charged: self.charged(unused), at, reset })
+    }
+
+    /// What these units of the block added to the counter.
+    fn charged(&self, units: u32) -> u64 {
+        match self.limit {
+            Limit::TokenBucket(bucket) => bucket.levels(units),
+            _ => units.into(),
+        }
     }
 }
 

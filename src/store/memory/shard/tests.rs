@@ -10,7 +10,7 @@ fn bucket(level: u64, at: Timestamp) -> State {
 #[test]
 fn a_table_resized_in_place_loses_no_counter() {
     let start = Timestamp::from_secs(1_800_000_000);
-    let outcome = |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None };
+    let outcome = |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None, charged: 0 };
     let mut random = 1_u64;
     let mut next = move || {
         random ^= random << 13;
@@ -40,7 +40,7 @@ fn a_table_resized_in_place_loses_no_counter() {
                 };
                 assert!(shard.make_room(Growth { counters: 1, ..growth }, &name, &[], now));
                 assert!(shard.bytes() + growth.heap_bytes <= shard.allowance);
-                shard.put(&name, None, state, &outcome(seconds * 1_000_000), now);
+                shard.put(&name, None, state, &outcome(seconds * 1_000_000), outcome(seconds * 1_000_000).reset, now);
                 held.push((name, step, now.micros() / 1_000_000 + seconds));
             }
             if next() % 2 == 0 {
@@ -74,7 +74,7 @@ fn a_table_resized_in_place_loses_no_counter() {
 #[test]
 fn a_log_moves_between_its_entry_and_the_slab_with_all_its_grants() {
     let start = Timestamp::from_secs(1_800_000_000);
-    let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None };
+    let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None, charged: 0 };
     let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
     let name = CounterName([7, 7]);
     let mut expected: Vec<Timestamp> = Vec::new();
@@ -99,7 +99,7 @@ fn a_log_moves_between_its_entry_and_the_slab_with_all_its_grants() {
         grants.refill(expected.iter().copied());
         match same {
             true => shard.put_back(index, State::Grants(grants)),
-            false => shard.put(&name, index, State::Grants(grants), &outcome, now),
+            false => shard.put(&name, index, State::Grants(grants), &outcome, outcome.reset, now),
         }
         assert!(shard.bytes() <= allowed, "step {step}: {} of {allowed} bytes", shard.bytes());
         let (copies, copied) = std::sync::mpsc::channel();
@@ -145,12 +145,13 @@ fn a_full_table_seldom_grows_or_shrinks() {
                 (growth, State::Grants(grants), 800)
             }
         };
-        let outcome = Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None };
+        let outcome =
+            Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None, charged: 0 };
         let before = shard.table.capacity();
         let counter = CounterName([name, name]);
         assert!(shard.make_room(growth, &counter, &[], now));
         resized += u32::from(number >= 20_000 && shard.table.capacity() != before);
-        shard.put(&counter, None, state, &outcome, now);
+        shard.put(&counter, None, state, &outcome, outcome.reset, now);
     }
     assert!(shard.evictions > 10_000, "it is full: {} evictions", shard.evictions);
     assert!(resized < 100, "{resized} resizes for 20 000 counters");

@@ -1,6 +1,7 @@
 //! Decodes the reply to a batch of plans.
 
 use redis::Value;
+use smallvec::SmallVec;
 
 use super::error::CommandError;
 use crate::clock::Timestamp;
@@ -59,19 +60,36 @@ impl ReplyReader<'_> {
                 _ => return Err(CommandError::malformed_reply()),
             });
         }
-        for check in &plan.checks {
-            let outcome = self.outcome(check, now).ok_or_else(CommandError::malformed_reply)?;
-            applied.admitted &= outcome.passes || check.shadow;
-            applied.answers.push(Ok(outcome));
+        for group in plan.groups() {
+            self.group(group, plan.refused, now, &mut applied).ok_or_else(CommandError::malformed_reply)?;
         }
         Ok(applied)
     }
 
-    /// The outcome of a check. Where the script returns the whole state, the outcome is computed from it.
-    fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<Outcome> {
-        let first = self.number()?;
-        let passes = first >= 0;
-        let counted = u64::try_from(if passes { first } else { -1 - first }).ok()?;
+    /// Adds the outcomes of a group. Returns `None` if they are malformed.
+    fn group(&mut self, checks: &[Check], refused: bool, now: Timestamp, applied: &mut Applied) -> Option<()> {
+        let first = applied.answers.len();
+        let mut admitted = !refused;
+        let mut all_charged = SmallVec::<[Option<u64>; 3]>::new();
+        for check in checks {
+            let (outcome, charged) = self.outcome(check, now)?;
+            admitted &= outcome.passes || check.shadow;
+            all_charged.push(charged);
+            applied.answers.push(Ok(outcome));
+        }
+        for ((check, outcome), charged) in
+            checks.iter().zip(applied.answers[first..].iter_mut().flatten()).zip(all_charged)
+        {
+            outcome.charged = charged.unwrap_or_else(|| check.charged(admitted, outcome.passes));
+        }
+        applied.admitted &= admitted;
+        Some(())
+    }
+
+    /// The outcome of a check, and what it charged if that is in the reply. Where the script returns the whole state,
+    /// the outcome is computed from it.
+    fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<(Outcome, Option<u64>)> {
+        let Counted { passes, units: counted, lasts, charged } = self.counted()?;
         let count = || u32::try_from(counted).ok();
         let state = match &check.limit {
             Limit::TokenBucket(bucket) => State::Bucket(BucketLevel { level: counted, at: now, unit: bucket.unit() }),
@@ -86,11 +104,41 @@ impl ReplyReader<'_> {
             }
             Limit::SlidingWindow(_) | Limit::Concurrency(_) => {
                 let (reset, wait) = (self.count()?, self.number()?);
-                return Some(outcome_of_counted(check, passes, count()?, reset, wait));
+                return Some((outcome_of_counted(check, passes, count()?, reset, wait), charged));
             }
         };
-        Some(check.outcome(state, passes, now))
+        let outcome = check.outcome(state, passes, now);
+        let sooner = |micros: u64| lasts.map_or(micros, |lasts| micros.min(lasts));
+        Some((
+            Outcome { reset: sooner(outcome.reset), retry_after: outcome.retry_after.map(sooner), ..outcome },
+            charged,
+        ))
     }
+
+    /// The counted units of a check: a number, or a list that says more.
+    fn counted(&mut self) -> Option<Counted> {
+        let (first, lasts, charged) = match self.items.next()? {
+            Value::Int(first) => (*first, None, None),
+            Value::Array(list) => {
+                let [Value::Int(first), Value::Int(lasts), Value::Int(charged)] = list[..] else { return None };
+                (first, u64::try_from(lasts).ok(), Some(u64::try_from(charged).ok()?))
+            }
+            _ => return None,
+        };
+        let passes = first >= 0;
+        let units = u64::try_from(if passes { first } else { -1 - first }).ok()?;
+        Some(Counted { passes, units, lasts, charged })
+    }
+}
+
+/// What the script says first of a check.
+struct Counted {
+    passes: bool,
+    units: u64,
+    /// Microseconds until the counter is empty for everybody, if that is sooner than the check's limit says.
+    lasts: Option<u64>,
+    /// What was charged, if less than the check asked for.
+    charged: Option<u64>,
 }
 
 /// The outcome of a check of a log or of leases, whose state is not in the reply.
@@ -101,10 +149,10 @@ fn outcome_of_counted(check: &Check, passes: bool, counted: u32, reset: u64, wai
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
     };
     match check.always_denied {
-        true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None },
+        true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged: 0 },
         false => {
             let retry_after = if passes { None } else { u64::try_from(wait).ok() };
-            Outcome { passes, limit, remaining: limit.saturating_sub(counted), reset, retry_after }
+            Outcome { passes, limit, remaining: limit.saturating_sub(counted), reset, retry_after, charged: 0 }
         }
     }
 }

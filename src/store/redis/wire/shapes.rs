@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::limiter::{Alignment, Limit, MAX_EXACT_INTEGER};
-use crate::plan::{Check, Undo};
+use crate::plan::{Charges, Check, Undo};
 
 /// The room of a check that never passes, and of one that always does.
 const ROOM_NEVER: u64 = MAX_EXACT_INTEGER;
@@ -29,11 +29,13 @@ impl Shapes {
     }
 
     pub(super) fn of_check(&mut self, check: &Check) -> usize {
-        self.index(shape_of(check, self.at, [check.charges.admitted, check.charges.passed, check.charges.refused]))
+        self.index(shape_of(check, self.at))
     }
 
     pub(super) fn of_undo(&mut self, undo: &Undo) -> usize {
-        self.index(shape_of(&undo.look(), self.at, [undo.units, 0, 0]))
+        let mut shape = shape_of(&undo.look(), self.at);
+        shape[ADMITTED] = (undo.charged as f64).to_bits();
+        self.index(shape)
     }
 
     /// The index of a shape in `ARGV`, which is added if it is new.
@@ -49,7 +51,10 @@ impl Shapes {
     }
 }
 
-fn shape_of(check: &Check, at: Timestamp, [admitted, passed, refused]: [u32; 3]) -> CheckShape {
+/// Where the charge on admission is in a shape.
+const ADMITTED: usize = 3;
+
+fn shape_of(check: &Check, at: Timestamp) -> CheckShape {
     let (kind, holds) = match &check.limit {
         Limit::TokenBucket(bucket) => (1, bucket.burst()),
         Limit::FixedWindow(window) => (2, window.limit),
@@ -58,10 +63,10 @@ fn shape_of(check: &Check, at: Timestamp, [admitted, passed, refused]: [u32; 3])
         Limit::Concurrency(slots) => (5, slots.max),
     };
     let units = |units: u32| match &check.limit {
-        Limit::TokenBucket(bucket) => u64::from(units).min(bucket.capacity()) * bucket.unit(),
+        Limit::TokenBucket(bucket) => bucket.levels(units),
         _ => units.into(),
     };
-    let (passed, refused) = if check.shadow { (0, 0) } else { (passed, refused) };
+    let Charges { admitted, passed, refused } = check.charges_on_verdicts();
     let mut shape = CheckShape::new();
     shape.push(f64::from(kind).to_bits());
     shape.push(f64::from(u8::from(check.shadow)).to_bits());
