@@ -98,7 +98,7 @@ async fn a_request_that_panics_answers_itself_alone_and_is_counted_and_logged_wi
     for path in [SHOULD_RATE_LIMIT, CHECK] {
         let (response, mut stream) = begin(&client, path, &[], Bytes::from_static(&[0; 5])).await;
         stream.send_data(Bytes::new(), true).expect("it is sent");
-        let response = timeout(PATIENCE, response).await.expect("in time").expect("an answer");
+        let response = timeout(WAIT_TIMEOUT, response).await.expect("in time").expect("an answer");
         let status = response.headers().get("grpc-status").expect("in the head: there is no message");
         assert_eq!((status.as_bytes(), response.body().is_end_stream()), (&b"13"[..], true));
         assert!(!format!("{:?}", response.headers()).contains(PLANTED));

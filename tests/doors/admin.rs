@@ -12,7 +12,7 @@ use tollgate::settings::{AdminSettings, Settings, Token};
 
 use crate::support::service::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn get(service: &Doors, path: &str) -> Answer {
     send(service, &format!("GET {path} HTTP/1.1"), "").await
@@ -544,7 +544,7 @@ async fn a_stopping_process_is_alive_and_not_ready() {
     service.begin_to_stop();
     let began = Instant::now();
     while get(&service, "/readyz").await.status != 503 {
-        assert!(began.elapsed() < PATIENCE, "it still says that it is ready");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "it still says that it is ready");
         tokio::task::yield_now().await;
     }
     assert_eq!((get(&service, "/livez").await.status, get(&service, "/healthcheck").await.status), (200, 503));

@@ -40,7 +40,7 @@ async fn answers(address: std::net::SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.expect("the door is open");
     stream.write_all(bytes).await.expect("bytes are sent");
     let mut read = Vec::new();
-    timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("answered at once").expect("answered whole");
+    timeout(WAIT_TIMEOUT, stream.read_to_end(&mut read)).await.expect("answered at once").expect("answered whole");
     String::from_utf8(read).expect("text")
 }
 
@@ -121,7 +121,7 @@ async fn a_request_that_comes_after_an_unread_body_on_the_same_connection_is_not
     let mut stream = TcpStream::connect(service.http).await.expect("the door is open");
     stream.write_all(format!("{NGINX}content-length: 20\r\n\r\n").as_bytes()).await.expect("sent");
     let mut first = [0; 12];
-    timeout(PATIENCE, stream.read_exact(&mut first)).await.expect("at once").expect("an answer");
+    timeout(WAIT_TIMEOUT, stream.read_exact(&mut first)).await.expect("at once").expect("an answer");
     assert_eq!(&first, b"HTTP/1.1 200");
     // The connection may be closed already.
     let _ = stream.write_all(b"xxxxxxxxxxxxxxxxxxxxGET /healthcheck HTTP/1.1\r\nhost: h\r\n\r\n").await;
@@ -139,7 +139,7 @@ async fn a_client_that_is_still_sending_a_body_when_it_is_answered_can_finish() 
         let begin = format!("{head}content-length: 4000000\r\n\r\n{}", "x".repeat(100_000));
         stream.write_all(begin.as_bytes()).await.expect("sent");
         let mut first = [0; 12];
-        timeout(PATIENCE, stream.read_exact(&mut first)).await.expect("at once").expect("an answer");
+        timeout(WAIT_TIMEOUT, stream.read_exact(&mut first)).await.expect("at once").expect("an answer");
         assert_eq!(&first, b"HTTP/1.1 200");
         for _ in 0..39 {
             stream.write_all(&vec![b'x'; 100_000]).await.expect("the door still reads");
@@ -159,7 +159,7 @@ async fn over_http_2_the_connection_serves_on_after_a_body_that_does_not_come() 
         let mut client = client.clone().ready().await.expect("the connection stands");
         let (response, mut stream) = client.send_request(request.body(()).expect("a request"), false).expect("sent");
         let _ = stream.send_data(Bytes::from_static(b"GET"), false);
-        let response = timeout(PATIENCE, response).await.expect("at once").expect("an answer");
+        let response = timeout(WAIT_TIMEOUT, response).await.expect("at once").expect("an answer");
         assert_eq!(response.status(), 200);
     }
 }
@@ -173,7 +173,7 @@ async fn a_request_without_a_body_keeps_its_connection() {
             stream.write_all(format!("{NGINX}{body}").as_bytes()).await.expect("sent");
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
-                head.push(timeout(PATIENCE, stream.read_u8()).await.expect("at once").expect("an answer"));
+                head.push(timeout(WAIT_TIMEOUT, stream.read_u8()).await.expect("at once").expect("an answer"));
             }
             let answer = Answer::read(&head);
             assert_eq!((answer.status, answer.header("connection")), (200, None), "{body}");

@@ -55,7 +55,7 @@ async fn until(what: &str, is: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what} never came"));
+    timeout(WAIT_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{what} never came"));
 }
 
 #[test]
@@ -187,7 +187,7 @@ async fn status_by_http_2(service: &Doors, headers: &[(&str, &str)]) -> u16 {
     }
     let mut client = connect(service.http).await.ready().await.expect("the connection stands");
     let (response, _) = client.send_request(request.body(()).expect("a request"), true).expect("a stream");
-    timeout(PATIENCE, response).await.expect("in time").expect("an answer").status().as_u16()
+    timeout(WAIT_TIMEOUT, response).await.expect("in time").expect("an answer").status().as_u16()
 }
 
 #[tokio::test]
@@ -302,7 +302,7 @@ async fn a_connection_too_many_waits_until_one_ends() {
     assert_eq!(open(), [2, 0]);
     assert_eq!(clients[2].try_read(&mut [0; 1]).expect_err("it waits").kind(), std::io::ErrorKind::WouldBlock);
     drop(clients.remove(0));
-    assert_eq!(timeout(PATIENCE, clients[1].read_u8()).await.expect("in time").expect("an answer at last"), b'H');
+    assert_eq!(timeout(WAIT_TIMEOUT, clients[1].read_u8()).await.expect("in time").expect("an answer at last"), b'H');
     assert_eq!((open(), service.met(Bound::Connections)), ([2, 0], 1));
     // The other door has a budget of its own.
     assert_eq!(service.rls().await.one(&[("path", "/")]).await.overall_code, OK);
@@ -393,7 +393,7 @@ async fn a_connection_without_a_request_for_long_is_closed_and_a_watch_is_a_requ
         // An HTTP/2 connection gets a GOAWAY first, so that no request is lost.
         let stream = TcpStream::connect(service.grpc).await.expect("the door is open");
         let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        timeout(PATIENCE, connection).await.expect("in time").expect("it ends in order");
+        timeout(WAIT_TIMEOUT, connection).await.expect("in time").expect("it ends in order");
         drop(client);
         assert_eq!(service.met(Bound::IdleTimeout), 2 * round);
     }

@@ -217,7 +217,7 @@ async fn junk(address: SocketAddr, bytes: &[u8]) -> bool {
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let mut answer = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the connection closes in time");
+    let _ = timeout(WAIT_TIMEOUT, stream.read_to_end(&mut answer)).await.expect("the connection closes in time");
     answer.starts_with(b"HTTP/1.")
 }
 
@@ -259,7 +259,7 @@ async fn calls_that_are_never_finished_are_refused_before_they_fill_the_memory()
     }
     // At most eight megabytes are buffered, so at most nine calls are still in flight.
     for _ in 9..CALLS {
-        let answered = timeout(PATIENCE, in_flight.join_next()).await.expect("no room is left");
+        let answered = timeout(WAIT_TIMEOUT, in_flight.join_next()).await.expect("no room is left");
         answered.expect("there are more").expect("a clear answer");
     }
     let grown = resident().saturating_sub(before);
@@ -312,7 +312,7 @@ async fn silent_and_slow_connections_are_closed_and_delay_no_other() {
             let words: &[u8] = [&b""[..], b"PRI * HTTP", PREFACE, b"GET /authz"][number % 4];
             stream.write_all(words).await.expect("it is sent");
             let mut rest = Vec::new();
-            let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it is closed in time");
+            let _ = timeout(WAIT_TIMEOUT, stream.read_to_end(&mut rest)).await.expect("it is closed in time");
         });
     }
     // They do not block other connections.

@@ -253,7 +253,7 @@ async fn unusual_targets_keep_their_connection_and_unreadable_ones_are_refused()
         }
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(timeout(PATIENCE, stream.read_u8()).await.expect("in time").expect("an answer"));
+            head.push(timeout(WAIT_TIMEOUT, stream.read_u8()).await.expect("in time").expect("an answer"));
         }
         let text = String::from_utf8_lossy(&head).into_owned();
         assert!(text.starts_with(&format!("HTTP/1.1 {status}")), "{target}: {text}");

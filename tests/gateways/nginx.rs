@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::site::{self, Sample, Site, Timeouts};
-use crate::support::processes::{Ask, PATIENCE, Ports, installed, read};
+use crate::support::processes::{Ask, Ports, WAIT_TIMEOUT, installed, read};
 
 const NGINX: Sample = Sample { name: "nginx", command, gone: 500, slow: 500 };
 
@@ -169,7 +169,7 @@ fn nginx_with_a_chunked_body_is_answered_at_once() {
             request("GET /page", "connection: close\r\n"),
         ];
         let mut stream = TcpStream::connect(("127.0.0.1", site.port())).expect("nginx accepts");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a timeout");
         stream.write_all(all.concat().as_bytes()).expect("it is sent");
         let mut read = String::new();
         stream.read_to_string(&mut read).expect("answers");

@@ -15,7 +15,7 @@ use tollgate::settings::{Bounds, Drain, Settings};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::support::processes::{Ask, PATIENCE, Process, ports, until};
+use crate::support::processes::{Ask, Process, WAIT_TIMEOUT, ports, until};
 use crate::support::service::{
     Doors, Rls, SHOULD_RATE_LIMIT, book, descriptor, exchange, question, rule, settings, window,
 };
@@ -207,7 +207,7 @@ async fn requests_longer_than_the_drain_timeout_are_dropped() {
     while in_flight() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    tokio::time::timeout(PATIENCE, service.stop()).await.expect("it does not wait for ever");
+    tokio::time::timeout(WAIT_TIMEOUT, service.stop()).await.expect("it does not wait for ever");
 }
 
 #[tokio::test]

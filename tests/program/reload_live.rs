@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::Code;
 
-use crate::support::processes::{Ask, PATIENCE, Process, ports, until};
+use crate::support::processes::{Ask, Process, WAIT_TIMEOUT, ports, until};
 use crate::support::service::{Rls, descriptor, question};
 
 const TAKEN: &str = "configuration applied";
@@ -202,7 +202,9 @@ async fn two_hundred_reloads_under_load_fail_no_request_and_let_none_too_many_pa
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(PATIENCE, turned).await.unwrap_or_else(|_| panic!("version {number} is never in use"));
+            tokio::time::timeout(WAIT_TIMEOUT, turned)
+                .await
+                .unwrap_or_else(|_| panic!("version {number} is never in use"));
         }
         if number == WARM {
             warm = (live.resident(), live.files());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A served configuration and the address of its HTTP door.
 struct Served {
@@ -118,7 +118,7 @@ fn counts_survive_a_kill_as_of_the_last_interval() {
     // the grants.
     let began = Instant::now();
     while std::fs::metadata(&file).map_or(0, |file| file.len()) < 128 {
-        assert!(began.elapsed() < PATIENCE, "no snapshot was written");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "no snapshot was written");
         std::thread::yield_now();
     }
     drop(served);

@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
 
-use crate::support::binary::{DOORS, PATIENCE, Served, both, exchange, tollgate};
+use crate::support::binary::{DOORS, Served, WAIT_TIMEOUT, both, exchange, tollgate};
 use crate::support::service::{CHECK, Rls, SHOULD_RATE_LIMIT, descriptor, lease, question};
 
 /// Every planted identity contains this word, in some case.
@@ -269,7 +269,7 @@ async fn nothing_is_told(format: &str) {
     in_flight.write_all(b"host: a\r\n\r\n").expect("sent");
     drop(in_flight);
     let said = served.wait();
-    assert!(began.elapsed() < PATIENCE);
+    assert!(began.elapsed() < WAIT_TIMEOUT);
 
     nothing_in("the log", &said);
     assert!(!said.contains(&held), "a lease is in the log");

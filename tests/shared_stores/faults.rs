@@ -34,7 +34,9 @@ use super::in_process::{self, at, in_postgres, in_redis, one, plan};
 use crate::support::binary::{DOORS, Served};
 use crate::support::fixtures::{DOMAIN, apply, bucket, quota, rule, secs};
 use crate::support::processes::redis::{Redis, Setup};
-use crate::support::processes::{Ask, Cluster, PATIENCE, Postgres, Proxy, Sentinel, ports, postgres, sentinel, until};
+use crate::support::processes::{
+    Ask, Cluster, Postgres, Proxy, Sentinel, WAIT_TIMEOUT, ports, postgres, sentinel, until,
+};
 
 /// Requests in flight.
 const CALLERS: usize = 200;
@@ -168,7 +170,7 @@ impl Load {
     /// Stops the callers and returns all their decisions.
     async fn stop(self) -> Vec<Seen> {
         self.state.enough.store(true, Ordering::SeqCst);
-        let seen = tokio::time::timeout(PATIENCE, self.callers.join_all()).await;
+        let seen = tokio::time::timeout(WAIT_TIMEOUT, self.callers.join_all()).await;
         seen.expect("no decision hangs").concat()
     }
 }
@@ -341,7 +343,7 @@ async fn check_fault_on_all<S>(
 async fn until_connected(stores: &Stores) {
     let began = Instant::now();
     while !stores.answers(0).await {
-        assert!(began.elapsed() < PATIENCE, "the store never answers");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "the store never answers");
         tokio::time::sleep(PAUSE).await;
     }
 }

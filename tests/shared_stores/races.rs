@@ -18,7 +18,7 @@ use super::three_instances::{
     ALGORITHMS, INSTANCES, Instances, TRIES, YEAR, composite, decided, in_a_cluster, in_a_postgres, in_a_redis, of,
     of_each_algorithm, one, passes, port, processes, service, tries, try_at, try_once,
 };
-use crate::support::binary::{DOORS, PATIENCE, Served, tollgate};
+use crate::support::binary::{DOORS, Served, WAIT_TIMEOUT, tollgate};
 use crate::support::processes::redis::Redis;
 use crate::support::processes::{Answer, Ask, Cluster, Postgres, Proxy, installed, ports, until};
 use crate::support::service::{descriptor, lease, question};
@@ -132,7 +132,7 @@ async fn admitted(instances: &Instances, callers: usize, admitted: usize) -> Vec
         let (door, passed) = (instances.doors[number % INSTANCES].clone(), passed.clone());
         tokio::spawn(async move {
             while passed.lock().len() < admitted {
-                assert!(began.elapsed() < PATIENCE, "it paces more slowly than it says");
+                assert!(began.elapsed() < WAIT_TIMEOUT, "it paces more slowly than it says");
                 let sent = Instant::now();
                 if passes(&door.ask(of("a")).await) {
                     passed.lock().push((sent, Instant::now()));
@@ -240,7 +240,7 @@ async fn a_slot_is_given_back_past_two_hundred_who_are_refused_over_pools_of_two
     let began = Instant::now();
     let released = async {
         while instances.served[1].metric("tollgate_leases_released_total{when=\"in_time\"}") == 0.0 {
-            assert!(began.elapsed() < PATIENCE, "it is never given back");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "it is never given back");
             instances.doors[1].ask(question("edge", [descriptor(&[("release", &held)])])).await;
         }
     };

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::DescriptorStatus;
 use tollgate::server::grpc::messages::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
 
-use crate::support::binary::{DOORS, PATIENCE, Served};
+use crate::support::binary::{DOORS, Served, WAIT_TIMEOUT};
 use crate::support::processes::{Answer, Ask, Cluster, Postgres, until};
 use crate::support::service::{OK, OVER_LIMIT, Rls, descriptor, question};
 
@@ -114,7 +114,7 @@ pub async fn decided(door: &Rls, request: &RateLimitRequest) -> RateLimitRespons
         if passes(&answer) || answer.statuses.iter().any(by_limit) {
             return answer;
         }
-        assert!(began.elapsed() < PATIENCE, "the store never decides: {answer:?}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "the store never decides: {answer:?}");
     }
 }
 

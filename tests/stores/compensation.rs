@@ -16,18 +16,18 @@ use tollgate::store::{
     Wrapper,
 };
 
-use super::fake::{BROKEN, HANGING, Kept, WELL, one};
+use super::fake::{BROKEN, FakeStore, HANGING, WELL, one};
 use super::undone::as_is_undone;
 use crate::support::reference::plans::{ANYTHING, Reference, START, Scope, always, plans};
 
 /// Two shared stores and one in memory, with the indices 0, 1 and 2.
-fn stores(first: &Kept, second: &Kept, partitioned: bool) -> Stores {
+fn stores(first: &FakeStore, second: &FakeStore, partitioned: bool) -> Stores {
     stores_within(Duration::from_secs(5), first, second, partitioned)
 }
 
 /// The same with another deadline.
-fn stores_within(deadline: Duration, first: &Kept, second: &Kept, partitioned: bool) -> Stores {
-    let shared = |name: &str, kept: &Kept| {
+fn stores_within(deadline: Duration, first: &FakeStore, second: &FakeStore, partitioned: bool) -> Stores {
+    let shared = |name: &str, kept: &FakeStore| {
         let queue = QueueSettings { timeout: deadline, ..QueueSettings::default() };
         let settings = SharedSettings { queue, partitioned, ..SharedSettings::new(name) };
         StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))
@@ -67,7 +67,7 @@ fn as_one(partitioned: bool, place: fn(&mut Check)) {
     let _entered = runtime.enter();
     always(120, plans(scope, 250), |steps| {
         let clock = ManualClock::at(START);
-        let [first, second] = [(); 2].map(|()| Kept::with_clock(clock.clone()));
+        let [first, second] = [(); 2].map(|()| FakeStore::with_clock(clock.clone()));
         let (stores, mut reference, mut now) = (stores(&first, &second, partitioned), Reference::default(), START);
         for (number, (by, plan)) in steps.iter().enumerate() {
             now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
@@ -97,7 +97,7 @@ fn a_plan_over_several_partitions_of_one_store_is_decided_as_if_they_were_one() 
 
 #[test]
 fn what_was_charged_before_a_refusal_is_taken_back() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores(&first, &second, false);
@@ -120,7 +120,7 @@ fn a_store_that_fails_behind_one_that_was_charged_is_answered_by_policy() {
     for (policy, admitted, left) in
         [(OnStoreError::Allow, true, 1), (OnStoreError::Deny, false, 2), (OnStoreError::Local, true, 1)]
     {
-        let (first, second) = (Kept::new(), Kept::new());
+        let (first, second) = (FakeStore::new(), FakeStore::new());
         let runtime = runtime();
         let _entered = runtime.enter();
         let stores = stores(&first, &second, false);
@@ -133,7 +133,7 @@ fn a_store_that_fails_behind_one_that_was_charged_is_answered_by_policy() {
 
 #[test]
 fn semantics_15_a_definite_refusal_beats_a_store_that_fails() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores(&first, &second, false);
@@ -146,7 +146,7 @@ fn semantics_15_a_definite_refusal_beats_a_store_that_fails() {
 
 #[test]
 fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_counts_again() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores(&first, &second, false);
@@ -171,7 +171,7 @@ fn semantics_31_the_stand_in_keeps_the_limit_and_is_thrown_away_when_the_store_c
 
 #[test]
 fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit_at_least() {
-    let kept = Kept::new();
+    let kept = FakeStore::new();
     kept.be(BROKEN);
     let runtime = runtime();
     let _entered = runtime.enter();
@@ -186,7 +186,7 @@ fn semantics_31_each_of_several_instances_keeps_its_part_of_a_limit_and_one_unit
 }
 
 /// Lets a store recover until another of its counters is charged.
-fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &Kept) {
+fn counts_again(runtime: &tokio::runtime::Runtime, stores: &Stores, kept: &FakeStore) {
     kept.be(WELL);
     kept.clock().set(START);
     let other = |number| one(Check { counter: CounterName([number, 8]), ..check(0, OnStoreError::Deny) });
@@ -239,7 +239,7 @@ fn counted_of_the_first(stores: &Stores) -> [Arc<AtomicU64>; 2] {
 
 #[test]
 fn a_store_is_not_blamed_for_the_time_of_another() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores_within(Duration::from_millis(500), &first, &second, false);
@@ -265,7 +265,7 @@ fn a_store_is_not_blamed_for_the_time_of_another() {
 
 #[test]
 fn a_store_is_not_blamed_when_another_used_up_the_whole_deadline() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = stores_within(Duration::from_millis(200), &first, &second, false);
@@ -283,7 +283,7 @@ fn a_store_is_not_blamed_when_another_used_up_the_whole_deadline() {
 
 #[test]
 fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_once() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = Arc::new(stores(&first, &second, false));
@@ -318,7 +318,7 @@ fn a_request_that_is_given_up_while_its_charge_is_taken_back_has_it_taken_back_o
 /// Weakness R14: a unit is charged for a caller that no longer waits.
 #[test]
 fn a_request_that_is_given_up_between_two_stores_leaves_nothing_charged() {
-    let (first, second) = (Kept::new(), Kept::new());
+    let (first, second) = (FakeStore::new(), FakeStore::new());
     let runtime = runtime();
     let _entered = runtime.enter();
     let stores = Arc::new(stores(&first, &second, false));

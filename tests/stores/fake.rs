@@ -19,7 +19,7 @@ pub fn check(limit: Limit) -> Check {
 
 /// A shared store with its counters in this process.
 #[derive(Clone)]
-pub struct Kept(Arc<Inside>);
+pub struct FakeStore(Arc<Inside>);
 
 pub struct Inside {
     memory: MemoryStores,
@@ -43,7 +43,7 @@ pub const LATE: u8 = 3;
 /// It works again, but probes still fail.
 pub const UNSEEN: u8 = 4;
 
-impl Kept {
+impl FakeStore {
     /// A store whose own clock shows the start time until a test sets it.
     pub fn new() -> Self {
         Self::with_clock(ManualClock::at(START))
@@ -95,7 +95,7 @@ impl Kept {
     }
 }
 
-impl Backend for Kept {
+impl Backend for FakeStore {
     async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         self.0.calls.fetch_add(1, Ordering::SeqCst);
         let now = self.0.clock.now();

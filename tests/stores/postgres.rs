@@ -14,7 +14,7 @@ use tollgate::limiter::{
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan, Undo};
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
 
-use crate::support::processes::{Certificates, PATIENCE, postgres};
+use crate::support::processes::{Certificates, WAIT_TIMEOUT, postgres};
 use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, plans};
 
 type Answers = Vec<Result<Applied, Fault>>;
@@ -28,9 +28,9 @@ fn runtime() -> tokio::runtime::Runtime {
 fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
     PostgresSettings {
         url: server.url(database),
-        connect_timeout: PATIENCE,
-        response_timeout: PATIENCE,
-        lock_timeout: PATIENCE,
+        connect_timeout: WAIT_TIMEOUT,
+        response_timeout: WAIT_TIMEOUT,
+        lock_timeout: WAIT_TIMEOUT,
         sweep: false,
         ..PostgresSettings::default()
     }
@@ -162,7 +162,7 @@ async fn execute(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
 async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < PATIENCE, "timed out waiting: {what}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "timed out waiting: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -702,7 +702,7 @@ fn the_store_reconnects_to_a_restarted_server_and_reports_faults_of_a_dead_one()
     );
 
     server.freeze();
-    let frozen = runtime.block_on(async { tokio::time::timeout(PATIENCE, execute(&store, &one(1))).await });
+    let frozen = runtime.block_on(async { tokio::time::timeout(WAIT_TIMEOUT, execute(&store, &one(1))).await });
     assert_eq!(frozen.expect("it times out").err(), Some(Fault::Timeout));
     server.thaw();
     runtime.block_on(wait_until("it answers again", async || execute(&store, &one(1)).await.is_ok()));

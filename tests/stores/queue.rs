@@ -9,7 +9,7 @@ use tollgate::limiter::{Concurrency, LeaseId, Limit, OnStoreError, SlidingWindow
 use tollgate::plan::{Check, CounterName, Fault, LeaseAction, LeaseChange, Plan, Undo};
 use tollgate::store::{Queue, QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
-use super::fake::{BROKEN, HANGING, Kept, LATE, UNSEEN, WELL, check, one};
+use super::fake::{BROKEN, FakeStore, HANGING, LATE, UNSEEN, WELL, check, one};
 use crate::support::reference::plans::START;
 
 /// Longer than any test lasts.
@@ -29,7 +29,7 @@ fn log(limit: u32) -> Check {
 }
 
 /// A store with this timeout, in which each plan is a call of its own.
-fn queue(kept: &Kept, timeout: Duration) -> Queue {
+fn queue(kept: &FakeStore, timeout: Duration) -> Queue {
     Queue::new("main", kept.clone(), QueueSettings { timeout, max_batch: 1, max_calls: 64 })
 }
 
@@ -41,7 +41,7 @@ async fn ask(queue: &Queue, plan: &Plan) -> Result<bool, Fault> {
 
 #[test]
 fn one_pause_does_not_open_the_circuit_breaker_however_many_waited_for_it() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
     runtime.block_on(async {
@@ -62,7 +62,7 @@ fn one_pause_does_not_open_the_circuit_breaker_however_many_waited_for_it() {
 
 #[test]
 fn ten_failures_in_a_row_that_last_longer_than_a_deadline_open_the_circuit_breaker() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     // With a deadline of zero, any two failures are further apart than the deadline.
     let (queue, plan) = (queue(&kept, Duration::ZERO), one(log(100)));
@@ -79,7 +79,7 @@ fn ten_failures_in_a_row_that_last_longer_than_a_deadline_open_the_circuit_break
 
 #[test]
 fn a_store_without_a_connection_opens_the_circuit_breaker_at_once() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let (queue, plan) = (queue(&kept, HOUR), one(log(100)));
     kept.be(BROKEN);
@@ -89,7 +89,7 @@ fn a_store_without_a_connection_opens_the_circuit_breaker_at_once() {
 
 #[test]
 fn a_decision_waits_for_its_deadline_and_no_longer() {
-    let (kept, runtime) = (Kept::new(), held());
+    let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let deadline = Duration::from_millis(10);
     let (queue, plan) = (queue(&kept, deadline), one(log(1_000)));
@@ -110,7 +110,7 @@ fn a_circuit_breaker_closes_within_a_tenth_of_a_second_of_the_stores_return() {
     // It recovers at any moment between two probes.
     for (away, away_for) in [BROKEN, HANGING].into_iter().flat_map(|away| (1_000..1_100).map(move |time| (away, time)))
     {
-        let (kept, runtime) = (Kept::new(), held());
+        let (kept, runtime) = (FakeStore::new(), held());
         let _entered = runtime.enter();
         let (queue, plan) = (queue(&kept, Duration::from_millis(10)), one(log(100)));
         runtime.block_on(async {
@@ -139,7 +139,7 @@ fn a_circuit_breaker_closes_within_a_tenth_of_a_second_of_the_stores_return() {
 /// With one other instance, so that an answer shows its source: the fallback has half of every limit.
 #[test]
 fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
-    let (kept, runtime) = (Kept::new(), held());
+    let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };
     let settings = SharedSettings { queue, instances: 2, ..SharedSettings::new("main") };
@@ -168,13 +168,13 @@ fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_star
 }
 
 /// A store whose calls can carry many plans.
-fn shared_calls(kept: &Kept) -> Queue {
+fn shared_calls(kept: &FakeStore) -> Queue {
     Queue::new("main", kept.clone(), QueueSettings { timeout: HOUR, max_batch: 64, max_calls: 2 })
 }
 
 #[test]
 fn an_idle_store_gets_each_plan_at_once() {
-    let (kept, runtime) = (Kept::new(), held());
+    let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let (queue, plan) = (shared_calls(&kept), one(log(100)));
     runtime.block_on(async {
@@ -190,7 +190,7 @@ fn an_idle_store_gets_each_plan_at_once() {
 
 #[test]
 fn plans_that_arrive_while_calls_are_in_flight_share_the_next_one() {
-    let (kept, runtime) = (Kept::new(), held());
+    let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let (queue, plan) = (Arc::new(shared_calls(&kept)), one(log(1_000)));
     let send = || {
@@ -218,7 +218,7 @@ fn plans_that_arrive_while_calls_are_in_flight_share_the_next_one() {
 
 /// Uses a counter up, and gives everything back with a plan while the circuit breaker is open.
 fn given_back_while_left_alone(check: Check, back: impl Fn(LeaseId) -> Plan) {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let (queue, plan) = (queue(&kept, HOUR), one(check));
     runtime.block_on(async {

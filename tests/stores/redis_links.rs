@@ -9,7 +9,7 @@ use tollgate::store::{Address, Backend, Credentials, Password, Redis, RedisSetti
 use tollgate::tls::{ClientCertificate, TlsSettings};
 
 use super::redis_client::{answers, apply, at, connected, counter, decide, one, plan, runtime};
-use crate::support::processes::PATIENCE;
+use crate::support::processes::WAIT_TIMEOUT;
 use crate::support::processes::proxy::Proxy;
 use crate::support::processes::redis::{Redis as Server, Setup};
 use crate::support::processes::sentinel::{NAME, Sentinel};
@@ -155,7 +155,7 @@ fn a_lost_connection_is_replaced() {
         server.kill();
         let lost = Instant::now();
         while left(&redis).await != Err(Fault::Unreachable) {
-            assert!(lost.elapsed() < PATIENCE, "it is noticed");
+            assert!(lost.elapsed() < WAIT_TIMEOUT, "it is noticed");
         }
         // Without a connection the answer comes at once: no call waits for a reconnect.
         let at_once = async {
@@ -163,7 +163,7 @@ fn a_lost_connection_is_replaced() {
                 assert_eq!(left(&redis).await, Err(Fault::Unreachable));
             }
         };
-        tokio::time::timeout(PATIENCE, at_once).await.expect("a wait of 20 ms each would be seen");
+        tokio::time::timeout(WAIT_TIMEOUT, at_once).await.expect("a wait of 20 ms each would be seen");
         server.restart();
         answers(&redis).await;
         assert_eq!(left(&redis).await, Ok(9));
@@ -177,7 +177,7 @@ fn a_server_that_does_not_answer_is_abandoned_in_time() {
         let settings = RedisSettings { response_timeout: Duration::from_millis(100), ..at(server.port) };
         let redis = connected(&settings).await;
         server.freeze();
-        let given_up = tokio::time::timeout(PATIENCE, left(&redis)).await.expect("it is given up");
+        let given_up = tokio::time::timeout(WAIT_TIMEOUT, left(&redis)).await.expect("it is given up");
         assert_eq!(given_up, Err(Fault::Timeout));
         server.thaw();
         answers(&redis).await;
@@ -200,7 +200,7 @@ fn a_failover_is_followed_and_nothing_is_counted_in_the_server_before() {
             let promoted = Instant::now();
             // From the first answer on, the new server counts.
             while apply(&redis, plan([fresh(2)])).await.is_err() {
-                assert!(promoted.elapsed() < PATIENCE, "the failover is followed");
+                assert!(promoted.elapsed() < WAIT_TIMEOUT, "the failover is followed");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             assert_eq!(counters(&watched.servers[now], &fresh(2)), 1, "{:?} after it", promoted.elapsed());

@@ -11,7 +11,7 @@ use tollgate::limiter::{Alignment, FixedWindow, Limit, SlidingWindow, TokenBucke
 use tollgate::plan::{Charges, Check, CounterName, Needs};
 use tollgate::store::{QueueSettings, SharedSettings, SharedStore, StoreHandle, Stores};
 
-use super::fake::{HANGING, Kept, WELL, check, one};
+use super::fake::{FakeStore, HANGING, WELL, check, one};
 use super::wrapped::{
     WITH_CACHE, WITH_LEASES, instance, leases_keep_the_contract, runtime, the_cache_keeps_the_contract,
 };
@@ -27,17 +27,17 @@ fn bucket(tokens: u64, burst: u32) -> Limit {
 
 #[test]
 fn the_refusal_cache_keeps_the_contract_of_one_instance() {
-    the_cache_keeps_the_contract(400, |_, clock| instance(Kept::with_clock(clock), WITH_CACHE));
+    the_cache_keeps_the_contract(400, |_, clock| instance(FakeStore::with_clock(clock), WITH_CACHE));
 }
 
 #[test]
 fn quota_leases_keep_the_contract_of_one_instance() {
-    leases_keep_the_contract(400, |_, clock| instance(Kept::with_clock(clock), WITH_LEASES));
+    leases_keep_the_contract(400, |_, clock| instance(FakeStore::with_clock(clock), WITH_LEASES));
 }
 
 #[test]
 fn repeated_refusals_cost_the_store_nothing() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept.clone(), WITH_CACHE);
     let plan = one(check(Limit::SlidingWindow(SlidingWindow { limit: 2, window: 60 * SECOND })));
@@ -58,7 +58,7 @@ fn repeated_refusals_cost_the_store_nothing() {
 
 #[test]
 fn a_lift_clears_the_cached_refusals() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept, WITH_CACHE);
     let plan = one(check(window(1)));
@@ -70,7 +70,7 @@ fn a_lift_clears_the_cached_refusals() {
 
 #[test]
 fn a_hot_counter_is_charged_in_blocks() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     let stores = instance(kept.clone(), WITH_LEASES);
     let plan = one(check(window(10_000)));
@@ -83,7 +83,7 @@ fn a_hot_counter_is_charged_in_blocks() {
 #[test]
 fn unused_leased_quota_is_returned_at_shutdown_and_when_idle() {
     for at_shutdown in [true, false] {
-        let (kept, runtime) = (Kept::new(), runtime());
+        let (kept, runtime) = (FakeStore::new(), runtime());
         let _entered = runtime.enter();
         let stores = instance(kept.clone(), WITH_LEASES);
         let plan = one(check(window(100)));
@@ -109,7 +109,7 @@ fn unused_leased_quota_is_returned_at_shutdown_and_when_idle() {
 
 #[test]
 fn a_block_that_arrives_after_its_callers_deadline_is_returned() {
-    let (kept, runtime) = (Kept::new(), runtime());
+    let (kept, runtime) = (FakeStore::new(), runtime());
     let _entered = runtime.enter();
     // One call at a time: when a later call is answered, the block of the late call has been returned.
     let queue = QueueSettings { timeout: Duration::from_millis(50), max_calls: 1, ..QueueSettings::default() };
@@ -140,7 +140,7 @@ proptest! {
         steps in prop::collection::vec((0..3_usize, 0..400_000_u64, 1..4_u32), 400),
         is_bucket: bool,
     ) {
-        let (kept, runtime) = (Kept::new(), runtime());
+        let (kept, runtime) = (FakeStore::new(), runtime());
         let _entered = runtime.enter();
         let instances = [(); 3].map(|()| instance(kept.clone(), |settings| WITH_LEASES(WITH_CACHE(settings))));
         let limit = if is_bucket { bucket(20, 30) } else { window(60) };

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// The timeout of every wait.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The addresses of all doors, with any free port. Precedes the configuration of a test.
 pub const DOORS: &str = "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n";
@@ -57,7 +57,7 @@ impl Served {
             keep(Box::new(child.stderr.take().expect("it was piped"))),
         ];
         let addresses =
-            addresses.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it never listened:\n{}", said.lock()));
+            addresses.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("it never listened:\n{}", said.lock()));
         let (grpc, rest) = addresses.split_once(", HTTP on ").expect("two doors");
         let (http, admin) = rest.split_once(", admin on ").unwrap_or((rest, ""));
         Self { grpc: grpc.to_owned(), http: http.to_owned(), admin: admin.to_owned(), child, said, readers, directory }
@@ -72,7 +72,7 @@ impl Served {
     pub fn until(&self, text: &str) {
         let began = Instant::now();
         while !self.said.lock().contains(text) {
-            assert!(began.elapsed() < PATIENCE, "it never said {text:?}:\n{}", self.said());
+            assert!(began.elapsed() < WAIT_TIMEOUT, "it never said {text:?}:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -81,7 +81,7 @@ impl Served {
     pub fn ready(self) -> Self {
         let began = Instant::now();
         while !exchange(&self.admin, b"GET /readyz HTTP/1.0\r\n\r\n").contains(" 200 OK\r\n") {
-            assert!(began.elapsed() < PATIENCE, "it is never ready:\n{}", self.said());
+            assert!(began.elapsed() < WAIT_TIMEOUT, "it is never ready:\n{}", self.said());
             std::thread::sleep(Duration::from_millis(5));
         }
         self
@@ -176,7 +176,7 @@ pub fn both(output: &Output) -> String {
 /// Sends bytes and reads until the other side closes.
 pub fn exchange(address: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a timeout");
     stream.write_all(bytes).expect("it is sent");
     let mut answer = Vec::new();
     // The server may reset the connection on invalid input.

@@ -36,7 +36,7 @@ pub const OK: i32 = 1;
 pub const OVER_LIMIT: i32 = 2;
 
 /// The timeout of a response, with time for a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
@@ -172,7 +172,7 @@ pub async fn begin(
 
 /// The response to a call: its body with framing, and its gRPC status.
 pub async fn answer(response: ResponseFuture) -> (Bytes, Option<String>) {
-    let response = timeout(PATIENCE, response).await.expect("in time").expect("an answer");
+    let response = timeout(WAIT_TIMEOUT, response).await.expect("in time").expect("an answer");
     assert_eq!(response.status(), 200);
     let head = response.headers().get("grpc-status").map(|status| status.to_str().expect("a number").to_owned());
     let mut body = response.into_body();
@@ -218,7 +218,7 @@ pub async fn says_no(path: &str, response: ResponseFuture) -> bool {
 /// Reads until the connection is closed.
 pub async fn closed(stream: &mut TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("it is closed in time");
+    let _ = timeout(WAIT_TIMEOUT, stream.read_to_end(&mut read)).await.expect("it is closed in time");
     read
 }
 

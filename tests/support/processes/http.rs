@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// A request to send.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Ask {
     }
 
     fn begin_on(&self, mut stream: TcpStream) -> io::Result<TcpStream> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         let mut head =
             format!("{} {} HTTP/1.1\r\nhost: gateway.test\r\nconnection: close\r\n", self.method, self.target);
         for (name, value) in &self.headers {

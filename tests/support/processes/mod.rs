@@ -36,7 +36,7 @@ pub use self::tollgate::Tollgate;
 pub use self::upstream::Upstream;
 
 /// The timeout of every wait for a real process.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The root of the project.
 pub fn project() -> PathBuf {
@@ -57,7 +57,7 @@ pub fn read(path: impl AsRef<Path>) -> String {
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// A running upstream.
 #[derive(Debug)]
@@ -106,13 +106,13 @@ impl Shared {
     fn wait_at_gate(&self) {
         self.held.fetch_add(1, Ordering::SeqCst);
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.opened.wait_timeout_while(open, PATIENCE, |open| !*open);
+        let waited = self.opened.wait_timeout_while(open, WAIT_TIMEOUT, |open| !*open);
         drop(waited);
         self.held.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         let Some(request) = read_request(&stream)? else { return Ok(()) };
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
         let (method, target) = request.line.split_once(' ').unwrap_or_default();
