@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Errors, SourceText, json_schema};
+use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
@@ -116,12 +117,16 @@ fn engine(name: &str) -> (engine::Engine, ManualClock) {
     (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
 }
 
-/// The limiter that refuses a request, if one does.
-fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
-    let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
-    let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
+/// Decides descriptors together.
+fn decision<'a>(engine: &engine::Engine, domain: &'a str, descriptors: &[Descriptor<'a>]) -> Decision {
+    let request = Request { domain, descriptors: descriptors.iter().cloned().collect() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let decision = runtime.block_on(engine.decide(&request));
+    runtime.block_on(engine.decide(&request))
+}
+
+/// The limiter that refuses a request, if one does.
+fn decide<'a>(engine: &engine::Engine, domain: &'a str, hits: Hits, entries: &[(&'a str, &'a str)]) -> Option<String> {
+    let decision = decision(engine, domain, &[Descriptor { hits, ..Descriptor::of(entries.iter().copied()) }]);
     let refusal = decision.refusal();
     refusal.map(|refusal| refusal.limiter.unwrap_or("no limiter").to_owned())
 }
@@ -176,14 +181,25 @@ fn the_concurrency_sample_has_two_slots_and_charges_no_window_without_one() {
 }
 
 #[test]
-fn the_tokens_sample_peeks_first_and_charges_the_cost_afterwards() {
+fn the_tokens_sample_holds_first_and_charges_what_was_used() {
     let (engine, clock) = engine("tokens.toml");
-    let ask = |hits: Hits| decide(&engine, "llm", hits, &[("account", "bob")]);
-    assert_eq!(ask(Hits::Peek), None);
-    assert_eq!(ask(Hits::Charge(70_000)), None, "the whole cost is recorded");
-    assert_eq!(ask(Hits::Peek), Some("tokens".to_owned()), "50000 are owed");
+    let of = |hits, phase| Descriptor { hits, ..Descriptor::of([("phase", phase), ("account", "bob")]) };
+    let hold = || decision(&engine, "llm", &[of(Hits::Charge(8_000), "hold")]).allowed();
+    let settle = |used| {
+        decision(&engine, "llm", &[of(Hits::Refund(8_000), "settle"), of(Hits::Charge(used), "settle")]);
+    };
+    let passes = |count| (0..count).filter(|_| hold()).count();
+    assert_eq!(passes(5), 2, "of twenty thousand");
+    settle(3_000);
+    settle(3_000);
+    assert_eq!(passes(5), 1, "of fourteen thousand");
+    settle(70_000);
+    assert_eq!(passes(5), 0, "56000 are owed");
     clock.advance(Duration::from_secs(31 * 60));
-    assert_eq!(ask(Hits::Peek), None, "they have drained");
+    assert_eq!(passes(5), 0, "4333 are owed");
+    clock.advance(Duration::from_secs(8 * 60));
+    assert_eq!(passes(5), 1, "they have drained, and 8999 are left");
+    assert!(decide(&engine, "llm", ONE, &[("phase", "hold")]).is_some(), "without an account");
 }
 
 #[test]
