@@ -110,8 +110,11 @@ fn the_login_sample_means_what_its_comments_say() {
 
 /// An engine with the rules of a sample, and its manual clock.
 fn engine(name: &str) -> (engine::Engine, ManualClock) {
+    engine_of(sample(name))
+}
+
+fn engine_of(config: Config) -> (engine::Engine, ManualClock) {
     let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
-    let config = sample(name);
     let stores = Stores::memory(&vec![MemorySettings::default(); config.stores.len()]);
     let rules = Rules::compile(config.book).unwrap_or_else(|errors| panic!("{errors:?}"));
     (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
@@ -200,6 +203,45 @@ fn the_tokens_sample_holds_first_and_charges_what_was_used() {
     clock.advance(Duration::from_secs(8 * 60));
     assert_eq!(passes(5), 1, "they have drained, and 8999 are left");
     assert!(decide(&engine, "llm", ONE, &[("phase", "hold")]).is_some(), "without an account");
+}
+
+/// The first configuration that a document shows.
+fn shown_in(document: &str) -> engine::Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(document);
+    let text = std::fs::read_to_string(path).expect("the document is there");
+    let (_, block) = text.split_once("```toml\n").expect("it shows a configuration");
+    let (block, _) = block.split_once("\n```").expect("the configuration ends");
+    engine_of(read(block)).0
+}
+
+#[test]
+fn one_address_locks_six_accounts_a_minute_with_the_first_rule_and_none_with_the_one_of_the_faq() {
+    let login = |engine: &engine::Engine, address: &str, account: &str| {
+        let entries = [("path", "/login"), ("method", "POST"), ("remote_address", address), ("account", account)];
+        decide(engine, "edge", ONE, &entries)
+    };
+    for (document, locked) in [("getting-started.md", 6), ("faq.md", 0)] {
+        let engine = shown_in(document);
+        for account in 0..40 {
+            for _ in 0..5 {
+                login(&engine, "192.0.2.1", &format!("account{account}"));
+            }
+        }
+        let owner = |account: &u8| login(&engine, &format!("198.51.100.{account}"), &format!("account{account}"));
+        assert_eq!((0..40).filter(|account| owner(account).is_some()).count(), locked, "{document}");
+    }
+    let engine = shown_in("faq.md");
+    let attack = |addresses: std::ops::RangeInclusive<u8>| {
+        for address in addresses {
+            for _ in 0..20 {
+                login(&engine, &format!("203.0.113.{address}"), "bob");
+            }
+        }
+    };
+    attack(1..=9);
+    assert_eq!(login(&engine, "198.51.100.1", "bob"), None, "nine addresses");
+    attack(10..=10);
+    assert_eq!(login(&engine, "198.51.100.2", "bob"), Some("login_account".to_owned()), "ten");
 }
 
 #[test]
