@@ -116,6 +116,35 @@ fn an_error_of_the_upstream_and_a_client_that_goes_away_give_nothing_back() {
     gateway.ask(&right("bob")).expect(429);
 }
 
+/// Envoy reads the headers of its late call as the route left them.
+#[test]
+fn right_logins_cost_nothing_where_the_route_rewrites_the_path() {
+    let envoy = read("examples/envoy/failed_logins.yaml");
+    let rewritten = envoy.replace("route: {cluster: upstream}", "route: {cluster: upstream, prefix_rewrite: /v2/}");
+    assert!(envoy != rewritten, "the example has the route");
+    let Some(gateway) = Gateway::start(&rewritten, &read("examples/envoy/failed_logins.toml")) else { return };
+    for _ in 0..12 {
+        gateway.ask(&right("ada")).expect(200);
+    }
+    assert!(gateway.upstream.seen().iter().all(|request| request.line == "POST /v2/login"));
+    until("every charge to be given back", || gateway.ask(&right("ada")).remaining() == Some(2));
+}
+
+/// They are not charged, so they must not be given back.
+#[test]
+fn other_pages_give_back_no_failure() {
+    let Some(gateway) = logins() else { return };
+    for _ in 0..3 {
+        gateway.ask(&guess("ada")).expect(401);
+    }
+    for path in ["/", "/login", "/loginx"] {
+        gateway.ask(&Ask::get(path).account("ada").header("x-password", "secret")).expect(200);
+    }
+    gateway.ask(&Ask::post("/Login").account("ada").header("x-password", "secret")).expect(200);
+    until("a right login to be given back", || gateway.ask(&right("bob")).remaining() == Some(2));
+    gateway.ask(&right("ada")).expect(429);
+}
+
 #[test]
 fn a_login_that_took_too_long_gives_nothing_back() {
     let envoy = read("examples/envoy/failed_logins.yaml");
