@@ -600,9 +600,9 @@ fn semantics_11_a_bucket_with_holds_admits_no_more_than_its_rate_and_the_longest
         };
         let mut dice = Dice(seed);
         // When a call began, when it ends, and what it uses.
-        let (mut calls, mut running): (Vec<(u64, u32)>, Vec<(u64, u32)>) = (Vec::new(), Vec::new());
-        for now in 0..600 {
-            running.retain(|(end, used)| {
+        let (mut calls, mut running) = (Vec::new(), Vec::new());
+        for now in 0..600_u64 {
+            running.retain(|(end, used): &(u64, u32)| {
                 let runs = *end > now;
                 if !runs {
                     settle(*used);
