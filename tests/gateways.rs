@@ -16,6 +16,7 @@ mod gateways {
     mod envoy_doors;
     mod envoy_examples;
     mod envoy_outages;
+    mod envoy_recipes;
     mod forward_auth;
     mod haproxy;
     mod nginx;

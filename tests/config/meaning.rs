@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, Errors, SourceText, json_schema};
+use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
 use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Schedule};
@@ -109,19 +110,26 @@ fn the_login_sample_means_what_its_comments_say() {
 
 /// An engine with the rules of a sample, and its manual clock.
 fn engine(name: &str) -> (engine::Engine, ManualClock) {
+    engine_of(sample(name))
+}
+
+fn engine_of(config: Config) -> (engine::Engine, ManualClock) {
     let clock = ManualClock::at(Timestamp::from_secs(1_700_000_000));
-    let config = sample(name);
     let stores = Stores::memory(&vec![MemorySettings::default(); config.stores.len()]);
     let rules = Rules::compile(config.book).unwrap_or_else(|errors| panic!("{errors:?}"));
     (engine::Engine::new(rules, stores, Arc::new(clock.clone())), clock)
 }
 
-/// The limiter that refuses a request, if one does.
-fn decide(engine: &engine::Engine, domain: &str, hits: Hits, entries: &[(&str, &str)]) -> Option<String> {
-    let descriptor = Descriptor { hits, ..Descriptor::of(entries.iter().copied()) };
-    let request = Request { domain, descriptors: [descriptor].into_iter().collect() };
+/// Decides descriptors together.
+fn decision<'a>(engine: &engine::Engine, domain: &'a str, descriptors: &[Descriptor<'a>]) -> Decision {
+    let request = Request { domain, descriptors: descriptors.iter().cloned().collect() };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let decision = runtime.block_on(engine.decide(&request));
+    runtime.block_on(engine.decide(&request))
+}
+
+/// The limiter that refuses a request, if one does.
+fn decide<'a>(engine: &engine::Engine, domain: &'a str, hits: Hits, entries: &[(&'a str, &'a str)]) -> Option<String> {
+    let decision = decision(engine, domain, &[Descriptor { hits, ..Descriptor::of(entries.iter().copied()) }]);
     let refusal = decision.refusal();
     refusal.map(|refusal| refusal.limiter.unwrap_or("no limiter").to_owned())
 }
@@ -176,14 +184,64 @@ fn the_concurrency_sample_has_two_slots_and_charges_no_window_without_one() {
 }
 
 #[test]
-fn the_tokens_sample_peeks_first_and_charges_the_cost_afterwards() {
+fn the_tokens_sample_holds_first_and_charges_what_was_used() {
     let (engine, clock) = engine("tokens.toml");
-    let ask = |hits: Hits| decide(&engine, "llm", hits, &[("account", "bob")]);
-    assert_eq!(ask(Hits::Peek), None);
-    assert_eq!(ask(Hits::Charge(70_000)), None, "the whole cost is recorded");
-    assert_eq!(ask(Hits::Peek), Some("tokens".to_owned()), "50000 are owed");
+    let of = |hits, phase| Descriptor { hits, ..Descriptor::of([("phase", phase), ("account", "bob")]) };
+    let hold = || decision(&engine, "llm", &[of(Hits::Charge(8_000), "hold")]).allowed();
+    let settle = |used| {
+        decision(&engine, "llm", &[of(Hits::Refund(8_000), "settle"), of(Hits::Charge(used), "settle")]);
+    };
+    let passes = |count| (0..count).filter(|_| hold()).count();
+    assert_eq!(passes(5), 2, "of twenty thousand");
+    settle(3_000);
+    settle(3_000);
+    assert_eq!(passes(5), 1, "of fourteen thousand");
+    settle(70_000);
+    assert_eq!(passes(5), 0, "56000 are owed");
     clock.advance(Duration::from_secs(31 * 60));
-    assert_eq!(ask(Hits::Peek), None, "they have drained");
+    assert_eq!(passes(5), 0, "4333 are owed");
+    clock.advance(Duration::from_secs(8 * 60));
+    assert_eq!(passes(5), 1, "they have drained, and 8999 are left");
+    assert!(decide(&engine, "llm", ONE, &[("phase", "hold")]).is_some(), "without an account");
+}
+
+/// The first configuration that a document shows.
+fn shown_in(document: &str) -> engine::Engine {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(document);
+    let text = std::fs::read_to_string(path).expect("the document is there");
+    let (_, block) = text.split_once("```toml\n").expect("it shows a configuration");
+    let (block, _) = block.split_once("\n```").expect("the configuration ends");
+    engine_of(read(block)).0
+}
+
+#[test]
+fn one_address_locks_six_accounts_a_minute_with_the_first_rule_and_none_with_the_one_of_the_faq() {
+    let login = |engine: &engine::Engine, address: &str, account: &str| {
+        let entries = [("path", "/login"), ("method", "POST"), ("remote_address", address), ("account", account)];
+        decide(engine, "edge", ONE, &entries)
+    };
+    for (document, locked) in [("getting-started.md", 6), ("faq.md", 0)] {
+        let engine = shown_in(document);
+        for account in 0..40 {
+            for _ in 0..5 {
+                login(&engine, "192.0.2.1", &format!("account{account}"));
+            }
+        }
+        let owner = |account: &u8| login(&engine, &format!("198.51.100.{account}"), &format!("account{account}"));
+        assert_eq!((0..40).filter(|account| owner(account).is_some()).count(), locked, "{document}");
+    }
+    let engine = shown_in("faq.md");
+    let attack = |addresses: std::ops::RangeInclusive<u8>| {
+        for address in addresses {
+            for _ in 0..20 {
+                login(&engine, &format!("203.0.113.{address}"), "bob");
+            }
+        }
+    };
+    attack(1..=9);
+    assert_eq!(login(&engine, "198.51.100.1", "bob"), None, "nine addresses");
+    attack(10..=10);
+    assert_eq!(login(&engine, "198.51.100.2", "bob"), Some("login_account".to_owned()), "ten");
 }
 
 #[test]

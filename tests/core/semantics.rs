@@ -34,6 +34,7 @@ use tollgate::secret::Secret;
 use tollgate::store::{MemorySettings, NextStore, Stores};
 
 use super::world::{START, World, hits};
+use crate::support::dice::Dice;
 use crate::support::fixtures::{DOMAIN, applies, apply, bucket, quota, rule, secs, slots};
 
 const LOG: Algorithm = Algorithm::SlidingWindow;
@@ -529,6 +530,104 @@ fn semantics_11_a_refund_gives_back_the_oldest_grants_of_an_exact_log() {
     world.decide([hits(Hits::Refund(1), A)]);
     world.wait(secs(5));
     assert_eq!(world.left(A), 1, "the grant at 5 s is the one that is left");
+}
+
+/// A recipe for failed logins charges every try and gives right ones back (examples/envoy/failed_logins.yaml).
+#[test]
+fn semantics_11_refunds_before_the_window_ends_never_admit_more_failures_than_the_limit() {
+    const WINDOW: u64 = 10_000;
+    for seed in 0..200 {
+        let mut dice = Dice(seed);
+        let world = one(quota("limiter", 3, Duration::from_millis(WINDOW), LOG));
+        let (mut failures, mut due): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        let mut now = 0;
+        for _ in 0..400 {
+            let next = now + dice.below(1_500) as u64;
+            // What comes back before the next try, in any order.
+            due.sort_unstable();
+            while due.first().is_some_and(|at| *at <= next) {
+                let at = due.remove(0);
+                world.wait(Duration::from_millis(at - now));
+                now = at;
+                world.decide([hits(Hits::Refund(1), A)]);
+            }
+            world.wait(Duration::from_millis(next - now));
+            now = next;
+            if world.passes(A) {
+                match dice.below(2) {
+                    0 => failures.push(now),
+                    _ => due.push(now + dice.below(WINDOW as usize) as u64),
+                }
+            }
+        }
+        for (number, end) in failures.iter().enumerate() {
+            let counted = failures[..=number].iter().filter(|at| **at + WINDOW > *end).count();
+            assert!(counted <= 3, "seed {seed}: {counted} failures before {end}");
+        }
+        assert!(failures.len() > 20, "seed {seed}: {failures:?}");
+    }
+}
+
+/// A recipe must not send such a refund: it sends none when a response took too long.
+#[test]
+fn semantics_11_a_refund_after_the_window_of_its_charge_gives_back_units_of_others() {
+    for algorithm in [LOG, PAIR, EPOCH, FIRST_HIT] {
+        let world = one(quota("limiter", 3, secs(10), algorithm.clone()));
+        assert!(world.passes(A), "the charge");
+        world.wait(secs(20));
+        assert_eq!(world.admits(5, A), 3);
+        world.decide([hits(Hits::Refund(1), A)]);
+        assert_eq!(world.admits(5, A), 1, "{algorithm:?}: a fourth in this window");
+    }
+}
+
+/// A recipe for tokens holds the most that a call may use and settles afterwards (examples/envoy/tokens.yaml).
+#[test]
+fn semantics_11_a_bucket_with_holds_admits_no_more_than_its_rate_and_the_longest_call_allow() {
+    const HELD: u32 = 40;
+    const LONGEST: u64 = 30;
+    let hold = || apply("tokens", &["account"]);
+    let settled = Apply { overdraw: true, charge: Charge::Always, ..hold() };
+    for seed in 0..100 {
+        let rules = vec![
+            rule("hold", &[("phase", "hold")], Action::Apply(vec![hold()])),
+            rule("settle", &[("phase", "settle")], Action::Apply(vec![settled.clone()])),
+        ];
+        let world = World::new(vec![quota("tokens", 100, secs(100), bucket(None))], rules);
+        let settle = |used| {
+            let entries = [("account", "a"), ("phase", "settle")];
+            world.decide([hits(Hits::Refund(HELD), &entries), hits(Hits::Charge(used), &entries)]);
+        };
+        let mut dice = Dice(seed);
+        // When a call began, when it ends, and what it uses.
+        let (mut calls, mut running) = (Vec::new(), Vec::new());
+        for now in 0..600_u64 {
+            running.retain(|(end, used): &(u64, u32)| {
+                let runs = *end > now;
+                if !runs {
+                    settle(*used);
+                }
+                runs
+            });
+            // Busy and idle phases.
+            let tries = if now / 60 % 2 == 0 { dice.below(4) } else { 0 };
+            for _ in 0..tries {
+                if world.decide([hits(Hits::Charge(HELD), &[("account", "a"), ("phase", "hold")])]).allowed() {
+                    let used = dice.below(HELD as usize + 1) as u32;
+                    calls.push((now, used));
+                    running.push((now + dice.below(LONGEST as usize + 1) as u64, used));
+                }
+            }
+            world.wait(secs(1));
+        }
+        for (number, (first, _)) in calls.iter().enumerate() {
+            let mut used = 0;
+            for (last, units) in &calls[number..] {
+                used += u64::from(*units);
+                assert!(used <= 100 + (last - first) + LONGEST, "seed {seed}: {used} between {first} and {last}");
+            }
+        }
+    }
 }
 
 #[test]

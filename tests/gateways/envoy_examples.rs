@@ -1,11 +1,12 @@
-//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules.
+//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules. Those of `failed_logins` and `tokens` are
+//! in `envoy_recipes.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use crate::support::processes::{Answer, Ask, Gateway, project, until};
 
-/// The examples that this file tests: a new example without a test fails one here.
+/// The examples that have tests: a new example without one fails one here.
 const TESTED: [&str; 11] = [
     "concurrency.yaml",
     "ext_authz_grpc.yaml",
@@ -244,27 +245,6 @@ fn a_login_counts_for_its_account_whatever_the_content_type() {
 }
 
 #[test]
-fn only_failed_logins_count() {
-    let Some(gateway) = Gateway::example("failed_logins", "failed_logins") else { return };
-    let login = |password: &str| Ask::post("/login").account("ada").header("x-password", password);
-    for _ in 0..5 {
-        gateway.ask(&login("secret")).expect(200);
-    }
-    for left in [2, 1, 0] {
-        gateway.ask(&login("guess")).expect(401);
-        // Envoy reports the failure after its response; the next request, which costs nothing, shows what is left.
-        until("the failure to be counted", || gateway.ask(&login("secret")).remaining() == Some(left));
-    }
-    let refused = gateway.ask(&login("secret")).expect(429);
-    assert!(refused.retry_after().is_some_and(|seconds| (280..=300).contains(&seconds)), "{refused:?}");
-    gateway.ask(&Ask::post("/login").account("bob")).expect(401);
-    // Other spellings of the path are the same page.
-    for path in ["//login", "/%6Cogin", "/x/../login", "/login?a=b"] {
-        gateway.ask(&Ask::post(path).account("ada")).expect(429);
-    }
-}
-
-#[test]
 fn leaving_out_the_account_does_not_lift_its_limit() {
     for (example, ask) in [
         ("concurrency", Ask::get("/slow")),
@@ -371,43 +351,6 @@ fn run(gateway: &Gateway, ask: &Ask, running: u64) -> std::net::TcpStream {
         active() == running
     });
     started.expect("until() ended with one")
-}
-
-#[test]
-fn tokens_are_charged_after_the_response_and_a_debt_has_to_drain() {
-    let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
-    let chat = |tokens: u64| Ask::get(&format!("/v1/chat?tokens={tokens}")).account("ada");
-    // A bucket of a thousand an hour refills a token in 3.6 seconds.
-    let left = |expected: u64| {
-        until("the tokens to be counted", || {
-            let left = gateway.ask(&chat(0)).expect(200).remaining().expect("Envoy sends what is left");
-            (expected..expected + 10).contains(&left)
-        });
-    };
-    gateway.ask(&chat(400)).expect(200);
-    left(600);
-    gateway.ask(&chat(400)).expect(200);
-    left(200);
-    // Some tokens are left, so this request passes, and costs more than there were.
-    gateway.ask(&chat(400)).expect(200);
-    until("the debt to be counted", || gateway.ask(&chat(0)).status == 429);
-    let refused = gateway.ask(&chat(0)).expect(429);
-    assert!(matches!(refused.retry_after(), Some(680..=724)), "201 tokens at 3.6 seconds: {refused:?}");
-    let waits = refused.retry_after();
-    // A refused request reports no tokens.
-    assert!(gateway.ask(&chat(400)).expect(429).retry_after() <= waits);
-    gateway.ask(&Ask::get("/v1/chat?tokens=10").account("bob")).expect(200);
-}
-
-#[test]
-fn tokens_are_charged_whatever_the_content_type_of_the_response() {
-    let Some(gateway) = Gateway::example("tokens", "tokens") else { return };
-    let types = ["application/json; charset=utf-8", "Application/JSON", "application/json ;v=1", ""];
-    for (number, kind) in types.into_iter().enumerate() {
-        let chat = Ask::get("/v1/chat?tokens=1000").account(&format!("account{number}")).header("x-answer-type", kind);
-        gateway.ask(&chat).expect(200);
-        until("the tokens to be counted", || gateway.ask(&chat).status == 429);
-    }
 }
 
 #[test]

@@ -13,8 +13,8 @@ fn without_tollgate_the_routes_example_lets_requests_pass() {
 }
 
 #[test]
-fn without_tollgate_the_filter_and_login_examples_refuse_with_503() {
-    for example in ["rls_filter", "login"] {
+fn without_tollgate_the_examples_that_protect_something_refuse_with_503() {
+    for example in ["rls_filter", "login", "failed_logins", "tokens"] {
         let Some(mut gateway) = Gateway::example(example, example) else { return };
         gateway.stop_tollgate();
         gateway.ask(&Ask::post("/login").from("203.0.113.1")).expect(503);

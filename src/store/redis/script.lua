@@ -21,12 +21,12 @@
 --             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
 --             is too large or small enough for any counter.
 --
---   reply     the time; nothing else if the windows of a calendar do not contain it; then for each plan either one text,
---             an error, or the statuses of its changes (0 done, 1 expired, 2 unknown), and for each check the counted
---             units, or -1 - units if it refuses, and what the caller cannot compute from them. In place of
---             the counted units is a list of them, the microseconds until the counter is empty for everybody (or -1 if
---             the caller's rate says that), and what was charged, where those microseconds are fewer or less was charged
---             than asked for.
+--   reply     the time, negative and nothing else if the windows of a calendar do not contain it; then for each plan
+--             either one text, an error, or the statuses of its changes (0 done, 1 expired, 2 unknown), and for each
+--             check the counted units, or -1 - units if it refuses, and what the caller cannot compute from them. In
+--             place of the counted units is a list of them, the microseconds until the counter is empty for everybody
+--             (or -1 if the caller's rate says that), and what was charged, where those microseconds are fewer or less
+--             was charged than asked for.
 --
 -- Numbers are integers below 2^53. A plan that fails has written nothing: whatever can fail is read before the first
 -- write, and only the first write can be refused for lack of memory.
@@ -51,7 +51,7 @@ for number = 2, #ARGV do
   local shape = ARGV[number]
   if #shape == 104 then
     local first, last = unpack_('<d', shape, 73), unpack_('<d', shape, 97)
-    if now < first or now >= last then return { now } end
+    if now < first or now >= last then return { -now } end
   end
 end
 

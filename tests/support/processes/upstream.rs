@@ -2,11 +2,13 @@
 //! reach it.
 //!
 //! ```text
-//!   POST /login              200 where x-password is "secret", else 401
+//!   POST /login              200 where x-password is "secret", 500 where it is "broken", else 401
 //!   GET  /slow               answers when the test opens the gate
 //!   GET  /v1/chat?tokens=N   a JSON body that says it used N tokens, of the type in x-answer-type
 //!   anything else            200 and the target
 //! ```
+//!
+//! A request with the header `x-wait: gate` waits at the gate like a slow one.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -117,9 +119,15 @@ impl Shared {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
         let (method, target) = request.line.split_once(' ').unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if request.header("x-wait") == Some("gate") {
+            self.wait_at_gate();
+        }
         let (status, kind, body) = match (method, path) {
             ("POST", "/login") if request.header("x-password") == Some("secret") => {
                 ("200 OK", "text/plain", "welcome".into())
+            }
+            ("POST", "/login") if request.header("x-password") == Some("broken") => {
+                ("500 Internal Server Error", "text/plain", "broken".into())
             }
             ("POST", "/login") => ("401 Unauthorized", "text/plain", "wrong password".into()),
             (_, "/slow") => {

@@ -21,9 +21,10 @@ pub(in crate::store::redis) enum Reply {
 pub(in crate::store::redis) fn decode(plans: &[Plan], reply: &Value) -> Result<Reply, CommandError> {
     let Value::Array(items) = reply else { return Err(CommandError::malformed_reply()) };
     let mut reader = ReplyReader { items: items.iter() };
-    let now = reader.count().ok_or_else(CommandError::malformed_reply)?;
-    let now = Timestamp::from_micros(now);
-    if items.len() == 1 && !plans.is_empty() {
+    let now = reader.number().ok_or_else(CommandError::malformed_reply)?;
+    let outside_calendar = now < 0;
+    let now = Timestamp::from_micros(now.unsigned_abs());
+    if outside_calendar {
         return Ok(Reply::OutsideCalendar(now));
     }
     Ok(Reply::Answers(now, plans.iter().map(|plan| reader.plan(plan, now)).collect()))
@@ -198,8 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn a_time_alone_says_that_nothing_was_executed() {
-        let reply = decode(&[release()], &Value::Array(vec![Value::Int(5)]));
+    fn a_negative_time_says_that_nothing_was_executed() {
+        let reply = decode(&[release()], &Value::Array(vec![Value::Int(-5)]));
         assert!(matches!(reply, Ok(Reply::OutsideCalendar(at)) if at == Timestamp::from_micros(5)), "{reply:?}");
+        // A plan of undos alone has no answer: it must not be executed again.
+        let reply = decode(&[Plan::default()], &Value::Array(vec![Value::Int(5)]));
+        assert!(matches!(reply, Ok(Reply::Answers(_, answers)) if answers.len() == 1 && answers[0].is_ok()));
     }
 }
