@@ -46,7 +46,7 @@ pub struct Descriptor<'a> {
     pub limit: Option<LimitOverride>,
     /// The values of the entries that are lists. Such an entry matches if any of its values does. It is counted as one
     /// value: its values in order, each once, with commas between them.
-    pub lists: Vec<ListValue<'a>>,
+    pub lists: Option<Box<Lists<'a>>>,
 }
 
 impl<'a> Descriptor<'a> {
@@ -62,7 +62,7 @@ impl<'a> Descriptor<'a> {
     /// Adds an entry that is a list.
     pub fn push_list(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
         self.entries.push(Entry { key, value: Cow::Owned(values.join(",")) });
-        self.lists.push(ListValue { key, values });
+        self.lists.get_or_insert_default().0.push(ListValue { key, values });
     }
 
     /// The value of the first entry with this key.
@@ -73,15 +73,24 @@ impl<'a> Descriptor<'a> {
     /// The values of the entry with this key, if it is a list.
     #[inline]
     pub fn list(&self, key: &str) -> Option<&[Cow<'a, str>]> {
-        list(&self.lists, key)
+        self.lists.as_ref()?.0.iter().find(|list| list.key == key).map(|list| &*list.values)
+    }
+
+    /// Whether an entry is a list.
+    #[inline]
+    pub(crate) fn has_lists(&self) -> bool {
+        self.lists.is_some()
+    }
+
+    /// The entries that are lists.
+    pub(crate) fn lists_mut(&mut self) -> &mut [ListValue<'a>] {
+        self.lists.as_mut().map_or(&mut [], |lists| &mut lists.0)
     }
 }
 
-/// The values of the list with this key.
-#[inline]
-pub(crate) fn list<'l, 'a>(lists: &'l [ListValue<'a>], key: &str) -> Option<&'l [Cow<'a, str>]> {
-    lists.iter().find(|list| list.key == key).map(|list| &*list.values)
-}
+/// The entries of a descriptor that are lists. In a box of their own: few descriptors have any, and all are copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lists<'a>(pub Vec<ListValue<'a>>);
 
 /// The values of an entry that is a list.
 #[derive(Clone, Debug, PartialEq, Eq)]

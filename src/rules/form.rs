@@ -24,8 +24,8 @@ const METHOD: &str = "method";
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forms {
     forms: Vec<(String, Form)>,
-    /// Bit `n` for an entry of `n` bytes, which skips most entries without a comparison.
-    lengths: u64,
+    /// The bits of these entries, which skip most others without a comparison.
+    bits: u64,
 }
 
 impl Forms {
@@ -45,17 +45,22 @@ impl Forms {
     fn entry(&mut self, name: &str) -> &mut Form {
         let known = self.forms.iter().position(|(known, _)| known == name);
         let index = known.unwrap_or_else(|| {
-            self.lengths |= length_bit(name);
+            self.bits |= bit(name);
             self.forms.push((name.to_owned(), Form::default()));
             self.forms.len() - 1
         });
         &mut self.forms[index].1
     }
 
-    /// The form of an entry. None if it has any text.
+    /// Whether an entry may have a form: of most that have none, this is false.
     #[inline]
+    pub(super) fn may_have(&self, entry: &str) -> bool {
+        self.bits & bit(entry) != 0
+    }
+
+    /// The form of an entry. None if it has any text.
     pub(crate) fn get(&self, entry: &str) -> Option<&Form> {
-        if self.lengths & length_bit(entry) == 0 {
+        if !self.may_have(entry) {
             return None;
         }
         self.forms.iter().find(|(known, _)| known == entry).map(|(_, form)| form)
@@ -82,8 +87,10 @@ impl Forms {
     }
 }
 
-fn length_bit(entry: &str) -> u64 {
-    1 << entry.len().min(63)
+/// A bit for an entry, by its length and its first letter.
+#[inline]
+fn bit(entry: &str) -> u64 {
+    1 << ((entry.len() + 7 * usize::from(entry.as_bytes().first().copied().unwrap_or(0))) % 64)
 }
 
 /// The form of one entry's values.
@@ -101,6 +108,12 @@ impl Form {
     /// The form of values that are no addresses.
     pub(super) fn by(steps: Vec<Normaliser>) -> Self {
         Self { steps, address: false }
+    }
+
+    /// Whether any text is in this form.
+    #[inline]
+    pub(super) fn is_any(&self) -> bool {
+        self.steps.is_empty() && !self.address
     }
 
     /// Whether the values are addresses.

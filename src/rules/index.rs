@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::Matcher;
 use super::address::clients;
 use super::matcher::EntryTest;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Entry};
 
 type Map<K, V> = HashMap<K, V, RandomState>;
 type RuleNumbers = SmallVec<[u32; 1]>;
@@ -86,9 +86,10 @@ impl Index {
             if self.lengths & length_bit(entry.key) != 0
                 && let Some(key) = self.keys.get(entry.key)
             {
-                match descriptor.list(entry.key) {
-                    None => key.look_up(&entry.value, &mut found),
-                    Some(values) => values.iter().for_each(|value| key.look_up(value, &mut found)),
+                if descriptor.has_lists() {
+                    key.look_up_list(descriptor, entry, &mut found);
+                } else {
+                    key.look_up(&entry.value, &mut found);
                 }
             }
         }
@@ -135,6 +136,16 @@ impl KeyIndex {
         }
     }
 
+    /// Looks up the values of an entry that can be a list.
+    #[cold]
+    fn look_up_list(&self, descriptor: &Descriptor<'_>, entry: &Entry<'_>, found: &mut SmallVec<[u32; 8]>) {
+        match descriptor.list(entry.key) {
+            None => self.look_up(&entry.value, found),
+            Some(values) => values.iter().for_each(|value| self.look_up(value, found)),
+        }
+    }
+
+    #[inline]
     fn look_up(&self, value: &str, found: &mut SmallVec<[u32; 8]>) {
         add(found, &self.present);
         if let (false, Some(rules)) = (self.exact.is_empty(), self.exact.get(value)) {

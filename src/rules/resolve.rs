@@ -6,19 +6,27 @@ use super::book::Missing;
 use super::compiled::{CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, TemplatePart};
 use super::form::{Form, differing};
 use super::matcher::EntryTest;
-use crate::descriptor::{self, Descriptor};
+use crate::descriptor::Descriptor;
 use crate::plan::CounterName;
 use crate::secret::NamePrefix;
 
 /// The descriptor with its values in the forms of the domain; `None` where nothing changes.
 pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
-    if !descriptor.lists.is_empty() {
+    if descriptor.has_lists() {
         return Some(rewrite_lists(descriptor, domain));
     }
+    match descriptor.entries.iter().any(|entry| domain.forms.may_have(entry.key)) {
+        true => rewrite_texts(descriptor, domain),
+        false => None,
+    }
+}
+
+fn rewrite_texts<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
     // A descriptor is several hundred bytes, so it is copied at the first value that changes.
     let mut changed: Option<Descriptor<'a>> = None;
     for (number, entry) in descriptor.entries.iter().enumerate() {
-        if let Some(value) = domain.forms.get(entry.key).and_then(|form| rewritten(&entry.value, form)) {
+        let Some(form) = domain.forms.get(entry.key) else { continue };
+        if let Some(value) = rewritten(&entry.value, form) {
             changed.get_or_insert_with(|| descriptor.clone()).entries[number].value = value;
         }
     }
@@ -39,18 +47,18 @@ fn rewritten<'a>(value: &Cow<'a, str>, form: &Form) -> Option<Cow<'a, str>> {
 /// their order nor a repetition makes another counter.
 fn rewrite_lists<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Descriptor<'a> {
     let mut changed = descriptor.clone();
-    for list in &mut changed.lists {
+    for list in changed.lists_mut() {
         for value in &mut list.values {
             *value = domain.forms.value(list.key, std::mem::take(value));
         }
         list.values.sort_unstable();
         list.values.dedup();
     }
-    for entry in &mut changed.entries {
-        entry.value = match descriptor::list(&changed.lists, entry.key) {
-            Some(values) => Cow::Owned(values.join(",")),
-            None => domain.forms.value(entry.key, std::mem::take(&mut entry.value)),
-        };
+    for index in 0..changed.entries.len() {
+        let key = changed.entries[index].key;
+        let joined = changed.list(key).map(|values| Cow::Owned(values.join(",")));
+        let entry = &mut changed.entries[index];
+        entry.value = joined.unwrap_or_else(|| domain.forms.value(key, std::mem::take(&mut entry.value)));
     }
     changed
 }
@@ -59,11 +67,13 @@ impl EntryTest {
     /// Whether the entry passes the test.
     #[inline]
     pub(super) fn passes(&self, descriptor: &Descriptor<'_>) -> bool {
+        if descriptor.has_lists()
+            && let Some(values) = descriptor.list(&self.entry)
+        {
+            return self.test.matches_any(values);
+        }
         match descriptor.value(&self.entry) {
-            Some(value) => match descriptor.list(&self.entry) {
-                None => self.test.matches(value),
-                Some(values) => self.test.matches_any(values),
-            },
+            Some(value) => self.test.matches(value),
             None => self.absent,
         }
     }
@@ -127,7 +137,10 @@ impl CompiledApply {
                 (None, Missing::Empty) => "",
                 (None, Missing::Skip | Missing::Deny) => return None,
             };
-            let value = part.form.value(Cow::Borrowed(value));
+            let value = match part.form.is_any() {
+                true => Cow::Borrowed(value),
+                false => part.form.value(Cow::Borrowed(value)),
+            };
             name.text(&value);
             if prefix.is_partitioned()
                 && let Some((partitions, at)) = &self.partitions
