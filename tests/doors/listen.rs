@@ -187,7 +187,7 @@ async fn who_is_told_to_stop_says_so_and_finishes_what_it_began() {
 
     let channel = Endpoint::from_shared(format!("http://{grpc}")).expect("an address").connect().await.expect("open");
     let rls = Rls(channel);
-    let mut watch = tonic_health::pb::health_client::HealthClient::new(rls.0.clone());
+    let mut watch = HealthClient::new(rls.0.clone());
     let mut watch = watch.watch(HealthCheckRequest::default()).await.expect("a watch").into_inner();
     assert_eq!(watch.message().await.expect("no error").map(|answer| answer.status), Some(SERVING));
     // A request is in flight: its head has begun.

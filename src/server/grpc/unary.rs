@@ -101,7 +101,7 @@ impl Prefix {
 
 /// Decompresses a message to at most `limit` bytes, by the encoding that the headers declare.
 fn decompress(headers: &HeaderMap, message: &[u8], limit: usize) -> Result<Bytes, ReadError> {
-    let encoding = headers.get(ENCODING).map(|encoding| encoding.as_bytes());
+    let encoding = headers.get(ENCODING).map(HeaderValue::as_bytes);
     match encoding {
         Some(b"gzip") => {}
         None | Some(b"identity") => return Err(ReadError::Malformed),
