@@ -21,5 +21,6 @@ mod gateways {
     mod nginx;
     mod rolling_restart;
     mod site;
+    mod spellings;
     mod traefik;
 }
