@@ -182,6 +182,26 @@ fn semantics_27_the_domain_of_ext_authz_adds_its_normalisers_to_those_of_its_own
     assert!(printed.contains("normalise:\n      path:\n      - path\n      host:\n      - host\n"), "{printed}");
 }
 
+/// ext_authz normalises host and path also where a route names another domain, whose literals are compared as written.
+#[test]
+fn semantics_27_a_literal_that_ext_authz_never_sends_to_another_domain_causes_a_warning() {
+    let warnings = |text: &str| -> Vec<String> {
+        let others = "[[rules]]\ndomain = 'web'\nname = 'a'\naction = 'allow'\n";
+        let config = read(&format!("[authz]\ndomain = 'web'\n{text}\n{others}")).expect("good");
+        config.warnings.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        warnings(&deny("", "path = '/legacy//admin'")),
+        ["a.toml:7: rules[0].match.path is \"/legacy//admin\", which ext_authz requests never have: theirs is \
+             \"/legacy/admin\"; write that, or set domains.edge.normalise.path = [\"path\"]"]
+    );
+    assert_eq!(warnings(&deny("", "host = { not = ['Example.com', 'a.b'] }")).len(), 1);
+    assert_eq!(warnings(&deny("", "path = '/login?*'")).len(), 1);
+    assert_eq!(warnings(&deny("", "path = ['/login', '/api/*'], host = 'a.b'")), [""; 0]);
+    assert_eq!(warnings(&deny(&normalise("path", "['path']"), "path = '/legacy//admin'")), [""; 0]);
+    assert_eq!(read(&deny("", "path = '/login?*'")).expect("good").warnings, [], "without [authz]");
+}
+
 #[test]
 fn semantics_27_the_part_of_a_limiter_name_that_an_entry_fills_has_the_form_of_the_entry() {
     let tiers = |settings: &str, reference: &str, names: &[&str]| {
@@ -394,15 +414,13 @@ fn spellings() -> impl Strategy<Value = (String, &'static str, String, String)> 
     let of = |entry: &'static str,
               steps: &'static str,
               values: BoxedStrategy<String>,
-              spell: fn(String) -> BoxedStrategy<String>| {
+              spell: fn(&str) -> BoxedStrategy<String>| {
         let settings = match (entry, steps) {
             (_, "") => String::new(),
             (_, "authz") => AUTHZ.to_owned(),
             (entry, steps) => normalise(entry, steps),
         };
-        values
-            .prop_flat_map(move |value| (Just(settings.clone()), Just(entry), spell(value.clone()), spell(value)))
-            .boxed()
+        values.prop_flat_map(move |value| (Just(settings.clone()), Just(entry), spell(&value), spell(&value))).boxed()
     };
     prop_oneof![
         of("account", "['nfkc', 'trim', 'lowercase']", "[a-zà-öα-ωа-я0-9@.ǰ]{1,12}".boxed(), spelled_account),
@@ -411,7 +429,7 @@ fn spellings() -> impl Strategy<Value = (String, &'static str, String, String)> 
         of("host", "authz", "[a-z0-9-]{1,9}(\\.[a-z0-9-]{1,9}){0,3}".boxed(), spelled_host),
         of("path", "['path']", "(/[a-z0-9._~-]{0,1}[a-z0-9]{1,6}){1,4}/?".boxed(), spelled_path),
         of("path", "authz", "(/[a-z0-9._~-]{0,1}[a-z0-9]{1,6}){1,4}/?".boxed(), spelled_path),
-        of("method", "", "[A-Z]{3,7}".boxed(), |value| cased(value)),
+        of("method", "", "[A-Z]{3,7}".boxed(), cased),
         of("token", "['bearer']", "[a-zA-Z0-9._~+/-]{1,20}=?".boxed(), spelled_token),
         of(
             "remote_address",
@@ -434,7 +452,8 @@ fn spellings() -> impl Strategy<Value = (String, &'static str, String, String)> 
 }
 
 /// Upper and lower case at random, where that is the same letter.
-fn cased(value: String) -> BoxedStrategy<String> {
+fn cased(value: &str) -> BoxedStrategy<String> {
+    let value = value.to_owned();
     proptest::collection::vec(any::<bool>(), value.chars().count())
         .prop_map(move |upper| {
             let spelled = value.chars().zip(upper).map(|(c, upper)| {
@@ -448,7 +467,7 @@ fn cased(value: String) -> BoxedStrategy<String> {
         .boxed()
 }
 
-fn spelled_account(value: String) -> BoxedStrategy<String> {
+fn spelled_account(value: &str) -> BoxedStrategy<String> {
     let space = select(vec!["", " ", "\t", "\u{a0}", "\u{3000} "]);
     (cased(value), any::<u64>(), space.clone(), space)
         .prop_map(|(value, wide, before, after)| {
@@ -461,13 +480,14 @@ fn spelled_account(value: String) -> BoxedStrategy<String> {
         .boxed()
 }
 
-fn spelled_host(value: String) -> BoxedStrategy<String> {
+fn spelled_host(value: &str) -> BoxedStrategy<String> {
     (cased(value), select(vec!["", "."]), select(vec!["", ":443", ":8080", ":"]))
         .prop_map(|(value, dot, port)| format!("{value}{dot}{port}"))
         .boxed()
 }
 
-fn spelled_path(value: String) -> BoxedStrategy<String> {
+fn spelled_path(value: &str) -> BoxedStrategy<String> {
+    let value = value.to_owned();
     let end = select(vec!["", "?a=/b", "#c", "?", ";d=1"]);
     let slash = select(vec!["/", "//", "/./", "/x/../", "///", "\\"]);
     (proptest::collection::vec((any::<bool>(), any::<bool>()), value.len()), slash, end)
@@ -487,15 +507,16 @@ fn spelled_path(value: String) -> BoxedStrategy<String> {
         .boxed()
 }
 
-fn spelled_token(value: String) -> BoxedStrategy<String> {
+fn spelled_token(value: &str) -> BoxedStrategy<String> {
+    let value = value.to_owned();
     let scheme = select(vec!["", "Bearer ", "bearer  ", "BEARER\t", " Bearer "]);
     (scheme, select(vec!["", " "])).prop_map(move |(scheme, end)| format!("{scheme}{value}{end}")).boxed()
 }
 
-fn spelled_ipv4(value: String) -> BoxedStrategy<String> {
+fn spelled_ipv4(value: &str) -> BoxedStrategy<String> {
     let address: std::net::Ipv4Addr = value.parse().expect("an address");
     let [a, b, c, d] = address.octets();
-    let mut forms = vec![value.clone(), format!("::ffff:{value}"), format!("::FFFF:{a:02X}{b:02x}:{c:x}{d:02x}")];
+    let mut forms = vec![value.to_owned(), format!("::ffff:{value}"), format!("::FFFF:{a:02X}{b:02x}:{c:x}{d:02x}")];
     if a != 127 {
         forms.extend([format!("64:ff9b::{value}"), format!("64:FF9B:1::{value}"), format!("::{value}")]);
         forms.push(format!("64:ff9b:1:{a:x}{b:02x}:{c:x}:{d:x}00::"));
@@ -513,12 +534,12 @@ fn spelled_ipv4(value: String) -> BoxedStrategy<String> {
         .boxed()
 }
 
-fn spelled_ipv6(value: String) -> BoxedStrategy<String> {
+fn spelled_ipv6(value: &str) -> BoxedStrategy<String> {
     let address: std::net::Ipv6Addr = value.parse().expect("an address");
     let groups = address.segments();
     let long = groups.map(|group| format!("{group:04x}")).join(":");
     let short = groups.map(|group| format!("{group:x}")).join(":");
-    select(vec![value.clone(), long.clone(), long.to_uppercase(), short, value.to_uppercase()]).boxed()
+    select(vec![value.to_owned(), long.clone(), long.to_uppercase(), short, value.to_uppercase()]).boxed()
 }
 
 #[test]

@@ -61,7 +61,9 @@ pub(in crate::config) fn rules(
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = known.get(domain).copied();
         let forms = forms.get(domain).unwrap_or(&any_domain);
-        let mut builder = RuleBuilder { written, limiters, fixed: &fixed, entries, forms, problems };
+        let other_domain_of_authz = server.authz != AuthzSettings::default() && domain != authz.domain;
+        let mut builder =
+            RuleBuilder { written, limiters, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
         rules.extend(builder.rule());
     }
     warn_of_missing_rules(file, server, &domains, &rules, problems);
@@ -243,6 +245,8 @@ struct RuleBuilder<'a> {
     entries: Option<&'a KnownEntries>,
     /// The forms of the entries of its domain.
     forms: &'a Forms,
+    /// Whether ext_authz is configured for another domain.
+    other_domain_of_authz: bool,
     problems: &'a mut Problems,
 }
 
@@ -305,12 +309,30 @@ impl<'a> RuleBuilder<'a> {
                     self.problems.refuse(&test.location, format!("expected an address such as {example}"));
                 } else if let Err(never) = self.forms.literal(entry, &matcher) {
                     self.problems.refuse(&test.location, never);
+                } else if self.other_domain_of_authz {
+                    self.warn_of_authz_form(entry, test, &matcher);
                 }
                 matcher
             }
             schema::Match::Any(any) => Matcher::AnyOf(any.iter().map(|item| self.matcher(entry, item)).collect()),
             schema::Match::Not(not) => Matcher::Not(Box::new(self.matcher(entry, not))),
         }
+    }
+
+    /// Warns of a literal that ext_authz requests never have: a route can name this domain, and their path and host are
+    /// normalised in every domain.
+    fn warn_of_authz_form(&mut self, entry: &str, test: &Located<schema::Match>, matcher: &Matcher) {
+        let Some((_, normaliser)) = AUTHZ_FORMS.iter().find(|(known, _)| *known == entry) else { return };
+        let normalise = vec![(entry.to_owned(), vec![*normaliser])];
+        let sent = Forms::of(&Domain { normalise, ..Domain::default() }).literal(entry, matcher);
+        let theirs = match sent {
+            Ok(sent) if sent == *matcher || self.forms.get(entry).is_some() => return,
+            Ok(sent) => format!(": theirs is {sent}; write that, or"),
+            Err(_) => "; write it as they do, or".to_owned(),
+        };
+        let domain = self.written.domain.get().map_or("", |domain| domain.value.as_str());
+        let remedy = format!("set domains.{domain}.normalise.{entry} = [{:?}]", normaliser.word());
+        self.problems.warn(&test.location, format!("which ext_authz requests never have{theirs} {remedy}"));
     }
 
     fn action(&mut self) -> Option<Action> {
