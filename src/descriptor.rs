@@ -3,6 +3,8 @@
 //! These are Envoy's terms. Every door converts its input into a [`Request`]; nothing past the doors knows protobuf,
 //! HTTP or JSON. A descriptor is a set: order and extra entries do not matter. Of several entries with the same key,
 //! the first counts.
+//!
+//! An entry has one value, or a list of values if the request has one (a list in Envoy's dynamic metadata).
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -42,6 +44,9 @@ pub struct Descriptor<'a> {
     pub hits: Hits,
     /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` apply it.
     pub limit: Option<LimitOverride>,
+    /// The values of the entries that are lists. Such an entry matches if any of its values does. It is counted as one
+    /// value: its values in order, each once, with commas between them.
+    pub lists: Option<Box<Lists<'a>>>,
 }
 
 impl<'a> Descriptor<'a> {
@@ -51,13 +56,49 @@ impl<'a> Descriptor<'a> {
         I: IntoIterator<Item = (&'a str, &'a str)>,
     {
         let entries = entries.into_iter().map(|(key, value)| Entry { key, value: Cow::Borrowed(value) }).collect();
-        Self { entries, hits: Hits::default(), limit: None }
+        Self { entries, ..Self::default() }
+    }
+
+    /// Adds an entry that is a list.
+    pub fn push_list(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
+        self.entries.push(Entry { key, value: Cow::Owned(values.join(",")) });
+        self.lists.get_or_insert_default().0.push(ListValue { key, values });
     }
 
     /// The value of the first entry with this key.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.entries.iter().find(|entry| entry.key == key).map(|entry| &*entry.value)
     }
+
+    /// The values of the entry with this key, if it is a list.
+    #[inline]
+    pub fn list(&self, key: &str) -> Option<&[Cow<'a, str>]> {
+        self.lists.as_ref()?.0.iter().find(|list| list.key == key).map(|list| &*list.values)
+    }
+
+    /// Whether an entry is a list.
+    #[inline]
+    pub(crate) fn has_lists(&self) -> bool {
+        self.lists.is_some()
+    }
+
+    /// The entries that are lists.
+    pub(crate) fn lists_mut(&mut self) -> &mut [ListValue<'a>] {
+        self.lists.as_mut().map_or(&mut [], |lists| &mut lists.0)
+    }
+}
+
+/// The entries of a descriptor that are lists. In a box of their own: few descriptors have any, and all are copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lists<'a>(pub Vec<ListValue<'a>>);
+
+/// The values of an entry that is a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListValue<'a> {
+    /// The key of the entry.
+    pub key: &'a str,
+    /// Its values, in any order.
+    pub values: Vec<Cow<'a, str>>,
 }
 
 /// One fact about the request.

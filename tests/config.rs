@@ -10,6 +10,7 @@ mod support;
 
 mod config {
     mod errors;
+    mod forms;
     mod meaning;
     mod reload;
 }

@@ -22,5 +22,6 @@ mod gateways {
     mod nginx;
     mod rolling_restart;
     mod site;
+    mod spellings;
     mod traefik;
 }

@@ -112,7 +112,13 @@ fn entry_source(source: &EntrySource) -> Value {
         RequestPart::Cookie(name) => json!({ "cookie": name }),
         RequestPart::Query(name) => json!({ "query": name }),
         RequestPart::Context(name) => json!({ "context": name }),
-        RequestPart::Metadata { namespace, path } => json!({ "metadata": format!("{namespace}:{}", path.join(".")) }),
+        RequestPart::Metadata { namespace, path } => {
+            let short = !namespace.contains(':') && !path.iter().any(|key| key.contains('.'));
+            match short {
+                true => json!({ "metadata": format!("{namespace}:{}", path.join(".")) }),
+                false => json!({ "metadata": { "namespace": namespace, "path": path } }),
+            }
+        }
         RequestPart::Principal => json!({ "principal": true }),
     };
     if let Some(default) = &source.default {
@@ -227,14 +233,8 @@ fn domain(domain: &Domain, entries: &[(String, Vec<String>)]) -> Value {
 }
 
 fn words(list: &[Normaliser]) -> Vec<&'static str> {
-    list.iter()
-        .filter_map(|normaliser| match normaliser {
-            Normaliser::Lowercase => Some("lowercase"),
-            Normaliser::Trim => Some("trim"),
-            Normaliser::Path => Some("path"),
-            Normaliser::Ipv6Prefix(_) => None,
-        })
-        .collect()
+    // The cut of addresses has a key of its own.
+    list.iter().filter(|step| !matches!(step, Normaliser::Ipv6Prefix(_))).map(|step| step.word()).collect()
 }
 
 fn rule(rule: &Rule) -> Value {
@@ -358,7 +358,7 @@ fn key_part(part: &KeyEntry) -> Value {
     let mut table = json!({ "entry": part.entry, "normalise": words(&part.normalise) });
     let prefix = part.normalise.iter().find_map(|normaliser| match normaliser {
         Normaliser::Ipv6Prefix(bits) => Some(*bits),
-        Normaliser::Lowercase | Normaliser::Trim | Normaliser::Path => None,
+        _ => None,
     });
     if let Some(bits) = prefix {
         table["ipv6_prefix"] = bits.into();
@@ -411,6 +411,7 @@ authz:
     c: { query: c }
     d: { context: d }
     e: { metadata: 'f:g' }
+    g: { metadata: { namespace: f, path: [a.b] } }
     h: { principal: true }
 domains:
   edge: { entries: [tier, account, remote_address] }

@@ -8,8 +8,10 @@ use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
     QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
 };
+use super::form::{Form, Forms};
 use super::index::Index;
-use super::{DEFAULT_IPV6_PREFIX, Normaliser};
+use super::matcher::EntryTest;
+use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
 use crate::limiter::{Algorithm, Limit, Limiter};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
@@ -51,6 +53,16 @@ pub enum CompileError {
         /// The reference as configured.
         limiter: String,
     },
+    /// A rule matches an entry by a literal that its values never are, because they are normalised (semantics 27).
+    #[error("rule {rule:?} matches {entry:?} by a literal {literal}")]
+    NeverMet {
+        /// The rule.
+        rule: String,
+        /// The entry.
+        entry: String,
+        /// The literal.
+        literal: NeverMet,
+    },
 }
 
 impl Rules {
@@ -75,6 +87,50 @@ fn can_produce(parts: &[TemplatePart], name: &str) -> bool {
             (0..=name.len()).filter(|&end| name.is_char_boundary(end)).any(|end| can_produce(rest, &name[end..]))
         }
     }
+}
+
+/// The part of a name that fills the only placeholder of a template.
+fn filled<'n>(parts: &[TemplatePart], name: &'n str) -> &'n str {
+    let text = |part: Option<&TemplatePart>| match part {
+        Some(TemplatePart::Text(text)) => text.len(),
+        Some(TemplatePart::Entry(_)) | None => 0,
+    };
+    let end = if parts.len() > 1 { text(parts.last()) } else { 0 };
+    &name[text(parts.first())..name.len() - end]
+}
+
+/// The names that the placeholders in `parts` produce, by values in their forms, where they would produce `name` by
+/// values as written. A name with several placeholders can be produced in several ways.
+fn produced(parts: &[TemplatePart], name: &str, forms: &Forms) -> Vec<String> {
+    let any_text = |part: &TemplatePart| matches!(part, TemplatePart::Entry(entry) if forms.get(entry).is_some());
+    if !parts.iter().any(any_text) {
+        return vec![name.to_owned()];
+    }
+    // The names so far, by the length of what they are made of.
+    let mut found: Vec<(usize, String)> = vec![(0, String::new())];
+    for part in parts {
+        let mut longer: Vec<(usize, String)> = Vec::new();
+        for (start, made) in &found {
+            match part {
+                TemplatePart::Text(text) if name[*start..].starts_with(text.as_str()) => {
+                    longer.push((start + text.len(), format!("{made}{text}")));
+                }
+                TemplatePart::Text(_) => {}
+                TemplatePart::Entry(entry) => {
+                    let ends = (*start..=name.len()).filter(|&end| name.is_char_boundary(end));
+                    longer.extend(ends.map(|end| {
+                        let value = forms.value(entry, name[*start..end].into());
+                        (end, format!("{made}{value}"))
+                    }));
+                }
+            }
+        }
+        // Many ways lead to few names.
+        longer.sort_unstable();
+        longer.dedup();
+        found = longer;
+    }
+    found.into_iter().filter(|(end, _)| *end == name.len()).map(|(_, made)| made).collect()
 }
 
 struct Compiler {
@@ -123,19 +179,19 @@ impl Compiler {
         }
         let by_name: HashMap<String, usize, RandomState> =
             names.into_iter().enumerate().map(|(number, name)| (name, number)).collect();
+        let forms: Vec<Forms> = settings.iter().map(Forms::of).collect();
         let mut compiled: Vec<Vec<CompiledRule>> = settings.iter().map(|_| Vec::new()).collect();
         for rule in rules {
             let domain = by_name[&rule.domain];
             self.at = (domain, u32::try_from(compiled[domain].len()).expect("rules are fewer than 2^32"));
-            let rule = self.rule(rule, &settings[domain]);
+            let rule = self.rule(rule, &settings[domain], &forms[domain]);
             compiled[domain].push(rule);
         }
-        let domains = settings.into_iter().zip(compiled).map(|(domain, rules)| CompiledDomain {
+        let domains = settings.into_iter().zip(forms).zip(compiled).map(|((domain, forms), rules)| CompiledDomain {
             name: domain.name,
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
-            normalise: domain.normalise,
-            addresses: addresses(&domain.addresses),
+            forms,
             index: Index::new(rules.iter().map(|rule| rule.matches.as_slice())),
             rules,
         });
@@ -191,17 +247,20 @@ impl Compiler {
         }
     }
 
-    fn rule(&mut self, rule: Rule, domain: &Domain) -> CompiledRule {
+    fn rule(&mut self, rule: Rule, domain: &Domain, forms: &Forms) -> CompiledRule {
         let action = match rule.action {
             Action::Allow => CompiledAction::Allow,
             Action::Deny => CompiledAction::Deny,
             Action::Apply(applies) => CompiledAction::Apply(
-                applies.into_iter().filter_map(|apply| self.apply(apply, &rule.name, domain)).collect(),
+                applies.into_iter().filter_map(|apply| self.apply(apply, &rule.name, domain, forms)).collect(),
             ),
         };
+        let name = rule.name.as_str();
+        let matches =
+            rule.matches.into_iter().filter_map(|(entry, test)| self.required(entry, test, name, forms)).collect();
         CompiledRule {
+            matches,
             name: rule.name,
-            matches: rule.matches,
             rollout: rule.enforce_percent.map(|percent| self.rollout(percent, &action, domain)),
             action,
             last: rule.last,
@@ -229,9 +288,23 @@ impl Compiler {
         Rollout { percent, hash: self.book.secret.counters(&domain.name, "", "enforce_percent"), key }
     }
 
-    fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain) -> Option<CompiledApply> {
+    /// A test whose literals are in the form of the entry's values.
+    fn required(&mut self, entry: String, written: Matcher, rule: &str, forms: &Forms) -> Option<EntryTest> {
+        match forms.literal(&entry, &written) {
+            Ok(test) => {
+                let written = (test != written).then_some(written);
+                Some(EntryTest::new(entry, test, written))
+            }
+            Err(literal) => {
+                self.errors.push(CompileError::NeverMet { rule: rule.to_owned(), entry, literal });
+                None
+            }
+        }
+    }
+
+    fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain, forms: &Forms) -> Option<CompiledApply> {
         let first_target = self.targets.len();
-        let Some(template) = self.template(&apply, domain) else {
+        let Some(template) = self.template(&apply, domain, forms) else {
             self.errors.push(CompileError::UnknownLimiter { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         };
@@ -248,17 +321,16 @@ impl Compiler {
             self.errors.push(CompileError::ChargedSlot { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         }
-        let addresses = addresses(&domain.addresses);
         let mut key: Vec<CompiledKeyEntry> = apply
             .key
             .into_iter()
             .map(|part| {
                 let mut normalise = part.normalise;
                 let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
-                if !cut && addresses.contains(&part.entry) {
+                if !cut && forms.get(&part.entry).is_some_and(Form::is_address) {
                     normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
                 }
-                CompiledKeyEntry { entry: part.entry, normalise }
+                CompiledKeyEntry { entry: part.entry, form: Form::by(normalise) }
             })
             .collect();
         key.sort_by(|a, b| a.entry.cmp(&b.entry));
@@ -277,7 +349,7 @@ impl Compiler {
         })
     }
 
-    fn template(&mut self, apply: &Apply, domain: &Domain) -> Option<LimiterTemplate> {
+    fn template(&mut self, apply: &Apply, domain: &Domain, forms: &Forms) -> Option<LimiterTemplate> {
         let parts = template_parts(&apply.limiter);
         if !parts.iter().any(|part| matches!(part, TemplatePart::Entry(_))) {
             let limiter = *self.limiter_by_name.get(&apply.limiter)?;
@@ -291,32 +363,38 @@ impl Compiler {
             }
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
-        let fitting = names.into_iter().filter(|name| can_produce(&parts, name));
-        let placeholders = parts.iter().filter(|part| matches!(part, TemplatePart::Entry(_))).count();
-        let mut found = HashMap::default();
+        let fitting: Vec<String> = names.into_iter().filter(|name| can_produce(&parts, name)).collect();
+        let one = match parts.iter().filter(|part| matches!(part, TemplatePart::Entry(_))).count() {
+            1 => parts.iter().find_map(|part| match part {
+                TemplatePart::Entry(entry) => Some(entry.clone()),
+                TemplatePart::Text(_) => None,
+            }),
+            _ => None,
+        };
+        let mut found: HashMap<String, u32, RandomState> = HashMap::default();
         for name in fitting {
-            let tier = match (placeholders, parts.as_slice()) {
-                (1, [TemplatePart::Entry(_)]) => name.clone(),
-                (1, parts) => {
-                    let text = |part: Option<&TemplatePart>| match part {
-                        Some(TemplatePart::Text(text)) => text.len(),
-                        _ => 0,
-                    };
-                    name[text(parts.first())..name.len() - text(parts.last())].to_owned()
+            let (tier, forms) = match &one {
+                Some(entry) => {
+                    let tier = filled(&parts, &name).to_owned();
+                    let form = forms.value(entry, tier.as_str().into()).into_owned();
+                    (tier, vec![form])
                 }
-                _ => name.clone(),
+                None => (name.clone(), produced(&parts, &name, forms)),
             };
             let limiter = self.limiter_by_name[&name];
             let target = self.target(limiter, Some(tier.clone()), apply, domain);
-            found.insert(tier, target);
+            for form in forms {
+                // Of two names with one form, the one that is written in it is meant.
+                if form == tier {
+                    found.insert(form, target);
+                } else {
+                    found.entry(form).or_insert(target);
+                }
+            }
         }
         if found.is_empty() {
             return None;
         }
-        let one = parts.iter().find_map(|part| match part {
-            TemplatePart::Entry(entry) if placeholders == 1 => Some(entry.clone()),
-            _ => None,
-        });
         Some(match one {
             Some(entry) => LimiterTemplate::One { entry, by_value: found, otherwise },
             None => LimiterTemplate::Many { parts, by_name: found, otherwise },
@@ -351,8 +429,4 @@ fn reached<'l>(limiters: &'l [Limiter], apply: &'l Apply) -> impl Iterator<Item 
     limiters.iter().enumerate().filter(move |(_, limiter)| {
         can_produce(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
     })
-}
-
-fn addresses(listed: &[String]) -> Vec<String> {
-    std::iter::once("remote_address".to_owned()).chain(listed.iter().cloned()).collect()
 }

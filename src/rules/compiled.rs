@@ -4,8 +4,9 @@ use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::book::{Charge, Missing, RefusalText, RequestBounds, Unmatched};
+use super::form::{Form, Forms};
 use super::index::Index;
-use super::{Matcher, Normaliser};
+use super::matcher::EntryTest;
 use crate::limiter::{Limit, Limiter, OnStoreError};
 use crate::secret::{NamePrefix, Partitions, Secret};
 
@@ -32,8 +33,8 @@ pub(super) struct CompiledDomain {
     pub(super) unmatched: Unmatched,
     /// Never denies: set on the domain or the server.
     pub(super) shadow: bool,
-    pub(super) normalise: Vec<(String, Vec<Normaliser>)>,
-    pub(super) addresses: Vec<String>,
+    /// The forms of its entries.
+    pub(super) forms: Forms,
     pub(super) rules: Vec<CompiledRule>,
     pub(super) index: Index,
 }
@@ -41,7 +42,7 @@ pub(super) struct CompiledDomain {
 #[derive(Debug)]
 pub(super) struct CompiledRule {
     pub(super) name: String,
-    pub(super) matches: Vec<(String, Matcher)>,
+    pub(super) matches: Vec<EntryTest>,
     pub(super) action: CompiledAction,
     pub(super) last: bool,
     /// In shadow: set on the rule, its domain or the server.
@@ -86,7 +87,8 @@ pub(super) struct CompiledApply {
 #[derive(Debug, Clone)]
 pub(super) struct CompiledKeyEntry {
     pub(super) entry: String,
-    pub(super) normalise: Vec<Normaliser>,
+    /// The form of its value in this key, besides the one in its domain.
+    pub(super) form: Form,
 }
 
 /// The limiters that a reference can resolve to, as indexes into [`Rules::targets`].

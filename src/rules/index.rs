@@ -2,16 +2,18 @@
 //!
 //! Every rule is filed under one of the entries that it requires: the one that the fewest rules require. A descriptor
 //! is looked up entry by entry: once by exact value, and once for each length of prefix, suffix and address block in
-//! use. The rules found must still pass all their matchers.
+//! use. The rules found must still pass all their matchers. A rule that only requires entries to be absent is always
+//! found.
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use smallvec::SmallVec;
-use std::net::IpAddr;
 
 use super::Matcher;
-use crate::descriptor::Descriptor;
+use super::address::clients;
+use super::matcher::EntryTest;
+use crate::descriptor::{Descriptor, Entry};
 
 type Map<K, V> = HashMap<K, V, RandomState>;
 type RuleNumbers = SmallVec<[u32; 1]>;
@@ -19,7 +21,7 @@ type RuleNumbers = SmallVec<[u32; 1]>;
 /// An index of rules by the entries that they require.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// Rules that require nothing.
+    /// Rules that require no entry.
     always: Vec<u32>,
     /// The others, by the key of the entry they are filed under.
     keys: Map<Box<str>, KeyIndex>,
@@ -51,26 +53,25 @@ enum IndexKey {
 
 impl Index {
     /// Files rules, given in order by what they match.
-    pub(super) fn new<'a>(rules: impl Iterator<Item = &'a [(String, Matcher)]> + Clone) -> Self {
+    pub(super) fn new<'a>(rules: impl Iterator<Item = &'a [EntryTest]> + Clone) -> Self {
+        let required = |matches: &'a [EntryTest]| matches.iter().filter(|required| !required.absent);
         let mut users: Map<(&str, IndexKey), u32> = Map::default();
-        for matches in rules.clone() {
-            for (key, matcher) in matches {
-                index_keys(matcher).into_iter().for_each(|index_key| *users.entry((key, index_key)).or_default() += 1);
-            }
+        for EntryTest { entry, test, .. } in rules.clone().flat_map(required) {
+            index_keys(test).into_iter().for_each(|index_key| *users.entry((entry, index_key)).or_default() += 1);
         }
         let mut index = Index::default();
         for (number, matches) in rules.enumerate() {
             let number = u32::try_from(number).expect("rules are fewer than 2^32");
-            let most_users = |(key, matcher): &&'a (String, Matcher)| {
-                let of = |index_key| users.get(&(key.as_str(), index_key)).copied().unwrap_or(0);
-                index_keys(matcher).into_iter().map(of).max().unwrap_or(u32::MAX)
+            let most_users = |required: &&'a EntryTest| {
+                let of = |index_key| users.get(&(required.entry.as_str(), index_key)).copied().unwrap_or(0);
+                index_keys(&required.test).into_iter().map(of).max().unwrap_or(u32::MAX)
             };
-            match matches.iter().min_by_key(most_users) {
+            match required(matches).min_by_key(most_users) {
                 None => index.always.push(number),
-                Some((key, matcher)) => {
-                    index.lengths |= length_bit(key);
-                    let entry = index.keys.entry(key.as_str().into()).or_default();
-                    index_keys(matcher).into_iter().for_each(|index_key| entry.file(index_key, number));
+                Some(EntryTest { entry, test, .. }) => {
+                    index.lengths |= length_bit(entry);
+                    let entry = index.keys.entry(entry.as_str().into()).or_default();
+                    index_keys(test).into_iter().for_each(|index_key| entry.file(index_key, number));
                 }
             }
         }
@@ -85,7 +86,11 @@ impl Index {
             if self.lengths & length_bit(entry.key) != 0
                 && let Some(key) = self.keys.get(entry.key)
             {
-                key.look_up(&entry.value, &mut found);
+                if descriptor.has_lists() {
+                    key.look_up_list(descriptor, entry, &mut found);
+                } else {
+                    key.look_up(&entry.value, &mut found);
+                }
             }
         }
         if found.len() > 1 {
@@ -131,6 +136,16 @@ impl KeyIndex {
         }
     }
 
+    /// Looks up the values of an entry that can be a list.
+    #[cold]
+    fn look_up_list(&self, descriptor: &Descriptor<'_>, entry: &Entry<'_>, found: &mut SmallVec<[u32; 8]>) {
+        match descriptor.list(entry.key) {
+            None => self.look_up(&entry.value, found),
+            Some(values) => values.iter().for_each(|value| self.look_up(value, found)),
+        }
+    }
+
+    #[inline]
     fn look_up(&self, value: &str, found: &mut SmallVec<[u32; 8]>) {
         add(found, &self.present);
         if let (false, Some(rules)) = (self.exact.is_empty(), self.exact.get(value)) {
@@ -150,9 +165,9 @@ impl KeyIndex {
         if self.blocks.is_empty() {
             return;
         }
-        let Ok(address) = value.parse::<IpAddr>() else { return };
-        for (length, blocks) in &self.blocks {
-            let block = IpNet::new(address.to_canonical(), *length).ok().map(|block| block.trunc());
+        let Some(clients) = clients(value) else { return };
+        for (length, blocks) in self.blocks.iter().filter(|(length, _)| *length <= clients.prefix_len()) {
+            let block = IpNet::new(clients.addr(), *length).ok().map(|block| block.trunc());
             if let Some(rules) = block.and_then(|block| blocks.get(&block)) {
                 add(found, rules);
             }
@@ -177,10 +192,8 @@ mod tests {
     use super::*;
 
     fn index(rules: &[&[(&str, &str)]]) -> Index {
-        let rules: Vec<Vec<(String, Matcher)>> = rules
-            .iter()
-            .map(|rule| rule.iter().map(|(key, value)| (key.to_string(), Matcher::parse(value))).collect())
-            .collect();
+        let test = |(entry, text): &(&str, &str)| EntryTest::new(entry.to_string(), Matcher::parse(text), None);
+        let rules: Vec<Vec<EntryTest>> = rules.iter().map(|rule| rule.iter().map(test).collect()).collect();
         Index::new(rules.iter().map(Vec::as_slice))
     }
 
@@ -208,6 +221,8 @@ mod tests {
         let found = |key, value| index.candidates(&Descriptor::of([(key, value)])).to_vec();
         assert_eq!(found("remote_address", "10.9.8.7"), [0]);
         assert_eq!(found("remote_address", "::ffff:10.9.8.7"), [0]);
+        assert_eq!(found("remote_address", "10.9.8.0/24"), [0]);
+        assert!(found("remote_address", "10.0.0.0/7").is_empty());
         assert_eq!(found("remote_address", "2001:db8:5::1"), [1]);
         assert_eq!(found("path", "/a.css"), [2, 3]);
         assert_eq!(found("path", "é"), [3]);

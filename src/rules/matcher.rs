@@ -1,9 +1,11 @@
 //! Tests of one entry's value.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
+
+use super::address::clients;
 
 /// A test of one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +17,11 @@ pub enum Matcher {
     Exact(String),
     /// A pattern with `*` as wildcard.
     Pattern(Pattern),
-    /// An address in this block.
+    /// An address in this block, or a smaller block inside it.
     Cidr(IpNet),
     /// Any of these.
     AnyOf(Vec<Matcher>),
-    /// Any value that this does not match.
+    /// Any value that this does not match. The opposite of any value is that the entry is absent.
     Not(Box<Matcher>),
 }
 
@@ -51,11 +53,46 @@ impl Matcher {
             Matcher::Present => true,
             Matcher::Exact(text) => text == value,
             Matcher::Pattern(pattern) => pattern.matches(value),
-            Matcher::Cidr(block) => {
-                value.parse::<IpAddr>().is_ok_and(|address| block.contains(&address.to_canonical()))
-            }
+            Matcher::Cidr(block) => clients(value).is_some_and(|clients| block.contains(&clients)),
             Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.matches(value)),
             Matcher::Not(not) => !not.matches(value),
+        }
+    }
+
+    /// Whether an entry with several values passes the test: if any of its values does, or with `not` if none does.
+    pub fn matches_any(&self, values: &[Cow<'_, str>]) -> bool {
+        match self {
+            Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.matches_any(values)),
+            Matcher::Not(not) => !not.matches_any(values),
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => {
+                values.iter().any(|value| self.matches(value))
+            }
+        }
+    }
+
+    /// Whether an absent entry passes the test. Only `{ not = "*" }` asks for one.
+    ///
+    /// ```
+    /// use tollgate::rules::Matcher;
+    ///
+    /// let absent = Matcher::Not(Box::new(Matcher::Present));
+    /// assert!(absent.matches_absent() && !absent.matches(""));
+    /// assert!(!Matcher::Not(Box::new(Matcher::parse("a"))).matches_absent());
+    /// ```
+    pub fn matches_absent(&self) -> bool {
+        match self {
+            Matcher::AnyOf(any) => any.iter().any(Matcher::matches_absent),
+            Matcher::Not(not) => not.matches_all() && !not.matches_absent(),
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => false,
+        }
+    }
+
+    /// Whether every value passes the test.
+    fn matches_all(&self) -> bool {
+        match self {
+            Matcher::Present => true,
+            Matcher::AnyOf(any) => any.iter().any(Matcher::matches_all),
+            Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) | Matcher::Not(_) => false,
         }
     }
 }
@@ -73,6 +110,25 @@ impl fmt::Display for Matcher {
             }
             Matcher::Not(not) => write!(f, "{{ not = {not} }}"),
         }
+    }
+}
+
+/// A test of one entry.
+#[derive(Debug)]
+pub(super) struct EntryTest {
+    pub(super) entry: String,
+    /// The test, with its literals in the form of the entry's values.
+    pub(super) test: Matcher,
+    /// The test as configured, if that is another one.
+    pub(super) written: Option<Matcher>,
+    /// Whether the entry can be absent.
+    pub(super) absent: bool,
+}
+
+impl EntryTest {
+    pub(super) fn new(entry: String, test: Matcher, written: Option<Matcher>) -> Self {
+        let absent = test.matches_absent();
+        Self { entry, test, written, absent }
     }
 }
 
@@ -113,6 +169,25 @@ impl Pattern {
         Matcher::Pattern(Pattern { prefix, middle: parts, suffix })
     }
 
+    /// A pattern of these parts, with a `*` between two.
+    pub(super) fn of<T: Into<String>>(parts: impl Iterator<Item = T>) -> Self {
+        let mut parts: Vec<String> = parts.map(Into::into).collect();
+        let suffix = parts.pop().unwrap_or_default();
+        let prefix = if parts.is_empty() { String::new() } else { parts.remove(0) };
+        Self { prefix, middle: parts, suffix }
+    }
+
+    /// Its parts: the first and the last can be empty.
+    pub(super) fn parts(&self) -> impl Iterator<Item = PatternPart> {
+        let part = |text: &String, first, last| PatternPart { text: text.clone(), first, last };
+        let middle = self.middle.iter().map(move |text| part(text, false, false));
+        std::iter::once(part(&self.prefix, true, false)).chain(middle).chain(std::iter::once(part(
+            &self.suffix,
+            false,
+            true,
+        )))
+    }
+
     /// Whether `value` matches the pattern.
     pub fn matches(&self, value: &str) -> bool {
         let Some(rest) = value.strip_prefix(&*self.prefix) else { return false };
@@ -125,6 +200,16 @@ impl Pattern {
         }
         true
     }
+}
+
+/// A part of a pattern: the text between two `*`, or before the first or after the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PatternPart {
+    pub(super) text: String,
+    /// Whether values start with it.
+    pub(super) first: bool,
+    /// Whether values end with it.
+    pub(super) last: bool,
 }
 
 impl fmt::Display for Pattern {
@@ -177,6 +262,54 @@ mod tests {
         assert!(!block.matches("11.0.0.1"));
         assert!(!block.matches("not an address"));
         assert!(Matcher::parse("2001:db8::/32").matches("2001:db8:1::7"));
+    }
+
+    #[test]
+    fn semantics_27_a_block_matches_a_block_inside_it() {
+        let block = Matcher::parse("10.0.0.0/8");
+        for inside in ["10.1.2.0/24", "10.0.0.0/8", "10.1.2.3/32", "::ffff:10.1.2.0/120", "64:ff9b::10.1.2.0/120"] {
+            assert!(block.matches(inside), "{inside}");
+        }
+        for outside in ["0.0.0.0/0", "10.0.0.0/7", "11.0.0.0/24", "10.1.2.0/33", "10.1.2.0/", "10.1.2/24", "::/0"] {
+            assert!(!block.matches(outside), "{outside}");
+        }
+        assert!(Matcher::parse("2001:db8::/32").matches("2001:db8:1::/64"));
+        assert!(Matcher::parse("2001:db8::/32").matches("[2001:db8:1::7]"), "an address as a host has it");
+        assert!(!Matcher::parse("2001:db8::/32").matches("2001::/16"));
+    }
+
+    #[test]
+    fn semantics_07_only_the_opposite_of_any_value_matches_an_absent_entry() {
+        let not = |matcher| Matcher::Not(Box::new(matcher));
+        let absent = not(Matcher::Present);
+        let any = |matchers: &[Matcher]| Matcher::AnyOf(matchers.to_vec());
+        assert!(absent.matches_absent() && !absent.matches("") && !absent.matches("a"));
+        assert!(any(&[Matcher::parse("a"), absent.clone()]).matches_absent());
+        assert!(not(any(&[Matcher::parse("a"), Matcher::Present])).matches_absent());
+        for present in [
+            Matcher::Present,
+            Matcher::parse("a"),
+            not(Matcher::parse("a")),
+            not(absent.clone()),
+            not(any(&[Matcher::parse("a"), absent])),
+        ] {
+            assert!(!present.matches_absent(), "{present}");
+            assert!(present.matches("a") || present.matches("b"), "{present}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_values_matches_if_any_does_and_with_not_if_none_does() {
+        let roles = ["user", "admin"].map(Cow::Borrowed);
+        let matches = |matcher: &Matcher| matcher.matches_any(&roles);
+        let not = |matcher| Matcher::Not(Box::new(matcher));
+        for (text, expected) in [("admin", true), ("adm*", true), ("*", true), ("root", false), ("10.0.0.0/8", false)] {
+            let matcher = Matcher::parse(text);
+            assert_eq!(matches(&matcher), expected, "{text}");
+            assert_eq!(matches(&not(matcher.clone())), !expected, "not {text}");
+            assert_eq!(matches(&Matcher::AnyOf(vec![Matcher::parse("root"), matcher.clone()])), expected, "{text}");
+            assert_eq!(matches(&not(not(matcher))), expected, "not not {text}");
+        }
     }
 
     #[test]

@@ -9,10 +9,12 @@
 //!
 //! The cost of planning grows with the number of rules that match, not with the number of rules.
 
+mod address;
 mod book;
 mod compile;
 mod compiled;
 mod explain;
+mod form;
 mod index;
 mod matcher;
 mod normalise;
@@ -21,6 +23,7 @@ mod planned;
 mod resolve;
 mod terms;
 
+pub use self::address::address;
 pub use self::book::{
     Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,
     Unmatched,
@@ -30,7 +33,12 @@ pub use self::compile::CompileError;
 pub(crate) use self::compiled::RuleLabel;
 pub use self::compiled::Rules;
 pub use self::explain::{KnownCounter, NotCounted};
+pub use self::form::NeverMet;
+#[cfg(feature = "config")]
+pub(crate) use self::form::{Form, Forms};
 pub use self::matcher::{Matcher, Pattern};
 pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
-pub use self::normalise::{Normaliser, address, path};
+#[cfg(feature = "server")]
+pub(crate) use self::normalise::split_target;
+pub use self::normalise::{Normaliser, bearer, host, lowercase, path};
 pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};

@@ -1,90 +1,182 @@
 //! Normalises values before they are matched or counted, so that one client has one counter.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use percent_encoding::percent_decode_str;
+
+use super::address::cut;
 
 /// The default prefix length by which IPv6 clients are counted: the usual network of one client.
 pub(crate) const DEFAULT_IPV6_PREFIX: u8 = 64;
 
-/// One normalisation of a value.
+/// One normalisation of a value. Each is idempotent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Normaliser {
-    /// Converts to Unicode lower case.
+    /// Converts to Unicode lower case: see [`lowercase`].
     Lowercase,
     /// Removes white space at both ends.
     Trim,
     /// Normalises a request path: see [`path`].
     Path,
+    /// Normalises a host: see [`host`].
+    Host,
+    /// Converts an HTTP method to upper case.
+    Method,
+    /// Removes the scheme from `Bearer` credentials: see [`bearer`].
+    Bearer,
+    /// Converts to Unicode Normalization Form KC, in which letters that look alike, such as full-width ones, are one.
+    #[cfg(feature = "unicode")]
+    Nfkc,
     /// Truncates IPv6 addresses to this many bits. IPv4 addresses are unchanged.
     Ipv6Prefix(u8),
 }
 
 impl Normaliser {
+    /// Its word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Normaliser::Lowercase => "lowercase",
+            Normaliser::Trim => "trim",
+            Normaliser::Path => "path",
+            Normaliser::Host => "host",
+            Normaliser::Method => "method",
+            Normaliser::Bearer => "bearer",
+            #[cfg(feature = "unicode")]
+            Normaliser::Nfkc => "nfkc",
+            Normaliser::Ipv6Prefix(_) => "ipv6_prefix",
+        }
+    }
+
     /// Returns the normalised value, borrowed where nothing changes.
     pub fn apply<'a>(self, value: Cow<'a, str>) -> Cow<'a, str> {
         match self {
-            Normaliser::Lowercase if value.chars().any(char::is_uppercase) => Cow::Owned(value.to_lowercase()),
-            Normaliser::Lowercase => value,
-            Normaliser::Trim => trim(value),
-            Normaliser::Path => match path(&value) {
-                Cow::Borrowed(same) if same.len() == value.len() => value,
-                rewritten => Cow::Owned(rewritten.into_owned()),
-            },
+            Normaliser::Lowercase => by(value, lowercase),
+            Normaliser::Trim => by(value, |text| Cow::Borrowed(text.trim())),
+            Normaliser::Path => by(value, path),
+            Normaliser::Host => by(value, host),
+            Normaliser::Method => by(value, method),
+            Normaliser::Bearer => by(value, |text| Cow::Borrowed(bearer(text))),
+            #[cfg(feature = "unicode")]
+            Normaliser::Nfkc => by(value, nfkc),
             Normaliser::Ipv6Prefix(bits) => cut(value, bits),
         }
     }
 }
 
-fn trim(value: Cow<'_, str>) -> Cow<'_, str> {
+/// Rewrites a value by a function of its text.
+pub(super) fn by<'a>(value: Cow<'a, str>, rewrite: impl for<'t> Fn(&'t str) -> Cow<'t, str>) -> Cow<'a, str> {
     match value {
-        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
-        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+        Cow::Borrowed(text) => rewrite(text),
+        Cow::Owned(text) => match rewrite(&text) {
+            Cow::Borrowed(same) if same.len() == text.len() => Cow::Owned(text),
+            changed => Cow::Owned(changed.into_owned()),
+        },
     }
 }
 
-/// Returns the canonical form of an address: IPv4 for IPv4 mapped into IPv6, else compressed IPv6 in lower case. Other
-/// text is unchanged.
-pub fn address(value: Cow<'_, str>) -> Cow<'_, str> {
-    // IPv4 addresses parse in one form only, so only a text with a colon can change.
-    if !value.contains(':') {
-        return value;
+/// Returns a text in Unicode lower case. Each letter is converted alone, so that the parts of a pattern are converted as
+/// in a whole value; a Greek sigma has one form at the end of a word and elsewhere.
+pub fn lowercase(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() {
+        return match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => Cow::Owned(text.to_ascii_lowercase()),
+            false => Cow::Borrowed(text),
+        };
     }
-    match value.parse::<IpAddr>() {
-        Ok(address) => Cow::Owned(address.to_canonical().to_string()),
-        Err(_) => value,
+    let lowered: String = text.chars().flat_map(char::to_lowercase).map(|c| if c == 'ς' { 'σ' } else { c }).collect();
+    if lowered == text { Cow::Borrowed(text) } else { Cow::Owned(lowered) }
+}
+
+/// Returns a method in upper case. HTTP's methods are case-sensitive, but many servers take `post` for `POST`.
+fn method(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        true => Cow::Owned(text.to_ascii_uppercase()),
+        false => Cow::Borrowed(text),
     }
 }
 
-/// Truncates an IPv6 address to its first `bits` bits. Other text is unchanged.
-fn cut(value: Cow<'_, str>, bits: u8) -> Cow<'_, str> {
-    if !value.contains(':') || bits >= 128 {
-        return value;
+/// Returns credentials without the scheme `Bearer`, in any case, and without white space around them. Credentials of
+/// another scheme keep it.
+///
+/// ```
+/// use tollgate::rules::bearer;
+///
+/// for spelling in ["Bearer t", "bearer t", "Bearer  t", "BEARER\tt ", "t"] {
+///     assert_eq!(bearer(spelling), "t");
+/// }
+/// assert_eq!(bearer("Basic dTpw"), "Basic dTpw");
+/// ```
+pub fn bearer(text: &str) -> &str {
+    const SCHEME: &str = "bearer";
+    let mut text = text.trim();
+    while let Some((scheme, rest)) = text.split_at_checked(SCHEME.len())
+        && scheme.eq_ignore_ascii_case(SCHEME)
+        && (rest.is_empty() || rest.starts_with(char::is_whitespace))
+    {
+        text = rest.trim_start();
     }
-    match value.parse::<IpAddr>().map(|address| address.to_canonical()) {
-        Ok(IpAddr::V6(address)) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
-            Cow::Owned(format!("{}/{bits}", Ipv6Addr::from(u128::from(address) & mask)))
-        }
-        Ok(IpAddr::V4(address)) => Cow::Owned(address.to_string()),
-        Err(_) => value,
+    text
+}
+
+/// Returns a host in lower case, without port and trailing dots. An IPv6 address is compressed and in brackets.
+///
+/// ```
+/// use tollgate::rules::host;
+///
+/// for spelling in ["API.example.com:443", "api.example.com.", "api.example.com.:80", " Api.Example.com"] {
+///     assert_eq!(host(spelling), "api.example.com");
+/// }
+/// for spelling in ["[2001:DB8::7]:443", "[2001:db8:0::7]", "2001:DB8::7"] {
+///     assert_eq!(host(spelling), "[2001:db8::7]");
+/// }
+/// ```
+pub fn host(text: &str) -> Cow<'_, str> {
+    let clean = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    if text.bytes().all(clean) && !text.ends_with('.') {
+        return Cow::Borrowed(text);
     }
+    let trimmed = text.trim();
+    if let Ok(address) = trimmed.parse::<Ipv6Addr>() {
+        return Cow::Owned(format!("[{address}]"));
+    }
+    if let Some((address, _)) = trimmed.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return match address.parse::<Ipv6Addr>() {
+            Ok(address) => changed(text, format!("[{address}]")),
+            Err(_) => changed(text, format!("[{}]", lowercase(address))),
+        };
+    }
+    let name = trimmed.split_once(':').map_or(trimmed, |(name, _)| name);
+    lowercase(name.trim_end_matches(|end: char| end == '.' || end.is_whitespace()))
+}
+
+fn changed(text: &str, form: String) -> Cow<'_, str> {
+    if form == text { Cow::Borrowed(text) } else { Cow::Owned(form) }
+}
+
+#[cfg(feature = "unicode")]
+fn nfkc(text: &str) -> Cow<'_, str> {
+    use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
+    if text.is_ascii() || is_nfkc_quick(text.chars()) == IsNormalized::Yes {
+        return Cow::Borrowed(text);
+    }
+    changed(text, text.nfkc().collect())
 }
 
 /// Returns a request path as an origin server would see it: without query, fragment and parameters of segments,
 /// unreserved percent-escapes decoded, dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and
-/// 6.2.2.3). Paths that differ in case, in a trailing slash or in `%2F` stay different.
+/// 6.2.2.3). Of an absolute URI it is the path. Paths that differ in case, in a trailing slash or in `%2F` stay different.
 ///
 /// ```
 /// use tollgate::rules::path;
 ///
-/// for spelling in ["//login", "/%6Cogin", "/x/../login", "/login?next=/", "/./login", "login"] {
+/// for spelling in ["//login", "/%6Cogin", "/x/../login", "/login?next=/", "/./login", "login", "http://x/login"] {
 ///     assert_eq!(path(spelling), "/login");
 /// }
 /// ```
 pub fn path(value: &str) -> Cow<'_, str> {
+    let (_, value) = split_target(value);
     let end = value.find(['?', '#']).unwrap_or(value.len());
     let raw = &value[..end];
     let clean = raw.starts_with('/') && !raw.contains(['%', '\\', ';']) && !raw.contains("//") && !raw.contains("/.");
@@ -116,6 +208,36 @@ pub fn path(value: &str) -> Cow<'_, str> {
         path.push('/');
     }
     Cow::Owned(path)
+}
+
+/// Splits a request target into the host and port of an absolute one, if it has them, and path and query.
+///
+/// As many servers do, this accepts any scheme, a backslash for a slash, and `http:/path`. A target that begins with a
+/// slash is never absolute, not even `//host/path`.
+pub(crate) fn split_target(target: &str) -> (Option<&str>, &str) {
+    const SLASHES: [char; 2] = ['/', '\\'];
+    if target.starts_with('/') {
+        return (None, target);
+    }
+    let Some((_, rest)) = target.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
+        return (None, target);
+    };
+    match rest.strip_prefix(SLASHES).map(|rest| rest.strip_prefix(SLASHES)) {
+        // A scheme without a slash is something else, such as the host and port of CONNECT.
+        None => (None, target),
+        Some(None) => (None, rest),
+        Some(Some(rest)) => {
+            let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
+            let (authority, path) = rest.split_at(end);
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            (Some(host).filter(|host| !host.is_empty()), path)
+        }
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    let letter = text.starts_with(|first: char| first.is_ascii_alphabetic());
+    letter && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 /// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_`, `~` or a backslash; other escapes get upper-case
@@ -174,16 +296,5 @@ mod tests {
         for (raw, expected) in cases {
             assert_eq!(path(raw), expected, "{raw}");
         }
-    }
-
-    #[test]
-    fn semantics_27_ipv6_is_cut_and_ipv4_and_other_text_stay() {
-        let cut = |value: &'static str, bits| Normaliser::Ipv6Prefix(bits).apply(Cow::Borrowed(value)).into_owned();
-        assert_eq!(cut("2001:DB8:1:2:3:4:5:6", 64), "2001:db8:1:2::/64");
-        assert_eq!(cut("::ffff:1.2.3.4", 64), "1.2.3.4");
-        assert_eq!(cut("1.2.3.4", 64), "1.2.3.4");
-        assert_eq!(cut("1.2.3.4:80", 64), "1.2.3.4:80");
-        assert_eq!(cut("2001:db8::1", 128), "2001:db8::1");
-        assert_eq!(address(Cow::Borrowed("2001:DB8:0::1")), "2001:db8::1");
     }
 }

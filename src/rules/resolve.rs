@@ -2,50 +2,89 @@
 
 use std::borrow::Cow;
 
-use super::Matcher;
 use super::book::Missing;
 use super::compiled::{
     CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rollout, TemplatePart,
 };
-use super::normalise::address;
-use crate::descriptor::{Descriptor, Entry};
+use super::form::{Form, differing};
+use super::matcher::EntryTest;
+use crate::descriptor::Descriptor;
 use crate::plan::CounterName;
 use crate::secret::NamePrefix;
 
-/// The descriptor, normalised by its domain; `None` where nothing changes.
+/// The descriptor with its values in the forms of the domain; `None` where nothing changes.
 pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
-    let rewritten = |entry: &Entry<'a>| -> Option<Cow<'a, str>> {
-        let mut value = entry.value.clone();
-        for (_, normalise) in domain.normalise.iter().filter(|(key, _)| key == entry.key) {
-            value = normalise.iter().fold(value, |value, normaliser| normaliser.apply(value));
-        }
-        if domain.addresses.iter().any(|key| key == entry.key) {
-            value = address(value);
-        }
-        (value != entry.value).then_some(value)
-    };
-    let affected = |entry: &Entry<'_>| {
-        domain.normalise.iter().any(|(key, _)| key == entry.key)
-            || (domain.addresses.iter().any(|key| key == entry.key) && entry.value.contains(':'))
-    };
-    if !descriptor.entries.iter().any(affected) {
-        return None;
+    if descriptor.has_lists() {
+        return Some(rewrite_lists(descriptor, domain));
     }
+    match descriptor.entries.iter().any(|entry| domain.forms.may_have(entry.key)) {
+        true => rewrite_texts(descriptor, domain),
+        false => None,
+    }
+}
+
+fn rewrite_texts<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
+    // A descriptor is several hundred bytes, so it is copied at the first value that changes.
+    let mut changed: Option<Descriptor<'a>> = None;
+    for (number, entry) in descriptor.entries.iter().enumerate() {
+        let Some(form) = domain.forms.get(entry.key) else { continue };
+        if let Some(value) = rewritten(&entry.value, form) {
+            changed.get_or_insert_with(|| descriptor.clone()).entries[number].value = value;
+        }
+    }
+    changed
+}
+
+/// The value in its form; `None` where nothing changes.
+fn rewritten<'a>(value: &Cow<'a, str>, form: &Form) -> Option<Cow<'a, str>> {
+    match value {
+        Cow::Borrowed(text) => differing(form.value(Cow::Borrowed(text)), text),
+        Cow::Owned(text) => {
+            differing(form.value(Cow::Borrowed(text)), text).map(|value| Cow::Owned(value.into_owned()))
+        }
+    }
+}
+
+/// The descriptor with its values in their forms. A list is counted as its values in order, each once, so that neither
+/// their order nor a repetition makes another counter.
+fn rewrite_lists<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Descriptor<'a> {
     let mut changed = descriptor.clone();
-    for entry in changed.entries.iter_mut().filter(|entry| affected(entry)) {
-        if let Some(value) = rewritten(entry) {
-            entry.value = value;
+    for list in changed.lists_mut() {
+        for value in &mut list.values {
+            *value = domain.forms.value(list.key, std::mem::take(value));
+        }
+        list.values.sort_unstable();
+        list.values.dedup();
+    }
+    for index in 0..changed.entries.len() {
+        let key = changed.entries[index].key;
+        let joined = changed.list(key).map(|values| Cow::Owned(values.join(",")));
+        let entry = &mut changed.entries[index];
+        entry.value = joined.unwrap_or_else(|| domain.forms.value(key, std::mem::take(&mut entry.value)));
+    }
+    changed
+}
+
+impl EntryTest {
+    /// Whether the entry passes the test.
+    #[inline]
+    pub(super) fn passes(&self, descriptor: &Descriptor<'_>) -> bool {
+        if descriptor.has_lists()
+            && let Some(values) = descriptor.list(&self.entry)
+        {
+            return self.test.matches_any(values);
+        }
+        match descriptor.value(&self.entry) {
+            Some(value) => self.test.matches(value),
+            None => self.absent,
         }
     }
-    Some(changed)
 }
 
 impl CompiledRule {
-    /// Whether every required entry is present and passes its matcher.
+    /// Whether every entry passes its test.
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
-        let passes =
-            |(key, matcher): &(String, Matcher)| descriptor.value(key).is_some_and(|value| matcher.matches(value));
-        self.matches.iter().all(passes)
+        self.matches.iter().all(|required| required.passes(descriptor))
     }
 
     /// Whether the rule is in shadow for a descriptor.
@@ -70,7 +109,10 @@ impl Rollout {
 impl CompiledKeyEntry {
     /// A value as it is in a key.
     fn value<'v>(&self, value: &'v str) -> Cow<'v, str> {
-        self.normalise.iter().fold(Cow::Borrowed(value), |value, step| step.apply(value))
+        match self.form.is_any() {
+            true => Cow::Borrowed(value),
+            false => self.form.value(Cow::Borrowed(value)),
+        }
     }
 }
 

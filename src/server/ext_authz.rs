@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use super::headers::{self, Header};
 use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
-use crate::rules;
+use crate::rules::{self, Normaliser};
 use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, RequestPart};
 
 /// A request to authorize, as a door received it.
@@ -34,8 +34,8 @@ pub(super) trait AuthzRequest {
     /// A context extension of the route.
     fn context(&self, key: &str) -> Option<&str>;
 
-    /// A value of the request's dynamic metadata.
-    fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>>;
+    /// The values in the request's dynamic metadata: several if there is a list, none if there is nothing.
+    fn metadata(&self, namespace: &str, path: &[String]) -> Vec<Cow<'_, str>>;
 
     /// The principal of the client's certificate.
     fn principal(&self) -> Option<&str>;
@@ -44,24 +44,42 @@ pub(super) trait AuthzRequest {
 /// Makes the request that the rules decide: one descriptor with the entries of `authz_request`.
 pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
     let (authority, target) = authz_request.target().map(origin_form).unzip();
-    let path = target.clone().map(path);
-    let host = authz_request.host().or_else(|| authority.flatten()).map(host);
+    let path = target.clone().map(|target| Normaliser::Path.apply(target));
+    let host = authz_request.host().or_else(|| authority.flatten());
+    let host = host.map(|host| Normaliser::Host.apply(host));
     let always = [
         ("remote_address", authz_request.remote_address(settings)),
         ("method", authz_request.method()),
         ("path", path),
         ("host", host),
     ];
-    let configured =
-        settings.entries.iter().map(|(key, source)| (key.as_str(), entry(authz_request, target.as_deref(), source)));
-    let entries = always.into_iter().chain(configured);
-    let entries = entries.filter_map(|(key, value)| Some(Entry { key, value: value? })).collect();
+    let mut descriptor = Descriptor::default();
+    descriptor.entries.extend(always.into_iter().filter_map(|(key, value)| Some(Entry { key, value: value? })));
+    for (key, source) in &settings.entries {
+        // A list of one value is that value.
+        let mut list = metadata(authz_request, source);
+        if list.len() > 1 {
+            descriptor.push_list(key, list);
+            continue;
+        }
+        let value = list.pop().or_else(|| entry(authz_request, target.as_deref(), source));
+        descriptor.entries.extend(value.map(|value| Entry { key, value }));
+    }
     Request {
         domain: authz_request.context("domain").unwrap_or(&settings.domain),
-        descriptors: [Descriptor { entries, ..Descriptor::default() }].into_iter().collect(),
+        descriptors: [descriptor].into_iter().collect(),
     }
 }
 
+/// The values of an entry from dynamic metadata.
+fn metadata<'a>(request: &'a impl AuthzRequest, source: &'a EntrySource) -> Vec<Cow<'a, str>> {
+    match &source.from {
+        RequestPart::Metadata { namespace, path } => request.metadata(namespace, path),
+        _ => Vec::new(),
+    }
+}
+
+/// The value of an entry, or its default.
 fn entry<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
     let value = match &source.from {
         // The first value: a client must not get its own counter by adding a second header.
@@ -69,76 +87,28 @@ fn entry<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a E
         RequestPart::Cookie(name) => cookie(request, name),
         RequestPart::Query(name) => query(target?, name).map(Cow::Owned),
         RequestPart::Context(key) => request.context(key).map(Cow::Borrowed),
-        RequestPart::Metadata { namespace, path } => request.metadata(namespace, path),
+        RequestPart::Metadata { .. } => None,
         RequestPart::Principal => request.principal().map(Cow::Borrowed),
     };
     value.or_else(|| source.default.as_deref().map(Cow::Borrowed))
-}
-
-fn path(target: Cow<'_, str>) -> Cow<'_, str> {
-    match target {
-        Cow::Borrowed(target) => rules::path(target),
-        Cow::Owned(target) => Cow::Owned(rules::path(&target).into_owned()),
-    }
 }
 
 /// Splits a request target into the host and port of an absolute one, if it has them, and path and query.
 ///
 /// "To allow for transition to the absolute-form for all requests in some future version of HTTP, a server MUST accept
 /// the absolute-form in requests" (RFC 9112, section 3.2.2). So an upstream serves `http://host/path` as `/path`, and
-/// rules have to see the same. As many servers do, this accepts any scheme, a backslash for a slash, and `http:/path`.
-/// A target that begins with a slash is never absolute, not even `//host/path`.
+/// rules have to see the same. [`rules::split_target`] says what is absolute.
 pub(super) fn origin_form(target: Cow<'_, str>) -> (Option<Cow<'_, str>>, Cow<'_, str>) {
     match target {
         Cow::Borrowed(target) => {
-            let (authority, target) = split_target(target);
+            let (authority, target) = rules::split_target(target);
             (authority.map(Cow::Borrowed), Cow::Borrowed(target))
         }
         Cow::Owned(target) => {
-            let (authority, target) = split_target(&target);
+            let (authority, target) = rules::split_target(&target);
             (authority.map(|authority| Cow::Owned(authority.to_owned())), Cow::Owned(target.to_owned()))
         }
     }
-}
-
-fn split_target(target: &str) -> (Option<&str>, &str) {
-    const SLASHES: [char; 2] = ['/', '\\'];
-    if target.starts_with('/') {
-        return (None, target);
-    }
-    let Some((_, rest)) = target.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
-        return (None, target);
-    };
-    match rest.strip_prefix(SLASHES).map(|rest| rest.strip_prefix(SLASHES)) {
-        // A scheme without a slash is something else, such as the host and port of CONNECT.
-        None => (None, target),
-        Some(None) => (None, rest),
-        Some(Some(rest)) => {
-            let end = rest.find(['/', '\\', '?', '#']).unwrap_or(rest.len());
-            let (authority, path) = rest.split_at(end);
-            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-            (Some(host).filter(|host| !host.is_empty()), path)
-        }
-    }
-}
-
-fn is_scheme(text: &str) -> bool {
-    let letter = text.starts_with(|first: char| first.is_ascii_alphabetic());
-    letter && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-}
-
-/// The canonical host: lower case, without port and trailing dot.
-pub(super) fn host(host: Cow<'_, str>) -> Cow<'_, str> {
-    let name = match host.rsplit_once(':') {
-        // The colons of an IPv6 address are inside brackets.
-        Some((name, port)) if !port.contains(']') => name,
-        _ => &host,
-    };
-    let name = name.strip_suffix('.').unwrap_or(name);
-    if name.len() == host.len() && !name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return host;
-    }
-    Cow::Owned(name.to_ascii_lowercase())
 }
 
 /// The first cookie with this name. Only a semicolon separates cookies (RFC 6265, section 5.4): with any other separator

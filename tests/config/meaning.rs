@@ -104,7 +104,10 @@ fn the_login_sample_means_what_its_comments_say() {
     let Action::Apply(applies) = &rule.action else { panic!("limiters apply") };
     assert_eq!((applies[0].charge, applies[1].charge), (Charge::Own, Charge::Admitted));
     let domain = &config.book.domains[0];
-    assert_eq!(domain.normalise[1], ("account".to_owned(), vec![Normaliser::Lowercase, Normaliser::Trim]));
+    assert_eq!(
+        domain.normalise[1],
+        ("account".to_owned(), vec![Normaliser::Nfkc, Normaliser::Trim, Normaliser::Lowercase])
+    );
     assert_eq!(config.server.authz.domain, "edge");
 }
 

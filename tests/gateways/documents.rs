@@ -175,7 +175,7 @@ fn the_sixth_call_of_a_first_rule_is_refused_as_the_readme_says() {
         assert_eq!(refused.header("x-tollgate-limiter"), Some("login_account"));
         if document == "README.md" {
             let lines = first_rule(document).lines().filter(|line| !line.is_empty()).count();
-            assert_eq!(lines, 9, "the README says nine lines");
+            assert_eq!(lines, 10, "the README says ten lines");
             assert_eq!(timeless(&printed(&refused)), timeless(&shown_refusal()));
         }
     }

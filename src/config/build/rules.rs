@@ -1,5 +1,6 @@
 //! Builds the domains and rules: checks that the names in them exist and that their keys fit together.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -12,12 +13,12 @@ use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter, Quota};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
+    Action, Apply, Charge, Domain, Form, Forms, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
 };
 use crate::settings::{AuthzSettings, Settings};
 
-/// The entry whose value is always an address.
-const REMOTE_ADDRESS: &str = "remote_address";
+/// The entries that ext_authz normalises itself. Others in its domain, from RLS, get the same form.
+const AUTHZ_FORMS: [(&str, Normaliser); 2] = [("path", Normaliser::Path), ("host", Normaliser::Host)];
 
 /// Builds the domains and the rules.
 pub(in crate::config) fn rules(
@@ -36,6 +37,17 @@ pub(in crate::config) fn rules(
         let Some(written) = &item.value else { continue };
         domains.push(domain(item, written, known.get(item.name.as_str()).copied(), problems));
     }
+    let ruled =
+        |name: &str| file.rules.items().iter().any(|rule| rule.domain.get().is_some_and(|domain| **domain == name));
+    if !domains.iter().any(|domain| domain.name == authz.domain) && ruled(&authz.domain) {
+        domains.push(Domain { name: authz.domain.clone(), ..Domain::default() });
+    }
+    for domain in domains.iter_mut().filter(|domain| domain.name == authz.domain) {
+        set_authz_forms(&mut domain.normalise);
+    }
+    let forms: HashMap<&str, Forms> = domains.iter().map(|domain| (domain.name.as_str(), Forms::of(domain))).collect();
+    let any_domain = Forms::of(&Domain::default());
+    let fixed = fixed_limiters(file);
     let mut first: HashMap<(&str, &str), &Located<schema::Rule>> = HashMap::new();
     let mut rules = Vec::new();
     for written in file.rules.items() {
@@ -48,12 +60,31 @@ pub(in crate::config) fn rules(
         }
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = known.get(domain).copied();
-        let addresses = domains.iter().find(|known| known.name == domain).map_or(&[][..], |known| &known.addresses);
-        let mut builder = RuleBuilder { written, limiters, entries, addresses, problems };
+        let forms = forms.get(domain).unwrap_or(&any_domain);
+        let other_domain_of_authz = server.authz != AuthzSettings::default() && domain != authz.domain;
+        let mut builder =
+            RuleBuilder { written, limiters, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
         rules.extend(builder.rule());
     }
     warn_of_missing_rules(file, server, &domains, &rules, problems);
     (domains, rules)
+}
+
+/// Puts the normalisers of ext_authz first: its entries have passed them when the others are applied.
+fn set_authz_forms(normalise: &mut Vec<(String, Vec<Normaliser>)>) {
+    for (entry, normaliser) in AUTHZ_FORMS {
+        match normalise.iter_mut().find(|(known, _)| known == entry) {
+            Some((_, steps)) if steps.first() == Some(&normaliser) => {}
+            Some((_, steps)) => steps.insert(0, normaliser),
+            None => normalise.push((entry.to_owned(), vec![normaliser])),
+        }
+    }
+}
+
+/// The limiters that rules name without entries in braces.
+fn fixed_limiters(file: &schema::File) -> BTreeSet<&str> {
+    let applies = file.rules.items().iter().flat_map(|rule| rule.apply.items());
+    applies.flat_map(|apply| [apply.limiter.get(), apply.otherwise.get()]).flatten().map(|name| name.as_str()).collect()
 }
 
 /// The entries that domains declare, by domain.
@@ -151,6 +182,10 @@ fn normalisers(list: &[Located<schema::Normaliser>]) -> Vec<Normaliser> {
         schema::Normaliser::Lowercase => Normaliser::Lowercase,
         schema::Normaliser::Trim => Normaliser::Trim,
         schema::Normaliser::Path => Normaliser::Path,
+        schema::Normaliser::Host => Normaliser::Host,
+        schema::Normaliser::Method => Normaliser::Method,
+        schema::Normaliser::Bearer => Normaliser::Bearer,
+        schema::Normaliser::Nfkc => Normaliser::Nfkc,
     };
     list.iter().map(normaliser).collect()
 }
@@ -204,10 +239,14 @@ fn check_entry(entry: &str, location: &Location, entries: Option<&KnownEntries>,
 struct RuleBuilder<'a> {
     written: &'a Located<schema::Rule>,
     limiters: &'a Limiters,
+    /// The limiters that some rule names without entries in braces.
+    fixed: &'a BTreeSet<&'a str>,
     /// The known entries of its domain.
     entries: Option<&'a KnownEntries>,
-    /// The entries of its domain that are addresses.
-    addresses: &'a [String],
+    /// The forms of the entries of its domain.
+    forms: &'a Forms,
+    /// Whether ext_authz is configured for another domain.
+    other_domain_of_authz: bool,
     problems: &'a mut Problems,
 }
 
@@ -264,16 +303,36 @@ impl<'a> RuleBuilder<'a> {
         match &test.value {
             schema::Match::Text(text) => {
                 let matcher = Matcher::parse(text);
-                let address = entry == REMOTE_ADDRESS || self.addresses.iter().any(|address| address == entry);
+                let address = self.forms.get(entry).is_some_and(Form::is_address);
                 if address && matches!(matcher, Matcher::Exact(_)) && text.parse::<IpAddr>().is_err() {
                     let example = "\"10.1.2.3\", a block such as \"10.0.0.0/8\" or a pattern";
                     self.problems.refuse(&test.location, format!("expected an address such as {example}"));
+                } else if let Err(never) = self.forms.literal(entry, &matcher) {
+                    self.problems.refuse(&test.location, never);
+                } else if self.other_domain_of_authz {
+                    self.warn_of_authz_form(entry, test, &matcher);
                 }
                 matcher
             }
             schema::Match::Any(any) => Matcher::AnyOf(any.iter().map(|item| self.matcher(entry, item)).collect()),
             schema::Match::Not(not) => Matcher::Not(Box::new(self.matcher(entry, not))),
         }
+    }
+
+    /// Warns of a literal that ext_authz requests never have: a route can name this domain, and their path and host are
+    /// normalised in every domain.
+    fn warn_of_authz_form(&mut self, entry: &str, test: &Located<schema::Match>, matcher: &Matcher) {
+        let Some((_, normaliser)) = AUTHZ_FORMS.iter().find(|(known, _)| *known == entry) else { return };
+        let normalise = vec![(entry.to_owned(), vec![*normaliser])];
+        let sent = Forms::of(&Domain { normalise, ..Domain::default() }).literal(entry, matcher);
+        let theirs = match sent {
+            Ok(sent) if sent == *matcher || self.forms.get(entry).is_some() => return,
+            Ok(sent) => format!(": theirs is {sent}; write that, or"),
+            Err(_) => "; write it as they do, or".to_owned(),
+        };
+        let domain = self.written.domain.get().map_or("", |domain| domain.value.as_str());
+        let remedy = format!("set domains.{domain}.normalise.{entry} = [{:?}]", normaliser.word());
+        self.problems.warn(&test.location, format!("which ext_authz requests never have{theirs} {remedy}"));
     }
 
     fn action(&mut self) -> Option<Action> {
@@ -433,6 +492,7 @@ impl<'a> RuleBuilder<'a> {
             self.problems.refuse(&reference.location, format!("which matches no limiter{remedy}"));
         } else {
             self.check_values(&template, reference, otherwise);
+            self.refuse_hidden(&template, &matching, reference);
             self.warn_of_different_kinds(&matching, reference);
         }
         let otherwise = otherwise.map(|otherwise| otherwise.value.as_str());
@@ -478,15 +538,50 @@ impl<'a> RuleBuilder<'a> {
             return;
         };
         for (value, location) in exact {
-            let name = template.fill(&value);
-            if !self.limiters.contains(&name) && !self.problems.has_syntax_errors() {
+            let form = self.forms.value(&template.entries[0], Cow::Borrowed(&value));
+            let name = template.fill(&form);
+            let selects = |name: &str| self.filled(template, name).is_some_and(|(_, filled)| filled == form);
+            if !self.limiters.names().any(selects) && !self.problems.has_syntax_errors() {
                 let reason = match location {
                     Some(location) => format!("{} is {}", location.path, location.shown),
                     None => format!("match admits {value:?}"),
                 };
+                let reason = if form == value { reason } else { format!("{reason}, normalised to {form:?},") };
                 let remedy = remedy(&name, self.limiters.names(), "limiters");
                 self.problems
                     .refuse(&reference.location, format!("but {reason} and no limiter is named {name:?}{remedy}"));
+            }
+        }
+    }
+
+    /// The value that makes this name of a template with one entry: as written, and in its form.
+    fn filled<'n>(&self, template: &NameTemplate, name: &'n str) -> Option<(&'n str, Cow<'n, str>)> {
+        let ([entry], [before, after]) = (&template.entries[..], &template.texts[..]) else { return None };
+        let value = name.strip_prefix(before.as_str())?.strip_suffix(after.as_str())?;
+        Some((value, self.forms.value(entry, Cow::Borrowed(value))))
+    }
+
+    /// Refuses a limiter that no value selects, because the normalised value selects another one. It can still be named
+    /// by a rule.
+    fn refuse_hidden(&mut self, template: &NameTemplate, matching: &[&str], reference: &Located<String>) {
+        let forms = matching.iter().filter_map(|name| Some((*name, self.filled(template, name)?)));
+        let forms: Vec<(&str, (&str, Cow<'_, str>))> = forms.collect();
+        for (index, (name, (value, form))) in forms.iter().enumerate() {
+            let before = |other: usize, written: &str| match (value == form, written == form) {
+                (false, true) => true,
+                (true, _) => false,
+                (false, false) => other < index,
+            };
+            let selected = forms.iter().enumerate().find(|(other, (_, (written, other_form)))| {
+                *other != index && other_form == form && before(*other, written)
+            });
+            if let Some((_, (selected, _))) = selected.filter(|_| !self.fixed.contains(name)) {
+                let entry = &template.entries[0];
+                let reason = format!(
+                    "but never selects {name:?}: {entry} {value:?} is normalised to {form:?}, which selects {selected:?}; \
+                     rename one of them"
+                );
+                self.problems.refuse(&reference.location, reason);
             }
         }
     }

@@ -183,11 +183,12 @@ fn entry_source(
 ) -> Option<EntrySource> {
     const PARTS: &str = "header, cookie, query, context, metadata or principal";
     let parts: Vec<_> = written.given().into_iter().filter(|(key, _)| key.name != "default").collect();
-    let fields = [&written.header, &written.cookie, &written.query, &written.context, &written.metadata];
+    let fields = [&written.header, &written.cookie, &written.query, &written.context];
     match parts[..] {
         [_] => {}
         [] => {
-            if fields.iter().all(|field| field.is_absent()) && written.principal.is_absent() {
+            let others_absent = written.metadata.is_absent() && written.principal.is_absent();
+            if fields.iter().all(|field| field.is_absent()) && others_absent {
                 problems.missing(
                     item.location.position,
                     &item.location.path,
@@ -232,8 +233,25 @@ fn entry_source(
     Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()) })
 }
 
-fn metadata_source(metadata: &Located<String>, problems: &mut Problems) -> Option<RequestPart> {
-    let split = metadata.split_once(':').filter(|(namespace, path)| !namespace.is_empty() && !path.is_empty());
+fn metadata_source(metadata: &Located<schema::WrittenMetadata>, problems: &mut Problems) -> Option<RequestPart> {
+    let text = match &metadata.value {
+        schema::WrittenMetadata::Text(text) => text,
+        schema::WrittenMetadata::Table(table) => {
+            let (namespace, list) = (table.namespace.get()?, table.path.get()?);
+            if namespace.is_empty() {
+                problems.refuse(&namespace.location, "expected the namespace of a filter");
+            }
+            if list.items.is_empty() {
+                problems.refuse(&list.location, "expected at least one key");
+            }
+            for key in list.items.iter().filter(|key| key.is_empty()) {
+                problems.refuse(&key.location, "expected a key");
+            }
+            let path = list.items.iter().map(|key| key.value.clone()).collect();
+            return Some(RequestPart::Metadata { namespace: namespace.value.clone(), path });
+        }
+    };
+    let split = text.split_once(':').filter(|(namespace, path)| !namespace.is_empty() && !path.is_empty());
     let Some((namespace, path)) = split else {
         problems.refuse(&metadata.location, "expected \"namespace:path.to.value\"");
         return None;

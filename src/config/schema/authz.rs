@@ -1,7 +1,10 @@
 //! The table of ext_authz.
 
-use super::decode::table;
-use super::values::{Amount, ByName, Switch};
+use super::decode::{Decode, table};
+use super::key::KeyInfo;
+use super::values::{Amount, ByName, List, Switch};
+use crate::config::document::node::{TreeNode, Value};
+use crate::config::document::problem::{Location, Problems};
 
 table! {
     /// How ext_authz, which sends no descriptors, makes entries of a request. It always makes `remote_address`, `method`, `path` and `host`.
@@ -28,11 +31,55 @@ table! {
         query: String,
         /// A key of the route's `context_extensions`.
         context: String,
-        /// A value of the request's dynamic metadata: the filter's namespace, a colon, and the path inside it: `envoy.filters.http.jwt_authn:payload.sub`.
-        metadata: String,
+        /// A value of the request's dynamic metadata: the filter's namespace, a colon, and the path inside it, `envoy.filters.http.jwt_authn:payload.sub`; or `{ namespace = ..., path = [...] }`, whose keys can contain dots. A list matches if any of its values does; it is counted as its values in order, each once.
+        metadata: WrittenMetadata,
         /// The client certificate's principal.
         principal: Switch,
         /// The value if the place has none.
         default: String,
+    }
+}
+
+table! {
+    /// A value in dynamic metadata.
+    MetadataTable {
+        [required]
+        /// The filter's namespace: `envoy.filters.http.jwt_authn`.
+        namespace: String,
+        [required]
+        /// The keys that lead to the value, from the outermost: `["payload", "https://x.example/plan"]`.
+        path: List<String>,
+    }
+}
+
+/// A value in dynamic metadata as written: in one text, or a table.
+#[derive(Clone, Debug)]
+pub(crate) enum WrittenMetadata {
+    /// `namespace:path.to.value`.
+    Text(String),
+    /// With a list of keys.
+    Table(Box<MetadataTable>),
+}
+
+impl Decode for WrittenMetadata {
+    fn expected() -> String {
+        "\"namespace:path.to.value\" or { namespace = ..., path = [...] }".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) => Some(WrittenMetadata::Text(text.text.clone())),
+            Value::Table(_) => {
+                MetadataTable::decode(node, location, problems).map(|table| WrittenMetadata::Table(Box::new(table)))
+            }
+            _ => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+
+    fn keys(path: &str, keys: &mut Vec<(String, KeyInfo)>) {
+        MetadataTable::keys(path, keys);
     }
 }

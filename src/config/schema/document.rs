@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema as schema};
 use serde_json::Value;
 
 use super::address::{AdminListen, ListenAddress};
+use super::authz::{MetadataTable, WrittenMetadata};
 use super::file::File;
 use super::json::{inlined, referenced, variable};
 use super::rule::{KeyTable, Match, WrittenKeyEntry};
@@ -104,6 +105,19 @@ impl JsonSchema for WrittenKeyEntry {
         schema!({
             "description": "An entry of a key: its name, or a table that says more.",
             "anyOf": [{ "type": "string" }, generator.subschema_for::<KeyTable>()],
+        })
+    }
+}
+
+impl JsonSchema for WrittenMetadata {
+    fn schema_name() -> Cow<'static, str> {
+        "Metadata".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        schema!({
+            "description": "A value in dynamic metadata: a namespace, a colon and a path, or a table.",
+            "anyOf": [{ "type": "string" }, generator.subschema_for::<MetadataTable>()],
         })
     }
 }

@@ -23,7 +23,7 @@ mod server;
 mod store;
 pub(super) mod values;
 
-pub(super) use self::authz::{Authz, EntrySource};
+pub(super) use self::authz::{Authz, EntrySource, WrittenMetadata};
 #[cfg(feature = "server")]
 pub use self::document::json_schema;
 pub(super) use self::file::File;

@@ -13,9 +13,9 @@ table! {
         unmatched: Verdict,
         /// `shadow` counts and reports but never denies.
         mode: Mode,
-        /// Normalisers of entries, applied before they are matched and counted: `{ path = ["path"], account = ["lowercase", "trim"] }`.
+        /// Normalisers of entries, applied in this order to values before they are matched and counted, and to what rules compare them with: `{ path = ["path"], account = ["nfkc", "trim", "lowercase"] }`. `method` is in upper case without any. In the domain of `[authz]`, so are `path` and `host` normalised.
         normalise: ByName<List<Normaliser>>,
-        /// Entries that hold addresses, besides `remote_address`.
+        /// Entries that hold addresses, besides `remote_address` and `masked_remote_address`.
         addresses: List<String>,
         /// All entries that clients of this domain send. If given, a rule that names another entry is an error.
         entries: List<String>,
@@ -51,6 +51,14 @@ choice! {
         "trim" => Trim,
         /// A request path as an origin server sees it: query removed, escapes decoded, dot segments resolved.
         "path" => Path,
+        /// A host in lower case, without port and trailing dot; IPv6 compressed and in brackets.
+        "host" => Host,
+        /// Upper case, for an HTTP method.
+        "method" => Method,
+        /// Credentials without the scheme `Bearer`, in any case, and the white space around it.
+        "bearer" => Bearer,
+        /// Unicode Normalization Form KC: full-width and other forms of a letter become that letter.
+        "nfkc" => Nfkc,
     }
 }
 
@@ -63,7 +71,7 @@ table! {
         [required]
         /// The rule's name in refusals, metrics and logs; unique in its domain.
         name: String,
-        /// The entries that a descriptor must have, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. Without any, every descriptor matches.
+        /// The entries that a descriptor must have, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. `{ not = "*" }` matches if the entry is absent. Without any, every descriptor matches.
         matches as "match": ByName<Match>,
         /// The limiters that apply.
         apply: List<Apply>,

@@ -24,6 +24,8 @@ pub(super) struct RuleExplanation {
     pub(super) rule: String,
     /// The entries that do not match; empty when the rule matches.
     pub(super) mismatches: Vec<Mismatch>,
+    /// The tests whose literals are compared in another form than they are written in, with both forms.
+    pub(super) normalised: Vec<(String, String)>,
     /// Number of required entries that match.
     pub(super) hits: usize,
     /// Whether an earlier rule ended the walk.
@@ -52,7 +54,7 @@ pub(super) enum ActionExplanation {
 pub(super) struct Mismatch {
     /// The required entry.
     pub(super) entry: String,
-    /// The expected value, as configured.
+    /// The expected value, as compared and as configured.
     pub(super) expected: String,
     /// The value; `None` when the entry is missing.
     pub(super) found: Option<String>,

@@ -13,6 +13,7 @@ pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
 use super::compiled::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts};
+use super::matcher::EntryTest;
 use super::resolve::{Resolved, rewrite};
 use crate::descriptor::Descriptor;
 
@@ -39,19 +40,18 @@ impl Rules {
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut ended = false;
         let rules = domain.rules.iter().map(|rule| {
-            let failing = |(key, matcher): &&(String, super::Matcher)| {
-                !descriptor.value(key).is_some_and(|value| matcher.matches(value))
-            };
             let mismatches: Vec<Mismatch> = rule
                 .matches
                 .iter()
-                .filter(failing)
-                .map(|(key, matcher)| Mismatch {
-                    entry: key.clone(),
-                    expected: matcher.to_string(),
-                    found: descriptor.value(key).map(str::to_owned),
+                .filter(|required| !required.passes(descriptor))
+                .map(|required| Mismatch {
+                    entry: required.entry.clone(),
+                    expected: expected(required),
+                    found: descriptor.value(&required.entry).map(str::to_owned),
                 })
                 .collect();
+            let normalised = rule.matches.iter().filter(|required| required.written.is_some());
+            let normalised = normalised.map(|required| (required.entry.clone(), expected(required))).collect();
             let matched = mismatches.is_empty();
             let action = match &rule.action {
                 CompiledAction::Allow => ActionExplanation::Allow,
@@ -64,6 +64,7 @@ impl Rules {
                 rule: rule.name.clone(),
                 hits: rule.matches.len() - mismatches.len(),
                 mismatches,
+                normalised,
                 unreached: ended,
                 shadow: rule.in_shadow(descriptor),
                 shadow_only: rule.shadow_only || (!rule.shadow && rule.in_shadow(descriptor)),
@@ -77,10 +78,7 @@ impl Rules {
 
     fn explain_apply(&self, apply: &super::compiled::CompiledApply, descriptor: &Descriptor<'_>) -> ApplyExplanation {
         let key = apply.key.iter().map(|part| {
-            let value = descriptor.value(&part.entry).map(|value| {
-                let value = std::borrow::Cow::Borrowed(value);
-                part.normalise.iter().fold(value, |value, step| step.apply(value)).into_owned()
-            });
+            let value = descriptor.value(&part.entry).map(|value| part.form.value(value.into()).into_owned());
             (part.entry.clone(), value)
         });
         let mut explained = ApplyExplanation {
@@ -134,6 +132,15 @@ impl Rules {
             }
         }
         explained
+    }
+}
+
+/// A test in words: its literals as they are compared, and as they are written if that is different.
+fn expected(required: &EntryTest) -> String {
+    let absent = if required.absent { ", or no value" } else { "" };
+    match &required.written {
+        None => format!("{}{absent}", required.test),
+        Some(written) => format!("{}, normalised from {written}{absent}", required.test),
     }
 }
 

@@ -89,6 +89,9 @@ impl ExplanationText<'_> {
             (false, false) => "matches",
         };
         *text += &format!("\nrule {} {how}\n", rule.rule);
+        for (entry, expected) in &rule.normalised {
+            *text += &format!("  {entry} passes {expected}\n");
+        }
         if rule.unreached {
             return;
         }

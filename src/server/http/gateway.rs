@@ -14,8 +14,9 @@ use std::net::IpAddr;
 
 use http::request::Parts;
 
+use crate::rules;
 use crate::server::connection::ReceivedTarget;
-use crate::server::ext_authz::{self, AuthzRequest, forwarded_for, joined, one_address, origin_form};
+use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address, origin_form};
 use crate::settings::AuthzSettings;
 
 /// The gateway that sent a request, which determines how the request is read.
@@ -163,7 +164,7 @@ fn nginx_target<'a>(
 }
 
 fn same_host(one: &str, other: &str) -> bool {
-    ext_authz::host(Cow::Borrowed(one)) == ext_authz::host(Cow::Borrowed(other))
+    rules::host(one) == rules::host(other)
 }
 
 impl AuthzRequest for GatewayRequest<'_> {
@@ -205,8 +206,8 @@ impl AuthzRequest for GatewayRequest<'_> {
         None
     }
 
-    fn metadata(&self, _: &str, _: &[String]) -> Option<Cow<'_, str>> {
-        None
+    fn metadata(&self, _: &str, _: &[String]) -> Vec<Cow<'_, str>> {
+        Vec::new()
     }
 
     fn principal(&self) -> Option<&str> {

@@ -284,8 +284,8 @@ impl AuthzRequest for BorrowedCheck<'_> {
         last(&self.extensions, key)
     }
 
-    fn metadata(&self, _: &str, _: &[String]) -> Option<Cow<'_, str>> {
-        None
+    fn metadata(&self, _: &str, _: &[String]) -> Vec<Cow<'_, str>> {
+        Vec::new()
     }
 
     fn principal(&self) -> Option<&str> {

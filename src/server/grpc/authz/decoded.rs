@@ -68,10 +68,14 @@ impl AuthzRequest for DecodedCheck<'_> {
     }
 
     /// Metadata of the request, else of its route.
-    fn metadata(&self, namespace: &str, path: &[String]) -> Option<Cow<'_, str>> {
+    fn metadata(&self, namespace: &str, path: &[String]) -> Vec<Cow<'_, str>> {
         let AttributeContext { metadata_context, route_metadata_context, .. } = self.attributes;
-        let found = |metadata: &'_ Option<Metadata>| value(metadata.as_ref()?, namespace, path).and_then(text);
-        found(metadata_context).or_else(|| found(route_metadata_context)).map(Cow::Owned)
+        let found = |metadata: &'_ Option<Metadata>| {
+            let texts = texts(value(metadata.as_ref()?, namespace, path)?);
+            Some(texts).filter(|texts| !texts.is_empty())
+        };
+        let texts = found(metadata_context).or_else(|| found(route_metadata_context)).unwrap_or_default();
+        texts.into_iter().map(Cow::Owned).collect()
     }
 
     fn principal(&self) -> Option<&str> {
@@ -86,6 +90,14 @@ fn value<'a>(metadata: &'a Metadata, namespace: &str, path: &[String]) -> Option
         Some(Kind::StructValue(inner)) => inner.fields.get(key),
         _ => None,
     })
+}
+
+/// The texts of a value, or of the values of a list.
+fn texts(value: &Value) -> Vec<String> {
+    match &value.kind {
+        Some(Kind::ListValue(list)) => list.values.iter().filter_map(text).collect(),
+        _ => text(value).into_iter().collect(),
+    }
 }
 
 /// A value as rules write it. Numbers are doubles in protobuf: 42 becomes `42`.

@@ -34,7 +34,7 @@ static DOORS: LazyLock<Doors> = LazyLock::new(|| {
         slots = { algorithm = "concurrency", max_concurrent = 2, lease = "5m" }
 
         [domains.edge]
-        normalise = { path = ["path"], account = ["lowercase", "trim"] }
+        normalise = { path = ["path"], account = ["nfkc", "trim", "lowercase"], host = ["host"], agent = ["bearer"] }
         addresses = ["via"]
 
         [[rules]]
@@ -61,7 +61,7 @@ static DOORS: LazyLock<Doors> = LazyLock::new(|| {
         [[rules]]
         domain = "edge"
         name = "slot"
-        match = { slot = "*" }
+        match = { slot = "*", gone = { not = "*" } }
         apply = [{ limiter = "slots", key = ["slot"] }]
 
         [[rules]]

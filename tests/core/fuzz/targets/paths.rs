@@ -1,4 +1,4 @@
-//! Any text as a path, an address or an account: normalising is idempotent.
+//! Any text as a path, a host, an address or an account: normalising is idempotent.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,16 @@ pub fn run(data: &[u8]) {
 
     let one = address(text.clone());
     assert_eq!(address(one.clone()), one, "{text:?}");
-    let all =
-        [Normaliser::Lowercase, Normaliser::Trim, Normaliser::Path, Normaliser::Ipv6Prefix(data.len() as u8 & 127)];
+    let all = [
+        Normaliser::Lowercase,
+        Normaliser::Trim,
+        Normaliser::Path,
+        Normaliser::Host,
+        Normaliser::Method,
+        Normaliser::Bearer,
+        Normaliser::Nfkc,
+        Normaliser::Ipv6Prefix(data.len() as u8 & 127),
+    ];
     for normaliser in all {
         let one = normaliser.apply(Cow::Borrowed(&text)).into_owned();
         let owned = normaliser.apply(Cow::Owned(text.clone().into_owned())).into_owned();
