@@ -59,8 +59,13 @@ impl Sentinel {
 
     /// Waits until all sentinels have another primary than this one, and returns its index.
     pub fn promoted(&self, before: usize) -> usize {
-        until("a replica is promoted", || self.agreed().is_some_and(|primary| primary != before));
-        self.primary()
+        // What they agreed on, not what they say afterwards: they may still change their minds.
+        let mut promoted = before;
+        until("a replica is promoted", || {
+            promoted = self.agreed().unwrap_or(before);
+            promoted != before
+        });
+        promoted
     }
 
     /// The primary, if all sentinels name the same server and it is one: they may change their minds during a failover.
