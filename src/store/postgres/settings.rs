@@ -148,7 +148,8 @@ impl PostgresSettings {
             return Err(PostgresSettingsError::NoHost);
         }
         let ca = self.ca.clone().or(tls_parameters.root_cert);
-        let local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+        let local =
+            config.get_hostaddrs().is_empty() && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         let use_tls = match tls_parameters.mode.as_deref() {
             Some("disable") => false,
             Some("require" | "verify-ca" | "verify-full") => true,
@@ -234,6 +235,16 @@ mod tests {
             let error = settings(&format!("postgres://me@db/limits?sslmode={optional}")).parse().err();
             assert_eq!(error, Some(PostgresSettingsError::SslMode(optional.to_owned())));
         }
+    }
+
+    #[test]
+    fn an_authority_is_used_for_an_address_without_a_host_too() {
+        for url in ["postgres://me@db/limits", "hostaddr=127.0.0.1 user=me", "host=/run hostaddr=127.0.0.1 user=me"] {
+            let settings = PostgresSettings { ca: Some("/nowhere/ca.pem".into()), ..settings(url) };
+            assert!(matches!(settings.parse(), Err(PostgresSettingsError::Tls(_))), "{url}");
+        }
+        let socket = PostgresSettings { ca: Some("/nowhere/ca.pem".into()), ..settings("host=/run user=me") };
+        assert!(socket.parse().is_ok(), "PostgreSQL has no TLS on Unix sockets");
     }
 
     #[test]
