@@ -74,6 +74,7 @@ pub(super) fn settings(
     let db = store.db.copied().map(|db| u32::try_from(db.0).unwrap_or(u32::MAX));
     settings.db = db.or(parsed.db).unwrap_or(0);
     if mode == schema::RedisMode::Cluster && settings.db > 0 {
+        let location = store.db.location().unwrap_or(location);
         problems.refuse(location, format!("which selects database {}; a cluster has only database 0", settings.db));
     }
     if mode == schema::RedisMode::Cluster && settings.key_prefix.contains('{') {
