@@ -282,6 +282,46 @@ fn semantics_30_counters_with_nothing_left_go_last() {
     assert!(left <= 1, "{left} went for one");
 }
 
+/// A bucket that is empty, and one in debt, keep their rank until they have a unit again.
+#[test]
+fn semantics_30_a_bucket_ranks_as_exhausted_until_it_has_a_unit_again() {
+    let slow = Limit::TokenBucket(TokenBucket::new(1, 12 * SECOND, 1, 0).expect("it can be held"));
+    let owing = Limit::TokenBucket(TokenBucket::new(1, 12 * SECOND, 1, 3).expect("it can be held"));
+    let flood = Limit::TokenBucket(TokenBucket::new(10, 3_600 * SECOND, 10, 0).expect("it can be held"));
+    for (limit, cost, free_after) in [(slow, 1, 12), (owing, 4, 48)] {
+        let whole = Check { needs: Needs { one_left: true, ..Needs::default() }, ..check(VICTIM, limit, cost) };
+        for after in [1, 7, free_after / 2, free_after - 1] {
+            let mut store = Small::keys(16);
+            assert!(store.apply([whole], NOW).admitted);
+            let now = NOW.plus(after * SECOND);
+            for number in 0..200 {
+                store.apply([check(name(number), flood, 6)], now);
+            }
+            assert!(!store.apply([check(VICTIM, limit, 1)], now).admitted, "{limit:?} after {after} s");
+        }
+        let mut store = Small::keys(16);
+        store.apply([whole], NOW);
+        assert!(store.apply([check(VICTIM, limit, 1)], NOW.plus(free_after * SECOND)).admitted, "{limit:?}");
+    }
+}
+
+/// An account that keeps trying, among counters that were used up once and last longer.
+#[test]
+fn semantics_30_a_counter_that_has_refused_outlasts_those_that_were_used_up_once() {
+    let account = Limit::SlidingWindow(SlidingWindow { limit: 3, window: 30 * SECOND });
+    let daily = Limit::FixedWindow(FixedWindow { limit: 1, alignment: Alignment::FirstHit(86_400 * SECOND) });
+    for limit in [account, window(3), bucket(3), pair(3)] {
+        let mut store = Small::keys(16);
+        for _ in 0..4 {
+            store.apply([check(VICTIM, limit, 1)], NOW);
+        }
+        for number in 0..60 {
+            store.apply([check(name(number), daily, 1)], NOW);
+            assert!(!store.apply([check(VICTIM, limit, 1)], NOW).admitted, "{limit:?} after {number}");
+        }
+    }
+}
+
 /// Logs of every size are created, charged several units at a time, forgotten and created again.
 #[test]
 fn semantics_30_logs_that_grow_and_shrink_in_a_full_store_stay_within_its_bytes() {

@@ -25,8 +25,9 @@ enum GrowFrom {
 impl Shard {
     /// Makes room for `growth`. Returns whether it succeeds.
     ///
-    /// Expired counters are evicted first, then those with the smallest used share among a few neighbours. Exhausted
-    /// counters are evicted last, and counters with held leases never (semantics 30). Counters in `keep` stay.
+    /// Expired counters are evicted first, then those with the smallest used share among a few neighbours; then exhausted
+    /// ones, those that have refused a request last, and counters with held leases never (semantics 30). Counters in
+    /// `keep` stay.
     pub(super) fn make_room(
         &mut self,
         growth: Growth,
@@ -134,7 +135,7 @@ impl Shard {
             None => self.random_index(),
         };
         for examined in 0..EVICTION_SAMPLES + EXTRA_EVICTION_SAMPLES {
-            if examined >= EVICTION_SAMPLES && least.is_some_and(|((share, _), _)| share != EXHAUSTED_SHARE) {
+            if examined >= EVICTION_SAMPLES && least.is_some_and(|((share, _), _)| share < EXHAUSTED_SHARE) {
                 break;
             }
             let found = self.table.occupied_from(index);

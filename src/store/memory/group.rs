@@ -56,7 +56,12 @@ pub(super) fn decide(
                 let lasts = checks[index].limit.lasts(&state, now, outcome.reset);
                 shard.put(&checks[index].counter, entry, state, &outcome, lasts, now);
             }
-            false => shard.put_back(entry, state),
+            false => {
+                shard.put_back(entry, state);
+                if !outcome.passes {
+                    shard.record_refusal(entry);
+                }
+            }
         }
         report(outcome);
     })

@@ -14,7 +14,10 @@ use super::growth::Growth;
 use super::overflow::Overflow;
 use super::pool::BytePool;
 use super::snapshot::{BUCKET_KIND, PAIR_KIND, SnapshotRecord, SnapshotValue};
-use super::table::{EXHAUSTED_SHARE, EntryIndex, EntryKind, ShardTable, TableEntry, capacity_for, whole_seconds};
+use super::table::{
+    CoarseSeconds, EXHAUSTED_SHARE, EntryIndex, EntryKind, REFUSING_SHARE, ShardTable, TableEntry, capacity_for,
+    whole_seconds,
+};
 use crate::clock::Timestamp;
 use crate::limiter::{Limit, SlidingWindow, State};
 use crate::plan::{Check, CounterName, Outcome};
@@ -116,6 +119,8 @@ impl Shard {
             name: record.name,
             words,
             expires_secs: record.expires_secs,
+            // A snapshot does not have it: an exhausted bucket stays so until it is full again, or charged.
+            exhausted_for: CoarseSeconds::MAX,
             used_share: record.used_share,
             kind,
         });
@@ -159,8 +164,9 @@ impl Shard {
         now: Timestamp,
     ) {
         let (expires_secs, used_share) = (expires_secs(now, lasts), used_share(outcome));
+        let exhausted_for = exhausted_for(&state, outcome, lasts);
         let (kind, words) = self.overflow.pack(state, index.map(|index| &self.table[index]));
-        let entry = TableEntry { name: *name, words, expires_secs, used_share, kind };
+        let entry = TableEntry { name: *name, words, expires_secs, exhausted_for, used_share, kind };
         match index {
             Some(index) => self.table[index] = entry,
             None => self.table.insert(entry),
@@ -171,6 +177,15 @@ impl Shard {
     pub(super) fn put_back(&mut self, index: Option<EntryIndex>, state: State) {
         if let Some(index) = index {
             self.overflow.put_back(state, &self.table[index]);
+        }
+    }
+
+    /// Records that a counter has refused a request and did not change.
+    pub(super) fn record_refusal(&mut self, index: Option<EntryIndex>) {
+        if let Some(index) = index
+            && self.table[index].used_share == EXHAUSTED_SHARE
+        {
+            self.table[index].used_share = REFUSING_SHARE;
         }
     }
 
@@ -230,10 +245,20 @@ fn expires_secs(now: Timestamp, lasts: u64) -> u32 {
 /// The used share of the limit after an outcome.
 fn used_share(outcome: &Outcome) -> u8 {
     match (outcome.remaining, u64::from(outcome.limit)) {
+        (0, _) | (_, 0) if !outcome.passes => REFUSING_SHARE,
         (0, _) | (_, 0) => EXHAUSTED_SHARE,
         (remaining, limit) => {
             let used = limit.saturating_sub(u64::from(remaining));
-            u8::try_from(used * 254 / limit).unwrap_or(254)
+            u8::try_from(used * u64::from(EXHAUSTED_SHARE - 1) / limit).unwrap_or(EXHAUSTED_SHARE - 1)
         }
     }
+}
+
+/// How long a bucket has no unit left after an outcome. It drains evenly for `lasts` microseconds.
+fn exhausted_for(state: &State, outcome: &Outcome, lasts: u64) -> CoarseSeconds {
+    let State::Bucket(bucket) = state else { return CoarseSeconds::of(0) };
+    let with_a_unit = u64::from(outcome.limit.saturating_sub(1)).saturating_mul(bucket.unit);
+    let excess = bucket.level.saturating_sub(with_a_unit);
+    let wait = u128::from(lasts) * u128::from(excess) / u128::from(bucket.level.max(1));
+    CoarseSeconds::of(u64::try_from(wait).unwrap_or(u64::MAX))
 }

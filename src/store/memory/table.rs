@@ -1,7 +1,7 @@
 //! The hash table of a shard: entries of 48 bytes, open addressing.
 //!
 //! ```text
-//!   one entry: | name 16 | words 24 | expires_secs 4 | used_share 1 | kind 1 |
+//!   one entry: | name 16 | words 24 | expires_secs 4 | exhausted_for 2 | used_share 1 | kind 1 |
 //!
 //!       home of c, c', c"
 //!                v
@@ -28,8 +28,12 @@ pub(super) const SPARE_DIVISOR: usize = 8;
 /// The index of an entry. Valid until an entry of the table is removed or the table is resized.
 pub(in crate::store) type EntryIndex = usize;
 
-/// The used share of an exhausted counter. Such counters are evicted last: evicting one lets its client in again.
-pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX;
+/// The used share of an exhausted counter. Such counters are evicted late: evicting one lets its client in again.
+pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX - 1;
+
+/// The used share of an exhausted counter that has refused a request since: of a client that keeps trying. Such counters
+/// are evicted last.
+pub(super) const REFUSING_SHARE: u8 = u8::MAX;
 
 /// The counter in one place of the table, or none.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +43,9 @@ pub(super) struct TableEntry {
     pub(super) words: [u64; 3],
     /// Unix seconds at which the counter expires, rounded up.
     pub(super) expires_secs: u32,
-    /// The used share of the limit: 0 to 254, or [`EXHAUSTED_SHARE`].
+    /// How long a bucket stays exhausted after its last charge: until it has a unit again.
+    pub(super) exhausted_for: CoarseSeconds,
+    /// The used share of the limit: 0 to 253, [`EXHAUSTED_SHARE`] or [`REFUSING_SHARE`].
     pub(super) used_share: u8,
     pub(super) kind: EntryKind,
 }
@@ -60,19 +66,57 @@ pub(super) enum EntryKind {
     Leases,
 }
 
-const VACANT_ENTRY: TableEntry =
-    TableEntry { name: CounterName([0; 2]), words: [0; 3], expires_secs: 0, used_share: 0, kind: EntryKind::Vacant };
+const VACANT_ENTRY: TableEntry = TableEntry {
+    name: CounterName([0; 2]),
+    words: [0; 3],
+    expires_secs: 0,
+    exhausted_for: CoarseSeconds(0),
+    used_share: 0,
+    kind: EntryKind::Vacant,
+};
+
+/// A duration in two bytes, rounded up to whole seconds and 1 part in 2048: `m << e` seconds, with `m` in the low 12 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct CoarseSeconds(u16);
+
+impl CoarseSeconds {
+    /// The longest duration: four years.
+    pub(super) const MAX: Self = Self(u16::MAX);
+
+    /// A duration in microseconds.
+    pub(super) fn of(micros: u64) -> Self {
+        let seconds = micros.div_ceil(1_000_000);
+        let exponent = (u64::BITS - seconds.leading_zeros()).saturating_sub(12);
+        let mantissa = seconds.div_ceil(1 << exponent);
+        // Rounding up can carry into a thirteenth bit.
+        let (mantissa, exponent) = if mantissa < 1 << 12 { (mantissa, exponent) } else { (1 << 11, exponent + 1) };
+        match u16::try_from(u64::from(exponent) << 12 | mantissa) {
+            Ok(packed) => Self(packed),
+            Err(_) => Self::MAX,
+        }
+    }
+
+    pub(super) fn micros(self) -> u64 {
+        (u64::from(self.0 & 0xfff) << (self.0 >> 12)) * 1_000_000
+    }
+}
 
 impl TableEntry {
-    /// The used share of the limit at `now`. A bucket drains evenly from its last charge until it expires.
+    /// The used share of the limit at `now`. A bucket drains evenly from its last charge until it expires, and one that
+    /// was exhausted stays so until it has a unit again (semantics 30).
     pub(super) fn used_share_at(&self, now: Timestamp) -> u8 {
         if self.kind != EntryKind::Bucket {
             return self.used_share;
         }
+        let charged = Timestamp::from_micros(self.words[1]);
+        if self.used_share >= EXHAUSTED_SHARE && now < charged.plus(self.exhausted_for.micros()) {
+            return self.used_share;
+        }
+        let used = self.used_share.min(EXHAUSTED_SHARE - 1);
         let end = Timestamp::from_secs(u64::from(self.expires_secs));
-        let whole = (end - Timestamp::from_micros(self.words[1])).max(1);
+        let whole = (end - charged).max(1);
         let left = (end - now).min(whole);
-        u8::try_from(u128::from(self.used_share) * u128::from(left) / u128::from(whole)).unwrap_or(self.used_share)
+        u8::try_from(u128::from(used) * u128::from(left) / u128::from(whole)).unwrap_or(used)
     }
 }
 
@@ -287,4 +331,24 @@ pub(super) fn capacity_for(entries: usize) -> usize {
 /// The Unix time in seconds, rounded down.
 pub(super) fn whole_seconds(now: Timestamp) -> u32 {
     u32::try_from(now.micros() / 1_000_000).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarse_seconds_are_rounded_up_and_by_little() {
+        assert_eq!(size_of::<TableEntry>(), 48);
+        let mut micros = 1_u64;
+        while micros < 100_000_000_000_000 {
+            let found = CoarseSeconds::of(micros).micros();
+            let most = micros.div_ceil(1_000_000) * 1_000_000;
+            assert!(found >= micros, "{micros} became {found}");
+            assert!(found - most <= most / 2_000, "{micros} became {found}");
+            micros = micros * 21 / 20 + 1;
+        }
+        assert_eq!(CoarseSeconds::of(0).micros(), 0);
+        assert_eq!(CoarseSeconds::of(u64::MAX), CoarseSeconds::MAX);
+    }
 }

@@ -122,7 +122,14 @@ fn a_log_taken_out_of_its_entry_grows_like_a_new_one() {
         let mut grants = Grants::restore(vec![now; count]).expect("they are in order");
         grants.refill([now]);
         let (kind, words) = overflow.pack(State::Grants(grants), None);
-        let entry = TableEntry { name: CounterName([7, 7]), words, expires_secs: 0, used_share: 0, kind };
+        let entry = TableEntry {
+            name: CounterName([7, 7]),
+            words,
+            expires_secs: 0,
+            exhausted_for: CoarseSeconds::of(0),
+            used_share: 0,
+            kind,
+        };
         let State::Grants(taken) = overflow.take(&entry) else { panic!("it is a log") };
         assert_eq!(taken.heap_bytes(), Grants::default().growth(1, 1000), "after a log of {count} grants");
     }
