@@ -256,7 +256,11 @@ fn used_share(outcome: &Outcome) -> u8 {
 
 /// How long a bucket has no unit left after an outcome. It drains evenly for `lasts` microseconds.
 fn exhausted_for(state: &State, outcome: &Outcome, lasts: u64) -> CoarseSeconds {
-    let State::Bucket(bucket) = state else { return CoarseSeconds::of(0) };
+    let State::Bucket(bucket) = state else { return CoarseSeconds::ZERO };
+    // Most charges leave something, and need no division.
+    if outcome.remaining > 0 {
+        return CoarseSeconds::ZERO;
+    }
     let with_a_unit = u64::from(outcome.limit.saturating_sub(1)).saturating_mul(bucket.unit);
     let excess = bucket.level.saturating_sub(with_a_unit);
     let wait = u128::from(lasts) * u128::from(excess) / u128::from(bucket.level.max(1));

@@ -70,7 +70,7 @@ const VACANT_ENTRY: TableEntry = TableEntry {
     name: CounterName([0; 2]),
     words: [0; 3],
     expires_secs: 0,
-    exhausted_for: CoarseSeconds(0),
+    exhausted_for: CoarseSeconds::ZERO,
     used_share: 0,
     kind: EntryKind::Vacant,
 };
@@ -80,6 +80,8 @@ const VACANT_ENTRY: TableEntry = TableEntry {
 pub(super) struct CoarseSeconds(u16);
 
 impl CoarseSeconds {
+    pub(super) const ZERO: Self = Self(0);
+
     /// The longest duration: four years.
     pub(super) const MAX: Self = Self(u16::MAX);
 
