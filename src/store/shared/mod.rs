@@ -6,6 +6,7 @@ mod metrics;
 mod queue;
 mod quota_leases;
 mod refusal_cache;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod store_clock;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub use self::metrics::{StoreObserver, Wrapper};
 pub use self::queue::{Queue, QueueSettings};
 use self::quota_leases::{QuotaAnswer, QuotaLeases};
 use self::refusal_cache::RefusalCache;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 pub(super) use self::store_clock::{CALENDAR_ATTEMPTS, StoreClock};
 use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
