@@ -12,7 +12,7 @@ use super::world::World;
 use crate::support::fixtures::{applies, apply, bucket, quota, secs};
 use crate::support::reference::plans::always;
 
-/// The numbers of a tier: tokens in a window of so many milliseconds, and the burst.
+/// The numbers of a tier: tokens per window, the window in milliseconds, and the burst.
 type Tier = (u32, u64, u32);
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -29,7 +29,7 @@ fn of(tier: usize) -> [(&'static str, &'static str); 2] {
     [("tier", NAMES[tier]), ("account", "bob")]
 }
 
-/// Whether a request of so many hits passes.
+/// Whether a request with this number of hits passes.
 fn passes(world: &World, tier: usize, cost: u32) -> bool {
     world.decide([Descriptor { hits: Hits::Charge(cost), ..Descriptor::of(of(tier)) }]).allowed()
 }

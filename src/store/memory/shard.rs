@@ -237,7 +237,7 @@ impl Shard {
     }
 }
 
-/// The Unix time in seconds at which a state ends that lasts so many microseconds, rounded up.
+/// The Unix time in seconds, rounded up, at which a state that lasts `lasts` microseconds ends.
 fn expires_secs(now: Timestamp, lasts: u64) -> u32 {
     u32::try_from(now.plus(lasts).micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
