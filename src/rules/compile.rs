@@ -12,7 +12,7 @@ use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
-use crate::limiter::{Algorithm, Limit, Limiter};
+use crate::limiter::{Algorithm, Limit};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -219,7 +219,8 @@ impl Compiler {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
-                for (number, limiter) in reached(&self.book.limiters, apply) {
+                for number in self.reached(apply) {
+                    let limiter = &self.book.limiters[number];
                     let debt = match (apply.overdraw, apply.charge) {
                         (true, _) => u64::MAX,
                         (false, Charge::Always) => limiter.quota.as_ref().map_or(0, |quota| u64::from(quota.limit)),
@@ -231,13 +232,28 @@ impl Compiler {
         }
     }
 
+    /// The indexes of the limiters that a reference can resolve to.
+    fn reached(&self, apply: &Apply) -> Vec<usize> {
+        let parts = template_parts(&apply.limiter);
+        let named = |name: &String| self.limiter_by_name.get(name).map(|number| *number as usize);
+        match parts.as_slice() {
+            [TemplatePart::Text(name)] => named(name).into_iter().collect(),
+            parts => {
+                let all = self.book.limiters.iter().enumerate();
+                let produced = all.filter(|(_, limiter)| can_produce(parts, &limiter.name)).map(|(number, _)| number);
+                produced.chain(apply.otherwise.as_ref().and_then(named)).collect()
+            }
+        }
+    }
+
     /// Sets the drain of each reference: the least common multiple of those of its buckets.
     fn set_drains(&mut self, rules: &[Rule]) {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
                 let reference = (rule.domain.clone(), apply.limiter.clone());
-                for (number, limiter) in reached(&self.book.limiters, apply) {
+                for number in self.reached(apply) {
+                    let limiter = &self.book.limiters[number];
                     let limit = limiter.quota.as_ref().map(|quota| quota.limit(self.debts[number]));
                     let Some(Limit::TokenBucket(bucket)) = limit else { continue };
                     let drain = self.drains.entry(reference.clone()).or_insert(1);
@@ -421,12 +437,4 @@ impl Compiler {
         self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
-}
-
-/// The limiters that a reference can resolve to, with their indexes.
-fn reached<'l>(limiters: &'l [Limiter], apply: &'l Apply) -> impl Iterator<Item = (usize, &'l Limiter)> {
-    let parts = template_parts(&apply.limiter);
-    limiters.iter().enumerate().filter(move |(_, limiter)| {
-        can_produce(&parts, &limiter.name) || apply.otherwise.as_ref() == Some(&limiter.name)
-    })
 }
