@@ -193,7 +193,8 @@ pub fn fails_as_documented(sample: &Sample) {
     let Some(mut site) = Site::start(sample, Timeouts::Sample, "") else { return };
     site.hang_tollgate();
     let reached = site.reached("GET /page");
-    site.page_within(TIMEOUT, TIMEOUT).expect(sample.slow);
+    // Half of it at least: a gateway's timer starts at the time of its last event, which a loaded machine makes old.
+    site.page_within(TIMEOUT / 2, TIMEOUT).expect(sample.slow);
     // So does the next one, on the connection that hangs or on a new one.
     site.page_within(Duration::ZERO, TIMEOUT).expect(sample.slow);
     site.stop_tollgate();
