@@ -17,6 +17,8 @@ mod explain;
 mod form;
 mod index;
 mod matcher;
+#[cfg(feature = "config")]
+mod nearest;
 mod normalise;
 mod plan;
 mod planned;
@@ -37,6 +39,8 @@ pub use self::form::NeverMet;
 #[cfg(feature = "config")]
 pub(crate) use self::form::{Form, Forms};
 pub use self::matcher::{Matcher, Pattern};
+#[cfg(feature = "config")]
+pub(crate) use self::nearest::nearest;
 pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
 #[cfg(feature = "server")]
 pub(crate) use self::normalise::split_target;

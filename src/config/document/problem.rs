@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::node::Position;
+pub(crate) use crate::rules::nearest;
 
 /// An error or a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected more than zero`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,15 +187,6 @@ impl Problems {
     fn file(&self, position: Position) -> &str {
         self.files.get(usize::from(position.file)).map_or("configuration", String::as_str)
     }
-}
-
-/// Returns the name most similar to `written`, if it is similar enough for a suggestion.
-pub(crate) fn nearest<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let written = written.to_lowercase();
-    let distance = |name: &&str| strsim::damerau_levenshtein(&written, &name.to_lowercase());
-    let nearest = names.into_iter().min_by_key(distance)?;
-    let allowed = (nearest.chars().count() / 3).clamp(1, 4);
-    (distance(&nearest) <= allowed).then_some(nearest)
 }
 
 /// Returns the end of an error about an unknown name: the nearest name, or else all names if they are few.
