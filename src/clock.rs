@@ -1,7 +1,8 @@
 //! Time in Unix microseconds, and the clocks that give it.
 //!
 //! [`SystemClock`] adds the elapsed monotonic time to the wall clock, which it reads again about once a second: it follows
-//! a clock that was set and a machine that slept (semantics 3). Tests use a [`ManualClock`].
+//! a clock that was set and a machine that slept (semantics 3). Tests use a [`ManualClock`]. A `Notice` reports what
+//! happens often, at most once in an interval.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -179,9 +180,75 @@ impl Clock for ManualClock {
     }
 }
 
+/// Counts occurrences of something, and says when a report of them is due.
+#[derive(Debug)]
+pub(crate) struct Notice {
+    /// The shortest time between two reports, in microseconds.
+    interval: u64,
+    /// When the next report may be made, in microseconds.
+    next: AtomicU64,
+    /// Occurrences since the last report.
+    count: AtomicU64,
+}
+
+impl Notice {
+    /// A notice that is due at most once in an interval.
+    pub(crate) fn every(interval: Duration) -> Self {
+        let interval = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
+        Self { interval, next: AtomicU64::new(0), count: AtomicU64::new(0) }
+    }
+
+    /// Counts occurrences.
+    pub(crate) fn count(&self, occurrences: u64) {
+        self.count.fetch_add(occurrences, Ordering::Relaxed);
+    }
+
+    /// The occurrences since the last report.
+    pub(crate) fn counted(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Returns the occurrences since the last report, if there are any and a report is due.
+    pub(crate) fn due(&self, now: Timestamp) -> Option<u64> {
+        if self.counted() == 0 {
+            return None;
+        }
+        let now = now.micros();
+        let after = now.saturating_add(self.interval);
+        // A moment far away was computed before the clock was set back.
+        let due = |next| (now >= next || next > after.saturating_add(self.interval)).then_some(after);
+        self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).ok()?;
+        Some(self.count.swap(0, Ordering::Relaxed)).filter(|count| *count > 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_report_is_due_once_a_minute_with_the_number_since_the_last_one() {
+        let notice = Notice::every(MINUTE);
+        assert_eq!(notice.due(Timestamp::from_secs(99)), None, "nothing happened");
+        let counted = [100, 100, 159, 160, 161].map(|second| {
+            notice.count(1);
+            notice.due(Timestamp::from_secs(second))
+        });
+        assert_eq!(counted, [Some(1), None, None, Some(3), None]);
+        assert_eq!([219, 220, 221].map(|second| notice.due(Timestamp::from_secs(second))), [None, Some(1), None]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_silences_nothing() {
+        let notice = Notice::every(MINUTE);
+        notice.count(2);
+        assert_eq!(notice.due(Timestamp::from_secs(10_000)), Some(2));
+        notice.count(1);
+        assert_eq!(notice.due(Timestamp::from_secs(9_990)), None);
+        assert_eq!(notice.due(Timestamp::from_secs(100)), Some(1));
+    }
 
     #[test]
     fn semantics_03_a_clock_follows_the_wall_clock_over_a_jump_and_not_over_noise() {

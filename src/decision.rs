@@ -251,6 +251,11 @@ impl Decision {
         }
     }
 
+    /// The rules that made it.
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The plan of the request.
     pub fn planned(&self) -> &Planned {
         &self.planned

@@ -19,6 +19,7 @@ mod doors {
     mod hostile;
     mod http;
     mod listen;
+    mod mistakes;
     mod reset;
     mod rls;
     mod targets;

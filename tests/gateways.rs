@@ -19,6 +19,7 @@ mod gateways {
     mod envoy_recipes;
     mod forward_auth;
     mod haproxy;
+    mod mistakes;
     mod nginx;
     mod rolling_restart;
     mod site;

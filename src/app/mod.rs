@@ -38,6 +38,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// The interval at which the clock is compared with the wall clock.
 const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The interval at which mistakes of gateways are looked at.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The interval at which required stores are probed until they answer.
 const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -193,6 +196,7 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(sweep(self.service.clone()));
         background.spawn(synchronise_clock(self.service.clone()));
+        background.spawn(report_mistakes(self.service.clone()));
         if let Some((reloader, hangup_signals)) = self.reloads {
             background.spawn(reloader.run(hangup_signals));
         }
@@ -280,6 +284,20 @@ async fn synchronise_clock(service: Arc<Service>) {
                 seconds,
                 "clock jumped, because it was set or the machine slept: memory stores and calendars follow it"
             );
+        }
+    }
+}
+
+/// Logs mistakes of gateways, off the threads that serve: a request is compared with every rule of its domain.
+async fn report_mistakes(service: Arc<Service>) {
+    let mut interval = tokio::time::interval(REPORT_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let service = service.clone();
+        if tokio::task::spawn_blocking(move || service.report_mistakes()).await.is_err() {
+            // The panic message may hold values of a request; the panic hook has logged where it happened.
+            tracing::warn!("reporting mistakes of gateways failed: retrying");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tollgate::descriptor::Descriptor;
 use tollgate::server::admin::api::{
-    CounterReading, CounterState, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
+    CounterReading, CounterState, LiftRequest, LiftedCounter, MistakeCount, RefusalCount, TopRefused,
 };
 
 use super::client::{AdminClient, identity};
@@ -114,6 +114,9 @@ pub(super) fn top(client: &AdminClient, minutes: u8, lines: usize) -> anyhow::Re
         rows.extend(all.iter().take(lines).map(row));
         aligned(&rows)
     };
+    for MistakeCount { mistake, text, count } in &top.gateway_mistakes {
+        eprintln!("tollgate: gateway mistake {mistake}, {count} since the start: {text}; the log has examples");
+    }
     if top.rules.is_empty() {
         print(&format!("nothing was refused in the last {}\n", span(u64::from(minutes) * 60_000)));
         return Ok(());

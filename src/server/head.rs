@@ -1,4 +1,4 @@
-//! The size of a request head, checked against the bounds.
+//! The head of a request: its size, checked against the bounds, and its media type.
 
 use crate::settings::{Bound, Bounds};
 
@@ -20,4 +20,11 @@ pub(super) fn bytes(bounds: &Bounds, uri: &http::Uri, headers: &http::HeaderMap)
 /// The size from which the HTTP/2 decoder rejects a head.
 pub(super) fn decoder_limit(bounds: &Bounds) -> u32 {
     u32::try_from(bounds.header_bytes.saturating_mul(DECODER_LIMIT_FACTOR)).unwrap_or(u32::MAX)
+}
+
+/// Whether a request is a call of gRPC, by its media type.
+pub(super) fn is_grpc(headers: &http::HeaderMap) -> bool {
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/grpc"))
 }

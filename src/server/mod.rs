@@ -11,7 +11,6 @@
 //!   admin/        metrics, health, and the requests of operators
 //!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it
 //!   headers.rs    headers and bodies of answers
-//!   notice.rs     warnings that are logged at most once a minute
 //!   panics.rs     a panic ends one request and nothing else
 //! ```
 //!
@@ -27,7 +26,6 @@ mod head;
 mod headers;
 mod http;
 mod listen;
-mod notice;
 mod panics;
 
 pub use self::admin::Admin;

@@ -72,6 +72,8 @@ impl CurrentGuard<'_> {
         // Not measured by `clock`, which tests can set and which counts whole microseconds.
         let took = began.elapsed();
         telemetry.record_decision(&self.handles, door, &decision, now, took);
+        // The entries of ext_authz are made here, so their keys are those that the configuration knows.
+        self.handles.note_matches(request, &decision, door == Door::Rls, &doors.mistakes);
         if let Some(bound) = decision.exceeded_bound() {
             doors.exceeded.count(bound);
         }
@@ -151,6 +153,12 @@ impl Service {
     /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.
     pub(crate) fn synchronise_clock(&self) -> Option<i64> {
         self.clock.synchronise()
+    }
+
+    /// Logs the mistakes of gateways that are due. Called once a second.
+    pub(crate) fn report_mistakes(&self) {
+        let current = self.current();
+        self.telemetry.report_mistakes(&current.handles, &current.version.rules, &self.doors.mistakes, self.now());
     }
 
     /// The time by which limits are decided.

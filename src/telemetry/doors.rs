@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::settings::Bound;
-use crate::telemetry::MetricFamily;
+use crate::telemetry::{MetricFamily, Mistakes};
 
 /// How often each bound was exceeded.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ impl Exceeded {
 pub struct DoorMetrics {
     /// How often each bound was exceeded.
     pub exceeded: Exceeded,
+    /// Mistakes of gateways.
+    pub mistakes: Mistakes,
     /// Requests that panicked.
     pub panics: AtomicU64,
     /// Requests in flight.
@@ -61,6 +63,13 @@ impl DoorMetrics {
                 exceeded,
                 false,
             ),
+            family(
+                GATEWAY_MISTAKES,
+                "Requests, descriptors and connections that look like a mistake in the configuration of a gateway. The log has examples.",
+                Some("mistake"),
+                self.mistakes.counts().map(|(mistake, count)| (mistake.name(), count)).collect(),
+                false,
+            ),
             family(REQUEST_PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
             family(OPEN_CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
             family(REQUESTS_IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
@@ -70,6 +79,7 @@ impl DoorMetrics {
 }
 
 const BOUNDS_EXCEEDED: &str = "tollgate_bounds_exceeded_total";
+const GATEWAY_MISTAKES: &str = "tollgate_gateway_mistakes_total";
 const REQUEST_PANICS: &str = "tollgate_panics_total";
 const OPEN_CONNECTIONS: &str = "tollgate_connections";
 const REQUESTS_IN_FLIGHT: &str = "tollgate_requests_under_way";

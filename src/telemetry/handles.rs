@@ -2,10 +2,14 @@
 
 use metrics::Counter;
 
-use super::series::{CHECKS, CHECKS_SKIPPED, OVERRIDES_IGNORED, Registry, SHADOW_REFUSALS};
+use super::mistakes::{Mistake, Mistakes};
+use super::series::{CHECKS, CHECKS_SKIPPED, OVERRIDES_IGNORED, Registry, SHADOW_REFUSALS, UNMATCHED};
+use super::unmatched::Unmatched;
+use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
+use crate::descriptor::Request;
 use crate::plan::Outcome;
-use crate::rules::{RuleLabel, Rules};
+use crate::rules::{DescriptorEnd, RuleLabel, Rules};
 
 /// The most rules with their own labels. Further rules are counted together as [`OTHER_RULES`]: a hundred thousand rules
 /// would make a million series.
@@ -29,7 +33,11 @@ struct DomainCounters {
     skipped: Counter,
     overrides: Counter,
     shadow_refusals: Counter,
+    /// Refused requests that no rule matches.
     unmatched: Counter,
+    /// Descriptors that pass because no rule matches them.
+    unmatched_descriptors: Counter,
+    unmatched_samples: Unmatched,
     too_large: Counter,
     /// For each rule: denied, missing key, no limiter.
     rules: Vec<[Counter; 3]>,
@@ -62,6 +70,8 @@ impl Handles {
             overrides: registry.counter(OVERRIDES_IGNORED, &[("domain", name)]),
             shadow_refusals: registry.counter(SHADOW_REFUSALS, &[("domain", name)]),
             unmatched: registry.decisions(name, "", "", "refused", Reason::Unmatched.name()),
+            unmatched_descriptors: registry.counter(UNMATCHED, &[("domain", name)]),
+            unmatched_samples: Unmatched::default(),
             too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),
             rules: labels
                 .iter()
@@ -149,6 +159,78 @@ impl Handles {
         };
         if let Some(counter) = counter {
             counter.increment(1);
+        }
+    }
+}
+
+impl Handles {
+    /// Notes which descriptors no rule matched. `keys_of_gateway` says whether the gateway chose the keys of the entries.
+    #[inline]
+    pub(crate) fn note_matches(
+        &self,
+        request: &Request<'_>,
+        decision: &Decision,
+        keys_of_gateway: bool,
+        mistakes: &Mistakes,
+    ) {
+        let planned = decision.planned();
+        let (mut matched, mut unmatched) = (false, planned.ends.is_empty());
+        for end in &planned.ends {
+            match end {
+                DescriptorEnd::Unmatched => unmatched = true,
+                DescriptorEnd::Checked | DescriptorEnd::Allowed | DescriptorEnd::Refused => matched = true,
+                DescriptorEnd::Released => {}
+            }
+        }
+        if matched && let Some(domain) = planned.domain {
+            self.domains[domain].unmatched_samples.note_match();
+        }
+        if unmatched {
+            self.note_unmatched(request, decision, keys_of_gateway, mistakes);
+        }
+    }
+
+    #[cold]
+    fn note_unmatched(&self, request: &Request<'_>, decision: &Decision, keys_of_gateway: bool, mistakes: &Mistakes) {
+        let planned = decision.planned();
+        let rules = decision.rules();
+        // Such a request is not walked, also where the kill switch lifts the bounds.
+        let bounds = rules.bounds();
+        let is_large = request.descriptors.len() > bounds.descriptors
+            || request.descriptors.iter().any(|descriptor| descriptor.entries.len() > bounds.entries);
+        if is_large || decision.exceeded_bound().is_some() {
+            return;
+        }
+        let Some(domain) = planned.domain else {
+            let mistake = if request.domain.is_empty() { Mistake::EmptyDomain } else { Mistake::UnknownDomain };
+            return mistakes.record(mistake, request.domain);
+        };
+        if request.descriptors.is_empty() {
+            return mistakes.record(Mistake::NoDescriptors, &format!("domain {:?}", request.domain));
+        }
+        let domain = &self.domains[domain];
+        let mut count = 0;
+        for (number, (descriptor, end)) in request.descriptors.iter().zip(&planned.ends).enumerate() {
+            // An expired lease, or none, may come in any domain.
+            if *end != DescriptorEnd::Unmatched || rules.is_release(descriptor) {
+                continue;
+            }
+            // A rule that is in shadow mode on its own leaves a descriptor unmatched.
+            let in_shadow = planned.sources.iter().any(|source| usize::from(source.descriptor) == number);
+            if in_shadow || planned.shadow_refused_by.is_some() {
+                domain.unmatched_samples.note_match();
+                continue;
+            }
+            count += 1;
+            domain.unmatched_samples.count(descriptor, keys_of_gateway);
+        }
+        domain.unmatched_descriptors.increment(count);
+    }
+
+    /// Adds the unmatched descriptors that are a mistake to the mistakes.
+    pub(super) fn report_unmatched(&self, rules: &Rules, mistakes: &Mistakes, now: Timestamp) {
+        for (index, domain) in self.domains.iter().enumerate() {
+            domain.unmatched_samples.report(index, rules, mistakes, now);
         }
     }
 }

@@ -5,6 +5,7 @@
 //!            -> refusals.rs  log lines, limited per second
 //!            -> top.rs       the rules and counters that refused most in the last minutes
 //!   stores   -> store.rs     counts of calls
+//!   mistakes.rs              mistakes of gateways, which report nothing themselves; unmatched.rs finds those of keys
 //!   series.rs                the names, kinds and help texts of all series
 //! ```
 //!
@@ -14,10 +15,13 @@
 mod doors;
 mod handles;
 mod metrics;
+mod mistakes;
 mod refusals;
+mod sample;
 mod series;
 mod store;
 mod top;
+mod unmatched;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +29,15 @@ use std::time::Duration;
 pub use self::doors::{DoorMetrics, Exceeded};
 pub use self::handles::Handles;
 pub use self::metrics::{Door, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
+pub use self::mistakes::{Mistake, Mistakes};
 pub use self::refusals::RefusalLog;
 pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;
 use crate::decision::Decision;
-use crate::rules::Rules;
+use crate::rules::{Rules, nearest};
+
+/// The most domains that an unknown one is compared with.
+const MAX_COMPARED_DOMAINS: usize = 10_000;
 
 /// Records decisions.
 #[derive(Debug)]
@@ -51,6 +59,14 @@ impl Telemetry {
     /// Prepares the metric handles of these rules.
     pub fn prepare(&self, rules: &Arc<Rules>) -> Handles {
         self.metrics.prepare(rules)
+    }
+
+    /// Logs the mistakes of gateways that are due, each at most once a minute. Called once a second, off the path of a
+    /// decision.
+    pub fn report_mistakes(&self, handles: &Handles, rules: &Rules, mistakes: &Mistakes, now: Timestamp) {
+        handles.report_unmatched(rules, mistakes, now);
+        let domains = || rules.domain_names().map(|(name, _)| name).take(MAX_COMPARED_DOMAINS);
+        mistakes.report(now, |unknown| nearest(unknown, domains()));
     }
 
     /// Records a decision made at `now`, and the time it took.

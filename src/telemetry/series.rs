@@ -7,6 +7,7 @@ pub(super) const DECISIONS: &str = "tollgate_decisions_total";
 pub(super) const CHECKS: &str = "tollgate_checks_total";
 pub(super) const CHECKS_SKIPPED: &str = "tollgate_checks_skipped_total";
 pub(super) const OVERRIDES_IGNORED: &str = "tollgate_overrides_ignored_total";
+pub(super) const UNMATCHED: &str = "tollgate_unmatched_descriptors_total";
 pub(super) const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
 pub(super) const DECISION_DURATION: &str = "tollgate_decision_duration_seconds";
 pub(super) const DOOR_REQUESTS: &str = "tollgate_requests_total";
@@ -41,7 +42,7 @@ pub(super) const DURATION_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 29] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 30] = [
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
@@ -54,6 +55,7 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 29] = [
         MetricKind::Counter,
         "Limits sent with a request (overrides) that were ignored because they are invalid.",
     ),
+    (UNMATCHED, MetricKind::Counter, "Descriptors that passed because no rule matches them."),
     (
         SHADOW_REFUSALS,
         MetricKind::Counter,

@@ -113,6 +113,7 @@ async fn metrics_say_exactly_what_was_decided() {
             r#"tollgate_decisions_total{domain="edge",rule="",limiter="",verdict="allowed",reason=""} 8"#,
             r#"tollgate_decisions_total{domain="edge",rule="login",limiter="login",verdict="refused",reason="limit"} 1"#,
             r#"tollgate_decisions_total{domain="edge",rule="slow",limiter="slow",verdict="refused",reason="limit"} 1"#,
+            r#"tollgate_gateway_mistakes_total{mistake="unknown_domain"} 1"#,
             r#"tollgate_leases_acquired_total 2"#,
             r#"tollgate_leases_released_total{when="in_time"} 1"#,
             r#"tollgate_leases_released_total{when="late"} 1"#,

@@ -60,6 +60,18 @@ pub(super) struct Mismatch {
     pub(super) found: Option<String>,
 }
 
+impl Mismatch {
+    /// Says why the rule does not match, with the value that came or, for a log, without it.
+    pub(super) fn in_words(&self, with_value: bool) -> String {
+        let found = match &self.found {
+            None => "is missing".to_owned(),
+            Some(found) if with_value => format!("is {found:?}"),
+            Some(_) => "has another value".to_owned(),
+        };
+        format!("{} {found}, expected {}", self.entry, self.expected)
+    }
+}
+
 /// How one `apply` of a rule counts a descriptor.
 #[derive(Debug)]
 pub(super) struct ApplyExplanation {

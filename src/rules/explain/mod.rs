@@ -4,6 +4,8 @@
 
 mod explanation;
 mod identity;
+#[cfg(feature = "server")]
+mod miss;
 mod text;
 
 use self::explanation::{

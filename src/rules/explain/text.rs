@@ -63,8 +63,7 @@ impl ExplanationText<'_> {
         for rule in &nearly {
             text += &format!("\nrule {} nearly matches\n", rule.rule);
             for miss in &rule.mismatches {
-                let found = miss.found.as_ref().map_or("is missing".to_owned(), |found| format!("is {found:?}"));
-                text += &format!("  {} {found}, expected {}\n", miss.entry, miss.expected);
+                text += &format!("  {}\n", miss.in_words(true));
             }
         }
         let far: Vec<_> = others.iter().filter(|rule| !near(rule)).collect();

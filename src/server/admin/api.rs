@@ -101,6 +101,20 @@ pub struct TopRefused {
     pub rules: Vec<RefusalCount>,
     /// By counter, highest count first.
     pub keys: Vec<RefusalCount>,
+    /// The mistakes of gateways that were seen in these minutes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateway_mistakes: Vec<MistakeCount>,
+}
+
+/// A mistake in the configuration of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MistakeCount {
+    /// Its name, as the metric has it.
+    pub mistake: String,
+    /// What it is, and the remedy.
+    pub text: String,
+    /// Occurrences since the start.
+    pub count: u64,
 }
 
 /// Refusals of one rule or one counter.

@@ -34,19 +34,21 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::api::{
-    CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, RefusalCount, TopRefused,
+    CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, MistakeCount, RefusalCount,
+    TopRefused,
 };
 use super::body;
-use super::connection::{self, AcceptOptions, Activity};
+use super::connection::{self, AcceptOptions, Activity, Port};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
+use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
 use crate::rules::KnownCounter;
 use crate::service::{Current, Service, unix_seconds};
 use crate::store::StoreStatus;
-use crate::telemetry::{ReloadStatus, ScrapeInput, TopEntry};
+use crate::telemetry::{Mistake, ReloadStatus, ScrapeInput, TopEntry};
 
 /// The largest body of a request.
 const MAX_BODY_BYTES: usize = 64 << 10;
@@ -99,6 +101,7 @@ impl Admin {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None);
         let options = AcceptOptions {
+            port: Port::Admin,
             bounds: self.0.current().settings.bounds.clone(),
             doors: self.0.doors().clone(),
             open: |doors| &doors.admin_connections,
@@ -222,6 +225,13 @@ impl Admin {
                 "reloads_refused": refused,
                 "last_reload_taken": last_taken,
             },
+            "gateway_mistakes": self
+                .0
+                .doors()
+                .mistakes
+                .counts()
+                .map(|(mistake, count)| (mistake.name().to_owned(), count.into()))
+                .collect::<serde_json::Map<_, _>>(),
             "stores": stores.into_iter().map(store).collect::<serde_json::Map<_, _>>(),
         }))
     }
@@ -242,11 +252,19 @@ impl Admin {
             refused: ranked.refused,
             over: ranked.over,
         };
-        let tops = self.0.telemetry().top.of_last(minutes - 1, self.0.now());
+        let now = self.0.now();
+        let tops = self.0.telemetry().top.of_last(minutes - 1, now);
+        let since = Timestamp::from_micros(now - Timestamp::from_secs(60 * minutes as u64));
+        let mistake = |(mistake, count): (Mistake, u64)| MistakeCount {
+            mistake: mistake.name().to_owned(),
+            text: mistake.text().to_owned(),
+            count,
+        };
         Ok(json_ok(&TopRefused {
             minutes,
             rules: tops.rules.into_iter().map(refused).collect(),
             keys: tops.counters.into_iter().map(refused).collect(),
+            gateway_mistakes: self.0.doors().mistakes.seen_since(since).map(mistake).collect(),
         }))
     }
 

@@ -17,6 +17,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::framing::{FrameScanner, MID_HEAD};
+use super::opening::Opening;
 use super::target::ReceivedTarget;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
@@ -40,6 +41,8 @@ pub(in crate::server) struct Activity {
     read_at_request: AtomicU64,
     /// Whether the client speaks HTTP/1.
     http1: AtomicBool,
+    /// The protocol that the first bytes announce, as an [`Opening`].
+    opening: Mutex<Opening>,
     /// HTTP/1: the target of the next request as received, if hyper reads a changed copy of it.
     received_target: Mutex<Option<ReceivedTarget>>,
     /// Whether input is discarded before the connection is closed.
@@ -71,6 +74,7 @@ impl Activity {
             read: AtomicU64::new(MID_HEAD),
             read_at_request: AtomicU64::new(0),
             http1: AtomicBool::new(false),
+            opening: Mutex::new(Opening::Unknown),
             received_target: Mutex::new(None),
             discard_at_close: AtomicBool::new(false),
             directive: AtomicU8::new(Directive::Serve as u8),
@@ -93,6 +97,16 @@ impl Activity {
     /// Whether the next byte begins the head of another HTTP/1 request.
     pub(super) fn is_between_heads(&self) -> bool {
         self.http1.load(Ordering::Relaxed) && self.in_flight.load(Ordering::Relaxed) == 0 && self.http1_bytes() == 0
+    }
+
+    /// Stores the protocol of the connection.
+    pub(super) fn set_opening(&self, opening: Opening) {
+        *self.opening.lock().unwrap_or_else(PoisonError::into_inner) = opening;
+    }
+
+    /// The protocol of the connection.
+    pub(in crate::server) fn opening(&self) -> Opening {
+        *self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores the target of the next request as received.

@@ -6,6 +6,7 @@
 
 mod activity;
 mod framing;
+mod opening;
 mod target;
 
 use std::future::poll_fn;
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use self::activity::WatchedConnection;
 pub(super) use self::activity::{Activity, InFlight};
 use self::framing::FrameScanner;
+use self::opening::OpeningScanner;
+pub(super) use self::opening::{Opening, Port};
 pub(super) use self::target::ReceivedTarget;
 use self::target::TargetScanner;
 use super::listen::{self, ClientStream, Listener};
@@ -47,6 +50,8 @@ const DRAIN_TICK: Duration = Duration::from_millis(250);
 /// How a door accepts connections.
 #[derive(Debug)]
 pub(super) struct AcceptOptions {
+    /// The port.
+    pub(super) port: Port,
     /// Bounds on clients.
     pub(super) bounds: Bounds,
     /// Where connections and exceeded bounds are counted.
@@ -63,25 +68,31 @@ where
     S: Fn(ObservedStream, listen::BoundAddress, Arc<Activity>) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let AcceptOptions { bounds, doors, open } = options;
+    let AcceptOptions { port, bounds, doors, open } = options;
     let permits = Arc::new(Semaphore::new(bounds.connections as usize));
     let mut watched: Vec<WatchedConnection> = Vec::new();
     let shortest = bounds.idle_timeout.unwrap_or(Duration::MAX).min(bounds.head_timeout);
     let mut ticks = tokio::time::interval((shortest / TICKS_PER_TIMEOUT).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let serve_watched = |stream, peer, permit: OwnedSemaphorePermit, watched: &mut Vec<WatchedConnection>| {
-        let activity = Activity::new(&bounds, &doors);
-        if watched.len() == watched.capacity() {
-            watched.retain(WatchedConnection::is_open);
-        }
-        watched.push(WatchedConnection::new(activity.clone()));
-        let served = serve(ObservedStream::new(stream, activity.clone()), peer, activity);
-        let counted = OpenConnection::new(doors.clone(), open);
-        tokio::spawn(async move {
-            served.await;
-            drop((permit, counted));
-        });
-    };
+    let serve_watched =
+        |stream, peer: listen::BoundAddress, permit: OwnedSemaphorePermit, watched: &mut Vec<WatchedConnection>| {
+            let activity = Activity::new(&bounds, &doors);
+            if watched.len() == watched.capacity() {
+                watched.retain(WatchedConnection::is_open);
+            }
+            watched.push(WatchedConnection::new(activity.clone()));
+            let address = peer.tcp().map(|peer| peer.ip());
+            let served = serve(ObservedStream::new(stream, activity.clone()), peer, activity.clone());
+            let counted = OpenConnection::new(doors.clone(), open);
+            let doors = doors.clone();
+            tokio::spawn(async move {
+                served.await;
+                if let Some(mistake) = port.mistake(activity.opening()) {
+                    doors.mistakes.record(mistake, &port.client(address));
+                }
+                drop((permit, counted, activity));
+            });
+        };
     // One connection beyond the bound is accepted, so that its waiting is counted.
     let mut next = None;
     loop {
@@ -173,6 +184,8 @@ pub(super) struct ObservedStream {
     stream: ClientStream,
     scanner: FrameScanner,
     targets: TargetScanner,
+    /// Until the protocol is known.
+    opening: Option<OpeningScanner>,
     activity: Arc<Activity>,
     /// Until when input is discarded, once the stream is shut down.
     discard_until: Option<Pin<Box<Sleep>>>,
@@ -182,17 +195,25 @@ impl ObservedStream {
     fn new(stream: ClientStream, activity: Arc<Activity>) -> Self {
         let mut targets = TargetScanner::default();
         targets.begin();
-        Self { stream, scanner: FrameScanner::default(), targets, activity, discard_until: None }
+        let opening = Some(OpeningScanner::default());
+        Self { stream, scanner: FrameScanner::default(), targets, opening, activity, discard_until: None }
     }
 }
 
 impl AsyncRead for ObservedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, scanner, targets, activity, .. } = self.get_mut();
+        let Self { stream, scanner, targets, opening, activity, .. } = self.get_mut();
         let before = into.filled().len();
         let read = Pin::new(stream).poll_read(cx, into);
         if let Poll::Ready(Ok(())) = read {
             let bytes = &mut into.filled_mut()[before..];
+            if let Some(scanner) = opening {
+                let told = scanner.scan(bytes);
+                if told != Opening::Unknown {
+                    activity.set_opening(told);
+                    *opening = None;
+                }
+            }
             if activity.is_between_heads() {
                 targets.begin();
             }

@@ -39,14 +39,13 @@ use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::S
 use self::health::HealthService;
 use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
 use self::unary::ReadError;
-use super::connection::{self, AcceptOptions, Activity};
+use super::connection::{self, AcceptOptions, Activity, Port};
 use super::listen::Listener;
-use super::notice::Notice;
 use super::panics;
 use crate::server::head;
 use crate::service::Service;
 use crate::settings::{Bound, Bounds};
-use crate::telemetry::{Door, Reply};
+use crate::telemetry::{Door, Mistake, Reply};
 
 /// The generated messages of RLS.
 pub use self::generated::envoy as messages;
@@ -85,8 +84,6 @@ struct Services {
     reflection_alpha: Reflection,
     /// Whether health is reported as SERVING. `None` once the process has ended all watches.
     serving: Mutex<Option<watch::Sender<bool>>>,
-    /// A request whose encoding is not supported.
-    encodings: Notice,
     bounds: Bounds,
 }
 
@@ -106,7 +103,6 @@ impl Grpc {
             reflection,
             reflection_alpha,
             serving: Mutex::new(Some(serving)),
-            encodings: Notice::default(),
             bounds,
         }))
     }
@@ -145,8 +141,12 @@ impl Grpc {
             .max_header_list_size(head::decoder_limit(bounds))
             .auto_date_header(false);
         let total = TotalBudget::new(bounds, doors);
-        let options =
-            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.grpc_connections };
+        let options = AcceptOptions {
+            port: Port::Grpc,
+            bounds: bounds.clone(),
+            doors: doors.clone(),
+            open: |doors| &doors.grpc_connections,
+        };
         connection::accept(listener, stop, options, |stream, _, activity| {
             let services = self.0.clone();
             let connection_state = ConnectionState { activity: activity.clone(), budget: total.connection() };
@@ -276,7 +276,10 @@ impl Services {
             Method::Health => self.health.clone().call(request),
             Method::Reflection => self.reflection.clone().call(request),
             Method::ReflectionAlpha => self.reflection_alpha.clone().call(request),
-            Method::Unknown => Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) }),
+            Method::Unknown => {
+                self.service.doors().mistakes.record(Mistake::UnknownMethod, method_named(&request));
+                Box::pin(async { Ok(Status::unimplemented("no such method here").into_http()) })
+            }
         }
     }
 
@@ -300,14 +303,8 @@ impl Services {
 
     /// The error response to a request that cannot be read, which `refuse_unreadable` replaces.
     fn unreadable(&self, error: &ReadError) -> http::Response<Body> {
-        if let ReadError::Encoding(encoding) = error
-            && let Some(requests) = self.encodings.count(self.service.now())
-        {
-            tracing::warn!(
-                encoding,
-                requests,
-                "gRPC requests refused: grpc-encoding is not supported; let the client send gzip or no compression"
-            );
+        if let ReadError::Encoding(encoding) = error {
+            self.service.doors().mistakes.record(Mistake::Encoding, encoding);
         }
         unary::error_response(error)
     }
@@ -347,6 +344,17 @@ impl Services {
             None => GuardedBody::from(body),
             Some(lease) => GuardedBody::with_lease(body, LeaseGuard::new(self.service.clone(), lease)),
         })
+    }
+}
+
+/// The method that a request of an unknown one names, for a log. A path that is no method of gRPC may hold identities.
+fn method_named<B>(request: &http::Request<B>) -> &str {
+    let is_grpc = head::is_grpc(request.headers());
+    let path = request.uri().path();
+    let is_name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
+    match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
+        Some((service, method)) if is_grpc && service.contains('.') && is_name(service) && is_name(method) => path,
+        _ => "a path that is no method of gRPC",
     }
 }
 

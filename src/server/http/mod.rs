@@ -32,14 +32,13 @@ use tokio_util::sync::CancellationToken;
 use self::gateway::Gateway;
 pub(super) use self::response::{health, respond};
 use super::body;
-use super::connection::{self, AcceptOptions, Activity, InFlight};
+use super::connection::{self, AcceptOptions, Activity, InFlight, Opening, Port};
 use super::listen::{self, Listener};
-use super::notice::Notice;
 use super::panics;
 use crate::server::head;
 use crate::service::Service;
 use crate::settings::{Bound, Bounds};
-use crate::telemetry::{Door, Reply};
+use crate::telemetry::{Door, Mistake, Reply};
 
 /// The longest path that hyper reads. A longer one is answered 414, which is a refusal.
 const MAX_PATH_BYTES: u64 = u16::MAX as u64 - 1;
@@ -53,8 +52,6 @@ struct RequestHandler {
     authz: authz::HttpAuthz,
     bounds: Bounds,
     service: Arc<Service>,
-    /// A request that hyper cannot read.
-    unreadable: Notice,
 }
 
 impl Http {
@@ -62,7 +59,7 @@ impl Http {
     pub fn new(service: Arc<Service>) -> Self {
         let bounds = service.current().settings.bounds.clone();
         let authz = authz::HttpAuthz::new(service.clone());
-        Self(Arc::new(RequestHandler { authz, bounds, service, unreadable: Notice::default() }))
+        Self(Arc::new(RequestHandler { authz, bounds, service }))
     }
 
     /// Answers one request by its head, without a connection, for programs that have a listener of their own. `peer` is the
@@ -85,8 +82,12 @@ impl Http {
             .http2()
             .max_concurrent_streams(bounds.streams)
             .max_header_list_size(head::decoder_limit(bounds));
-        let options =
-            AcceptOptions { bounds: bounds.clone(), doors: doors.clone(), open: |doors| &doors.http_connections };
+        let options = AcceptOptions {
+            port: Port::Http,
+            bounds: bounds.clone(),
+            doors: doors.clone(),
+            open: |doors| &doors.http_connections,
+        };
         connection::accept(listener, stop, options, |stream, peer, activity| {
             let service = self.0.clone();
             let peer = match peer {
@@ -158,6 +159,9 @@ impl RequestHandler {
             self.service.doors().exceeded.count(bound);
             return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too large\n");
         }
+        if Gateway::of(head.uri.path()).is_none() && head::is_grpc(&head.headers) {
+            self.service.doors().mistakes.record(Mistake::GrpcAtOtherPort, &Port::Http.client(peer));
+        }
         let answered = panics::catch(self.service.doors(), answer_head(&self.authz, head, peer)).await;
         answered.unwrap_or_else(|| {
             self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Failed);
@@ -174,8 +178,9 @@ impl RequestHandler {
             let large = activity.http1_bytes() >= MAX_PATH_BYTES.min(self.bounds.header_bytes as u64);
             self.service.doors().exceeded.count(if large { Bound::HeaderBytes } else { Bound::Headers });
         }
-        if let Some(requests) = self.unreadable.count(self.service.now()) {
-            tracing::warn!(%error, requests, "HTTP requests refused: request heads are not valid HTTP");
+        // Another protocol is a mistake of its own.
+        if !matches!(activity.opening(), Opening::Tls | Opening::Proxy) {
+            self.service.doors().mistakes.record(Mistake::UnreadableHead, &error.to_string());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The real binary, serving.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -36,6 +38,19 @@ impl Tollgate {
     /// Sends a request to its HTTP door.
     pub fn ask(&self, ask: &Ask) -> Answer {
         ask.send(self.ports.of(8_080)).unwrap_or_else(|error| panic!("{ask:?}: {error}\n{}", self.process.log()))
+    }
+
+    /// Its output so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Sends bytes to its gRPC door, and waits until it closes the connection.
+    pub fn send_to_grpc(&self, bytes: &[u8]) {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports.of(8_081))).expect("it listens");
+        stream.write_all(bytes).expect("it is sent");
+        // The connection may be reset.
+        let _ = stream.read_to_end(&mut Vec::new());
     }
 
     /// Stops its process as a debugger does: the kernel still accepts connections, and nothing answers them.

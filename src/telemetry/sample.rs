@@ -1,0 +1,84 @@
+//! A copy of a descriptor, of bounded size, to be looked at off the path of its decision.
+
+use crate::descriptor::Descriptor;
+
+/// The longest key that is copied, in bytes.
+const MAX_KEY_BYTES: usize = 64;
+
+/// The longest value that is copied, in bytes.
+const MAX_VALUE_BYTES: usize = 256;
+
+/// The most entries, and the most values of a list, that are copied.
+const MAX_PARTS: usize = 32;
+
+/// The entries of a descriptor. It holds identities, so it has no `Debug` output.
+#[derive(Clone)]
+pub(super) struct Sample {
+    entries: Vec<(Box<str>, Box<str>)>,
+    lists: Vec<(Box<str>, Vec<Box<str>>)>,
+}
+
+impl Sample {
+    /// Copies a descriptor.
+    pub(super) fn of(descriptor: &Descriptor<'_>) -> Self {
+        let entries = descriptor.entries.iter().filter(|entry| descriptor.list(entry.key).is_none());
+        let entries = entries.take(MAX_PARTS);
+        let lists = descriptor.lists.iter().flat_map(|lists| &lists.0).take(MAX_PARTS);
+        Self {
+            entries: entries.map(|entry| (cut(entry.key, MAX_KEY_BYTES), cut(&entry.value, MAX_VALUE_BYTES))).collect(),
+            lists: lists
+                .map(|list| {
+                    let values = list.values.iter().take(MAX_PARTS);
+                    (cut(list.key, MAX_KEY_BYTES), values.map(|value| cut(value, MAX_VALUE_BYTES)).collect())
+                })
+                .collect(),
+        }
+    }
+
+    /// Looks at the copy.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Descriptor<'_>) -> T) -> T {
+        let mut descriptor = Descriptor::of(self.entries.iter().map(|(key, value)| (&**key, &**value)));
+        for (key, values) in &self.lists {
+            descriptor.push_list(key, values.iter().map(|value| (&**value).into()).collect());
+        }
+        look(&descriptor)
+    }
+}
+
+impl std::fmt::Debug for Sample {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sample")
+    }
+}
+
+fn cut(text: &str, most: usize) -> Box<str> {
+    start(text, most).into()
+}
+
+/// The start of a text: at most this many bytes, and whole characters.
+pub(super) fn start(text: &str, most: usize) -> &str {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_entries_and_lists_and_a_bounded_size() {
+        let long = "é".repeat(1000);
+        let mut descriptor = Descriptor::of([("path", "/login"), (&*long, &*long)]);
+        descriptor.push_list("roles", vec!["admin".into(), "user".into()]);
+        let sample = Sample::of(&descriptor);
+        sample.with(|copy| {
+            assert_eq!(copy.value("path"), Some("/login"));
+            assert_eq!(copy.value("roles"), Some("admin,user"));
+            assert_eq!(copy.list("roles").map(<[_]>::len), Some(2));
+            assert_eq!(copy.entries.len(), 3);
+            assert!(copy.entries.iter().all(|entry| entry.key.len() <= 64 && entry.value.len() <= 256));
+        });
+        let many = Descriptor::of(std::iter::repeat_n(("path", "/"), 5000));
+        assert_eq!(Sample::of(&many).with(|copy| copy.entries.len()), MAX_PARTS);
+    }
+}
