@@ -457,6 +457,9 @@ def play(gateway):
     for chapter in (one_account_from_many_addresses, many_accounts_from_one_address, tiers, two_at_a_time, through_ext_authz):
         chapter(story)
         story.flush()
+    for log in gateway.directory.glob("tollgate*.log"):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "mistake=" in line]
+        story.check(not lines, f"expected no mistake of Envoy in the log: {lines}")
     took = time.monotonic() - began
     if story.wrong:
         print(f"\n{story.paint('1;31', f'{story.wrong} results were unexpected')} ({took:.1f} s)")
