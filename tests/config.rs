@@ -13,4 +13,5 @@ mod config {
     mod forms;
     mod meaning;
     mod reload;
+    mod warnings;
 }

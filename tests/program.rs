@@ -11,6 +11,7 @@ mod support;
 
 mod program {
     mod answers;
+    mod check;
     mod cli;
     mod drain;
     mod notices;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
-pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader};
+pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, log_warnings};
 pub use self::snapshots::PlannedSnapshot;
 use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{BuildError, PreparedService, StorePlan};
-use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, RestartSettings};
+use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, RestartSettings, WarningKind};
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
@@ -42,6 +42,14 @@ pub enum ReloadOutcome {
     },
     /// The files have errors; the configuration in use stays. One line for each error.
     Rejected(Vec<String>),
+}
+
+/// Logs the warnings of a configuration that was applied.
+pub fn log_warnings(warnings: &[Problem]) {
+    for warning in warnings {
+        let name = warning.warning.map_or("", WarningKind::name);
+        tracing::warn!(warning = name, "{warning}");
+    }
 }
 
 /// A change that takes effect at the next start.
@@ -195,7 +203,7 @@ impl Reloader {
         self.applied = self.last_read.clone();
         self.plan = prepared.plan;
         tracing::info!(version = self.service.reloads().version, "configuration applied");
-        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        log_warnings(warnings);
         if secret_changed {
             tracing::warn!(
                 "server.secret changed: all counters start at zero, and leases can no longer be released before they expire"

@@ -1,42 +1,123 @@
-//! `tollgate check`: reports all errors of configurations.
+//! `tollgate check`: reports all errors and warnings of configurations.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use tollgate::config::Config;
+use serde::Serialize;
+use tollgate::config::{Config, Problem};
 use tollgate::rules::Rules;
 
-use super::load::{report_errors, report_warnings};
+use super::load::report;
 use super::table::print;
 
+/// What `check` does besides reporting.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// Print the configuration as it takes effect: defaults written out, variables expanded, secrets masked.
+    #[arg(long)]
+    print: bool,
+    /// Treat warnings as errors.
+    #[arg(long)]
+    strict: bool,
+    /// Print errors and warnings to standard output as JSON, one object a line, and nothing else.
+    #[arg(long, conflicts_with = "print")]
+    json: bool,
+}
+
 /// Checks each path as a separate configuration.
-pub(super) fn check(paths: &[PathBuf], print_effective: bool) -> ExitCode {
+pub(super) fn check(paths: &[PathBuf], args: CheckArgs) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (index, path) in paths.iter().enumerate() {
-        let config = match Config::load(Some(path)) {
-            Ok(config) => config,
-            Err(errors) => {
-                code = report_errors(&errors);
-                continue;
+        let checked = CheckResult::of(path, args);
+        for problem in &checked.problems {
+            let error = problem.warning.is_none() || args.strict;
+            if error {
+                code = ExitCode::FAILURE;
             }
-        };
-        report_warnings(&config.warnings);
-        let effective = print_effective.then(|| config.effective());
-        let summary = summary(&config);
-        // Loading has reported all of these errors with their lines, so this should find none.
-        if let Err(errors) = Rules::compile(config.book) {
-            errors.iter().for_each(|error| eprintln!("{}: {error}", path.display()));
-            code = ExitCode::FAILURE;
-            continue;
+            match args.json {
+                true => print(&line(problem, error)),
+                false => report(problem, error),
+            }
         }
-        if let Some(effective) = effective {
-            let separator = if index > 0 { "---\n" } else { "" };
-            print(&format!("{separator}# {} as it takes effect\n{effective}", path.display()));
-        } else {
-            print(&format!("{}: good: {summary}\n", path.display()));
+        match &checked.good {
+            Some(effective) if args.print => {
+                let separator = if index > 0 { "---\n" } else { "" };
+                print(&format!("{separator}# {} as it takes effect\n{effective}", path.display()));
+            }
+            Some(summary) if !args.json => print(&format!("{}: good: {summary}\n", path.display())),
+            Some(_) | None => {}
         }
     }
     code
+}
+
+/// One configuration.
+struct CheckResult {
+    /// Its errors and warnings.
+    problems: Vec<Problem>,
+    /// What to print if it is good.
+    good: Option<String>,
+}
+
+impl CheckResult {
+    fn of(path: &Path, args: CheckArgs) -> Self {
+        let config = match Config::load(Some(path)) {
+            Ok(config) => config,
+            Err(errors) => return Self { problems: errors.iter().cloned().collect(), good: None },
+        };
+        let mut problems = config.warnings.clone();
+        let mut good = Some(if args.print { config.effective() } else { summary(&config) });
+        // Loading has reported all of these errors with their lines, so this should find none.
+        if let Err(errors) = Rules::compile(config.book) {
+            let file = path.display().to_string();
+            let error = |text: String| Problem {
+                file: file.clone(),
+                line: None,
+                column: None,
+                path: String::new(),
+                warning: None,
+                text,
+            };
+            problems.extend(errors.iter().map(|found| error(found.to_string())));
+        }
+        if problems.iter().any(|problem| problem.warning.is_none() || args.strict) {
+            good = None;
+        }
+        Self { problems, good }
+    }
+}
+
+/// An error or a warning for editors and CI. Its keys are stable; others may be added.
+#[derive(Serialize)]
+struct Finding<'a> {
+    /// The name of the file, as on the command line or below that directory.
+    file: &'a str,
+    /// The line, from one. None if it is about the whole file.
+    line: Option<u32>,
+    /// The column in characters, from one. None if only the line is known.
+    column: Option<u32>,
+    /// The path of the key, `rules[0].match.path`. Empty if it is about the whole file or its syntax.
+    path: &'a str,
+    /// `error` or `warning`.
+    severity: &'static str,
+    /// The kind of a warning, also where `--strict` makes it an error. None for other errors.
+    warning: Option<&'static str>,
+    /// The sentence that `check` prints otherwise.
+    text: &'a str,
+}
+
+/// A line of JSON.
+fn line(problem: &Problem, error: bool) -> String {
+    let finding = Finding {
+        file: &problem.file,
+        line: problem.line,
+        column: problem.column,
+        path: &problem.path,
+        severity: if error { "error" } else { "warning" },
+        warning: problem.warning.map(tollgate::config::WarningKind::name),
+        text: &problem.text,
+    };
+    serde_json::to_string(&finding).expect("texts and numbers are always JSON") + "\n"
 }
 
 fn summary(config: &Config) -> String {

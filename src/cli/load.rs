@@ -33,10 +33,14 @@ pub(super) fn report_errors(errors: &Errors) -> ExitCode {
 
 /// Prints the warnings of a configuration.
 pub(super) fn report_warnings(warnings: &[Problem]) {
-    for Problem { file, line, text } in warnings {
-        match line {
-            Some(line) => eprintln!("{file}:{line}: warning: {text}"),
-            None => eprintln!("{file}: warning: {text}"),
-        }
-    }
+    warnings.iter().for_each(|warning| report(warning, false));
+}
+
+/// Prints an error or a warning. A warning that counts as an error keeps its name.
+pub(super) fn report(problem: &Problem, error: bool) {
+    let Some(kind) = problem.warning else { return eprintln!("{problem}") };
+    let Problem { file, line, text, .. } = problem;
+    let line = line.map_or(String::new(), |line| format!("{line}:"));
+    let severity = if error { "" } else { " warning:" };
+    eprintln!("{file}:{line}{severity} {text} [{}]", kind.name());
 }

@@ -3,7 +3,7 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | the configuration has errors, or the command failed |
+//! | 1 | the configuration has errors (for `check --strict`, or warnings), or the command failed |
 //! | 2 | invalid command line |
 //! | 130 | stopped by a second signal, before requests in flight finished |
 
@@ -62,19 +62,22 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
     },
-    /// Report all errors of a configuration.
+    /// Report all errors and warnings of a configuration.
     ///
-    /// Each path is a separate configuration; a directory is one configuration. No store is contacted.
+    /// Each path is a separate configuration; a directory is one configuration. No store is contacted. A warning is
+    /// about what is valid and probably not meant; its name stands in brackets, and [check] accept = ["NAME"] in the
+    /// configuration accepts it.
     #[command(
-        after_help = "Examples:\n  tollgate check tollgate.toml\n  tollgate check --print conf.d/ > effective.yaml"
+        after_help = "Examples:\n  tollgate check tollgate.toml\n  tollgate check --strict --json conf.d/\n  tollgate check \
+                      --print conf.d/ > effective.yaml\n\nExit codes: 0 without errors, 1 with errors (with --strict, or \
+                      warnings), 2 usage."
     )]
     Check {
         /// Files in TOML or YAML, or directories of them.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// Print the configuration as it takes effect: defaults written out, variables expanded, secrets masked.
-        #[arg(long)]
-        print: bool,
+        #[command(flatten)]
+        args: check::CheckArgs,
     },
     /// Show how the rules treat a request.
     ///
@@ -196,7 +199,7 @@ enum StoreCommand {
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { config } => serve::serve(config.as_deref()),
-        Command::Check { files, print } => check::check(&files, print),
+        Command::Check { files, args } => check::check(&files, args),
         Command::Explain { server, domain, entries } => match server.named() {
             true => {
                 exit_code(server.client().and_then(|client| explain::explain_on_server(&client, &domain, &entries)))

@@ -15,7 +15,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::load::{report_errors, report_warnings, searched_paths};
+use super::load::{report_errors, searched_paths};
 
 /// An example configuration, printed if there is none.
 const EXAMPLE_CONFIG: &str = r#"
@@ -54,8 +54,8 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
     let (development, restart_settings) = (config.book.secret.is_development(), RestartSettings::of(&config));
     let warnings = config.warnings.clone();
     let prepared = PreparedService::of(config)?;
-    report_warnings(&warnings);
     start_logging(prepared.settings.log.json);
+    tollgate::app::log_warnings(&warnings);
     if origin.config_path().is_none() {
         print_first_steps();
     }

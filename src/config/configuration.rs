@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::document::problem::Problem;
+use super::document::warning::WarningKind;
 use super::schema::values::Hidden;
 use crate::rules::RuleBook;
 use crate::settings::Settings;
@@ -20,6 +21,10 @@ pub struct Config {
     pub book: RuleBook,
     /// The declared entries by domain, for the domains that declare them. The rules were checked against these.
     pub entries: Vec<(String, Vec<String>)>,
+    /// Whether clear text is meant on addresses that other machines can reach.
+    pub clear_text_accepted: bool,
+    /// The kinds of warnings that are not reported.
+    pub accepted_warnings: Vec<WarningKind>,
     /// Warnings: the configuration works, but these deserve attention.
     pub warnings: Vec<Problem>,
     /// The names of the files that were read. Empty when none was found.

@@ -9,6 +9,8 @@ use super::document::disk::Disk;
 use super::document::files::{self, SourceText};
 use super::document::origin::Origin;
 use super::document::problem::{Errors, Problems};
+use super::document::warning::WarningKind;
+use super::lint;
 use super::schema;
 use super::schema::decode::{Field, field};
 use crate::settings::Listen;
@@ -113,7 +115,20 @@ fn build(file: &schema::File, problems: &mut Problems) -> Config {
     (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
     book.limiters = limiters.into_built();
     let entries = rules::entries(file);
-    Config { server: settings, stores, book, entries, ..Config::default() }
+    let accepted_warnings = accepted_warnings(file);
+    accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
+    lint::warn(file, &settings, &book, problems);
+    let clear_text_accepted = file.server.get().is_some_and(|server| server.clear_text.get().is_some());
+    Config { server: settings, stores, book, entries, clear_text_accepted, accepted_warnings, ..Config::default() }
+}
+
+/// The kinds of warnings that the files accept, each once.
+fn accepted_warnings(file: &schema::File) -> Vec<WarningKind> {
+    let accepted = file.check.get().map_or(&[][..], |check| check.accept.items());
+    let mut accepted: Vec<WarningKind> = accepted.iter().map(|kind| kind.value).collect();
+    accepted.sort_unstable();
+    accepted.dedup();
+    accepted
 }
 
 #[cfg(test)]

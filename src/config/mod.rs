@@ -4,6 +4,7 @@
 //!   document/   file or directory -> toml, yaml -> node: values with their lines -> expand: ${VAR} -> files: one tree
 //!   schema/     that tree -> typed tables; the same tables are the JSON Schema
 //!   build/      typed tables -> settings, stores, limiters, rules
+//!   lint/       warnings about what is valid and probably not meant, one file for each subject
 //!   loader      all of it in order
 //!   print       the effective configuration as YAML; restart: the settings in it that change only with a restart
 //!   document/watch   notices changes of the files
@@ -18,6 +19,7 @@
 mod build;
 mod configuration;
 mod document;
+mod lint;
 mod loader;
 #[cfg(feature = "server")]
 mod print;
@@ -29,6 +31,7 @@ pub use self::configuration::{Config, NamedStore, SnapshotSettings};
 pub use self::document::files::{CONFIG_VARIABLE, SourceText, search_paths};
 pub use self::document::origin::Origin;
 pub use self::document::problem::{Errors, Problem};
+pub use self::document::warning::WarningKind;
 #[cfg(feature = "server")]
 pub use self::document::watch::ConfigWatcher;
 #[cfg(feature = "server")]

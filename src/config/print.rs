@@ -43,6 +43,9 @@ pub(super) fn tree(config: &Config) -> Value {
     if !book.secret.is_development() {
         server["secret"] = MASK.into();
     }
+    if config.clear_text_accepted {
+        server["clear_text"] = "accepted".into();
+    }
     if config.server.admin.token.is_some() {
         server["admin_token"] = MASK.into();
     }
@@ -50,6 +53,7 @@ pub(super) fn tree(config: &Config) -> Value {
     let authz = &config.server.authz;
     let entries: Map<String, Value> =
         authz.entries.iter().map(|(name, source)| (name.clone(), entry_source(source))).collect();
+    let accepted: Vec<&str> = config.accepted_warnings.iter().map(|kind| kind.name()).collect();
     json!({
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
@@ -66,6 +70,7 @@ pub(super) fn tree(config: &Config) -> Value {
             "format": if log.json { "json" } else { "text" },
             "refusals_per_second": log.refusals_per_second,
         },
+        "check": { "accept": accepted },
     })
 }
 
@@ -403,7 +408,9 @@ mod tests {
     const EVERY_KEY: [&str; 4] = [
         "server:
   secret: sixteen letters and more
+  clear_text: accepted
   admin_token: sixteen letters and more
+check: { accept: [unused_limiter] }
 authz:
   entries:
     a: { header: x-a, default: none }

@@ -116,6 +116,12 @@ impl Form {
         self.steps.is_empty() && !self.address
     }
 
+    /// Whether the values pass this normaliser.
+    #[cfg(feature = "config")]
+    pub(crate) fn has(&self, step: Normaliser) -> bool {
+        self.steps.contains(&step)
+    }
+
     /// Whether the values are addresses.
     pub(crate) fn is_address(&self) -> bool {
         self.address

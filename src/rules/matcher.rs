@@ -188,6 +188,12 @@ impl Pattern {
         )))
     }
 
+    /// Whether every value that matches `other` matches this pattern. `false` also where that is not known.
+    #[cfg(feature = "config")]
+    pub(super) fn covers(&self, other: &Pattern) -> bool {
+        self.middle.is_empty() && other.prefix.starts_with(&*self.prefix) && other.suffix.ends_with(&*self.suffix)
+    }
+
     /// Whether `value` matches the pattern.
     pub fn matches(&self, value: &str) -> bool {
         let Some(rest) = value.strip_prefix(&*self.prefix) else { return false };

@@ -13,6 +13,8 @@ mod address;
 mod book;
 mod compile;
 mod compiled;
+#[cfg(feature = "config")]
+mod coverage;
 mod explain;
 mod form;
 mod index;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::config::{Config, Errors, SourceText, json_schema};
+use tollgate::config::{Config, Errors, SourceText, WarningKind, json_schema};
 use tollgate::decision::Decision;
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine;
@@ -426,7 +426,7 @@ fn warnings(text: &str) -> Vec<String> {
 }
 
 const EDGE: &str = "[limiters.a]\nmax_concurrent = 1\n\
-                    [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { path = '/x' }\n\
+                    [[rules]]\ndomain = 'edge'\nname = 'a'\nmatch = { method = 'GET' }\n\
                     apply = [{ limiter = 'a', key = ['remote_address'] }]\n";
 
 #[test]
@@ -450,7 +450,9 @@ fn a_domain_of_ext_authz_without_rules_causes_a_warning() {
     );
     assert_eq!(warnings(EDGE), [""; 0], "it may be for RLS alone");
     let printed = read_with("a.yaml", &read(EDGE).effective(), &|_| None).expect("nothing is wrong");
-    assert_eq!(printed.warnings, []);
+    let kinds: Vec<_> = printed.warnings.iter().map(|warning| warning.warning).collect();
+    let ports = [Some(WarningKind::ClearText); 2];
+    assert_eq!(kinds, ports, "the default addresses are written out, and other machines can reach them");
     let refusing = format!("{EDGE}[authz]\ndomain = 'shut'\n[domains.shut]\nunmatched = 'deny'\n");
     assert_eq!(warnings(&refusing), [""; 0]);
 }
@@ -468,8 +470,15 @@ fn an_entry_that_ext_authz_requests_do_not_have_causes_a_warning() {
     assert_eq!(warnings(&with_domain), std::slice::from_ref(&meant));
     let with_entries = format!("{with_domain}[authz.entries]\naccount = {{ header = 'x-account' }}\n");
     assert_eq!(warnings(&with_entries), [meant]);
-    let far = |text: &str| text.replace("path = '/x'", "plan = 'pro'").replace("remote_adress", "account");
-    assert_eq!(warnings(&far(&with_domain)), [""; 0], "without authz.entries it may be for RLS");
+    let far = |text: &str| text.replace("method = 'GET'", "plan = 'pro'").replace("remote_adress", "account");
+    assert_eq!(
+        warnings(&far(&with_domain)),
+        [
+            "a.toml:7: rules[0].apply[0].key[0] names the entry \"account\", which neither [authz] nor the domain lists; \
+             if clients send it, list all entries of clients in domains.edge.entries"
+        ],
+        "without authz.entries it may be for RLS, and only the key is certainly needed"
+    );
     let plan = warnings(&far(&with_entries));
     assert!(
         plan.len() == 1 && plan[0].contains("match.plan names the entry \"plan\"") && plan[0].contains("account"),
@@ -477,7 +486,8 @@ fn an_entry_that_ext_authz_requests_do_not_have_causes_a_warning() {
     );
     let silenced = format!("{}[domains.edge]\nentries = ['plan']\n", far(&with_entries));
     assert_eq!(warnings(&silenced), [""; 0]);
-    assert_eq!(warnings(&text), [""; 0], "the domain of ext_authz is another");
+    let elsewhere: Vec<_> = read(&text).warnings.iter().map(|warning| warning.warning).collect();
+    assert_eq!(elsewhere, [Some(WarningKind::SimilarEntry)], "the domain of ext_authz is another");
 }
 
 #[test]

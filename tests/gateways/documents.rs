@@ -10,7 +10,7 @@ use tollgate::config::{Config, SourceText};
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents whose commands, configuration and links are checked.
-const DOCUMENTS: [&str; 19] = [
+const DOCUMENTS: [&str; 20] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -20,6 +20,7 @@ const DOCUMENTS: [&str; 19] = [
     "benches/README.md",
     "docs/admin-api.md",
     "docs/algorithms.md",
+    "docs/check.md",
     "docs/envoy.md",
     "docs/faq.md",
     "docs/gateways.md",
@@ -77,7 +78,7 @@ fn every_configuration_is_accepted() {
         // A fragment without rules is read together with some.
         let text = match block.text.contains("[[rules]]") {
             true => block.text,
-            false => format!("{}\n{A_RULE}", block.text),
+            false => format!("{}\n{}", block.text, a_rule(&block.text)),
         };
         let source = SourceText { name: format!("{} block.toml", block.document), text };
         let secrets = ["TOLLGATE_ADMIN_TOKEN", "TOLLGATE_SECRET", "REDIS_PASSWORD"];
@@ -87,7 +88,16 @@ fn every_configuration_is_accepted() {
     }
 }
 
-const A_RULE: &str = "[[rules]]\ndomain = 'edge'\nname = 'all'\naction = 'deny'\n";
+/// A rule that applies the limiters of a fragment.
+fn a_rule(fragment: &str) -> String {
+    let limiters = fragment.lines().filter_map(|line| line.strip_prefix("[limiters.")?.strip_suffix(']'));
+    let applies: Vec<String> = limiters.map(|name| format!("{{ limiter = '{name}' }}")).collect();
+    let action = match applies.is_empty() {
+        true => "action = 'deny'".to_owned(),
+        false => format!("apply = [{}]", applies.join(", ")),
+    };
+    format!("[[rules]]\ndomain = 'edge'\nname = 'all'\n{action}\n")
+}
 
 #[test]
 fn every_filter_is_accepted_by_a_real_envoy() {

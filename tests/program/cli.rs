@@ -46,8 +46,9 @@ limit = 100
 window = "1h"
 burst = 20
 
-[domains.edge.normalise]
-account = ["lowercase", "trim"]
+[domains.edge]
+entries = ["remote_address", "path", "method", "account", "device", "tier", "plan", "region"]
+normalise = { path = ["path"], account = ["lowercase", "trim"] }
 
 [[rules]]
 domain = "edge"

@@ -5,6 +5,7 @@
 //! | `docs/metrics.md` | a scrape of the real binary |
 //! | `docs/admin-api.md` | its examples: the responses of the real binary to the requests of the page |
 //! | `docs/algorithms.svg` | `limiter::advance` |
+//! | `docs/check.md` | its table: the kinds of warnings |
 
 mod plot;
 
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
+use tollgate::config::WarningKind;
 use tollgate::server::admin::ROUTES;
 
 use crate::support::binary::{DOORS, Served, exchange};
@@ -354,6 +356,19 @@ fn the_examples_of_the_page_of_the_admin_port_are_what_it_answers() {
     }
     assert!(played >= 6, "{played} examples");
     is_written("docs/admin-api.md", &format!("{written}{rest}"));
+}
+
+// docs/check.md
+
+#[test]
+fn the_page_of_check_lists_every_kind_of_warning() {
+    const HEAD: &str = "| name | what | remedy |\n|---|---|---|\n";
+    let page = read("docs/check.md");
+    let (before, table) = page.split_once(HEAD).expect("the table of warnings");
+    let (_, after) = table.split_once("\n\n").expect("a paragraph after the table");
+    let row = |kind: &WarningKind| format!("| `{}` | {} | {} |\n", kind.name(), kind.about(), kind.remedy());
+    let rows: String = WarningKind::ALL.iter().map(row).collect();
+    is_written("docs/check.md", &format!("{before}{HEAD}{rows}\n{after}"));
 }
 
 // docs/algorithms.svg

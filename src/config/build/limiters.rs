@@ -71,11 +71,8 @@ struct LimiterBuilder<'a> {
 impl<'a> LimiterBuilder<'a> {
     fn limiter(mut self) -> Option<Limiter> {
         if self.item.name.contains(['{', '}']) {
-            let path = &self.item.location.path;
-            self.problems.error(
-                self.item.location.position,
-                format!("{path} is a name, expected no braces: in rules they enclose the name of an entry"),
-            );
+            let reason = "is a name, expected no braces: in rules they enclose the name of an entry";
+            self.problems.error(self.item.location.position, &self.item.location.path, reason);
         }
         let store = self.store();
         let on_store_error = self.on_store_error();

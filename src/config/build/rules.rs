@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use super::limiters::Limiters;
 use super::server::FIXED_ENTRIES;
-use crate::config::document::node::Position;
+use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
+use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
@@ -108,7 +109,7 @@ fn warn_of_missing_rules(
     if rules.is_empty() {
         // Without any file this is intended, and `serve` prints a notice.
         if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
-            problems.warning(Position { file: 0, line: 0 }, "there are no rules, so every request passes");
+            warn_of_no_rules(file, problems);
         }
         return;
     }
@@ -123,14 +124,27 @@ fn warn_of_missing_rules(
     let reason =
         format!("which has no rules, so every ext_authz request passes unless its route names another domain{remedy}");
     match authz.domain.location() {
-        Some(location) => problems.warn(location, reason),
+        Some(location) => problems.warn(WarningKind::AuthzWithoutRules, location, reason),
         None => {
-            problems.warning(
-                authz.location.position,
-                format!("{}.domain is {authz_domain:?} by default, {reason}", authz.location.path),
-            );
+            let path = join(&authz.location.path, "domain");
+            let location = Location { path, ..authz.location.clone() };
+            let reason = format!("is {authz_domain:?} by default, {reason}");
+            problems.warn_of(WarningKind::AuthzWithoutRules, &location, reason);
         }
     }
+}
+
+/// Warns that nothing is ever refused. A file of rate-sync has limiters, which its callers name themselves.
+fn warn_of_no_rules(file: &schema::File, problems: &mut Problems) {
+    let Some(limiter) = file.limiters.named().first() else {
+        return problems.warn_of_all(WarningKind::NoRules, "there are no rules, so every request passes");
+    };
+    let name = &limiter.name;
+    let reason = format!(
+        "is applied by no rule: there are no rules, so every request passes; add one: [[rules]] with domain = \"edge\", \
+         name = {name:?} and apply = [{{ limiter = {name:?}, key = [\"remote_address\"] }}]"
+    );
+    problems.warn_of(WarningKind::NoRules, &limiter.location, reason);
 }
 
 /// The entries that requests of a domain can have, as far as the configuration lists them.
@@ -222,16 +236,16 @@ fn domain(
 fn check_entry(entry: &str, location: &Location, entries: Option<&KnownEntries>, problems: &mut Problems) {
     let Some(entries) = entries.filter(|entries| !entries.names.iter().any(|known| known == entry)) else { return };
     let names = entries.names.iter().map(String::as_str);
-    let named = format!("{} names the entry {entry:?}, which", location.path);
+    let named = format!("names the entry {entry:?}, which");
     if entries.unlisted == UnlistedEntries::Never {
         let remedy = remedy(entry, names, "known entries");
-        problems.error(location.position, format!("{named} the domain does not declare{remedy}"));
+        problems.error(location.position, &location.path, format_args!("{named} the domain does not declare{remedy}"));
     } else if entries.unlisted == UnlistedEntries::OnlyFromRls || nearest(entry, names.clone()).is_some() {
         let remedy = remedy(entry, names, "known entries");
         let domain = &entries.domain;
         let reason = format!("{named} ext_authz requests do not have{remedy}");
         let silence = format!("if RLS clients send it, list all their entries in domains.{domain}.entries");
-        problems.warning(location.position, format!("{reason}; {silence}"));
+        problems.warn_of(WarningKind::UnknownEntry, location, format_args!("{reason}; {silence}"));
     }
 }
 
@@ -281,10 +295,10 @@ impl<'a> RuleBuilder<'a> {
         if shadow {
             const REASON: &str = "which has no effect in a rule with mode = \"shadow\": later rules still apply";
             if let Some(allow) = written.action.get().filter(|action| action.value == schema::Verdict::Allow) {
-                self.problems.warn(&allow.location, REASON);
+                self.problems.warn(WarningKind::NoEffectInShadow, &allow.location, REASON);
             }
             if let Some(last) = written.last.get().filter(|switch| switch.0) {
-                self.problems.warn(&last.location, REASON);
+                self.problems.warn(WarningKind::NoEffectInShadow, &last.location, REASON);
             }
         }
         Some(Rule {
@@ -327,12 +341,14 @@ impl<'a> RuleBuilder<'a> {
         let sent = Forms::of(&Domain { normalise, ..Domain::default() }).literal(entry, matcher);
         let theirs = match sent {
             Ok(sent) if sent == *matcher || self.forms.get(entry).is_some() => return,
-            Ok(sent) => format!(": theirs is {sent}; write that, or"),
-            Err(_) => "; write it as they do, or".to_owned(),
+            // The value of a variable may be a secret.
+            Ok(sent) if test.location.shown == matcher.to_string() => format!(": theirs is {sent}; write that, or"),
+            Ok(_) | Err(_) => "; write it as they do, or".to_owned(),
         };
         let domain = self.written.domain.get().map_or("", |domain| domain.value.as_str());
         let remedy = format!("set domains.{domain}.normalise.{entry} = [{:?}]", normaliser.word());
-        self.problems.warn(&test.location, format!("which ext_authz requests never have{theirs} {remedy}"));
+        let reason = format!("which ext_authz requests never have{theirs} {remedy}");
+        self.problems.warn(WarningKind::ForeignForm, &test.location, reason);
     }
 
     fn action(&mut self) -> Option<Action> {
@@ -349,10 +365,8 @@ impl<'a> RuleBuilder<'a> {
             }
             let list = written.apply.get()?;
             if list.is_empty && !self.problems.has_syntax_errors() {
-                self.problems.error(
-                    list.location.position,
-                    format!("{} is empty, expected at least one limiter", list.location.path),
-                );
+                let reason = "is empty, expected at least one limiter";
+                self.problems.error(list.location.position, &list.location.path, reason);
             }
             let applies: Vec<Option<Apply>> = list.items.iter().map(|apply| self.apply(apply)).collect();
             return applies.into_iter().collect::<Option<Vec<Apply>>>().map(Action::Apply);
@@ -534,7 +548,7 @@ impl<'a> RuleBuilder<'a> {
         let Some(exact) = single.and_then(|item| exact_values(item.value.as_ref()?)) else {
             let entries = template.entries.join("} and {");
             let reason = format!("and has no otherwise: a request whose {{{entries}}} matches no limiter is refused");
-            self.problems.warn(&reference.location, reason);
+            self.problems.warn(WarningKind::UnmatchedTier, &reference.location, reason);
             return;
         };
         for (value, location) in exact {
@@ -600,7 +614,7 @@ impl<'a> RuleBuilder<'a> {
                 "but {first:?} and {other:?} differ in algorithm, window or store: a client that moves between them \
                  gets a new counter"
             );
-            self.problems.warn(&reference.location, reason);
+            self.problems.warn(WarningKind::TiersDiffer, &reference.location, reason);
         }
     }
 }
@@ -627,14 +641,16 @@ fn exact_values(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>>
 }
 
 /// The name of a limiter with entries in braces.
-struct NameTemplate {
+pub(in crate::config) struct NameTemplate {
     /// The texts around the entries: one more than there are entries.
     texts: Vec<String>,
-    entries: Vec<String>,
+    /// The entries.
+    pub(in crate::config) entries: Vec<String>,
 }
 
 impl NameTemplate {
-    fn parse(reference: &str) -> Option<Self> {
+    /// Reads a reference to a limiter. None if its braces do not enclose names.
+    pub(in crate::config) fn parse(reference: &str) -> Option<Self> {
         let mut texts = vec![];
         let mut entries = vec![];
         let mut rest = reference;
@@ -652,7 +668,7 @@ impl NameTemplate {
     }
 
     /// Whether some values of the entries produce this name.
-    fn matches(&self, name: &str) -> bool {
+    pub(in crate::config) fn matches(&self, name: &str) -> bool {
         let (first, last) = (&self.texts[0], &self.texts[self.texts.len() - 1]);
         let Some(rest) = name.strip_prefix(&**first) else { return false };
         let Some(mut rest) = rest.strip_suffix(&**last) else { return false };

@@ -1,6 +1,7 @@
 //! Builds the settings of the ports, of ext_authz, of the log and of the whole process.
 
 use crate::config::document::problem::Problems;
+use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::{Field, Located, SchemaTable};
 use crate::config::schema::values::{Item, Switch, shown_size};
@@ -41,7 +42,11 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
         settings.bounds = bounds(written, problems);
     }
     if let Some(fastapi) = file.fastapi.get() {
-        problems.warn(&fastapi.location, "which has no effect here; authz.trusted_hops selects the proxies to trust");
+        problems.warn(
+            WarningKind::IgnoredKey,
+            &fastapi.location,
+            "which has no effect here; authz.trusted_hops selects the proxies to trust",
+        );
     }
     settings.log = log(file);
     if let Some(written) = file.authz.get() {
@@ -60,7 +65,13 @@ fn set_admin(settings: &mut Settings, server: &schema::Server, problems: &mut Pr
             {
                 problems.refuse(&token.location, "expected ASCII without surrounding spaces: it is sent in a header");
             }
-            1..16 => problems.warn(&token.location, "shorter than 16 characters: it can be guessed"),
+            1..16 => {
+                problems.warn(
+                    WarningKind::WeakSecret,
+                    &token.location,
+                    "shorter than 16 characters: it can be guessed",
+                );
+            }
             _ => {}
         }
         settings.admin.token = Some(Token(token.0.clone()));
@@ -164,10 +175,7 @@ fn authz(written: &schema::Authz, problems: &mut Problems) -> AuthzSettings {
     }
     for item in written.entries.named() {
         if FIXED_ENTRIES.contains(&&*item.name) {
-            problems.error(
-                item.location.position,
-                format!("{} is a built-in entry, expected another name", item.location.path),
-            );
+            problems.error(item.location.position, &item.location.path, "is a built-in entry, expected another name");
         }
         if let Some(source) = item.value.as_ref().and_then(|source| entry_source(item, source, problems)) {
             authz.entries.push((item.name.clone(), source));
@@ -271,7 +279,11 @@ pub(in crate::config) fn book(file: &schema::File, problems: &mut Problems) -> R
         match secret.0.chars().count() {
             0 => problems
                 .refuse(&secret.location, "expected at least one character; leave it out for the development default"),
-            1..16 => problems.warn(&secret.location, "shorter than 16 characters: it can be guessed"),
+            1..16 => problems.warn(
+                WarningKind::WeakSecret,
+                &secret.location,
+                "shorter than 16 characters: it can be guessed",
+            ),
             _ => {}
         }
         book.secret = Secret::new(&secret.0);

@@ -53,7 +53,7 @@ impl Expansion<'_> {
                     }
                 }
                 Err(reason) => {
-                    self.problems.error(position, format!("{path} {reason}"));
+                    self.problems.error(position, path, reason);
                     node.value = Value::Unexpanded;
                 }
             },
@@ -69,7 +69,7 @@ impl Expansion<'_> {
                             Ok(expanded) => key.text = expanded,
                             Err(reason) => {
                                 let table = if path.is_empty() { "the file" } else { path };
-                                self.problems.error(key.position, format!("a key of {table} {reason}"));
+                                self.problems.error_near(key.position, path, format!("a key of {table} {reason}"));
                             }
                         }
                     }

@@ -129,14 +129,18 @@ pub(crate) fn merged_tree(
             Value::Null => {}
             // The text is not shown: it may be `password:secret`, a table without the space after the colon.
             Value::Text(_) => {
-                problems.error(node.position, "the file is a text, expected a table such as \"limiters\"");
+                problems.error_near(node.position, "", "the file is a text, expected a table such as \"limiters\"");
             }
             other => {
-                problems.error(node.position, format!("the file is {other}, expected a table such as \"limiters\""));
+                problems.error_near(
+                    node.position,
+                    "",
+                    format!("the file is {other}, expected a table such as \"limiters\""),
+                );
             }
         }
     }
-    TreeNode { value: Value::Table(merged), position: Position { file: 0, line: 0 } }
+    TreeNode { value: Value::Table(merged), position: Position::default() }
 }
 
 /// Parses a file in the format of its extension.
@@ -148,7 +152,7 @@ fn parse(name: &str, text: &str, file: u16, problems: &mut Problems) -> TreeNode
     return yaml::parse(text, file, problems);
     #[cfg(not(feature = "server"))]
     {
-        let position = Position { file, line: 0 };
+        let position = Position { file, ..Position::default() };
         problems.syntax_error(
             position,
             "is YAML, which this build cannot read; write TOML, or build tollgate with the cargo feature \"server\"",
@@ -171,7 +175,7 @@ fn merge(into: &mut Vec<(Key, TreeNode)>, from: Vec<(Key, TreeNode)>, path: &str
             (Value::List(first), Value::List(more)) if path == "rules" => first.extend(more),
             (_, _) => {
                 let first = problems.locate(first_key.position);
-                problems.error(key.position, format!("{path} is defined twice; the first is at {first}"));
+                problems.error(key.position, &path, format_args!("is defined twice; the first is at {first}"));
             }
         }
     }

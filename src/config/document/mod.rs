@@ -7,6 +7,7 @@ pub(super) mod node;
 pub(super) mod origin;
 pub(super) mod problem;
 mod toml;
+pub(super) mod warning;
 #[cfg(feature = "server")]
 pub(super) mod watch;
 #[cfg(feature = "server")]

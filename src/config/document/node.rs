@@ -3,13 +3,27 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// A line of a file, for errors.
+/// A place in a file, for errors.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Position {
     /// The index of the file among those that were read.
     pub file: u16,
     /// The line, counted from one.
     pub line: u32,
+    /// The column, counted in characters from one. Zero if only the line is known.
+    pub column: u32,
+}
+
+impl Position {
+    /// The beginning of a file.
+    pub(crate) fn start(file: u16) -> Self {
+        Self { file, line: 1, column: 1 }
+    }
+
+    /// Its file and line.
+    pub(crate) fn file_and_line(self) -> (u16, u32) {
+        (self.file, self.line)
+    }
 }
 
 /// A value with its position.

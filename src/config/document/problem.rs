@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::node::Position;
+use super::warning::WarningKind;
 pub(crate) use crate::rules::nearest;
 
 /// An error or a warning: `config/tollgate.toml:31: limiters.login.window is "0s", expected more than zero`.
@@ -12,7 +13,14 @@ pub struct Problem {
     pub file: String,
     /// The line, counted from one. None if the problem is of the whole file.
     pub line: Option<u32>,
-    /// The path inside the file, the value, what was expected, and what to do.
+    /// The column in that line, counted in characters from one.
+    pub column: Option<u32>,
+    /// The path inside the file, such as `limiters.login.window`. Empty if the problem is of the whole file, or of its
+    /// syntax.
+    pub path: String,
+    /// The kind of a warning. None for an error.
+    pub warning: Option<WarningKind>,
+    /// The path, the value, what was expected, and what to do.
     pub text: String,
 }
 
@@ -36,7 +44,8 @@ impl Errors {
     }
 
     pub(in crate::config) fn one(file: impl Into<String>, text: impl Into<String>) -> Self {
-        Self(vec![Problem { file: file.into(), line: None, text: text.into() }])
+        let (path, text) = (String::new(), text.into());
+        Self(vec![Problem { file: file.into(), line: None, column: None, path, warning: None, text }])
     }
 }
 
@@ -58,14 +67,25 @@ impl std::error::Error for Errors {}
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     files: Vec<String>,
-    errors: Vec<(Position, String)>,
-    warnings: Vec<(Position, String)>,
+    errors: Vec<Report>,
+    warnings: Vec<Report>,
+    /// The kinds of warnings that the configuration accepts.
+    accepted: Vec<WarningKind>,
     /// Syntax errors. Further errors on their lines are dropped, and nothing is reported as missing.
     syntax_errors: Vec<Position>,
     /// Ranges of lines whose errors are dropped: the first line and the number of the last.
     ignored_lines: Vec<(Position, u32)>,
     /// The paths for which a misspelt key was probably meant. They are not reported as missing.
     misspelt: Vec<String>,
+}
+
+/// An error or a warning while a configuration is read.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    position: Position,
+    path: String,
+    warning: Option<WarningKind>,
+    text: String,
 }
 
 /// The path, text and position of a value. Every error about the value begins with them.
@@ -95,30 +115,53 @@ impl Problems {
         format!("{}:{}", self.file(position), position.line)
     }
 
-    /// Reports an error.
-    pub(crate) fn error(&mut self, position: Position, text: impl Into<String>) {
-        self.errors.push((position, text.into()));
+    /// Whether an error was reported.
+    pub(crate) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// Drops warnings of this kind.
+    pub(crate) fn accept(&mut self, kind: WarningKind) {
+        self.accepted.push(kind);
+    }
+
+    /// Reports an error about what is at `path`. The text begins with the path.
+    pub(crate) fn error(&mut self, position: Position, path: &str, reason: impl fmt::Display) {
+        self.error_near(position, path, format!("{path} {reason}"));
+    }
+
+    /// Reports an error about what is at `path`, or about the whole file without one. The text says which.
+    pub(crate) fn error_near(&mut self, position: Position, path: &str, text: impl Into<String>) {
+        self.errors.push(Report { position, path: path.to_owned(), warning: None, text: text.into() });
     }
 
     /// Reports an invalid value. The path and the value are put before `reason`.
     pub(crate) fn refuse(&mut self, location: &Location, reason: impl fmt::Display) {
-        self.error(location.position, format!("{} is {}, {reason}", location.path, location.shown));
+        self.error(location.position, &location.path, format_args!("is {}, {reason}", location.shown));
     }
 
     /// Reports a warning about a value. The path and the value are put before `reason`.
-    pub(crate) fn warn(&mut self, location: &Location, reason: impl fmt::Display) {
-        self.warning(location.position, format!("{} is {}, {reason}", location.path, location.shown));
+    pub(crate) fn warn(&mut self, kind: WarningKind, location: &Location, reason: impl fmt::Display) {
+        self.warn_of(kind, location, format_args!("is {}, {reason}", location.shown));
     }
 
-    /// Reports a warning.
-    pub(crate) fn warning(&mut self, position: Position, text: impl Into<String>) {
-        self.warnings.push((position, text.into()));
+    /// Reports a warning about what is at a location. The path is put before `reason`.
+    pub(crate) fn warn_of(&mut self, kind: WarningKind, location: &Location, reason: impl fmt::Display) {
+        let text = format!("{} {reason}", location.path);
+        let (position, path) = (location.position, location.path.clone());
+        self.warnings.push(Report { position, path, warning: Some(kind), text });
+    }
+
+    /// Reports a warning about the whole configuration.
+    pub(crate) fn warn_of_all(&mut self, kind: WarningKind, text: impl Into<String>) {
+        let (position, path) = (Position::default(), String::new());
+        self.warnings.push(Report { position, path, warning: Some(kind), text: text.into() });
     }
 
     /// Reports a syntax error. Part of the file may be absent from the tree.
     pub(crate) fn syntax_error(&mut self, position: Position, text: impl Into<String>) {
         self.syntax_errors.push(position);
-        self.error(position, text);
+        self.error_near(position, "", text);
     }
 
     /// Drops all errors from line `first` to line `last`, which are consequences of an error before them.
@@ -131,7 +174,7 @@ impl Problems {
         let is_misspelt =
             |meant: &String| meant.strip_prefix(path).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
         if !self.has_syntax_errors() && !self.misspelt.iter().any(is_misspelt) {
-            self.error(position, format!("{path} {text}"));
+            self.error(position, path, text);
         }
     }
 
@@ -148,40 +191,43 @@ impl Problems {
     /// Returns the warnings, or all errors if there are any.
     pub(crate) fn finish(mut self) -> Result<Vec<Problem>, Errors> {
         if self.errors.is_empty() {
-            let warnings = std::mem::take(&mut self.warnings);
+            let mut warnings = std::mem::take(&mut self.warnings);
+            warnings.retain(|report| !report.warning.is_some_and(|kind| self.accepted.contains(&kind)));
             return Ok(self.sorted(warnings));
         }
         let mut errors = std::mem::take(&mut self.errors);
         let syntax_errors = std::mem::take(&mut self.syntax_errors);
         let ignored_lines = std::mem::take(&mut self.ignored_lines);
-        errors.retain(|(position, _)| {
+        errors.retain(|Report { position, .. }| {
             !ignored_lines
                 .iter()
                 .any(|(first, last)| position.file == first.file && (first.line..=*last).contains(&position.line))
         });
         // A line with a syntax error keeps only its first error.
         let mut seen = Vec::new();
-        errors.retain(|(position, _)| {
-            !syntax_errors.contains(position)
-                || !seen.contains(position) && {
-                    seen.push(*position);
+        errors.retain(|Report { position, .. }| {
+            let line = position.file_and_line();
+            !syntax_errors.iter().any(|error| error.file_and_line() == line)
+                || !seen.contains(&line) && {
+                    seen.push(line);
                     true
                 }
         });
         Err(Errors(self.sorted(errors)))
     }
 
-    fn sorted(&self, mut problems: Vec<(Position, String)>) -> Vec<Problem> {
-        problems.sort_by_key(|(position, _)| *position);
-        problems.dedup();
-        problems
-            .into_iter()
-            .map(|(position, text)| Problem {
-                file: self.file(position).to_owned(),
-                line: (position.line > 0).then_some(position.line),
-                text,
-            })
-            .collect()
+    fn sorted(&self, mut problems: Vec<Report>) -> Vec<Problem> {
+        problems.sort_by_key(|report| report.position);
+        problems.dedup_by(|a, b| a.position.file_and_line() == b.position.file_and_line() && a.text == b.text);
+        let problem = |Report { position, path, warning, text }| Problem {
+            file: self.file(position).to_owned(),
+            line: (position.line > 0).then_some(position.line),
+            column: (position.column > 0).then_some(position.column),
+            path,
+            warning,
+            text,
+        };
+        problems.into_iter().map(problem).collect()
     }
 
     fn file(&self, position: Position) -> &str {

@@ -12,7 +12,7 @@ use super::problem::Problems;
 pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode {
     let toml = TomlText { text, file, lines: lines(text) };
     let (table, errors) = DeTable::parse_recoverable(text);
-    let root = TreeNode { value: toml.table(table.get_ref()), position: Position { file, line: 1 } };
+    let root = TreeNode { value: toml.table(table.get_ref()), position: Position::start(file) };
     let mut errors: Vec<_> =
         errors.iter().map(|error| (error.span().unwrap_or(text.len()..text.len()), error.message())).collect();
     errors.sort_by_key(|(span, _)| span.start);
@@ -24,7 +24,7 @@ pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode 
             let key = toml.text.get(span.clone()).unwrap_or("a key");
             let first = toml.first_definition(&root, key, span.start);
             let (path, first) = first.unwrap_or_else(|| (key.to_owned(), position));
-            problems.error(position, format!("{path} is given twice; the first is at line {}", first.line));
+            problems.error(position, &path, format_args!("is given twice; the first is at line {}", first.line));
         } else if toml.is_table_header(position.line) {
             // This line is correct, but the parser took it and all that follows as part of an unclosed value.
             problems.syntax_error(position, "not valid TOML: a [ or { above is not closed where this table begins");
@@ -55,7 +55,10 @@ fn lines(text: &str) -> Vec<usize> {
 impl TomlText<'_> {
     fn position(&self, span: &Range<usize>) -> Position {
         let line = self.lines.partition_point(|&begin| begin <= span.start);
-        Position { file: self.file, line: u32::try_from(line).unwrap_or(u32::MAX) }
+        let begin = line.checked_sub(1).map_or(0, |index| self.lines[index]);
+        let column = self.text.get(begin..span.start).map_or(0, |before| before.chars().count() + 1);
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Position { file: self.file, line: number(line), column: number(column) }
     }
 
     fn line(&self, line: u32) -> &str {
@@ -121,8 +124,10 @@ impl TomlText<'_> {
         let (own, before) = above.split_last()?;
         if let Some(path) = header_path(own) {
             let first = before.iter().position(|line| header_path(line) == Some(path));
-            let position =
-                first.map(|index| Position { file: self.file, line: u32::try_from(index + 1).unwrap_or(u32::MAX) });
+            let position = first.map(|index| Position {
+                line: u32::try_from(index + 1).unwrap_or(u32::MAX),
+                ..Position::start(self.file)
+            });
             return Some((path.to_owned(), position?));
         }
         let table = before.iter().rev().find_map(|line| header_path(line));

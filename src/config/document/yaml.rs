@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 use super::node::{Key, Position, TreeNode, Value, WrittenNumber, WrittenText, join};
 use super::problem::Problems;
@@ -23,8 +23,7 @@ pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode 
         let outcome = match event {
             Ok((event, span)) => tree.handle_event(event, span, problems),
             Err(error) => {
-                let line = u32::try_from(error.marker().line()).unwrap_or(u32::MAX);
-                problems.syntax_error(Position { file, line }, format!("not valid YAML: {}", error.info()));
+                problems.syntax_error(position(file, error.marker()), format!("not valid YAML: {}", error.info()));
                 Err(())
             }
         };
@@ -35,7 +34,13 @@ pub(crate) fn parse(text: &str, file: u16, problems: &mut Problems) -> TreeNode 
     while !tree.open.is_empty() {
         tree.close(problems);
     }
-    tree.root.unwrap_or(TreeNode { value: Value::Table(Vec::new()), position: Position { file, line: 1 } })
+    tree.root.unwrap_or(TreeNode { value: Value::Table(Vec::new()), position: Position::start(file) })
+}
+
+/// The place of a marker.
+fn position(file: u16, marker: &Marker) -> Position {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Position { file, line: number(marker.line()), column: number(marker.col() + 1) }
 }
 
 struct TreeBuilder {
@@ -66,7 +71,7 @@ struct OpenCollection {
 
 impl TreeBuilder {
     fn handle_event(&mut self, event: Event<'_>, span: Span, problems: &mut Problems) -> Result<(), ()> {
-        let position = Position { file: self.file, line: u32::try_from(span.start.line()).unwrap_or(u32::MAX) };
+        let position = position(self.file, &span.start);
         match event {
             Event::DocumentStart(_) => {
                 self.documents += 1;
@@ -162,7 +167,11 @@ impl TreeBuilder {
                 let path = join(&open.path, &key.text);
                 match open.keys.get(&key.text) {
                     Some(first) => {
-                        problems.error(key.position, format!("{path} is given twice; the first is at line {first}"));
+                        problems.error(
+                            key.position,
+                            &path,
+                            format_args!("is given twice; the first is at line {first}"),
+                        );
                     }
                     None => {
                         open.keys.insert(key.text.clone(), key.position.line);
@@ -177,7 +186,7 @@ impl TreeBuilder {
                 }
                 Value::Bool(value) => open.key = Some(Key { text: value.to_string(), position: node.position }),
                 other => {
-                    problems.error(node.position, format!("a key is {other}, expected a text"));
+                    problems.error_near(node.position, &open.path, format!("a key is {other}, expected a text"));
                     open.key = Some(Key { text: other.to_string(), position: node.position });
                 }
             },

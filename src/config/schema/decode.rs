@@ -130,7 +130,7 @@ pub(crate) fn entries<'a>(
         Value::Null => Some(&[]),
         // The text is not shown: it may be `password:secret`, a table without the space after the colon.
         Value::Text(_) => {
-            problems.error(location.position, format!("{} is a text, expected a table", location.path));
+            problems.error(location.position, &location.path, "is a text, expected a table");
             None
         }
         _ => {
@@ -152,12 +152,12 @@ pub(crate) fn known_keys(entries: &[(Key, TreeNode)], location: &Location, known
                 ':' => "a colon, expected a space after it".to_owned(),
                 mark => format!("{mark:?}, which no key contains; expected a known key"),
             };
-            problems.error(key.position, format!("{path} is followed by {reason}"));
+            problems.error(key.position, &path, format_args!("is followed by {reason}"));
             continue;
         }
         let path = join(&location.path, &key.text);
         let remedy = remedy(&key.text, known.clone(), "known keys");
-        problems.error(key.position, format!("{path} is not a known key{remedy}"));
+        problems.error(key.position, &path, format_args!("is not a known key{remedy}"));
         if let Some(meant) = nearest(&key.text, known.clone()) {
             problems.record_misspelt(join(&location.path, meant));
         }
@@ -174,7 +174,7 @@ pub(crate) fn key<T: Decode>(
     let path = join(&location.path, info.name);
     match entries.iter().find(|(key, _)| key.text == info.name) {
         Some((key, node)) => {
-            // A scalar is reported at the line of its key, even if it stands on the next one.
+            // A scalar is reported at its key, even if it stands on the next line.
             let position = Position { line: key.position.line.max(1), ..key.position };
             match &node.value {
                 Value::List(_) | Value::Table(_) => field(node, path, problems),

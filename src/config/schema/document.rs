@@ -9,11 +9,12 @@ use serde_json::Value;
 use super::address::{AdminListen, ListenAddress};
 use super::authz::{MetadataTable, WrittenMetadata};
 use super::file::File;
-use super::json::{inlined, referenced, variable};
+use super::json::{choice, inlined, referenced, variable};
 use super::rule::{KeyTable, Match, WrittenKeyEntry};
 use super::values::{
     ByName, Hidden, IgnoredNumber, List, Pause, Positive, SPAN_PATTERN, Seconds, Span, SpanOrOff, Switch,
 };
+use crate::config::document::warning::WarningKind;
 
 /// The JSON Schema of a configuration.
 pub fn json_schema() -> Value {
@@ -22,6 +23,12 @@ pub fn json_schema() -> Value {
     schema.to_value()
 }
 
+referenced!(WarningKind, "Warning", {
+    let about: Vec<[&str; 1]> = WarningKind::ALL.iter().map(|kind| [kind.about()]).collect();
+    let words: Vec<(&str, &[&str])> =
+        WarningKind::ALL.iter().zip(&about).map(|(kind, about)| (kind.name(), &about[..])).collect();
+    choice(&["A kind of warning."], &words)
+});
 inlined!(Hidden, schema!({ "type": "string" }));
 inlined!(Switch, schema!({ "anyOf": [{ "type": "boolean" }, variable()] }));
 inlined!(ListenAddress, schema!({ "type": "string", "pattern": "\\$|^unix:.|:[0-9]+$" }));

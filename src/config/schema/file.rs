@@ -1,6 +1,7 @@
 //! The whole file.
 
 use super::authz::Authz;
+use super::check::Check;
 use super::decode::table;
 use super::limiter::Limiter;
 use super::rule::{Domain, Rule};
@@ -25,6 +26,8 @@ table! {
         authz: Authz,
         /// What is logged to standard error. `RUST_LOG` sets the level.
         log: Log,
+        /// How the configuration is checked.
+        check: Check,
         [unprinted("it has no effect")]
         /// For rate-sync files: accepted, and without effect. `authz.trusted_hops` says which addresses are trusted.
         fastapi: Fastapi,

@@ -1,7 +1,7 @@
 //! Everything that a configuration can hold: the one schema of TOML and YAML.
 //!
 //! ```text
-//!   file, server, store, limiter, rule, authz   the tables and their keys; their documentation is what `tollgate schema` prints
+//!   file, server, store, limiter, rule, authz, check   the tables and their keys; their documentation is what `tollgate schema` prints
 //!   key                                        the properties of a key besides its type: required, needs a restart, ...
 //!   values/, address                           the types of values
 //!   decode                                     from a tree to these tables; the macros `table!` and `choice!`
@@ -10,6 +10,7 @@
 
 mod address;
 mod authz;
+mod check;
 pub(super) mod decode;
 #[cfg(feature = "server")]
 mod document;

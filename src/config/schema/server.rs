@@ -20,6 +20,8 @@ table! {
         [restart]
         /// The address of metrics, health, and the requests of `tollgate state`, `lift`, `top` and `explain --server`: `127.0.0.1:9090` by default. If that default address is taken, tollgate starts without the admin port. `off` opens none. An address that other machines can reach needs `admin_token`.
         admin: AdminListen,
+        /// `accepted` says that clear text is meant on addresses that other machines can reach, because only gateways can read that network. Without it `check` warns of such addresses.
+        clear_text: ClearText,
         /// The bearer token that requests about identities, such as `state` and `lift`, need. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
         admin_token: Hidden,
         /// The deployment's secret: hashes identities and seals leases. Instances that share a store must share it. A change starts all counters at zero. Without it a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
@@ -36,6 +38,14 @@ table! {
         headers: Headers,
         /// Bounds of requests and connections.
         bounds: Bounds,
+    }
+}
+
+choice! {
+    /// Whether clear text is meant.
+    ClearText {
+        /// It is.
+        "accepted" => Accepted,
     }
 }
 

@@ -87,7 +87,7 @@ impl<T: Decode> Decode for ByName<T> {
         for (key, node) in entries(node, location, problems)? {
             let path = join(&location.path, &key.text);
             if let Err(reason) = name(&key.text) {
-                problems.error(key.position, format!("{path} is a name, {reason}"));
+                problems.error(key.position, &path, format_args!("is a name, {reason}"));
             }
             let location = Location { path: path.clone(), shown: node.value.to_string(), position: key.position };
             let node = TreeNode { position: key.position, value: node.value.clone() };

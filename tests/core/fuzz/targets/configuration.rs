@@ -1,7 +1,7 @@
 //! Any text as a configuration, in TOML and in YAML: it is rejected with a location, or its printed form means the
 //! same.
 
-use tollgate::config::{Config, Errors, SourceText};
+use tollgate::config::{Config, Errors, Problem, SourceText, WarningKind};
 use tollgate::limiter::Algorithm;
 use tollgate::rules::{RuleBook, Rules};
 
@@ -13,8 +13,14 @@ pub fn run(data: &[u8]) {
     }
     for name in ["fuzzed.toml", "fuzzed.yaml"] {
         match read(name, text) {
-            Ok(config) => prints_what_is_accepted_and_equal(config),
-            Err(errors) => have_places(&errors, name, text),
+            Ok(config) => {
+                have_places(&config.warnings, name, text);
+                prints_what_is_accepted_and_equal(config);
+            }
+            Err(errors) => {
+                assert!(errors.iter().count() > 0, "refused without an error");
+                have_places(errors.iter(), name, text);
+            }
         }
     }
 }
@@ -51,13 +57,19 @@ fn meaning(book: &RuleBook) -> String {
     format!("{book:?}")
 }
 
-fn have_places(errors: &Errors, name: &str, text: &str) {
-    assert!(errors.iter().count() > 0, "refused without an error");
+/// Errors and warnings have a place in the file. The warning that a file has no rules is about all of it.
+fn have_places<'a>(problems: impl IntoIterator<Item = &'a Problem>, name: &str, text: &str) {
     // An error may be located at the end, after the last line.
     let lines = text.split(['\n', '\r']).count() as u32 + 1;
-    for error in errors.iter() {
-        assert_eq!(error.file, name, "{error}");
-        assert!(error.line.is_some_and(|line| (1..=lines).contains(&line)), "{lines} lines, and {error:?}");
-        assert!(!error.text.is_empty());
+    let longest = text.split('\n').map(|line| line.chars().count()).max().unwrap_or(0) as u32 + 1;
+    for problem in problems {
+        assert!(!problem.text.is_empty());
+        if problem.warning == Some(WarningKind::NoRules) && problem.path.is_empty() {
+            continue;
+        }
+        assert_eq!(problem.file, name, "{problem}");
+        assert!(problem.line.is_some_and(|line| (1..=lines).contains(&line)), "{lines} lines, and {problem:?}");
+        assert!(problem.column.is_none_or(|column| (1..=longest).contains(&column)), "{longest} wide, and {problem:?}");
+        assert!(problem.warning.is_none() || problem.text.starts_with(&problem.path), "{problem:?}");
     }
 }
