@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Applied, CounterName, Outcome};
-use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, Rules};
+use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, RuleHeaders, Rules};
 use crate::settings::Bound;
 
 /// The time after which a request that a failing store refused is worth another try.
@@ -88,6 +88,8 @@ pub struct Refusal<'a> {
     pub retry_after: Option<Duration>,
     /// The response configured for the deciding rule.
     pub text: Option<&'a RefusalText>,
+    /// What the response shows to the client.
+    pub headers: RuleHeaders,
 }
 
 /// The status of one descriptor (semantics 16).
@@ -122,6 +124,22 @@ pub struct CheckStatus<'a> {
     pub retry_after: Option<Duration>,
     /// Whether this check passes, regardless of the others.
     pub passes: bool,
+    /// What responses show of it: the least that a rule with this check allows.
+    pub headers: RuleHeaders,
+}
+
+/// The names in a decision, without those of rules that show less than everything.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct ShownNames<'a> {
+    /// The rule that decided.
+    pub rule: Option<&'a str>,
+    /// The limiter that decided.
+    pub limiter: Option<&'a str>,
+    /// The value that filled the `{entry}` of a limiter's name.
+    pub tier: Option<&'a str>,
+    /// The rule in shadow mode that would have refused the request.
+    pub would_refuse: Option<&'a str>,
 }
 
 impl Decision {
@@ -153,6 +171,10 @@ impl Decision {
                 _ => outcome.and_then(|outcome| outcome.retry_after).map(Duration::from_micros),
             },
             text: rule.and_then(|rule| self.refusal_text(rule)),
+            headers: match self.deciding() {
+                Some(source) => self.check_headers(source),
+                None => rule.map_or_else(RuleHeaders::default, |rule| self.rule_headers(rule)),
+            },
         })
     }
 
@@ -164,11 +186,15 @@ impl Decision {
 
     /// The first rule in shadow mode that would have refused the request (semantics 13).
     pub fn would_refuse(&self) -> Option<&str> {
+        self.shadow_refused_by().and_then(|rule| self.rule_name(rule))
+    }
+
+    fn shadow_refused_by(&self) -> Option<u32> {
         let refuses = |source: &&CheckSource| {
             source.shadow && outcome(&self.planned, source).is_some_and(|outcome| !outcome.passes)
         };
         let by_check = self.planned.sources.iter().find(refuses).map(|source| source.rule);
-        by_check.or(self.planned.shadow_refused_by).and_then(|rule| self.rule_name(rule))
+        by_check.or(self.planned.shadow_refused_by)
     }
 
     /// One verdict for each descriptor, in the request's order.
@@ -191,6 +217,19 @@ impl Decision {
         match self.limiting() {
             Some(source) => self.status(source),
             None => self.tightest_of(self.enforced()),
+        }
+    }
+
+    /// The check whose numbers the client sees: [`Decision::tightest`] among those that rules show. `None` for a refusal
+    /// by a check or rule that is not shown.
+    pub fn tightest_shown(&self) -> Option<CheckStatus<'_>> {
+        match (self.refusal(), self.limiting()) {
+            (Some(refusal), _) if refusal.headers != RuleHeaders::All => None,
+            (_, Some(source)) => self.status(source),
+            (_, None) => {
+                let shown = |source: &&CheckSource| self.check_headers(source) == RuleHeaders::All;
+                self.tightest_of(self.enforced().filter(shown))
+            }
         }
     }
 
@@ -225,6 +264,24 @@ impl Decision {
     /// check that has one.
     pub fn tier(&self) -> Option<&str> {
         self.limiting().into_iter().chain(self.enforced()).find_map(|source| self.rules.tier(source.target))
+    }
+
+    /// The names in this decision that rules show to clients.
+    pub fn shown_names(&self) -> ShownNames<'_> {
+        let (rule, limiter) = match self.refusal() {
+            Some(refusal) if refusal.headers == RuleHeaders::All => (refusal.rule, refusal.limiter),
+            Some(_) => (None, None),
+            None => self.tightest_shown().map(|check| (check.rule, check.limiter)).unzip(),
+        };
+        let sources = self.limiting().into_iter().chain(self.enforced());
+        let shown = sources.filter(|source| self.check_headers(source) == RuleHeaders::All);
+        let would_refuse = self.shadow_refused_by().filter(|rule| self.rule_headers(*rule) == RuleHeaders::All);
+        ShownNames {
+            rule,
+            limiter,
+            tier: shown.filter_map(|source| self.rules.tier(source.target)).next(),
+            would_refuse: would_refuse.and_then(|rule| self.rule_name(rule)),
+        }
     }
 
     /// The domain of the request, if it has rules.
@@ -315,7 +372,21 @@ impl Decision {
             reset: Duration::from_micros(outcome.reset),
             retry_after: outcome.retry_after.map(Duration::from_micros),
             passes: outcome.passes,
+            headers: self.check_headers(source),
         })
+    }
+
+    /// What responses show of a check. Rules that share one show the least that any of them allows.
+    fn check_headers(&self, source: &CheckSource) -> RuleHeaders {
+        if !self.rules.hides_headers() {
+            return RuleHeaders::All;
+        }
+        let sharing = self.enforced().filter(|other| other.check == source.check);
+        sharing.map(|other| self.rule_headers(other.rule)).min().unwrap_or_default()
+    }
+
+    fn rule_headers(&self, rule: u32) -> RuleHeaders {
+        self.planned.domain.map_or_else(RuleHeaders::default, |domain| self.rules.rule_headers(domain, rule))
     }
 
     fn rule_name(&self, rule: u32) -> Option<&str> {

@@ -88,7 +88,7 @@ impl Engine {
     /// use tollgate::descriptor::Request;
     /// use tollgate::engine::Engine;
     /// use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Quota};
-    /// use tollgate::rules::{Action, Apply, Charge, KeyEntry, Missing, RefusalText, Rule, RuleBook, Rules};
+    /// use tollgate::rules::{Action, Apply, Charge, KeyEntry, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules};
     /// use tollgate::store::{MemorySettings, Stores};
     ///
     /// let quota = Quota::new(1, Duration::from_secs(60), Algorithm::SlidingWindow).unwrap();
@@ -117,6 +117,7 @@ impl Engine {
     ///         shadow: false,
     ///         enforce_percent: None,
     ///         refusal: RefusalText::default(),
+    ///         headers: RuleHeaders::default(),
     ///     }],
     ///     ..RuleBook::default()
     /// })

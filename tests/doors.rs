@@ -16,6 +16,7 @@ mod doors {
     mod compressed;
     mod forms;
     mod generated;
+    mod headers;
     mod hostile;
     mod http;
     mod listen;

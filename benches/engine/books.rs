@@ -10,7 +10,9 @@ use tollgate::decision::Decision;
 use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use tollgate::rules::{
+    Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
+};
 use tollgate::store::{MemorySettings, Stores};
 
 /// A limiter with a quota that no bench exhausts.
@@ -63,6 +65,7 @@ pub fn rule(name: &str, matches: Vec<(String, Matcher)>, applies: Vec<Apply>) ->
         shadow: false,
         enforce_percent: None,
         refusal: RefusalText::default(),
+        headers: RuleHeaders::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use super::configuration::{Config, NamedStore};
 use super::document::node::{MASK, masked};
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, Unmatched,
+    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
 };
 use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
 use crate::store::StoreConfig;
@@ -37,7 +37,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "release_entry": book.release_entry,
         "drain_delay": duration(config.server.drain.delay),
         "drain_timeout": duration(config.server.drain.timeout),
-        "headers": { "rls": families(config.server.rls_headers), "authz": families(config.server.authz_headers) },
+        "headers": { "rls": families(config.server.rls_headers), "authz": families(config.server.authz_headers), "names": config.server.authz_headers.names },
         "bounds": bounds(&book.bounds, &config.server.bounds),
     });
     if !book.secret.is_development() {
@@ -266,6 +266,15 @@ fn rule(rule: &Rule) -> Value {
     }
     if let Some(kind) = &rule.refusal.content_type {
         table["content_type"] = kind.as_str().into();
+    }
+    // An allowing rule has nothing to show.
+    if !matches!(rule.action, Action::Allow) {
+        table["headers"] = match rule.headers {
+            RuleHeaders::None => "none",
+            RuleHeaders::RetryAfter => "retry_after",
+            RuleHeaders::All => "all",
+        }
+        .into();
     }
     table
 }

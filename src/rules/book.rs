@@ -128,6 +128,21 @@ pub struct Rule {
     pub enforce_percent: Option<u8>,
     /// The response to a refused request.
     pub refusal: RefusalText,
+    /// What responses show of its checks and of its name.
+    pub headers: RuleHeaders,
+}
+
+/// What responses show of a rule to the client (semantics 19).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum RuleHeaders {
+    /// Neither numbers nor names.
+    None,
+    /// `Retry-After` on refusals.
+    RetryAfter,
+    /// Everything that the port shows.
+    #[default]
+    All,
 }
 
 /// The action of a rule on a descriptor that it matches.

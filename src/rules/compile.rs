@@ -3,7 +3,7 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook};
+use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook, RuleHeaders};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
     QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
@@ -195,7 +195,7 @@ impl Compiler {
             index: Index::new(rules.iter().map(|rule| rule.matches.as_slice())),
             rules,
         });
-        let domains = domains.collect();
+        let domains: Vec<CompiledDomain> = domains.collect();
         if !self.errors.is_empty() {
             return Err(self.errors);
         }
@@ -208,6 +208,7 @@ impl Compiler {
             limiters: self.book.limiters,
             debts: self.debts,
             targets: self.targets,
+            hides_headers: domains.iter().flat_map(|domain| &domain.rules).any(|rule| rule.headers != RuleHeaders::All),
             domains,
             by_name,
         })
@@ -283,6 +284,7 @@ impl Compiler {
             shadow: rule.shadow || domain.shadow || self.book.shadow,
             shadow_only: rule.shadow && !domain.shadow && !self.book.shadow,
             refusal: rule.refusal,
+            headers: rule.headers,
         }
     }
 

@@ -3,7 +3,7 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Charge, Missing, RefusalText, RequestBounds, Unmatched};
+use super::book::{Charge, Missing, RefusalText, RequestBounds, RuleHeaders, Unmatched};
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
@@ -25,6 +25,8 @@ pub struct Rules {
     pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
     pub(super) by_name: HashMap<String, usize, RandomState>,
+    /// Whether responses show less than everything of any rule.
+    pub(super) hides_headers: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +53,7 @@ pub(super) struct CompiledRule {
     pub(super) shadow_only: bool,
     pub(super) rollout: Option<Rollout>,
     pub(super) refusal: RefusalText,
+    pub(super) headers: RuleHeaders,
 }
 
 /// The share of keys for which a rule is enforced (`enforce_percent`), the same for all limiters of the rule.
@@ -177,6 +180,17 @@ impl Rules {
     /// The response to requests that a rule refuses.
     pub(crate) fn refusal_text(&self, domain: usize, rule: u32) -> Option<&RefusalText> {
         Some(&self.domains.get(domain)?.rules.get(rule as usize)?.refusal)
+    }
+
+    /// Whether responses show less than everything of any rule.
+    pub(crate) fn hides_headers(&self) -> bool {
+        self.hides_headers
+    }
+
+    /// What responses show of a rule.
+    pub(crate) fn rule_headers(&self, domain: usize, rule: u32) -> RuleHeaders {
+        let rule = self.domains.get(domain).and_then(|domain| domain.rules.get(rule as usize));
+        rule.map_or_else(RuleHeaders::default, |rule| rule.headers)
     }
 }
 

@@ -30,7 +30,7 @@ mod terms;
 pub use self::address::address;
 pub use self::book::{
     Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,
-    Unmatched,
+    RuleHeaders, Unmatched,
 };
 pub use self::compile::CompileError;
 #[cfg(feature = "server")]

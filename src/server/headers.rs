@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::decision::{CheckStatus, Decision, Reason, Refusal};
+use crate::rules::RuleHeaders;
 use crate::settings::HeaderFamilies;
 
 /// A header: its name in lower case, and a value that [`clean`] accepts.
@@ -26,7 +27,7 @@ pub(super) type Header = (&'static str, String);
 pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: HeaderFamilies) -> Vec<Header> {
     let mut headers = Vec::new();
     if (families.x_ratelimit || families.ietf)
-        && let Some(deciding) = decision.tightest()
+        && let Some(deciding) = decision.tightest_shown()
     {
         if families.x_ratelimit {
             headers.push(("x-ratelimit-limit", deciding.capacity.to_string()));
@@ -34,12 +35,13 @@ pub(super) fn of(decision: &Decision, refusal: Option<&Refusal<'_>>, families: H
             headers.push(("x-ratelimit-reset", seconds(until(&deciding)).to_string()));
         }
         if families.ietf {
-            headers.push(("ratelimit-policy", policies(decision)));
-            headers.push(("ratelimit", service_limit(&deciding)));
+            let policies = Policies::of(decision, families.names);
+            headers.push(("ratelimit-policy", policies.text()));
+            headers.push(("ratelimit", policies.service_limit(&deciding)));
         }
     }
     if families.retry_after
-        && let Some(wait) = refusal.and_then(|refusal| refusal.retry_after)
+        && let Some(wait) = refusal.and_then(shown_wait)
     {
         headers.push(("retry-after", seconds(wait).max(1).to_string()));
     }
@@ -56,32 +58,67 @@ pub(super) fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// One policy for each limiter that counted the request. A limiter with two keys is one policy.
-fn policies(decision: &Decision) -> String {
-    let mut text = String::new();
-    let mut listed: Vec<&str> = Vec::new();
-    for counted in decision.checks() {
-        if listed.contains(&counted.limiter) {
-            continue;
-        }
-        listed.push(counted.limiter);
-        if !text.is_empty() {
-            text.push_str(", ");
-        }
-        quote(&mut text, counted.limiter);
-        let _ = match counted.window {
-            Some(window) => write!(text, ";q={};w={}", counted.limit, seconds(window)),
-            None => write!(text, ";q={};qu=\"concurrent-requests\"", counted.limit),
-        };
-    }
-    text
+/// The policies of a response: one for each limiter that counted the request and is shown. A limiter with two keys is
+/// one policy.
+struct Policies<'a> {
+    checks: Vec<CheckStatus<'a>>,
+    /// Whether a policy has the limiter's name. Otherwise it has its number in the response.
+    names: bool,
 }
 
-fn service_limit(counted: &CheckStatus<'_>) -> String {
-    let mut text = String::new();
-    quote(&mut text, counted.limiter);
-    let _ = write!(text, ";r={};t={}", counted.remaining, seconds(until(counted)));
-    text
+impl<'a> Policies<'a> {
+    fn of(decision: &'a Decision, names: bool) -> Self {
+        let mut checks: Vec<CheckStatus<'a>> = Vec::new();
+        for counted in decision.checks().filter(|counted| counted.headers == RuleHeaders::All) {
+            if !checks.iter().any(|listed| listed.limiter == counted.limiter) {
+                checks.push(counted);
+            }
+        }
+        Self { checks, names }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for counted in &self.checks {
+            if !text.is_empty() {
+                text.push_str(", ");
+            }
+            self.name(counted, &mut text);
+            let _ = match counted.window {
+                Some(window) => write!(text, ";q={};w={}", counted.limit, seconds(window)),
+                None => write!(text, ";q={};qu=\"concurrent-requests\"", counted.limit),
+            };
+        }
+        text
+    }
+
+    fn service_limit(&self, counted: &CheckStatus<'_>) -> String {
+        let mut text = String::new();
+        self.name(counted, &mut text);
+        let _ = write!(text, ";r={};t={}", counted.remaining, seconds(until(counted)));
+        text
+    }
+
+    fn name(&self, counted: &CheckStatus<'_>, text: &mut String) {
+        if self.names {
+            return quote(text, counted.limiter);
+        }
+        let number = self.checks.iter().position(|listed| listed.limiter == counted.limiter);
+        quote(text, &number.map_or(0, |index| index + 1).to_string());
+    }
+}
+
+/// The wait that the client is shown.
+fn shown_wait(refusal: &Refusal<'_>) -> Option<Duration> {
+    refusal.retry_after.filter(|_| refusal.headers != RuleHeaders::None)
+}
+
+/// The rule and the limiter that the client is shown.
+fn shown_names<'a>(refusal: &Refusal<'a>, families: HeaderFamilies) -> (Option<&'a str>, Option<&'a str>) {
+    match families.names && refusal.headers == RuleHeaders::All {
+        true => (refusal.rule, refusal.limiter),
+        false => (None, None),
+    }
 }
 
 /// Appends a string of structured fields (RFC 9651, section 3.3.3).
@@ -116,7 +153,7 @@ pub(super) fn body(refusal: &Refusal<'_>, families: HeaderFamilies) -> Option<(S
         let media_type = text.content_type.as_deref().unwrap_or("text/plain");
         return Some((body.clone(), clean(media_type).into_owned()));
     }
-    families.problem_json.then(|| (problem(refusal), "application/problem+json".to_owned()))
+    families.problem_json.then(|| (problem(refusal, families), "application/problem+json".to_owned()))
 }
 
 /// The HTTP status of a refusal: the status of its rule, else the one for its reason.
@@ -133,7 +170,7 @@ pub(super) fn status(refusal: &Refusal<'_>) -> u16 {
     }
 }
 
-fn problem(refusal: &Refusal<'_>) -> String {
+fn problem(refusal: &Refusal<'_>, families: HeaderFamilies) -> String {
     let status = status(refusal);
     let title = ::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut problem = Map::new();
@@ -143,12 +180,13 @@ fn problem(refusal: &Refusal<'_>) -> String {
     set("title", json!(title.unwrap_or("Refused")));
     set("status", json!(status));
     set("detail", json!(detail(refusal)));
-    for (name, value) in [("rule", refusal.rule), ("limiter", refusal.limiter)] {
+    let (rule, limiter) = shown_names(refusal, families);
+    for (name, value) in [("rule", rule), ("limiter", limiter)] {
         if let Some(value) = value {
             set(name, json!(value));
         }
     }
-    if let Some(wait) = refusal.retry_after {
+    if let Some(wait) = shown_wait(refusal) {
         set("retry_after", json!(seconds(wait).max(1)));
     }
     Value::Object(problem).to_string()

@@ -41,8 +41,20 @@ impl Default for Settings {
             admin: AdminSettings::default(),
             log: Log::default(),
             drain: Drain::default(),
-            rls_headers: HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: true, problem_json: false },
-            authz_headers: HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true },
+            rls_headers: HeaderFamilies {
+                x_ratelimit: false,
+                ietf: false,
+                retry_after: true,
+                problem_json: false,
+                names: true,
+            },
+            authz_headers: HeaderFamilies {
+                x_ratelimit: true,
+                ietf: true,
+                retry_after: true,
+                problem_json: true,
+                names: true,
+            },
             authz: AuthzSettings::default(),
             bounds: Bounds::default(),
         }
@@ -125,7 +137,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// The families of headers in a response.
+/// The families of headers in a response, and whether they name anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderFamilies {
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now).
@@ -136,6 +148,8 @@ pub struct HeaderFamilies {
     pub retry_after: bool,
     /// An `application/problem+json` body (RFC 9457) on refusals whose rule has no body.
     pub problem_json: bool,
+    /// Whether clients see the names of rules, limiters and tiers.
+    pub names: bool,
 }
 
 /// How a descriptor is made from an ext_authz request.

@@ -124,7 +124,7 @@ async fn semantics_19_by_default_only_retry_after_and_only_on_refusals() {
 
 #[tokio::test]
 async fn semantics_19_every_family_of_headers_can_be_switched_on() {
-    let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
+    let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true, names: true };
     let service = Doors::start_with(Settings { rls_headers: all, ..settings() }, login()).await;
     let rls = service.rls().await;
     let ask = || rls.one(&[("path", "/login"), ("account", "a"), ("remote_address", "192.0.2.7")]);

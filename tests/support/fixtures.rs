@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule};
+use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleHeaders};
 
 /// The domain of all rules here.
 pub const DOMAIN: &str = "edge";
@@ -68,6 +68,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], action: Action) -> Rule {
         shadow: false,
         enforce_percent: None,
         refusal: RefusalText::default(),
+        headers: RuleHeaders::default(),
     }
 }
 

@@ -20,7 +20,9 @@ use tokio::time::timeout;
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use tollgate::rules::{
+    Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
+};
 use tollgate::server::BoundAddress;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
@@ -336,6 +338,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], apply: &[(&str, &[&str])]) -> 
         shadow: false,
         enforce_percent: None,
         refusal: RefusalText::default(),
+        headers: RuleHeaders::default(),
     }
 }
 

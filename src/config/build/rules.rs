@@ -14,7 +14,8 @@ use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter, Quota};
 use crate::rules::{
-    Action, Apply, Charge, Domain, Form, Forms, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, Unmatched,
+    Action, Apply, Charge, Domain, Form, Forms, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, RuleHeaders,
+    Unmatched,
 };
 use crate::settings::{AuthzSettings, Settings};
 
@@ -310,6 +311,11 @@ impl<'a> RuleBuilder<'a> {
             shadow,
             enforce_percent: enforce_percent.and_then(|percent| u8::try_from(percent.0).ok()),
             refusal,
+            headers: match written.headers.copied() {
+                Some(schema::RuleHeaders::None) => RuleHeaders::None,
+                Some(schema::RuleHeaders::RetryAfter) => RuleHeaders::RetryAfter,
+                Some(schema::RuleHeaders::All) | None => RuleHeaders::All,
+            },
         })
     }
 
@@ -384,7 +390,12 @@ impl<'a> RuleBuilder<'a> {
     fn refusal(&mut self) -> RefusalText {
         let written = self.written;
         if written.action.copied() == Some(schema::Verdict::Allow) {
-            let texts = [written.status.location(), written.body.location(), written.content_type.location()];
+            let texts = [
+                written.status.location(),
+                written.body.location(),
+                written.content_type.location(),
+                written.headers.location(),
+            ];
             for location in texts.into_iter().flatten() {
                 self.problems.refuse(location, "but a rule with action = \"allow\" refuses nothing");
             }

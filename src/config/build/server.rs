@@ -36,6 +36,10 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
         if let Some(headers) = server.headers.get() {
             set_families(&mut settings.rls_headers, &headers.rls);
             set_families(&mut settings.authz_headers, &headers.authz);
+            if let Some(names) = headers.names.copied() {
+                settings.rls_headers.names = names.0;
+                settings.authz_headers.names = names.0;
+            }
         }
     }
     if let Some(written) = file.server.get().and_then(|server| server.bounds.get()) {

@@ -89,6 +89,20 @@ table! {
         body: String,
         /// The media type of that body: `text/plain` by default.
         content_type: String,
+        /// What responses show of this rule to clients: `all` by default.
+        headers: RuleHeaders,
+    }
+}
+
+choice! {
+    /// What responses show of a rule to clients.
+    RuleHeaders {
+        /// Neither numbers nor names.
+        "none" => None,
+        /// Only `Retry-After`, on refusals.
+        "retry_after" => RetryAfter,
+        /// The headers that `server.headers` selects: the default.
+        "all" => All,
     }
 }
 

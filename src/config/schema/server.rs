@@ -77,6 +77,8 @@ table! {
         rls: HeaderFamilies,
         /// Responses of ext_authz, gRPC and HTTP. By default all.
         authz: HeaderFamilies,
+        /// Whether clients see the names of rules, limiters and tiers, in headers and problem+json bodies: `true` by default. Envoy's dynamic metadata has them in any case.
+        names: Switch,
     }
 }
 

@@ -154,7 +154,9 @@ fn entries(descriptor: &Descriptor<'_>) -> Vec<(String, String)> {
 mod tests {
     use crate::descriptor::{Descriptor, Request};
     use crate::limiter::{Concurrency, LeaseId, Limiter, OnStoreError};
-    use crate::rules::{Action, Apply, Charge, Domain, Missing, RefusalText, Rule, RuleBook, Rules, Unmatched};
+    use crate::rules::{
+        Action, Apply, Charge, Domain, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules, Unmatched,
+    };
 
     fn rule(name: &str, action: Action) -> Rule {
         Rule {
@@ -166,6 +168,7 @@ mod tests {
             shadow: false,
             enforce_percent: None,
             refusal: RefusalText::default(),
+            headers: RuleHeaders::default(),
         }
     }
 

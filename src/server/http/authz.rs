@@ -20,10 +20,11 @@ use http_body_util::Full;
 
 use super::gateway::{Gateway, GatewayRequest};
 use super::response::respond;
-use crate::decision::{Decision, Refusal};
+use crate::decision::{Decision, Refusal, ShownNames};
 use crate::server::ext_authz::{Verdict, descriptor_request, is_grpc};
 use crate::server::headers::clean;
 use crate::service::Service;
+use crate::settings::HeaderFamilies;
 use crate::telemetry::{Door, Reply};
 
 /// Answers ext_authz requests by a service.
@@ -60,7 +61,7 @@ impl HttpAuthz {
         for (name, value) in for_client {
             put(&mut headers, HeaderName::from_static(name), &value);
         }
-        put_gateway_headers(&mut headers, &decision, refusal.as_ref());
+        put_gateway_headers(&mut headers, &decision, refusal.as_ref(), current.settings.authz_headers);
         let Some(status) = refusal_status else { return respond(StatusCode::OK, headers, Bytes::new()) };
         let client_status = StatusCode::from_u16(status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
         let status = match (gateway, client_status) {
@@ -74,19 +75,22 @@ impl HttpAuthz {
     }
 }
 
-fn put_gateway_headers<'a>(headers: &mut HeaderMap, decision: &'a Decision, refusal: Option<&Refusal<'a>>) {
-    let (rule, limiter) = match refusal {
-        Some(refusal) => (refusal.rule, refusal.limiter),
-        None => decision.tightest().map(|counted| (counted.rule, counted.limiter)).unzip(),
-    };
+/// Puts the facts for the gateway. It may pass them on to the client, so names are those that clients may see.
+fn put_gateway_headers(
+    headers: &mut HeaderMap,
+    decision: &Decision,
+    refusal: Option<&Refusal<'_>>,
+    families: HeaderFamilies,
+) {
+    let names = if families.names { decision.shown_names() } else { ShownNames::default() };
     let facts = [
-        ("x-tollgate-rule", rule),
-        ("x-tollgate-limiter", limiter),
-        ("x-tollgate-tier", decision.tier()),
+        ("x-tollgate-rule", names.rule),
+        ("x-tollgate-limiter", names.limiter),
+        ("x-tollgate-tier", names.tier),
         ("x-tollgate-lease", decision.lease()),
         ("x-tollgate-reason", refusal.map(|refusal| refusal.reason.name())),
         ("x-tollgate-degraded", decision.degraded().then_some("true")),
-        ("x-tollgate-would-refuse", decision.would_refuse()),
+        ("x-tollgate-would-refuse", names.would_refuse),
     ];
     for (name, value) in facts {
         if let Some(value) = value {

@@ -99,15 +99,17 @@ mod tests {
     async fn an_answer_is_written_as_the_generated_types_would_write_it() {
         let engine = fixtures::engine();
         let long = format!("/{}", "l".repeat(200));
-        let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true };
-        let none = HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: false, problem_json: false };
+        let all = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true, names: true };
+        let nameless = HeaderFamilies { names: false, ..all };
+        let none =
+            HeaderFamilies { x_ratelimit: false, ietf: false, retry_after: false, problem_json: false, names: true };
         let mut refused = 0;
-        for path in ["/window", "/bucket", "/other", &long] {
+        for path in ["/window", "/bucket", "/quiet", "/silent", "/other", &long] {
             for _ in 0..4 {
                 let descriptors = [Descriptor::of([("path", path), ("account", "a")])].into_iter().collect();
                 let decision = engine.decide(&Request { domain: "edge", descriptors }).await;
                 refused += usize::from(!decision.allowed());
-                for (families, is_grpc) in [(all, false), (none, false), (all, true)] {
+                for (families, is_grpc) in [(all, false), (nameless, false), (none, false), (all, true)] {
                     let written = MessageWriter::frame(|writer| write(&decision, families, is_grpc, writer));
                     let decoded = CheckResponse::decode(&written[5..]).expect("it can be read");
                     assert_eq!(decoded, expected_message(&decision, families, is_grpc), "{path}");
@@ -116,7 +118,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(refused, 2 + 1 + 3, "answers of both kinds were compared");
+        assert_eq!(refused, 2 + 1 + 2 + 2 + 3, "answers of both kinds were compared");
         let unread = MessageWriter::frame(|writer| denied(429, &[], "", writer));
         assert_eq!(frame(&CheckResponse::decode(&unread[5..]).expect("it can be read")), unread);
     }

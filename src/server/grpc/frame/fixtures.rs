@@ -6,7 +6,9 @@ use std::time::Duration;
 use crate::clock::{ManualClock, Timestamp};
 use crate::engine::Engine;
 use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
-use crate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, Rules};
+use crate::rules::{
+    Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
+};
 use crate::store::{MemorySettings, Stores};
 
 fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
@@ -26,10 +28,11 @@ fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
         shadow: false,
         enforce_percent: None,
         refusal,
+        headers: RuleHeaders::All,
     }
 }
 
-/// An engine with a window of 90 s, a bucket of half a second, and a concurrency limit with a name of 200 bytes and a
+/// An engine with windows of 90 s, of which two have rules that show little or nothing, a bucket of half a second, and a concurrency limit with a name of 200 bytes and a
 /// refusal with a body.
 pub(in crate::server::grpc) fn engine() -> Engine {
     let limiter = |name: &str, quota: Option<Quota>, concurrency| Limiter {
@@ -47,7 +50,9 @@ pub(in crate::server::grpc) fn engine() -> Engine {
     let text = RefusalText { status: None, body: Some("b".repeat(20_000)), content_type: None };
     let book = RuleBook {
         limiters: vec![
-            limiter("window", Some(window), None),
+            limiter("window", Some(window.clone()), None),
+            limiter("quiet", Some(window.clone()), None),
+            limiter("silent", Some(window), None),
             limiter("bucket", Some(bucket), None),
             limiter(&long, None, Some(Concurrency { max: 1, lease: 60_000_000 })),
         ],
@@ -55,6 +60,8 @@ pub(in crate::server::grpc) fn engine() -> Engine {
             rule("by window", "window", RefusalText::default()),
             rule("by bucket", "bucket", RefusalText::default()),
             rule("by slots", &long, text),
+            Rule { headers: RuleHeaders::RetryAfter, ..rule("by quiet", "quiet", RefusalText::default()) },
+            Rule { headers: RuleHeaders::None, ..rule("by silent", "silent", RefusalText::default()) },
         ],
         ..RuleBook::default()
     };
