@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
+/// The path of the program.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tollgate");
+
 /// The timeout of every wait.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -32,9 +35,14 @@ pub struct Served {
 impl Served {
     /// Serves a configuration with these environment variables.
     pub fn start(toml: &str, variables: &[(&str, &str)]) -> Self {
+        Self::start_program(Path::new(PROGRAM), toml, variables)
+    }
+
+    /// Serves a configuration by another version of the program.
+    pub fn start_program(program: &Path, toml: &str, variables: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         std::fs::write(directory.path().join("tollgate.toml"), toml).expect("a file in the test's directory");
-        let mut command = tollgate(directory.path());
+        let mut command = in_directory(program, directory.path());
         command.arg("serve").envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program starts");
         let said = Arc::new(Mutex::new(String::new()));
@@ -152,7 +160,11 @@ impl Drop for Served {
 
 /// The program in a directory, without the caller's environment variables.
 pub fn tollgate(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    in_directory(Path::new(PROGRAM), directory)
+}
+
+fn in_directory(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(directory).env("COLUMNS", "100").env("USER", "ann");
     for variable in ["TOLLGATE_CONFIG", "TOLLGATE_ADMIN", "TOLLGATE_ADMIN_TOKEN", "RUST_LOG", "SUDO_USER", "LOGNAME"] {
         command.env_remove(variable);
