@@ -21,6 +21,7 @@ mod gateways {
     mod haproxy;
     mod mistakes;
     mod nginx;
+    mod repeats;
     mod rolling_restart;
     mod site;
     mod spellings;

@@ -36,6 +36,11 @@ fn clients_of_caddy_choose_nothing() {
 }
 
 #[test]
+fn caddy_and_tollgate_refuse_repeats() {
+    site::refuses_repeats(&CADDY);
+}
+
+#[test]
 fn caddy_passes_on_what_rules_use() {
     site::passes_on_what_rules_use(&CADDY);
 }

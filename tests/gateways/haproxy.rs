@@ -57,6 +57,11 @@ fn clients_of_haproxy_choose_nothing() {
 }
 
 #[test]
+fn haproxy_and_tollgate_refuse_repeats() {
+    site::refuses_repeats(&HAPROXY);
+}
+
+#[test]
 fn haproxy_passes_on_what_rules_use() {
     site::passes_on_what_rules_use(&HAPROXY);
 }

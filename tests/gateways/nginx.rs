@@ -116,6 +116,11 @@ fn nginx_admits_the_limit_exactly() {
 }
 
 #[test]
+fn nginx_and_tollgate_refuse_repeats() {
+    site::refuses_repeats(&NGINX);
+}
+
+#[test]
 fn nginx_passes_on_what_rules_use() {
     site::passes_on_what_rules_use(&NGINX);
 }

@@ -188,6 +188,41 @@ pub fn passes_on_what_rules_use(sample: &Sample) {
     }
 }
 
+/// A request that names an account several times, in a header, a cookie or the query, goes no further.
+pub fn refuses_repeats(sample: &Sample) {
+    let kinds = ["header", "cookie", "query"];
+    let entries = kinds.map(|kind| format!("[authz.entries.by_{kind}]\n{kind} = 'key'\n"));
+    let keys = kinds.map(|kind| format!("{{ limiter = 'login_account', key = ['by_{kind}'] }}"));
+    let rule = format!(
+        "[[rules]]\ndomain = 'web'\nname = 'keys'\nmatch = {{ path = '/keys' }}\napply = [{}]\n",
+        keys.join(", ")
+    );
+    let Some(site) = Site::start(sample, Timeouts::Long, &(entries.concat() + &rule)) else { return };
+    let keys = || Ask::get("/keys");
+    for n in 0..12 {
+        let fake = format!("fake{n}");
+        for ask in [
+            keys().header("key", &fake).header("key", "bob"),
+            keys().header("Key", "bob").header("kEY", "bob"),
+            keys().header("key", "").header("key", "bob"),
+            keys().header("cookie", &format!("key={fake}; key=bob")),
+            keys().header("cookie", &format!("key={fake};\tkey\t=\tbob")),
+            keys().header("cookie", &format!("key={fake}")).header("cookie", "key=bob"),
+            Ask::get(&format!("/keys?key={fake}&key=bob")),
+            Ask::get(&format!("/keys?a=b&k%65y={fake}&&key=bob")),
+            Ask::post("/login").account(&fake).account("bob"),
+        ] {
+            let refused = site.ask(&ask);
+            assert_eq!(refused.status, 400, "{ask:?} {refused:?}");
+        }
+    }
+    let seen = site.upstream.seen();
+    assert!(seen.iter().all(|seen| seen.line == "GET /"), "only the first request, which waits for the site: {seen:?}");
+    for status in [200, 200, 200, 200, 200, 429] {
+        site.ask(&keys().header("key", "bob")).expect(status);
+    }
+}
+
 /// A request gets the documented status: after the sample's timeout when tollgate hangs, at once when it is gone.
 pub fn fails_as_documented(sample: &Sample) {
     let Some(mut site) = Site::start(sample, Timeouts::Sample, "") else { return };

@@ -36,6 +36,11 @@ fn clients_of_traefik_choose_nothing() {
 }
 
 #[test]
+fn traefik_and_tollgate_refuse_repeats() {
+    site::refuses_repeats(&TRAEFIK);
+}
+
+#[test]
 fn traefik_passes_on_what_rules_use() {
     site::passes_on_what_rules_use(&TRAEFIK);
 }
