@@ -48,6 +48,8 @@ pub enum Reason {
     Denied,
     /// No rule matches, and the domain has `unmatched = "deny"`.
     Unmatched,
+    /// The request names an entry that a rule needs several times.
+    Repeated,
     /// An entry of a key is missing, and its `apply` has `missing = "deny"`.
     MissingKey,
     /// No limiter has the name to which a template was filled.
@@ -65,6 +67,7 @@ impl Reason {
             Reason::Limit => "limit",
             Reason::Denied => "denied",
             Reason::Unmatched => "unmatched",
+            Reason::Repeated => "repeated",
             Reason::MissingKey => "missing_key",
             Reason::NoLimiter => "no_limiter",
             Reason::StoreError => "store_error",
@@ -406,6 +409,7 @@ impl RefusalIndexes {
             Some(RefusedBy::Denied { rule }) => by_rule(Reason::Denied, Some(rule)),
             Some(RefusedBy::Unmatched) => by_rule(Reason::Unmatched, None),
             Some(RefusedBy::TooLarge(_)) => by_rule(Reason::TooLarge, None),
+            Some(RefusedBy::Repeated { rule }) => by_rule(Reason::Repeated, Some(rule)),
             Some(RefusedBy::MissingKey { rule }) => by_rule(Reason::MissingKey, Some(rule)),
             Some(RefusedBy::NoLimiter { rule }) => by_rule(Reason::NoLimiter, Some(rule)),
             None => Self::by_checks(planned),

@@ -4,7 +4,8 @@
 //! HTTP or JSON. A descriptor is a set: order and extra entries do not matter. Of several entries with the same key,
 //! the first counts.
 //!
-//! An entry has one value, or a list of values if the request has one (a list in Envoy's dynamic metadata).
+//! An entry has one value, or a list of values if the request has one (a list in Envoy's dynamic metadata). An entry that
+//! the request names twice is in doubt: nobody knows which of its values the upstream reads.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub struct Descriptor<'a> {
     pub hits: Hits,
     /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` apply it.
     pub limit: Option<LimitOverride>,
-    /// The values of the entries that are lists. Such an entry matches if any of its values does. It is counted as one
+    /// The values of the entries that have several. An entry that is a list matches if any of its values does. It is counted as one
     /// value: its values in order, each once, with commas between them.
     pub lists: Option<Box<Lists<'a>>>,
 }
@@ -61,8 +62,18 @@ impl<'a> Descriptor<'a> {
 
     /// Adds an entry that is a list.
     pub fn push_list(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
-        self.entries.push(Entry { key, value: Cow::Owned(values.join(",")) });
-        self.lists.get_or_insert_default().0.push(ListValue { key, values });
+        self.push_values(ListValue { key, values, repeated: false });
+    }
+
+    /// Adds an entry that the request names several times, with each value that it may have. A rule that needs the entry
+    /// refuses the request (semantics 37).
+    pub fn push_repeated(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
+        self.push_values(ListValue { key, values, repeated: true });
+    }
+
+    fn push_values(&mut self, list: ListValue<'a>) {
+        self.entries.push(Entry { key: list.key, value: Cow::Owned(list.values.join(",")) });
+        self.lists.get_or_insert_default().0.push(list);
     }
 
     /// The value of the first entry with this key.
@@ -70,13 +81,19 @@ impl<'a> Descriptor<'a> {
         self.entries.iter().find(|entry| entry.key == key).map(|entry| &*entry.value)
     }
 
-    /// The values of the entry with this key, if it is a list.
+    /// The values of the entry with this key, if it has several.
     #[inline]
-    pub fn list(&self, key: &str) -> Option<&[Cow<'a, str>]> {
-        self.lists.as_ref()?.0.iter().find(|list| list.key == key).map(|list| &*list.values)
+    pub fn list(&self, key: &str) -> Option<&ListValue<'a>> {
+        self.lists.as_ref()?.0.iter().find(|list| list.key == key)
     }
 
-    /// Whether an entry is a list.
+    /// The values of the entry with this key, if the request names it several times.
+    #[inline]
+    pub fn repeated(&self, key: &str) -> Option<&[Cow<'a, str>]> {
+        self.list(key).filter(|list| list.repeated).map(|list| &*list.values)
+    }
+
+    /// Whether an entry is a list or is repeated.
     #[inline]
     pub(crate) fn has_lists(&self) -> bool {
         self.lists.is_some()
@@ -88,17 +105,20 @@ impl<'a> Descriptor<'a> {
     }
 }
 
-/// The entries of a descriptor that are lists. In a box of their own: few descriptors have any, and all are copied.
+/// The entries of a descriptor that have several values. In a box of their own: few descriptors have any, and all are
+/// copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lists<'a>(pub Vec<ListValue<'a>>);
 
-/// The values of an entry that is a list.
+/// The values of an entry that is a list, or is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListValue<'a> {
     /// The key of the entry.
     pub key: &'a str,
     /// Its values, in any order.
     pub values: Vec<Cow<'a, str>>,
+    /// Whether the request names the entry several times, and so means one of the values.
+    pub repeated: bool,
 }
 
 /// One fact about the request.

@@ -15,6 +15,7 @@ mod core {
     mod model;
     mod properties;
     mod races;
+    mod repeats;
     mod rollouts;
     mod semantics;
     mod tiers;

@@ -21,6 +21,7 @@ mod doors {
     mod http;
     mod listen;
     mod mistakes;
+    mod repeats;
     mod reset;
     mod rls;
     mod targets;

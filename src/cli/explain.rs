@@ -10,8 +10,8 @@ use super::table::{self, print};
 /// Explains a descriptor with the rules of a file.
 pub(super) fn explain(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     match load::rules(path) {
-        Ok(rules) => {
-            print(&rules.explain_in_words(domain, entries));
+        Ok((rules, authz)) => {
+            print(&rules.explain_in_words(domain, &authz.descriptor(entries)));
             ExitCode::SUCCESS
         }
         Err(code) => code,

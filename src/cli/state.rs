@@ -16,7 +16,7 @@ use super::table::{self, aligned, print, span};
 /// Prints the hashed names of an identity's counters, with the rules and the secret of a file.
 pub(super) fn key(path: Option<&Path>, domain: &str, entries: &[(String, String)]) -> ExitCode {
     let rules = match load::rules(path) {
-        Ok(rules) => rules,
+        Ok((rules, _)) => rules,
         Err(code) => return code,
     };
     let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));

@@ -11,7 +11,7 @@ use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
 };
-use crate::settings::{Bounds, EntrySource, HeaderFamilies, RequestPart};
+use crate::settings::{Bounds, EntrySource, HeaderFamilies, Repeated, RequestPart};
 use crate::store::StoreConfig;
 
 impl Config {
@@ -128,6 +128,15 @@ fn entry_source(source: &EntrySource) -> Value {
     };
     if let Some(default) = &source.default {
         table["default"] = default.as_str().into();
+    }
+    if source.from.repeats() {
+        let word = match source.repeated {
+            Repeated::Deny => "deny",
+            Repeated::First => "first",
+            Repeated::Last => "last",
+            Repeated::Join => "join",
+        };
+        table["repeated"] = word.into();
     }
     table
 }

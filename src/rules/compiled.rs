@@ -105,6 +105,22 @@ pub(super) enum LimiterTemplate {
     Many { parts: Vec<TemplatePart>, by_name: HashMap<String, u32, RandomState>, otherwise: Option<u32> },
 }
 
+impl LimiterTemplate {
+    /// The entries that fill the name.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &str> {
+        let (one, parts) = match self {
+            LimiterTemplate::Fixed(_) => (None, [].as_slice()),
+            LimiterTemplate::One { entry, .. } => (Some(entry.as_str()), [].as_slice()),
+            LimiterTemplate::Many { parts, .. } => (None, parts.as_slice()),
+        };
+        let several = parts.iter().filter_map(|part| match part {
+            TemplatePart::Entry(entry) => Some(entry.as_str()),
+            TemplatePart::Text(_) => None,
+        });
+        one.into_iter().chain(several)
+    }
+}
+
 /// A part of a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TemplatePart {
@@ -165,6 +181,12 @@ impl Rules {
     pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
         let name = |target: &LimiterTarget| self.limiters[target.limiter as usize].name.as_str();
         self.targets.iter().map(move |target| (target.at, name(target)))
+    }
+
+    /// Whether a rule of a domain matches on an entry or counts by it.
+    pub(crate) fn needs(&self, domain: &str, entry: &str) -> bool {
+        let domain = self.by_name.get(domain).map(|&domain| &self.domains[domain]);
+        domain.is_some_and(|domain| domain.rules.iter().any(|rule| rule.entries().any(|needed| needed == entry)))
     }
 
     /// The name of the domain with this index.

@@ -141,8 +141,18 @@ impl KeyIndex {
     fn look_up_list(&self, descriptor: &Descriptor<'_>, entry: &Entry<'_>, found: &mut SmallVec<[u32; 8]>) {
         match descriptor.list(entry.key) {
             None => self.look_up(&entry.value, found),
-            Some(values) => values.iter().for_each(|value| self.look_up(value, found)),
+            // Any test of it is in doubt.
+            Some(list) if list.repeated => self.all(found),
+            Some(list) => list.values.iter().for_each(|value| self.look_up(value, found)),
         }
+    }
+
+    /// Adds every rule that is filed here.
+    fn all(&self, found: &mut SmallVec<[u32; 8]>) {
+        let texts = self.prefixes.iter().chain(&self.suffixes).flat_map(|(_, rules)| rules.values());
+        let blocks = self.blocks.iter().flat_map(|(_, rules)| rules.values());
+        let rules = self.exact.values().chain(texts).chain(blocks).chain([&self.present]);
+        rules.for_each(|rules| add(found, rules));
     }
 
     #[inline]

@@ -87,6 +87,15 @@ impl Matcher {
         }
     }
 
+    /// Whether no value passes the test: it only asks for an absent entry.
+    pub(super) fn matches_none(&self) -> bool {
+        match self {
+            Matcher::AnyOf(any) => any.iter().all(Matcher::matches_none),
+            Matcher::Not(not) => not.matches_all(),
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => false,
+        }
+    }
+
     /// Whether every value passes the test.
     fn matches_all(&self) -> bool {
         match self {

@@ -1,7 +1,7 @@
 //! Turns a request into a plan: walks the rules that match each descriptor.
 
 use super::book::{Missing, Unmatched};
-use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, LimiterTarget, Rules, name_prefix};
+use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, Rules, name_prefix};
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms};
@@ -73,7 +73,9 @@ impl Walk<'_> {
     fn finish(self) -> Box<Planned> {
         let mut planned = self.planned;
         match planned.refused {
-            Some(RefusedBy::Denied { .. } | RefusedBy::Unmatched | RefusedBy::TooLarge(_)) => {
+            Some(
+                RefusedBy::Denied { .. } | RefusedBy::Unmatched | RefusedBy::Repeated { .. } | RefusedBy::TooLarge(_),
+            ) => {
                 // Nothing is charged. The other descriptors still report their remaining units (semantics 16).
                 let ends = &planned.ends;
                 planned
@@ -124,7 +126,10 @@ impl Walk<'_> {
             let shadow = rule.in_shadow(descriptor);
             // On its own: the rule's mode, or a key for which it is not enforced yet.
             let shadow_only = rule.shadow_only || (shadow && !rule.shadow);
+            let repeats = descriptor.has_lists() && self.refuse_repeat(descriptor, (rule_number, shadow), rule);
             match &rule.action {
+                _ if repeats && shadow => {}
+                _ if repeats => return DescriptorEnd::Refused,
                 CompiledAction::Allow if rule.shadow_only => {}
                 CompiledAction::Allow => return DescriptorEnd::Allowed,
                 CompiledAction::Deny if rule.shadow => self.refuse_in_shadow(rule_number),
@@ -156,7 +161,7 @@ impl Walk<'_> {
                 return end;
             }
             // This refusal charges nothing, so it takes precedence over those that still charge.
-            if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. })) {
+            if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. } | RefusedBy::Repeated { .. })) {
                 self.planned.refused = Some(RefusedBy::Unmatched);
             }
             return DescriptorEnd::Refused;
@@ -201,6 +206,26 @@ impl Walk<'_> {
     fn refuse_in_shadow(&mut self, rule: u32) {
         self.planned.notes.shadow_refusals += 1;
         self.planned.shadow_refused_by.get_or_insert(rule);
+    }
+
+    /// Refuses the request if the rule needs an entry that it repeats. Returns whether it does.
+    #[cold]
+    fn refuse_repeat(
+        &mut self,
+        descriptor: &Descriptor<'_>,
+        (rule_number, shadow): (u32, bool),
+        rule: &CompiledRule,
+    ) -> bool {
+        let Some(entry) = rule.repeated_entry(descriptor) else { return false };
+        let noted = &mut self.planned.repeated.get_or_insert_default().0;
+        if !noted.iter().any(|known| known == entry) {
+            noted.push(entry.to_owned());
+        }
+        match shadow {
+            true => self.refuse_in_shadow(rule_number),
+            false => self.planned.refused = Some(RefusedBy::Repeated { rule: rule_number }),
+        }
+        true
     }
 
     /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key is missing.

@@ -19,6 +19,8 @@ pub struct Planned {
     pub refused: Option<RefusedBy>,
     /// What the plan leaves out.
     pub notes: Notes,
+    /// The entries that the request repeats and that a rule needed, each once.
+    pub(crate) repeated: Option<Box<RepeatedEntries>>,
     /// The first rule in shadow mode that would refuse, regardless of its counters.
     pub(crate) shadow_refused_by: Option<u32>,
     /// The index of the request's domain in the rules.
@@ -26,6 +28,10 @@ pub struct Planned {
     /// The answers of the stores, once applied. They are here, in a box, so that a decision is cheap to move.
     pub(crate) applied: Applied,
 }
+
+/// The names of entries that a request repeats. In a box of their own: few requests repeat any.
+#[derive(Debug, Default)]
+pub(crate) struct RepeatedEntries(pub(crate) Vec<String>);
 
 /// A descriptor and a rule from which a check comes.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +79,11 @@ pub enum RefusedBy {
     Unmatched,
     /// It exceeds this bound. Nothing is charged (semantics 28).
     TooLarge(Bound),
+    /// It names an entry that a rule needs several times. Nothing is charged (semantics 37).
+    Repeated {
+        /// The rule.
+        rule: u32,
+    },
     /// An entry of a key is missing. Checks that charge on refusals still do.
     MissingKey {
         /// The rule.

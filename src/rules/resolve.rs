@@ -4,11 +4,12 @@ use std::borrow::Cow;
 
 use super::book::Missing;
 use super::compiled::{
-    CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rollout, TemplatePart,
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rollout,
+    TemplatePart,
 };
 use super::form::{Form, differing};
 use super::matcher::EntryTest;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, ListValue};
 use crate::plan::CounterName;
 use crate::secret::NamePrefix;
 
@@ -53,12 +54,14 @@ fn rewrite_lists<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> De
         for value in &mut list.values {
             *value = domain.forms.value(list.key, std::mem::take(value));
         }
-        list.values.sort_unstable();
-        list.values.dedup();
+        if !list.repeated {
+            list.values.sort_unstable();
+            list.values.dedup();
+        }
     }
     for index in 0..changed.entries.len() {
         let key = changed.entries[index].key;
-        let joined = changed.list(key).map(|values| Cow::Owned(values.join(",")));
+        let joined = changed.list(key).map(|list| Cow::Owned(list.values.join(",")));
         let entry = &mut changed.entries[index];
         entry.value = joined.unwrap_or_else(|| domain.forms.value(key, std::mem::take(&mut entry.value)));
     }
@@ -70,14 +73,21 @@ impl EntryTest {
     #[inline]
     pub(super) fn passes(&self, descriptor: &Descriptor<'_>) -> bool {
         if descriptor.has_lists()
-            && let Some(values) = descriptor.list(&self.entry)
+            && let Some(list) = descriptor.list(&self.entry)
         {
-            return self.test.matches_any(values);
+            return self.passes_list(list);
         }
         match descriptor.value(&self.entry) {
             Some(value) => self.test.matches(value),
             None => self.absent,
         }
+    }
+
+    /// Whether an entry with several values passes the test. Which one a repeated entry has is in doubt, but not that it
+    /// is there.
+    #[cold]
+    fn passes_list(&self, list: &ListValue<'_>) -> bool {
+        if list.repeated { !self.test.matches_none() } else { self.test.matches_any(&list.values) }
     }
 }
 
@@ -85,6 +95,26 @@ impl CompiledRule {
     /// Whether every entry passes its test.
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         self.matches.iter().all(|required| required.passes(descriptor))
+    }
+
+    /// The first entry that the rule matches on or counts by, and that a descriptor which it matches repeats.
+    #[cold]
+    pub(super) fn repeated_entry(&self, descriptor: &Descriptor<'_>) -> Option<&str> {
+        self.entries().find(|entry| descriptor.repeated(entry).is_some())
+    }
+
+    /// The entries that the rule matches on or counts by.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &str> {
+        let applies = match &self.action {
+            CompiledAction::Apply(applies) => applies.as_slice(),
+            CompiledAction::Allow | CompiledAction::Deny => &[],
+        };
+        let matched = self.matches.iter().map(|required| required.entry.as_str());
+        let counted = applies.iter().flat_map(|apply| {
+            let key = apply.key.iter().map(|part| part.entry.as_str());
+            key.chain(apply.template.entries())
+        });
+        matched.chain(counted)
     }
 
     /// Whether the rule is in shadow for a descriptor.
@@ -97,9 +127,32 @@ impl CompiledRule {
 impl Rollout {
     /// Whether the rule is enforced for a descriptor. A missing entry counts as empty here.
     fn enforces(&self, descriptor: &Descriptor<'_>) -> bool {
+        match descriptor.has_lists() {
+            true => self.enforces_any(descriptor),
+            false => self.enforces_key(|entry| descriptor.value(entry)),
+        }
+    }
+
+    /// Whether the rule is enforced for any value of a repeated entry. Several repeated entries have too many
+    /// combinations: one of them is taken to be enforced.
+    #[cold]
+    fn enforces_any(&self, descriptor: &Descriptor<'_>) -> bool {
+        let mut repeated = self.key.iter().filter(|part| descriptor.repeated(&part.entry).is_some());
+        let value = |entry: &str| descriptor.value(entry);
+        match (repeated.next(), repeated.next()) {
+            (None, _) => self.enforces_key(value),
+            (Some(part), None) => descriptor.repeated(&part.entry).unwrap_or_default().iter().any(|one| {
+                self.enforces_key(|entry| if entry == part.entry { Some(&**one) } else { descriptor.value(entry) })
+            }),
+            (Some(_), Some(_)) => self.percent > 0,
+        }
+    }
+
+    #[inline]
+    fn enforces_key<'v>(&self, value: impl Fn(&str) -> Option<&'v str>) -> bool {
         let mut hash = self.hash;
         for part in &self.key {
-            hash.entry(&part.entry, &part.value(descriptor.value(&part.entry).unwrap_or_default()));
+            hash.entry(&part.entry, &part.value(value(&part.entry).unwrap_or_default()));
         }
         let CounterName([_, chosen]) = hash.name();
         chosen % 100 < u64::from(self.percent)

@@ -7,12 +7,13 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use percent_encoding::percent_decode_str;
+use smallvec::SmallVec;
 
 use super::headers::{self, Header};
 use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules::{self, Normaliser};
-use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, RequestPart};
+use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, Repeated, RequestPart};
 
 /// A request to authorize, as a door received it.
 pub(super) trait AuthzRequest {
@@ -25,8 +26,11 @@ pub(super) trait AuthzRequest {
     /// The host it is sent to.
     fn host(&self) -> Option<Cow<'_, str>>;
 
-    /// The values of all headers with this lower-case name. Values that Envoy joined with commas are one value.
+    /// The values of all headers with this lower-case name. Values that the gateway joined with commas are one value.
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>>;
+
+    /// Whether the gateway joins several headers of a name with commas.
+    fn joins_headers(&self) -> bool;
 
     /// The client's address, from the headers that this door trusts (semantics 34).
     fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>>;
@@ -56,14 +60,16 @@ pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, setti
     let mut descriptor = Descriptor::default();
     descriptor.entries.extend(always.into_iter().filter_map(|(key, value)| Some(Entry { key, value: value? })));
     for (key, source) in &settings.entries {
-        // A list of one value is that value.
-        let mut list = metadata(authz_request, source);
-        if list.len() > 1 {
-            descriptor.push_list(key, list);
-            continue;
+        let (mut values, repeated) = values(authz_request, target.as_deref(), source);
+        if values.is_empty() {
+            values.extend(source.default.as_deref().map(Cow::Borrowed));
         }
-        let value = list.pop().or_else(|| entry(authz_request, target.as_deref(), source));
-        descriptor.entries.extend(value.map(|value| Entry { key, value }));
+        match source.from.repeats() {
+            true => repeated.push(&mut descriptor, key, values),
+            // A list of one value is that value.
+            false if values.len() > 1 => descriptor.push_list(key, values.into_vec()),
+            false => descriptor.entries.extend(values.pop().map(|value| Entry { key, value })),
+        }
     }
     Request {
         domain: authz_request.context("domain").unwrap_or(&settings.domain),
@@ -71,26 +77,84 @@ pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, setti
     }
 }
 
-/// The values of an entry from dynamic metadata.
-fn metadata<'a>(request: &'a impl AuthzRequest, source: &'a EntrySource) -> Vec<Cow<'a, str>> {
-    match &source.from {
-        RequestPart::Metadata { namespace, path } => request.metadata(namespace, path),
-        _ => Vec::new(),
-    }
+/// The values of an entry in a request: several if the request names it several times, or has a list.
+type Values<'a> = SmallVec<[Cow<'a, str>; 2]>;
+
+/// The values of an entry in the request, and what counts of several.
+fn values<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> (Values<'a>, Repeated) {
+    let values = match &source.from {
+        RequestPart::Header(name) => return header(request, name, source.repeated),
+        RequestPart::Cookie(name) => return cookies(request, name, source.repeated),
+        RequestPart::Query(name) => target.map_or_else(SmallVec::new, |target| query(target, name)),
+        RequestPart::Context(key) => request.context(key).map(Cow::Borrowed).into_iter().collect(),
+        RequestPart::Metadata { namespace, path } => request.metadata(namespace, path).into(),
+        RequestPart::Principal => request.principal().map(Cow::Borrowed).into_iter().collect(),
+    };
+    (values, source.repeated)
 }
 
-/// The value of an entry, or its default.
-fn entry<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> Option<Cow<'a, str>> {
-    let value = match &source.from {
-        // The first value: a client must not get its own counter by adding a second header.
-        RequestPart::Header(name) => request.headers(name).next(),
-        RequestPart::Cookie(name) => cookie(request, name),
-        RequestPart::Query(name) => query(target?, name).map(Cow::Owned),
-        RequestPart::Context(key) => request.context(key).map(Cow::Borrowed),
-        RequestPart::Metadata { .. } => None,
-        RequestPart::Principal => request.principal().map(Cow::Borrowed),
-    };
-    value.or_else(|| source.default.as_deref().map(Cow::Borrowed))
+/// Headers of which Envoy makes one when it receives several, before it sends them on: the upstream gets the same value.
+const FOLDED_BY_ENVOY: [&str; 6] = ["accept", "authorization", "content-type", "origin", "referer", "user-agent"];
+
+/// The values of a header.
+///
+/// Where the gateway joins them, a comma can be part of one value or stand between two. So with a comma it is in doubt
+/// whether the value is one of the parts, or the whole. The first part is the first value, or the beginning of the whole:
+/// the same counter for both is safe.
+fn header<'a>(request: &'a impl AuthzRequest, name: &'a str, repeated: Repeated) -> (Values<'a>, Repeated) {
+    let mut values: Values<'a> = request.headers(name).collect();
+    if let [joined] = values.as_slice()
+        && request.joins_headers()
+        && joined.contains(',')
+        && !FOLDED_BY_ENVOY.contains(&name)
+    {
+        let parts: Values<'a> = joined.split(',').map(|part| Cow::Owned(trimmed(part).to_owned())).collect();
+        match repeated {
+            Repeated::Join => {}
+            Repeated::First | Repeated::Last => values = parts,
+            Repeated::Deny => values.extend(parts),
+        }
+    }
+    (values, repeated)
+}
+
+/// The values of all cookies with this name, without quotes around them.
+///
+/// Only a semicolon separates cookies (RFC 6265, section 5.4): with any other separator a client could put a forged
+/// cookie before the real one. Where the gateway joins headers, a comma can also stand between two of them. If that
+/// makes a difference, nobody knows which cookie the upstream reads first or last: the entry is in doubt, whatever is
+/// configured.
+fn cookies<'a>(request: &'a impl AuthzRequest, name: &str, repeated: Repeated) -> (Values<'a>, Repeated) {
+    let mut values = Values::new();
+    for header in request.headers("cookie") {
+        let named = named_cookies(header.split(';'), name);
+        if request.joins_headers() && header.contains(',') {
+            let parts = named_cookies(header.split([';', ',']), name);
+            if named != parts {
+                values.extend(named.into_iter().chain(parts));
+                // Of none and one it is in doubt whether there is any.
+                if values.len() == 1 {
+                    values.push(Cow::Borrowed(""));
+                }
+                return (values, Repeated::Deny);
+            }
+        }
+        values.extend(named);
+    }
+    (values, repeated)
+}
+
+/// The values of the cookies with this name. "Remove any leading or trailing WSP characters from the name string and the
+/// value string" (RFC 6265, section 5.2), where WSP is a space or a tab.
+fn named_cookies<'t, 'v>(pairs: impl Iterator<Item = &'t str>, name: &str) -> Values<'v> {
+    let pairs = pairs.filter_map(|pair| pair.split_once('='));
+    let named = pairs.filter(|(key, _)| trimmed(key) == name);
+    named.map(|(_, value)| Cow::Owned(trimmed(value).trim_matches('"').to_owned())).collect()
+}
+
+/// A text without spaces and tabs around it.
+fn trimmed(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
 }
 
 /// Splits a request target into the host and port of an absolute one, if it has them, and path and query.
@@ -111,22 +175,13 @@ pub(super) fn origin_form(target: Cow<'_, str>) -> (Option<Cow<'_, str>>, Cow<'_
     }
 }
 
-/// The first cookie with this name. Only a semicolon separates cookies (RFC 6265, section 5.4): with any other separator
-/// a client could put a forged cookie before the real one.
-fn cookie<'a>(request: &'a impl AuthzRequest, name: &str) -> Option<Cow<'a, str>> {
-    request.headers("cookie").find_map(|cookies| {
-        let pairs = cookies.split(';').filter_map(|pair| pair.trim_matches(' ').split_once('='));
-        pairs.filter(|(key, _)| *key == name).map(|(_, value)| Cow::Owned(value.trim_matches('"').to_owned())).next()
-    })
-}
-
-/// The first query parameter with this name.
-fn query(target: &str, name: &str) -> Option<String> {
-    let (_, query) = target.split_once('?')?;
+/// The values of all query parameters with this name, however it is escaped.
+fn query<'a>(target: &str, name: &str) -> Values<'a> {
+    let Some((_, query)) = target.split_once('?') else { return Values::new() };
     let query = query.split_once('#').map_or(query, |(query, _)| query);
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.filter(|(key, _)| decode(key) == name).map(|(_, value)| decode(value)).next()
+    pairs.filter(|(key, _)| decode(key) == name).map(|(_, value)| Cow::Owned(decode(value))).collect()
 }
 
 /// Joins the values of a list header with commas.
@@ -179,10 +234,11 @@ pub(super) fn is_grpc(request: &impl AuthzRequest) -> bool {
     request.headers("content-type").next().is_some_and(|media_type| media_type.starts_with("application/grpc"))
 }
 
-/// The status code of gRPC for an HTTP status: RESOURCE_EXHAUSTED, UNAVAILABLE or PERMISSION_DENIED.
+/// The status code of gRPC for an HTTP status: RESOURCE_EXHAUSTED, INVALID_ARGUMENT, UNAVAILABLE or PERMISSION_DENIED.
 pub(super) fn grpc_code(status: u16) -> u8 {
     match status {
         429 => 8,
+        400 => 3,
         500..=599 => 14,
         _ => 7,
     }
@@ -262,10 +318,13 @@ mod tests {
 
     #[test]
     fn a_parameter_is_found_by_its_decoded_name() {
-        assert_eq!(query("/p?a=1&account=al%20b+c&account=2", "account").as_deref(), Some("al b c"));
-        assert_eq!(query("/p?%61ccount=x#account=y", "account").as_deref(), Some("x"));
-        assert_eq!(query("/p?flag", "flag").as_deref(), Some(""));
-        assert_eq!(query("/p?a=%ff", "a").as_deref(), Some("\u{fffd}"));
-        assert_eq!(query("/p", "a"), None);
+        let query = |target, name| query(target, name).into_iter().map(Cow::into_owned).collect::<Vec<_>>();
+        assert_eq!(query("/p?a=1&account=al%20b+c", "account"), ["al b c"]);
+        assert_eq!(query("/p?%61ccount=x#account=y", "account"), ["x"]);
+        assert_eq!(query("/p?flag", "flag"), [""]);
+        assert_eq!(query("/p?a=%ff", "a"), ["\u{fffd}"]);
+        assert_eq!(query("/p", "a"), [""; 0]);
+        assert_eq!(query("/p?a=1&=2&&acc%6funt=3&Account=4&account&account=%2", "account"), ["3", "", "%2"]);
+        assert_eq!(query("/p?a+b=1&a%20b=2&a%2bb=3", "a b"), ["1", "2"]);
     }
 }

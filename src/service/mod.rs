@@ -91,7 +91,7 @@ impl Service {
     /// A service with this first version.
     pub fn new(version: Version, settings: Settings, clock: Arc<dyn Clock>) -> Self {
         let telemetry = Telemetry::new(settings.log.refusals_per_second);
-        let handles = telemetry.prepare(&version.rules);
+        let handles = telemetry.prepare(&version.rules, &settings.authz);
         observe_stores(&telemetry, &version);
         let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
         let first = ReloadStatus { version: 1, last_taken: true, loaded_at: unix_seconds(), ..ReloadStatus::default() };
@@ -108,7 +108,7 @@ impl Service {
 
     /// Replaces the version in use as a whole. Requests in flight finish with the version they began with.
     pub fn replace(&self, version: Version, settings: Settings) {
-        let handles = self.telemetry.prepare(&version.rules);
+        let handles = self.telemetry.prepare(&version.rules, &settings.authz);
         observe_stores(&self.telemetry, &version);
         self.telemetry.refusals.set_limit(settings.log.refusals_per_second);
         self.current.store(Arc::new(Current { version: Arc::new(version), settings, handles }));

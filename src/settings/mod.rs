@@ -1,5 +1,6 @@
 //! The settings of the ports: addresses, bounds, trusted proxies and response headers.
 
+mod authz;
 mod bounds;
 
 use std::fmt;
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::authz::{AuthzSettings, EntrySource, Repeated, RequestPart};
 pub use self::bounds::{Bound, Bounds};
 
 /// The settings of all ports.
@@ -150,57 +152,4 @@ pub struct HeaderFamilies {
     pub problem_json: bool,
     /// Whether clients see the names of rules, limiters and tiers.
     pub names: bool,
-}
-
-/// How a descriptor is made from an ext_authz request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuthzSettings {
-    /// The domain, unless the route's `context_extensions.domain` names another.
-    pub domain: String,
-    /// The entries in addition to the built-in `remote_address`, `method`, `path` and `host`.
-    pub entries: Vec<(String, EntrySource)>,
-    /// The number of addresses, from the right of `X-Forwarded-For`, that trusted proxies wrote. With zero the header
-    /// is ignored and the address is that of the peer (semantics 34).
-    pub trusted_hops: usize,
-    /// Whether `x-envoy-external-address` overrides that address. Envoy sets this header only with
-    /// `use_remote_address: true`, and only for clients with a public address; otherwise it forwards the client's own
-    /// header. So it must be off unless no such client exists.
-    pub trust_external_address: bool,
-}
-
-impl Default for AuthzSettings {
-    fn default() -> Self {
-        Self { domain: "default".to_owned(), entries: Vec::new(), trusted_hops: 0, trust_external_address: false }
-    }
-}
-
-/// The source of an entry. The entry is absent if the request has no value and there is no default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntrySource {
-    /// The part of the request.
-    pub from: RequestPart,
-    /// The value if the request has none.
-    pub default: Option<String>,
-}
-
-/// A part of an ext_authz request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RequestPart {
-    /// A request header, in lower case.
-    Header(String),
-    /// A cookie.
-    Cookie(String),
-    /// A query parameter.
-    Query(String),
-    /// A `context_extensions` key of the route.
-    Context(String),
-    /// A value in the dynamic metadata of the request.
-    Metadata {
-        /// The namespace of the filter.
-        namespace: String,
-        /// The path in it.
-        path: Vec<String>,
-    },
-    /// The client certificate's principal (`source.principal`).
-    Principal,
 }

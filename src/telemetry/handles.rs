@@ -3,13 +3,16 @@
 use metrics::Counter;
 
 use super::mistakes::{Mistake, Mistakes};
-use super::series::{CHECKS, CHECKS_SKIPPED, OVERRIDES_IGNORED, Registry, SHADOW_REFUSALS, UNMATCHED};
+use super::series::{
+    CHECKS, CHECKS_SKIPPED, OVERRIDES_IGNORED, REPEATED_ENTRIES, Registry, SHADOW_REFUSALS, UNMATCHED,
+};
 use super::unmatched::Unmatched;
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
 use crate::descriptor::Request;
 use crate::plan::Outcome;
 use crate::rules::{DescriptorEnd, RuleLabel, Rules};
+use crate::settings::AuthzSettings;
 
 /// The most rules with their own labels. Further rules are counted together as [`OTHER_RULES`]: a hundred thousand rules
 /// would make a million series.
@@ -39,8 +42,10 @@ struct DomainCounters {
     unmatched_descriptors: Counter,
     unmatched_samples: Unmatched,
     too_large: Counter,
-    /// For each rule: denied, missing key, no limiter.
-    rules: Vec<[Counter; 3]>,
+    /// For each entry of ext_authz that its rules need and requests can repeat.
+    repeated: Vec<(String, Counter)>,
+    /// For each rule: denied, missing key, no limiter, repeated.
+    rules: Vec<[Counter; 4]>,
 }
 
 /// Counters of one limiter as applied by one rule.
@@ -53,7 +58,8 @@ struct TargetCounters {
 }
 
 impl Handles {
-    pub(super) fn new(rules: &Rules, registry: &Registry<'_>) -> Self {
+    pub(super) fn new(rules: &Rules, authz: &AuthzSettings, registry: &Registry<'_>) -> Self {
+        let repeatable = || authz.entries.iter().filter(|(_, source)| source.from.repeats()).map(|(entry, _)| entry);
         // Domains and rules by index, and the label of each rule.
         let domains: Vec<(&str, Vec<RuleLabel<'_>>)> =
             rules.domain_names().map(|(name, rules)| (name, rules.collect())).collect();
@@ -73,10 +79,17 @@ impl Handles {
             unmatched_descriptors: registry.counter(UNMATCHED, &[("domain", name)]),
             unmatched_samples: Unmatched::default(),
             too_large: registry.decisions(name, "", "", "refused", Reason::TooLarge.name()),
+            repeated: repeatable()
+                .filter(|entry| rules.needs(name, entry))
+                .map(|entry| {
+                    let labels = [("domain", *name), ("entry", entry.as_str())];
+                    (entry.clone(), registry.counter(REPEATED_ENTRIES, &labels))
+                })
+                .collect(),
             rules: labels
                 .iter()
                 .map(|rule| {
-                    [Reason::Denied, Reason::MissingKey, Reason::NoLimiter]
+                    [Reason::Denied, Reason::MissingKey, Reason::NoLimiter, Reason::Repeated]
                         .map(|why| registry.decisions(name, rule, "", "refused", why.name()))
                 })
                 .collect(),
@@ -141,6 +154,11 @@ impl Handles {
                 counter.increment(u64::from(count));
             }
         }
+        for entry in planned.repeated.iter().flat_map(|repeated| &repeated.0) {
+            if let Some((_, counter)) = domain.repeated.iter().find(|(known, _)| known == entry) {
+                counter.increment(1);
+            }
+        }
         let Some((why, rule, target)) = decision.refused_by() else {
             domain.allowed.increment(1);
             return;
@@ -154,6 +172,7 @@ impl Handles {
             Reason::Denied => by_rule(0),
             Reason::MissingKey => by_rule(1),
             Reason::NoLimiter => by_rule(2),
+            Reason::Repeated => by_rule(3),
             Reason::Unmatched => Some(&domain.unmatched),
             Reason::TooLarge => Some(&domain.too_large),
         };

@@ -20,6 +20,7 @@ use super::store::StoreMetrics;
 use crate::decision::Decision;
 use crate::limiter::LeaseStatus;
 use crate::rules::Rules;
+use crate::settings::AuthzSettings;
 use crate::store::{StoreObserver, StoreStatus};
 
 /// The metrics of a process.
@@ -166,9 +167,9 @@ impl Metrics {
         }
     }
 
-    /// Prepares the handles for decisions by these rules. Existing series continue.
-    pub fn prepare(&self, rules: &Rules) -> Handles {
-        Handles::new(rules, &Registry(&self.recorder))
+    /// Prepares the handles for decisions by these rules, on entries made like this. Existing series continue.
+    pub fn prepare(&self, rules: &Rules, authz: &AuthzSettings) -> Handles {
+        Handles::new(rules, authz, &Registry(&self.recorder))
     }
 
     /// An observer that counts the calls of a shared store.

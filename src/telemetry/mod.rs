@@ -35,6 +35,7 @@ pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;
 use crate::decision::Decision;
 use crate::rules::{Rules, nearest};
+use crate::settings::AuthzSettings;
 
 /// The most domains that an unknown one is compared with.
 const MAX_COMPARED_DOMAINS: usize = 10_000;
@@ -56,9 +57,9 @@ impl Telemetry {
         Self { metrics: Metrics::new(), refusals: RefusalLog::new(refusals_per_second), top: Top::new() }
     }
 
-    /// Prepares the metric handles of these rules.
-    pub fn prepare(&self, rules: &Arc<Rules>) -> Handles {
-        self.metrics.prepare(rules)
+    /// Prepares the metric handles of these rules, on entries made like this.
+    pub fn prepare(&self, rules: &Arc<Rules>, authz: &AuthzSettings) -> Handles {
+        self.metrics.prepare(rules, authz)
     }
 
     /// Logs the mistakes of gateways that are due, each at most once a minute. Called once a second, off the path of a

@@ -15,7 +15,8 @@ const MAX_PARTS: usize = 32;
 #[derive(Clone)]
 pub(super) struct Sample {
     entries: Vec<(Box<str>, Box<str>)>,
-    lists: Vec<(Box<str>, Vec<Box<str>>)>,
+    /// Of each entry with several values: its key, the values, and whether it is repeated.
+    lists: Vec<(Box<str>, Vec<Box<str>>, bool)>,
 }
 
 impl Sample {
@@ -29,7 +30,8 @@ impl Sample {
             lists: lists
                 .map(|list| {
                     let values = list.values.iter().take(MAX_PARTS);
-                    (cut(list.key, MAX_KEY_BYTES), values.map(|value| cut(value, MAX_VALUE_BYTES)).collect())
+                    let values = values.map(|value| cut(value, MAX_VALUE_BYTES)).collect();
+                    (cut(list.key, MAX_KEY_BYTES), values, list.repeated)
                 })
                 .collect(),
         }
@@ -38,8 +40,12 @@ impl Sample {
     /// Looks at the copy.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Descriptor<'_>) -> T) -> T {
         let mut descriptor = Descriptor::of(self.entries.iter().map(|(key, value)| (&**key, &**value)));
-        for (key, values) in &self.lists {
-            descriptor.push_list(key, values.iter().map(|value| (&**value).into()).collect());
+        for (key, values, repeated) in &self.lists {
+            let values = values.iter().map(|value| (&**value).into()).collect();
+            match repeated {
+                true => descriptor.push_repeated(key, values),
+                false => descriptor.push_list(key, values),
+            }
         }
         look(&descriptor)
     }
@@ -74,7 +80,7 @@ mod tests {
         sample.with(|copy| {
             assert_eq!(copy.value("path"), Some("/login"));
             assert_eq!(copy.value("roles"), Some("admin,user"));
-            assert_eq!(copy.list("roles").map(<[_]>::len), Some(2));
+            assert_eq!(copy.list("roles").map(|list| list.values.len()), Some(2));
             assert_eq!(copy.entries.len(), 3);
             assert!(copy.entries.iter().all(|entry| entry.key.len() <= 64 && entry.value.len() <= 256));
         });

@@ -9,6 +9,7 @@ pub(super) const CHECKS_SKIPPED: &str = "tollgate_checks_skipped_total";
 pub(super) const OVERRIDES_IGNORED: &str = "tollgate_overrides_ignored_total";
 pub(super) const UNMATCHED: &str = "tollgate_unmatched_descriptors_total";
 pub(super) const SHADOW_REFUSALS: &str = "tollgate_shadow_refusals_total";
+pub(super) const REPEATED_ENTRIES: &str = "tollgate_repeated_entries_total";
 pub(super) const DECISION_DURATION: &str = "tollgate_decision_duration_seconds";
 pub(super) const DOOR_REQUESTS: &str = "tollgate_requests_total";
 pub(super) const LEASES_RELEASED: &str = "tollgate_leases_released_total";
@@ -42,7 +43,7 @@ pub(super) const DURATION_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 30] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 31] = [
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
@@ -60,6 +61,11 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 30] = [
         SHADOW_REFUSALS,
         MetricKind::Counter,
         "Refusals that shadow mode did not enforce and that no check counts, such as deny rules, unmatched descriptors and missing entries.",
+    ),
+    (
+        REPEATED_ENTRIES,
+        MetricKind::Counter,
+        "Requests that name an entry several times where a rule needs it, by entry. They are refused, unless the rule is in shadow.",
     ),
     (DECISION_DURATION, MetricKind::Histogram, "Time to decide a request, including the answer of its store."),
     (

@@ -308,8 +308,7 @@ fn semantics_27_a_literal_that_no_value_has_is_an_error_with_both_forms_and_the_
 fn explain_shows_a_literal_in_both_forms() {
     let settings = normalise("account", "['lowercase']");
     let explained = |test: &str, account: &str| {
-        let entries = [("account".to_owned(), account.to_owned())];
-        rules(&deny(&settings, test)).explain_in_words("edge", &entries)
+        rules(&deny(&settings, test)).explain_in_words("edge", &Descriptor::of([("account", account)]))
     };
     let text = explained("account = 'Mallory'", "MALLORY");
     assert!(text.contains("  account = \"mallory\", normalised from \"MALLORY\"\n"), "{text}");
@@ -318,9 +317,8 @@ fn explain_shows_a_literal_in_both_forms() {
     assert!(text.contains("account is \"bob\", expected \"mallory\", normalised from \"Mallory\"\n"), "{text}");
     let text = explained("account = 'mallory', plan = { not = '*' }", "Mallory");
     assert!(text.contains("rule wall matches\n  denies"), "{text}");
-    let entries = [("account", "mallory"), ("plan", "pro")].map(|(key, value)| (key.to_owned(), value.to_owned()));
     let absent = rules(&deny(&settings, "account = 'mallory', plan = { not = '*' }"));
-    let text = absent.explain_in_words("edge", &entries);
+    let text = absent.explain_in_words("edge", &Descriptor::of([("account", "mallory"), ("plan", "pro")]));
     assert!(text.contains("plan is \"pro\", expected { not = \"*\" }, or no value\n"), "{text}");
 }
 

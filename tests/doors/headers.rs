@@ -15,7 +15,7 @@ const NAMES: [&str; 5] = ["rulename", "shadowname", "limitername", "gold", "deny
 /// Every family of headers, with or without names.
 fn shown(names: bool) -> Settings {
     let families = HeaderFamilies { x_ratelimit: true, ietf: true, retry_after: true, problem_json: true, names };
-    let part = |name: &str| EntrySource { from: RequestPart::Header(name.to_owned()), default: None };
+    let part = |name: &str| EntrySource::from(RequestPart::Header(name.to_owned()));
     let entries = vec![("tier".to_owned(), part("x-tier"))];
     let authz = AuthzSettings { domain: "edge".into(), entries, ..AuthzSettings::default() };
     Settings { rls_headers: families, authz_headers: families, authz, ..settings() }

@@ -27,7 +27,7 @@ fn walls() -> RuleBook {
 }
 
 async fn start(rules: RuleBook) -> Doors {
-    let entry = |name: &str, from| (name.to_owned(), EntrySource { from, default: None });
+    let entry = |name: &str, from| (name.to_owned(), EntrySource::from(from));
     let entries =
         vec![entry("key", RequestPart::Query("key".into())), entry("account", RequestPart::Header("x-account".into()))];
     let authz = AuthzSettings { domain: "edge".into(), entries, ..AuthzSettings::default() };

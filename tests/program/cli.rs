@@ -126,6 +126,31 @@ fn explain_says_which_rules_match_which_nearly_match_and_what_is_charged() {
 }
 
 #[test]
+fn semantics_37_explain_shows_what_a_repeated_entry_does() {
+    let entries = "\n[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'x-account'MORE }\n";
+    let explained = |more: &str| {
+        let text = format!("{GOOD}{}", entries.replace("MORE", more));
+        let directory = written(&[("tollgate.toml", &text)]);
+        let output = run(directory.path(), &["explain", "edge", "path=/x", "account=a", "tier=free", "account=bob"]);
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        out(&output)
+    };
+    let denied = explained("");
+    for part in [
+        "  account = \"a\" or \"bob\": repeated, so its value is in doubt\n",
+        "rule quota matches\n  refuses, because it needs account: the request charges nothing\n",
+        "verdict: refused by rule quota, because account is repeated\n",
+    ] {
+        assert!(denied.contains(part), "{part} in\n{denied}");
+    }
+    for (word, value) in [("first", "a"), ("last", "bob"), ("join", "a,bob")] {
+        let text = explained(&format!(", repeated = '{word}'"));
+        assert!(text.contains(&format!("  account = {value:?}\n")), "{text}");
+        assert!(!text.contains("repeated"), "{text}");
+    }
+}
+
+#[test]
 fn rules_are_not_explained_where_there_is_no_configuration() {
     let directory = written(&[]);
     for command in ["explain", "key"] {

@@ -73,16 +73,21 @@ domain = "edge"
 name = "trial"
 mode = "shadow"
 apply = [{ limiter = "window", key = ["remote_address"] }]
+
+[authz]
+domain = "edge"
+entries.account = { header = "x-account" }
 "#;
 
 /// Labels whose values are names chosen by the operator, or the version.
-const CHOSEN: [(&str, &str); 5] = [
+const CHOSEN: [(&str, &str); 6] = [
     ("domain", "a domain; empty for requests of a domain that is not configured"),
     ("rule", "a rule; `(others)` for all after the first 2 000; empty where no rule decided"),
     (
         "limiter",
         "a limiter as it is named in the configuration; `(others)` for the limiters of such rules; empty where no limiter decided",
     ),
+    ("entry", "a header, cookie or query of `[authz.entries]` that a rule of the domain needs"),
     ("store", "a store"),
     ("version", "the version of the binary"),
 ];

@@ -7,7 +7,9 @@ use crate::config::schema::decode::{Field, Located, SchemaTable};
 use crate::config::schema::values::{Item, Switch, shown_size};
 use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
-use crate::settings::{AuthzSettings, Bounds, EntrySource, HeaderFamilies, Listen, Log, RequestPart, Settings, Token};
+use crate::settings::{
+    AuthzSettings, Bounds, EntrySource, HeaderFamilies, Listen, Log, Repeated, RequestPart, Settings, Token,
+};
 
 /// The entries that ext_authz requests have without configuration.
 pub(in crate::config) const FIXED_ENTRIES: [&str; 4] = ["remote_address", "method", "path", "host"];
@@ -194,7 +196,8 @@ fn entry_source(
     problems: &mut Problems,
 ) -> Option<EntrySource> {
     const PARTS: &str = "header, cookie, query, context, metadata or principal";
-    let parts: Vec<_> = written.given().into_iter().filter(|(key, _)| key.name != "default").collect();
+    let parts: Vec<_> =
+        written.given().into_iter().filter(|(key, _)| !["default", "repeated"].contains(&key.name)).collect();
     let fields = [&written.header, &written.cookie, &written.query, &written.context];
     match parts[..] {
         [_] => {}
@@ -242,7 +245,22 @@ fn entry_source(
         }
         RequestPart::Principal
     };
-    Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()) })
+    let repeated = repeated(&from, &written.repeated, problems);
+    Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()), repeated })
+}
+
+/// What counts if a request names the part several times, where it can.
+fn repeated(from: &RequestPart, written: &Field<schema::Repeated>, problems: &mut Problems) -> Repeated {
+    let Some(word) = written.get() else { return Repeated::default() };
+    if !from.repeats() {
+        problems.refuse(&word.location, "but only a header, a cookie or a query can be repeated; expected no such key");
+    }
+    match word.value {
+        schema::Repeated::Deny => Repeated::Deny,
+        schema::Repeated::First => Repeated::First,
+        schema::Repeated::Last => Repeated::Last,
+        schema::Repeated::Join => Repeated::Join,
+    }
 }
 
 fn metadata_source(metadata: &Located<schema::WrittenMetadata>, problems: &mut Problems) -> Option<RequestPart> {

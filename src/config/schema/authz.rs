@@ -1,6 +1,6 @@
 //! The table of ext_authz.
 
-use super::decode::{Decode, table};
+use super::decode::{Decode, choice, table};
 use super::key::KeyInfo;
 use super::values::{Amount, ByName, List, Switch};
 use crate::config::document::node::{TreeNode, Value};
@@ -23,9 +23,9 @@ table! {
 table! {
     /// Where an entry's value comes from: exactly one place, and an optional default.
     EntrySource {
-        /// A request header; of several with the name, the first. Over gRPC Envoy joins several with commas, unless its filter has `encode_raw_headers: true`.
+        /// A request header. Over gRPC Envoy joins several lines with commas, unless its filter has `encode_raw_headers: true`; without it, a value with a comma counts as several.
         header: String,
-        /// A cookie; of several with the name, the first.
+        /// A cookie.
         cookie: String,
         /// A parameter of the query.
         query: String,
@@ -37,6 +37,22 @@ table! {
         principal: Switch,
         /// The value if the place has none.
         default: String,
+        /// What counts if the request names the header, cookie or parameter several times: `deny` by default.
+        repeated: Repeated,
+    }
+}
+
+choice! {
+    /// What counts of an entry that a request names several times.
+    Repeated {
+        /// Nothing: a rule that needs the entry refuses the request, with status 400 unless the rule sets another. Choose another word only if every upstream reads that value.
+        "deny" => Deny,
+        /// The first value.
+        "first" => First,
+        /// The last value.
+        "last" => Last,
+        /// All values with commas between them.
+        "join" => Join,
     }
 }
 

@@ -11,10 +11,19 @@ use crate::rules::book::Charge;
 pub(super) struct Explanation {
     /// Whether the domain is configured, by rules or settings.
     pub(super) domain_known: bool,
-    /// The entries as the domain normalises them.
-    pub(super) entries: Vec<(String, String)>,
+    /// The entries as requested, each value once, and as the domain normalises them.
+    pub(super) entries: Vec<ExplainedEntry>,
     /// Every rule of the domain, in order.
     pub(super) rules: Vec<RuleExplanation>,
+}
+
+/// An entry of the request.
+#[derive(Debug)]
+pub(super) struct ExplainedEntry {
+    /// Its name.
+    pub(super) entry: String,
+    /// Its values, as requested and as normalised. An entry that is named several times has several.
+    pub(super) values: Vec<(String, String)>,
 }
 
 /// How one rule treats a descriptor.
@@ -26,6 +35,8 @@ pub(super) struct RuleExplanation {
     pub(super) mismatches: Vec<Mismatch>,
     /// The tests whose literals are compared in another form than they are written in, with both forms.
     pub(super) normalised: Vec<(String, String)>,
+    /// The entry that the rule needs and the request repeats, so that the rule refuses.
+    pub(super) repeated: Option<String>,
     /// Number of required entries that match.
     pub(super) hits: usize,
     /// Whether an earlier rule ended the walk.

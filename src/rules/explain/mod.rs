@@ -9,7 +9,8 @@ mod miss;
 mod text;
 
 use self::explanation::{
-    ActionExplanation, ApplyExplanation, Explanation, Mismatch, MissingEntries, NotApplied, RuleExplanation,
+    ActionExplanation, ApplyExplanation, ExplainedEntry, Explanation, Mismatch, MissingEntries, NotApplied,
+    RuleExplanation,
 };
 pub use self::identity::{KnownCounter, NotCounted};
 
@@ -22,7 +23,9 @@ use crate::descriptor::Descriptor;
 impl CompiledRule {
     /// Whether this rule ends the walk of a descriptor that it matches, as in planning.
     fn ends_walk(&self, descriptor: &Descriptor<'_>) -> bool {
+        let refuses_repeat = self.repeated_entry(descriptor).is_some();
         match &self.action {
+            _ if refuses_repeat => !self.in_shadow(descriptor) || (self.last && self.shadow && !self.shadow_only),
             CompiledAction::Allow => !self.shadow_only,
             CompiledAction::Deny => !self.shadow || (self.last && !self.shadow_only),
             CompiledAction::Apply(_) => self.last && !self.shadow_only && (self.shadow || !self.in_shadow(descriptor)),
@@ -34,11 +37,12 @@ impl Rules {
     /// Explains one descriptor of a domain.
     fn explain(&self, domain: &str, descriptor: &Descriptor<'_>) -> Explanation {
         let Some(&index) = self.by_name.get(domain) else {
-            let entries = entries(descriptor);
+            let entries = entries(descriptor, descriptor);
             return Explanation { domain_known: false, entries, rules: Vec::new() };
         };
         let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
+        let requested = descriptor;
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut ended = false;
         let rules = domain.rules.iter().map(|rule| {
@@ -55,6 +59,7 @@ impl Rules {
             let normalised = rule.matches.iter().filter(|required| required.written.is_some());
             let normalised = normalised.map(|required| (required.entry.clone(), expected(required))).collect();
             let matched = mismatches.is_empty();
+            let repeated = rule.repeated_entry(descriptor).filter(|_| matched);
             let action = match &rule.action {
                 CompiledAction::Allow => ActionExplanation::Allow,
                 CompiledAction::Deny => ActionExplanation::Deny,
@@ -67,6 +72,7 @@ impl Rules {
                 hits: rule.matches.len() - mismatches.len(),
                 mismatches,
                 normalised,
+                repeated: repeated.map(str::to_owned),
                 unreached: ended,
                 shadow: rule.in_shadow(descriptor),
                 shadow_only: rule.shadow_only || (!rule.shadow && rule.in_shadow(descriptor)),
@@ -75,7 +81,7 @@ impl Rules {
             ended |= matched && rule.ends_walk(descriptor);
             explained
         });
-        Explanation { domain_known: true, entries: entries(descriptor), rules: rules.collect() }
+        Explanation { domain_known: true, entries: entries(requested, descriptor), rules: rules.collect() }
     }
 
     fn explain_apply(&self, apply: &super::compiled::CompiledApply, descriptor: &Descriptor<'_>) -> ApplyExplanation {
@@ -146,8 +152,20 @@ fn expected(required: &EntryTest) -> String {
     }
 }
 
-fn entries(descriptor: &Descriptor<'_>) -> Vec<(String, String)> {
-    descriptor.entries.iter().map(|entry| (entry.key.to_owned(), entry.value.clone().into_owned())).collect()
+/// The entries as requested, and in the forms of the domain.
+fn entries(requested: &Descriptor<'_>, normalised: &Descriptor<'_>) -> Vec<ExplainedEntry> {
+    let both = requested.entries.iter().zip(&normalised.entries).map(|(requested_entry, normalised_entry)| {
+        let key = requested_entry.key;
+        let values = match (requested.repeated(key), normalised.repeated(key)) {
+            (Some(requested), Some(normalised)) => {
+                let pairs = requested.iter().zip(normalised);
+                pairs.map(|(requested, normalised)| (requested.to_string(), normalised.to_string())).collect()
+            }
+            _ => vec![(requested_entry.value.to_string(), normalised_entry.value.to_string())],
+        };
+        ExplainedEntry { entry: key.to_owned(), values }
+    });
+    both.collect()
 }
 
 #[cfg(test)]

@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
-use super::explanation::{ActionExplanation, ApplyExplanation, Explanation, NotApplied, RuleExplanation};
+use super::explanation::{
+    ActionExplanation, ApplyExplanation, ExplainedEntry, Explanation, NotApplied, RuleExplanation,
+};
 use crate::descriptor::Descriptor;
 use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
 use crate::rules::book::{Charge, Unmatched};
 use crate::rules::compiled::Rules;
 
 impl Rules {
-    /// Explains as text which rules apply to a descriptor with these entries.
-    pub fn explain_in_words(&self, domain: &str, entries: &[(String, String)]) -> String {
-        let descriptor = Descriptor::of(entries.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    /// Explains as text which rules apply to a descriptor.
+    pub fn explain_in_words(&self, domain: &str, descriptor: &Descriptor<'_>) -> String {
         let settings = self.by_name.get(domain).map(|&index| &self.domains[index]);
         let text = ExplanationText {
             domain,
-            requested: entries,
             limiters: &self.limiters,
             unmatched: settings.map_or(Unmatched::default(), |settings| settings.unmatched),
             shadow: settings.map_or(self.shadow, |settings| settings.shadow),
             domains: self.domains_with_rules(),
         };
-        text.whole(&self.explain(domain, &descriptor))
+        text.whole(&self.explain(domain, descriptor))
     }
 }
 
@@ -31,7 +31,6 @@ const MAX_LISTED_RULES: usize = 20;
 /// The context of an explanation's text.
 struct ExplanationText<'a> {
     domain: &'a str,
-    requested: &'a [(String, String)],
     limiters: &'a [Limiter],
     unmatched: Unmatched,
     /// Whether the domain is in shadow.
@@ -43,11 +42,16 @@ struct ExplanationText<'a> {
 impl ExplanationText<'_> {
     fn whole(&self, explanation: &Explanation) -> String {
         let mut text = format!("domain {}\n", self.domain);
-        for ((key, value), (_, requested)) in explanation.entries.iter().zip(self.requested) {
-            text += &match value == requested {
-                true => format!("  {key} = {value:?}\n"),
-                false => format!("  {key} = {value:?}, normalised from {requested:?}\n"),
-            };
+        for ExplainedEntry { entry, values } in &explanation.entries {
+            let values: Vec<String> = values
+                .iter()
+                .map(|(requested, value)| match value == requested {
+                    true => format!("{value:?}"),
+                    false => format!("{value:?}, normalised from {requested:?}"),
+                })
+                .collect();
+            let repeated = if values.len() > 1 { ": repeated, so its value is in doubt" } else { "" };
+            text += &format!("  {entry} = {}{repeated}\n", values.join(" or "));
         }
         if !explanation.domain_known {
             let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
@@ -92,6 +96,13 @@ impl ExplanationText<'_> {
             *text += &format!("  {entry} passes {expected}\n");
         }
         if rule.unreached {
+            return;
+        }
+        if let Some(entry) = &rule.repeated {
+            *text += &match rule.shadow {
+                true => format!("  would refuse, because it needs {entry}, but is in shadow: the walk continues\n"),
+                false => format!("  refuses, because it needs {entry}: the request charges nothing\n"),
+            };
             return;
         }
         match &rule.action {
@@ -146,6 +157,11 @@ impl ExplanationText<'_> {
 
     fn verdict(&self, matching: &[&RuleExplanation]) -> String {
         let reached = || matching.iter().filter(|rule| !rule.unreached);
+        for rule in reached().filter(|rule| !rule.shadow) {
+            if let Some(entry) = &rule.repeated {
+                return format!("verdict: refused by rule {}, because {entry} is repeated", rule.rule);
+            }
+        }
         if let Some(rule) = reached().find(|rule| matches!(rule.action, ActionExplanation::Deny) && !rule.shadow) {
             return format!("verdict: refused by rule {}", rule.rule);
         }
@@ -177,6 +193,7 @@ impl ExplanationText<'_> {
         }
         let counters = |rule: &RuleExplanation| -> usize {
             match &rule.action {
+                _ if rule.repeated.is_some() => 0,
                 ActionExplanation::Apply(applies) => applies.iter().map(|apply| apply.counters.len()).sum(),
                 ActionExplanation::Allow | ActionExplanation::Deny => 0,
             }

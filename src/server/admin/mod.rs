@@ -360,7 +360,8 @@ impl Admin {
     }
 
     fn explain(current: &Current, identity: &IdentityQuery) -> AdminResponse {
-        let text = current.version.rules.explain_in_words(&identity.domain, &identity.entries);
+        let descriptor = current.settings.authz.descriptor(&identity.entries);
+        let text = current.version.rules.explain_in_words(&identity.domain, &descriptor);
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         respond(StatusCode::OK, headers, text)

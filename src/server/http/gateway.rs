@@ -78,13 +78,11 @@ pub(super) struct GatewayRequest<'a> {
 impl<'a> GatewayRequest<'a> {
     /// Reads the request that a gateway asks about.
     pub(super) fn read(gateway: Gateway, head: &'a Parts, peer: Option<IpAddr>) -> Result<Self, GatewayError> {
-        let host = match gateway {
+        let host = match (gateway, head.uri.authority()) {
             // HTTP/2 sends the host as the authority.
-            Gateway::Envoy | Gateway::Nginx => match head.uri.authority() {
-                Some(authority) => Some(Cow::Borrowed(authority.as_str())),
-                None => first(head, "host"),
-            },
-            Gateway::ForwardAuth => first(head, "x-forwarded-host"),
+            (Gateway::Envoy | Gateway::Nginx, Some(authority)) => Some(Cow::Borrowed(authority.as_str())),
+            (Gateway::Envoy | Gateway::Nginx, None) => only(head, &["host"])?,
+            (Gateway::ForwardAuth, _) => only(head, &["x-forwarded-host"])?,
         };
         let (method, target, host) = match gateway {
             Gateway::Envoy => (Cow::Borrowed(head.method.as_str()), envoy_target(head)?, host),
@@ -104,19 +102,19 @@ fn values<'a>(head: &'a Parts, name: &str) -> impl Iterator<Item = Cow<'a, str>>
     values.filter(|value| !value.is_empty())
 }
 
-/// The first value of a header.
-fn first<'a>(head: &'a Parts, name: &str) -> Option<Cow<'a, str>> {
-    head.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes())).filter(|value| !value.is_empty())
+/// The only value of a header, if it has one. If it is sent several times, it has to say the same.
+fn only<'a>(head: &'a Parts, name: &'static [&'static str; 1]) -> Result<Option<Cow<'a, str>>, GatewayError> {
+    let mut values = values(head, name[0]);
+    let Some(value) = values.next() else { return Ok(None) };
+    match values.any(|other| other != value) {
+        true => Err(GatewayError::Differ(name)),
+        false => Ok(Some(value)),
+    }
 }
 
-/// The only value of a header.
+/// The only value of a header that the gateway has to send.
 fn one<'a>(head: &'a Parts, name: &'static [&'static str; 1]) -> Result<Cow<'a, str>, GatewayError> {
-    let mut values = values(head, name[0]);
-    let value = values.next().ok_or(GatewayError::Missing(name))?;
-    if values.any(|other| other != value) {
-        return Err(GatewayError::Differ(name));
-    }
-    Ok(value)
+    only(head, name)?.ok_or(GatewayError::Missing(name))
 }
 
 /// The target behind the prefix, as Envoy sent it.
@@ -182,6 +180,10 @@ impl AuthzRequest for GatewayRequest<'_> {
 
     fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
         self.head.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()))
+    }
+
+    fn joins_headers(&self) -> bool {
+        self.gateway == Gateway::Envoy
     }
 
     fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>> {

@@ -276,6 +276,10 @@ impl AuthzRequest for BorrowedCheck<'_> {
         joined.into_iter().chain(each.map(|(_, value)| *value)).map(Cow::Borrowed)
     }
 
+    fn joins_headers(&self) -> bool {
+        !self.raw
+    }
+
     fn remote_address(&self, settings: &settings::AuthzSettings) -> Option<Cow<'_, str>> {
         client(self, self.source.address, settings)
     }
@@ -320,10 +324,11 @@ mod tests {
         let addresses = [(false, 0), (false, 1), (true, 2)]
             .map(|(trusted, hops)| request.remote_address(&settings(trusted, hops)).map(Cow::into_owned));
         format!(
-            "{:?} {:?} {:?} {headers:?} {addresses:?} {:?} {:?} {:?}",
+            "{:?} {:?} {:?} {:?} {headers:?} {addresses:?} {:?} {:?} {:?}",
             request.method(),
             request.target(),
             request.host(),
+            request.joins_headers(),
             ["a", "domain", ""].map(|key| request.context(key)),
             request.metadata("a", &["a".to_owned()]),
             request.principal(),

@@ -55,6 +55,10 @@ impl AuthzRequest for DecodedCheck<'_> {
         joined.map(|value| Cow::Borrowed(value.as_str())).into_iter().chain(raw)
     }
 
+    fn joins_headers(&self) -> bool {
+        self.http.is_none_or(|http| http.header_map.is_none() || !http.headers.is_empty())
+    }
+
     fn remote_address(&self, settings: &settings::AuthzSettings) -> Option<Cow<'_, str>> {
         let peer = self.source().and_then(|source| match source.address.as_ref()?.address.as_ref()? {
             Address::SocketAddress(socket) => Some(socket.address.as_str()),
