@@ -66,7 +66,7 @@ impl<'a> Descriptor<'a> {
     }
 
     /// Adds an entry that the request names several times, with each value that it may have. A rule that needs the entry
-    /// refuses the request (semantics 37).
+    /// refuses the request (semantics 63).
     pub fn push_repeated(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
         self.push_values(ListValue { key, values, repeated: true });
     }

@@ -79,7 +79,7 @@ pub enum RefusedBy {
     Unmatched,
     /// It exceeds this bound. Nothing is charged (semantics 28).
     TooLarge(Bound),
-    /// It names an entry that a rule needs several times. Nothing is charged (semantics 37).
+    /// It names an entry that a rule needs several times. Nothing is charged (semantics 63).
     Repeated {
         /// The rule.
         rule: u32,

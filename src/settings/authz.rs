@@ -69,7 +69,7 @@ impl From<RequestPart> for EntrySource {
 }
 
 /// What counts of an entry that a request names several times: a header in several lines, a cookie or a parameter of
-/// the query several times (semantics 37).
+/// the query several times (semantics 63).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Repeated {
     /// Nothing: a rule that needs the entry refuses the request.

@@ -1,4 +1,4 @@
-//! Entries that a request names several times (semantics 37).
+//! Entries that a request names several times (semantics 63).
 
 use std::borrow::Cow;
 
@@ -39,7 +39,7 @@ fn path() -> (&'static str, Matcher) {
 }
 
 #[test]
-fn semantics_37_a_repeat_refuses_where_a_rule_needs_the_entry_and_nowhere_else() {
+fn semantics_63_a_repeat_refuses_where_a_rule_needs_the_entry_and_nowhere_else() {
     let not = |matcher| Matcher::Not(Box::new(matcher));
     let tests = ["bob", "*", "b*", "*b", "*b*", "10.0.0.0/8"].map(Matcher::parse).into_iter().chain([
         not(Matcher::parse("bob")),
@@ -70,7 +70,7 @@ fn semantics_37_a_repeat_refuses_where_a_rule_needs_the_entry_and_nowhere_else()
 }
 
 #[test]
-fn semantics_37_a_repeated_entry_is_there() {
+fn semantics_63_a_repeated_entry_is_there() {
     let absent = Matcher::Not(Box::new(Matcher::Present));
     let world = world(vec![matching("without", &[("account", absent)], &[&["remote_address"]])]);
     for _ in 0..3 {
@@ -80,7 +80,7 @@ fn semantics_37_a_repeated_entry_is_there() {
 }
 
 #[test]
-fn semantics_37_the_first_rule_that_needs_it_decides_and_nothing_is_charged() {
+fn semantics_63_the_first_rule_that_needs_it_decides_and_nothing_is_charged() {
     let allow = rule("allow", &[("path", "/open")], Action::Allow);
     let mut address = apply("limiter", &["remote_address"]);
     address.charge = Charge::Always;

@@ -1,4 +1,4 @@
-//! A request that names an entry several times, at each door of ext_authz (semantics 37).
+//! A request that names an entry several times, at each door of ext_authz (semantics 63).
 
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
@@ -159,7 +159,7 @@ async fn is_refused_as_repeated(asked: &Asked, service: &Doors) {
 }
 
 #[tokio::test]
-async fn semantics_37_an_entry_that_is_named_twice_is_refused_at_every_door() {
+async fn semantics_63_an_entry_that_is_named_twice_is_refused_at_every_door() {
     let service = start(&once("", "")).await;
     for asked in [
         header(&["fake7", "bob"]),
@@ -196,7 +196,7 @@ async fn semantics_37_an_entry_that_is_named_twice_is_refused_at_every_door() {
 }
 
 #[tokio::test]
-async fn semantics_37_names_that_are_others_are_no_repeat() {
+async fn semantics_63_names_that_are_others_are_no_repeat() {
     let service = start(&once("", "")).await;
     for (n, door) in Door::ALL.into_iter().enumerate() {
         for asked in [
@@ -225,7 +225,7 @@ async fn cookies_are_read_without_spaces_and_tabs_around_them() {
 
 /// Of a header that Envoy joined nobody knows whether its comma is one of the client.
 #[tokio::test]
-async fn semantics_37_a_comma_counts_as_a_repeat_where_envoy_joins_headers() {
+async fn semantics_63_a_comma_counts_as_a_repeat_where_envoy_joins_headers() {
     let service = start(&once("", "")).await;
     for door in Door::ALL {
         let expected = if door.joins() { 400 } else { 200 };
@@ -255,7 +255,7 @@ async fn headers_that_envoy_itself_makes_one_of_are_no_repeat() {
 }
 
 #[tokio::test]
-async fn semantics_37_first_last_and_join_count_what_the_upstream_is_said_to_read() {
+async fn semantics_63_first_last_and_join_count_what_the_upstream_is_said_to_read() {
     for (word, first, last, joined) in [("first", 429, 200, 200), ("last", 200, 429, 200), ("join", 200, 200, 429)] {
         let service = start(&once(&format!(", repeated = '{word}'"), "")).await;
         for door in Door::ALL {
@@ -290,7 +290,7 @@ async fn semantics_37_first_last_and_join_count_what_the_upstream_is_said_to_rea
 }
 
 #[tokio::test]
-async fn semantics_37_a_rule_chooses_the_answer_and_shadow_refuses_nobody() {
+async fn semantics_63_a_rule_chooses_the_answer_and_shadow_refuses_nobody() {
     let service = start(&once("", "status = 422\nbody = 'one account, please'")).await;
     for door in Door::ALL {
         assert_eq!(header(&["a", "b"]).at(door, &service).await.0, 422, "{door:?}");
@@ -419,7 +419,7 @@ impl Speller {
 /// However a client names an account, it is counted for that account; however it names two, it is refused. So the
 /// upstream never reads another account than the one that is counted, whichever of the values it reads.
 #[tokio::test]
-async fn semantics_37_in_any_spelling_one_account_has_one_counter_and_two_are_refused() {
+async fn semantics_63_in_any_spelling_one_account_has_one_counter_and_two_are_refused() {
     let service = start(&once("", "")).await;
     let mut speller = Speller(Dice(37));
     for round in 0..400 {

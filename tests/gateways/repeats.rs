@@ -1,5 +1,5 @@
 //! Requests that name an identity several times, through a real Envoy: none reaches the upstream as another than the one
-//! that is counted (semantics 37). `make contract` runs these tests with older versions of Envoy too.
+//! that is counted (semantics 63). `make contract` runs these tests with older versions of Envoy too.
 
 use std::thread;
 

@@ -126,7 +126,7 @@ fn explain_says_which_rules_match_which_nearly_match_and_what_is_charged() {
 }
 
 #[test]
-fn semantics_37_explain_shows_what_a_repeated_entry_does() {
+fn semantics_63_explain_shows_what_a_repeated_entry_does() {
     let entries = "\n[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'x-account'MORE }\n";
     let explained = |more: &str| {
         let text = format!("{GOOD}{}", entries.replace("MORE", more));
