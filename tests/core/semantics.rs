@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -1609,10 +1610,14 @@ fn cited(text: &str) -> BTreeSet<usize> {
     cited
 }
 
+/// The numbers that the page keeps for what comes next.
+const KEPT: RangeInclusive<usize> = 37..=62;
+
 #[test]
 fn every_number_of_the_page_has_a_test_and_no_test_has_another() {
     let page = page();
-    for (number, expected) in page.iter().zip(1..) {
+    let expected = (1..).filter(|number| !KEPT.contains(number));
+    for (number, expected) in page.iter().zip(expected) {
         assert_eq!(*number, expected, "docs/semantics.md: numbers follow one another and never change");
     }
     let mut tested = BTreeSet::new();
