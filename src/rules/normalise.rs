@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
-use percent_encoding::percent_decode_str;
-
 use super::address::cut;
 
 /// The default prefix length by which IPv6 clients are counted: the usual network of one client.
@@ -165,8 +163,9 @@ fn nfkc(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns a request path as an origin server would see it: without query, fragment and parameters of segments,
-/// unreserved percent-escapes decoded, dot segments and double slashes resolved (RFC 3986, sections 6.2.2.2 and
-/// 6.2.2.3). Of an absolute URI it is the path. Paths that differ in case, in a trailing slash or in `%2F` stay different.
+/// percent-escapes decoded as UTF-8, dot segments and double slashes resolved (RFC 3986, section 6.2.2). Of an absolute
+/// URI it is the path. Paths that differ in case or in a trailing slash stay different, and so do those with an escaped
+/// `/`, `%`, `?`, `#`, `;` or control character, which is no such character for an origin.
 ///
 /// ```
 /// use tollgate::rules::path;
@@ -183,7 +182,7 @@ pub fn path(value: &str) -> Cow<'_, str> {
     if clean {
         return Cow::Borrowed(raw);
     }
-    let decoded = decode_unreserved(raw);
+    let decoded = decode_harmless(raw);
     let mut segments: Vec<&str> = Vec::new();
     let mut last = "";
     // Many origins read a backslash as a slash.
@@ -240,30 +239,46 @@ fn is_scheme(text: &str) -> bool {
     letter && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// Decodes `%41` where it stands for a letter, a digit, `-`, `.`, `_`, `~` or a backslash; other escapes get upper-case
-/// digits.
-fn decode_unreserved(raw: &str) -> String {
+/// Decodes escapes, but for those of bytes that would change how the path is read: `/`, `%`, `?`, `#`, `;` and control
+/// characters, and of bytes that are no UTF-8. Their escapes get upper-case digits.
+fn decode_harmless(raw: &str) -> String {
     let mut decoded = String::with_capacity(raw.len());
     let mut rest = raw;
     while let Some(start) = rest.find('%') {
         decoded.push_str(&rest[..start]);
-        let escape = rest.get(start..start + 3);
-        match escape.map(|escape| percent_decode_str(escape).collect::<Vec<u8>>()).as_deref() {
-            Some(&[byte]) if byte.is_ascii_alphanumeric() || b"-._~\\".contains(&byte) => {
-                decoded.push(char::from(byte));
-            }
-            Some(&[byte]) => decoded.push_str(&format!("%{byte:02X}")),
-            // Not an escape: encoded, so that the text after it cannot make it one.
-            _ => {
-                decoded.push_str("%25");
-                rest = &rest[start + 1..];
-                continue;
-            }
+        rest = &rest[start..];
+        // The bytes of one character are escaped one by one.
+        let mut bytes = Vec::new();
+        while let Some(byte) = escaped_byte(rest) {
+            bytes.push(byte);
+            rest = &rest[3..];
         }
-        rest = &rest[start + 3..];
+        if bytes.is_empty() {
+            // Not an escape: encoded, so that the text after it cannot make it one.
+            decoded.push_str("%25");
+            rest = &rest[1..];
+            continue;
+        }
+        for chunk in bytes.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match character {
+                    '/' | '%' | '?' | '#' | ';' | '\0'..='\x1f' | '\x7f' => {
+                        decoded.push_str(&format!("%{:02X}", u32::from(character)));
+                    }
+                    character => decoded.push(character),
+                }
+            }
+            chunk.invalid().iter().for_each(|byte| decoded.push_str(&format!("%{byte:02X}")));
+        }
     }
     decoded.push_str(rest);
     decoded
+}
+
+/// The byte of the escape at the start of a text.
+fn escaped_byte(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix('%')?.get(..2)?;
+    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]
@@ -291,7 +306,17 @@ mod tests {
             ("/a;x/b;y=1;z/;/", "/a/b/"),
             ("/x/..;a/login", "/login"),
             ("/;", "/"),
-            ("/ü%c3%bc", "/ü%C3%BC"),
+            ("/ü%c3%bc", "/üü"),
+            ("/%E2%82%ac", "/€"),
+            ("/a%20b", "/a b"),
+            ("/v1%3asign%49n(%31)", "/v1:signIn(1)"),
+            ("/%40admin%28%29%26%3D%2B%2C%24%21%27%2A", "/@admin()&=+,$!'*"),
+            ("/a%3bb%3Fc%23d%252e", "/a%3Bb%3Fc%23d%252e"),
+            ("/%00%0a%1F%7f", "/%00%0A%1F%7F"),
+            ("/%c3x%C3%28%c0%af%ff", "/%C3x%C3(%C0%AF%FF"),
+            ("/%e2%82/%ac", "/%E2%82/%AC"),
+            ("/%+41%4", "/%25+41%254"),
+            ("/%ü", "/%25ü"),
         ];
         for (raw, expected) in cases {
             assert_eq!(path(raw), expected, "{raw}");
