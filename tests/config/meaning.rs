@@ -442,7 +442,9 @@ fn a_domain_of_ext_authz_without_rules_causes_a_warning() {
     assert_eq!(warnings(&format!("{EDGE}[authz]\ndomain = 'edge'\n")), [""; 0]);
     assert_eq!(
         warnings(&format!("{EDGE}[authz]\ndomain = 'egde'\n")),
-        [format!("a.toml:9: authz.domain is \"egde\", {passes}; did you mean \"edge\"?")]
+        [format!(
+            "a.toml:9: authz.domain is \"egde\", {passes}; did you mean \"edge\" here, or \"egde\" in its rules?"
+        )]
     );
     assert_eq!(
         warnings(&format!("{EDGE}[authz]\ntrusted_hops = 1\n")),
@@ -463,7 +465,7 @@ fn an_entry_that_ext_authz_requests_do_not_have_causes_a_warning() {
     let named =
         "a.toml:7: rules[0].apply[0].key[0] names the entry \"remote_adress\", which ext_authz requests do not have";
     let meant = format!(
-        "{named}; did you mean \"remote_address\"?; if RLS clients send it, list all their entries in \
+        "{named}; did you mean \"remote_address\"? If RLS clients send it, list all their entries in \
          domains.edge.entries"
     );
     let with_domain = format!("{text}[authz]\ndomain = 'edge'\n");

@@ -68,6 +68,35 @@ fn a_method_in_any_case_is_compared_in_upper_case_and_needs_no_warning() {
 }
 
 #[test]
+fn a_path_with_a_query_and_a_host_that_clients_spell_otherwise_cause_a_warning() {
+    assert_eq!(
+        warnings(&rule("path = '/only?x=1'")),
+        [
+            "9:11 rules[0].match.path query_in_path: is \"/only?x=1\", whose query is removed, so that it matches the path \
+             with any query; write \"/only\""
+        ]
+    );
+    for path in ["/a#b", "/login/?", "/a?"] {
+        assert_eq!(kinds(&rule(&format!("path = '{path}'"))), BTreeSet::from(["query_in_path"]), "{path}");
+    }
+    assert_eq!(kinds(&rule("path = '/a%3Fb'")), BTreeSet::new());
+    assert_eq!(
+        warnings(&rule("host = 'b\u{fc}cher.example'")),
+        [
+            "9:11 rules[0].match.host unicode_host: is \"b\u{fc}cher.example\", with letters that clients send in ASCII form; \
+             write that, which begins with \"xn--\""
+        ]
+    );
+}
+
+#[test]
+fn a_normaliser_of_an_entry_that_every_gateway_sends_causes_no_warning() {
+    let toml = "[domains.edge.normalise]\npath = ['path']\n\n[limiters.a]\nalgorithm = 'sliding_window'\nlimit = 1\n\
+                window = '1m'\n\n[[rules]]\ndomain = 'edge'\nname = 'r'\napply = [{ limiter = 'a', key = ['remote_address'] }]\n";
+    assert_eq!(kinds(toml), BTreeSet::new());
+}
+
+#[test]
 fn a_literal_that_looks_like_a_regular_expression_causes_a_warning() {
     assert_eq!(
         warnings(&rule("path = '^/login.*$'")),
@@ -177,6 +206,9 @@ fn other_literals_that_match_something_else_cause_a_warning() {
         assert_eq!(found[0], expected);
     }
     assert_eq!(kinds(&rule("path = '/users/:id'")), BTreeSet::from(["path_template"]));
+    let remedy = |text: &str| warnings(&rule(text))[0].rsplit_once("; ").expect("a remedy").1.to_owned();
+    assert_eq!(remedy("path = '/{login,signin}/x'"), r#"write ["/login/x", "/signin/x"]"#);
+    assert_eq!(remedy("path = '/{id}'"), "write the paths that are meant", "and not every path");
     assert_eq!(kinds(&rule("path = '/users/<id>'")), BTreeSet::from(["path_template"]));
     for good in [
         "host = '*.example.com'",
@@ -222,7 +254,7 @@ fn an_entry_that_is_almost_a_known_one_causes_a_warning() {
 #[test]
 fn a_key_with_an_entry_that_nothing_lists_causes_a_warning() {
     let expected = "rules[0].apply[0].key[0] unknown_entry: names the entry \"ip\", which neither [authz] nor the domain \
-                    lists; did you mean \"remote_address\"?; if clients send it, list all entries of clients in \
+                    lists; did you mean \"remote_address\"? If clients send it, list all entries of clients in \
                     domains.edge.entries";
     let text = apply("key = ['ip']");
     assert_eq!(warnings(&text), [format!("6:34 {expected}")]);

@@ -121,7 +121,10 @@ fn warn_of_missing_rules(
         return;
     }
     let ruled: BTreeSet<&str> = rules.iter().map(|rule| rule.domain.as_str()).collect();
-    let remedy = remedy(authz_domain, ruled, "domains with rules");
+    let remedy = match nearest(authz_domain, ruled.iter().copied()) {
+        Some(near) => format!("; did you mean {near:?} here, or {authz_domain:?} in its rules?"),
+        None => remedy(authz_domain, ruled, "domains with rules"),
+    };
     let reason =
         format!("which has no rules, so every ext_authz request passes unless its route names another domain{remedy}");
     match authz.domain.location() {
@@ -245,8 +248,9 @@ fn check_entry(entry: &str, location: &Location, entries: Option<&KnownEntries>,
         let remedy = remedy(entry, names, "known entries");
         let domain = &entries.domain;
         let reason = format!("{named} ext_authz requests do not have{remedy}");
-        let silence = format!("if RLS clients send it, list all their entries in domains.{domain}.entries");
-        problems.warn_of(WarningKind::UnknownEntry, location, format_args!("{reason}; {silence}"));
+        let silence = format!("RLS clients send it, list all their entries in domains.{domain}.entries");
+        let join = if remedy.ends_with('?') { " If" } else { "; if" };
+        problems.warn_of(WarningKind::UnknownEntry, location, format_args!("{reason}{join} {silence}"));
     }
 }
 

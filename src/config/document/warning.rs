@@ -64,6 +64,9 @@ kinds! {
     PathTemplate "path_template":
         "A path with a part in the form of a placeholder, such as `{id}` or `:id`, which is compared as text.",
         "Write `*` for the part.";
+    QueryInPath "query_in_path":
+        "A path with a query or fragment. Both are removed, so the rule matches the path with any query.",
+        "Write the path alone, and match a parameter by an entry `{ query = ... }` of `[authz.entries]`.";
     RelativePath "relative_path":
         "A path that does not begin with a slash.",
         "Write the slash.";
@@ -76,6 +79,9 @@ kinds! {
     HostBits "host_bits":
         "A block of addresses with bits after its prefix, such as `10.1.2.3/8`.",
         "Write the block, or correct its length.";
+    UnicodeHost "unicode_host":
+        "A host with letters outside ASCII. Clients send such names in their ASCII form, which begins with `xn--`.",
+        "Write the ASCII form.";
     LooseHost "loose_host":
         "A host pattern such as `*example.com`, which matches `badexample.com` too.",
         "Write `[\"example.com\", \"*.example.com\"]`.";

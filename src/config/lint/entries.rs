@@ -124,9 +124,12 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
                 }
             } else if matches!(place, Place::Key(_)) && !(of_authz(&rule.domain) && (listed || near(&entry))) {
                 let alias = ALIASES.iter().find(|(_, aliases)| aliases.contains(&&*entry));
-                let meant = alias.map_or(String::new(), |(meant, _)| format!("; did you mean {meant:?}?"));
+                let meant = match alias {
+                    Some((meant, _)) => format!("; did you mean {meant:?}? If"),
+                    None => "; if".to_owned(),
+                };
                 let reason = format!(
-                    "names the entry {entry:?}, which neither [authz] nor the domain lists{meant}; if clients send it, {list}"
+                    "names the entry {entry:?}, which neither [authz] nor the domain lists{meant} clients send it, {list}"
                 );
                 problems.warn_of(WarningKind::UnknownEntry, location, reason);
             }
@@ -200,7 +203,10 @@ pub(super) fn unused(checked: &Checked<'_>, problems: &mut Problems) {
     for item in checked.file.domains.named() {
         // For a domain without rules there is another warning.
         let (Some(domain), Some(used)) = (&item.value, by_domain.get(item.name.as_str())) else { continue };
-        for (entry, location) in settings(domain).filter(|(entry, _)| !used.contains(*entry)) {
+        let known = known_entries(checked);
+        // A normaliser of what every gateway sends is no mistake: it is ready for the next rule.
+        for (entry, location) in settings(domain).filter(|(entry, _)| !used.contains(*entry) && !known.contains(entry))
+        {
             let near = nearest(entry, used.iter().map(String::as_str));
             let meant = near.map_or("remove it".to_owned(), |near| format!("did you mean {near:?}?"));
             let reason = format!("is about the entry {entry:?}, which no rule of the domain uses; {meant}");

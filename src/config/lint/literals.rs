@@ -23,8 +23,17 @@ struct Literal<'a> {
 type Found = Option<(WarningKind, String)>;
 
 /// The warnings about one literal. Only the first that is due is given.
-const WARNINGS: [fn(&Literal<'_>) -> Found; 7] =
-    [outer_space, regular_expression, path_template, relative_path, unknown_method, host_bits, loose_host];
+const WARNINGS: [fn(&Literal<'_>) -> Found; 9] = [
+    outer_space,
+    query_in_path,
+    regular_expression,
+    path_template,
+    relative_path,
+    unknown_method,
+    host_bits,
+    unicode_host,
+    loose_host,
+];
 
 /// Warns of literals that are probably not meant.
 pub(super) fn literals(checked: &Checked<'_>, problems: &mut Problems) {
@@ -90,6 +99,18 @@ fn outer_space(literal: &Literal<'_>) -> Found {
     Some((WarningKind::OuterSpace, format!("with white space at an end, which few values have{instead}")))
 }
 
+/// A path with a query or a fragment, which normalising removes.
+fn query_in_path(literal: &Literal<'_>) -> Found {
+    let normalised = literal.forms.get(literal.entry).is_some_and(|form| form.has(Normaliser::Path));
+    if !normalised || !literal.text.contains(['?', '#']) || literal.text.starts_with('^') || literal.text.contains("(?")
+    {
+        return None;
+    }
+    let instead = literal.instead(&crate::rules::path(literal.text));
+    let reason = format!("whose query is removed, so that it matches the path with any query{instead}");
+    Some((WarningKind::QueryInPath, reason))
+}
+
 fn regular_expression(literal: &Literal<'_>) -> Found {
     if literal.forms.get(literal.entry).is_some_and(Form::is_address) {
         return None;
@@ -98,8 +119,10 @@ fn regular_expression(literal: &Literal<'_>) -> Found {
     let plain = path || literal.is_host() || literal.is_method();
     let sign = regular_sign(literal.text, plain, path)?;
     let pattern = as_pattern(literal.text);
+    // What is left of an expression would still be compared as text.
+    let rest = pattern.contains(['(', ')', '[', ']', '?', '+', '^', '$', '|', '\\']);
     let instead = match regular_sign(&pattern, plain, path) {
-        None if pattern != literal.text => literal.instead(&pattern),
+        None if pattern != literal.text && !rest => literal.instead(&pattern),
         _ => "; write a pattern such as \"/api/*\", or a list".to_owned(),
     };
     let reason = format!("which looks like a regular expression for its {sign:?}: only * is special here{instead}");
@@ -177,8 +200,22 @@ fn path_template(literal: &Literal<'_>) -> Found {
         part.strip_prefix(':').or_else(|| inside('{', '}')).or_else(|| inside('<', '>')).is_some_and(named)
     };
     let part = literal.text.split('/').find(placeholder).filter(|_| literal.is_path())?;
-    let parts: Vec<&str> = literal.text.split('/').map(|part| if placeholder(&part) { "*" } else { part }).collect();
-    let instead = literal.instead(&parts.join("/"));
+    let pattern = match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+        Some(several) if several.contains(',') => {
+            let each = several.split(',').map(|one| literal.text.replace(part, one.trim()));
+            format!("{:?}", each.collect::<Vec<_>>())
+        }
+        _ => {
+            let parts = literal.text.split('/').map(|part| if placeholder(&part) { "*" } else { part });
+            format!("{:?}", parts.collect::<Vec<_>>().join("/"))
+        }
+    };
+    let instead = match literal.instead("").is_empty() {
+        true => String::new(),
+        // Every path matches this.
+        false if pattern == "\"/*\"" => "; write the paths that are meant".to_owned(),
+        false => format!("; write {pattern}"),
+    };
     let part = if instead.is_empty() { "a part" } else { part };
     Some((WarningKind::PathTemplate, format!("where {part} is compared as text: only * is special here{instead}")))
 }
@@ -259,6 +296,15 @@ fn host_bits(literal: &Literal<'_>) -> Found {
     let instead = literal.instead(&whole.to_string());
     let reason = format!("with bits after its length, which counts as the whole block{instead}, or correct the length");
     (block != whole).then_some((WarningKind::HostBits, reason))
+}
+
+/// A host with letters outside ASCII, which clients send in another form.
+fn unicode_host(literal: &Literal<'_>) -> Found {
+    let unicode = literal.is_host() && !literal.text.is_ascii();
+    unicode.then(|| {
+        let reason = "with letters that clients send in ASCII form; write that, which begins with \"xn--\"";
+        (WarningKind::UnicodeHost, reason.to_owned())
+    })
 }
 
 /// A pattern of hosts without the dot between a name and the wildcard.
