@@ -113,7 +113,7 @@ enum Command {
     },
     /// Show the counters of an identity, for example of a user who is locked out.
     ///
-    /// Shows the counters of all rules of the domain whose key consists of these entries. Without entries, shows the
+    /// Shows the counters of all rules of the domain whose key has only entries that are given. Without entries, shows the
     /// counters without a key, which all requests share.
     #[command(
         after_help = "Examples:\n  tollgate state edge account=bob\n  tollgate state edge remote_address=203.0.113.7"

@@ -58,7 +58,7 @@ pub(super) fn state(
     };
     if !states.iter().any(refuses) {
         eprintln!(
-            "tollgate: none of these refuses; tollgate explain --server shows how the rules treat a whole request"
+            "tollgate: none of these refuses; tollgate explain --server HOST:PORT shows how the rules treat a whole request"
         );
     }
     Ok(())

@@ -200,7 +200,7 @@ pub(super) fn detail(refusal: &Refusal<'_>) -> &'static str {
         (Reason::Limit, None) => "this request asks for more than the limit ever allows; do not retry",
         (Reason::Denied, _) => "this request is not allowed",
         (Reason::Unmatched, _) => "no rule allows this request",
-        (Reason::Repeated, _) => "this request names a value that its limit needs more than once",
+        (Reason::Repeated, _) => "this request gives several values where its limit needs one",
         (Reason::MissingKey, _) => "this request lacks a value that its limit needs",
         (Reason::NoLimiter, _) => "no limit is configured for this kind of client",
         (Reason::StoreError, _) => "rate limiting is temporarily unavailable; try again later",

@@ -113,7 +113,7 @@ impl Mistake {
                 "descriptors that no rule matches have keys that no rule uses: correct descriptor_key in the gateway, or the rule"
             }
             Mistake::NothingMatched => {
-                "no rule of a domain has matched a request since the rules came into use: tollgate explain --server shows why"
+                "no rule of a domain has matched a request since the rules came into use: tollgate explain --server HOST:PORT shows why"
             }
             Mistake::Http1AtGrpcPort => {
                 "HTTP/1.1 at the gRPC port: set http2_protocol_options (Envoy: in explicit_http_config of the cluster's typed_extension_protocol_options), or send plain HTTP to server.http"

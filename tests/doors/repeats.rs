@@ -319,7 +319,7 @@ async fn a_refused_repeat_says_what_is_wrong_in_the_words_of_the_client() {
     let answer = service.ask(head).await;
     assert_eq!(answer.status, 400);
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-    assert!(answer.body.contains("names a value that its limit needs more than once"), "{}", answer.body);
+    assert!(answer.body.contains("gives several values where its limit needs one"), "{}", answer.body);
     assert_eq!(answer.header("retry-after"), None);
     let answer = service.ask(&format!("{head}\r\ncontent-type: application/grpc")).await;
     assert_eq!((answer.header("grpc-status"), answer.body.as_str()), (Some("3"), ""));

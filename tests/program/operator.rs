@@ -97,7 +97,7 @@ fn an_identity_that_is_locked_out_is_found_and_lifted() {
 fn state_says_where_to_look_when_no_limit_refuses() {
     let served = Served::start(&login(), &[]);
     let state = served.run(&["state", "edge", "account=bob"]);
-    let hint = "tollgate: none of these refuses; tollgate explain --server shows how the rules treat a whole request\n";
+    let hint = "tollgate: none of these refuses; tollgate explain --server HOST:PORT shows how the rules treat a whole request\n";
     assert!(state.ends_with(hint), "{state}");
     sign_in(&served, "bob");
     sign_in(&served, "bob");
