@@ -19,8 +19,6 @@ pub struct Config {
     pub stores: Vec<NamedStore>,
     /// The limiters, domains and rules.
     pub book: RuleBook,
-    /// The declared entries by domain, for the domains that declare them. The rules were checked against these.
-    pub entries: Vec<(String, Vec<String>)>,
     /// Whether clear text is meant on addresses that other machines can reach.
     pub clear_text_accepted: bool,
     /// The kinds of warnings that are not reported.

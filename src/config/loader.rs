@@ -114,12 +114,11 @@ fn build(file: &schema::File, problems: &mut Problems) -> Config {
     book.stores = names;
     (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
     book.limiters = limiters.into_built();
-    let entries = rules::entries(file);
     let accepted_warnings = accepted_warnings(file);
     accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
     lint::warn(file, &settings, &book, problems);
     let clear_text_accepted = file.server.get().is_some_and(|server| server.clear_text.get().is_some());
-    Config { server: settings, stores, book, entries, clear_text_accepted, accepted_warnings, ..Config::default() }
+    Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, ..Config::default() }
 }
 
 /// The kinds of warnings that the files accept, each once.

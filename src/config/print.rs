@@ -58,7 +58,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
-        "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written, &config.entries)))),
+        "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": {
             "domain": authz.domain,
@@ -232,7 +232,7 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
     Value::Object(table)
 }
 
-fn domain(domain: &Domain, entries: &[(String, Vec<String>)]) -> Value {
+fn domain(domain: &Domain) -> Value {
     let rewritings = domain.normalise.iter().map(|(entry, list)| (entry.clone(), words(list).into()));
     let mut table = json!({
         "unmatched": match domain.unmatched { Unmatched::Allow => "allow", Unmatched::Deny => "deny" },
@@ -240,7 +240,7 @@ fn domain(domain: &Domain, entries: &[(String, Vec<String>)]) -> Value {
         "normalise": named(rewritings),
         "addresses": domain.addresses,
     });
-    if let Some((_, entries)) = entries.iter().find(|(name, _)| *name == domain.name) {
+    if let Some(entries) = &domain.entries {
         table["entries"] = entries.as_slice().into();
     }
     table

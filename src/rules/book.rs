@@ -96,6 +96,8 @@ pub struct Domain {
     pub normalise: Vec<(String, Vec<Normaliser>)>,
     /// Entries that hold addresses, in addition to `remote_address`.
     pub addresses: Vec<String>,
+    /// All entries that its clients send, if they are listed. One that no rule uses is then no misspelling.
+    pub entries: Option<Vec<String>>,
 }
 
 /// The verdict for a descriptor that no rule matches (semantics 26).

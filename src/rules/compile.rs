@@ -192,6 +192,7 @@ impl Compiler {
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
             forms,
+            listed: domain.entries.unwrap_or_default(),
             index: Index::new(rules.iter().map(|rule| rule.matches.as_slice())),
             rules,
         });

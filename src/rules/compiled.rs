@@ -37,6 +37,8 @@ pub(super) struct CompiledDomain {
     pub(super) shadow: bool,
     /// The forms of its entries.
     pub(super) forms: Forms,
+    /// The entries that the configuration lists for its clients.
+    pub(super) listed: Vec<String>,
     pub(super) rules: Vec<CompiledRule>,
     pub(super) index: Index,
 }

@@ -42,7 +42,7 @@ pub use self::form::NeverMet;
 pub(crate) use self::form::{Form, Forms};
 pub use self::matcher::{Matcher, Pattern};
 #[cfg(feature = "config")]
-pub(crate) use self::nearest::nearest;
+pub(crate) use self::nearest::{nearest, similar};
 pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
 #[cfg(feature = "server")]
 pub(crate) use self::normalise::split_target;

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
 use crate::descriptor::Request;
 use crate::plan::Outcome;
-use crate::rules::{DescriptorEnd, RuleLabel, Rules};
+use crate::rules::{DescriptorEnd, RefusedBy, RuleLabel, Rules};
 use crate::settings::AuthzSettings;
 
 /// The most rules with their own labels. Further rules are counted together as [`OTHER_RULES`]: a hundred thousand rules
@@ -183,7 +183,7 @@ impl Handles {
 }
 
 impl Handles {
-    /// Notes which descriptors no rule matched. `keys_of_gateway` says whether the gateway chose the keys of the entries.
+    /// Notes which descriptors rules missed. `keys_of_gateway` says whether the gateway chose the keys of the entries.
     #[inline]
     pub(crate) fn note_matches(
         &self,
@@ -202,7 +202,12 @@ impl Handles {
             }
         }
         if matched && let Some(domain) = planned.domain {
-            self.domains[domain].unmatched_samples.note_match();
+            let samples = &self.domains[domain].unmatched_samples;
+            let lacks_entry =
+                planned.notes.skipped > 0 || matches!(planned.refused, Some(RefusedBy::MissingKey { .. }));
+            if lacks_entry || samples.notes_matches() {
+                note_matched(samples, request, decision, keys_of_gateway);
+            }
         }
         if unmatched {
             self.note_unmatched(request, decision, keys_of_gateway, mistakes);
@@ -238,6 +243,9 @@ impl Handles {
             let in_shadow = planned.sources.iter().any(|source| usize::from(source.descriptor) == number);
             if in_shadow || planned.shadow_refused_by.is_some() {
                 domain.unmatched_samples.note_match();
+                if keys_of_gateway {
+                    domain.unmatched_samples.count_matched(descriptor);
+                }
                 continue;
             }
             count += 1;
@@ -246,12 +254,23 @@ impl Handles {
         domain.unmatched_descriptors.increment(count);
     }
 
-    /// Adds the unmatched descriptors that are a mistake to the mistakes.
+    /// Adds the descriptors that are a mistake to the mistakes.
     pub(super) fn report_unmatched(&self, rules: &Rules, mistakes: &Mistakes, now: Timestamp) {
         for (index, domain) in self.domains.iter().enumerate() {
             domain.unmatched_samples.report(index, rules, mistakes, now);
         }
     }
+}
+
+/// Notes the descriptors of a request that rules matched.
+#[cold]
+fn note_matched(samples: &Unmatched, request: &Request<'_>, decision: &Decision, keys_of_gateway: bool) {
+    samples.note_match();
+    let matched = request.descriptors.iter().zip(&decision.planned().ends).filter(|(_, end)| match end {
+        DescriptorEnd::Checked | DescriptorEnd::Allowed | DescriptorEnd::Refused => keys_of_gateway,
+        DescriptorEnd::Unmatched | DescriptorEnd::Released => false,
+    });
+    matched.for_each(|(descriptor, _)| samples.count_matched(descriptor));
 }
 
 impl std::fmt::Debug for Handles {

@@ -42,7 +42,7 @@ pub enum Mistake {
     EmptyDomain,
     /// A request without descriptors.
     NoDescriptors,
-    /// A descriptor that no rule matches, with a key that no rule uses.
+    /// A descriptor with a key that no rule uses and that seems misspelt.
     UnknownKeys,
     /// A descriptor of a domain of which no rule has matched since the rules came into use.
     NothingMatched,
@@ -110,7 +110,7 @@ impl Mistake {
                 "requests without descriptors pass without a limit: set rate_limits with actions in the gateway"
             }
             Mistake::UnknownKeys => {
-                "descriptors that no rule matches have keys that no rule uses: correct descriptor_key in the gateway, or the rule"
+                "descriptors have misspelt keys, which no rule uses: correct descriptor_key in the gateway, or the rule; if a key is meant, list it with all others in domains.NAME.entries"
             }
             Mistake::NothingMatched => {
                 "no rule of a domain has matched a request since the rules came into use: tollgate explain --server HOST:PORT shows why"

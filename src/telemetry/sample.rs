@@ -37,6 +37,12 @@ impl Sample {
         }
     }
 
+    /// Whether a copy of the descriptor has all its keys, and each as a whole.
+    pub(super) fn has_keys_of(descriptor: &Descriptor<'_>) -> bool {
+        let entries = &descriptor.entries;
+        entries.len() <= MAX_PARTS && entries.iter().all(|entry| entry.key.len() <= MAX_KEY_BYTES)
+    }
+
     /// Looks at the copy.
     pub(super) fn with<T>(&self, look: impl FnOnce(&Descriptor<'_>) -> T) -> T {
         let mut descriptor = Descriptor::of(self.entries.iter().map(|(key, value)| (&**key, &**value)));
@@ -84,7 +90,10 @@ mod tests {
             assert_eq!(copy.entries.len(), 3);
             assert!(copy.entries.iter().all(|entry| entry.key.len() <= 64 && entry.value.len() <= 256));
         });
+        assert!(!Sample::has_keys_of(&descriptor));
+        assert!(Sample::has_keys_of(&Descriptor::of(std::iter::repeat_n(("path", "/"), MAX_PARTS))));
         let many = Descriptor::of(std::iter::repeat_n(("path", "/"), 5000));
+        assert!(!Sample::has_keys_of(&many));
         assert_eq!(Sample::of(&many).with(|copy| copy.entries.len()), MAX_PARTS);
     }
 }

@@ -1,8 +1,14 @@
-//! Descriptors that no rule of a domain matches: what is kept of them until the next report.
+//! Descriptors that rules of a domain miss: what is kept of them until the next report.
 //!
-//! Most of them are meant to pass, such as a request for a path that no rule limits. Two kinds are mistakes: a
-//! descriptor with a key that no rule uses while every rule lacks one, and a domain in which nothing matches at all.
-//! A decision only counts, and copies the first descriptor of a kind. The copies are looked at off its path.
+//! Most descriptors that no rule matches are meant to pass, such as a request for a path that no rule limits. Two kinds
+//! are mistakes: a descriptor with a misspelt key, also where some rule matches it, and a domain in which nothing
+//! matches at all. A decision only counts, and copies the first descriptor with a set of keys. The copies are looked at
+//! off its path.
+//!
+//! ```text
+//!   no rule matches, or a check lacks an entry -> each descriptor is counted by its set of keys
+//!   rules match, and nothing shows a mistake   -> those of one request between two reports
+//! ```
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +26,9 @@ use crate::rules::Rules;
 /// The most sets of keys that a domain tells apart in a minute.
 const MAX_KEY_SETS: usize = 16;
 
+/// The most of them that are kept for descriptors that a rule matches, so that these leave places to the others.
+const MAX_MATCHED_SETS: usize = 8;
+
 /// The time after which sets of keys are forgotten, and for which nothing has to match before that is a mistake.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -28,7 +37,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(super) struct Unmatched {
     /// Whether a rule has matched since the rules came into use.
     matched: AtomicBool,
-    /// Made with the first descriptor that no rule matches.
+    /// Whether a request that a rule matches was noted since the last report.
+    noted: AtomicBool,
+    /// Made with the first descriptor that is counted.
     kept: OnceLock<Box<Kept>>,
 }
 
@@ -73,13 +84,25 @@ enum KeySet {
 }
 
 impl Unmatched {
-    /// Notes that a rule matched.
+    /// Whether to note the next request that a rule matches.
     #[inline]
+    pub(super) fn notes_matches(&self) -> bool {
+        !self.noted.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a rule matched.
     pub(super) fn note_match(&self) {
-        // Reading first keeps the cache line shared.
-        if !self.matched.load(Ordering::Relaxed) {
-            self.matched.store(true, Ordering::Relaxed);
+        for flag in [&self.matched, &self.noted] {
+            // Reading first keeps the cache line shared.
+            if !flag.load(Ordering::Relaxed) {
+                flag.store(true, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// Counts a descriptor that a rule matches and whose keys the gateway chose.
+    pub(super) fn count_matched(&self, descriptor: &Descriptor<'_>) {
+        self.kept.get_or_init(Box::default).key_sets.count(descriptor, MAX_MATCHED_SETS);
     }
 
     /// Counts a descriptor that no rule matches. `keys_of_gateway` says whether the gateway chose its keys.
@@ -90,7 +113,7 @@ impl Unmatched {
         }
         let kept = self.kept.get_or_init(Box::default);
         if keys_of_gateway {
-            kept.key_sets.count(descriptor);
+            kept.key_sets.count(descriptor, MAX_KEY_SETS);
         }
         if !matched {
             kept.count.fetch_add(1, Ordering::Relaxed);
@@ -102,6 +125,7 @@ impl Unmatched {
 
     /// Adds what was counted to the mistakes, where it is one. `domain` is the domain's index in the rules.
     pub(super) fn report(&self, domain: usize, rules: &Rules, mistakes: &Mistakes, now: Timestamp) {
+        self.noted.store(false, Ordering::Relaxed);
         let Some(kept) = self.kept.get() else { return };
         kept.key_sets.report(domain, rules, mistakes, now);
         let matched = || self.matched.load(Ordering::Relaxed);
@@ -124,9 +148,9 @@ impl Unmatched {
             First::None => return,
             First::Words(words) => words,
             First::Sample(sample) => match sample.with(|descriptor| rules.miss(domain, descriptor)) {
-                Some(miss) => miss.words,
+                Some(miss) if !miss.matched => miss.words,
                 // A rule in shadow mode matches it.
-                None => return self.note_match(),
+                _ => return self.note_match(),
             },
         };
         mistakes.add(Mistake::NothingMatched, kept.count.swap(0, Ordering::Relaxed), &words);
@@ -135,11 +159,16 @@ impl Unmatched {
 }
 
 impl KeySets {
-    fn count(&self, descriptor: &Descriptor<'_>) {
+    /// Counts a descriptor by its keys. A new set of keys takes one of the first `places`.
+    fn count(&self, descriptor: &Descriptor<'_>, places: usize) {
         let hash = self.hash(descriptor);
-        for (known, count) in &self.counts {
+        let mut free = None;
+        for (place, (known, count)) in self.counts.iter().enumerate() {
             match known.load(Ordering::Relaxed) {
-                0 => break,
+                0 => {
+                    free = Some(place);
+                    break;
+                }
                 known if known == hash => {
                     count.fetch_add(1, Ordering::Relaxed);
                     return;
@@ -147,10 +176,15 @@ impl KeySets {
                 _ => {}
             }
         }
+        // Sets beyond the last place are not told apart. A key that is cut, or left out, would seem misspelt, or missing.
+        if free.is_none_or(|free| free >= places) || !Sample::has_keys_of(descriptor) {
+            return;
+        }
         let mut sets = self.sets.lock();
-        // Another request may have added it. Sets beyond the last place are not told apart.
+        // Another request may have added it.
         let known = |(known, _): &(AtomicU64, AtomicU64)| [0, hash].contains(&known.load(Ordering::Relaxed));
-        let Some((place, (known, count))) = self.counts.iter().enumerate().find(|(_, place)| known(place)) else {
+        let Some((place, (known, count))) = self.counts[..places].iter().enumerate().find(|(_, place)| known(place))
+        else {
             return;
         };
         count.fetch_add(1, Ordering::Relaxed);

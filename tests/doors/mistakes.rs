@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::rules::RuleBook;
+use tollgate::rules::{Action, Domain, Missing, Rule, RuleBook};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::settings::{AuthzSettings, Settings};
 use tollgate::telemetry::Mistake;
@@ -71,7 +71,7 @@ async fn a_descriptor_with_a_key_that_no_rule_uses_is_a_mistake_if_every_rule_la
 async fn semantics_26_what_is_meant_to_pass_is_no_mistake() {
     let mut book = rules();
     let trial = rule("trial", &[("trial", "*")], &[("account", &["account"])]);
-    book.rules.push(tollgate::rules::Rule { shadow: true, ..trial });
+    book.rules.push(Rule { shadow: true, ..trial });
     let service = Doors::start(book).await;
     let rls = service.rls().await;
     for descriptors in [
@@ -89,6 +89,123 @@ async fn semantics_26_what_is_meant_to_pass_is_no_mistake() {
         vec![descriptor(&[("path", "/login"), ("method", "POST"), ("region", "eu")])],
     ] {
         rls.ask(question("edge", descriptors)).await;
+    }
+    assert_eq!(looked_at(&service).await, [(Mistake::UnknownKeys, 1)], "the one of looking");
+}
+
+/// The descriptor of a login, with some keys spelt otherwise.
+fn login(spelt: &[(&str, &str)]) -> RateLimitDescriptor {
+    let entries = [("path", "/login"), ("method", "POST"), ("account", "ada"), ("remote_address", "198.51.100.7")];
+    let key = |key: &'static str| spelt.iter().find(|(known, _)| *known == key).map_or(key, |(_, spelt)| spelt);
+    descriptor(&entries.map(|(known, value)| (key(known), value)))
+}
+
+/// The rules for logins, and more rules beside them.
+fn logins(more: impl IntoIterator<Item = Rule>) -> RuleBook {
+    let mut book = rules();
+    book.rules.extend(more);
+    book
+}
+
+#[tokio::test]
+async fn semantics_26_a_key_that_is_nearly_a_missing_one_is_a_mistake_whatever_other_rules_do() {
+    let blocked = || Rule { action: Action::Deny, ..rule("blocked", &[("remote_address", "203.0.113.0/24")], &[]) };
+    let health = || rule("health", &[("path", "/health")], &[("account", &["path"])]);
+    let each_address = || rule("each_address", &[], &[("account", &["remote_address"])]);
+    let spellings: [&[(&str, &str)]; 8] = [
+        &[("path", "pth")],
+        &[("path", "Path")],
+        &[("method", "mthod")],
+        &[("method", "METHOD")],
+        &[("remote_address", "remote-address")],
+        &[("remote_address", "remote_addres")],
+        &[("path", "paht"), ("method", "methd")],
+        &[("account", "acount"), ("path", "/path")],
+    ];
+    for more in [vec![blocked()], vec![health(), blocked()], vec![each_address(), health()]] {
+        let service = Doors::start(logins(more)).await;
+        let rls = service.rls().await;
+        for (number, spelt) in spellings.iter().enumerate() {
+            rls.ask(question("edge", [login(spelt)])).await;
+            until(&service, &[(Mistake::UnknownKeys, number as u64 + 1)]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn semantics_26_a_misspelt_entry_of_a_key_is_a_mistake_though_a_rule_matches() {
+    for missing in [Missing::Skip, Missing::Deny, Missing::Empty] {
+        let mut book = rules();
+        for rule in &mut book.rules {
+            let Action::Apply(applies) = &mut rule.action else { continue };
+            applies.iter_mut().for_each(|apply| apply.missing = missing);
+        }
+        let service = Doors::start(book).await;
+        let rls = service.rls().await;
+        for (number, spelt) in ["acount", "Account", "accounts"].into_iter().enumerate() {
+            let answer = rls.ask(question("edge", [login(&[("account", spelt)])])).await;
+            assert_eq!(answer.overall_code == OVER_LIMIT, missing == Missing::Deny, "{missing:?}");
+            until(&service, &[(Mistake::UnknownKeys, number as u64 + 1)]).await;
+        }
+    }
+    // Each request whose check is skipped is counted, not only the first.
+    let service = Doors::start(rules()).await;
+    let rls = service.rls().await;
+    for _ in 0..5 {
+        rls.ask(question("edge", [login(&[("account", "acount")])])).await;
+    }
+    until(&service, &[(Mistake::UnknownKeys, 5)]).await;
+    // The entry that fills the name of a limiter.
+    let tiered = rule("tiered", &[("path", "/login")], &[("{tier}", &["account"])]);
+    let service = Doors::start(book([window("gold", 100, 60)], [tiered])).await;
+    service.rls().await.ask(question("edge", [descriptor(&[("path", "/login"), ("teir", "gold")])])).await;
+    until(&service, &[(Mistake::UnknownKeys, 1)]).await;
+}
+
+#[tokio::test]
+async fn a_misspelt_key_beside_correct_requests_that_a_rule_matches_is_a_mistake_too() {
+    let each_address = rule("each_address", &[], &[("account", &["remote_address"])]);
+    let service = Doors::start(logins([each_address])).await;
+    let rls = service.rls().await;
+    // Nothing is skipped and everything matches, so that a decision shows no sign: one a second is looked at.
+    let began = tokio::time::Instant::now();
+    while mistakes(&service).is_empty() {
+        assert!(began.elapsed() < WAIT_TIMEOUT);
+        rls.ask(question("edge", [login(&[])])).await;
+        rls.ask(question("edge", [login(&[("path", "pth")])])).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert!(matches!(mistakes(&service)[..], [(Mistake::UnknownKeys, _)]));
+}
+
+#[tokio::test]
+async fn semantics_26_keys_that_are_meant_to_be_there_or_to_be_absent_are_no_mistakes() {
+    let mut book = logins([rule("device", &[("device", "*")], &[("account", &["device", "ip"])])]);
+    let listed = ["path", "method", "account", "kind", "device", "ip", "devices", "accounts"];
+    book.domains.push(Domain {
+        name: "edge".into(),
+        entries: Some(listed.map(str::to_owned).to_vec()),
+        ..Domain::default()
+    });
+    let service = Doors::start(book).await;
+    let rls = service.rls().await;
+    for entries in [
+        // Listed, and near to what rules use.
+        &[("path", "/login"), ("method", "POST"), ("accounts", "7")][..],
+        &[("path", "/"), ("devices", "7")],
+        // Only absent.
+        &[("path", "/login"), ("method", "POST")],
+        &[("method", "POST"), ("account", "ada")],
+        // Near to an entry that is there too.
+        &[("path", "/login"), ("method", "POST"), ("account", "ada"), ("acount", "7")],
+        // Near to nothing.
+        &[("path", "/login"), ("method", "POST"), ("region", "eu")],
+        &[("path", "/other"), ("method", "GET"), ("request_id", "7")],
+        // Of two letters each, which every other pair nearly is.
+        &[("path", "/login"), ("method", "POST"), ("id", "7")],
+        &[("device", "7"), ("id", "7")],
+    ] {
+        rls.ask(question("edge", [descriptor(entries)])).await;
     }
     assert_eq!(looked_at(&service).await, [(Mistake::UnknownKeys, 1)], "the one of looking");
 }

@@ -9,10 +9,15 @@ fn login(part: &str, other: &str) -> String {
     envoy.replace(part, other).replace("failure_mode_deny: true", "failure_mode_deny: false")
 }
 
+/// The rules of the example, and more.
+fn rules(more: &str) -> String {
+    let rules = read("examples/envoy/login.toml").replace("[server]\n", "[server]\nadmin = \"127.0.0.1:8083\"\n");
+    format!("{rules}\n{more}")
+}
+
 /// Envoy with this configuration, and the rules of the example.
 fn gateway(envoy: &str) -> Option<Gateway> {
-    let rules = read("examples/envoy/login.toml").replace("[server]\n", "[server]\nadmin = \"127.0.0.1:8083\"\n");
-    Gateway::start(envoy, &rules)
+    Gateway::start(envoy, &rules(""))
 }
 
 /// Nine logins on a limit of five, which all reach the upstream.
@@ -46,7 +51,12 @@ fn count(line: &str) -> u64 {
 
 /// Runs nine logins through Envoy with a mistake, which one line has to name, and returns that line.
 fn named(envoy: &str, mistake: &str) -> Option<String> {
-    let gateway = gateway(envoy)?;
+    named_by(envoy, &rules(""), mistake)
+}
+
+/// The same with these rules.
+fn named_by(envoy: &str, rules: &str, mistake: &str) -> Option<String> {
+    let gateway = Gateway::start(envoy, rules)?;
     nine_logins_pass(&gateway);
     let lines = lines(&gateway, mistake);
     assert_eq!(lines.len(), 1, "{lines:#?}");
@@ -83,6 +93,32 @@ fn a_misspelt_key_is_named_with_the_rule_that_nearly_matches() {
     let Some(line) = named(&envoy, "unknown_keys") else { return };
     let why = r#"domain "edge", keys account, method, pth, remote_address: no rule uses pth, did you mean path?: rule login nearly matches: path is missing, expected "/login""#;
     assert!(line.contains(why), "{line}");
+}
+
+#[test]
+fn a_misspelt_key_is_named_whatever_other_rules_do() {
+    let blocked = "[[rules]]\ndomain = \"edge\"\nname = \"blocked\"\nmatch = { remote_address = \"198.51.100.0/24\" }\naction = \"deny\"\n";
+    let health =
+        "[[rules]]\ndomain = \"edge\"\nname = \"health\"\nmatch = { path = \"/health\" }\naction = \"allow\"\n";
+    let skipping = rules("").replace(", missing = \"deny\"", "");
+    let cases = [
+        ("path}", "pth}", rules(blocked), "rule login nearly matches: path is missing"),
+        ("method}", "mthod}", rules(health), "rule login nearly matches: method is missing"),
+        (
+            "account\n",
+            "acount\n",
+            skipping,
+            "rule login matches, but login_account: skipped: missing entries of the key",
+        ),
+    ];
+    for (key, spelt, rules, why) in cases {
+        let envoy = login(&format!("descriptor_key: {key}"), &format!("descriptor_key: {spelt}"));
+        let Some(line) = named_by(&envoy, &rules, "unknown_keys") else { return };
+        let [key, spelt] = [key, spelt].map(|text| text.trim_end_matches(['}', '\n']));
+        let meant = format!("no rule uses {spelt}, did you mean {key}?: {why}");
+        assert!(line.contains(&meant), "{meant}\n{line}");
+        assert!(line.contains("domains.NAME.entries"), "{line}");
+    }
 }
 
 #[test]

@@ -126,6 +126,16 @@ fn explain_says_which_rules_match_which_nearly_match_and_what_is_charged() {
 }
 
 #[test]
+fn explain_shows_what_a_misspelt_key_means() {
+    let directory = written(&[("tollgate.toml", GOOD)]);
+    let entries = ["pth=/login", "method=POST", "acount=bob", "region-code=eu", "release=x"];
+    let text = out(&run(directory.path(), &[&["explain", "edge"][..], &entries].concat()));
+    let unknown = "\n\nno rule uses acount, did you mean account?\nno rule uses pth, did you mean path?\nno rule uses region-code\n\n";
+    assert!(text.contains(unknown), "{text}");
+    assert!(text.contains("rule login nearly matches\n  path is missing"), "{text}");
+}
+
+#[test]
 fn semantics_63_explain_shows_what_a_repeated_entry_does() {
     let entries = "\n[authz]\ndomain = 'edge'\n[authz.entries]\naccount = { header = 'x-account'MORE }\n";
     let explained = |more: &str| {

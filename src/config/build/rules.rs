@@ -89,15 +89,6 @@ fn fixed_limiters(file: &schema::File) -> BTreeSet<&str> {
     applies.flat_map(|apply| [apply.limiter.get(), apply.otherwise.get()]).flatten().map(|name| name.as_str()).collect()
 }
 
-/// The entries that domains declare, by domain.
-pub(in crate::config) fn entries(file: &schema::File) -> Vec<(String, Vec<String>)> {
-    let declared = |item: &Item<schema::Domain>| {
-        let list = item.value.as_ref()?.entries.get()?;
-        Some((item.name.clone(), list.items.iter().map(|entry| entry.value.clone()).collect()))
-    };
-    file.domains.named().iter().filter_map(declared).collect()
-}
-
 /// Warns if there are no rules, or none in the domain of ext_authz, so that nothing is ever refused.
 fn warn_of_missing_rules(
     file: &schema::File,
@@ -233,6 +224,7 @@ fn domain(
         shadow: written.mode.copied() == Some(schema::Mode::Shadow),
         normalise,
         addresses: written.addresses.items().iter().map(|address| address.value.clone()).collect(),
+        entries: written.entries.get().map(|list| list.items.iter().map(|entry| entry.value.clone()).collect()),
     }
 }
 

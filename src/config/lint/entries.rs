@@ -12,7 +12,7 @@ use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::WrittenKeyEntry;
 use crate::config::schema::decode::Located;
-use crate::rules::{Action, Matcher, Missing, Normaliser};
+use crate::rules::{Action, Matcher, Missing, Normaliser, similar};
 
 /// The names that Envoy gives to the entries of its rate limit actions, besides those of ext_authz.
 const ENVOY_ENTRIES: [&str; 6] =
@@ -117,7 +117,7 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
                 continue;
             }
             let list = format!("list all entries of clients in {}.entries", join("domains", &rule.domain));
-            if let Some(near) = similar(&entry, &known) {
+            if let Some(near) = similar(&entry, known.iter().copied(), LONG_NAME) {
                 if !of_authz(&rule.domain) {
                     let reason = format!("names the entry {entry:?}; did you mean {near:?}? Otherwise {list}");
                     problems.warn_of(WarningKind::SimilarEntry, location, reason);
@@ -138,7 +138,7 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
     for item in checked.file.domains.named() {
         let Some(domain) = item.value.as_ref().filter(|domain| domain.entries.is_absent()) else { continue };
         for (entry, location) in settings(domain).filter(|(entry, _)| !known.contains(entry) && !of_authz(&item.name)) {
-            if let Some(near) = similar(entry, &known) {
+            if let Some(near) = similar(entry, known.iter().copied(), LONG_NAME) {
                 let list = format!("list all entries of clients in {}.entries", item.location.path);
                 let reason = format!("names the entry {entry:?}; did you mean {near:?}? Otherwise {list}");
                 problems.warn_of(WarningKind::SimilarEntry, location, reason);
@@ -150,13 +150,6 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
 /// Whether building the rules has warned of this name in the domain of ext_authz.
 fn near(entry: &str) -> bool {
     nearest(entry, FIXED_ENTRIES).is_some()
-}
-
-/// The known entry that a name differs from only by dashes, spaces and case, or by a letter or two of a long one.
-fn similar<'a>(entry: &str, known: &BTreeSet<&'a str>) -> Option<&'a str> {
-    let plain = |name: &str| name.trim().to_lowercase().replace(['-', ' ', '.'], "_");
-    let same = known.iter().find(|name| plain(name) == plain(entry));
-    same.copied().or_else(|| nearest(entry, known.iter().copied().filter(|name| name.len() >= LONG_NAME)))
 }
 
 /// Warns of paths and hosts that are matched or counted as clients spell them.

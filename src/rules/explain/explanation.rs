@@ -13,6 +13,8 @@ pub(super) struct Explanation {
     pub(super) domain_known: bool,
     /// The entries as requested, each value once, and as the domain normalises them.
     pub(super) entries: Vec<ExplainedEntry>,
+    /// The keys that no rule of the domain uses and its settings do not list, sorted.
+    pub(super) unknown: Vec<UnknownKey>,
     /// Every rule of the domain, in order.
     pub(super) rules: Vec<RuleExplanation>,
 }
@@ -24,6 +26,25 @@ pub(super) struct ExplainedEntry {
     pub(super) entry: String,
     /// Its values, as requested and as normalised. An entry that is named several times has several.
     pub(super) values: Vec<(String, String)>,
+}
+
+/// A key of the request that no rule of its domain uses and its settings do not list.
+#[derive(Debug)]
+pub(super) struct UnknownKey {
+    /// The key.
+    pub(super) key: String,
+    /// The similar key that rules use and the request lacks. If there is one, the key is misspelt.
+    pub(super) meant: Option<String>,
+}
+
+impl fmt::Display for UnknownKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no rule uses {}", self.key)?;
+        match &self.meant {
+            Some(meant) => write!(f, ", did you mean {meant}?"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How one rule treats a descriptor.

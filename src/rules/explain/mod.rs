@@ -7,6 +7,7 @@ mod identity;
 #[cfg(feature = "server")]
 mod miss;
 mod text;
+mod unknown;
 
 use self::explanation::{
     ActionExplanation, ApplyExplanation, ExplainedEntry, Explanation, Mismatch, MissingEntries, NotApplied,
@@ -38,7 +39,7 @@ impl Rules {
     fn explain(&self, domain: &str, descriptor: &Descriptor<'_>) -> Explanation {
         let Some(&index) = self.by_name.get(domain) else {
             let entries = entries(descriptor, descriptor);
-            return Explanation { domain_known: false, entries, rules: Vec::new() };
+            return Explanation { domain_known: false, entries, unknown: Vec::new(), rules: Vec::new() };
         };
         let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
@@ -81,7 +82,12 @@ impl Rules {
             ended |= matched && rule.ends_walk(descriptor);
             explained
         });
-        Explanation { domain_known: true, entries: entries(requested, descriptor), rules: rules.collect() }
+        Explanation {
+            domain_known: true,
+            entries: entries(requested, descriptor),
+            unknown: domain.unknown_keys(descriptor, &self.release_entry),
+            rules: rules.collect(),
+        }
     }
 
     fn explain_apply(&self, apply: &super::compiled::CompiledApply, descriptor: &Descriptor<'_>) -> ApplyExplanation {

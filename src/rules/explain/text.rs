@@ -53,6 +53,12 @@ impl ExplanationText<'_> {
             let repeated = if values.len() > 1 { ": repeated, so its value is in doubt" } else { "" };
             text += &format!("  {entry} = {}{repeated}\n", values.join(" or "));
         }
+        if !explanation.unknown.is_empty() {
+            text.push('\n');
+        }
+        for unknown in &explanation.unknown {
+            text += &format!("{unknown}\n");
+        }
         if !explanation.domain_known {
             let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
             text += &format!("\nthis domain has no rules; domains with rules: {domains}\n");
