@@ -14,6 +14,7 @@ mod doors {
     mod bodies;
     mod bounds;
     mod compressed;
+    mod doubt;
     mod forms;
     mod generated;
     mod headers;

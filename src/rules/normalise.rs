@@ -120,12 +120,12 @@ pub fn bearer(text: &str) -> &str {
     text
 }
 
-/// Returns a host in lower case, without port and trailing dots. An IPv6 address is compressed and in brackets.
+/// Returns a host in lower case, without user, port and trailing dots. An IPv6 address is compressed and in brackets.
 ///
 /// ```
 /// use tollgate::rules::host;
 ///
-/// for spelling in ["API.example.com:443", "api.example.com.", "api.example.com.:80", " Api.Example.com"] {
+/// for spelling in ["API.example.com:443", "api.example.com.", "api.example.com.:80", "u:p@Api.example.com"] {
 ///     assert_eq!(host(spelling), "api.example.com");
 /// }
 /// for spelling in ["[2001:DB8::7]:443", "[2001:db8:0::7]", "2001:DB8::7"] {
@@ -137,7 +137,7 @@ pub fn host(text: &str) -> Cow<'_, str> {
     if text.bytes().all(clean) && !text.ends_with('.') {
         return Cow::Borrowed(text);
     }
-    let trimmed = text.trim();
+    let trimmed = text.rsplit_once('@').map_or(text, |(_, host)| host).trim();
     if let Ok(address) = trimmed.parse::<Ipv6Addr>() {
         return Cow::Owned(format!("[{address}]"));
     }

@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
 use super::headers::{self, Header};
+use super::named::{self, Named, Values, trimmed};
 use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules::{self, Normaliser};
@@ -50,15 +50,16 @@ pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, setti
     let (authority, target) = authz_request.target().map(origin_form).unzip();
     let path = target.clone().map(|target| Normaliser::Path.apply(target));
     let host = authz_request.host().or_else(|| authority.flatten());
-    let host = host.map(|host| Normaliser::Host.apply(host));
     let always = [
         ("remote_address", authz_request.remote_address(settings)),
         ("method", authz_request.method()),
         ("path", path),
-        ("host", host),
     ];
     let mut descriptor = Descriptor::default();
     descriptor.entries.extend(always.into_iter().filter_map(|(key, value)| Some(Entry { key, value: value? })));
+    if let Some(host) = host {
+        Repeated::Deny.push(&mut descriptor, "host", hosts(host));
+    }
     for (key, source) in &settings.entries {
         let (mut values, repeated) = values(authz_request, target.as_deref(), source);
         if values.is_empty() {
@@ -77,15 +78,27 @@ pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, setti
     }
 }
 
-/// The values of an entry in a request: several if the request names it several times, or has a list.
-type Values<'a> = SmallVec<[Cow<'a, str>; 2]>;
+/// The hosts in a host. No host has a comma in it, so a comma stands between two that somebody joined: unless they are
+/// the same, nobody knows which of them the upstream serves.
+fn hosts(host: Cow<'_, str>) -> Values<'_> {
+    let mut hosts = Values::new();
+    if host.contains(',') {
+        hosts.extend(host.split(',').map(|part| Cow::Owned(rules::host(part).into_owned())));
+        hosts.dedup();
+    } else {
+        hosts.push(Normaliser::Host.apply(host));
+    }
+    hosts
+}
 
 /// The values of an entry in the request, and what counts of several.
 fn values<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a EntrySource) -> (Values<'a>, Repeated) {
     let values = match &source.from {
         RequestPart::Header(name) => return header(request, name, source.repeated),
         RequestPart::Cookie(name) => return cookies(request, name, source.repeated),
-        RequestPart::Query(name) => target.map_or_else(SmallVec::new, |target| query(target, name)),
+        RequestPart::Query(name) => {
+            target.map_or_else(SmallVec::new, |target| named::query(target, name).counted(source.repeated))
+        }
         RequestPart::Context(key) => request.context(key).map(Cow::Borrowed).into_iter().collect(),
         RequestPart::Metadata { namespace, path } => request.metadata(namespace, path).into(),
         RequestPart::Principal => request.principal().map(Cow::Borrowed).into_iter().collect(),
@@ -118,43 +131,28 @@ fn header<'a>(request: &'a impl AuthzRequest, name: &'a str, repeated: Repeated)
     (values, repeated)
 }
 
-/// The values of all cookies with this name, without quotes around them.
+/// The values of all cookies with this name, without quotes around them and without percent escapes.
 ///
 /// Only a semicolon separates cookies (RFC 6265, section 5.4): with any other separator a client could put a forged
 /// cookie before the real one. Where the gateway joins headers, a comma can also stand between two of them. If that
 /// makes a difference, nobody knows which cookie the upstream reads first or last: the entry is in doubt, whatever is
 /// configured.
 fn cookies<'a>(request: &'a impl AuthzRequest, name: &str, repeated: Repeated) -> (Values<'a>, Repeated) {
-    let mut values = Values::new();
+    let mut all = Named::default();
     for header in request.headers("cookie") {
-        let named = named_cookies(header.split(';'), name);
+        let mut named = named::cookies(header.split(';'), name);
         if request.joins_headers() && header.contains(',') {
-            let parts = named_cookies(header.split([';', ',']), name);
-            if named != parts {
-                values.extend(named.into_iter().chain(parts));
-                // Of none and one it is in doubt whether there is any.
-                if values.len() == 1 {
-                    values.push(Cow::Borrowed(""));
-                }
-                return (values, Repeated::Deny);
+            let parts = named::cookies(header.split([';', ',']), name);
+            if named.values != parts.values {
+                all.extend(named);
+                all.extend(parts);
+                return (all.in_doubt(), Repeated::Deny);
             }
+            named.doubtful.extend(parts.doubtful);
         }
-        values.extend(named);
+        all.extend(named);
     }
-    (values, repeated)
-}
-
-/// The values of the cookies with this name. "Remove any leading or trailing WSP characters from the name string and the
-/// value string" (RFC 6265, section 5.2), where WSP is a space or a tab.
-fn named_cookies<'t, 'v>(pairs: impl Iterator<Item = &'t str>, name: &str) -> Values<'v> {
-    let pairs = pairs.filter_map(|pair| pair.split_once('='));
-    let named = pairs.filter(|(key, _)| trimmed(key) == name);
-    named.map(|(_, value)| Cow::Owned(trimmed(value).trim_matches('"').to_owned())).collect()
-}
-
-/// A text without spaces and tabs around it.
-fn trimmed(text: &str) -> &str {
-    text.trim_matches([' ', '\t'])
+    (all.counted(repeated), repeated)
 }
 
 /// Splits a request target into the host and port of an absolute one, if it has them, and path and query.
@@ -173,15 +171,6 @@ pub(super) fn origin_form(target: Cow<'_, str>) -> (Option<Cow<'_, str>>, Cow<'_
             (authority.map(|authority| Cow::Owned(authority.to_owned())), Cow::Owned(target.to_owned()))
         }
     }
-}
-
-/// The values of all query parameters with this name, however it is escaped.
-fn query<'a>(target: &str, name: &str) -> Values<'a> {
-    let Some((_, query)) = target.split_once('?') else { return Values::new() };
-    let query = query.split_once('#').map_or(query, |(query, _)| query);
-    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.filter(|(key, _)| decode(key) == name).map(|(_, value)| Cow::Owned(decode(value))).collect()
 }
 
 /// Joins the values of a list header with commas.
@@ -314,17 +303,5 @@ mod tests {
                 assert_eq!(origin_form(target), (authority.map(Cow::Borrowed), Cow::Borrowed(rest)));
             }
         }
-    }
-
-    #[test]
-    fn a_parameter_is_found_by_its_decoded_name() {
-        let query = |target, name| query(target, name).into_iter().map(Cow::into_owned).collect::<Vec<_>>();
-        assert_eq!(query("/p?a=1&account=al%20b+c", "account"), ["al b c"]);
-        assert_eq!(query("/p?%61ccount=x#account=y", "account"), ["x"]);
-        assert_eq!(query("/p?flag", "flag"), [""]);
-        assert_eq!(query("/p?a=%ff", "a"), ["\u{fffd}"]);
-        assert_eq!(query("/p", "a"), [""; 0]);
-        assert_eq!(query("/p?a=1&=2&&acc%6funt=3&Account=4&account&account=%2", "account"), ["3", "", "%2"]);
-        assert_eq!(query("/p?a+b=1&a%20b=2&a%2bb=3", "a b"), ["1", "2"]);
     }
 }

@@ -26,6 +26,7 @@ mod head;
 mod headers;
 mod http;
 mod listen;
+mod named;
 mod panics;
 
 pub use self::admin::Admin;

@@ -59,7 +59,8 @@ struct TargetCounters {
 
 impl Handles {
     pub(super) fn new(rules: &Rules, authz: &AuthzSettings, registry: &Registry<'_>) -> Self {
-        let repeatable = || authz.entries.iter().filter(|(_, source)| source.from.repeats()).map(|(entry, _)| entry);
+        let sources = || authz.entries.iter().filter(|(_, source)| source.from.repeats());
+        let repeatable = || sources().map(|(entry, _)| entry.as_str()).chain(["host"]);
         // Domains and rules by index, and the label of each rule.
         let domains: Vec<(&str, Vec<RuleLabel<'_>>)> =
             rules.domain_names().map(|(name, rules)| (name, rules.collect())).collect();
@@ -82,8 +83,8 @@ impl Handles {
             repeated: repeatable()
                 .filter(|entry| rules.needs(name, entry))
                 .map(|entry| {
-                    let labels = [("domain", *name), ("entry", entry.as_str())];
-                    (entry.clone(), registry.counter(REPEATED_ENTRIES, &labels))
+                    let labels = [("domain", *name), ("entry", entry)];
+                    (entry.to_owned(), registry.counter(REPEATED_ENTRIES, &labels))
                 })
                 .collect(),
             rules: labels

@@ -12,7 +12,7 @@ use crate::support::dice::Dice;
 use crate::support::service::*;
 
 /// A service with this configuration.
-async fn start(text: &str) -> Doors {
+pub(super) async fn start(text: &str) -> Doors {
     let source = SourceText { name: "a.toml".to_owned(), text: text.to_owned() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     Doors::start_with(Settings { authz: config.server.authz, ..settings() }, config.book).await
@@ -20,7 +20,7 @@ async fn start(text: &str) -> Doors {
 
 /// One request of each account, header, cookie and parameter. `MORE` stands for more keys of the entries, and of the
 /// rules.
-fn once(entries: &str, rule: &str) -> String {
+pub(super) fn once(entries: &str, rule: &str) -> String {
     format!(
         "limiters.once = {{ algorithm = 'sliding_window', limit = 1, window = '5m' }}\n\
          [authz]\ndomain = 'edge'\n\
@@ -35,7 +35,7 @@ fn once(entries: &str, rule: &str) -> String {
 
 /// A door of ext_authz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Door {
+pub(super) enum Door {
     /// gRPC with `encode_raw_headers`.
     Raw,
     /// gRPC with a map, whose values Envoy joined.
@@ -47,7 +47,7 @@ enum Door {
 }
 
 impl Door {
-    const ALL: [Door; 5] = [Door::Raw, Door::Map, Door::Envoy, Door::Nginx, Door::Forward];
+    pub(super) const ALL: [Door; 5] = [Door::Raw, Door::Map, Door::Envoy, Door::Nginx, Door::Forward];
 
     /// Whether the gateway joins headers with commas.
     fn joins(self) -> bool {
@@ -57,13 +57,13 @@ impl Door {
 
 /// A client's request.
 #[derive(Clone, Debug)]
-struct Asked {
-    target: String,
-    headers: Vec<(String, String)>,
+pub(super) struct Asked {
+    pub(super) target: String,
+    pub(super) headers: Vec<(String, String)>,
 }
 
 impl Asked {
-    fn new(target: &str, headers: &[(&str, &str)]) -> Self {
+    pub(super) fn new(target: &str, headers: &[(&str, &str)]) -> Self {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Self { target: target.to_owned(), headers }
     }
@@ -81,7 +81,7 @@ impl Asked {
         joined
     }
 
-    fn check(&self, door: Door) -> CheckRequest {
+    pub(super) fn check(&self, door: Door) -> CheckRequest {
         let raw = |(name, value): &(String, String)| HeaderValue {
             key: name.to_lowercase(),
             raw_value: value.as_bytes().to_vec(),
@@ -97,7 +97,7 @@ impl Asked {
     }
 
     /// The status and the reason of the answer.
-    async fn at(&self, door: Door, service: &Doors) -> (u16, Option<String>) {
+    pub(super) async fn at(&self, door: Door, service: &Doors) -> (u16, Option<String>) {
         let Self { target, .. } = self;
         let head = match door {
             Door::Raw | Door::Map => return self.over_grpc(door, service).await,
@@ -141,17 +141,17 @@ fn header(values: &[&str]) -> Asked {
     Asked::new("/login", &values.iter().map(|value| ("X-Account", *value)).collect::<Vec<_>>())
 }
 
-fn cookie(lines: &[&str]) -> Asked {
+pub(super) fn cookie(lines: &[&str]) -> Asked {
     Asked::new("/login", &lines.iter().map(|line| ("cookie", *line)).collect::<Vec<_>>())
 }
 
-fn query(query: &str) -> Asked {
+pub(super) fn query(query: &str) -> Asked {
     Asked::new(&format!("/login?{query}"), &[])
 }
 
 const REPEATED: (u16, Option<&str>) = (400, Some("repeated"));
 
-async fn is_refused_as_repeated(asked: &Asked, service: &Doors) {
+pub(super) async fn is_refused_as_repeated(asked: &Asked, service: &Doors) {
     for door in Door::ALL {
         let (status, reason) = asked.at(door, service).await;
         assert_eq!((status, reason.as_deref()), REPEATED, "{door:?} {asked:?}");
@@ -202,7 +202,7 @@ async fn semantics_63_names_that_are_others_are_no_repeat() {
         for asked in [
             Asked::new("/login", &[("x-account", &format!("a{n}")), ("x-account-2", "b")]),
             cookie(&[&format!("account=a{n}; Account=b; xaccount=c; account ")]),
-            query(&format!("account=a{n}&Account=b&account%3D=c&accounts=d&=e&account%00=f")),
+            query(&format!("account=a{n}&Account=b&account%3D=c&accounts=d&=e&q=a;b&return=/x;y=1&f[account]=f")),
         ] {
             assert_eq!(asked.at(door, &service).await, (200, None), "{door:?} {asked:?}");
         }
@@ -367,6 +367,12 @@ impl Speller {
         blank
     }
 
+    /// A name that some upstreams read as the account.
+    fn alike(&mut self) -> &'static str {
+        let name: &&str = self.0.pick(&["account", "account[]", "account[0]", "[account]", "account%00x"]);
+        name
+    }
+
     /// A name in any letters.
     fn cased(&mut self, name: &str) -> String {
         let letter = |letter: char| if self.0.below(2) == 0 { letter.to_ascii_uppercase() } else { letter };
@@ -390,9 +396,12 @@ impl Speller {
                 let mut pairs = Vec::new();
                 for account in accounts {
                     pairs.push(self.0.pick(&["", "=", "a=b", "Account=c", "account%3d=d", "a+c"]).to_string());
-                    pairs.push(format!("{}={}", self.escaped("account"), self.escaped(account)));
+                    let name = if accounts.len() > 1 { self.alike() } else { "account" };
+                    pairs.push(format!("{}={}", self.escaped(name), self.escaped(account)));
                 }
-                asked.target = format!("/login?{}{}", pairs.join("&"), self.0.pick(&["", "&", "&x", "#account=e"]));
+                let separator = if accounts.len() > 1 { *self.0.pick(&["&", ";"]) } else { "&" };
+                asked.target =
+                    format!("/login?{}{}", pairs.join(separator), self.0.pick(&["", "&", "&x", "#account=e"]));
             }
             Part::Cookie => {
                 // Two lines that a gateway joins are in doubt even if they name one account.
@@ -402,7 +411,9 @@ impl Speller {
                     let quote = self.0.pick(&["", "\""]);
                     let blanks = [self.blank(), self.blank(), self.blank(), self.blank()];
                     let [a, b, c, d] = blanks;
-                    let pair = format!("{a}account{b}={c}{quote}{account}{quote}{d}");
+                    let name = if accounts.len() > 1 { self.alike() } else { "account" };
+                    let account = self.escaped(account);
+                    let pair = format!("{a}{name}{b}={c}{quote}{account}{quote}{d}");
                     lines.last_mut().expect("a line").push(pair);
                     lines.last_mut().expect("a line").push(self.0.pick(&["a=b", "", "Account=c", "a"]).to_string());
                     if may_split && self.0.below(2) == 0 {

@@ -32,11 +32,24 @@ fn spellings(ask: impl Fn(&str) -> Ask, part: &str, n: usize) -> Vec<Ask> {
             ask(&format!("?account={fake}&account=bob")),
             ask(&format!("?a=b&acc%6funt={fake}&&account=bob")),
             ask("?account=bob&account=bob"),
+            ask(&format!("?account={fake};account=bob")),
+            ask(&format!("?account=bob;{fake}")),
+            ask("?x=1;account=bob"),
+            ask("?account[]=bob"),
+            ask(&format!("?account={fake}&account[]=bob")),
+            ask(&format!("?account={fake}&account%5B0%5D=bob")),
+            ask(&format!("?account={fake}&+account=bob")),
+            ask(&format!("?account={fake}&account%00=bob")),
+            ask(&format!("?account={fake}&amp;account=bob")),
+            ask("?%5Baccount]=bob"),
         ],
         "cookie" => vec![
             ask("").header("cookie", &format!("account={fake}; account=bob")),
             ask("").header("cookie", &format!("account={fake};\taccount =\tbob")),
             ask("").header("cookie", &format!("account={fake}")).header("cookie", "account=bob"),
+            ask("").header("cookie", r#"account="b\157b""#),
+            ask("").header("cookie", &format!("account={fake}; account[]=bob")),
+            ask("").header("cookie", &format!("account={fake}; %61ccount=bob")),
         ],
         other => panic!("{other}"),
     }
@@ -110,8 +123,9 @@ fn the_samples_of_rls_refuse_repeats_before_they_ask() {
         });
         gateway.ask(&with_an_underscore(&ask("").account("bob"))).expect(400);
         assert_eq!(gateway.upstream.seen().len(), 0, "{name}: what was refused did not reach it");
-        let once = Ask::post(&format!("{path}?account=bob&b=account")).json(r#"{"username": "ada"}"#);
-        let once = once.account("Doe, John").header("cookie", "account=bob; xaccount=c");
+        let once = Ask::post(&format!("{path}?account=b.ob&b=account&q=a;b&return=/x;y=1&accounts[]=c"))
+            .json(r#"{"username": "ada"}"#);
+        let once = once.account("Doe, John").header("cookie", "account=s%3Abob; xaccount=c\\");
         assert_ne!(gateway.ask(&once).status, 400, "{name}");
         assert_eq!(gateway.upstream.seen().len(), 1, "{name}");
     }

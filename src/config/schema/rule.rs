@@ -51,7 +51,7 @@ choice! {
         "trim" => Trim,
         /// A request path as an origin server sees it: query removed, escapes decoded, dot segments resolved.
         "path" => Path,
-        /// A host in lower case, without port and trailing dot; IPv6 compressed and in brackets.
+        /// A host in lower case, without user, port and trailing dot; IPv6 compressed and in brackets.
         "host" => Host,
         /// Upper case, for an HTTP method.
         "method" => Method,
