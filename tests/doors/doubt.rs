@@ -72,7 +72,7 @@ async fn semantics_63_what_every_upstream_reads_alike_passes() {
         .enumerate()
         {
             let name = format!("n{n}i{index}");
-            let headers: Vec<_> = asked.headers.iter().map(|(key, value)| (key.clone(), value.replace('N', &name)));
+            let headers = asked.headers.iter().map(|(key, value)| (key.clone(), value.replace('N', &name)));
             let asked = Asked { target: asked.target.replace('N', &name), headers: headers.collect() };
             assert_eq!(asked.at(door, &service).await, (200, None), "{door:?} {asked:?}");
             assert_eq!(asked.at(door, &service).await.0, 429, "{door:?} {asked:?}");
