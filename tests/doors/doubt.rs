@@ -139,7 +139,7 @@ async fn statuses(service: &Doors, host: &str) -> [u16; 4] {
     }
     let mut check = Asked::new("/", &[]).check(Door::Raw);
     let request = check.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
-    request.and_then(|request| request.http.as_mut()).expect("a request").host = host.to_owned();
+    host.clone_into(&mut request.and_then(|request| request.http.as_mut()).expect("a request").host);
     let answer: CheckResponse = service.rls().await.call(CHECK, check).await.expect("never an error of gRPC");
     statuses[3] = match &answer.http_response {
         Some(HttpResponse::DeniedResponse(denied)) => denied.status.as_ref().expect("a status").code as u16,
