@@ -149,7 +149,7 @@ pub(super) fn query(query: &str) -> Asked {
     Asked::new(&format!("/login?{query}"), &[])
 }
 
-const REPEATED: (u16, Option<&str>) = (400, Some("repeated"));
+pub(super) const REPEATED: (u16, Option<&str>) = (400, Some("repeated"));
 
 pub(super) async fn is_refused_as_repeated(asked: &Asked, service: &Doors) {
     for door in Door::ALL {
@@ -355,6 +355,7 @@ impl Speller {
     /// A text with some characters escaped.
     fn escaped(&mut self, text: &str) -> String {
         let spelled = text.bytes().map(|byte| match self.0.below(3) {
+            _ if byte.is_ascii_control() => format!("%{byte:02x}"),
             0 => format!("%{byte:02x}"),
             1 => format!("%{byte:02X}"),
             _ => char::from(byte).to_string(),
@@ -369,7 +370,7 @@ impl Speller {
 
     /// A name that some upstreams read as the account.
     fn alike(&mut self) -> &'static str {
-        let name: &&str = self.0.pick(&["account", "account[]", "account[0]", "[account]", "account%00x"]);
+        let name: &&str = self.0.pick(&["account", "account[]", "account[0]", "[account]", "account\0x"]);
         name
     }
 
@@ -412,6 +413,7 @@ impl Speller {
                     let blanks = [self.blank(), self.blank(), self.blank(), self.blank()];
                     let [a, b, c, d] = blanks;
                     let name = if accounts.len() > 1 { self.alike() } else { "account" };
+                    let name = name.replace('\0', "%00");
                     let account = self.escaped(account);
                     let pair = format!("{a}{name}{b}={c}{quote}{account}{quote}{d}");
                     lines.last_mut().expect("a line").push(pair);
