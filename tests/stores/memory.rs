@@ -322,6 +322,25 @@ fn semantics_30_a_counter_that_has_refused_outlasts_those_that_were_used_up_once
     }
 }
 
+/// An account that has used its three tries and has not been refused yet.
+#[test]
+fn semantics_30_a_counter_that_several_requests_used_up_outlasts_those_that_one_did() {
+    let account = Limit::SlidingWindow(SlidingWindow { limit: 3, window: 30 * SECOND });
+    let daily = |limit| Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(86_400 * SECOND) });
+    for limit in [account, window(3), bucket(3), pair(3)] {
+        for (flood, units) in [(daily(1), 1), (daily(5), 5)] {
+            let mut store = Small::keys(16);
+            for _ in 0..3 {
+                assert!(store.apply([check(VICTIM, limit, 1)], NOW).admitted);
+            }
+            for number in 0..60 {
+                store.apply([check(name(number), flood, units)], NOW);
+            }
+            assert!(!store.apply([check(VICTIM, limit, 1)], NOW).admitted, "{limit:?}");
+        }
+    }
+}
+
 /// Logs of every size are created, charged several units at a time, forgotten and created again.
 #[test]
 fn semantics_30_logs_that_grow_and_shrink_in_a_full_store_stay_within_its_bytes() {

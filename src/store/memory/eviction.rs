@@ -2,7 +2,9 @@
 
 use super::growth::{Growth, MIN_STEP_DIVISOR};
 use super::shard::Shard;
-use super::table::{EXHAUSTED_SHARE, EntryIndex, EntryKind, SPARE_DIVISOR, TableEntry, capacity_for, whole_seconds};
+use super::table::{
+    EXHAUSTED_AT_ONCE_SHARE, EntryIndex, EntryKind, SPARE_DIVISOR, TableEntry, capacity_for, whole_seconds,
+};
 use crate::clock::Timestamp;
 use crate::plan::CounterName;
 
@@ -135,7 +137,7 @@ impl Shard {
             None => self.random_index(),
         };
         for examined in 0..EVICTION_SAMPLES + EXTRA_EVICTION_SAMPLES {
-            if examined >= EVICTION_SAMPLES && least.is_some_and(|((share, _), _)| share < EXHAUSTED_SHARE) {
+            if examined >= EVICTION_SAMPLES && least.is_some_and(|((share, _), _)| share < EXHAUSTED_AT_ONCE_SHARE) {
                 break;
             }
             let found = self.table.occupied_from(index);

@@ -15,8 +15,8 @@ use super::overflow::Overflow;
 use super::pool::BytePool;
 use super::snapshot::{BUCKET_KIND, PAIR_KIND, SnapshotRecord, SnapshotValue};
 use super::table::{
-    CoarseSeconds, EXHAUSTED_SHARE, EntryIndex, EntryKind, REFUSING_SHARE, ShardTable, TableEntry, capacity_for,
-    whole_seconds,
+    CoarseSeconds, EXHAUSTED_AT_ONCE_SHARE, EXHAUSTED_SHARE, EntryIndex, EntryKind, REFUSING_SHARE, ShardTable,
+    TableEntry, capacity_for, whole_seconds,
 };
 use crate::clock::Timestamp;
 use crate::limiter::{Limit, SlidingWindow, State};
@@ -163,7 +163,7 @@ impl Shard {
         lasts: u64,
         now: Timestamp,
     ) {
-        let (expires_secs, used_share) = (expires_secs(now, lasts), used_share(outcome));
+        let (expires_secs, used_share) = (expires_secs(now, lasts), used_share(&state, outcome));
         let exhausted_for = exhausted_for(&state, outcome, lasts);
         let (kind, words) = self.overflow.pack(state, index.map(|index| &self.table[index]));
         let entry = TableEntry { name: *name, words, expires_secs, exhausted_for, used_share, kind };
@@ -183,7 +183,7 @@ impl Shard {
     /// Records that a counter has refused a request and did not change.
     pub(super) fn record_refusal(&mut self, index: Option<EntryIndex>) {
         if let Some(index) = index
-            && self.table[index].used_share == EXHAUSTED_SHARE
+            && self.table[index].used_share >= EXHAUSTED_AT_ONCE_SHARE
         {
             self.table[index].used_share = REFUSING_SHARE;
         }
@@ -243,14 +243,23 @@ fn expires_secs(now: Timestamp, lasts: u64) -> u32 {
 }
 
 /// The used share of the limit after an outcome.
-fn used_share(outcome: &Outcome) -> u8 {
+fn used_share(state: &State, outcome: &Outcome) -> u8 {
     match (outcome.remaining, u64::from(outcome.limit)) {
         (0, _) | (_, 0) if !outcome.passes => REFUSING_SHARE,
+        (0, limit) if outcome.charged >= whole(state, limit) => EXHAUSTED_AT_ONCE_SHARE,
         (0, _) | (_, 0) => EXHAUSTED_SHARE,
         (remaining, limit) => {
             let used = limit.saturating_sub(u64::from(remaining));
-            u8::try_from(used * u64::from(EXHAUSTED_SHARE - 1) / limit).unwrap_or(EXHAUSTED_SHARE - 1)
+            u8::try_from(used * u64::from(EXHAUSTED_AT_ONCE_SHARE - 1) / limit).unwrap_or(EXHAUSTED_AT_ONCE_SHARE - 1)
         }
+    }
+}
+
+/// What is charged by a request that uses a whole limit.
+fn whole(state: &State, limit: u64) -> u64 {
+    match state {
+        State::Bucket(bucket) => limit.saturating_mul(bucket.unit),
+        _ => limit,
     }
 }
 

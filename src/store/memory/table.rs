@@ -28,7 +28,12 @@ pub(super) const SPARE_DIVISOR: usize = 8;
 /// The index of an entry. Valid until an entry of the table is removed or the table is resized.
 pub(in crate::store) type EntryIndex = usize;
 
-/// The used share of an exhausted counter. Such counters are evicted late: evicting one lets its client in again.
+/// The used share of a counter that one request has exhausted. Such counters are evicted late: evicting one lets its
+/// client in again.
+pub(super) const EXHAUSTED_AT_ONCE_SHARE: u8 = u8::MAX - 2;
+
+/// The used share of a counter that several requests have exhausted. Such counters are evicted later: a flood of keys
+/// would need several requests for each.
 pub(super) const EXHAUSTED_SHARE: u8 = u8::MAX - 1;
 
 /// The used share of an exhausted counter that has refused a request since: of a client that keeps trying. Such counters
@@ -45,7 +50,7 @@ pub(super) struct TableEntry {
     pub(super) expires_secs: u32,
     /// How long a bucket stays exhausted after its last charge: until it has a unit again.
     pub(super) exhausted_for: CoarseSeconds,
-    /// The used share of the limit: 0 to 253, [`EXHAUSTED_SHARE`] or [`REFUSING_SHARE`].
+    /// The used share of the limit: 0 to 252, [`EXHAUSTED_AT_ONCE_SHARE`], [`EXHAUSTED_SHARE`] or [`REFUSING_SHARE`].
     pub(super) used_share: u8,
     pub(super) kind: EntryKind,
 }
@@ -111,10 +116,10 @@ impl TableEntry {
             return self.used_share;
         }
         let charged = Timestamp::from_micros(self.words[1]);
-        if self.used_share >= EXHAUSTED_SHARE && now < charged.plus(self.exhausted_for.micros()) {
+        if self.used_share >= EXHAUSTED_AT_ONCE_SHARE && now < charged.plus(self.exhausted_for.micros()) {
             return self.used_share;
         }
-        let used = self.used_share.min(EXHAUSTED_SHARE - 1);
+        let used = self.used_share.min(EXHAUSTED_AT_ONCE_SHARE - 1);
         let end = Timestamp::from_secs(u64::from(self.expires_secs));
         let whole = (end - charged).max(1);
         let left = (end - now).min(whole);
