@@ -140,6 +140,9 @@ async fn clients_that_make_up_domains_and_keys_cannot_flood_the_log() {
     for number in 0..2000 {
         let name = format!("{number}{nasty}{}", "x".repeat(1000));
         rls.ask(question(&name, [descriptor(&[("path", "/login")])])).await;
+        // Longer keys are not looked at.
+        let key = format!("{number}{nasty}");
+        rls.ask(question("edge", [descriptor(&[(&*key, &*name)])])).await;
         rls.ask(question("edge", [descriptor(&[(&*name, &*name)])])).await;
     }
     lines(&served, "unknown_domain");
