@@ -332,6 +332,7 @@ fn slots_come_back_when_the_stream_ends_and_when_the_client_walks_away() {
 
     // One client disconnects while its export runs.
     drop(third);
+    until("Envoy has noticed", || gateway.stat("cluster.upstream.upstream_rq_active") == 1);
     let fifth = run(&gateway, &export, 2);
     gateway.ask(&export).expect(429);
     gateway.upstream.open_gate();
