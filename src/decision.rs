@@ -174,10 +174,7 @@ impl Decision {
                 _ => outcome.and_then(|outcome| outcome.retry_after).map(Duration::from_micros),
             },
             text: rule.and_then(|rule| self.refusal_text(rule)),
-            headers: match self.deciding() {
-                Some(source) => self.check_headers(source),
-                None => rule.map_or_else(RuleHeaders::default, |rule| self.rule_headers(rule)),
-            },
+            headers: self.refusal_headers(),
         })
     }
 
@@ -226,10 +223,12 @@ impl Decision {
     /// The check whose numbers the client sees: [`Decision::tightest`] among those that rules show. `None` for a refusal
     /// by a check or rule that is not shown.
     pub fn tightest_shown(&self) -> Option<CheckStatus<'_>> {
-        match (self.refusal(), self.limiting()) {
-            (Some(refusal), _) if refusal.headers != RuleHeaders::All => None,
-            (_, Some(source)) => self.status(source),
-            (_, None) => {
+        if self.refusal_headers() != RuleHeaders::All {
+            return None;
+        }
+        match self.limiting() {
+            Some(source) => self.status(source),
+            None => {
                 let shown = |source: &&CheckSource| self.check_headers(source) == RuleHeaders::All;
                 self.tightest_of(self.enforced().filter(shown))
             }
@@ -377,6 +376,16 @@ impl Decision {
             passes: outcome.passes,
             headers: self.check_headers(source),
         })
+    }
+
+    /// What responses show of a refusal: everything if there is none.
+    fn refusal_headers(&self) -> RuleHeaders {
+        let rule = self.refused.and_then(|refused| refused.rule);
+        match (self.deciding(), rule) {
+            (Some(source), _) => self.check_headers(source),
+            (None, Some(rule)) => self.rule_headers(rule),
+            (None, None) => RuleHeaders::All,
+        }
     }
 
     /// What responses show of a check. Rules that share one show the least that any of them allows.
