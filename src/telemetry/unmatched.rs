@@ -23,7 +23,7 @@ use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::rules::Rules;
 
-/// The most sets of keys that a domain tells apart in a minute.
+/// The most sets of keys that are counted for a domain in a minute.
 const MAX_KEY_SETS: usize = 16;
 
 /// The most of them that are kept for descriptors that a rule matches, so that these leave places to the others.
@@ -176,7 +176,7 @@ impl KeySets {
                 _ => {}
             }
         }
-        // Sets beyond the last place are not told apart. A key that is cut, or left out, would seem misspelt, or missing.
+        // Sets beyond the last place are not counted. A key that is cut, or left out, would seem misspelt, or missing.
         if free.is_none_or(|free| free >= places) || !Sample::has_keys_of(descriptor) {
             return;
         }

@@ -275,7 +275,7 @@ async fn random_keys_are_told_apart_within_a_bound_and_again_a_minute_later() {
         assert!(began.elapsed() < WAIT_TIMEOUT, "{:?}", mistakes(&service));
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
-    // Each set of keys that is told apart came once.
+    // Sixteen sets of keys are counted, and each came once.
     while counted() < 16 {
         wait().await;
     }
