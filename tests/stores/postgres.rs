@@ -19,13 +19,13 @@ use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, alway
 
 type Answers = Vec<Result<Applied, Fault>>;
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts")
 }
 
 /// Settings for a database, with timeouts for a busy machine. The timestamps of tests are long past, so nothing is
 /// swept.
-fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
+pub(super) fn settings(server: &postgres::Postgres, database: &str) -> PostgresSettings {
     PostgresSettings {
         url: server.url(database),
         connect_timeout: WAIT_TIMEOUT,
@@ -64,13 +64,18 @@ fn undo_plan(plan: &Plan, applied: &Applied) -> Plan {
     Plan { undos, lease: plan.lease, ..Plan::default() }
 }
 
-/// Executes runs of 250 random plans on PostgreSQL, some of them undone afterwards, and compares the answers with those
-/// of `advance`. A call has `batch_size` plans.
 fn compare_random_plans(runs: u32, batch_size: usize) {
     let Some(server) = postgres::Postgres::shared() else { return };
+    compare_random_plans_with(&settings(&server, &server.database()), runs, batch_size);
+}
+
+/// Executes runs of 250 random plans on PostgreSQL, some of them undone afterwards, and compares the answers with those
+/// of `advance`. A call has `batch_size` plans.
+pub(super) fn compare_random_plans_with(settings: &PostgresSettings, runs: u32, batch_size: usize) {
     let runtime = runtime();
     let clock = ManualClock::at(START);
-    let store = runtime.block_on(async { store_with_clock(&server, &clock) });
+    let store = runtime.block_on(async { Postgres::new(settings).expect("the settings are valid") });
+    let store = store.with_clock(Arc::new(clock.clone()));
     let execute_at = |plans: &[Plan], now| {
         clock.set(now);
         runtime.block_on(store.execute(plans))
@@ -126,7 +131,7 @@ fn postgres_keeps_the_contract_in_batches() {
 }
 
 /// A limit of each algorithm, which admits `limit` units at once and no more during a test.
-fn one_of_each_algorithm(limit: u32) -> [Limit; 6] {
+pub(super) fn one_of_each_algorithm(limit: u32) -> [Limit; 6] {
     let window = 3_600 * SECOND;
     [
         Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held")),
@@ -138,28 +143,28 @@ fn one_of_each_algorithm(limit: u32) -> [Limit; 6] {
     ]
 }
 
-fn check(name: u64, limit: Limit) -> Check {
+pub(super) fn check(name: u64, limit: Limit) -> Check {
     Check { on_store_error: OnStoreError::Deny, ..Check::charge(CounterName([name, name]), limit, 1) }
 }
 
 /// A plan of one group with a lease of its own.
-fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
+pub(super) fn plan(checks: impl IntoIterator<Item = Check>) -> Plan {
     static LEASE: AtomicU64 = AtomicU64::new(1);
     let lease = LeaseId(LEASE.fetch_add(1, Ordering::Relaxed).into());
     Plan { lease, ..Plan::of(checks) }
 }
 
 /// A plan of a single check on a counter.
-fn one(name: u64) -> Plan {
+pub(super) fn one(name: u64) -> Plan {
     plan([check(name, one_of_each_algorithm(1_000_000)[0])])
 }
 
-async fn execute(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
+pub(super) async fn execute(store: &Postgres, plan: &Plan) -> Result<Applied, Fault> {
     store.execute(std::slice::from_ref(plan)).await.pop().expect("one answer for each")
 }
 
 /// Waits until a condition holds.
-async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn wait_until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
         assert!(began.elapsed() < WAIT_TIMEOUT, "timed out waiting: {what}");
@@ -275,27 +280,29 @@ fn the_largest_numbers_are_counted_exactly() {
 fn five_hundred_callers_of_three_instances_on_a_limit_of_ten_admit_ten() {
     let Some(server) = postgres::Postgres::shared() else { return };
     let settings = settings(&server, &server.database());
-    runtime().block_on(async {
-        let stores = [(); 3].map(|()| Arc::new(Postgres::new(&settings).expect("the settings are valid")));
-        let limits = one_of_each_algorithm(10);
-        // Each algorithm alone, then all together.
-        for kind in 0..=limits.len() {
-            let checks = match kind {
-                6 => limits.iter().zip(60..).map(|(limit, name)| check(name, *limit)).collect(),
-                kind => vec![check(kind as u64, limits[kind])],
-            };
-            let mut callers = tokio::task::JoinSet::new();
-            for caller in 0..50 {
-                let store = stores[caller % 3].clone();
-                let plans: Vec<Plan> = (0..10).map(|_| plan(checks.iter().copied())).collect();
-                callers.spawn(async move { store.execute(&plans).await });
-            }
-            let answers: Answers = callers.join_all().await.into_iter().flatten().collect();
-            assert_eq!(answers.len(), 500);
-            let admitted = answers.iter().filter(|answer| answer.as_ref().expect("an answer").admitted).count();
-            assert_eq!(admitted, 10, "of kind {kind}");
+    runtime().block_on(five_hundred_callers_of_three_instances_admit_ten(&settings));
+}
+
+/// Lets 500 callers of three instances request limits of ten: of each algorithm alone, then all together.
+pub(super) async fn five_hundred_callers_of_three_instances_admit_ten(settings: &PostgresSettings) {
+    let stores = [(); 3].map(|()| Arc::new(Postgres::new(settings).expect("the settings are valid")));
+    let limits = one_of_each_algorithm(10);
+    for kind in 0..=limits.len() {
+        let checks = match kind {
+            6 => limits.iter().zip(60..).map(|(limit, name)| check(name, *limit)).collect(),
+            kind => vec![check(kind as u64, limits[kind])],
+        };
+        let mut callers = tokio::task::JoinSet::new();
+        for caller in 0..50 {
+            let store = stores[caller % 3].clone();
+            let plans: Vec<Plan> = (0..10).map(|_| plan(checks.iter().copied())).collect();
+            callers.spawn(async move { store.execute(&plans).await });
         }
-    });
+        let answers: Answers = callers.join_all().await.into_iter().flatten().collect();
+        assert_eq!(answers.len(), 500);
+        let admitted = answers.iter().filter(|answer| answer.as_ref().expect("an answer").admitted).count();
+        assert_eq!(admitted, 10, "of kind {kind}");
+    }
 }
 
 /// Weakness R19: callers that contend for a row fail.

@@ -5,9 +5,11 @@
 //! both run.
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error, GenericClient};
 
 use super::error::with_causes;
+use super::link::Parameter;
 use super::names::{SchemaNames, quoted};
 use super::settings::PostgresSettingsError;
 
@@ -88,7 +90,7 @@ pub(super) async fn check(client: &impl GenericClient, names: &SchemaNames) -> R
 /// The version of the schema and the oldest compatible one, or `None` without a schema.
 async fn versions(client: &impl GenericClient, names: &SchemaNames) -> Result<Option<(i32, i32)>, Error> {
     let sql = format!("SELECT version, oldest FROM {}", names.of("meta"));
-    match client.query_opt(&sql, &[]).await {
+    match client.query_typed_opt(&sql, &[]).await {
         Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
@@ -113,10 +115,12 @@ pub(super) async fn migrate(
     let transaction = client.transaction().await?;
     transaction.batch_execute(MIGRATION_TIMEOUTS_SQL).await?;
     let lock = format!("tollgate: {}", names.of("meta"));
-    transaction.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[&lock]).await?;
+    let wait = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+    transaction.query_typed(wait, &[(&lock, Type::TEXT)]).await?;
 
     // A query of a missing table would abort the transaction.
-    let exists: bool = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[&names.of("meta")]).await?.get(0);
+    let exists = "SELECT to_regclass($1) IS NOT NULL";
+    let exists: bool = transaction.query_typed_one(exists, &[(&names.of("meta"), Type::TEXT)]).await?.get(0);
     let found = if exists { versions(&transaction, names).await? } else { None };
     let mut done = Vec::new();
     match found {
@@ -127,7 +131,7 @@ pub(super) async fn migrate(
         older => {
             let schema_exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
             // CREATE SCHEMA IF NOT EXISTS needs the right to create schemas even if this one exists.
-            if !transaction.query_one(schema_exists, &[&names.schema()]).await?.get::<_, bool>(0) {
+            if !transaction.query_typed_one(schema_exists, &[(&names.schema(), Type::TEXT)]).await?.get::<_, bool>(0) {
                 transaction.batch_execute(&format!("CREATE SCHEMA {}", quoted(names.schema()))).await?;
             }
             transaction.batch_execute(&names.fill(SCHEMA_SQL, unlogged)).await?;
@@ -137,7 +141,9 @@ pub(super) async fn migrate(
                 "INSERT INTO {meta} (version, oldest) VALUES ($1, $2) \
                  ON CONFLICT (one) DO UPDATE SET version = excluded.version, oldest = excluded.oldest"
             );
-            transaction.execute(&record, &[&SCHEMA_VERSION, &OLDEST_COMPATIBLE_VERSION]).await?;
+            let versions: [Parameter<'_>; 2] =
+                [(&SCHEMA_VERSION, Type::INT4), (&OLDEST_COMPATIBLE_VERSION, Type::INT4)];
+            transaction.execute_typed(&record, &versions).await?;
             done.push(match older {
                 None => Migrated::Created(SCHEMA_VERSION),
                 Some((found, _)) => Migrated::Upgraded(found, SCHEMA_VERSION),
@@ -156,7 +162,7 @@ async fn set_logging(client: &impl GenericClient, names: &SchemaNames, unlogged:
     let mut rewritten = false;
     for table in ["counters", "grants", "leases"].map(|table| names.of(table)) {
         let is_unlogged = "SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass($1)";
-        if client.query_one(is_unlogged, &[&table]).await?.get::<_, bool>(0) != unlogged {
+        if client.query_typed_one(is_unlogged, &[(&table, Type::TEXT)]).await?.get::<_, bool>(0) != unlogged {
             let logging = if unlogged { "UNLOGGED" } else { "LOGGED" };
             client.batch_execute(&format!("ALTER TABLE {table} SET {logging}")).await?;
             rewritten = true;
