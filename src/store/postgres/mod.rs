@@ -42,7 +42,7 @@ use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
 use crate::clock::Clock;
 use crate::plan::{Applied, CounterName, Fault, Plan};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How long a counter is kept after it expires: the server's clock can step back as far without harm.
 const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
@@ -58,6 +58,9 @@ const SWEEP_STEP_DELAY: Duration = Duration::from_millis(20);
 
 /// How long after the server's own timeout a statement may still answer, before its connection is closed.
 const STATEMENT_TIMEOUT_GRACE: Duration = Duration::from_millis(250);
+
+/// The timeout of connecting for `tollgate store migrate`, until the server has accepted the user.
+const MIGRATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The timeout of creating or upgrading the schema.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -104,7 +107,7 @@ impl Postgres {
     pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
         let ParsedSettings { config, tls, names, shared } = settings.parse()?;
         let statements = Statements {
-            apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
+            apply: format!("SELECT {}($1, $2, $3, $4, $5, $6, $7)", names.of("apply")),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
         };
@@ -161,11 +164,13 @@ impl Drop for Postgres {
 /// The settings are invalid, or the server reported an error. Then nothing was changed.
 pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, MigrateError> {
     let ParsedSettings { config, tls, names, .. } = settings.parse()?;
-    let (mut client, connection) = config.connect(tls).await?;
+    let silent = |_| MigrateError::Silent;
+    let (mut client, connection) = timeout(MIGRATION_CONNECT_TIMEOUT, config.connect(tls)).await.map_err(silent)??;
     let connection = tokio::spawn(connection);
-    let done = migrate::migrate(&mut client, &names, settings.unlogged, true).await;
+    let migrated = migrate::migrate(&mut client, &names, settings.unlogged, true);
+    let done = timeout(MIGRATION_TIMEOUT, migrated).await;
     connection.abort();
-    done
+    done.map_err(silent)?
 }
 
 impl Backend for Postgres {
@@ -220,14 +225,15 @@ where
 impl PostgresPool {
     /// Calls the function with the arguments, at `now` if tests give a time in Unix microseconds.
     async fn apply(&self, arguments: &ApplyArguments, now: Option<i64>) -> Result<Vec<i64>, Fault> {
-        let ApplyArguments { names, holders, shapes, program, answers } = arguments;
-        let parameters: [Parameter<'_>; 6] = [
+        let ApplyArguments { names, holders, shapes, program, answers, charged } = arguments;
+        let parameters: [Parameter<'_>; 7] = [
             (&now, Type::INT8),
             (names, Type::UUID_ARRAY),
             (holders, Type::UUID_ARRAY),
             (shapes, Type::INT8_ARRAY),
             (program, Type::INT8_ARRAY),
             (answers, Type::INT4),
+            (charged, Type::BOOL_ARRAY),
         ];
         self.run(&self.statements.apply, &parameters, first_value).await
     }
@@ -262,7 +268,7 @@ impl PostgresPool {
     ) -> Result<T, Fault> {
         let connection = self.connections.get().await.map_err(|error| self.warn(fault_of_pool(&error), &error))?;
         let answer = self.link.query(&connection, sql, parameters);
-        let failed = match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, answer).await {
+        let failed = match timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, answer).await {
             Ok(Ok(row)) => match read(&row) {
                 Ok(value) => return Ok(value),
                 Err(fault) => self.warn(fault, &fault),
@@ -298,7 +304,7 @@ fn first_value<T: FromSqlOwned>(row: &Row) -> Result<T, Fault> {
 /// Sets up each new connection: the check of the schema or its creation, the prepared statement.
 fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, apply: String) -> Hook {
     let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
-    let timeout = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
+    let limit = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
     let setup = Arc::new((names, link, apply));
     // The pool opens connections concurrently, and one of them creates the schema.
     let migration_lock = Arc::new(tokio::sync::Mutex::new(()));
@@ -306,8 +312,8 @@ fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, 
         let (setup, migration_lock) = (setup.clone(), migration_lock.clone());
         Box::pin(async move {
             let (names, link, apply) = &*setup;
-            match with_timeout(timeout, migrate::check(&**client, names)).await? {
-                Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
+            match with_timeout(limit, migrate::check(&**client, names)).await? {
+                Err(error) if auto_create && error.is_mended_by_migration() => {
                     let _guard = migration_lock.lock().await;
                     let migrated =
                         with_timeout(MIGRATION_TIMEOUT, migrate::migrate(client, names, unlogged, false)).await?;
@@ -319,14 +325,14 @@ fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, 
                 }
                 checked => checked.map_err(hook_error)?,
             }
-            with_timeout(timeout, link.prepare(client, apply)).await?.map_err(HookError::Backend)
+            with_timeout(limit, link.prepare(client, apply)).await?.map_err(HookError::Backend)
         })
     })
 }
 
 /// Fails with [`SETUP_TIMEOUT_ERROR`] if the work takes longer.
-async fn with_timeout<T>(timeout: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
-    tokio::time::timeout(timeout, work).await.map_err(|_| HookError::message(SETUP_TIMEOUT_ERROR))
+async fn with_timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
+    timeout(limit, work).await.map_err(|_| HookError::message(SETUP_TIMEOUT_ERROR))
 }
 
 fn hook_error(error: MigrateError) -> HookError {
