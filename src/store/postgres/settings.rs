@@ -169,7 +169,7 @@ impl PostgresSettings {
             Some("true") => true,
             Some(other) => return Err(PostgresSettingsError::PgBouncer(other.to_owned())),
         };
-        let identity = own.identity()?;
+        let identity = own.identity().map_err(|[given, missing]| PostgresSettingsError::Lonely { given, missing })?;
         // libpq's word for the authorities that the system trusts, which requires TLS.
         let system_trust = own.root_cert.as_deref() == Some(Path::new("system"));
         let ca = self.ca.clone().or(own.root_cert.filter(|_| !system_trust));
@@ -234,6 +234,38 @@ mod tests {
         for optional in ["prefer", "allow"] {
             let error = settings(&format!("postgres://me@db/limits?sslmode={optional}")).parse().err();
             assert_eq!(error, Some(PostgresSettingsError::SslMode(optional.to_owned())));
+        }
+    }
+
+    #[test]
+    fn parameters_are_refused_by_name_with_a_reason() {
+        for (parameters, expected) in [
+            (
+                "sslmode=prefer",
+                "url has sslmode=prefer, expected disable, require, verify-ca or verify-full: with it, a program that answers in the server's place can turn TLS off",
+            ),
+            ("sslmode=on", "url has sslmode=on, expected disable, require, verify-ca or verify-full"),
+            ("pgbouncer=yes", "url has pgbouncer=yes, expected true or false"),
+            ("sslcert=a.pem", "url has sslcert without sslkey, expected both or neither"),
+            ("sslkey=a.pem", "url has sslkey without sslcert, expected both or neither"),
+            (
+                "pgbouncer=true&connection_limit=1",
+                "url is invalid: invalid connection string: unknown option `connection_limit`",
+            ),
+        ] {
+            let error = settings(&format!("postgres://me@db/limits?{parameters}")).parse().err();
+            assert_eq!(error.map(|error| error.to_string()).as_deref(), Some(expected));
+        }
+        for (parameters, shared) in [("pgbouncer=true", true), ("pgbouncer=false", false), ("port=1", false)] {
+            let parsed = settings(&format!("postgres://me@db/limits?{parameters}")).parse().expect("it is valid");
+            assert_eq!(parsed.shared, shared, "{parameters}");
+        }
+        // The trust of the system, which this machine may lack, or the client's certificate, which is missing.
+        for parameters in ["sslrootcert=system", "sslcert=no/such.pem&sslkey=no/such.key"] {
+            match settings(&format!("postgres://me@db/limits?{parameters}")).parse() {
+                Ok(parsed) => assert_eq!(parsed.config.get_ssl_mode(), SslMode::Require, "{parameters}"),
+                Err(error) => assert!(matches!(error, PostgresSettingsError::Tls(_)), "{parameters}: {error}"),
+            }
         }
     }
 

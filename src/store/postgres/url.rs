@@ -2,8 +2,35 @@
 
 use std::path::PathBuf;
 
-use super::settings::PostgresSettingsError;
 use crate::tls::ClientCertificate;
+
+/// The parameters that a query can begin with although an @ follows: these, and those of the client library.
+const PARAMETERS: [&str; 16] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "pgbouncer",
+    "user",
+    "password",
+    "dbname",
+    "options",
+    "application_name",
+    "host",
+    "hostaddr",
+    "port",
+    "connect_timeout",
+    "target_session_attrs",
+    "channel_binding",
+];
+
+/// Where the query of a URL begins. A question mark in front of the host belongs to the password, unless a parameter
+/// follows it.
+fn query_of(url: &str) -> Option<usize> {
+    let host = url.find('@').unwrap_or(0);
+    let known = |query: &str| query.split_once('=').is_some_and(|(key, _)| PARAMETERS.contains(&key));
+    url.match_indices('?').map(|(mark, _)| mark).find(|mark| *mark > host || known(&url[mark + 1..]))
+}
 
 /// These parameters of a URL.
 #[derive(Default)]
@@ -24,13 +51,13 @@ impl OwnParameters {
             None => true,
         };
         let rest = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            // A password may contain a question mark.
-            let host = url.find('@').unwrap_or(0);
-            match url[host..].split_once('?') {
-                Some((path, pairs)) => {
-                    let pairs: Vec<&str> = pairs.split('&').filter(|pair| !pair.is_empty() && keep(pair)).collect();
+            match query_of(url) {
+                Some(mark) => {
+                    let pairs = url[mark + 1..].split('&').filter(|pair| !pair.is_empty() && keep(pair));
+                    // The client library takes all before the first @ for credentials.
+                    let pairs: Vec<String> = pairs.map(|pair| pair.replace('@', "%40")).collect();
                     let question_mark = if pairs.is_empty() { "" } else { "?" };
-                    format!("{}{path}{question_mark}{}", &url[..host], pairs.join("&"))
+                    format!("{}{question_mark}{}", &url[..mark], pairs.join("&"))
                 }
                 None => url.to_owned(),
             }
@@ -54,13 +81,35 @@ impl OwnParameters {
         true
     }
 
-    /// The certificate that this client shows to the server.
-    pub(super) fn identity(&self) -> Result<Option<ClientCertificate>, PostgresSettingsError> {
+    /// The certificate that this client shows to the server. An error is the parameter that is given, and the one that is
+    /// missing.
+    pub(super) fn identity(&self) -> Result<Option<ClientCertificate>, [&'static str; 2]> {
         match (self.ssl_cert.clone(), self.ssl_key.clone()) {
             (Some(certificate), Some(key)) => Ok(Some(ClientCertificate { certificate, key })),
             (None, None) => Ok(None),
-            (Some(_), None) => Err(PostgresSettingsError::Lonely { given: "sslcert", missing: "sslkey" }),
-            (None, Some(_)) => Err(PostgresSettingsError::Lonely { given: "sslkey", missing: "sslcert" }),
+            (Some(_), None) => Err(["sslcert", "sslkey"]),
+            (None, Some(_)) => Err(["sslkey", "sslcert"]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_found_whatever_the_password_contains() {
+        for (url, rest) in [
+            ("postgres://me@h/d?sslmode=require", "postgres://me@h/d"),
+            ("postgres://me:a?b@h/d?sslmode=require", "postgres://me:a?b@h/d"),
+            ("postgres://me:a?b=c@h/d?port=1&sslmode=require", "postgres://me:a?b=c@h/d?port=1"),
+            ("postgres://h/d?sslmode=require&password=a@b", "postgres://h/d?password=a%40b"),
+            ("postgres://h/d?password=a@b&sslmode=require", "postgres://h/d?password=a%40b"),
+            ("postgresql://h?sslmode=require", "postgresql://h"),
+            ("host=h sslmode=require user=me", "host=h user=me"),
+        ] {
+            let (left, own) = OwnParameters::split(url);
+            assert_eq!((left.as_str(), own.ssl_mode.as_deref()), (rest, Some("require")), "{url}");
         }
     }
 }
