@@ -24,6 +24,17 @@ pub struct TlsSettings {
     pub server_name: Option<String>,
 }
 
+impl TlsSettings {
+    /// Reads the files that the settings name.
+    ///
+    /// # Errors
+    ///
+    /// The first of them that cannot be used.
+    pub fn check(&self) -> Result<(), TlsError> {
+        TlsClient::new(self).map(drop)
+    }
+}
+
 /// The files of a client certificate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientCertificate {

@@ -16,6 +16,7 @@ mod program {
     mod drain;
     mod notices;
     mod observability;
+    mod on_postgres;
     mod on_redis;
     mod operator;
     mod pages;

@@ -14,6 +14,7 @@ mod stores {
     mod contract;
     mod fake;
     mod memory;
+    mod pooler;
     mod postgres;
     mod queue;
     mod redis;

@@ -44,6 +44,12 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval at which required stores are probed until they answer.
 const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long serving waits for connections to shared stores.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The interval at which a shared store that does not answer is asked again before serving.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
+
 /// The time to return unused leased quota at shutdown.
 const QUOTA_RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -133,6 +139,23 @@ impl App {
     /// A reloader for the files of the configuration that this was opened with.
     pub fn reloader(&self, origin: Origin, restart_settings: &RestartSettings, plan: StorePlan) -> Reloader {
         Reloader::new(self.service.clone(), origin, restart_settings, plan)
+    }
+
+    /// Connects to the shared stores, so that the first decisions need not wait for that. One that does not answer in
+    /// time does not keep this process from serving.
+    pub async fn connect_stores(&self) {
+        let version = self.service.current().version.clone();
+        let connected = async {
+            for index in 0..version.rules.stores().len() {
+                // Two calls are in flight under load, each over a connection of its own where a store has several.
+                while tokio::join!(version.stores.answers(index), version.stores.answers(index)) != (true, true) {
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
+            }
+        };
+        if tokio::time::timeout(CONNECT_TIMEOUT, connected).await.is_err() {
+            tracing::warn!("a shared store does not answer yet: its limiters follow on_store_error until it does");
+        }
     }
 
     /// Reports not ready until each required store has answered once.

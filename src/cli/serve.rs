@@ -67,6 +67,7 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
         let plan = prepared.plan;
         let mut app = App::open(&prepared.settings, prepared.rules, stores).await?;
         app.enable_snapshots(prepared.snapshots);
+        app.connect_stores().await;
         app.await_stores(&plan);
         let reloader = app.reloader(origin, &restart_settings, plan);
         app.enable_reloads(reloader, hangup_signals);

@@ -54,6 +54,7 @@ fn describe(done: Migrated) -> String {
         Migrated::Created(version) => format!("created, version {version}"),
         Migrated::Upgraded(from, to) => format!("upgraded from version {from} to {to}"),
         Migrated::Current(version) => format!("version {version}, nothing to do"),
+        Migrated::Restored(version) => format!("version {version}, created again what was missing"),
         Migrated::Rewritten { unlogged: true } => "tables are no longer logged".to_owned(),
         Migrated::Rewritten { unlogged: false } => "tables are logged now".to_owned(),
     }

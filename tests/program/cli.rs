@@ -379,7 +379,10 @@ fn a_store_whose_certificates_are_not_there_is_refused_before_anything_is_served
     let said = err(&output);
     assert!(said.lines().any(|line| line.starts_with("tollgate: stores.main: no/such.pem: ")), "{said}");
     assert!(!said.contains("gRPC on"), "{said}");
-    assert_eq!(run(directory.path(), &["check", "tollgate.toml"]).status.code(), Some(0));
+    let checked = run(directory.path(), &["check", "tollgate.toml"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = err(&checked);
+    assert!(said.contains("stores.main cannot be opened: no/such.pem: "), "{said}");
 }
 
 #[test]

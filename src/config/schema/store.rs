@@ -12,7 +12,7 @@ table! {
         [only(&["redis", "postgres"])]
         /// The server's address: `redis://user:password@host:6379/0`, `rediss://` for TLS, `redis+unix:///run/redis.sock`, `postgres://user:password@host/database`. Several sentinels or cluster nodes are separated by commas: `redis://a:26379,b:26379`.
         url: Hidden,
-        /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default: Envoy's own timeout is 20 ms.
+        /// How long a decision waits for this store: a duration, or a bare number of seconds. `10ms` by default, because Envoy's own timeout is 20 ms; `50ms` for PostgreSQL, which commits to disk, so set Envoy's timeout above it.
         timeout: Seconds,
         [only(&["redis", "postgres"])]
         /// How many instances share this store. While it is away, each instance enforces its share of a limit with `on_store_error = "local"`. `1` by default: each enforces the whole limit.

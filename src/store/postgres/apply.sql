@@ -69,6 +69,7 @@ $body$;
 --                group   number of checks, then those
 --                check   counter, shape
 --   answers    the length of the result
+--   charged    for each name, whether a plan may charge it; NULL if that is so for all
 --
 -- A shape:
 --
@@ -85,7 +86,8 @@ CREATE OR REPLACE FUNCTION {apply}(
     holders uuid[],
     shapes bigint[],
     program bigint[],
-    answers integer
+    answers integer,
+    charged boolean[] DEFAULT NULL
 ) RETURNS bigint[]
 LANGUAGE plpgsql
 -- Rows are found by the primary key, whatever the statistics say.
@@ -123,6 +125,8 @@ DECLARE
     admitted boolean;
     passes boolean;
     held boolean;                       -- the counter has a state of this kind
+    locked uuid[];                      -- the rows that are locked, if not all are
+    old record;
     holder uuid;
     id uuid;
     changes integer; undos integer; groups integer; checks integer;
@@ -139,18 +143,36 @@ DECLARE
     fate bigint;
     -- Variables of the algorithms.
     level bigint; unit bigint; drain bigint; capacity bigint; elapsed bigint; owed bigint; before bigint;
-    beyond bigint; lasts bigint; charged bigint;
+    beyond bigint; lasts bigint; taken bigint;
     win bigint; low bigint; high bigint; probe bigint; bounded boolean; mark bigint; stamp bigint; cutoff bigint;
     gone bigint; granted bigint; edge bigint; seen bigint;
     step bigint; start bigint; current bigint; previous bigint; estimate bigint; steps bigint;
     opens bigint; closes bigint; finish bigint; hits bigint;
 BEGIN
     -- Inserts or locks each row, in the order of names. All callers wait in this order, so they cannot deadlock.
-    -- WHERE false leaves an existing row unchanged, after it is locked.
-    INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
-    SELECT name, 0, 0, 0, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 0
-    FROM unnest(names) AS name ORDER BY name
-    ON CONFLICT (counter) DO UPDATE SET kind = counters.kind WHERE false;
+    -- WHERE false leaves an existing row unchanged, after it is locked. A counter that nothing charges needs no row: if
+    -- it has one that is locked.
+    IF charged IS NOT NULL THEN
+        locked := ARRAY[]::uuid[];
+        FOR old IN SELECT name, fills FROM unnest(names, charged) AS asked (name, fills) ORDER BY name LOOP
+            IF old.fills THEN
+                INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
+                VALUES (old.name, 0, 0, 0, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 0)
+                ON CONFLICT (counter) DO UPDATE SET kind = counters.kind WHERE false;
+                locked := locked || old.name;
+            ELSE
+                PERFORM FROM {counters} WHERE counter = old.name FOR UPDATE;
+                IF FOUND THEN
+                    locked := locked || old.name;
+                END IF;
+            END IF;
+        END LOOP;
+    ELSE
+        INSERT INTO {counters} AS counters (counter, a, b, moment, d, expires, kind)
+        SELECT name, 0, 0, 0, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 0
+        FROM unnest(names) AS name ORDER BY name
+        ON CONFLICT (counter) DO UPDATE SET kind = counters.kind WHERE false;
+    END IF;
 
     -- The rows are locked now. now() is the time at which the transaction began, before it waited for them.
     now := coalesce(injected, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
@@ -165,13 +187,18 @@ BEGIN
         s := s + 15;
     END LOOP;
 
-    SELECT array_agg(kind::bigint), array_agg(a), array_agg(b), array_agg(moment), array_agg(d), array_agg(expires),
+    -- A row that appears after the others are locked is not this call's.
+    SELECT array_agg(coalesce(kind, 0)::bigint), array_agg(coalesce(a, 0)), array_agg(coalesce(b, 0)),
+           array_agg(coalesce(moment, 0)), array_agg(coalesce(d, 0)), array_agg(coalesce(expires, now)),
            array_agg(0::bigint), array_agg(0::bigint), array_agg(-1::bigint), array_agg(-1::bigint)
     INTO kinds, as_, bs, moments, ds, expiries, wrote, edges, seens, windows
     FROM (
         -- LIMIT fixes the join order: the planner would reverse it while its statistics say that the table is empty.
         SELECT counters.* FROM unnest(names) WITH ORDINALITY AS asked (name, place)
-        CROSS JOIN LATERAL (SELECT * FROM {counters} WHERE counter = asked.name LIMIT 1) AS counters
+        LEFT JOIN LATERAL (
+            SELECT * FROM {counters}
+            WHERE counter = asked.name AND (locked IS NULL OR counter = ANY (locked)) LIMIT 1
+        ) AS counters ON true
         ORDER BY asked.place
     ) AS counters;
     waits := ARRAY[0, 0, 0, 0];
@@ -382,7 +409,7 @@ BEGIN
                     room := shapes[s + 8];
                     units := 0;
                     refund := 0;
-                    charged := 0;
+                    taken := 0;
                     IF stage = 1 THEN
                         IF held THEN
                             refund := shapes[s + 13];
@@ -438,8 +465,8 @@ BEGIN
                             END IF;
                         END IF;
                         IF units > 0 THEN
-                            charged := least(units * unit, capacity - level);
-                            level := level + charged;
+                            taken := least(units * unit, capacity - level);
+                            level := level + taken;
                             as_[i] := least(beyond + level, 4503599627370496);
                             bs[i] := unit;
                             moments[i] := now;
@@ -513,7 +540,7 @@ BEGIN
                         IF units > 0 THEN
                             -- Beyond the limit the newest grants replace the oldest. A log longer than a limit that
                             -- was lowered keeps the grants that still count.
-                            charged := units;
+                            taken := units;
                             mark := least(granted - seen + units, greatest(granted - seen, most));
                             granted := granted + units;
                             gone := granted - mark;
@@ -570,8 +597,8 @@ BEGIN
                             END IF;
                         END IF;
                         IF units > 0 OR refund > 0 THEN
-                            charged := least(units, 4294967295 - current);
-                            current := greatest(current + charged - refund, 0);
+                            taken := least(units, 4294967295 - current);
+                            current := greatest(current + taken - refund, 0);
                             as_[i] := current;
                             bs[i] := previous;
                             moments[i] := start;
@@ -635,8 +662,8 @@ BEGIN
                             ELSE
                                 finish := closes;
                             END IF;
-                            charged := least(units, 4294967295 - hits);
-                            hits := hits + charged;
+                            taken := least(units, 4294967295 - hits);
+                            hits := hits + taken;
                             as_[i] := hits;
                             bs[i] := finish;
                             moments[i] := opens;
@@ -655,7 +682,7 @@ BEGIN
                     ELSE
                         mark := 0;
                         IF units > 0 THEN
-                            charged := 1;
+                            taken := 1;
                             IF edges[i] > 0 THEN
                                 DELETE FROM {leases} WHERE counter = names[i] AND expires <= now;
                                 as_[i] := as_[i] - edges[i];
@@ -714,7 +741,7 @@ BEGIN
                         answer[last + 1] := remaining;
                         answer[last + 2] := reset;
                         answer[last + 3] := wait;
-                        answer[last + 4] := charged;
+                        answer[last + 4] := taken;
                         last := last + 4;
                     END IF;
                 END LOOP;
@@ -762,6 +789,21 @@ BEGIN
     answer[1] := now;
     RETURN answer;
 END
+$body$;
+
+-- The function that instances of version 2 of the schema call: it does not say which counters may be charged.
+CREATE OR REPLACE FUNCTION {apply_of_2}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer
+) RETURNS bigint[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+    SELECT {apply}(injected, names, holders, shapes, program, answers)
 $body$;
 
 -- The function that instances of version 1 of the schema call: undos say units, and answers do not say what was charged.

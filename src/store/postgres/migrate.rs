@@ -5,21 +5,27 @@
 //! both run.
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, GenericClient};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error, GenericClient, Row};
 
 use super::error::with_causes;
+use super::link::Parameter;
 use super::names::{SchemaNames, quoted};
 use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this release creates and uses. A schema is compared by its version only, so a changed
 /// statement in `schema.sql` or `apply.sql` needs a new one.
-const SCHEMA_VERSION: i32 = 2;
+const SCHEMA_VERSION: i32 = 3;
 
 /// The oldest version whose releases can use a schema of [`SCHEMA_VERSION`].
 const OLDEST_COMPATIBLE_VERSION: i32 = 1;
 
 const SCHEMA_SQL: &str = include_str!("schema.sql");
 const APPLY_SQL: &str = include_str!("apply.sql");
+
+/// The tables and functions that this release uses.
+const TABLES: [&str; 3] = ["counters", "grants", "leases"];
+const FUNCTIONS: [&str; 5] = ["apply", "bucket", "rescale", "forget", "sweep"];
 
 /// Sets the timeouts of a migration, which may wait for that of another instance.
 const MIGRATION_TIMEOUTS_SQL: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
@@ -50,12 +56,35 @@ pub enum MigrateError {
         /// Its version.
         found: i32,
     },
+    /// The schema lacks tables or functions that its version has.
+    #[error("schema \"{schema}\" lacks {missing}; run `tollgate store migrate` of the newest release in use")]
+    Incomplete {
+        /// The name of the schema.
+        schema: String,
+        /// The names of what it lacks.
+        missing: String,
+    },
+    /// The server accepts the connection, but does not answer.
+    #[error("the server accepts the connection but does not answer; check that the address is PostgreSQL's")]
+    Silent,
     /// The settings are invalid.
     #[error(transparent)]
     Settings(#[from] PostgresSettingsError),
     /// The server cannot be reached, or reported an error.
     #[error("{}", with_causes(.0))]
     Server(#[from] Error),
+}
+
+impl MigrateError {
+    /// Whether creating, upgrading or restoring the schema helps.
+    pub(super) fn is_mended_by_migration(&self) -> bool {
+        match self {
+            MigrateError::Missing(_) | MigrateError::Older { .. } | MigrateError::Incomplete { .. } => true,
+            MigrateError::Newer { .. } | MigrateError::Silent | MigrateError::Settings(_) | MigrateError::Server(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// One result of a migration.
@@ -67,6 +96,8 @@ pub enum Migrated {
     Upgraded(i32, i32),
     /// The schema has this version, which is usable as it is.
     Current(i32),
+    /// The schema has this version, and lacked tables or functions, which were created again.
+    Restored(i32),
     /// Tables were rewritten, because logging was turned on or off.
     Rewritten {
         /// Whether logging is off now.
@@ -74,22 +105,45 @@ pub enum Migrated {
     },
 }
 
-/// Checks that the schema exists and that its version is usable.
+/// Checks that the schema exists, is complete, and that its version is usable.
 pub(super) async fn check(client: &impl GenericClient, names: &SchemaNames) -> Result<(), MigrateError> {
     let schema = || names.schema().to_owned();
-    match versions(client, names).await? {
+    match contents(client, names).await? {
         None => Err(MigrateError::Missing(schema())),
-        Some((found, _)) if found < SCHEMA_VERSION => Err(MigrateError::Older { schema: schema(), found }),
-        Some((found, oldest)) if oldest > SCHEMA_VERSION => Err(MigrateError::Newer { schema: schema(), found }),
-        Some(_) => Ok(()),
+        Some(Contents { version, .. }) if version < SCHEMA_VERSION => {
+            Err(MigrateError::Older { schema: schema(), found: version })
+        }
+        Some(Contents { version, oldest, .. }) if oldest > SCHEMA_VERSION => {
+            Err(MigrateError::Newer { schema: schema(), found: version })
+        }
+        Some(Contents { missing: Some(missing), .. }) => Err(MigrateError::Incomplete { schema: schema(), missing }),
+        Some(Contents { missing: None, .. }) => Ok(()),
     }
 }
 
-/// The version of the schema and the oldest compatible one, or `None` without a schema.
-async fn versions(client: &impl GenericClient, names: &SchemaNames) -> Result<Option<(i32, i32)>, Error> {
-    let sql = format!("SELECT version, oldest FROM {}", names.of("meta"));
-    match client.query_opt(&sql, &[]).await {
-        Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
+/// What is in a schema.
+struct Contents {
+    version: i32,
+    /// The oldest version that is compatible.
+    oldest: i32,
+    /// The names of tables and functions that are missing.
+    missing: Option<String>,
+}
+
+/// What is in the schema, or `None` without one.
+async fn contents(client: &impl GenericClient, names: &SchemaNames) -> Result<Option<Contents>, Error> {
+    let sql = format!(
+        "SELECT version, oldest, (SELECT string_agg(name, ', ') FROM (\
+         SELECT name FROM unnest($1) AS name WHERE to_regclass(name) IS NULL \
+         UNION ALL SELECT name FROM unnest($2) AS name WHERE to_regproc(name) IS NULL) AS missing) FROM {}",
+        names.of("meta")
+    );
+    let [tables, functions] =
+        [&TABLES[..], &FUNCTIONS].map(|all| all.iter().map(|one| names.of(one)).collect::<Vec<_>>());
+    let parameters: [Parameter<'_>; 2] = [(&tables, Type::TEXT_ARRAY), (&functions, Type::TEXT_ARRAY)];
+    let contents = |row: Row| Contents { version: row.get(0), oldest: row.get(1), missing: row.get(2) };
+    match client.query_typed_opt(&sql, &parameters).await {
+        Ok(row) => Ok(row.map(contents)),
         Err(error) if is_missing(&error) => Ok(None),
         Err(error) => Err(error),
     }
@@ -113,21 +167,29 @@ pub(super) async fn migrate(
     let transaction = client.transaction().await?;
     transaction.batch_execute(MIGRATION_TIMEOUTS_SQL).await?;
     let lock = format!("tollgate: {}", names.of("meta"));
-    transaction.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", &[&lock]).await?;
+    let wait = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+    transaction.query_typed(wait, &[(&lock, Type::TEXT)]).await?;
 
     // A query of a missing table would abort the transaction.
-    let exists: bool = transaction.query_one("SELECT to_regclass($1) IS NOT NULL", &[&names.of("meta")]).await?.get(0);
-    let found = if exists { versions(&transaction, names).await? } else { None };
+    let exists = "SELECT to_regclass($1) IS NOT NULL";
+    let exists: bool = transaction.query_typed_one(exists, &[(&names.of("meta"), Type::TEXT)]).await?.get(0);
+    let found = if exists { contents(&transaction, names).await? } else { None };
     let mut done = Vec::new();
     match found {
-        Some((found, oldest)) if oldest > SCHEMA_VERSION => {
+        Some(Contents { version: found, oldest, .. }) if oldest > SCHEMA_VERSION => {
             return Err(MigrateError::Newer { schema: names.schema().to_owned(), found });
         }
-        Some((found, _)) if found >= SCHEMA_VERSION => done.push(Migrated::Current(found)),
+        Some(Contents { version, missing: None, .. }) if version >= SCHEMA_VERSION => {
+            done.push(Migrated::Current(version));
+        }
+        // The functions of a newer version are not those of this one.
+        Some(Contents { version, missing: Some(missing), .. }) if version > SCHEMA_VERSION => {
+            return Err(MigrateError::Incomplete { schema: names.schema().to_owned(), missing });
+        }
         older => {
             let schema_exists = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)";
             // CREATE SCHEMA IF NOT EXISTS needs the right to create schemas even if this one exists.
-            if !transaction.query_one(schema_exists, &[&names.schema()]).await?.get::<_, bool>(0) {
+            if !transaction.query_typed_one(schema_exists, &[(&names.schema(), Type::TEXT)]).await?.get::<_, bool>(0) {
                 transaction.batch_execute(&format!("CREATE SCHEMA {}", quoted(names.schema()))).await?;
             }
             transaction.batch_execute(&names.fill(SCHEMA_SQL, unlogged)).await?;
@@ -137,10 +199,13 @@ pub(super) async fn migrate(
                 "INSERT INTO {meta} (version, oldest) VALUES ($1, $2) \
                  ON CONFLICT (one) DO UPDATE SET version = excluded.version, oldest = excluded.oldest"
             );
-            transaction.execute(&record, &[&SCHEMA_VERSION, &OLDEST_COMPATIBLE_VERSION]).await?;
+            let versions: [Parameter<'_>; 2] =
+                [(&SCHEMA_VERSION, Type::INT4), (&OLDEST_COMPATIBLE_VERSION, Type::INT4)];
+            transaction.execute_typed(&record, &versions).await?;
             done.push(match older {
                 None => Migrated::Created(SCHEMA_VERSION),
-                Some((found, _)) => Migrated::Upgraded(found, SCHEMA_VERSION),
+                Some(Contents { version: SCHEMA_VERSION, .. }) => Migrated::Restored(SCHEMA_VERSION),
+                Some(Contents { version, .. }) => Migrated::Upgraded(version, SCHEMA_VERSION),
             });
         }
     }
@@ -154,9 +219,9 @@ pub(super) async fn migrate(
 /// Rewrites the tables whose logging differs from `unlogged`, and returns whether there were any.
 async fn set_logging(client: &impl GenericClient, names: &SchemaNames, unlogged: bool) -> Result<bool, Error> {
     let mut rewritten = false;
-    for table in ["counters", "grants", "leases"].map(|table| names.of(table)) {
+    for table in TABLES.map(|table| names.of(table)) {
         let is_unlogged = "SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass($1)";
-        if client.query_one(is_unlogged, &[&table]).await?.get::<_, bool>(0) != unlogged {
+        if client.query_typed_one(is_unlogged, &[(&table, Type::TEXT)]).await?.get::<_, bool>(0) != unlogged {
             let logging = if unlogged { "UNLOGGED" } else { "LOGGED" };
             client.batch_execute(&format!("ALTER TABLE {table} SET {logging}")).await?;
             rewritten = true;

@@ -14,9 +14,11 @@
 //! set up, remains usable for the next caller.
 
 mod error;
+mod link;
 mod migrate;
 mod names;
 mod settings;
+mod url;
 mod wire;
 
 use std::sync::Arc;
@@ -27,9 +29,11 @@ use deadpool_postgres::{
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio_postgres::Error;
+use tokio_postgres::types::{FromSqlOwned, Type};
+use tokio_postgres::{Error, Row};
 
 use self::error::with_causes;
+use self::link::{Connector, Link, Parameter};
 pub use self::migrate::{MigrateError, Migrated};
 use self::names::SchemaNames;
 use self::settings::ParsedSettings;
@@ -38,10 +42,13 @@ use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
 use crate::clock::Clock;
 use crate::plan::{Applied, CounterName, Fault, Plan};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How long a counter is kept after it expires: the server's clock can step back as far without harm.
 const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
+
+/// Asks whether the server is read-only, as a replica is. It answers while its disk is full, and so refusals go on.
+const PROBE_SQL: &str = "SELECT current_setting('transaction_read_only')::boolean";
 
 /// How often expired counters are swept, by all instances together.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,6 +58,9 @@ const SWEEP_STEP_DELAY: Duration = Duration::from_millis(20);
 
 /// How long after the server's own timeout a statement may still answer, before its connection is closed.
 const STATEMENT_TIMEOUT_GRACE: Duration = Duration::from_millis(250);
+
+/// The timeout of connecting for `tollgate store migrate`, until the server has accepted the user.
+const MIGRATION_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The timeout of creating or upgrading the schema.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -73,6 +83,7 @@ pub struct Postgres {
 /// The connection pool with the statements of the store, shared by its tasks.
 struct PostgresPool {
     connections: Pool,
+    link: Arc<Link>,
     statements: Statements,
     response_timeout: Duration,
     /// When each fault was last logged.
@@ -84,7 +95,6 @@ struct Statements {
     apply: String,
     forget: String,
     sweep: String,
-    probe: String,
 }
 
 impl Postgres {
@@ -95,26 +105,27 @@ impl Postgres {
     /// The first setting that is invalid.
     #[expect(clippy::missing_panics_doc, reason = "the pool has the runtime that its timeouts need")]
     pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
-        let ParsedSettings { config, tls, names } = settings.parse()?;
+        let ParsedSettings { config, tls, names, shared } = settings.parse()?;
         let statements = Statements {
-            apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
+            apply: format!("SELECT {}($1, $2, $3, $4, $5, $6, $7)", names.of("apply")),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
-            // A read-only server refuses this, though it updates no row.
-            probe: format!("UPDATE {} SET swept = swept WHERE false", names.of("meta")),
         };
-        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let link = Arc::new(Link::new(settings, shared));
+        let connector = Connector { link: link.clone(), tls };
+        let manager =
+            Manager::from_connect(config, connector, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let connections = Pool::builder(manager)
             .max_size(settings.pool_size)
             .wait_timeout(Some(settings.response_timeout))
             .create_timeout(Some(2 * settings.connect_timeout))
             .runtime(Runtime::Tokio1)
-            .post_create(setup_hook(settings, names, statements.apply.clone()))
+            .post_create(setup_hook(settings, names, link.clone(), statements.apply.clone()))
             .build()
             .expect("timeouts only need a runtime, which is set");
         let response_timeout = settings.response_timeout;
         let pool =
-            Arc::new(PostgresPool { connections, statements, response_timeout, last_warnings: Mutex::default() });
+            Arc::new(PostgresPool { connections, link, statements, response_timeout, last_warnings: Mutex::default() });
         let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
         Ok(Self { pool, sweeper, clock: None, server_clock: StoreClock::default() })
     }
@@ -152,12 +163,14 @@ impl Drop for Postgres {
 ///
 /// The settings are invalid, or the server reported an error. Then nothing was changed.
 pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, MigrateError> {
-    let ParsedSettings { config, tls, names } = settings.parse()?;
-    let (mut client, connection) = config.connect(tls).await?;
+    let ParsedSettings { config, tls, names, .. } = settings.parse()?;
+    let silent = |_| MigrateError::Silent;
+    let (mut client, connection) = timeout(MIGRATION_CONNECT_TIMEOUT, config.connect(tls)).await.map_err(silent)??;
     let connection = tokio::spawn(connection);
-    let done = migrate::migrate(&mut client, &names, settings.unlogged, true).await;
+    let migrated = migrate::migrate(&mut client, &names, settings.unlogged, true);
+    let done = timeout(MIGRATION_TIMEOUT, migrated).await;
     connection.abort();
-    done
+    done.map_err(silent)?
 }
 
 impl Backend for Postgres {
@@ -212,50 +225,64 @@ where
 impl PostgresPool {
     /// Calls the function with the arguments, at `now` if tests give a time in Unix microseconds.
     async fn apply(&self, arguments: &ApplyArguments, now: Option<i64>) -> Result<Vec<i64>, Fault> {
-        self.run(async |connection| {
-            let statement = connection.prepare_cached(&self.statements.apply).await?;
-            let ApplyArguments { names, holders, shapes, program, answers } = arguments;
-            connection.query_one(&statement, &[&now, names, holders, shapes, program, answers]).await?.try_get(0)
-        })
-        .await
+        let ApplyArguments { names, holders, shapes, program, answers, charged } = arguments;
+        let parameters: [Parameter<'_>; 7] = [
+            (&now, Type::INT8),
+            (names, Type::UUID_ARRAY),
+            (holders, Type::UUID_ARRAY),
+            (shapes, Type::INT8_ARRAY),
+            (program, Type::INT8_ARRAY),
+            (answers, Type::INT4),
+            (charged, Type::BOOL_ARRAY),
+        ];
+        self.run(&self.statements.apply, &parameters, first_value).await
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
-        self.run(async |connection| {
-            connection.query_one(&self.statements.forget, &[&Uuid::from(counter)]).await?.try_get(0)
-        })
-        .await
+        self.run(&self.statements.forget, &[(&Uuid::from(counter), Type::UUID)], first_value).await
     }
 
     async fn sweep(&self, pause: Duration) -> Result<bool, Fault> {
         let [slack, pause] =
             [EXPIRED_COUNTER_RETENTION, pause].map(|time| bigint(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
-        self.run(async |connection| connection.query_one(&self.statements.sweep, &[&slack, &pause]).await?.try_get(0))
-            .await
+        let parameters: [Parameter<'_>; 2] = [(&slack, Type::INT8), (&pause, Type::INT8)];
+        self.run(&self.statements.sweep, &parameters, first_value).await
     }
 
     async fn probe(&self) -> Result<(), Fault> {
-        self.run(async |connection| connection.execute(&self.statements.probe, &[]).await.map(drop)).await
+        self.run(PROBE_SQL, &[], |row| match row.try_get(0) {
+            Ok(true) => Err(Fault::ReadOnly),
+            Ok(false) => Ok(()),
+            Err(_) => Err(Fault::Script),
+        })
+        .await
     }
 
-    /// Runs a statement over a connection of the pool. A connection whose server does not answer or is read-only is
-    /// closed: the next one may reach another server.
-    async fn run<T>(&self, statement: impl AsyncFnOnce(&Object) -> Result<T, Error>) -> Result<T, Fault> {
+    /// Runs a statement over a connection of the pool, and reads its only row. A connection whose server does not
+    /// answer or is read-only is closed: the next one may reach another server.
+    async fn run<T>(
+        &self,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+        read: impl FnOnce(&Row) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let connection = self.connections.get().await.map_err(|error| self.warn(fault_of_pool(&error), &error))?;
-        match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, statement(&connection)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                let fault = fault(&error);
-                if fault == Fault::ReadOnly {
-                    drop(Object::take(connection));
-                }
-                Err(self.warn(fault, &error))
-            }
+        let answer = self.link.query(&connection, sql, parameters);
+        let failed = match timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, answer).await {
+            Ok(Ok(row)) => match read(&row) {
+                Ok(value) => return Ok(value),
+                Err(fault) => self.warn(fault, &fault),
+            },
+            Ok(Err(error)) => self.warn(fault(&error), &error),
             Err(elapsed) => {
                 drop(Object::take(connection));
-                Err(self.warn(Fault::Timeout, &elapsed))
+                return Err(self.warn(Fault::Timeout, &elapsed));
             }
+        };
+        if failed == Fault::ReadOnly {
+            drop(Object::take(connection));
         }
+        Err(failed)
     }
 
     /// Logs an error, unless another of the same fault was logged within the interval.
@@ -269,32 +296,24 @@ impl PostgresPool {
     }
 }
 
-/// Sets up each new connection: session parameters, the check of the schema or its creation, the prepared statement.
-fn setup_hook(settings: &PostgresSettings, names: SchemaNames, apply: String) -> Hook {
-    // Zero would mean no timeout.
-    let [statement, lock] =
-        [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().clamp(1, i32::MAX as u128));
-    let commit = if settings.synchronous_commit { "" } else { "SET synchronous_commit = off;" };
-    // A row is read again after waiting for it; stricter isolation levels would fail instead.
-    let session = format!(
-        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-         SET statement_timeout = {statement}; SET lock_timeout = {lock}; SET jit = off; {commit}"
-    );
+/// The first value of a row.
+fn first_value<T: FromSqlOwned>(row: &Row) -> Result<T, Fault> {
+    row.try_get(0).map_err(|_| Fault::Script)
+}
+
+/// Sets up each new connection: the check of the schema or its creation, the prepared statement.
+fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, apply: String) -> Hook {
     let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
-    let timeout = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
-    let setup = Arc::new((session, names, apply));
+    let limit = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
+    let setup = Arc::new((names, link, apply));
     // The pool opens connections concurrently, and one of them creates the schema.
     let migration_lock = Arc::new(tokio::sync::Mutex::new(()));
     Hook::async_fn(move |client, _| {
         let (setup, migration_lock) = (setup.clone(), migration_lock.clone());
         Box::pin(async move {
-            let (session, names, apply) = &*setup;
-            let checked = with_timeout(timeout, async {
-                client.batch_execute(session).await?;
-                migrate::check(&**client, names).await
-            });
-            match checked.await? {
-                Err(MigrateError::Missing(_) | MigrateError::Older { .. }) if auto_create => {
+            let (names, link, apply) = &*setup;
+            match with_timeout(limit, migrate::check(&**client, names)).await? {
+                Err(error) if auto_create && error.is_mended_by_migration() => {
                     let _guard = migration_lock.lock().await;
                     let migrated =
                         with_timeout(MIGRATION_TIMEOUT, migrate::migrate(client, names, unlogged, false)).await?;
@@ -306,14 +325,14 @@ fn setup_hook(settings: &PostgresSettings, names: SchemaNames, apply: String) ->
                 }
                 checked => checked.map_err(hook_error)?,
             }
-            with_timeout(timeout, client.prepare_cached(apply)).await?.map(drop).map_err(HookError::Backend)
+            with_timeout(limit, link.prepare(client, apply)).await?.map_err(HookError::Backend)
         })
     })
 }
 
 /// Fails with [`SETUP_TIMEOUT_ERROR`] if the work takes longer.
-async fn with_timeout<T>(timeout: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
-    tokio::time::timeout(timeout, work).await.map_err(|_| HookError::message(SETUP_TIMEOUT_ERROR))
+async fn with_timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, HookError> {
+    timeout(limit, work).await.map_err(|_| HookError::message(SETUP_TIMEOUT_ERROR))
 }
 
 fn hook_error(error: MigrateError) -> HookError {

@@ -24,9 +24,10 @@ impl SchemaNames {
         match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            // Of version 2 of the schema, beside the function that instances of version 1 call.
+            // Of version 3 of the schema, beside the functions that instances of earlier versions call.
             "apply_of_1" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1"))),
-            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
+            "apply_of_2" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
+            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_3"))),
             object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
     }
@@ -41,6 +42,7 @@ impl SchemaNames {
             "leases_by_expiry",
             "apply",
             "apply_of_1",
+            "apply_of_2",
             "rescale",
             "bucket",
             "forget",

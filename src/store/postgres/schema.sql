@@ -1,4 +1,4 @@
--- Version 2 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
+-- Version 3 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
 --
 -- {Names in braces} are replaced by quoted names: see names.rs. Times are Unix microseconds, and all numbers are
 -- integers. The states are those of plan::advance.

@@ -1,7 +1,7 @@
 //! The settings of a PostgreSQL store: URL, schema, TLS, timeouts.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_postgres::Config;
@@ -10,6 +10,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::with_causes;
 use super::names::SchemaNames;
+use super::url::OwnParameters;
 use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
 
 /// The settings of a PostgreSQL store.
@@ -19,7 +20,10 @@ pub struct PostgresSettings {
     /// `target_session_attrs=read-write` selects the one that accepts writes.
     ///
     /// `sslmode` is `disable` or `require`. Without it, TLS is used if `ca` is set. `verify-ca` and `verify-full` mean
-    /// `require`: a certificate is always verified, with its name. `sslrootcert` means `ca`.
+    /// `require`: a certificate is always verified, with its name. `sslrootcert` means `ca`; `sslrootcert=system` means
+    /// the authorities that the system trusts. `sslcert` and `sslkey` are the client's certificate and key.
+    ///
+    /// `pgbouncer=true` says that a pooler shares connections among clients. Without it that is found out.
     pub url: String,
     /// The schema that holds all tables and functions. Default: `tollgate`.
     pub schema_name: String,
@@ -61,8 +65,19 @@ pub enum PostgresSettingsError {
     #[error("url has no host, expected postgres://user@host:port/database")]
     NoHost,
     /// The SSL mode is unknown, or does not enforce TLS.
-    #[error("url has sslmode={0}, expected disable, require, verify-ca or verify-full")]
+    #[error("url has sslmode={0}, expected disable, require, verify-ca or verify-full{reason}", reason = optional_tls(.0))]
     SslMode(String),
+    /// A switch of the URL has another value than these.
+    #[error("url has pgbouncer={0}, expected true or false")]
+    PgBouncer(String),
+    /// A client certificate without its key, or a key without its certificate.
+    #[error("url has {given} without {missing}, expected both or neither")]
+    Lonely {
+        /// The parameter that the URL has.
+        given: &'static str,
+        /// The parameter that it lacks.
+        missing: &'static str,
+    },
     /// A name is too long or has other characters than these.
     #[error("{key} is {name:?}, expected at most 32 characters of a-z, A-Z, 0-9, _ and -")]
     Name {
@@ -122,6 +137,8 @@ pub(super) struct ParsedSettings {
     pub(super) config: Config,
     pub(super) tls: MakeRustlsConnect,
     pub(super) names: SchemaNames,
+    /// Whether a pooler is known to share connections among clients.
+    pub(super) shared: bool,
 }
 
 impl PostgresSettings {
@@ -142,24 +159,32 @@ impl PostgresSettings {
         check_name("schema_name", &self.schema_name, 1)?;
         check_name("table_prefix", &self.table_prefix, 0)?;
         let names = SchemaNames::new(&self.schema_name, &self.table_prefix);
-        let (url, tls_parameters) = split_tls_parameters(&self.url);
+        let (url, own) = OwnParameters::split(&self.url);
         let mut config: Config = url.parse().map_err(|error| PostgresSettingsError::Url(with_causes(&error)))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(PostgresSettingsError::NoHost);
         }
-        let ca = self.ca.clone().or(tls_parameters.root_cert);
+        let shared = match own.pgbouncer.as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(PostgresSettingsError::PgBouncer(other.to_owned())),
+        };
+        let identity = own.identity().map_err(|[given, missing]| PostgresSettingsError::Lonely { given, missing })?;
+        // libpq's word for the authorities that the system trusts, which requires TLS.
+        let system_trust = own.root_cert.as_deref() == Some(Path::new("system"));
+        let ca = self.ca.clone().or(own.root_cert.filter(|_| !system_trust));
         let local =
             config.get_hostaddrs().is_empty() && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
-        let use_tls = match tls_parameters.mode.as_deref() {
+        let use_tls = match own.ssl_mode.as_deref() {
             Some("disable") => false,
             Some("require" | "verify-ca" | "verify-full") => true,
             Some(mode) => return Err(PostgresSettingsError::SslMode(mode.to_owned())),
             // PostgreSQL has no TLS on Unix sockets.
-            None => ca.is_some() && !local,
+            None => (ca.is_some() || identity.is_some() || system_trust) && !local,
         };
         config.ssl_mode(if use_tls { SslMode::Require } else { SslMode::Disable });
         let tls = match use_tls {
-            true => client_config(&TlsSettings { ca, ..TlsSettings::default() })?,
+            true => client_config(&TlsSettings { ca, identity, ..TlsSettings::default() })?,
             false => untrusting_config(),
         };
         let tls = MakeRustlsConnect::new(tls);
@@ -167,7 +192,15 @@ impl PostgresSettings {
             config.application_name("tollgate");
         }
         config.connect_timeout(self.connect_timeout).tcp_user_timeout(2 * self.response_timeout);
-        Ok(ParsedSettings { config, tls, names })
+        Ok(ParsedSettings { config, tls, names, shared })
+    }
+}
+
+/// Why an SSL mode that does not enforce TLS is refused.
+fn optional_tls(mode: &str) -> &'static str {
+    match mode {
+        "prefer" | "allow" => ": with it, a program that answers in the server's place can turn TLS off",
+        _ => "",
     }
 }
 
@@ -179,39 +212,6 @@ fn check_name(key: &'static str, name: &str, min_len: usize) -> Result<(), Postg
         true => Ok(()),
         false => Err(PostgresSettingsError::Name { key, name: name.to_owned() }),
     }
-}
-
-/// The TLS parameters of a URL.
-#[derive(Default)]
-struct TlsParameters {
-    mode: Option<String>,
-    root_cert: Option<PathBuf>,
-}
-
-/// Splits the TLS parameters off a URL, or off keys and values: the client library does not know all of them.
-fn split_tls_parameters(url: &str) -> (String, TlsParameters) {
-    let mut tls = TlsParameters::default();
-    let mut keep = |pair: &str| {
-        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-        match pair.split_once('=') {
-            Some(("sslmode", mode)) => tls.mode = Some(decode(mode)),
-            Some(("sslrootcert", file)) => tls.root_cert = Some(decode(file).into()),
-            _ => return true,
-        }
-        false
-    };
-    let rest = if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        match url.split_once('?') {
-            Some((base, pairs)) => {
-                let pairs: Vec<&str> = pairs.split('&').filter(|pair| keep(pair)).collect();
-                if pairs.is_empty() { base.to_owned() } else { format!("{base}?{}", pairs.join("&")) }
-            }
-            None => url.to_owned(),
-        }
-    } else {
-        url.split_whitespace().filter(|pair| keep(pair)).collect::<Vec<_>>().join(" ")
-    };
-    (rest, tls)
 }
 
 #[cfg(test)]
@@ -234,6 +234,38 @@ mod tests {
         for optional in ["prefer", "allow"] {
             let error = settings(&format!("postgres://me@db/limits?sslmode={optional}")).parse().err();
             assert_eq!(error, Some(PostgresSettingsError::SslMode(optional.to_owned())));
+        }
+    }
+
+    #[test]
+    fn parameters_are_refused_by_name_with_a_reason() {
+        for (parameters, expected) in [
+            (
+                "sslmode=prefer",
+                "url has sslmode=prefer, expected disable, require, verify-ca or verify-full: with it, a program that answers in the server's place can turn TLS off",
+            ),
+            ("sslmode=on", "url has sslmode=on, expected disable, require, verify-ca or verify-full"),
+            ("pgbouncer=yes", "url has pgbouncer=yes, expected true or false"),
+            ("sslcert=a.pem", "url has sslcert without sslkey, expected both or neither"),
+            ("sslkey=a.pem", "url has sslkey without sslcert, expected both or neither"),
+            (
+                "pgbouncer=true&connection_limit=1",
+                "url is invalid: invalid connection string: unknown option `connection_limit`",
+            ),
+        ] {
+            let error = settings(&format!("postgres://me@db/limits?{parameters}")).parse().err();
+            assert_eq!(error.map(|error| error.to_string()).as_deref(), Some(expected));
+        }
+        for (parameters, shared) in [("pgbouncer=true", true), ("pgbouncer=false", false), ("port=1", false)] {
+            let parsed = settings(&format!("postgres://me@db/limits?{parameters}")).parse().expect("it is valid");
+            assert_eq!(parsed.shared, shared, "{parameters}");
+        }
+        // The trust of the system, which this machine may lack, or the client's certificate, which is missing.
+        for parameters in ["sslrootcert=system", "sslcert=no/such.pem&sslkey=no/such.key"] {
+            match settings(&format!("postgres://me@db/limits?{parameters}")).parse() {
+                Ok(parsed) => assert_eq!(parsed.config.get_ssl_mode(), SslMode::Require, "{parameters}"),
+                Err(error) => assert!(matches!(error, PostgresSettingsError::Tls(_)), "{parameters}: {error}"),
+            }
         }
     }
 

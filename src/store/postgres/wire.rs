@@ -5,6 +5,7 @@
 //! of the arithmetic would fail the whole batch.
 
 use std::error::Error;
+use std::ops::Range;
 
 use bytes::{BufMut, BytesMut};
 use foldhash::fast::RandomState;
@@ -19,6 +20,9 @@ use crate::plan::{Applied, Check, CounterName, LeaseAction, Outcome, Plan};
 
 /// The length of a shape.
 const SHAPE_LEN: usize = 15;
+
+/// The numbers of a shape that are charges.
+const CHARGES: Range<usize> = 9..12;
 
 /// A check without its counter, or a limit, as apply.sql describes it.
 type ShapeNumbers = [i64; SHAPE_LEN];
@@ -65,6 +69,8 @@ pub(super) struct ApplyArguments {
     pub(super) program: Vec<i64>,
     /// The length of the answer.
     pub(super) answers: i32,
+    /// For each counter, whether a plan may charge it. `None` if that is so for all.
+    pub(super) charged: Option<Vec<bool>>,
 }
 
 impl ApplyArguments {
@@ -73,7 +79,12 @@ impl ApplyArguments {
         let arguments = Self { answers: 1, ..Self::default() };
         let mut encoder = PlanEncoder { arguments, at, ..PlanEncoder::default() };
         plans.iter().for_each(|plan| encoder.plan(plan));
-        encoder.arguments
+        let PlanEncoder { mut arguments, charged, .. } = encoder;
+        arguments.charged = (charged.len() < arguments.names.len() || charged.contains(&false)).then(|| {
+            let rest = arguments.names.len() - charged.len();
+            charged.into_iter().chain(std::iter::repeat_n(false, rest)).collect()
+        });
+        arguments
     }
 }
 
@@ -87,6 +98,8 @@ struct PlanEncoder {
     counters: Indexes<CounterName>,
     leases: Indexes<LeaseId>,
     shapes: Indexes<ShapeNumbers>,
+    /// For each counter, whether a check may charge it. Further counters are not charged.
+    charged: Vec<bool>,
 }
 
 impl PlanEncoder {
@@ -116,7 +129,12 @@ impl PlanEncoder {
         for group in plan.groups() {
             self.put([count(group.len())]);
             for check in group {
-                let (counter, shape) = (self.counter(check.counter), self.shape(shape_of_check(check, self.at)));
+                let shape = shape_of_check(check, self.at);
+                let counter = self.counter(check.counter);
+                if shape[CHARGES].iter().any(|charge| *charge > 0) {
+                    self.charge(counter);
+                }
+                let shape = self.shape(shape);
                 self.put([counter, shape]);
             }
         }
@@ -134,6 +152,15 @@ impl PlanEncoder {
 
     fn lease(&mut self, lease: LeaseId) -> i64 {
         index_of(lease, &mut self.leases, &mut self.arguments.holders)
+    }
+
+    /// Notes that a counter may be charged.
+    fn charge(&mut self, counter: i64) {
+        let place = usize::try_from(counter - 1).expect("indexes are from one");
+        if self.charged.len() <= place {
+            self.charged.resize(place + 1, false);
+        }
+        self.charged[place] = true;
     }
 
     /// The offset of a shape in `shapes`, from zero.

@@ -68,6 +68,12 @@ pub fn postgres() -> Option<PathBuf> {
     found("postgres", directory.or_else(|| Some(on_path("initdb")?.parent()?.to_owned())))
 }
 
+/// PgBouncer, which Debian keeps off the `PATH` of users.
+pub fn pgbouncer() -> Option<PathBuf> {
+    let system = || Some(PathBuf::from("/usr/sbin/pgbouncer")).filter(|path| path.exists());
+    found("pgbouncer", on_path("pgbouncer").or_else(system))
+}
+
 /// The library that sets a process's wall clock, in the directory of any architecture.
 pub fn faketime() -> Option<PathBuf> {
     let libraries = fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());

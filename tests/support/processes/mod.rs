@@ -1,5 +1,5 @@
-//! Real processes for tests: the tollgate binary, Envoy, nginx, an upstream; Redis, Valkey and PostgreSQL, and a faulty
-//! network in front of them.
+//! Real processes for tests: the tollgate binary, Envoy, nginx, an upstream; Redis, Valkey and PostgreSQL, and a pooler
+//! or a faulty network in front of them.
 //!
 //! All processes listen on free loopback ports, are polled until they are ready, and end when their value is dropped.
 //! Configurations are the documented ones with other ports: see [`Ports`].
@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod gateway;
 pub mod http;
 pub mod installed;
+pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -26,6 +27,7 @@ pub use self::certificates::Certificates;
 pub use self::cluster::Cluster;
 pub use self::gateway::Gateway;
 pub use self::http::{Answer, Ask};
+pub use self::pgbouncer::PgBouncer;
 pub use self::ports::Ports;
 pub use self::postgres::Postgres;
 pub use self::process::Process;

@@ -260,7 +260,7 @@ fn on_own_thread<T: Send>(work: impl Future<Output = T> + Send) -> T {
 }
 
 /// The user and group for PostgreSQL. None to use the caller's.
-fn account() -> Option<(u32, u32)> {
+pub(super) fn account() -> Option<(u32, u32)> {
     let root = fs::metadata("/proc/self").expect("Linux has /proc").uid() == 0;
     root.then(|| {
         let id = |option| {
@@ -272,14 +272,14 @@ fn account() -> Option<(u32, u32)> {
     })
 }
 
-fn as_account(mut command: Command, account: Option<(u32, u32)>) -> Command {
+pub(super) fn as_account(mut command: Command, account: Option<(u32, u32)>) -> Command {
     if let Some((user, group)) = account {
         command.uid(user).gid(group);
     }
     command
 }
 
-fn change_owner(path: &Path, account: Option<(u32, u32)>) {
+pub(super) fn change_owner(path: &Path, account: Option<(u32, u32)>) {
     if let Some((user, group)) = account {
         chown(path, Some(user), Some(group)).expect("root may change owners");
     }

@@ -22,6 +22,9 @@ use crate::store::{MemorySettings, StoreConfig};
 /// The default timeout of a store: half of Envoy's default timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(10);
 
+/// The default timeout of a PostgreSQL store, which commits to disk.
+const DEFAULT_POSTGRES_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// The default time between two snapshots.
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -75,7 +78,11 @@ fn memory(name: &str) -> NamedStore {
 
 /// How long a decision waits for the store.
 fn timeout(store: &schema::Store) -> Duration {
-    store.timeout.copied().map_or(DEFAULT_TIMEOUT, |timeout| timeout.0)
+    let default = match store.engine.copied() {
+        Some(schema::StoreKind::Postgres) => DEFAULT_POSTGRES_TIMEOUT,
+        Some(schema::StoreKind::Memory | schema::StoreKind::Redis) | None => DEFAULT_TIMEOUT,
+    };
+    store.timeout.copied().map_or(default, |timeout| timeout.0)
 }
 
 /// Whether the absolute paths are equal.

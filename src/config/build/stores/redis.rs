@@ -67,6 +67,14 @@ pub(super) fn settings(
         user: text(&store.username).or(parsed.user),
         password: secret(&store.password).or(parsed.password.map(Password::new)),
     };
+    if settings.credentials.password.is_none() && settings.credentials.user.is_some() {
+        let location = store.username.location().unwrap_or(location);
+        problems.refuse(
+            location,
+            "which has a user and no password: what is before @ without a colon is the user; expected \
+             redis://:password@host for a password, or redis://user:@host for a user without one",
+        );
+    }
     settings.tls = tls(store, parsed.tls, problems);
     if let Some(prefix) = text(&store.key_prefix) {
         settings.key_prefix = prefix;

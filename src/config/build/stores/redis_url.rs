@@ -9,6 +9,9 @@ use crate::store::Address;
 /// The default port of Redis.
 const REDIS_PORT: u16 = 6379;
 
+/// The options of a URL.
+const OPTIONS: [&str; 5] = ["db", "user", "username", "pass", "password"];
+
 /// The parts of a Redis URL.
 #[derive(Debug, Default)]
 pub(super) struct RedisUrl {
@@ -23,15 +26,18 @@ pub(super) struct RedisUrl {
 /// Errors never quote the URL, which may contain a password.
 pub(super) fn parse(url: &str) -> Result<RedisUrl, String> {
     let (scheme, rest) = url.split_once("://").ok_or("which is not a URL")?;
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (rest, query) = split_query(rest);
     let mut parsed = RedisUrl { tls: scheme == "rediss", ..RedisUrl::default() };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("db", db)) => parsed.db = Some(number(db)?),
             Some(("user" | "username", user)) => parsed.user = Some(decoded(user)?),
             Some(("pass" | "password", password)) => parsed.password = Some(decoded(password)?),
-            // Options of other clients are ignored.
-            _ => {}
+            Some(("tls" | "ssl", _)) => return Err("expected no option for TLS: it begins with rediss://".to_owned()),
+            Some((name, _)) if name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') => {
+                return Err(format!("with the unknown option {name:?}, expected db, user or password"));
+            }
+            Some(_) | None => return Err("with an unknown option, expected db, user or password".to_owned()),
         }
     }
     if scheme == "redis+unix" {
@@ -65,6 +71,16 @@ pub(super) fn parse(url: &str) -> Result<RedisUrl, String> {
     }
     parsed.addresses = hosts.split(',').map(address).collect::<Result<_, _>>()?;
     Ok(parsed)
+}
+
+/// Splits the query off the rest of a URL. A question mark in front of the hosts belongs to the password, unless a known
+/// option follows it, whose value may have an @.
+fn split_query(rest: &str) -> (&str, &str) {
+    let known =
+        |query: &str| OPTIONS.iter().any(|option| query.strip_prefix(option).is_some_and(|q| q.starts_with('=')));
+    let hosts = rest.rfind('@').unwrap_or(0);
+    let mark = rest.match_indices('?').map(|(mark, _)| mark).find(|mark| *mark > hosts || known(&rest[mark + 1..]));
+    mark.map_or((rest, ""), |mark| (&rest[..mark], &rest[mark + 1..]))
 }
 
 fn address(host: &str) -> Result<Address, String> {
@@ -113,10 +129,37 @@ mod tests {
         assert_eq!(full.addresses, [tcp("h.example", 1234)]);
         let slash = parse("redis://:a/b@c@h");
         assert_eq!((slash.user, slash.password.as_deref()), (None, Some("a/b@c")));
+        for (url, password) in [
+            ("redis://:a?b@h", "a?b"),
+            ("redis://:?@h/2?db=2", "?"),
+            ("redis://:a?b@c?d=e@h?db=2", "a?b@c?d=e"),
+            ("redis://h?password=a@b", "a@b"),
+            ("redis://u:old@h/2?db=2&pass=a?b@c", "old"),
+        ] {
+            let parsed = parse(url);
+            assert_eq!(
+                (parsed.password.as_deref(), &parsed.addresses[..]),
+                (Some(password), &[tcp("h", 6379)][..]),
+                "{url}"
+            );
+        }
         assert_eq!(parse("redis://[::1]:7,b,c:9/").addresses, [tcp("::1", 7), tcp("b", 6379), tcp("c", 9)]);
         let unix = parse("redis+unix:///run/a%20b.sock?db=2&pass=x");
         assert_eq!((unix.db, unix.password.as_deref()), (Some(2), Some("x")));
         assert_eq!(unix.addresses, [Address::Unix("/run/a b.sock".into())]);
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_and_one_for_tls_is_not_ignored() {
+        for (url, expected) in [
+            ("redis://h?tls=true", "expected no option for TLS: it begins with rediss://"),
+            ("rediss://h/0?ssl=1&db=1", "expected no option for TLS: it begins with rediss://"),
+            ("redis://h/0?protocol=resp3", "with the unknown option \"protocol\", expected db, user or password"),
+            ("redis://h?db=1&Db=2", "with the unknown option \"Db\", expected db, user or password"),
+            ("redis+unix:///s?hush", "with an unknown option, expected db, user or password"),
+        ] {
+            assert_eq!(parse(url).expect_err(url), expected);
+        }
     }
 
     #[test]
