@@ -96,7 +96,6 @@ impl Queue {
 
     /// Sets the observer that counts calls and failures.
     pub fn observe(&self, observer: Box<dyn StoreObserver>) {
-        observer.circuit_changed(self.circuit_open());
         self.inner.observer.store(Some(Arc::new(observer)));
     }
 
@@ -232,7 +231,6 @@ impl QueueInner {
     fn record_failure(&self, lane: usize, fault: Fault) {
         if self.breakers[lane].record_failure(fault, self.settings.timeout) {
             tracing::warn!(store = self.name, lane, %fault, "circuit breaker opened, store failing: its limiters follow on_store_error until it answers");
-            self.report(|observer| observer.circuit_changed(true));
         }
     }
 
@@ -275,7 +273,6 @@ impl QueueInner {
     fn record_answer(&self, lane: usize) {
         if self.breakers[lane].record_answer() {
             tracing::info!(store = self.name, lane, "circuit breaker closed, store answers again");
-            self.report(|observer| observer.circuit_changed(self.circuit_open()));
         }
     }
 }
