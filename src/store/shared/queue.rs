@@ -43,6 +43,9 @@ impl Default for QueueSettings {
     }
 }
 
+/// The pause between two attempts to warm a store up.
+const WARM_UP_PAUSE: Duration = Duration::from_millis(20);
+
 /// The queue in front of a shared store.
 pub struct Queue {
     inner: Arc<QueueInner>,
@@ -191,6 +194,26 @@ impl Queue {
     /// The reason why it does not.
     pub async fn probe(&self) -> Result<(), Fault> {
         self.inner.probe_in_time(self.inner.backend.probe()).await
+    }
+
+    /// Waits until the store is connected and ready for calls.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not before `deadline`, in the store's own words.
+    pub async fn connected(&self, deadline: Instant) -> Result<(), String> {
+        let mut reason = "no answer".to_owned();
+        loop {
+            match tokio::time::timeout_at(deadline, self.inner.backend.warm_up()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(text)) => reason = text,
+                Err(_) => return Err(reason),
+            }
+            if Instant::now() + WARM_UP_PAUSE >= deadline {
+                return Err(reason);
+            }
+            tokio::time::sleep(WARM_UP_PAUSE).await;
+        }
     }
 
     /// Whether the circuit breaker of any lane is open.
