@@ -21,6 +21,7 @@ mod program {
     mod operator;
     mod pages;
     mod reload_live;
+    mod reload_stores;
     mod restart;
     mod secrets;
 }

@@ -2,6 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::PlannedSnapshot;
 use crate::config::Config;
@@ -80,11 +84,11 @@ impl PreparedService {
     ///
     /// The settings of a store are unusable, such as a missing certificate file.
     pub fn stores(&self) -> Result<Stores, BuildError> {
-        self.stores_after(&StorePlan::default(), &Stores::memory(&[]))
+        Ok(self.open_stores(&StorePlan::default())?.after(&Stores::memory(&[])))
     }
 
     /// Opens the stores. One with the name and settings of a store in use is that store, with its counters.
-    pub(super) fn stores_after(&self, old: &StorePlan, stores: &Stores) -> Result<Stores, BuildError> {
+    pub(super) fn open_stores(&self, old: &StorePlan) -> Result<OpenedStores, BuildError> {
         let mut handles = Vec::new();
         let mut problems = Vec::new();
         for store in &self.plan.0 {
@@ -97,7 +101,43 @@ impl PreparedService {
                 Err(problem) => problems.push(format!("stores.{}: {problem}", store.name)),
             }
         }
-        if problems.is_empty() { Ok(stores.next(handles)) } else { Err(BuildError(problems)) }
+        if problems.is_empty() { Ok(OpenedStores(handles)) } else { Err(BuildError(problems)) }
+    }
+}
+
+/// The stores of a configuration, opened and not in use yet.
+#[derive(Debug)]
+pub(super) struct OpenedStores(Vec<NextStore>);
+
+impl OpenedStores {
+    /// Waits until every new shared store is connected, so that its first decisions do not wait for that, or fail.
+    ///
+    /// # Errors
+    ///
+    /// Those that are not connected within `timeout`, in their own words.
+    pub(super) async fn connected(&self, timeout: Duration) -> Result<(), BuildError> {
+        let (began, deadline) = (Instant::now(), Instant::now() + timeout);
+        let new = self.0.iter().filter_map(|store| match store {
+            NextStore::New(StoreHandle::Shared(shared)) => Some(shared),
+            NextStore::New(StoreHandle::Memory(_)) | NextStore::Keep(_) => None,
+        });
+        let connecting = new.map(async |shared| {
+            let store = shared.name();
+            match shared.queue().connected(deadline).await {
+                Ok(()) => {
+                    tracing::info!(store, took = ?began.elapsed(), "new store connected");
+                    None
+                }
+                Err(reason) => Some(format!("stores.{store}: not connected within {timeout:?}: {reason}")),
+            }
+        });
+        let problems: Vec<String> = join_all(connecting).await.into_iter().flatten().collect();
+        if problems.is_empty() { Ok(()) } else { Err(BuildError(problems)) }
+    }
+
+    /// These stores, with those kept of the ones in use.
+    pub(super) fn after(self, stores: &Stores) -> Stores {
+        stores.next(self.0)
     }
 }
 

@@ -4,7 +4,8 @@
 //! ```text
 //!   a file changed, or SIGHUP -> Origin::read_again -> unchanged: nothing happens
 //!                                    |-> errors: rejected, the configuration in use stays
-//!                                    '-> PreparedService -> Service::replace
+//!                                    '-> PreparedService -> new stores are connected -> Service::replace
+//!                                                            '-> not in time: rejected, and tried again
 //! ```
 //!
 //! Counters stay where their names and their stores stay (semantics 1 and 29). A change of a restart setting is logged
@@ -12,13 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::build::OpenedStores;
 use super::{BuildError, PreparedService, StorePlan};
 use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, RestartSettings, WarningKind};
 use crate::engine::Version;
@@ -26,6 +27,12 @@ use crate::rules::Rules;
 use crate::service::Service;
 use crate::settings::Settings;
 use crate::telemetry::ReloadStatus;
+
+/// How long a reload waits until new shared stores are connected.
+const STORE_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause before a reload that was rejected because of a store is tried again.
+const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long [`drop_rules`] waits for requests that still use the previous rules.
 const RULES_IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -90,6 +97,8 @@ pub struct Reloader {
     plan: StorePlan,
     /// The restart settings in use, by key.
     restart_settings: BTreeMap<String, String>,
+    /// Whether the last reload was rejected because a store could not be connected.
+    store_missing: bool,
 }
 
 impl Reloader {
@@ -101,7 +110,7 @@ impl Reloader {
     ) -> Self {
         let in_use = |(key, setting): (&String, &RestartSetting)| (key.clone(), setting.value.clone());
         let restart_settings = restart_settings.0.iter().map(in_use).collect();
-        Self { service, applied: origin.clone(), last_read: origin, plan, restart_settings }
+        Self { service, applied: origin.clone(), last_read: origin, plan, restart_settings, store_missing: false }
     }
 
     /// Reloads when a file changes and on SIGHUP. Never returns.
@@ -121,12 +130,7 @@ impl Reloader {
                 }
             };
             let watched: Vec<PathBuf> = self.last_read.paths().map(PathBuf::from).collect();
-            let reload = tokio::task::spawn_blocking(move || {
-                self.reload_without_panic(forced);
-                self
-            });
-            let Ok(reloader) = reload.await else { return };
-            self = reloader;
+            self.reload(forced).await;
             if !self.last_read.paths().eq(&watched) {
                 forced = false;
                 continue;
@@ -137,23 +141,28 @@ impl Reloader {
                     None => std::future::pending().await,
                 }
             };
+            let retry = async {
+                match self.store_missing {
+                    true => tokio::time::sleep(STORE_RETRY_INTERVAL).await,
+                    false => std::future::pending().await,
+                }
+            };
             forced = tokio::select! {
                 () = changed => false,
                 _ = hangup_signals.0.recv() => true,
+                () = retry => true,
             };
         }
     }
 
-    /// A panic while reading a file must not end the process or the next reload.
-    fn reload_without_panic(&mut self, forced: bool) {
-        if catch_unwind(AssertUnwindSafe(|| self.reload(forced))).is_err() {
-            self.reject(vec!["reading the configuration failed: internal error".to_owned()]);
-        }
-    }
-
     /// Reads the files again and applies them. If `forced`, the outcome is logged even if nothing changed.
-    pub fn reload(&mut self, forced: bool) -> ReloadOutcome {
-        let (origin, config) = self.last_read.read_again();
+    ///
+    /// New shared stores are connected first; the version in use decides until then.
+    pub async fn reload(&mut self, forced: bool) -> ReloadOutcome {
+        let last_read = self.last_read.clone();
+        let Some((origin, config)) = blocking(move || last_read.read_again()).await else {
+            return self.reject(internal_error());
+        };
         let changed = origin != self.last_read;
         self.last_read = origin;
         if self.last_read == self.applied {
@@ -162,20 +171,36 @@ impl Reloader {
                 tracing::info!(version, "configuration unchanged");
             }
             self.service.record_unchanged_reload();
+            self.store_missing = false;
             return ReloadOutcome::Unchanged;
         }
         if !changed && !forced {
             return ReloadOutcome::Unchanged;
         }
+        self.store_missing = false;
         let config = match config {
             Ok(config) => config,
             Err(errors) => return self.reject(errors.iter().map(ToString::to_string).collect()),
         };
         let (restart_settings, warnings) = (RestartSettings::of(&config), config.warnings.clone());
-        match PreparedService::of(config).and_then(|prepared| self.apply(prepared, restart_settings, &warnings)) {
-            Ok(outcome) => outcome,
-            Err(error) => self.reject(error.0),
+        let plan = self.plan.clone();
+        let prepared = blocking(move || {
+            let prepared = PreparedService::of(config)?;
+            let stores = prepared.open_stores(&plan)?;
+            Ok::<_, BuildError>((prepared, stores))
+        });
+        let (prepared, stores) = match prepared.await {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(error)) => return self.reject(error.0),
+            None => return self.reject(internal_error()),
+        };
+        if let Err(error) = stores.connected(STORE_CONNECT_TIMEOUT).await {
+            self.store_missing = true;
+            // Freeing a hundred thousand rules takes long as well.
+            blocking(move || drop(prepared)).await;
+            return self.reject(error.0);
         }
+        self.apply(prepared, stores, restart_settings, warnings).await
     }
 
     fn reject(&mut self, problems: Vec<String>) -> ReloadOutcome {
@@ -186,34 +211,41 @@ impl Reloader {
         ReloadOutcome::Rejected(problems)
     }
 
-    fn apply(
+    async fn apply(
         &mut self,
         prepared: PreparedService,
+        stores: OpenedStores,
         restart_settings: RestartSettings,
-        warnings: &[Problem],
-    ) -> Result<ReloadOutcome, BuildError> {
+        warnings: Vec<Problem>,
+    ) -> ReloadOutcome {
         let (old, settings) = {
             let current = self.service.current();
             (current.version.clone(), until_restart(&current.settings, &prepared.settings))
         };
-        let stores = prepared.stores_after(&self.plan, &old.stores)?;
         let secret_changed = prepared.rules.secret().fingerprint() != old.rules.secret().fingerprint();
         let pending = self.pending_restart(restart_settings, old.rules.stores());
-        self.service.replace(Version { rules: Arc::new(prepared.rules), stores }, settings);
+        let version = Version { rules: Arc::new(prepared.rules), stores: stores.after(&old.stores) };
         self.applied = self.last_read.clone();
         self.plan = prepared.plan;
-        tracing::info!(version = self.service.reloads().version, "configuration applied");
-        log_warnings(warnings);
-        if secret_changed {
-            tracing::warn!(
-                "server.secret changed: all counters start at zero, and leases can no longer be released before they expire"
-            );
+        let (service, waits) = (self.service.clone(), pending.clone());
+        let replaced = blocking(move || {
+            service.replace(version, settings);
+            tracing::info!(version = service.reloads().version, "configuration applied");
+            log_warnings(&warnings);
+            if secret_changed {
+                tracing::warn!(
+                    "server.secret changed: all counters start at zero, and leases can no longer be released before they expire"
+                );
+            }
+            for PendingRestart { key, old, new } in &waits {
+                tracing::warn!(key, old, new, "change takes effect after a restart");
+            }
+            drop_rules(old);
+        });
+        match replaced.await {
+            Some(()) => ReloadOutcome::Applied { pending },
+            None => self.reject(internal_error()),
         }
-        for PendingRestart { key, old, new } in &pending {
-            tracing::warn!(key, old, new, "change takes effect after a restart");
-        }
-        drop_rules(old);
-        Ok(ReloadOutcome::Applied { pending })
     }
 
     /// Changes of restart settings against those in use. The settings of a new store take effect now, and those of a
@@ -235,6 +267,16 @@ impl Reloader {
         }
         pending
     }
+}
+
+/// Runs work that may take long off the threads that serve. `None` if it panics, which must not end the process or the
+/// next reload.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+fn internal_error() -> Vec<String> {
+    vec!["reading the configuration failed: internal error".to_owned()]
 }
 
 /// The new settings, with the old values of those that need a restart, such as addresses.

@@ -14,7 +14,7 @@ use super::series::{
     BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
     DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD,
     LEASES_RELEASED, MetricKind, READY, Registry, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS,
-    STORE_KEYS, STORE_MAX_BYTES,
+    STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -209,8 +209,15 @@ impl Metrics {
     pub fn render(&self, input: &ScrapeInput) -> String {
         let registry = Registry(&self.recorder);
         for (name, usage) in &input.stores {
-            let StoreStatus::Memory(usage) = usage else { continue };
             let labels = [("store", name.as_str())];
+            let usage = match usage {
+                StoreStatus::Memory(usage) => usage,
+                StoreStatus::Shared { circuit_open } => {
+                    // Read here, since an old store may still fail after another one has taken its name over.
+                    registry.gauge(STORE_SUSPENDED, &labels).set(f64::from(u8::from(*circuit_open)));
+                    continue;
+                }
+            };
             registry.gauge(STORE_KEYS, &labels).set(usage.keys as f64);
             registry.gauge(STORE_BYTES, &labels).set(usage.bytes as f64);
             registry.gauge(STORE_MAX_BYTES, &labels).set(usage.max_bytes as f64);

@@ -6,7 +6,7 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::series::{
     CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS,
-    STORE_SUSPENDED, STORE_UNDONE,
+    STORE_UNDONE,
 };
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
@@ -22,8 +22,6 @@ pub(super) struct StoreMetrics {
     faults: [Counter; Fault::ALL.len()],
     /// Checks answered by policy: allow, deny, local.
     policy: [Counter; 3],
-    /// 1 while the circuit breaker is open.
-    circuit_open: Gauge,
     /// Seconds by which the store's clock is ahead.
     clock_difference: Gauge,
     /// Plans that take charges back: done, failed.
@@ -41,7 +39,6 @@ impl StoreMetrics {
             batch: registry.histogram(STORE_CALL_PLANS, &labels),
             faults: Fault::ALL.map(|fault| by(STORE_ERRORS, "kind", fault.name())),
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY_ANSWERS, "policy", policy)),
-            circuit_open: registry.gauge(STORE_SUSPENDED, &labels),
             clock_difference: registry.gauge(CLOCK_DIFFERENCE, &labels),
             undone: ["done", "failed"].map(|result| by(STORE_UNDONE, "result", result)),
             answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR_ANSWERS, "wrapper", wrapper)),
@@ -61,10 +58,6 @@ impl StoreObserver for StoreMetrics {
 
     fn answered_by_policy(&self, policy: OnStoreError, checks: u64) {
         self.policy[policy as usize].increment(checks);
-    }
-
-    fn circuit_changed(&self, open: bool) {
-        self.circuit_open.set(f64::from(u8::from(open)));
     }
 
     fn undone(&self, failed: bool) {

@@ -60,14 +60,14 @@ impl Served {
     }
 
     /// Replaces the file and reloads it.
-    fn reload_with(&mut self, text: &str) -> ReloadOutcome {
+    async fn reload_with(&mut self, text: &str) -> ReloadOutcome {
         fs::write(self.file(), format!("{SERVER}{text}")).expect("a file");
-        self.reloader.reload(false)
+        self.reloader.reload(false).await
     }
 
     /// Replaces the file and reloads it, and expects that all of it is applied.
-    fn apply(&mut self, text: &str) {
-        assert_eq!(self.reload_with(text), ReloadOutcome::Applied { pending: Vec::new() });
+    async fn apply(&mut self, text: &str) {
+        assert_eq!(self.reload_with(text).await, ReloadOutcome::Applied { pending: Vec::new() });
     }
 
     async fn decide(&self, entries: &[(&str, &str)]) -> Decision {
@@ -128,10 +128,10 @@ async fn semantics_29_counts_carry_over_when_limit_rate_burst_or_max_concurrent_
     for (five, eight) in cases {
         let mut served = Served::of(&limited(five)).await;
         assert_eq!(served.passes("ada").await, 5, "{five}");
-        served.apply(&limited(eight));
+        served.apply(&limited(eight)).await;
         assert_eq!(served.passes("ada").await, 3, "{eight}: five of eight were used");
         assert_eq!(served.passes("bob").await, 8, "{eight}");
-        served.apply(&limited(five));
+        served.apply(&limited(five)).await;
         assert_eq!(served.passes("ada").await, 0, "{five}: more than five are used");
     }
 }
@@ -152,12 +152,12 @@ async fn semantics_29_a_changed_algorithm_store_alignment_or_window_is_a_fresh_c
     for (before, after) in cases {
         let mut served = Served::of(&login(before)).await;
         assert_eq!(served.passes("ada").await, 5, "{before}");
-        served.apply(&login(after));
+        served.apply(&login(after)).await;
         assert_eq!(served.passes("ada").await, 5, "{after}: a fresh counter");
         // The earlier counter still exists, so undoing a mistaken change charges nothing twice.
-        served.apply(&login(before));
+        served.apply(&login(before)).await;
         assert_eq!(served.passes("ada").await, 0, "{before}");
-        served.apply(&login(before).replace("store = 'main'", "store = 'other'"));
+        served.apply(&login(before).replace("store = 'main'", "store = 'other'")).await;
         assert_eq!(served.passes("ada").await, 5, "{before} in another store");
     }
 }
@@ -174,12 +174,12 @@ async fn counters_follow_the_name_of_their_store() {
     let mut served = Served::of(&login(&["a", "b"], "b")).await;
     assert_eq!(served.passes("ada").await, 5);
     for stores in [&["b", "a"][..], &["c", "b"], &["b"], &["x", "y", "z", "b"]] {
-        served.apply(&login(stores, "b"));
+        served.apply(&login(stores, "b")).await;
         assert_eq!(served.passes("ada").await, 0, "{stores:?}");
     }
-    served.apply(&login(&["x"], "x"));
+    served.apply(&login(&["x"], "x")).await;
     assert_eq!(served.passes("ada").await, 5, "another name is another store");
-    served.apply(&login(&["b"], "b"));
+    served.apply(&login(&["b"], "b")).await;
     assert_eq!(served.passes("ada").await, 5, "a store that was removed is new");
 }
 
@@ -192,14 +192,14 @@ async fn a_slot_acquired_before_a_reload_can_be_released_after_it() {
     let decisions = [served.decide(&[("account", "ada")]).await, served.decide(&[("account", "ada")]).await];
     let [first, second] = decisions.map(|decision| decision.lease().expect("a lease").to_string());
     // The indexes of its store and limiter have changed.
-    served.apply(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1));
+    served.apply(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1)).await;
     assert_eq!(served.passes("ada").await, 0);
     assert_eq!(served.service.release(&first).await, Some(LeaseStatus::Done));
     assert_eq!(served.passes("ada").await, 0, "the other slot is still held");
     // Slots can be released even if no rule applies the limiter.
-    served.apply("[stores.main]\nengine = 'memory'\n");
+    served.apply("[stores.main]\nengine = 'memory'\n").await;
     assert_eq!(served.service.release(&second).await, Some(LeaseStatus::Done));
-    served.apply(&exports("[stores.main]\nengine = 'memory'\n", 1));
+    served.apply(&exports("[stores.main]\nengine = 'memory'\n", 1)).await;
     assert_eq!(served.passes("ada").await, 1);
 }
 
@@ -219,7 +219,7 @@ async fn an_invalid_file_is_rejected_with_the_errors_of_check_and_the_last_confi
         "[stores.main]\nengine = 'redis'\nurl = 'rediss://localhost'\ntls_ca = 'no/such.pem'",
     ];
     for (number, text) in invalid.iter().enumerate() {
-        let ReloadOutcome::Rejected(problems) = served.reload_with(text) else { panic!("applied: {text}") };
+        let ReloadOutcome::Rejected(problems) = served.reload_with(text).await else { panic!("applied: {text}") };
         match Config::load(Some(&served.file())) {
             Err(errors) => assert_eq!(problems.join("\n"), errors.to_string()),
             // `check` accepts it, but this machine cannot serve it.
@@ -228,20 +228,27 @@ async fn an_invalid_file_is_rejected_with_the_errors_of_check_and_the_last_confi
         assert_eq!((served.service.reloads().version, served.service.reloads().refused), (1, number as u64 + 1));
         assert!(!served.service.reloads().last_taken);
         assert!(served.service.health().ready(), "an invalid file does not affect readiness");
-        assert_eq!(served.reloader.reload(false), ReloadOutcome::Unchanged, "it is reported once");
+        assert_eq!(served.reloader.reload(false).await, ReloadOutcome::Unchanged, "it is reported once");
     }
     fs::remove_file(served.file()).expect("removed");
     let missing = vec![format!("{}: no such file or directory", served.file().display())];
-    assert_eq!(served.reloader.reload(false), ReloadOutcome::Rejected(missing));
+    assert_eq!(served.reloader.reload(false).await, ReloadOutcome::Rejected(missing));
     fs::write(served.file(), "\n").expect("written");
     assert!(
-        matches!(served.reloader.reload(false), ReloadOutcome::Rejected(_)),
+        matches!(served.reloader.reload(false).await, ReloadOutcome::Rejected(_)),
         "without rules every request would pass"
     );
-    assert!(matches!(served.reloader.reload(true), ReloadOutcome::Rejected(_)), "an explicit reload reports it again");
+    assert!(
+        matches!(served.reloader.reload(true).await, ReloadOutcome::Rejected(_)),
+        "an explicit reload reports it again"
+    );
     assert_eq!(served.passes("ada").await, 4, "none of it was applied");
 
-    assert_eq!(served.reload_with(&limited(FIVE)), ReloadOutcome::Unchanged, "the file has the version in use again");
+    assert_eq!(
+        served.reload_with(&limited(FIVE)).await,
+        ReloadOutcome::Unchanged,
+        "the file has the version in use again"
+    );
     assert!(served.service.reloads().last_taken);
     assert_eq!(served.service.reloads().version, 1);
 }
@@ -254,10 +261,10 @@ async fn only_changes_count_as_reloads() {
         (1, 0, 0)
     );
     let first = served.service.reloads().loaded_at;
-    assert_eq!(served.reload_with(&limited(FIVE)), ReloadOutcome::Unchanged);
-    assert_eq!(served.reloader.reload(true), ReloadOutcome::Unchanged);
+    assert_eq!(served.reload_with(&limited(FIVE)).await, ReloadOutcome::Unchanged);
+    assert_eq!(served.reloader.reload(true).await, ReloadOutcome::Unchanged);
     assert_eq!(served.service.reloads().loaded_at, first);
-    served.apply(&limited(&FIVE.replace('5', "6")));
+    served.apply(&limited(&FIVE.replace('5', "6"))).await;
     assert_eq!(
         (served.service.reloads().version, served.service.reloads().taken, served.service.reloads().refused),
         (2, 1, 0)
@@ -284,7 +291,7 @@ async fn semantics_29_settings_that_need_a_restart_are_reported_and_the_rest_is_
         pending("stores.main.snapshot", "none", "kept"),
         pending("stores.main.snapshot_interval", "none", "1m"),
     ];
-    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: all });
+    assert_eq!(served.reloader.reload(false).await, ReloadOutcome::Applied { pending: all });
     assert_eq!(served.passes("ada").await, 6, "the rest is applied");
     assert_eq!(served.service.current().settings.grpc.to_string(), "127.0.0.1:0");
     let bytes = |fact| match fact {
@@ -294,9 +301,10 @@ async fn semantics_29_settings_that_need_a_restart_are_reported_and_the_rest_is_
     let stores: Vec<usize> = served.service.current().version.stores.facts().into_iter().map(bytes).collect();
     assert_eq!(stores, [2 << 20, 8 << 20]);
     // It stays pending until the file has the values in use again.
-    assert!(matches!(served.reload_with(&other), ReloadOutcome::Applied { pending } if pending.len() == 3));
+    assert!(matches!(served.reload_with(&other).await, ReloadOutcome::Applied { pending } if pending.len() == 3));
     served
-        .apply(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")));
+        .apply(&format!("{}[stores.new]\nengine = 'memory'\nmax_memory = '8MiB'\n{six}", store("max_memory = '2MiB'")))
+        .await;
 }
 
 #[tokio::test]
@@ -306,7 +314,7 @@ async fn semantics_02_another_secret_changes_the_name_of_every_counter() {
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}secret = 'sixteen characters or more'\n{}", secret("another"));
     fs::write(served.file(), text).expect("written");
-    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: Vec::new() });
+    assert_eq!(served.reloader.reload(false).await, ReloadOutcome::Applied { pending: Vec::new() });
     assert_eq!(served.passes("ada").await, 5);
 }
 
@@ -316,9 +324,9 @@ async fn semantics_13_the_kill_switch_works_by_reload() {
     assert_eq!(served.passes("ada").await, 5);
     let text = format!("{SERVER}mode = 'shadow'\n{}", limited(FIVE));
     fs::write(served.file(), text).expect("written");
-    assert_eq!(served.reloader.reload(false), ReloadOutcome::Applied { pending: Vec::new() });
+    assert_eq!(served.reloader.reload(false).await, ReloadOutcome::Applied { pending: Vec::new() });
     assert!(served.decide(&[("account", "ada")]).await.allowed());
-    served.apply(&limited(FIVE));
+    served.apply(&limited(FIVE)).await;
     assert_eq!(served.passes("ada").await, 0);
 }
 
@@ -358,14 +366,9 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
             })
         })
         .collect();
-    let mut served = tokio::task::spawn_blocking(move || {
-        for number in 0..1000 {
-            served.apply(&version(["b", "a"][number % 2]));
-        }
-        served
-    })
-    .await
-    .expect("every version is applied");
+    for number in 0..1000 {
+        served.apply(&version(["b", "a"][number % 2])).await;
+    }
     done.store(true, Ordering::Relaxed);
     let mut requests = 0;
     for client in clients {
@@ -373,5 +376,5 @@ async fn a_request_sees_one_version_of_settings_and_rules() {
     }
     assert_eq!(served.service.reloads().version, 1001);
     assert!(requests > 100, "only {requests} requests were sent meanwhile");
-    served.apply(&version("b"));
+    served.apply(&version("b")).await;
 }

@@ -215,8 +215,6 @@ impl StoreObserver for FirstStore {
 
     fn answered_by_policy(&self, _policy: OnStoreError, _checks: u64) {}
 
-    fn circuit_changed(&self, _open: bool) {}
-
     fn undone(&self, failed: bool) {
         self.undone.fetch_add(u64::from(!failed), Ordering::Relaxed);
     }

@@ -27,6 +27,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::types::{FromSqlOwned, Type};
@@ -52,6 +53,9 @@ const PROBE_SQL: &str = "SELECT current_setting('transaction_read_only')::boolea
 
 /// How often expired counters are swept, by all instances together.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many connections are opened at a time to fill the pool.
+const FILLED_AT_ONCE: usize = 2;
 
 /// The delay between the steps of a sweep that found many.
 const SWEEP_STEP_DELAY: Duration = Duration::from_millis(20);
@@ -211,6 +215,10 @@ impl Backend for Postgres {
     async fn probe(&self) -> Result<(), Fault> {
         detached(self.pool.clone(), |pool| async move { pool.probe().await }).await
     }
+
+    async fn warm_up(&self) -> Result<(), String> {
+        self.pool.fill().await
+    }
 }
 
 /// Runs work in its own task, which continues when the caller is cancelled.
@@ -247,6 +255,25 @@ impl PostgresPool {
             [EXPIRED_COUNTER_RETENTION, pause].map(|time| bigint(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)));
         let parameters: [Parameter<'_>; 2] = [(&slack, Type::INT8), (&pause, Type::INT8)];
         self.run(&self.statements.sweep, &parameters, first_value).await
+    }
+
+    /// Opens all connections of the pool, and checks that the server accepts writes.
+    async fn fill(&self) -> Result<(), String> {
+        let size = self.connections.status().max_size;
+        // All are held at once, so that each is another one. All opened at once would delay calls of other pools.
+        let opening = stream::iter(0..size).map(|_| self.connections.get()).buffer_unordered(FILLED_AT_ONCE);
+        let opened: Result<Vec<Object>, PoolError> = opening.try_collect().await;
+        let Some(connection) = opened.map_err(|error| with_causes(&error))?.pop() else { return Ok(()) };
+        let probe = connection.execute(&self.statements.probe, &[]);
+        let probed = match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, probe).await {
+            Ok(probed) => probed.map(drop).map_err(|error| with_causes(&error)),
+            Err(elapsed) => Err(elapsed.to_string()),
+        };
+        if probed.is_err() {
+            // The next attempt may reach another server.
+            drop(Object::take(connection));
+        }
+        probed
     }
 
     async fn probe(&self) -> Result<(), Fault> {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
@@ -175,13 +176,16 @@ impl Cluster {
         }
     }
 
+    /// Checks that every hash slot has a node, and that every node accepts writes.
+    pub(super) async fn warm_up(&self, keys: &Keys) -> Result<(), Fault> {
+        self.probe_lane(lane_of(NO_NODE), keys).await?;
+        let partitions = self.partition_of_each_lane(keys);
+        try_join_all(partitions.map(|partition| self.probe_partition(partition, keys))).await.map(drop)
+    }
+
     /// Checks that any node accepts writes. The others may be down.
     pub(super) async fn probe(&self, keys: &Keys) -> Result<(), Fault> {
-        let mut probed = [false; LANES];
-        let partitions = (0..=u16::MAX).filter(|&partition| {
-            let lane = self.lane(hash_slot(&keys.in_partition(partition)));
-            lane != lane_of(NO_NODE) && !std::mem::replace(&mut probed[lane], true)
-        });
+        let partitions = self.partition_of_each_lane(keys);
         let mut probes: FuturesUnordered<_> =
             partitions.map(|partition| self.probe_partition(partition, keys)).collect();
         let mut result = Err(*self.state.fault.lock());
@@ -194,13 +198,25 @@ impl Cluster {
         result
     }
 
+    /// A partition of each lane that has nodes.
+    fn partition_of_each_lane(&self, keys: &Keys) -> impl Iterator<Item = u16> {
+        let mut seen = [false; LANES];
+        (0..=u16::MAX).filter(move |&partition| {
+            let lane = self.lane(hash_slot(&keys.in_partition(partition)));
+            lane != lane_of(NO_NODE) && !std::mem::replace(&mut seen[lane], true)
+        })
+    }
+
     /// Writes a key that holds no counter: only a write shows that writes are accepted.
     async fn probe_partition(&self, partition: u16, keys: &Keys) -> Result<(), Fault> {
         let start = keys.in_partition(partition);
         let key = [&start[..], b"probe"].concat();
         let cmd = redis::cmd("SET").arg(key).arg("").arg("PX").arg(60_000).take();
         self.send(hash_slot(&start), &cmd).await.map(drop).map_err(|error| {
-            self.state.warnings.warn(&error.text);
+            // The supervisor of a connection has logged why none is open; there is no text then.
+            if !error.text.is_empty() {
+                self.state.warnings.warn(&error.text);
+            }
             error.fault
         })
     }

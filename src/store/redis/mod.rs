@@ -220,6 +220,21 @@ impl Backend for Redis {
         self.send(0, &cmd).await.map(drop).map_err(|error| self.warn(&error))
     }
 
+    /// Waits for no connection: one that is not open yet is an error.
+    async fn warm_up(&self) -> Result<(), String> {
+        let warmed_up = match &self.servers {
+            Servers::Single(_) => match self.call_at(&[], self.server_clock.now(), None).await {
+                Ok(_) => self.probe().await,
+                Err(error) => Err(self.warn(&error)),
+            },
+            Servers::Cluster(cluster) => cluster.warm_up(&self.keys).await,
+        };
+        warmed_up.map_err(|fault| match self.warnings.latest() {
+            text if text.is_empty() => fault.to_string(),
+            text => text,
+        })
+    }
+
     fn lanes(&self) -> usize {
         match &self.servers {
             Servers::Single(_) => 1,

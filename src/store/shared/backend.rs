@@ -29,6 +29,16 @@ pub trait Backend: Send + Sync + 'static {
     /// The reason why it does not.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Opens what calls need, such as connections and statements, so that the first calls do not wait for them.
+    ///
+    /// # Errors
+    ///
+    /// What it waits for, or why the last attempt failed, in the store's own words. It may succeed when it is called
+    /// again.
+    fn warm_up(&self) -> impl Future<Output = Result<(), String>> + Send {
+        async { self.probe().await.map_err(|fault| fault.to_string()) }
+    }
+
     /// The number of lanes: parts that can fail independently, such as the nodes of a cluster. Each has its own queue
     /// and circuit breaker.
     fn lanes(&self) -> usize {
@@ -58,6 +68,7 @@ pub(super) trait DynBackend: Send + Sync {
     fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
+    fn warm_up(&self) -> BoxFuture<'_, Result<(), String>>;
     fn lane(&self, plan: &Plan) -> usize;
     fn probe_lane(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
 }
@@ -73,6 +84,10 @@ impl<B: Backend> DynBackend for B {
 
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>> {
         Box::pin(Backend::probe(self))
+    }
+
+    fn warm_up(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(Backend::warm_up(self))
     }
 
     fn lane(&self, plan: &Plan) -> usize {

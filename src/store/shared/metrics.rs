@@ -16,9 +16,6 @@ pub trait StoreObserver: Send + Sync {
     /// Checks were answered by their limiter's `on_store_error` policy instead of the store.
     fn answered_by_policy(&self, policy: OnStoreError, checks: u64);
 
-    /// The circuit breaker opened or closed.
-    fn circuit_changed(&self, open: bool);
-
     /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 

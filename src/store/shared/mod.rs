@@ -107,6 +107,19 @@ impl Fallback {
     }
 }
 
+/// Returns unused leased quota. A store that a reload replaced is dropped after its last answer, and its queue ends once
+/// it has sent what is posted here.
+impl Drop for SharedStore {
+    fn drop(&mut self) {
+        let plans = self.quota_leases.as_ref().map(QuotaLeases::end_all).unwrap_or_default();
+        if !plans.is_empty() {
+            let (store, counters) = (&self.settings.name, plans.len());
+            tracing::info!(store, counters, "store let go: its unused leased quota is given back");
+        }
+        plans.into_iter().for_each(|plan| self.queue.post(plan));
+    }
+}
+
 impl SharedStore {
     /// Creates a shared store behind `backend`. Must be called within a tokio runtime.
     pub fn new(settings: SharedSettings, backend: impl Backend) -> Self {
@@ -121,6 +134,11 @@ impl SharedStore {
             fallback: Mutex::new(None),
             last_clock_warning: Mutex::new(None),
         }
+    }
+
+    /// Its name, for the log.
+    pub fn name(&self) -> &str {
+        &self.settings.name
     }
 
     /// The queue in front of the store.

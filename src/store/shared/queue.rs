@@ -43,6 +43,9 @@ impl Default for QueueSettings {
     }
 }
 
+/// The pause between two attempts to warm a store up.
+const WARM_UP_PAUSE: Duration = Duration::from_millis(20);
+
 /// The queue in front of a shared store.
 pub struct Queue {
     inner: Arc<QueueInner>,
@@ -96,7 +99,6 @@ impl Queue {
 
     /// Sets the observer that counts calls and failures.
     pub fn observe(&self, observer: Box<dyn StoreObserver>) {
-        observer.circuit_changed(self.circuit_open());
         self.inner.observer.store(Some(Arc::new(observer)));
     }
 
@@ -194,6 +196,26 @@ impl Queue {
         self.inner.probe_in_time(self.inner.backend.probe()).await
     }
 
+    /// Waits until the store is connected and ready for calls.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not before `deadline`, in the store's own words.
+    pub async fn connected(&self, deadline: Instant) -> Result<(), String> {
+        let mut reason = "no answer".to_owned();
+        loop {
+            match tokio::time::timeout_at(deadline, self.inner.backend.warm_up()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(text)) => reason = text,
+                Err(_) => return Err(reason),
+            }
+            if Instant::now() + WARM_UP_PAUSE >= deadline {
+                return Err(reason);
+            }
+            tokio::time::sleep(WARM_UP_PAUSE).await;
+        }
+    }
+
     /// Whether the circuit breaker of any lane is open.
     pub fn circuit_open(&self) -> bool {
         self.inner.circuit_open()
@@ -232,7 +254,6 @@ impl QueueInner {
     fn record_failure(&self, lane: usize, fault: Fault) {
         if self.breakers[lane].record_failure(fault, self.settings.timeout) {
             tracing::warn!(store = self.name, lane, %fault, "circuit breaker opened, store failing: its limiters follow on_store_error until it answers");
-            self.report(|observer| observer.circuit_changed(true));
         }
     }
 
@@ -275,7 +296,6 @@ impl QueueInner {
     fn record_answer(&self, lane: usize) {
         if self.breakers[lane].record_answer() {
             tracing::info!(store = self.name, lane, "circuit breaker closed, store answers again");
-            self.report(|observer| observer.circuit_changed(self.circuit_open()));
         }
     }
 }
