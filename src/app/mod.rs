@@ -47,6 +47,9 @@ const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
 /// The time to return unused leased quota at shutdown.
 const QUOTA_RETURN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The time to hand over what is owed to shared stores at shutdown.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The time to write snapshots after a second stop signal.
 const FINAL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -226,6 +229,7 @@ impl App {
         snapshot_tasks.shutdown().await;
         let version = self.service.current().version.clone();
         version.stores.return_leased_quota(QUOTA_RETURN_TIMEOUT).await;
+        version.stores.hand_over(HAND_OVER_TIMEOUT).await;
         match ended {
             Ended::Drained => self.snapshots.write_all().await,
             Ended::AtOnce

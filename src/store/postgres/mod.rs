@@ -19,15 +19,18 @@ mod names;
 mod settings;
 mod wire;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
-use parking_lot::Mutex;
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
 
 use self::error::with_causes;
 pub use self::migrate::{MigrateError, Migrated};
@@ -36,9 +39,16 @@ use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
-use crate::clock::Clock;
-use crate::plan::{Applied, CounterName, Fault, Plan};
-use tokio::time::Instant;
+use super::warnings::Warnings;
+use crate::clock::{Clock, Timestamp};
+use crate::limiter::{Alignment, FixedWindow, Limit};
+use crate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
+
+/// How long the id of a plan is remembered, as in Redis.
+const ID_RETENTION: Duration = Duration::from_secs(60);
+
+/// How often idle connections are asked for a sign of life: a gateway on the way may have dropped them silently.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a counter is kept after it expires: the server's clock can step back as far without harm.
 const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
@@ -58,13 +68,10 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// The error of a connection whose server stops answering while the connection is set up.
 const SETUP_TIMEOUT_ERROR: &str = "connection setup timed out: the server accepted the connection but does not answer";
 
-/// The shortest time between two warnings of the same fault.
-const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-
 /// A PostgreSQL store.
 pub struct Postgres {
     pool: Arc<PostgresPool>,
-    sweeper: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
@@ -75,13 +82,13 @@ struct PostgresPool {
     connections: Pool,
     statements: Statements,
     response_timeout: Duration,
-    /// When each fault was last logged.
-    last_warnings: Mutex<[Option<Instant>; Fault::ALL.len()]>,
+    warnings: Warnings,
 }
 
 /// The SQL of each statement.
 struct Statements {
     apply: String,
+    apply_once: String,
     forget: String,
     sweep: String,
     probe: String,
@@ -98,6 +105,13 @@ impl Postgres {
         let ParsedSettings { config, tls, names } = settings.parse()?;
         let statements = Statements {
             apply: format!("SELECT {}($1, $2, $3, $4, $5, $6)", names.of("apply")),
+            // One statement is one transaction: the id is remembered if, and only if, the rest takes effect.
+            apply_once: format!(
+                "SELECT CASE WHEN id.answer[2] = 1 THEN {apply}($1, $7, $8, $9, $10, $11) \
+                 ELSE {apply}($1, $12, $13, $14, $15, $16) END \
+                 FROM (SELECT {apply}($1, $2, $3, $4, $5, $6) AS answer OFFSET 0) AS id",
+                apply = names.of("apply")
+            ),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
             // A read-only server refuses this, though it updates no row.
@@ -113,10 +127,12 @@ impl Postgres {
             .build()
             .expect("timeouts only need a runtime, which is set");
         let response_timeout = settings.response_timeout;
-        let pool =
-            Arc::new(PostgresPool { connections, statements, response_timeout, last_warnings: Mutex::default() });
-        let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
-        Ok(Self { pool, sweeper, clock: None, server_clock: StoreClock::default() })
+        let pool = Arc::new(PostgresPool { connections, statements, response_timeout, warnings: Warnings::default() });
+        let mut tasks = vec![tokio::spawn(ping_periodically(pool.clone()))];
+        if settings.sweep {
+            tasks.push(tokio::spawn(sweep_periodically(pool.clone())));
+        }
+        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default() })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -140,9 +156,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Some(sweeper) = &self.sweeper {
-            sweeper.abort();
-        }
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -160,35 +174,100 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, Migra
     done
 }
 
-impl Backend for Postgres {
-    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
+impl Postgres {
+    /// Executes plans in one statement.
+    async fn execute_together(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         if plans.is_empty() {
             return Vec::new();
         }
         let failed = |fault| plans.iter().map(|_| Err(fault)).collect();
-        let now = self.clock.as_ref().map(|clock| clock.now());
-        let mut at = now.unwrap_or_else(|| self.server_clock.now());
+        let mut at = self.expected_time();
         for _ in 0..CALENDAR_ATTEMPTS {
-            let arguments = ApplyArguments::of(plans, at);
-            let now = now.map(|now| bigint(now.micros()));
+            let (arguments, now) = (ApplyArguments::of(plans, at), self.test_time());
             let call = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await });
-            let answer = match call.await {
-                Ok(answer) => wire::decode(plans, &answer),
+            match call.await.and_then(|answer| self.read(plans, &answer, &mut at)) {
+                Ok(Some(answers)) => return answers.into_iter().map(Ok).collect(),
+                Ok(None) => {}
                 Err(fault) => return failed(fault),
-            };
-            match answer {
-                Some(ApplyAnswer::Answers(server, answers)) => {
-                    self.server_clock.record(server);
-                    return answers.into_iter().map(Ok).collect();
-                }
-                Some(ApplyAnswer::OutsideCalendar(server)) => {
-                    self.server_clock.record(server);
-                    at = server;
-                }
-                None => break,
             }
         }
         failed(Fault::Script)
+    }
+
+    /// Executes a plan with an id, and without what is executed once if another call with the id has been executed.
+    async fn execute_once(&self, plan: &Plan) -> Result<Applied, Fault> {
+        let mut at = self.expected_time();
+        for attempt in 0..CALENDAR_ATTEMPTS as u64 {
+            // With the wrong windows of a calendar only the id is remembered, so the next attempt has another.
+            let once = plan.once.and_then(|id| NonZeroU64::new(id.get() ^ (attempt << 62)));
+            let id = Plan { once, ..plan.clone() }.once_name().unwrap_or_default();
+            let arguments = [id_plan(id), plan.clone(), without_once(plan)].map(|plan| ApplyArguments::of(&[plan], at));
+            let now = self.test_time();
+            let call = detached(self.pool.clone(), move |pool| async move { pool.apply_once(&arguments, now).await });
+            if let Some(answers) = self.read(std::slice::from_ref(plan), &call.await?, &mut at)? {
+                return answers.into_iter().next().ok_or(Fault::Script);
+            }
+        }
+        Err(Fault::Script)
+    }
+
+    /// Reads an answer. `None` if the windows of a calendar did not hold for the server's time, which `at` is set to.
+    fn read(&self, plans: &[Plan], answer: &[i64], at: &mut Timestamp) -> Result<Option<Vec<Applied>>, Fault> {
+        let (server, answers) = match wire::decode(plans, answer).ok_or(Fault::Script)? {
+            ApplyAnswer::Answers(server, answers) => (server, Some(answers)),
+            ApplyAnswer::OutsideCalendar(server) => (server, None),
+        };
+        self.server_clock.record(server);
+        *at = server;
+        Ok(answers)
+    }
+
+    /// The time at which a call is expected to decide.
+    fn expected_time(&self) -> Timestamp {
+        self.clock.as_ref().map_or_else(|| self.server_clock.now(), |clock| clock.now())
+    }
+
+    /// The time that tests set, in Unix microseconds.
+    fn test_time(&self) -> Option<i64> {
+        self.clock.as_ref().map(|clock| bigint(clock.now().micros()))
+    }
+}
+
+/// A plan that is admitted only the first time: its counter holds one unit for as long as an id is remembered.
+fn id_plan(id: CounterName) -> Plan {
+    let alignment = Alignment::FirstHit(u64::try_from(ID_RETENTION.as_micros()).unwrap_or(u64::MAX));
+    Plan::of([Check::charge(id, Limit::FixedWindow(FixedWindow { limit: 1, alignment }), 1)])
+}
+
+/// A plan without what takes effect once: its refunds, and the charges of checks that charge refusals too.
+fn without_once(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for check in &mut plan.checks {
+        check.refund = 0;
+        if check.charges.refused > 0 {
+            check.charges = Charges::default();
+        }
+    }
+    plan
+}
+
+impl Backend for Postgres {
+    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
+        if plans.iter().all(|plan| plan.once.is_none()) {
+            return self.execute_together(plans).await;
+        }
+        // Each plan with an id has a statement of its own, the others share one.
+        let (once, others): (Vec<usize>, Vec<usize>) = (0..plans.len()).partition(|&place| plans[place].once.is_some());
+        let together: Vec<Plan> = others.iter().map(|&place| plans[place].clone()).collect();
+        let each = join_all(once.iter().map(|&place| self.execute_once(&plans[place])));
+        let (together, each) = tokio::join!(self.execute_together(&together), each);
+        let mut answers: Vec<_> = others.into_iter().zip(together).chain(once.into_iter().zip(each)).collect();
+        answers.sort_unstable_by_key(|(place, _)| *place);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    fn set_name(&self, name: &str) {
+        self.pool.warnings.set_name(name);
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
@@ -220,6 +299,21 @@ impl PostgresPool {
         .await
     }
 
+    /// Calls the function with the arguments of an id, and then with those of the plan with the id, or of the plan
+    /// without what is executed once.
+    async fn apply_once(&self, arguments: &[ApplyArguments; 3], now: Option<i64>) -> Result<Vec<i64>, Fault> {
+        self.run(async |connection| {
+            let statement = connection.prepare_cached(&self.statements.apply_once).await?;
+            let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&now];
+            for ApplyArguments { names, holders, shapes, program, answers } in arguments {
+                let five: [&(dyn ToSql + Sync); 5] = [names, holders, shapes, program, answers];
+                parameters.extend(five);
+            }
+            connection.query_one(&statement, &parameters).await?.try_get(0)
+        })
+        .await
+    }
+
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         self.run(async |connection| {
             connection.query_one(&self.statements.forget, &[&Uuid::from(counter)]).await?.try_get(0)
@@ -245,7 +339,7 @@ impl PostgresPool {
         match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, statement(&connection)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                let fault = fault(&error);
+                let fault = fault_of_statement(&error);
                 if fault == Fault::ReadOnly {
                     drop(Object::take(connection));
                 }
@@ -258,14 +352,20 @@ impl PostgresPool {
         }
     }
 
-    /// Logs an error, unless another of the same fault was logged within the interval.
+    /// Logs an error.
     fn warn(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
-        let last = &mut self.last_warnings.lock()[fault as usize];
-        if last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
-            *last = Some(Instant::now());
-            tracing::warn!(fault = fault.name(), error = with_causes(error), "postgres: call failed");
-        }
+        self.warnings.warn(&format_args!("call failed, {}: {}", fault.name(), with_causes(error)));
         fault
+    }
+
+    /// Asks each idle connection for a sign of life. One that gives none is closed.
+    async fn ping(&self) {
+        // The pool hands out the connection that was idle longest.
+        for _ in 0..self.connections.status().available {
+            if self.run(async |connection| connection.batch_execute("").await).await.is_err() {
+                return;
+            }
+        }
     }
 }
 
@@ -335,6 +435,14 @@ async fn sweep_periodically(pool: Arc<PostgresPool>) {
     }
 }
 
+/// Keeps idle connections alive.
+async fn ping_periodically(pool: Arc<PostgresPool>) {
+    loop {
+        tokio::time::sleep(PING_INTERVAL).await;
+        pool.ping().await;
+    }
+}
+
 fn fault_of_pool(error: &PoolError) -> Fault {
     match error {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
@@ -342,6 +450,15 @@ fn fault_of_pool(error: &PoolError) -> Fault {
         PoolError::PostCreateHook(HookError::Message(text)) if text == SETUP_TIMEOUT_ERROR => Fault::Timeout,
         PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
         PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
+    }
+}
+
+/// The fault of a statement. An error without a code is that the connection broke; the codes are that the server ended
+/// it.
+fn fault_of_statement(error: &Error) -> Fault {
+    match error.code().map(SqlState::code) {
+        None | Some("57P01" | "57P02" | "57P05") => Fault::ConnectionLost,
+        Some(_) => fault(error),
     }
 }
 
