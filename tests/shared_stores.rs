@@ -13,6 +13,7 @@
 mod support;
 
 mod shared_stores {
+    mod blips;
     mod faults;
     mod in_process;
     mod races;

@@ -10,6 +10,7 @@
 mod support;
 
 mod stores {
+    mod backlog;
     mod compensation;
     mod contract;
     mod fake;

@@ -37,6 +37,8 @@ struct PlannedStore {
     config: StoreConfig,
     /// Whether readiness waits until it has answered once.
     required: bool,
+    /// How long it may then be without an answer.
+    unready_after: Option<Duration>,
 }
 
 /// Why a valid configuration cannot be served. Never empty.
@@ -70,7 +72,12 @@ impl PreparedService {
             if let Some(snapshot) = store.snapshot {
                 snapshots.push(PlannedSnapshot { store: index, path: snapshot.path, interval: snapshot.interval });
             }
-            plan.0.push(PlannedStore { name: store.name, config: store.config, required: store.required });
+            plan.0.push(PlannedStore {
+                name: store.name,
+                config: store.config,
+                required: store.required,
+                unready_after: store.unready_after,
+            });
         }
         // Reading refuses everything that compiling does, with its place in the file; this catches what it might miss.
         let rules =
@@ -142,9 +149,9 @@ impl OpenedStores {
 }
 
 impl StorePlan {
-    /// The names of the stores that must answer once before this instance is ready.
-    pub(super) fn required(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(|store| store.required).map(|store| store.name.as_str())
+    /// The stores that readiness follows: their names, and how long each may be without an answer.
+    pub(super) fn required(&self) -> impl Iterator<Item = (&str, Option<Duration>)> {
+        self.0.iter().filter(|store| store.required).map(|store| (store.name.as_str(), store.unready_after))
     }
 }
 

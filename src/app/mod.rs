@@ -7,6 +7,7 @@
 //! ```
 
 mod build;
+mod readiness;
 mod reload;
 mod snapshots;
 
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
+use self::readiness::{RequiredStore, follow_stores};
 pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, log_warnings};
 pub use self::snapshots::PlannedSnapshot;
 use self::snapshots::SnapshotWriter;
@@ -41,9 +43,6 @@ const CLOCK_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval at which mistakes of gateways are looked at.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The interval at which required stores are probed until they answer.
-const REQUIRED_STORE_PROBE_INTERVAL: Duration = Duration::from_millis(100);
-
 /// How long serving waits for connections to shared stores.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -52,6 +51,9 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The time to return unused leased quota at shutdown.
 const QUOTA_RETURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The time to hand over what is owed to shared stores at shutdown.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The time to write snapshots after a second stop signal.
 const FINAL_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,8 +79,8 @@ pub struct App {
     service: Arc<Service>,
     reloads: Option<(Reloader, HangupSignals)>,
     snapshots: SnapshotWriter,
-    /// The names of the stores that must answer once before this process is ready.
-    required_stores: Vec<String>,
+    /// The stores that readiness follows.
+    required_stores: Vec<RequiredStore>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
     admin: Option<(Admin, Listener)>,
@@ -158,9 +160,9 @@ impl App {
         }
     }
 
-    /// Reports not ready until each required store has answered once.
+    /// Reports not ready until each required store has answered once, and while one does not answer.
     pub fn await_stores(&mut self, plan: &StorePlan) {
-        self.required_stores = plan.required().map(str::to_owned).collect();
+        self.required_stores = RequiredStore::all(plan);
         if !self.required_stores.is_empty() {
             self.service.health().set_waiting();
         }
@@ -225,7 +227,7 @@ impl App {
         }
         if !self.required_stores.is_empty() {
             grpc.set_not_serving();
-            background.spawn(serve_when_answered(self.service.clone(), grpc.clone(), self.required_stores));
+            background.spawn(follow_stores(self.service.clone(), grpc.clone(), self.required_stores));
         }
         let mut snapshot_tasks = self.snapshots.write_periodically();
 
@@ -249,6 +251,7 @@ impl App {
         snapshot_tasks.shutdown().await;
         let version = self.service.current().version.clone();
         version.stores.return_leased_quota(QUOTA_RETURN_TIMEOUT).await;
+        version.stores.hand_over(HAND_OVER_TIMEOUT).await;
         match ended {
             Ended::Drained => self.snapshots.write_all().await,
             Ended::AtOnce
@@ -274,25 +277,6 @@ async fn open_admin(settings: &AdminSettings) -> Result<Option<Listener>, AppErr
         }
         Err(error) => Err(AppError::Admin(error)),
     }
-}
-
-/// Waits until each of these stores has answered once, then reports ready.
-async fn serve_when_answered(service: Arc<Service>, grpc: Grpc, stores: Vec<String>) {
-    for store in stores {
-        loop {
-            let version = service.current().version.clone();
-            // A store that a reload removed is not required any more.
-            let index = version.rules.stores().iter().position(|name| *name == store);
-            match index {
-                Some(index) if !version.stores.answers(index).await => {
-                    tokio::time::sleep(REQUIRED_STORE_PROBE_INTERVAL).await;
-                }
-                _ => break,
-            }
-        }
-    }
-    grpc.set_serving();
-    tracing::info!("all required stores answer: ready for requests");
 }
 
 /// Follows the wall clock, and warns of its jumps.

@@ -40,6 +40,8 @@ pub struct NamedStore {
     pub timeout: Duration,
     /// Whether readiness waits until it has answered once.
     pub required: bool,
+    /// How long it may be without an answer before readiness ends, if it is required.
+    pub unready_after: Option<Duration>,
     /// The snapshot that preserves its counters over a restart. Memory stores only.
     pub snapshot: Option<SnapshotSettings>,
     /// Its URL. Redis and PostgreSQL only.

@@ -463,6 +463,7 @@ rules:
     url: rediss://sentinel
     instances: 2
     required: true
+    unready_after: 6s
     max_batch: 3
     max_calls: 3
     refusal_cache: 1s

@@ -79,6 +79,6 @@ mod tests {
         assert_eq!(of("stores.a.snapshot_interval"), Some("90s"));
         assert_eq!(of("stores.b.max_memory"), None, "a Redis store has none");
         assert_eq!(of("stores.b.snapshot"), Some(ABSENT));
-        assert_eq!(settings.len(), 4 + 12 + 4 + 2, "{:?}", settings.keys());
+        assert_eq!(settings.len(), 4 + 12 + 6 + 4, "{:?}", settings.keys());
     }
 }

@@ -41,7 +41,7 @@ pub struct FixedCount {
 
 impl FixedWindow {
     /// The window of a first hit at `now`.
-    fn window(&self, now: Timestamp) -> (Timestamp, Timestamp) {
+    pub(super) fn window(&self, now: Timestamp) -> (Timestamp, Timestamp) {
         match self.alignment {
             Alignment::Epoch(window) => {
                 let start = Timestamp::from_micros(now.micros() - now.micros() % window);

@@ -52,6 +52,26 @@ impl Limit {
         }
     }
 
+    /// Microseconds from `now` on for which a unit that is charged now can count. The window of a `first_hit` may end
+    /// sooner.
+    pub(crate) fn charge_lasts(&self, now: Timestamp) -> u64 {
+        match self {
+            Limit::TokenBucket(bucket) => bucket.capacity() * bucket.unit() / bucket.drain(),
+            Limit::SlidingWindow(window) => window.window,
+            Limit::SlidingCounter(window) => 2 * window.window - now.micros() % window.window,
+            Limit::FixedWindow(window) => window.window(now).1 - now,
+            Limit::Concurrency(slots) => slots.lease,
+        }
+    }
+
+    /// Microseconds from `now` on in which a refund can give back units that are charged by now (semantics 11).
+    pub(crate) fn refundable_for(&self, now: Timestamp) -> u64 {
+        match self {
+            Limit::SlidingCounter(window) => window.window - now.micros() % window.window,
+            limit => limit.charge_lasts(now),
+        }
+    }
+
     /// The share of this limit for one of `instances`: at least one unit.
     ///
     /// All shares together are at most the limit, unless there are more instances than units.

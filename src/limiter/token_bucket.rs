@@ -140,6 +140,12 @@ impl TokenBucket {
         u32::try_from(micros.saturating_mul(self.drain).div_ceil(self.unit)).unwrap_or(u32::MAX)
     }
 
+    /// Whole tokens that drain in `micros` microseconds, and the time that they take, rounded up.
+    pub(crate) fn drained(&self, micros: u64) -> (u32, u64) {
+        let tokens = micros.saturating_mul(self.drain) / self.unit;
+        (u32::try_from(tokens).unwrap_or(u32::MAX), tokens.saturating_mul(self.unit).div_ceil(self.drain))
+    }
+
     /// The levels of this many tokens, at most those that a counter can hold.
     pub(crate) fn levels(&self, tokens: u32) -> u64 {
         u64::from(tokens).min(self.capacity) * self.unit

@@ -91,15 +91,25 @@ impl Check {
         }
     }
 
-    /// What this check adds to its counter with a verdict, if the counter can hold all of it: levels of a bucket, else
-    /// units.
-    pub(crate) fn charged(&self, admitted: bool, passes: bool) -> u64 {
+    /// Whether it records what was used, whatever the verdict (semantics 12): it asks for no room of its own.
+    pub(crate) fn records_use(&self) -> bool {
+        self.charges.refused > 0 && self.needs.fits == 0
+    }
+
+    /// The units that this check charges with a verdict.
+    pub(crate) fn units_charged(&self, admitted: bool, passes: bool) -> u32 {
         let charges = self.charges_on_verdicts();
-        let units = match (admitted, passes) {
+        match (admitted, passes) {
             (true, true) => charges.admitted,
             (false, true) => charges.passed,
             (_, false) => charges.refused,
-        };
+        }
+    }
+
+    /// What this check adds to its counter with a verdict, if the counter can hold all of it: levels of a bucket, else
+    /// units.
+    pub(crate) fn charged(&self, admitted: bool, passes: bool) -> u64 {
+        let units = self.units_charged(admitted, passes);
         match &self.limit {
             Limit::TokenBucket(bucket) => bucket.levels(units),
             Limit::SlidingWindow(window) => units.min(window.limit).into(),

@@ -10,9 +10,12 @@ pub enum Fault {
     /// The store did not answer within its deadline. The charge may have been made.
     #[error("the store did not answer in time")]
     Timeout,
-    /// There is no connection to the store, or it broke. The charge may have been made.
+    /// There is no connection to the store, or it does not serve yet. Nothing was executed.
     #[error("the store cannot be reached")]
     Unreachable,
+    /// The connection broke before the answer. The charge may have been made.
+    #[error("the connection to the store broke before the answer")]
+    ConnectionLost,
     /// The circuit breaker of the store is open: the store is not called until a probe succeeds.
     #[error("the circuit breaker of the store is open")]
     CircuitOpen,
@@ -32,10 +35,11 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, in the order of declaration.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 9] = [
         Fault::Full,
         Fault::Timeout,
         Fault::Unreachable,
+        Fault::ConnectionLost,
         Fault::CircuitOpen,
         Fault::OutOfMemory,
         Fault::ReadOnly,
@@ -43,12 +47,18 @@ impl Fault {
         Fault::Script,
     ];
 
+    /// Whether the plan may have been executed all the same.
+    pub fn may_be_executed(self) -> bool {
+        matches!(self, Fault::Timeout | Fault::ConnectionLost)
+    }
+
     /// The value of labels.
     pub fn name(self) -> &'static str {
         match self {
             Fault::Full => "full",
             Fault::Timeout => "timeout",
             Fault::Unreachable => "unreachable",
+            Fault::ConnectionLost => "connection_lost",
             Fault::CircuitOpen => "suspended",
             Fault::OutOfMemory => "out_of_memory",
             Fault::ReadOnly => "read_only",

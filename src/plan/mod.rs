@@ -9,6 +9,8 @@ mod fault;
 mod merge;
 mod outcome;
 
+use std::num::NonZeroU64;
+
 use smallvec::SmallVec;
 
 pub(crate) use self::advance::advance_each;
@@ -37,6 +39,9 @@ pub struct Plan {
     pub refused: bool,
     /// The id under which every slot of this request is held.
     pub lease: LeaseId,
+    /// An id that shared stores remember for a while: its refunds, and its charges that are made whatever the verdict,
+    /// take effect only in the first of the calls that carry it.
+    pub once: Option<NonZeroU64>,
 }
 
 impl Plan {
@@ -54,6 +59,21 @@ impl Plan {
     /// Whether the plan has nothing for a store to do.
     pub fn is_empty(&self) -> bool {
         self.checks.is_empty() && self.changes.is_empty() && self.undos.is_empty()
+    }
+
+    /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.
+    pub(crate) fn once_name(&self) -> Option<CounterName> {
+        let id = self.once?.get();
+        // The lower half of a name ends with its partition. No counter has a name of this form.
+        Some(CounterName([id, 0x6f6e_6365 << 32]).in_partition(self.partition()))
+    }
+
+    /// The partition of the first counter. A plan for a partitioned store has counters of one partition only.
+    pub(crate) fn partition(&self) -> u16 {
+        let changes = self.changes.iter().map(|change| change.counter);
+        let undos = self.undos.iter().map(|undo| undo.counter);
+        let mut counters = self.checks.iter().map(|check| check.counter).chain(changes).chain(undos);
+        counters.next().map_or(0, |counter| counter.partition())
     }
 
     /// The groups, in order.

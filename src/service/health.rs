@@ -23,9 +23,10 @@ impl Health {
         self.0.load(Ordering::Relaxed) == SERVING
     }
 
-    /// Not ready until [`Health::set_serving`]: a required store has not answered yet.
+    /// Not ready until [`Health::set_serving`]: a required store does not answer.
     pub(crate) fn set_waiting(&self) {
-        self.0.store(WAITING, Ordering::Relaxed);
+        // A process that is stopping stays so.
+        let _ = self.0.compare_exchange(SERVING, WAITING, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Ready, after waiting. Returns whether the process serves now; it may be stopping already.

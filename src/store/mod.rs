@@ -12,6 +12,7 @@ mod redis;
 mod route;
 mod shared;
 mod stores;
+mod warnings;
 
 pub use self::config::StoreConfig;
 pub use self::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
@@ -19,5 +20,7 @@ pub use self::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError,
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
-pub use self::shared::{Backend, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper};
+pub use self::shared::{
+    Backend, DropReason, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper,
+};
 pub use self::stores::{NextStore, StoreHandle, StoreStatus, Stores};

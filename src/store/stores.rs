@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
@@ -126,12 +127,26 @@ impl Stores {
         }
     }
 
+    /// How long a shared store has not answered. `None` if it never has.
+    pub fn silent_for(&self, store: usize) -> Option<Duration> {
+        match self.shared.get(store).and_then(Option::as_ref) {
+            Some(shared) => shared.queue().silent_for(),
+            None => Some(Duration::ZERO),
+        }
+    }
+
     /// Returns unused leased quota to the shared stores, within `timeout`. Called before the process ends.
     pub async fn return_leased_quota(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         for shared in self.shared.iter().flatten() {
             shared.return_leased_quota(deadline).await;
         }
+    }
+
+    /// Hands over what this process owes to the shared stores, within `timeout`. Called before the process ends.
+    pub async fn hand_over(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        join_all(self.shared.iter().flatten().map(|shared| shared.queue().hand_over(deadline))).await;
     }
 
     /// Writes the counters of the memory store at index `store` to a file.

@@ -27,6 +27,10 @@ pub(super) const POLICY_ANSWERS: &str = "tollgate_store_policy_answers_total";
 pub(super) const STORE_SUSPENDED: &str = "tollgate_store_suspended";
 pub(super) const CLOCK_DIFFERENCE: &str = "tollgate_clock_difference_seconds";
 pub(super) const STORE_UNDONE: &str = "tollgate_store_undone_total";
+pub(super) const STORE_BACKLOG: &str = "tollgate_store_backlog";
+pub(super) const STORE_BACKLOG_HANDED_OVER: &str = "tollgate_store_backlog_handed_over_total";
+pub(super) const STORE_BACKLOG_RETRIES: &str = "tollgate_store_backlog_retries_total";
+pub(super) const STORE_BACKLOG_DROPPED: &str = "tollgate_store_backlog_dropped_total";
 pub(super) const NEAR_ANSWERS: &str = "tollgate_store_near_answers_total";
 pub(super) const CONFIG_RELOADS: &str = "tollgate_config_reloads_total";
 pub(super) const LAST_RELOAD_SUCCESSFUL: &str = "tollgate_config_last_reload_successful";
@@ -43,7 +47,7 @@ pub(super) const DURATION_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 31] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 35] = [
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
@@ -98,7 +102,7 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 31] = [
     (
         STORE_ERRORS,
         MetricKind::Counter,
-        "Requests that a shared store could not answer, by kind. The kind suspended is a request rejected by an open circuit breaker.",
+        "Requests that a shared store could not answer, by kind. The kind suspended is a request rejected by an open circuit breaker. A request whose connection was lost and that was answered by the next one is not counted.",
     ),
     (
         POLICY_ANSWERS,
@@ -119,6 +123,18 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 31] = [
         STORE_UNDONE,
         MetricKind::Counter,
         "Calls that took charges back, by result. Charges are taken back when another store or hash slot refuses, or when leased quota is left over.",
+    ),
+    (
+        STORE_BACKLOG,
+        MetricKind::Gauge,
+        "What this process owes a shared store and has not handed over yet: releases, renewals, refunds, and counters and slots that a fallback charged.",
+    ),
+    (STORE_BACKLOG_HANDED_OVER, MetricKind::Counter, "What reached a shared store later than it was answered."),
+    (STORE_BACKLOG_RETRIES, MetricKind::Counter, "Attempts to hand something over that failed and are repeated."),
+    (
+        STORE_BACKLOG_DROPPED,
+        MetricKind::Counter,
+        "What never reaches a shared store, by reason: expired, because its lease or window has ended; full; unknown, because it may have been executed and must not be twice; refused by the store; closed, because the process ended.",
     ),
     (
         NEAR_ANSWERS,

@@ -5,12 +5,13 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use super::series::{
-    CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS,
+    CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_BACKLOG, STORE_BACKLOG_DROPPED,
+    STORE_BACKLOG_HANDED_OVER, STORE_BACKLOG_RETRIES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS,
     STORE_UNDONE,
 };
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
-use crate::store::{StoreObserver, Wrapper};
+use crate::store::{DropReason, StoreObserver, Wrapper};
 
 /// The series of one shared store.
 pub(super) struct StoreMetrics {
@@ -26,6 +27,13 @@ pub(super) struct StoreMetrics {
     clock_difference: Gauge,
     /// Plans that take charges back: done, failed.
     undone: [Counter; 2],
+    /// Plans, counters and slots that wait to be handed over.
+    backlog: Gauge,
+    /// Those that reached the store, and attempts that failed.
+    handed_over: Counter,
+    retries: Counter,
+    /// Those that were dropped, by [`DropReason`].
+    dropped: [Counter; DropReason::ALL.len()],
     /// Plans answered without a call: by the refusal cache, from a quota lease.
     answered_by_wrapper: [Counter; 2],
 }
@@ -41,6 +49,10 @@ impl StoreMetrics {
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY_ANSWERS, "policy", policy)),
             clock_difference: registry.gauge(CLOCK_DIFFERENCE, &labels),
             undone: ["done", "failed"].map(|result| by(STORE_UNDONE, "result", result)),
+            backlog: registry.gauge(STORE_BACKLOG, &labels),
+            handed_over: registry.counter(STORE_BACKLOG_HANDED_OVER, &labels),
+            retries: registry.counter(STORE_BACKLOG_RETRIES, &labels),
+            dropped: DropReason::ALL.map(|reason| by(STORE_BACKLOG_DROPPED, "reason", reason.name())),
             answered_by_wrapper: ["refusal_cache", "quota_lease"].map(|wrapper| by(NEAR_ANSWERS, "wrapper", wrapper)),
         }
     }
@@ -62,6 +74,22 @@ impl StoreObserver for StoreMetrics {
 
     fn undone(&self, failed: bool) {
         self.undone[usize::from(failed)].increment(1);
+    }
+
+    fn backlog(&self, waiting: usize) {
+        self.backlog.set(waiting as f64);
+    }
+
+    fn handed_over(&self) {
+        self.handed_over.increment(1);
+    }
+
+    fn retried(&self) {
+        self.retries.increment(1);
+    }
+
+    fn dropped(&self, reason: DropReason, count: u64) {
+        self.dropped[reason as usize].increment(count);
     }
 
     fn clock_difference(&self, micros: i64) {

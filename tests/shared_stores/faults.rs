@@ -693,13 +693,19 @@ async fn semantics_15_a_definite_refusal_beats_a_store_error() {
 }
 
 #[test]
-fn a_store_that_is_required_keeps_the_service_unready_until_it_has_answered_once() {
+fn readiness_follows_a_store_that_is_required() {
     let Some(server) = Redis::start() else { return };
-    let proxy = Proxy::to(server.port);
+    for (unready_after, follows) in [("300ms", true), ("off", false)] {
+        readiness_follows(&Proxy::to(server.port), unready_after, follows);
+        server.ask::<()>(&["FLUSHALL"]);
+    }
+}
+
+fn readiness_follows(proxy: &Proxy, unready_after: &str, follows: bool) {
     proxy.refuse();
     let toml = format!(
         "{DOORS}secret = 'of this test, and no other'\n\n[stores.main]\nengine = 'redis'\n\
-         url = 'redis://127.0.0.1:{}'\nrequired = true\n\n[limiters.limiter]\nalgorithm = 'sliding_window'\nlimit = 1\n\
+         url = 'redis://127.0.0.1:{}'\nrequired = true\nunready_after = '{unready_after}'\n\n[limiters.limiter]\nalgorithm = 'sliding_window'\nlimit = 1\n\
          window = '1h'\n\n[[rules]]\ndomain = 'edge'\nname = 'all'\napply = [{{ limiter = 'limiter' }}]\n\n\
          [authz]\ndomain = 'edge'\n",
         proxy.port
@@ -713,6 +719,23 @@ fn a_store_that_is_required_keeps_the_service_unready_until_it_has_answered_once
     assert_eq!((decide(), decide(), status("/readyz")), (200, 429, 503));
     proxy.heal();
     until("it is ready", || status("/readyz") == 200);
+    // Without a request.
     proxy.refuse();
-    assert_eq!((decide(), status("/readyz")), (429, 200), "one outage of the store does not take all instances out");
+    if follows {
+        until("it is not ready", || status("/readyz") == 503);
+        assert_eq!((decide(), status("/livez")), (429, 200), "it decides all the same");
+        proxy.heal();
+        until("it is ready again", || status("/readyz") == 200);
+        // A server that accepts connections and says nothing.
+        proxy.blackhole();
+        until("it is not ready", || status("/readyz") == 503);
+        proxy.heal();
+        until("it is ready again", || status("/readyz") == 200);
+    } else {
+        until("decisions no longer wait for the store", || {
+            assert_eq!(decide(), 429);
+            served.metric("tollgate_store_suspended{store=\"main\"}") == 1.0
+        });
+        assert_eq!(status("/readyz"), 200, "an outage does not take all instances out");
+    }
 }

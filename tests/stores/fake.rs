@@ -1,11 +1,13 @@
 //! A shared store that keeps its counters in a memory store of this process, and fails or hangs when a test says so. It
 //! tests the code between requests and any shared store.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
-use tollgate::clock::{Clock, ManualClock};
+use tollgate::clock::{Clock, ManualClock, Timestamp};
 use tollgate::limiter::{LeaseId, Limit, OnStoreError};
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
 use tollgate::store::{Backend, MemorySettings, MemoryStores};
@@ -31,6 +33,8 @@ pub struct Inside {
     /// Notified when the behaviour changes.
     changed: Notify,
     calls: AtomicUsize,
+    /// The ids of plans that were executed.
+    once: Mutex<HashSet<NonZeroU64>>,
 }
 
 pub const WELL: u8 = 0;
@@ -42,6 +46,12 @@ pub const HANGING: u8 = 2;
 pub const LATE: u8 = 3;
 /// It works again, but probes still fail.
 pub const UNSEEN: u8 = 4;
+/// It is being connected to.
+pub const LINKING: u8 = 5;
+/// Each connection breaks after the call was executed, before the answer.
+pub const LOSING: u8 = 6;
+/// The connection breaks after the next call was executed, before the answer. Then it is being connected to.
+pub const LOSING_ONE: u8 = 7;
 
 impl FakeStore {
     /// A store whose own clock shows the start time until a test sets it.
@@ -53,7 +63,15 @@ impl FakeStore {
     pub fn with_clock(clock: ManualClock) -> Self {
         let memory = MemoryStores::new(&[MemorySettings::default(); 3]);
         let (behaviour, calls) = (AtomicU8::new(WELL), AtomicUsize::new(0));
-        Self(Arc::new(Inside { memory, clock, behaviour, called: Notify::new(), changed: Notify::new(), calls }))
+        Self(Arc::new(Inside {
+            memory,
+            clock,
+            behaviour,
+            called: Notify::new(),
+            changed: Notify::new(),
+            calls,
+            once: Mutex::default(),
+        }))
     }
 
     /// The clock of its decisions, read once when a call begins.
@@ -88,6 +106,19 @@ impl FakeStore {
         self.0.called.notified().await;
     }
 
+    /// Executes a plan, without what takes effect once if it has been.
+    fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        let again = plan.once.is_some_and(|id| !self.0.once.lock().expect("nothing panics").insert(id));
+        let mut plan = plan.clone();
+        for check in plan.checks.iter_mut().filter(|_| again) {
+            check.refund = 0;
+            if check.charges.refused > 0 {
+                check.charges = Charges::default();
+            }
+        }
+        self.0.memory.apply(&plan, now)
+    }
+
     /// Units left on a check's counter at the start time.
     pub fn left(&self, check: &Check) -> u32 {
         let look = Check { charges: Charges::default(), refund: 0, ..*check };
@@ -102,9 +133,26 @@ impl Backend for FakeStore {
         match self.behaviour().await {
             BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
             LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
+            losing @ (LOSING | LOSING_ONE) => {
+                if losing == LOSING_ONE {
+                    self.be(LINKING);
+                }
+                plans.iter().for_each(|plan| drop(self.apply(plan, now)));
+                return plans.iter().map(|_| Err(Fault::ConnectionLost)).collect();
+            }
             _ => {}
         }
-        plans.iter().map(|plan| Ok(self.0.memory.apply(plan, now))).collect()
+        plans.iter().map(|plan| Ok(self.apply(plan, now))).collect()
+    }
+
+    async fn linked(&self, _lane: usize) -> Result<(), Fault> {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.behaviour.load(Ordering::SeqCst) != LINKING {
+                return Ok(());
+            }
+            changed.await;
+        }
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {

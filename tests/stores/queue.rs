@@ -138,7 +138,7 @@ fn a_circuit_breaker_closes_within_a_tenth_of_a_second_of_the_stores_return() {
 
 /// With one other instance, so that an answer shows its source: the fallback has half of every limit.
 #[test]
-fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_a_stand_in_start_afresh() {
+fn semantics_31_an_answer_that_is_late_now_and_then_does_not_let_the_fallback_start_afresh() {
     let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };

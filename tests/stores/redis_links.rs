@@ -119,7 +119,9 @@ fn tls_trusts_the_authority_that_is_named_and_shows_our_certificate() {
             // The first answer may belong to the previous settings.
             let tried = async {
                 while proxy.ended() < before + 3 {
-                    assert_eq!(left(&redis).await, Err(Fault::Unreachable), "{tls:?}");
+                    // With TLS 1.3 the server refuses a client after that has begun to send.
+                    let answer = left(&redis).await;
+                    assert!(matches!(answer, Err(Fault::Unreachable | Fault::ConnectionLost)), "{answer:?} {tls:?}");
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             };

@@ -1,7 +1,7 @@
 //! The table of a store.
 
 use super::decode::{choice, table};
-use super::values::{Amount, Count, Hidden, IgnoredNumber, Memory, Seconds, Span, Switch};
+use super::values::{Amount, Count, Hidden, IgnoredNumber, Memory, Seconds, Span, SpanOrOff, Switch};
 
 table! {
     /// A place where counters are kept.
@@ -17,9 +17,12 @@ table! {
         [only(&["redis", "postgres"])]
         /// How many instances share this store. While it is away, each instance enforces its share of a limit with `on_store_error = "local"`. `1` by default: each enforces the whole limit.
         instances: Count,
-        [only(&["redis", "postgres"])]
-        /// Whether `/readyz` and gRPC health wait until this store has answered once. `false` by default: without the store, every limiter does what its `on_store_error` says.
+        [only(&["redis", "postgres"]), restart]
+        /// Whether `/readyz` and gRPC health follow this store: not ready until it has answered, nor after `unready_after` without an answer. `false` by default: without the store, every limiter does what its `on_store_error` says.
         required: Switch,
+        [only(&["redis", "postgres"]), restart]
+        /// How long a required store may be without an answer before `/readyz` and gRPC health report not ready, until it answers again. `5s` by default; `off` to be ready for good after its first answer.
+        unready_after: SpanOrOff,
         [only(&["redis", "postgres"])]
         /// The most requests that one call to this store decides. `64` by default; `1` sends each request in its own call.
         max_batch: Count,

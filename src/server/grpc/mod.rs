@@ -116,6 +116,7 @@ impl Grpc {
 
     /// Reports NOT_SERVING while a required store does not answer.
     pub fn set_not_serving(&self) {
+        self.0.service.health().set_waiting();
         self.report(false);
     }
 

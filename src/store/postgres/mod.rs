@@ -21,15 +21,17 @@ mod settings;
 mod url;
 mod wire;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
+use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, Type};
 use tokio_postgres::{Error, Row};
 
@@ -41,9 +43,17 @@ use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
-use crate::clock::Clock;
-use crate::plan::{Applied, CounterName, Fault, Plan};
-use tokio::time::{Instant, timeout};
+use super::warnings::Warnings;
+use crate::clock::{Clock, Timestamp};
+use crate::limiter::{Alignment, FixedWindow, Limit};
+use crate::plan::{Applied, Charges, Check, CounterName, Fault, Plan};
+use tokio::time::timeout;
+
+/// How long the id of a plan is remembered, as in Redis.
+const ID_RETENTION: Duration = Duration::from_secs(60);
+
+/// How often idle connections are asked for a sign of life: a gateway on the way may have dropped them silently.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a counter is kept after it expires: the server's clock can step back as far without harm.
 const EXPIRED_COUNTER_RETENTION: Duration = Duration::from_secs(600);
@@ -72,13 +82,10 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// The error of a connection whose server stops answering while the connection is set up.
 const SETUP_TIMEOUT_ERROR: &str = "connection setup timed out: the server accepted the connection but does not answer";
 
-/// The shortest time between two warnings of the same fault.
-const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-
 /// A PostgreSQL store.
 pub struct Postgres {
     pool: Arc<PostgresPool>,
-    sweeper: Option<JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
@@ -90,13 +97,13 @@ struct PostgresPool {
     link: Arc<Link>,
     statements: Statements,
     response_timeout: Duration,
-    /// When each fault was last logged.
-    last_warnings: Mutex<[Option<Instant>; Fault::ALL.len()]>,
+    warnings: Warnings,
 }
 
 /// The SQL of each statement.
 struct Statements {
     apply: String,
+    apply_once: String,
     forget: String,
     sweep: String,
 }
@@ -112,6 +119,13 @@ impl Postgres {
         let ParsedSettings { config, tls, names, shared } = settings.parse()?;
         let statements = Statements {
             apply: format!("SELECT {}($1, $2, $3, $4, $5, $6, $7)", names.of("apply")),
+            // One statement is one transaction: the id is remembered if, and only if, the rest takes effect.
+            apply_once: format!(
+                "SELECT CASE WHEN id.answer[2] = 1 THEN {apply}($1, $8, $9, $10, $11, $12, $13) \
+                 ELSE {apply}($1, $14, $15, $16, $17, $18, $19) END \
+                 FROM (SELECT {apply}($1, $2, $3, $4, $5, $6, $7) AS answer OFFSET 0) AS id",
+                apply = names.of("apply")
+            ),
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
         };
@@ -128,10 +142,13 @@ impl Postgres {
             .build()
             .expect("timeouts only need a runtime, which is set");
         let response_timeout = settings.response_timeout;
-        let pool =
-            Arc::new(PostgresPool { connections, link, statements, response_timeout, last_warnings: Mutex::default() });
-        let sweeper = settings.sweep.then(|| tokio::spawn(sweep_periodically(pool.clone())));
-        Ok(Self { pool, sweeper, clock: None, server_clock: StoreClock::default() })
+        let warnings = Warnings::default();
+        let pool = Arc::new(PostgresPool { connections, link, statements, response_timeout, warnings });
+        let mut tasks = vec![tokio::spawn(ping_periodically(pool.clone()))];
+        if settings.sweep {
+            tasks.push(tokio::spawn(sweep_periodically(pool.clone())));
+        }
+        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default() })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -155,9 +172,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if let Some(sweeper) = &self.sweeper {
-            sweeper.abort();
-        }
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -177,35 +192,100 @@ pub async fn migrate(settings: &PostgresSettings) -> Result<Vec<Migrated>, Migra
     done.map_err(silent)?
 }
 
-impl Backend for Postgres {
-    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
+impl Postgres {
+    /// Executes plans in one statement.
+    async fn execute_together(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
         if plans.is_empty() {
             return Vec::new();
         }
         let failed = |fault| plans.iter().map(|_| Err(fault)).collect();
-        let now = self.clock.as_ref().map(|clock| clock.now());
-        let mut at = now.unwrap_or_else(|| self.server_clock.now());
+        let mut at = self.expected_time();
         for _ in 0..CALENDAR_ATTEMPTS {
-            let arguments = ApplyArguments::of(plans, at);
-            let now = now.map(|now| bigint(now.micros()));
+            let (arguments, now) = (ApplyArguments::of(plans, at), self.test_time());
             let call = detached(self.pool.clone(), move |pool| async move { pool.apply(&arguments, now).await });
-            let answer = match call.await {
-                Ok(answer) => wire::decode(plans, &answer),
+            match call.await.and_then(|answer| self.read(plans, &answer, &mut at)) {
+                Ok(Some(answers)) => return answers.into_iter().map(Ok).collect(),
+                Ok(None) => {}
                 Err(fault) => return failed(fault),
-            };
-            match answer {
-                Some(ApplyAnswer::Answers(server, answers)) => {
-                    self.server_clock.record(server);
-                    return answers.into_iter().map(Ok).collect();
-                }
-                Some(ApplyAnswer::OutsideCalendar(server)) => {
-                    self.server_clock.record(server);
-                    at = server;
-                }
-                None => break,
             }
         }
         failed(Fault::Script)
+    }
+
+    /// Executes a plan with an id, and without what is executed once if another call with the id has been executed.
+    async fn execute_once(&self, plan: &Plan) -> Result<Applied, Fault> {
+        let mut at = self.expected_time();
+        for attempt in 0..CALENDAR_ATTEMPTS as u64 {
+            // With the wrong windows of a calendar only the id is remembered, so the next attempt has another.
+            let once = plan.once.and_then(|id| NonZeroU64::new(id.get() ^ (attempt << 62)));
+            let id = Plan { once, ..plan.clone() }.once_name().unwrap_or_default();
+            let arguments = [id_plan(id), plan.clone(), without_once(plan)].map(|plan| ApplyArguments::of(&[plan], at));
+            let now = self.test_time();
+            let call = detached(self.pool.clone(), move |pool| async move { pool.apply_once(&arguments, now).await });
+            if let Some(answers) = self.read(std::slice::from_ref(plan), &call.await?, &mut at)? {
+                return answers.into_iter().next().ok_or(Fault::Script);
+            }
+        }
+        Err(Fault::Script)
+    }
+
+    /// Reads an answer. `None` if the windows of a calendar did not hold for the server's time, which `at` is set to.
+    fn read(&self, plans: &[Plan], answer: &[i64], at: &mut Timestamp) -> Result<Option<Vec<Applied>>, Fault> {
+        let (server, answers) = match wire::decode(plans, answer).ok_or(Fault::Script)? {
+            ApplyAnswer::Answers(server, answers) => (server, Some(answers)),
+            ApplyAnswer::OutsideCalendar(server) => (server, None),
+        };
+        self.server_clock.record(server);
+        *at = server;
+        Ok(answers)
+    }
+
+    /// The time at which a call is expected to decide.
+    fn expected_time(&self) -> Timestamp {
+        self.clock.as_ref().map_or_else(|| self.server_clock.now(), |clock| clock.now())
+    }
+
+    /// The time that tests set, in Unix microseconds.
+    fn test_time(&self) -> Option<i64> {
+        self.clock.as_ref().map(|clock| bigint(clock.now().micros()))
+    }
+}
+
+/// A plan that is admitted only the first time: its counter holds one unit for as long as an id is remembered.
+fn id_plan(id: CounterName) -> Plan {
+    let alignment = Alignment::FirstHit(u64::try_from(ID_RETENTION.as_micros()).unwrap_or(u64::MAX));
+    Plan::of([Check::charge(id, Limit::FixedWindow(FixedWindow { limit: 1, alignment }), 1)])
+}
+
+/// A plan without what takes effect once: its refunds, and the charges of checks that charge refusals too.
+fn without_once(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for check in &mut plan.checks {
+        check.refund = 0;
+        if check.charges.refused > 0 {
+            check.charges = Charges::default();
+        }
+    }
+    plan
+}
+
+impl Backend for Postgres {
+    async fn execute(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
+        if plans.iter().all(|plan| plan.once.is_none()) {
+            return self.execute_together(plans).await;
+        }
+        // Each plan with an id has a statement of its own, the others share one.
+        let (once, others): (Vec<usize>, Vec<usize>) = (0..plans.len()).partition(|&place| plans[place].once.is_some());
+        let together: Vec<Plan> = others.iter().map(|&place| plans[place].clone()).collect();
+        let each = join_all(once.iter().map(|&place| self.execute_once(&plans[place])));
+        let (together, each) = tokio::join!(self.execute_together(&together), each);
+        let mut answers: Vec<_> = others.into_iter().zip(together).chain(once.into_iter().zip(each)).collect();
+        answers.sort_unstable_by_key(|(place, _)| *place);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    fn set_name(&self, name: &str) {
+        self.pool.warnings.set_name(name);
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
@@ -233,17 +313,17 @@ where
 impl PostgresPool {
     /// Calls the function with the arguments, at `now` if tests give a time in Unix microseconds.
     async fn apply(&self, arguments: &ApplyArguments, now: Option<i64>) -> Result<Vec<i64>, Fault> {
-        let ApplyArguments { names, holders, shapes, program, answers, charged } = arguments;
-        let parameters: [Parameter<'_>; 7] = [
-            (&now, Type::INT8),
-            (names, Type::UUID_ARRAY),
-            (holders, Type::UUID_ARRAY),
-            (shapes, Type::INT8_ARRAY),
-            (program, Type::INT8_ARRAY),
-            (answers, Type::INT4),
-            (charged, Type::BOOL_ARRAY),
-        ];
+        let now: Parameter<'_> = (&now, Type::INT8);
+        let parameters: Vec<_> = std::iter::once(now).chain(parameters(arguments)).collect();
         self.run(&self.statements.apply, &parameters, first_value).await
+    }
+
+    /// Calls the function with the arguments of an id, and then with those of the plan with the id, or of the plan
+    /// without what is executed once.
+    async fn apply_once(&self, arguments: &[ApplyArguments; 3], now: Option<i64>) -> Result<Vec<i64>, Fault> {
+        let now: Parameter<'_> = (&now, Type::INT8);
+        let parameters: Vec<_> = std::iter::once(now).chain(arguments.iter().flat_map(parameters)).collect();
+        self.run(&self.statements.apply_once, &parameters, first_value).await
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
@@ -263,17 +343,11 @@ impl PostgresPool {
         // All are held at once, so that each is another one. All opened at once would delay calls of other pools.
         let opening = stream::iter(0..size).map(|_| self.connections.get()).buffer_unordered(FILLED_AT_ONCE);
         let opened: Result<Vec<Object>, PoolError> = opening.try_collect().await;
-        let Some(connection) = opened.map_err(|error| with_causes(&error))?.pop() else { return Ok(()) };
-        let probe = connection.execute(&self.statements.probe, &[]);
-        let probed = match tokio::time::timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, probe).await {
-            Ok(probed) => probed.map(drop).map_err(|error| with_causes(&error)),
-            Err(elapsed) => Err(elapsed.to_string()),
-        };
-        if probed.is_err() {
-            // The next attempt may reach another server.
-            drop(Object::take(connection));
-        }
-        probed
+        drop(opened.map_err(|error| with_causes(&error))?);
+        self.probe().await.map_err(|fault| match self.warnings.latest() {
+            text if text.is_empty() => fault.to_string(),
+            text => text,
+        })
     }
 
     async fn probe(&self) -> Result<(), Fault> {
@@ -300,7 +374,7 @@ impl PostgresPool {
                 Ok(value) => return Ok(value),
                 Err(fault) => self.warn(fault, &fault),
             },
-            Ok(Err(error)) => self.warn(fault(&error), &error),
+            Ok(Err(error)) => self.warn(fault_of_statement(&error), &error),
             Err(elapsed) => {
                 drop(Object::take(connection));
                 return Err(self.warn(Fault::Timeout, &elapsed));
@@ -312,15 +386,34 @@ impl PostgresPool {
         Err(failed)
     }
 
-    /// Logs an error, unless another of the same fault was logged within the interval.
+    /// Logs an error.
     fn warn(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
-        let last = &mut self.last_warnings.lock()[fault as usize];
-        if last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
-            *last = Some(Instant::now());
-            tracing::warn!(fault = fault.name(), error = with_causes(error), "postgres: call failed");
-        }
+        self.warnings.warn(&format_args!("call failed, {}: {}", fault.name(), with_causes(error)));
         fault
     }
+
+    /// Asks each idle connection for a sign of life. One that gives none is closed.
+    async fn ping(&self) {
+        // The pool hands out the connection that was idle longest.
+        for _ in 0..self.connections.status().available {
+            if self.probe().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The arguments of the function, but the time.
+fn parameters(arguments: &ApplyArguments) -> [Parameter<'_>; 6] {
+    let ApplyArguments { names, holders, shapes, program, answers, charged } = arguments;
+    [
+        (names, Type::UUID_ARRAY),
+        (holders, Type::UUID_ARRAY),
+        (shapes, Type::INT8_ARRAY),
+        (program, Type::INT8_ARRAY),
+        (answers, Type::INT4),
+        (charged, Type::BOOL_ARRAY),
+    ]
 }
 
 /// The first value of a row.
@@ -381,6 +474,14 @@ async fn sweep_periodically(pool: Arc<PostgresPool>) {
     }
 }
 
+/// Keeps idle connections alive.
+async fn ping_periodically(pool: Arc<PostgresPool>) {
+    loop {
+        tokio::time::sleep(PING_INTERVAL).await;
+        pool.ping().await;
+    }
+}
+
 fn fault_of_pool(error: &PoolError) -> Fault {
     match error {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
@@ -388,6 +489,15 @@ fn fault_of_pool(error: &PoolError) -> Fault {
         PoolError::PostCreateHook(HookError::Message(text)) if text == SETUP_TIMEOUT_ERROR => Fault::Timeout,
         PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
         PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
+    }
+}
+
+/// The fault of a statement. An error without a code is that the connection broke; the codes are that the server ended
+/// it.
+fn fault_of_statement(error: &Error) -> Fault {
+    match error.code().map(SqlState::code) {
+        None | Some("57P01" | "57P02" | "57P05") => Fault::ConnectionLost,
+        Some(_) => fault(error),
     }
 }
 

@@ -13,6 +13,10 @@ use super::names::SchemaNames;
 use super::url::OwnParameters;
 use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
 
+/// Keeps gateways on the way from dropping an idle connection, and notices a peer that is gone.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The settings of a PostgreSQL store.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresSettings {
@@ -191,6 +195,7 @@ impl PostgresSettings {
         if config.get_application_name().is_none() {
             config.application_name("tollgate");
         }
+        config.keepalives_idle(KEEPALIVE_IDLE).keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(3);
         config.connect_timeout(self.connect_timeout).tcp_user_timeout(2 * self.response_timeout);
         Ok(ParsedSettings { config, tls, names, shared })
     }

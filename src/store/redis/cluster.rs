@@ -31,9 +31,9 @@ use super::connection::{RedisConnection, SendError, ServerChoice};
 use super::dial::Dial;
 use super::hash_slot::{HASH_SLOTS, SlotRanges, hash_slot, node_address, slot_ranges};
 use super::settings::Address;
-use super::warnings::Warnings;
 use super::wire::{CommandError, Keys};
 use crate::plan::Fault;
+use crate::store::warnings::Warnings;
 
 /// The node number of a hash slot that no node has.
 const NO_NODE: u16 = u16::MAX;
@@ -159,6 +159,30 @@ impl Cluster {
     /// The lane of a hash slot: that of its node.
     pub(super) fn lane(&self, slot: u16) -> usize {
         lane_of(self.state.node_number(slot))
+    }
+
+    /// Waits while the node of a lane is being connected to.
+    pub(super) async fn linked(&self, lane: usize) -> Result<(), Fault> {
+        match self.node_of_lane(lane) {
+            Some(node) => node.connection.linked().await,
+            // Each command finds out.
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the node of a lane is connected.
+    pub(super) async fn connected(&self, lane: usize) {
+        if let Some(node) = self.node_of_lane(lane) {
+            node.connection.connected().await;
+        }
+    }
+
+    /// The node of a lane, if it has one only.
+    fn node_of_lane(&self, lane: usize) -> Option<Arc<ClusterNode>> {
+        let nodes = self.state.nodes.read();
+        let mut nodes = nodes.iter().flatten().filter(|node| lane_of(node.number) == lane);
+        let first = nodes.next()?;
+        nodes.next().is_none().then(|| first.clone())
     }
 
     /// Checks that the nodes of a lane accept writes.
@@ -335,6 +359,7 @@ async fn refresh_slots(state: Arc<ClusterState>) {
                 complete
             }
             Err(error) => {
+                let error = error.while_connecting();
                 *state.fault.lock() = error.fault;
                 state.warnings.warn(&format_args!("CLUSTER SLOTS failed, retrying: {}", error.text));
                 false

@@ -1,9 +1,10 @@
 //! A connection to one server that all calls share, and the task that reconnects it.
 //!
 //! ```text
-//!   supervisor:  connect -> open -> lost, or abandoned -> connect ...
+//!   supervisor:  connect -> open -> lost, or abandoned -> connect at once ...
 //!                   ^ with a longer delay after each failure
 //!   send:        a connection is open: the command is sent at once; none is open: an error at once
+//!   linked:      waits while a connection is being opened, until the attempt fails
 //! ```
 
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
@@ -21,17 +23,24 @@ use tokio::time::Instant;
 use super::dial::{Dial, Driver, send};
 use super::sentinel::Sentinels;
 use super::settings::Address;
-use super::warnings::Warnings;
 use super::wire::CommandError;
 use crate::plan::Fault;
+use crate::store::warnings::Warnings;
 
 /// The delay before a reconnection: after the first failure, and at most.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(20);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 
 /// The minimum age of a connection before it may be abandoned because its server is read-only, since the next
-/// connection may reach the same server. One that lived longer also resets the reconnection delay.
+/// connection may reach the same server.
 const MIN_CONNECTION_AGE: Duration = Duration::from_secs(1);
+
+/// A connection that lived longer is replaced at once. The delay keeps a server that closes each one from being flooded.
+const SHORT_LIFE: Duration = Duration::from_millis(10);
+
+/// A connection without a reply for this long is asked whether it is still one: a gateway on the way may have dropped it
+/// silently.
+const PING_AFTER: Duration = Duration::from_secs(5);
 
 /// The server to connect to.
 #[derive(Debug)]
@@ -57,8 +66,10 @@ struct ConnectionState {
     /// Connections up to this number are abandoned.
     abandoned: AtomicU64,
     abandon_notify: Notify,
-    /// Notified when a connection opens.
-    open_notify: Notify,
+    /// Notified when a connection opens, and when an attempt to open one fails.
+    tried_notify: Notify,
+    /// When the last reply arrived.
+    last_reply: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -149,7 +160,9 @@ impl RedisConnection {
     /// Sends a command once.
     pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, SendError> {
         let open = self.current()?;
-        send(&mut open.connection.clone(), cmd).await.map_err(|error| self.failed(&open, error))
+        let reply = send(&mut open.connection.clone(), cmd).await.map_err(|error| self.failed(&open, error));
+        self.state.replied(&reply);
+        reply
     }
 
     /// Sends a command after `ASKING`: to the cluster node that imports the hash slot.
@@ -167,13 +180,29 @@ impl RedisConnection {
 
     /// Waits until a connection is open.
     pub(super) async fn connected(&self) {
+        while self.linked().await.is_err() {
+            self.tried(|| self.is_connected()).await;
+        }
+    }
+
+    /// Waits while a connection is being opened. Fails as soon as the last attempt has failed.
+    pub(super) async fn linked(&self) -> Result<(), Fault> {
+        self.tried(|| self.is_connected() || self.state.fault.load().is_some()).await;
+        match &*self.state.fault.load() {
+            Some(fault) if !self.is_connected() => Err(**fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until an attempt to connect changes something.
+    async fn tried(&self, done: impl Fn() -> bool) {
         loop {
-            let mut opened = std::pin::pin!(self.state.open_notify.notified());
-            opened.as_mut().enable();
-            if self.is_connected() {
+            let mut tried = std::pin::pin!(self.state.tried_notify.notified());
+            tried.as_mut().enable();
+            if done() {
                 return;
             }
-            opened.await;
+            tried.await;
         }
     }
 
@@ -188,8 +217,9 @@ impl RedisConnection {
         })
     }
 
-    fn failed(&self, open: &OpenConnection, error: RedisError) -> SendError {
+    fn failed(&self, open: &Arc<OpenConnection>, error: RedisError) -> SendError {
         if error.is_io_error() {
+            self.state.close(open);
             self.state.abandon(open.number);
         }
         SendError::Failed(error)
@@ -218,6 +248,42 @@ impl ConnectionState {
         self.abandon_notify.notify_one();
     }
 
+    /// Stops using a connection at once, before the supervisor notices that it is lost.
+    fn close(&self, lost: &Arc<OpenConnection>) {
+        let lost = Some(lost.clone());
+        self.open.compare_and_swap(&lost, None);
+    }
+
+    fn replied<T>(&self, reply: &Result<T, SendError>) {
+        let answered = match reply {
+            Ok(_) => true,
+            Err(SendError::Failed(error)) => !error.is_io_error(),
+            Err(SendError::NotConnected(_)) => false,
+        };
+        if answered {
+            *self.last_reply.lock() = Some(Instant::now());
+        }
+    }
+
+    /// Asks a connection for a sign of life whenever it has been silent. Returns when there is none.
+    async fn silent(&self, connection: &mut MultiplexedConnection) {
+        *self.last_reply.lock() = Some(Instant::now());
+        loop {
+            let last = self.last_reply.lock().unwrap_or_else(Instant::now);
+            if last.elapsed() < PING_AFTER {
+                tokio::time::sleep_until(last + PING_AFTER).await;
+                continue;
+            }
+            let reply = send(connection, &redis::cmd("PING")).await.map_err(SendError::Failed);
+            if let Err(SendError::Failed(error)) = &reply
+                && error.is_io_error()
+            {
+                return;
+            }
+            self.replied(&reply);
+        }
+    }
+
     async fn wait_abandoned(&self, number: u64) {
         while self.abandoned.load(Ordering::Relaxed) < number {
             self.abandon_notify.notified().await;
@@ -226,37 +292,44 @@ impl ConnectionState {
 }
 
 async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionState>, warnings: Arc<Warnings>) {
-    let mut delay = MIN_RECONNECT_DELAY;
+    let mut delay = Duration::ZERO;
     for number in 1.. {
         let since = Instant::now();
         match server.connect(&dial).await {
             Ok((address, connection, driver)) => {
+                let mut pinged = connection.clone();
                 state.open.store(Some(Arc::new(OpenConnection { connection, number, since })));
                 state.fault.store(None);
-                state.open_notify.notify_waiters();
-                tracing::info!(redis = %address, "connected");
+                state.tried_notify.notify_waiters();
+                tracing::info!(store = warnings.name(), redis = %address, "connected");
                 let moved = tokio::select! {
                     () = driver => false,
                     () = state.wait_abandoned(number) => false,
+                    () = state.silent(&mut pinged) => false,
                     () = server.moved_from(&address) => true,
                 };
                 state.open.store(None);
                 if moved {
-                    tracing::info!(redis = %address, "the sentinels announced another master, reconnecting");
-                    delay = MIN_RECONNECT_DELAY;
+                    tracing::info!(
+                        store = warnings.name(), redis = %address,
+                        "the sentinels announced another master, reconnecting"
+                    );
+                } else {
+                    warnings.warn(&format_args!("connection to {address} lost, reconnecting"));
+                }
+                if moved || since.elapsed() > SHORT_LIFE {
+                    delay = Duration::ZERO;
                     continue;
                 }
-                warnings.warn(&format_args!("connection to {address} lost, reconnecting"));
             }
             Err((server, error)) => {
+                let error = error.while_connecting();
                 state.fault.store(Some(Arc::new(error.fault)));
+                state.tried_notify.notify_waiters();
                 warnings.warn(&format_args!("connecting to {server} failed, retrying: {}", error.text));
             }
         }
-        if since.elapsed() > MIN_CONNECTION_AGE {
-            delay = MIN_RECONNECT_DELAY;
-        }
+        delay = (delay * 2).clamp(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(MAX_RECONNECT_DELAY);
     }
 }

@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, Value};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::settings::{Address, Credentials, RedisSettings};
 use crate::tls::TlsClient;
+
+/// Keeps gateways on the way from dropping an idle connection, and notices a peer that is gone.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(1)).with_retries(3);
 
 /// How to connect: credentials, database, TLS and timeouts.
 #[derive(Clone, Debug)]
@@ -84,6 +89,7 @@ impl Dial {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((&**host, *port)).await?;
                 stream.set_nodelay(true)?;
+                SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
                 match &self.tls {
                     None => Box::new(stream),
                     Some(tls) => Box::new(tls.connect(host, stream).await?),

@@ -15,7 +15,6 @@ mod dial;
 mod hash_slot;
 mod sentinel;
 mod settings;
-mod warnings;
 mod wire;
 
 use std::sync::{Arc, LazyLock};
@@ -29,9 +28,9 @@ use self::dial::Dial;
 use self::hash_slot::hash_slot;
 use self::sentinel::Sentinels;
 pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology};
-use self::warnings::Warnings;
 use self::wire::{CommandError, Keys, Reply, ScriptRef};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
+use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
 use crate::plan::{Applied, CounterName, Fault, Plan};
 use crate::tls::{TlsClient, TlsError};
@@ -115,7 +114,7 @@ impl Redis {
     /// Calls the script by its digest, and by its text if the server replies that it does not have it.
     async fn call_at(&self, plans: &[Plan], at: Timestamp, now: Option<Timestamp>) -> Result<Value, CommandError> {
         let cmd = wire::encode(plans, at, now, &self.keys, ScriptRef::Digest(&SCRIPT_DIGEST));
-        let partition = plans.first().map_or(0, partition);
+        let partition = plans.first().map_or(0, Plan::partition);
         match self.send(partition, &cmd).await {
             Err(error) if error.text.starts_with("NOSCRIPT") => {
                 self.send(partition, &wire::encode(plans, at, now, &self.keys, ScriptRef::Text)).await
@@ -153,7 +152,7 @@ impl Redis {
 
     /// Executes plans of several hash slots: those of one slot in order, several slots concurrently.
     async fn execute_by_slot(&self, plans: &[Plan]) -> Vec<Result<Applied, Fault>> {
-        let slots: Vec<u16> = plans.iter().map(|plan| self.hash_slot(partition(plan))).collect();
+        let slots: Vec<u16> = plans.iter().map(|plan| self.hash_slot(plan.partition())).collect();
         if slots.iter().all(|&slot| slot == slots[0]) {
             return self.execute_on_one(plans).await;
         }
@@ -202,6 +201,24 @@ impl Backend for Redis {
         }
     }
 
+    fn set_name(&self, name: &str) {
+        self.warnings.set_name(name);
+    }
+
+    async fn linked(&self, lane: usize) -> Result<(), Fault> {
+        match &self.servers {
+            Servers::Single(connection) => connection.linked().await,
+            Servers::Cluster(cluster) => cluster.linked(lane).await,
+        }
+    }
+
+    async fn connected(&self, lane: usize) {
+        match &self.servers {
+            Servers::Single(connection) => connection.connected().await,
+            Servers::Cluster(cluster) => cluster.connected(lane).await,
+        }
+    }
+
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         let cmd = redis::cmd("UNLINK").arg(&self.keys.of(counter)).take();
         match self.send(counter.partition(), &cmd).await {
@@ -245,7 +262,7 @@ impl Backend for Redis {
     fn lane(&self, plan: &Plan) -> usize {
         match &self.servers {
             Servers::Single(_) => 0,
-            Servers::Cluster(cluster) => cluster.lane(self.hash_slot(partition(plan))),
+            Servers::Cluster(cluster) => cluster.lane(self.hash_slot(plan.partition())),
         }
     }
 
@@ -261,12 +278,4 @@ impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Redis").field("servers", &self.servers).field("keys", &self.keys).finish_non_exhaustive()
     }
-}
-
-/// The partition of a plan. In a cluster all of its counters have the same.
-fn partition(plan: &Plan) -> u16 {
-    let checks = plan.checks.iter().map(|check| check.counter);
-    let changes = plan.changes.iter().map(|change| change.counter);
-    let mut counters = checks.chain(changes).chain(plan.undos.iter().map(|undo| undo.counter));
-    counters.next().map_or(0, |counter| counter.partition())
 }

@@ -7,7 +7,9 @@
 --   plan      '<BHH'  0, shape, key            a single check of a bucket, the most common plan
 --             '<BHH'  2, checks, 0             a group of checks, each '<HH' shape, key, of short strings
 --             '<BI4'  1, length of the rest    any other:
---             '<BHHHc16' refused, changes, undos, groups, lease
+--             '<BHHHc16' refused (and 2 if it has an id), changes, undos, groups, lease
+--             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
+--             first call with it
 --             '<BHdc16' a change: 1 to renew, key, duration, lease
 --             '<HHdd' an undo: shape, key, time of the charge, reset reported with it
 --             '<H' a group: checks, each '<HH' shape, key
@@ -37,6 +39,8 @@
 
 local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
 local CELL, SLACK, CODED, HOLDS = 33554432, 60000, 1099511627776, 4503599627370496
+-- How long an id is remembered.
+local ONCE = '60000'
 
 local program = ARGV[1]
 local now, strings, place = unpack_('<dH', program)
@@ -664,7 +668,8 @@ local function others()
 
   local kinds = { bucket, fixed, pair, log, leases }
 
-  local function decide(group, admitted, lease)
+  -- `again` says that an earlier call has executed what is executed once.
+  local function decide(group, admitted, lease, again)
     local count = #group
     for place = 1, count do
       local check = group[place]
@@ -673,7 +678,7 @@ local function others()
       check.state = state
       if state.counted then
         check.wrote = kind.correct(shape, state)
-        if shape[7] > 0 and kind.refund(shape, state) then check.wrote = true end
+        if shape[7] > 0 and not again and kind.refund(shape, state) then check.wrote = true end
       end
       local passes = kind.passes(shape, state)
       check.passes = passes
@@ -684,6 +689,7 @@ local function others()
       local check = group[place]
       local kind, shape, state, passes = check.kind, check.shape, check.state, check.passes
       local units = passes and (admitted and shape[4] or shape[5]) or shape[6]
+      if again and shape[6] > 0 then units = 0 end
       local charged = units > 0 and kind.charge(shape, state, units, lease) or 0
       if check.wrote or units > 0 then kind.write(shape, state) end
       local counted, second, third, lasts = kind.tell(shape, state, passes)
@@ -722,6 +728,11 @@ local function others()
     end
     local refused, change_count, undo_count, group_count, lease
     refused, change_count, undo_count, group_count, lease, place = unpack_('<BHHHc16', program, place)
+    local id
+    if refused >= 2 then
+      refused = refused - 2
+      id, place = unpack_('<H', program, place)
+    end
     local changes, undos, groups = {}, {}, {}
     for number = 1, change_count do
       local change = {}
@@ -743,6 +754,11 @@ local function others()
       groups[number], place = group_at(place, count)
     end
 
+    local again = id and held[id]
+    if id and not again then
+      call('SET', KEYS[id], '', 'PX', ONCE)
+      held[id] = ''
+    end
     for _, change in ipairs(changes) do
       local state = leases.read(change.number)
       local wrote = leases.correct(nil, state)
@@ -764,7 +780,7 @@ local function others()
         end
       end
     end
-    for number = 1, group_count do decide(groups[number], refused == 0, lease) end
+    for number = 1, group_count do decide(groups[number], refused == 0, lease, again) end
   end
 end
 

@@ -12,8 +12,26 @@ pub trait Backend: Send + Sync + 'static {
     /// Executes plans in order and returns one answer for each. Each plan is atomic, and a plan that fails does not
     /// affect the others.
     ///
-    /// The store's own clock decides, at one moment for each call. A call that may have been executed is never retried.
+    /// The store's own clock decides, at one moment for each call. A call that may have been executed is not retried
+    /// here; it fails with [`Fault::ConnectionLost`] or [`Fault::Timeout`].
     fn execute(&self, plans: &[Plan]) -> impl Future<Output = Vec<Result<Applied, Fault>>> + Send;
+
+    /// Receives the name of the store, for the log.
+    fn set_name(&self, _name: &str) {}
+
+    /// Waits while a lane is being connected to, and returns once it is connected.
+    ///
+    /// # Errors
+    ///
+    /// Why the last attempt failed. It returns at once then: the next attempt may take long.
+    fn linked(&self, _lane: usize) -> impl Future<Output = Result<(), Fault>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Waits until a lane is connected, whatever fails before.
+    fn connected(&self, _lane: usize) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Removes a counter and returns whether it held anything.
     ///
@@ -66,9 +84,13 @@ pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// [`Backend`] as a trait object.
 pub(super) trait DynBackend: Send + Sync {
     fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
+    fn linked(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
+    fn connected(&self, lane: usize) -> BoxFuture<'_, ()>;
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>>;
+    fn set_name(&self, name: &str);
+    fn lanes(&self) -> usize;
     fn lane(&self, plan: &Plan) -> usize;
     fn probe_lane(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
 }
@@ -76,6 +98,14 @@ pub(super) trait DynBackend: Send + Sync {
 impl<B: Backend> DynBackend for B {
     fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>> {
         Box::pin(Backend::execute(self, plans))
+    }
+
+    fn linked(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(Backend::linked(self, lane))
+    }
+
+    fn connected(&self, lane: usize) -> BoxFuture<'_, ()> {
+        Box::pin(Backend::connected(self, lane))
     }
 
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>> {
@@ -88,6 +118,14 @@ impl<B: Backend> DynBackend for B {
 
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(Backend::warm_up(self))
+    }
+
+    fn set_name(&self, name: &str) {
+        Backend::set_name(self, name);
+    }
+
+    fn lanes(&self) -> usize {
+        Backend::lanes(self)
     }
 
     fn lane(&self, plan: &Plan) -> usize {

@@ -1,7 +1,8 @@
 //! The circuit breaker of one lane of a shared store.
 //!
 //! It opens when the store is unreachable, or after [`FAILURES_TO_OPEN`] failures in a row that last longer than the
-//! timeout. While it is open, plans fail at once and a probe runs every [`PROBE_INTERVAL`] until one succeeds.
+//! timeout. While it is open, plans fail at once and a probe runs every [`PROBE_INTERVAL`], and as soon as the lane is
+//! connected again, until one succeeds.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,9 +27,6 @@ pub(super) struct CircuitBreaker {
     circuit_open: AtomicBool,
     /// The number of calls in flight.
     in_flight: AtomicUsize,
-    /// Whether the lane was unreachable, or failed to execute a plan, since it last recovered. A single late answer does
-    /// not count: the fallback would be discarded after each.
-    faulty: AtomicBool,
     open_notify: Notify,
 }
 
@@ -42,14 +40,6 @@ struct FailureStreak {
 impl CircuitBreaker {
     pub(super) fn circuit_open(&self) -> bool {
         self.circuit_open.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn faulty(&self) -> bool {
-        self.faulty.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_faulty(&self) {
-        self.faulty.store(true, Ordering::Release);
     }
 
     pub(super) fn call_in_flight(&self) -> bool {
@@ -79,19 +69,11 @@ impl CircuitBreaker {
         };
         // Without a connection waiting is pointless.
         let enough = persistent || fault == Fault::Unreachable;
-        if enough {
-            self.set_faulty();
-        }
         let opens = enough && !self.circuit_open.swap(true, Ordering::AcqRel);
         if opens {
             self.open_notify.notify_one();
         }
         opens
-    }
-
-    /// Records a successful write. Returns whether the lane was faulty before.
-    pub(super) fn record_write(&self) -> bool {
-        self.faulty.load(Ordering::Relaxed) && self.faulty.swap(false, Ordering::AcqRel)
     }
 
     /// Records an answer in time. Returns whether it closes the breaker.

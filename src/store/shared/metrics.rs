@@ -19,6 +19,18 @@ pub trait StoreObserver: Send + Sync {
     /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 
+    /// This many plans, counters and slots wait to be handed over to the store.
+    fn backlog(&self, waiting: usize);
+
+    /// Something of the backlog reached the store.
+    fn handed_over(&self);
+
+    /// Something of the backlog was sent without success, and will be sent again.
+    fn retried(&self);
+
+    /// Something of the backlog was dropped.
+    fn dropped(&self, reason: DropReason, count: u64);
+
     /// The store's clock is `micros` ahead of this process's, or behind it if negative. Includes the duration of the
     /// call.
     fn clock_difference(&self, micros: i64);
@@ -34,4 +46,36 @@ pub enum Wrapper {
     RefusalCache,
     /// The quota leases.
     QuotaLease,
+}
+
+/// Why something of a backlog was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// Its lease or its window has ended, so that it would change nothing.
+    Expired,
+    /// The backlog is full.
+    Full,
+    /// It may have been executed, and executing it again could give units back twice.
+    Unknown,
+    /// The store reported an error for it.
+    Refused,
+    /// The process ends, or a reload has removed the store.
+    Closed,
+}
+
+impl DropReason {
+    /// Every reason, in the order of declaration.
+    pub const ALL: [DropReason; 5] =
+        [DropReason::Expired, DropReason::Full, DropReason::Unknown, DropReason::Refused, DropReason::Closed];
+
+    /// The value of labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::Expired => "expired",
+            DropReason::Full => "full",
+            DropReason::Unknown => "unknown",
+            DropReason::Refused => "refused",
+            DropReason::Closed => "closed",
+        }
+    }
 }

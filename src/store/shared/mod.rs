@@ -1,8 +1,12 @@
 //! A shared store with its wrappers (refusal cache, quota leases) and the fallback that answers while it fails.
 
 mod backend;
+mod backlog;
 mod breaker;
+mod hand_over;
+mod lane;
 mod metrics;
+mod owed;
 mod queue;
 mod quota_leases;
 mod refusal_cache;
@@ -17,22 +21,18 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
-pub use self::metrics::{StoreObserver, Wrapper};
-pub use self::queue::{Queue, QueueSettings};
+pub use self::lane::QueueSettings;
+pub use self::metrics::{DropReason, StoreObserver, Wrapper};
+use self::owed::is_owed_check;
+pub use self::queue::Queue;
 use self::quota_leases::{QuotaAnswer, QuotaLeases};
 use self::refusal_cache::RefusalCache;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(super) use self::store_clock::{CALENDAR_ATTEMPTS, StoreClock};
 use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
-use crate::limiter::{LeaseStatus, OnStoreError};
-use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan};
-
-/// The bounds of a fallback's counters.
-const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
-
-/// The fallback of a recovered store is discarded after this time without a failure.
-const FALLBACK_GRACE_MICROS: u64 = 500_000;
+use crate::limiter::{LeaseStatus, Limit, OnStoreError};
+use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
 
 /// The smallest difference between the clocks of a store and of this process that is logged. It includes the duration
 /// of a call.
@@ -40,6 +40,9 @@ const MAX_CLOCK_DIFFERENCE_MICROS: u64 = 1_000_000;
 
 /// The shortest time between two warnings of a difference.
 const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The bounds of a fallback's counters.
+const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
 
 /// The settings of a shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,29 +85,11 @@ pub struct SharedStore {
     settings: SharedSettings,
     refusal_cache: Option<RefusalCache>,
     quota_leases: Option<QuotaLeases>,
-    /// Decides while the store fails.
-    fallback: Mutex<Option<Fallback>>,
+    /// Decides while the store fails. It is kept until its counters have expired, so that every outage goes on with the
+    /// counts of the one before.
+    fallback: Mutex<Option<Arc<MemoryStores>>>,
     /// When a difference of the clocks was last logged.
     last_clock_warning: Mutex<Option<Instant>>,
-}
-
-/// The local counters of one outage of the store.
-#[derive(Debug)]
-struct Fallback {
-    memory: Arc<MemoryStores>,
-    /// The store's count of recoveries when the outage began. The counters are discarded once the count has changed and
-    /// nothing has failed for [`FALLBACK_GRACE_MICROS`]: otherwise each of several short outages would start with full
-    /// limits.
-    recoveries: u32,
-    /// When the fallback last answered a plan.
-    last_used: Timestamp,
-}
-
-impl Fallback {
-    /// Whether the outage is still going on.
-    fn is_current(&self, recoveries: u32, now: Timestamp) -> bool {
-        self.recoveries == recoveries || now - self.last_used < FALLBACK_GRACE_MICROS
-    }
 }
 
 /// Returns unused leased quota. A store that a reload replaced is dropped after its last answer, and its queue ends once
@@ -158,6 +143,7 @@ impl SharedStore {
             Some(leases) => self.execute_with_leases(leases, plan, now, deadline).await,
             None => self.execute_on_store(plan.clone(), now, deadline).await,
         };
+        let answer = answer.map(|applied| self.change_leases_of_fallback(plan, applied, now));
         if let (Some(cache), Ok(applied)) = (&self.refusal_cache, &answer) {
             cache.record(plan, applied, now);
         }
@@ -183,13 +169,17 @@ impl SharedStore {
         match leases.accept_prefetch(&larger, plan.checks[0].needs.fits, answer.as_ref().ok(), now) {
             Some(applied) => Ok(applied),
             None => {
-                answer?;
+                // A block that was lost with its connection may be charged. The request is not.
+                answer.map(drop).or_else(|fault| if fault == Fault::ConnectionLost { Ok(()) } else { Err(fault) })?;
                 self.execute_on_store(plan.clone(), now, deadline).await
             }
         }
     }
 
-    async fn execute_on_store(&self, plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
+    async fn execute_on_store(&self, mut plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
+        if plan.once.is_none() && plan.checks.iter().any(is_owed_check) {
+            plan.once = Some(self.queue.backlog().once());
+        }
         let answer = self.queue.execute(plan, deadline).await;
         if let Ok(applied) = &answer {
             self.compare_clocks(applied.at, now);
@@ -221,6 +211,7 @@ impl SharedStore {
         if let Some(leases) = &self.quota_leases {
             leases.forget(&counter);
         }
+        self.forget_in_fallback(counter);
         let forgotten = self.queue.forget(counter).await;
         if let Some(cache) = &self.refusal_cache {
             cache.clear();
@@ -248,42 +239,62 @@ impl SharedStore {
         if self.settings.partitioned { counter.partition() } else { 0 }
     }
 
-    /// Answers a plan by the limiters' `on_store_error` policies, because the store did not (semantics 31).
+    /// Returns idle leased quota, and removes the expired counters of the fallback.
+    pub(super) fn sweep(&self, now: Timestamp) {
+        for plan in self.quota_leases.iter().flat_map(|leases| leases.end_idle(now)) {
+            self.post(plan);
+        }
+        self.sweep_fallback(now);
+    }
+}
+
+/// The fallback, which answers plans by the limiters' `on_store_error` policies while the store does not (semantics 31).
+impl SharedStore {
+    /// Answers a plan by the limiters' `on_store_error` policies, because the store did not.
     pub(super) fn fallback(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
-        let local = |check: &Check| check.on_store_error == OnStoreError::Local && !check.always_denied;
-        let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(local);
-        let memory = needed.then(|| self.fallback_memory(now));
+        let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(is_local);
+        let memory = needed.then(|| self.fallback_memory());
         let mut applied = Applied { admitted: !plan.refused, at: now, degraded: true, ..Applied::default() };
         if let Some(memory) = &memory {
-            applied.statuses = self.apply_changes_to_fallback(plan, memory, now);
+            applied.statuses = self.change_fallback(plan, memory, now);
         }
         let mut checks_by_policy = [0; 3];
         for group in plan.groups() {
             let denies =
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
-            let checks = group.iter().filter(|check| local(check)).map(|check| self.fallback_check(check));
+            let checks = group.iter().filter(|check| is_local(check)).map(|check| self.fallback_check(check));
             let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
             local_plan
                 .groups
                 .push(u16::try_from(local_plan.checks.len()).expect("it has no more checks than its plan"));
             let decided =
                 memory.as_ref().filter(|_| !local_plan.checks.is_empty()).map(|memory| memory.apply(&local_plan, now));
-            applied.admitted &= !refused && decided.as_ref().is_none_or(|decided| decided.admitted);
+            let admitted = !refused && decided.as_ref().is_none_or(|decided| decided.admitted);
+            applied.admitted &= admitted;
             let mut answers = decided.into_iter().flat_map(|decided| decided.answers);
             applied.answers.extend(group.iter().map(|check| {
                 checks_by_policy[check.on_store_error as usize] += u64::from(!check.shadow);
-                match (check.always_denied, local(check)) {
+                match (check.always_denied, is_local(check)) {
                     // A limit of zero needs no store.
                     (true, _) => {
                         Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 })
                     }
-                    (_, true) => answers.next().expect("one answer for each local check"),
+                    (_, true) => {
+                        let answer = answers.next().expect("one answer for each local check");
+                        if let Ok(outcome) = &answer {
+                            self.owe_charge(check, plan, admitted, outcome, now);
+                        }
+                        if fault == Fault::ConnectionLost && matches!(check.limit, Limit::Concurrency(_)) {
+                            self.queue.release_unless_held(check, plan.lease);
+                        }
+                        answer
+                    }
                     (_, false) => Err(fault),
                 }
             }));
         }
-        self.queue.report(|observer| {
+        self.queue.report(|observer: &dyn StoreObserver| {
             for policy in [OnStoreError::Allow, OnStoreError::Deny, OnStoreError::Local] {
                 observer.answered_by_policy(policy, checks_by_policy[policy as usize]);
             }
@@ -291,22 +302,75 @@ impl SharedStore {
         applied
     }
 
-    /// Applies lease changes and undos to the fallback, which holds the leases acquired during the outage. Leases in the
-    /// store expire.
-    fn apply_changes_to_fallback(
+    /// Owes the store what a check of the fallback charged. Recorded uses are owed by the plan that failed.
+    fn owe_charge(&self, check: &Check, plan: &Plan, admitted: bool, outcome: &Outcome, now: Timestamp) {
+        let units = check.units_charged(admitted, outcome.passes);
+        if units == 0 || outcome.charged == 0 || is_owed_check(check) {
+            return;
+        }
+        let backlog = self.queue.backlog();
+        let dropped = match &check.limit {
+            Limit::Concurrency(slots) => backlog.owe_slot(check, plan.lease, slots),
+            _ => backlog.owe_charge(check, units, outcome.limit.saturating_sub(outcome.remaining), now),
+        };
+        self.queue.report_owed(dropped);
+    }
+
+    /// Applies lease changes and undos to the fallback, and takes them off what is owed.
+    fn change_fallback(
         &self,
         plan: &Plan,
         memory: &MemoryStores,
         now: Timestamp,
     ) -> smallvec::SmallVec<[LeaseStatus; 1]> {
-        let changes = plan.changes.iter().map(|change| crate::plan::LeaseChange { store: 0, ..*change });
-        let undos = plan.undos.iter().map(|undo| crate::plan::Undo {
-            store: 0,
-            limit: undo.limit.share(self.settings.instances),
-            ..*undo
-        });
-        let (changes, undos) = (changes.collect(), undos.collect());
+        for change in &plan.changes {
+            if change.action == crate::plan::LeaseAction::Release {
+                self.queue.backlog().cancel_slot(change.counter, change.lease);
+            }
+        }
+        for undo in &plan.undos {
+            match &undo.limit {
+                Limit::Concurrency(_) => self.queue.backlog().cancel_slot(undo.counter, plan.lease),
+                Limit::TokenBucket(_) => {
+                    // What was charged is in levels of this instance's share.
+                    let Limit::TokenBucket(share) = undo.limit.share(self.settings.instances) else { continue };
+                    let units = u32::try_from(undo.charged.div_ceil(share.unit())).unwrap_or(u32::MAX);
+                    self.queue.backlog().cancel_charge(undo.counter, units);
+                }
+                _ => {
+                    let units = u32::try_from(undo.charged).unwrap_or(u32::MAX);
+                    self.queue.backlog().cancel_charge(undo.counter, units);
+                }
+            }
+        }
+        let changes = plan.changes.iter().map(|change| LeaseChange { store: 0, ..*change });
+        let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.settings.instances), ..*undo };
+        let (changes, undos) = (changes.collect(), plan.undos.iter().map(share).collect());
         memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
+    }
+
+    /// Applies the lease changes of a plan that the store has executed to the fallback too, which may hold the slots.
+    fn change_leases_of_fallback(&self, plan: &Plan, mut applied: Applied, now: Timestamp) -> Applied {
+        if plan.changes.is_empty() {
+            return applied;
+        }
+        let Some(memory) = self.fallback.lock().clone() else { return applied };
+        let changes = Plan { changes: plan.changes.clone(), lease: plan.lease, ..Plan::default() };
+        let local = self.change_fallback(&changes, &memory, now);
+        for (status, local) in applied.statuses.iter_mut().zip(local) {
+            if *status == LeaseStatus::Unknown {
+                *status = local;
+            }
+        }
+        applied
+    }
+
+    /// Removes a counter from the fallback, and from what is owed.
+    fn forget_in_fallback(&self, counter: CounterName) {
+        self.queue.backlog().forget(counter);
+        if let Some(memory) = self.fallback.lock().clone() {
+            memory.forget(0, &counter);
+        }
     }
 
     /// A check as the fallback decides it: by this instance's share of the limit.
@@ -314,36 +378,22 @@ impl SharedStore {
         Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
     }
 
-    /// The fallback's counters of the current outage.
-    fn fallback_memory(&self, now: Timestamp) -> Arc<MemoryStores> {
-        let recoveries = self.queue.recoveries();
+    fn fallback_memory(&self) -> Arc<MemoryStores> {
         let mut fallback = self.fallback.lock();
-        match fallback.as_mut().filter(|current| current.is_current(recoveries, now)) {
-            Some(current) => {
-                current.last_used = current.last_used.max(now);
-                current.memory.clone()
-            }
-            None => {
-                let memory = Arc::new(MemoryStores::new(&[FALLBACK_SETTINGS]));
-                *fallback = Some(Fallback { memory: memory.clone(), recoveries, last_used: now });
-                memory
-            }
-        }
+        fallback.get_or_insert_with(|| Arc::new(MemoryStores::new(&[FALLBACK_SETTINGS]))).clone()
     }
 
-    /// Returns idle leased quota, discards the fallback of a recovered store, and sweeps the fallback's counters.
-    pub(super) fn sweep(&self, now: Timestamp) {
-        for plan in self.quota_leases.iter().flat_map(|leases| leases.end_idle(now)) {
-            self.post(plan);
-        }
-        let recoveries = self.queue.recoveries();
-        let memory = {
-            let mut fallback = self.fallback.lock();
-            fallback.take_if(|current| !current.is_current(recoveries, now));
-            fallback.as_ref().map(|current| current.memory.clone())
-        };
-        if let Some(memory) = memory {
-            memory.sweep(now);
-        }
+    /// Removes the expired counters of the fallback, and the fallback once it has none and nobody uses it.
+    fn sweep_fallback(&self, now: Timestamp) {
+        let Some(memory) = self.fallback.lock().clone() else { return };
+        memory.sweep(now);
+        drop(memory);
+        let mut fallback = self.fallback.lock();
+        fallback.take_if(|memory| Arc::strong_count(memory) == 1 && memory.usage()[0].keys == 0);
     }
+}
+
+/// Whether a check is decided by the fallback's counters.
+fn is_local(check: &Check) -> bool {
+    check.on_store_error == OnStoreError::Local && !check.always_denied
 }

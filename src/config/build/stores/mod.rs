@@ -49,6 +49,7 @@ pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) ->
             }
             if !matches!(store.config, StoreConfig::Memory(_)) {
                 store.required = written.required.copied().is_some_and(|switch| switch.0);
+                store.unready_after = written.unready_after.copied().map_or(Some(DEFAULT_UNREADY_AFTER), |span| span.0);
                 store.url = written.url.get().map(|url| url.value.clone());
                 let given = written.given().into_iter().map(|(key, location)| (key.name, location.shown.clone()));
                 store.options = given.filter(|(key, _)| !["engine", "timeout", "url"].contains(key)).collect();
@@ -63,6 +64,9 @@ pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) ->
     stores
 }
 
+/// How long a required store may be without an answer.
+const DEFAULT_UNREADY_AFTER: Duration = Duration::from_secs(5);
+
 /// A memory store with every default.
 fn memory(name: &str) -> NamedStore {
     NamedStore {
@@ -70,6 +74,7 @@ fn memory(name: &str) -> NamedStore {
         config: StoreConfig::Memory(MemorySettings::default()),
         timeout: DEFAULT_TIMEOUT,
         required: false,
+        unready_after: None,
         snapshot: None,
         url: None,
         options: Vec::new(),

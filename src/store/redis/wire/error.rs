@@ -13,6 +13,14 @@ pub(in crate::store::redis) struct CommandError {
 }
 
 impl CommandError {
+    /// The error of an attempt to connect, in which nothing was executed.
+    pub(in crate::store::redis) fn while_connecting(self) -> Self {
+        match self.fault.may_be_executed() {
+            true => Self { fault: Fault::Unreachable, ..self },
+            false => self,
+        }
+    }
+
     pub(super) fn malformed_reply() -> Self {
         Self { fault: Fault::Script, text: "the script's reply is malformed".to_owned() }
     }
@@ -32,7 +40,8 @@ impl From<RedisError> for CommandError {
         };
         let fault = match error.kind() {
             _ if error.is_timeout() => Fault::Timeout,
-            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => Fault::Unreachable,
+            ErrorKind::Io => Fault::ConnectionLost,
+            ErrorKind::ClusterConnectionNotFound => Fault::Unreachable,
             ErrorKind::AuthenticationFailed => Fault::Denied,
             _ => fault(&text),
         };

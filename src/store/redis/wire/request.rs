@@ -41,7 +41,7 @@ pub(in crate::store::redis) fn is_encodable(plan: &Plan) -> bool {
 }
 
 fn references_of(plan: &Plan) -> usize {
-    2 * (plan.checks.len() + plan.changes.len() + plan.undos.len())
+    2 * (plan.checks.len() + plan.changes.len() + plan.undos.len() + usize::from(plan.once.is_some()))
 }
 
 /// The command that executes these plans, which [`batch_size`] puts into one call. Calendars have the windows around
@@ -89,7 +89,8 @@ pub(in crate::store::redis) fn encode(
 }
 
 fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
-    if let ([group], true) = (&plan.groups[..], plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused) {
+    let only_checks = plan.changes.is_empty() && plan.undos.is_empty() && plan.once.is_none();
+    if let ([group], true) = (&plan.groups[..], only_checks && !plan.refused) {
         let bucket = |check: &Check| matches!(check.limit, Limit::TokenBucket(_)) && check.refund == 0;
         match &plan.checks[..] {
             [check] if bucket(check) => {
@@ -114,11 +115,14 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
     program.push(1);
     let start = program.len();
     program.extend_from_slice(&[0; 4]);
-    program.push(plan.refused.into());
+    program.push(u8::from(plan.refused) + 2 * u8::from(plan.once.is_some()));
     put_u16(program, plan.changes.len());
     put_u16(program, plan.undos.len());
     put_u16(program, plan.groups.len());
     program.extend_from_slice(&plan.lease.0.to_be_bytes());
+    if plan.once.is_some() {
+        put_u16(program, counters.next());
+    }
     for change in &plan.changes {
         let (renew, length) = match change.action {
             LeaseAction::Release => (0, 0),
@@ -183,6 +187,9 @@ impl CounterTable {
         let mut counters = Self { lists, references: Vec::with_capacity(count), next: 0 };
         let mut seen = HashTable::with_capacity(count);
         for plan in plans {
+            if let Some(name) = plan.once_name() {
+                counters.add(&mut seen, STRING_KEYS, name);
+            }
             plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASE_KEYS, change.counter));
             plan.undos.iter().for_each(|undo| counters.add(&mut seen, key_group(&undo.limit), undo.counter));
             plan.checks.iter().for_each(|check| counters.add(&mut seen, key_group(&check.limit), check.counter));

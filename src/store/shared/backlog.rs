@@ -1,0 +1,480 @@
+//! The backlog of a shared store: what this process owes the store because it answered without it.
+//!
+//! ```text
+//!   a release, renewal, undo, refund or recorded use that failed --> plans   --.
+//!   what the fallback admitted, by counter ------------------------> charges --+--> queue.rs --> the store
+//!   slots that the fallback gave -----------------------------------> slots   --'
+//! ```
+//!
+//! Each part is bounded. What does not fit, or cannot be sent without a risk to give units back twice, is dropped,
+//! counted and logged. The process that ends loses the rest.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::metrics::DropReason;
+use super::owed;
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::limiter::{Concurrency, LeaseId, Limit};
+use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
+
+/// The most plans, charged counters and slots that wait, each.
+const MAX_OWED: usize = 65_536;
+
+/// How long after it was first sent a plan of unknown fate may be sent again: less than stores remember
+/// [`Plan::once`](crate::plan::Plan::once).
+const MAX_REPEAT_AGE: Duration = Duration::from_secs(50);
+
+/// What is owed to one store.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    owed: Mutex<Owed>,
+    /// Notified when something is owed.
+    filled: Notify,
+    /// Notified when the store answers again.
+    recovered: Notify,
+    /// Notified when nothing waits any more.
+    emptied: Notify,
+    /// The ids of [`Plan::once`](crate::plan::Plan::once), from a random start.
+    next_id: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Owed {
+    plans: VecDeque<OwedPlan>,
+    charges: HashMap<CounterName, OwedCharge, RandomState>,
+    slots: HashMap<(CounterName, LeaseId), OwedSlot, RandomState>,
+    /// The number of slots in [`SlotState::Waiting`].
+    waiting_slots: usize,
+    /// The number of plans that are being sent.
+    in_flight: usize,
+    closed: bool,
+}
+
+/// A plan that has to reach the store.
+#[derive(Debug)]
+pub(super) struct OwedPlan {
+    pub(super) plan: Plan,
+    /// When it was decided.
+    made: Instant,
+    made_at: Timestamp,
+    /// When it becomes pointless.
+    until: Instant,
+    /// When it was first sent without an answer.
+    sent: Option<Instant>,
+    /// The slot that it hands over. It is dropped if the slot is released meanwhile.
+    slot: Option<(CounterName, LeaseId)>,
+}
+
+/// What the fallback admitted on one counter.
+#[derive(Debug)]
+struct OwedCharge {
+    check: Check,
+    units: u32,
+    /// Until when the drain of a bucket is taken off.
+    at: Instant,
+    until: Instant,
+}
+
+/// A slot that the fallback gave.
+#[derive(Debug)]
+struct OwedSlot {
+    check: Check,
+    lease: LeaseId,
+    until: Instant,
+    state: SlotState,
+}
+
+/// Where a slot is that the fallback gave. It stays known until it is released, or its lease ends: a call of unknown
+/// fate may take it in the store once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Waiting,
+    Sending,
+    InStore,
+}
+
+/// What was taken to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub(super) plans: Vec<OwedPlan>,
+    /// How many became pointless.
+    pub(super) expired: usize,
+}
+
+impl Backlog {
+    pub(super) fn new() -> Self {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).expect("the operating system has random numbers");
+        Self {
+            owed: Mutex::default(),
+            filled: Notify::new(),
+            recovered: Notify::new(),
+            emptied: Notify::new(),
+            next_id: AtomicU64::new(u64::from_le_bytes(random)),
+        }
+    }
+
+    /// A new id for [`Plan::once`](crate::plan::Plan::once).
+    pub(super) fn once(&self) -> NonZeroU64 {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        NonZeroU64::new(id).unwrap_or(NonZeroU64::MAX)
+    }
+
+    /// The number of plans, counters and slots that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.owed.lock().waiting()
+    }
+
+    /// Adds what is owed of a plan that failed. `sent` says that it may have been executed. Returns the reason if
+    /// something of it is dropped.
+    pub(super) fn owe(&self, mut plan: Plan, sent: bool) -> Option<DropReason> {
+        owed::reduce(&mut plan);
+        let mut dropped = None;
+        if sent && !owed::is_idempotent(&plan) {
+            // Sent again, these could give units back twice. Without them, fewer requests are admitted, never more.
+            dropped = Some(DropReason::Unknown);
+            plan.undos.clear();
+            if plan.once.is_none() {
+                plan.checks.clear();
+                plan.groups.clear();
+            }
+        }
+        if plan.is_empty() {
+            return dropped;
+        }
+        let (made, made_at) = (Instant::now(), SystemClock::new().now());
+        plan.once = plan.once.or_else(|| Some(self.once()));
+        let until = made + owed::useful_for(&plan, made_at);
+        let owed = OwedPlan { plan, made, made_at, until, sent: sent.then_some(made), slot: None };
+        self.push(owed).then_some(DropReason::Full).or(dropped)
+    }
+
+    /// Puts a plan back that could not be sent. Returns the reason if it is dropped.
+    pub(super) fn put_back(&self, mut owed: OwedPlan, sent: bool) -> Option<DropReason> {
+        let mut dropped = None;
+        if sent {
+            if !owed.plan.undos.is_empty() {
+                owed.plan.undos.clear();
+                dropped = Some(DropReason::Unknown);
+            }
+            let first = *owed.sent.get_or_insert_with(Instant::now);
+            if first.elapsed() > MAX_REPEAT_AGE && !owed.plan.checks.is_empty() && owed.slot.is_none() {
+                owed.plan.checks.clear();
+                owed.plan.groups.clear();
+                dropped = Some(DropReason::Unknown);
+            }
+        }
+        let mut state = self.owed.lock();
+        state.in_flight -= 1;
+        match owed.slot {
+            Some(slot) if state.move_slot(slot, SlotState::Waiting) => {}
+            // It was released meanwhile, perhaps before this call takes it.
+            Some((counter, lease)) if sent => {
+                let plan = releasing(owed.plan.checks[0].store, counter, lease);
+                state.plans.push_back(OwedPlan { plan, slot: None, ..owed });
+            }
+            Some(_) => {}
+            None if owed.plan.is_empty() => {}
+            None => state.plans.push_back(owed),
+        }
+        self.notify_if_empty(&state);
+        dropped
+    }
+
+    /// Records that a plan reached the store, or never will. Returns the release of a slot that was released while it
+    /// was being handed over.
+    pub(super) fn done(&self, owed: &OwedPlan) -> Option<Plan> {
+        let mut state = self.owed.lock();
+        state.in_flight -= 1;
+        let released = owed.slot.filter(|&slot| !state.move_slot(slot, SlotState::InStore));
+        let released = released.map(|(counter, lease)| releasing(owed.plan.checks[0].store, counter, lease));
+        self.notify_if_empty(&state);
+        released
+    }
+
+    /// Adds units that the fallback admitted at `now`. `counted` is what it counts now, if it knows. Returns whether
+    /// they are dropped.
+    pub(super) fn owe_charge(&self, check: &Check, units: u32, counted: u32, now: Timestamp) -> bool {
+        let mut state = self.owed.lock();
+        if state.charges.len() >= MAX_OWED && !state.charges.contains_key(&check.counter) {
+            return true;
+        }
+        let at = Instant::now();
+        let charge =
+            state.charges.entry(check.counter).or_insert_with(|| OwedCharge { check: *check, units: 0, at, until: at });
+        charge.drain(at);
+        charge.units = charge.units.saturating_add(units);
+        if !matches!(check.limit, Limit::TokenBucket(_)) {
+            // What has left the window of the fallback needs not be counted elsewhere.
+            charge.units = charge.units.min(counted.max(units));
+        }
+        charge.check = *check;
+        charge.until = charge.until.max(at + Duration::from_micros(check.limit.charge_lasts(now)));
+        drop(state);
+        self.filled.notify_one();
+        false
+    }
+
+    /// Adds a slot that the fallback gave. Returns whether it is dropped.
+    pub(super) fn owe_slot(&self, check: &Check, lease: LeaseId, slots: &Concurrency) -> bool {
+        let mut state = self.owed.lock();
+        if state.slots.len() >= MAX_OWED {
+            return true;
+        }
+        let until = Instant::now() + Duration::from_micros(slots.lease);
+        let key = (check.counter, lease);
+        state.remove_slot(key);
+        state.slots.insert(key, OwedSlot { check: *check, lease, until, state: SlotState::Waiting });
+        state.waiting_slots += 1;
+        drop(state);
+        self.filled.notify_one();
+        false
+    }
+
+    /// Takes units back that the fallback admitted, or that the store has charged after all.
+    pub(super) fn cancel_charge(&self, counter: CounterName, units: u32) {
+        let mut state = self.owed.lock();
+        if let Some(charge) = state.charges.get_mut(&counter) {
+            charge.units = charge.units.saturating_sub(units);
+        }
+    }
+
+    /// Forgets a slot that is released.
+    pub(super) fn cancel_slot(&self, counter: CounterName, lease: LeaseId) {
+        self.owed.lock().remove_slot((counter, lease));
+    }
+
+    /// Whether the fallback gave a slot under this lease that is not released yet. With `in_store`, the store has it.
+    pub(super) fn holds_slot(&self, counter: CounterName, lease: LeaseId, in_store: bool) -> bool {
+        let mut state = self.owed.lock();
+        let Some(slot) = state.slots.get(&(counter, lease)) else { return false };
+        if in_store && slot.state == SlotState::Waiting {
+            state.move_slot((counter, lease), SlotState::InStore);
+        }
+        true
+    }
+
+    /// Drops what the fallback admitted on a counter that is being removed.
+    pub(super) fn forget(&self, counter: CounterName) {
+        let mut state = self.owed.lock();
+        state.charges.remove(&counter);
+        state.slots.retain(|(name, _), _| *name != counter);
+        state.waiting_slots = state.slots.values().filter(|slot| slot.state == SlotState::Waiting).count();
+    }
+
+    /// Takes up to `most` plans to send: first what the fallback admitted, since a refund gives back nothing before its
+    /// charge. Of charges and slots only those of lanes that are `usable`.
+    pub(super) fn take(&self, most: usize, usable: impl Fn(&Plan) -> bool) -> Round {
+        let now = Instant::now();
+        let mut state = self.owed.lock();
+        let mut round = Round::default();
+        state.take_charges(most, now, &usable, || self.once(), &mut round);
+        state.take_slots(most, now, &usable, &mut round);
+        while round.plans.len() < most {
+            let Some(owed) = state.plans.pop_front() else { break };
+            let rest = owed::remaining(&owed.plan, owed.made_at, now - owed.made);
+            match rest.is_empty() || owed.until <= now {
+                true => round.expired += 1,
+                false => round.plans.push(owed),
+            }
+        }
+        state.in_flight += round.plans.len();
+        self.notify_if_empty(&state);
+        round
+    }
+
+    /// Waits until something is owed, or the backlog is closed. Returns whether it is closed.
+    pub(super) async fn filled(&self) -> bool {
+        loop {
+            let mut filled = std::pin::pin!(self.filled.notified());
+            filled.as_mut().enable();
+            {
+                let state = self.owed.lock();
+                if state.closed || state.waiting() > 0 {
+                    return state.closed;
+                }
+            }
+            filled.await;
+        }
+    }
+
+    /// Waits until the store answers again.
+    pub(super) async fn store_recovered(&self) {
+        self.recovered.notified().await;
+    }
+
+    /// Records that the store answers again.
+    pub(super) fn recovered(&self) {
+        self.recovered.notify_one();
+    }
+
+    /// Waits until nothing is owed.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            emptied.as_mut().enable();
+            if self.waiting() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Ends the backlog once nothing is owed, or a last attempt has taken too long.
+    pub(super) fn close(&self) {
+        self.owed.lock().closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Drops everything, and returns how much it was.
+    pub(super) fn clear(&self) -> usize {
+        let mut state = self.owed.lock();
+        let waiting = state.waiting() - state.in_flight;
+        state.plans.clear();
+        state.charges.clear();
+        state.slots.clear();
+        state.waiting_slots = 0;
+        waiting
+    }
+
+    fn notify_if_empty(&self, owed: &Owed) {
+        if owed.waiting() == 0 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    fn push(&self, owed: OwedPlan) -> bool {
+        let mut state = self.owed.lock();
+        let full = state.plans.len() >= MAX_OWED;
+        if !full {
+            state.plans.push_back(owed);
+        }
+        drop(state);
+        self.filled.notify_one();
+        full
+    }
+}
+
+impl Owed {
+    fn waiting(&self) -> usize {
+        self.plans.len() + self.charges.len() + self.waiting_slots + self.in_flight
+    }
+
+    /// Changes the state of a slot. Returns whether it is known.
+    fn move_slot(&mut self, key: (CounterName, LeaseId), to: SlotState) -> bool {
+        let Some(slot) = self.slots.get_mut(&key) else { return false };
+        self.waiting_slots -= usize::from(slot.state == SlotState::Waiting);
+        self.waiting_slots += usize::from(to == SlotState::Waiting);
+        slot.state = to;
+        true
+    }
+
+    fn remove_slot(&mut self, key: (CounterName, LeaseId)) {
+        let removed = self.slots.remove(&key);
+        self.waiting_slots -= usize::from(removed.is_some_and(|slot| slot.state == SlotState::Waiting));
+    }
+
+    fn take_charges(
+        &mut self,
+        most: usize,
+        now: Instant,
+        usable: &impl Fn(&Plan) -> bool,
+        once: impl Fn() -> NonZeroU64,
+        round: &mut Round,
+    ) {
+        self.charges.retain(|_, charge| {
+            charge.drain(now);
+            if charge.units == 0 || charge.until <= now {
+                round.expired += usize::from(charge.units > 0);
+                return false;
+            }
+            if round.plans.len() >= most {
+                return true;
+            }
+            let plan = Plan { once: Some(once()), ..charging(&charge.check, charge.units) };
+            let taken = usable(&plan);
+            if taken {
+                let made_at = SystemClock::new().now();
+                let OwedCharge { until, .. } = *charge;
+                round.plans.push(OwedPlan { plan, made: now, made_at, until, sent: None, slot: None });
+            }
+            !taken
+        });
+    }
+
+    fn take_slots(&mut self, most: usize, now: Instant, usable: &impl Fn(&Plan) -> bool, round: &mut Round) {
+        let mut expired = 0;
+        self.slots.retain(|_, slot| {
+            let ended = slot.until <= now && slot.state != SlotState::Sending;
+            expired += usize::from(ended && slot.state == SlotState::Waiting);
+            !ended
+        });
+        round.expired += expired;
+        self.waiting_slots -= expired;
+        for (key, slot) in &mut self.slots {
+            if round.plans.len() >= most {
+                break;
+            }
+            let Limit::Concurrency(slots) = slot.check.limit else { continue };
+            let rest = u64::try_from((slot.until - now).as_micros()).unwrap_or(u64::MAX).max(1);
+            let check = Check { limit: Limit::Concurrency(Concurrency { lease: rest, ..slots }), ..slot.check };
+            let plan = Plan { lease: slot.lease, ..charging(&check, 1) };
+            if slot.state != SlotState::Waiting || !usable(&plan) {
+                continue;
+            }
+            slot.state = SlotState::Sending;
+            self.waiting_slots -= 1;
+            let made_at = SystemClock::new().now();
+            round.plans.push(OwedPlan { plan, made: now, made_at, until: slot.until, sent: None, slot: Some(*key) });
+        }
+    }
+}
+
+impl OwedPlan {
+    /// The plan as it has to be sent now.
+    pub(super) fn remaining(&self) -> Plan {
+        match self.slot {
+            Some(_) => self.plan.clone(),
+            None => owed::remaining(&self.plan, self.made_at, self.made.elapsed()),
+        }
+    }
+}
+
+impl OwedCharge {
+    /// Takes off what a bucket has drained since.
+    fn drain(&mut self, now: Instant) {
+        let Limit::TokenBucket(bucket) = &self.check.limit else {
+            if self.until <= now {
+                self.units = 0;
+            }
+            return;
+        };
+        let micros = u64::try_from((now - self.at).as_micros()).unwrap_or(u64::MAX);
+        // Whole tokens only. The moment advances by their time, so that no drain is lost to rounding.
+        let (drained, took) = bucket.drained(micros);
+        self.units = self.units.saturating_sub(drained);
+        self.at = if self.units == 0 { now } else { (self.at + Duration::from_micros(took)).min(now) };
+    }
+}
+
+/// A plan that releases one slot.
+pub(super) fn releasing(store: u16, counter: CounterName, lease: LeaseId) -> Plan {
+    let change = LeaseChange { counter, store, lease, action: LeaseAction::Release };
+    Plan { changes: SmallVec::from_iter([change]), ..Plan::default() }
+}
+
+/// A plan that charges units whatever is left.
+fn charging(check: &Check, units: u32) -> Plan {
+    let charges = Charges { admitted: units, passed: units, refused: units };
+    let check = Check { needs: Needs::default(), charges, refund: 0, shadow: false, ..*check };
+    Plan { checks: SmallVec::from_iter([check]), groups: SmallVec::from_slice(&[1]), ..Plan::default() }
+}

@@ -1,0 +1,452 @@
+//! The lanes of a shared store: parts that can fail independently, each with its own task, batches and circuit breaker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::backend::{BoxFuture, DynBackend};
+use super::backlog::{Backlog, releasing};
+use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
+use super::metrics::{DropReason, StoreObserver};
+use super::owed;
+use crate::limiter::{LeaseId, Limit, OnStoreError};
+use crate::plan::{Applied, Check, Fault, Outcome, Plan, Undo};
+use crate::store::warnings::Warnings;
+
+/// Settings of the queue of a shared store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// How long a decision waits for the store.
+    pub timeout: Duration,
+    /// The maximum number of plans in one call; 1 turns batching off.
+    pub max_batch: usize,
+    /// The maximum number of calls in flight for each lane. Further plans wait and share the next call.
+    pub max_calls: usize,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self { timeout: Duration::from_millis(10), max_batch: 64, max_calls: 2 }
+    }
+}
+
+/// How often a plan is sent again, before its deadline, over connections that break.
+const MAX_REPEATS: u32 = 3;
+
+/// State shared by the callers, the tasks of the lanes, and the task that hands the backlog over.
+pub(super) struct QueueInner {
+    pub(super) name: String,
+    pub(super) backend: Box<dyn DynBackend>,
+    pub(super) settings: QueueSettings,
+    /// By lane.
+    pub(super) breakers: Vec<CircuitBreaker>,
+    /// What this process owes the store.
+    pub(super) backlog: Backlog,
+    warnings: Warnings,
+    /// When the store last answered in time.
+    pub(super) answered: Mutex<Option<Instant>>,
+    pub(super) observer: ArcSwapOption<Box<dyn StoreObserver>>,
+}
+
+/// The way to the task of each lane.
+pub(super) struct Lanes(Vec<mpsc::UnboundedSender<QueuedPlan>>);
+
+/// A plan waiting for a call.
+struct QueuedPlan {
+    plan: Plan,
+    caller: Caller,
+}
+
+/// The caller of a plan.
+struct Caller {
+    answer: oneshot::Sender<Result<Applied, Fault>>,
+    kind: CallerKind,
+    /// How often the plan was sent over a connection that broke.
+    lost: u32,
+}
+
+/// What happens to a plan whose call fails, or whose caller no longer waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum CallerKind {
+    /// A decision: what it owes gets into the backlog.
+    Decision,
+    /// Units that are charged in advance: they are undone if nobody waits for them.
+    Prefetch,
+    /// The backlog, which keeps it.
+    Backlog,
+}
+
+impl Lanes {
+    /// Starts the task of each lane, which runs until the lanes are dropped.
+    pub(super) fn start(inner: &Arc<QueueInner>) -> Self {
+        let start = |lane| {
+            let (sender, queued) = mpsc::unbounded_channel();
+            tokio::spawn(run_lane(inner.clone(), lane, queued));
+            sender
+        };
+        Self((0..inner.breakers.len()).map(start).collect())
+    }
+
+    /// Queues a plan, and returns where its answer arrives.
+    pub(super) fn send(&self, lane: usize, plan: Plan, kind: CallerKind) -> oneshot::Receiver<Result<Applied, Fault>> {
+        let (answer, receiver) = oneshot::channel();
+        // If the lane's task has ended, the receiver learns it: its sender is dropped.
+        let _ = self.0[lane].send(QueuedPlan { plan, caller: Caller { answer, kind, lost: 0 } });
+        receiver
+    }
+
+    /// Sends a plan of the backlog.
+    pub(super) fn hand_over(&self, inner: &QueueInner, plan: Plan) -> oneshot::Receiver<Result<Applied, Fault>> {
+        self.send(inner.backend.lane(&plan), plan, CallerKind::Backlog)
+    }
+}
+
+impl QueueInner {
+    pub(super) fn new(name: &str, backend: Box<dyn DynBackend>, settings: QueueSettings) -> Self {
+        let breakers = (0..backend.lanes()).map(|_| CircuitBreaker::default()).collect();
+        let warnings = Warnings::default();
+        warnings.set_name(name);
+        backend.set_name(name);
+        Self {
+            name: name.to_owned(),
+            backend,
+            settings,
+            breakers,
+            backlog: Backlog::new(),
+            warnings,
+            answered: Mutex::default(),
+            observer: ArcSwapOption::empty(),
+        }
+    }
+
+    pub(super) fn report(&self, report: impl FnOnce(&dyn StoreObserver)) {
+        if let Some(observer) = &*self.observer.load() {
+            report(&***observer);
+        }
+    }
+
+    pub(super) fn report_backlog(&self) {
+        self.report(|observer| observer.backlog(self.backlog.waiting()));
+    }
+
+    /// Counts what was dropped of the backlog, and logs what changes an answer.
+    pub(super) fn report_dropped(&self, reason: DropReason, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.report(|observer| observer.dropped(reason, count as u64));
+        if reason != DropReason::Expired {
+            let reason = reason.name();
+            self.warnings.warn(&format_args!(
+                "{count} releases, refunds or charges never reach the store: {reason}; \
+                 tollgate_store_backlog_dropped_total counts them"
+            ));
+        }
+    }
+
+    /// Drops the backlog, since there is no time left.
+    pub(super) fn drop_backlog(&self) {
+        self.report_dropped(DropReason::Closed, self.backlog.clear());
+        self.report_backlog();
+    }
+
+    /// Adds what is owed of a failed plan to the backlog.
+    pub(super) fn owe(&self, plan: Plan, fault: Fault) {
+        if !owed::is_owed(&plan) {
+            return;
+        }
+        let dropped = match fault {
+            // It would fail again.
+            Fault::Script => Some(DropReason::Refused),
+            fault => self.backlog.owe(plan, fault.may_be_executed()),
+        };
+        if let Some(reason) = dropped {
+            self.report_dropped(reason, 1);
+        }
+        self.report_backlog();
+    }
+
+    /// A plan that is sent again. Its undos may have been executed, and must not be twice.
+    fn repeated(&self, mut queued: QueuedPlan) -> QueuedPlan {
+        if !queued.plan.undos.is_empty() {
+            queued.plan.undos.clear();
+            self.report_dropped(DropReason::Unknown, 1);
+        }
+        queued.caller.lost += 1;
+        queued
+    }
+
+    pub(super) fn breaker_of(&self, plan: &Plan) -> &CircuitBreaker {
+        &self.breakers[self.backend.lane(plan)]
+    }
+
+    /// Awaits a probe, whose answer must come within the timeout. The probe is not cancelled: the backend closes a
+    /// connection that does not answer only when its own timeout ends.
+    pub(super) async fn probe_in_time(&self, probe: BoxFuture<'_, Result<(), Fault>>) -> Result<(), Fault> {
+        let begun = Instant::now();
+        let answer = probe.await;
+        if begun.elapsed() > self.settings.timeout {
+            return answer.and(Err(Fault::Timeout));
+        }
+        if answer.is_ok() {
+            *self.answered.lock() = Some(Instant::now());
+        }
+        answer
+    }
+
+    /// Waits for a connection, no longer than a decision does.
+    async fn linked(&self, lane: usize) -> Result<(), Fault> {
+        let linked = tokio::time::timeout(self.settings.timeout, self.backend.linked(lane)).await;
+        linked.unwrap_or(Err(Fault::Unreachable))
+    }
+
+    pub(super) fn circuit_open(&self) -> bool {
+        self.breakers.iter().any(CircuitBreaker::circuit_open)
+    }
+
+    pub(super) fn record_failure(&self, lane: usize, fault: Fault) {
+        if self.breakers[lane].record_failure(fault, self.settings.timeout) {
+            tracing::warn!(store = self.name, lane, %fault, "circuit breaker opened, store failing: its limiters follow on_store_error until it answers");
+        }
+    }
+
+    /// Reports the plans with undos.
+    fn report_undone(&self, plans: &[Plan], answers: &[Result<Applied, Fault>]) {
+        let undo_failed =
+            |(plan, answer): (&Plan, &Result<Applied, Fault>)| (!plan.undos.is_empty()).then_some(answer.is_err());
+        for failed in plans.iter().zip(answers).filter_map(undo_failed) {
+            self.report(|observer| observer.undone(failed));
+        }
+    }
+
+    /// Updates the breaker from the answers of a call.
+    fn record_call(&self, lane: usize, answers: &[Result<Applied, Fault>], took: Duration) {
+        // An error that the store itself reports shows that it is up.
+        let unanswered = |fault: &Fault| *fault == Fault::Unreachable || fault.may_be_executed();
+        let mut faults = answers.iter().filter_map(|answer| answer.as_ref().err().copied());
+        if let Some(fault) = faults.find(unanswered) {
+            return self.record_failure(lane, fault);
+        }
+        // A response after the timeout counts as a failure.
+        if took <= self.settings.timeout {
+            if answers.iter().any(Result::is_ok) {
+                *self.answered.lock() = Some(Instant::now());
+            }
+            self.record_answer(lane);
+        }
+    }
+
+    fn record_answer(&self, lane: usize) {
+        if self.breakers[lane].record_answer() {
+            tracing::info!(store = self.name, lane, "circuit breaker closed, store answers again");
+            self.backlog.recovered();
+        }
+    }
+
+    /// Owes the release of slots that a failed plan may have taken, unless the fallback gives them under the same lease:
+    /// to a caller that is `gone`, it has done so already.
+    pub(super) fn release_uncertain(&self, plan: &Plan, fault: Fault, gone: bool) {
+        if !fault.may_be_executed() {
+            return;
+        }
+        for check in &plan.checks {
+            let takes = matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0;
+            let left_to_fallback = !gone && check.on_store_error == OnStoreError::Local;
+            if takes && !left_to_fallback {
+                self.release_unless_held(check, plan.lease);
+            }
+        }
+    }
+
+    /// Owes the release of a slot, unless the fallback has given it.
+    pub(super) fn release_unless_held(&self, check: &Check, lease: LeaseId) {
+        if check.charges.admitted > 0 && !self.backlog.holds_slot(check.counter, lease, false) {
+            self.owe(releasing(check.store, check.counter, lease), Fault::Unreachable);
+        }
+    }
+
+    /// What is left to do for a plan whose caller no longer waits, since its answer was late: the slots of the plan are
+    /// released, and prefetched units undone. Charges that the fallback has admitted meanwhile are in the store already.
+    fn settle_late(&self, plan: &Plan, applied: &Applied, kind: CallerKind) -> Option<Plan> {
+        if kind == CallerKind::Prefetch {
+            let undo =
+                |(check, answer): (&Check, &Result<Outcome, Fault>)| Undo::of(check, answer.as_ref().ok()?, applied.at);
+            let charged = plan.checks.iter().zip(&applied.answers).filter_map(undo);
+            return applied.admitted.then(|| Plan { undos: charged.collect(), ..Plan::default() });
+        }
+        let mut release = Plan::default();
+        for (check, answer) in plan.checks.iter().zip(&applied.answers) {
+            let Ok(outcome) = answer else { continue };
+            let units = check.units_charged(applied.admitted, outcome.passes);
+            match check.limit {
+                Limit::Concurrency(_) => {
+                    let taken = applied.admitted && outcome.passes && check.charges.admitted > 0;
+                    if taken && !self.backlog.holds_slot(check.counter, plan.lease, true) {
+                        release.changes.extend(releasing(check.store, check.counter, plan.lease).changes);
+                    }
+                }
+                _ if units > 0 && check.on_store_error == OnStoreError::Local => {
+                    self.backlog.cancel_charge(check.counter, units);
+                }
+                _ => {}
+            }
+        }
+        (!release.changes.is_empty()).then_some(release)
+    }
+}
+
+impl QueuedPlan {
+    /// The plan as it is still to be executed. If its caller no longer waits, that is what it owes.
+    fn still_wanted(mut self, inner: &QueueInner) -> Option<Self> {
+        if self.caller.answer.is_closed() && self.caller.kind != CallerKind::Backlog {
+            if self.caller.lost > 0 {
+                inner.release_uncertain(&self.plan, Fault::ConnectionLost, true);
+            }
+            owed::reduce(&mut self.plan);
+            if self.plan.is_empty() {
+                return None;
+            }
+        }
+        Some(self)
+    }
+
+    /// Whether it is sent again after its connection broke, without its undos.
+    fn repeats(&self) -> bool {
+        let Caller { answer, kind, lost } = &self.caller;
+        let waits = *kind == CallerKind::Decision && *lost < MAX_REPEATS && !answer.is_closed();
+        waits && owed::is_repeatable(&self.plan)
+    }
+}
+
+/// Makes the calls of one lane until the queue is dropped and all plans are answered.
+async fn run_lane(inner: Arc<QueueInner>, lane: usize, mut queued: mpsc::UnboundedReceiver<QueuedPlan>) {
+    let mut calls = FuturesUnordered::new();
+    let mut batch = Vec::with_capacity(inner.settings.max_batch);
+    let mut open = true;
+    let prober = probe_until_closed(inner.clone(), lane);
+    tokio::pin!(prober);
+    while open || !calls.is_empty() {
+        tokio::select! {
+            biased;
+            Some(repeated) = calls.next(), if !calls.is_empty() => {
+                if !Vec::is_empty(&repeated) {
+                    calls.push(execute_batch(inner.clone(), lane, repeated));
+                }
+            }
+            count = queued.recv_many(&mut batch, inner.settings.max_batch),
+                if open && calls.len() < inner.settings.max_calls =>
+            {
+                open = count > 0;
+                if !batch.is_empty() {
+                    calls.push(execute_batch(inner.clone(), lane, std::mem::take(&mut batch)));
+                }
+            }
+            () = &mut prober => {}
+        }
+    }
+}
+
+/// Executes a batch in one call, and compensates the plans whose callers no longer wait in another. Returns the plans to
+/// send again.
+async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPlan>) -> Vec<QueuedPlan> {
+    let linked = inner.linked(lane).await;
+    let wanted = batch.into_iter().filter_map(|queued| queued.still_wanted(&inner));
+    let (mut plans, mut callers): (Vec<Plan>, Vec<Caller>) = wanted.map(|queued| (queued.plan, queued.caller)).unzip();
+    if plans.is_empty() {
+        return Vec::new();
+    }
+    let begun = Instant::now();
+    let mut answers = match linked {
+        Ok(()) => {
+            inner.breakers[lane].begin_call();
+            let answers = inner.backend.execute(&plans).await;
+            inner.breakers[lane].end_call();
+            inner.report(|observer| observer.called(begun.elapsed(), plans.len()));
+            answers
+        }
+        Err(fault) => plans.iter().map(|_| Err(fault)).collect(),
+    };
+    inner.report_undone(&plans, &answers);
+    let mut repeated = Vec::new();
+    if answers.iter().any(is_lost) {
+        let all = plans.drain(..).zip(callers.drain(..)).zip(std::mem::take(&mut answers));
+        for ((plan, caller), answer) in all.collect::<Vec<_>>() {
+            let queued = QueuedPlan { plan, caller };
+            match is_lost(&answer) && queued.repeats() {
+                true => repeated.push(inner.repeated(queued)),
+                false => {
+                    plans.push(queued.plan);
+                    callers.push(queued.caller);
+                    answers.push(answer);
+                }
+            }
+        }
+    }
+    // One lost connection is no reason to stop asking: the next may be open in time.
+    if !answers.is_empty() {
+        inner.record_call(lane, &answers, begun.elapsed());
+    }
+    let mut late = Vec::new();
+    for ((plan, caller), answer) in plans.into_iter().zip(callers).zip(answers) {
+        let Caller { answer: caller, kind, .. } = caller;
+        let fault = answer.as_ref().err().copied();
+        let unsent = caller.send(answer).err();
+        let gone = unsent.is_some();
+        if let Some(Ok(applied)) = unsent {
+            late.extend(inner.settle_late(&plan, &applied, kind));
+        }
+        if let Some(fault) = fault
+            && kind != CallerKind::Backlog
+        {
+            inner.release_uncertain(&plan, fault, gone);
+            inner.owe(plan, fault);
+        }
+    }
+    if !late.is_empty() {
+        let answers = inner.backend.execute(&late).await;
+        inner.report_undone(&late, &answers);
+        for (plan, answer) in late.into_iter().zip(answers) {
+            if let Err(fault) = answer {
+                inner.owe(plan, fault);
+            }
+        }
+    }
+    repeated
+}
+
+fn is_lost(answer: &Result<Applied, Fault>) -> bool {
+    matches!(answer, Err(Fault::ConnectionLost))
+}
+
+/// Probes a lane whenever its breaker is open, until it closes. Never returns.
+async fn probe_until_closed(inner: Arc<QueueInner>, lane: usize) {
+    let breaker = &inner.breakers[lane];
+    loop {
+        breaker.opened().await;
+        while breaker.circuit_open() {
+            let connected = inner.backend.connected(lane).now_or_never().is_some();
+            match inner.probe_in_time(inner.backend.probe_lane(lane)).await {
+                // The probe is answered while a call hangs: the counters of the call may be locked.
+                Ok(()) if breaker.call_in_flight() => {}
+                Ok(()) => inner.record_answer(lane),
+                Err(fault) => {
+                    tracing::debug!(store = inner.name, lane, %fault, "circuit breaker stays open, store still failing");
+                }
+            }
+            if !breaker.circuit_open() {
+                break;
+            }
+            match connected {
+                true => tokio::time::sleep(PROBE_INTERVAL).await,
+                // A new connection is probed at once.
+                false => drop(tokio::time::timeout(PROBE_INTERVAL, inner.backend.connected(lane)).await),
+            }
+        }
+    }
+}
