@@ -24,6 +24,7 @@ mod stores {
     mod redis_links;
     mod redis_wrappers;
     mod servers;
+    mod settled;
     mod snapshot;
     mod tiers;
     mod undone;

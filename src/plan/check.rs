@@ -96,6 +96,11 @@ impl Check {
         self.charges.refused > 0 && self.needs.fits == 0
     }
 
+    /// Whether it takes a slot when its group is admitted.
+    pub(crate) fn takes_slot(&self) -> bool {
+        matches!(self.limit, Limit::Concurrency(_)) && self.charges.admitted > 0
+    }
+
     /// The units that this check charges with a verdict.
     pub(crate) fn units_charged(&self, admitted: bool, passes: bool) -> u32 {
         let charges = self.charges_on_verdicts();

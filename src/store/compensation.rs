@@ -35,15 +35,6 @@ struct SagaStep {
     checks: SmallVec<[usize; 3]>,
 }
 
-/// The side that answered a step, and has its charges.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AnsweredBy {
-    /// The store itself, or this process's memory.
-    Store,
-    /// The fallback of a shared store.
-    Fallback,
-}
-
 /// The answers of a group's checks.
 type Answers = SmallVec<[Result<Outcome, Fault>; 3]>;
 
@@ -87,7 +78,7 @@ impl Stores {
 
     async fn change_lease(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
-        let (applied, _) = self.execute_in(self.partition(change.store, &change.counter), &plan, now, deadline).await;
+        let applied = self.execute_in(self.partition(change.store, &change.counter), &plan, now, deadline).await;
         applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
@@ -126,12 +117,12 @@ impl Stores {
         let (mut refused, mut degraded) = (false, false);
         for mut step in steps {
             step.plan.refused |= refused;
-            let (answer, by) = self.execute_in(step.partition, &step.plan, now, deadline).await;
+            let answer = self.execute_in(step.partition, &step.plan, now, deadline).await;
             refused |= !answer.admitted;
             degraded |= answer.degraded;
             step.checks.iter().zip(&answer.answers).for_each(|(&index, answer)| answers[index] = *answer);
             if !refused {
-                charged.compensations.extend(Compensation::of(step, &answer, by));
+                charged.compensations.extend(Compensation::of(step, &answer));
             }
         }
         if !refused {
@@ -148,29 +139,19 @@ impl Stores {
     }
 
     /// Executes a plan in one partition.
-    async fn execute_in(
-        &self,
-        partition: Partition,
-        plan: &Plan,
-        now: Timestamp,
-        deadline: Instant,
-    ) -> (Applied, AnsweredBy) {
-        let Some(shared) = self.shared(partition.0) else { return (self.memory.apply(plan, now), AnsweredBy::Store) };
+    async fn execute_in(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> Applied {
+        let Some(shared) = self.shared(partition.0) else { return self.memory.apply(plan, now) };
         // Each store answers within its own timeout, and all of them within the longest.
-        let deadline = deadline.min(shared.queue().deadline());
-        match shared.execute(plan, now, deadline).await {
-            Ok(applied) => (applied, AnsweredBy::Store),
-            Err(fault) => (shared.fallback(plan, fault, now), AnsweredBy::Fallback),
-        }
+        shared.apply(plan, now, deadline.min(shared.queue().deadline())).await
     }
 
     /// Undoes the charges of a step. Returns the answers of the step as refused if the store gives them in time.
     async fn compensate(&self, compensation: &Compensation, now: Timestamp, deadline: Instant) -> Option<Applied> {
-        let Compensation { partition, plan, by, .. } = compensation;
-        match (self.shared(partition.0), by) {
+        let Compensation { partition, plan, by_fallback, .. } = compensation;
+        match (self.shared(partition.0), by_fallback) {
             (None, _) => Some(self.memory.apply(plan, now)),
-            (Some(shared), AnsweredBy::Fallback) => Some(shared.fallback(plan, Fault::CircuitOpen, now)),
-            (Some(shared), AnsweredBy::Store) => {
+            (Some(shared), true) => Some(shared.apply_in_fallback(plan, now)),
+            (Some(shared), false) => {
                 if Instant::now() >= deadline {
                     // Other stores took all the time: compensate without waiting.
                     shared.post(plan.clone());
@@ -186,13 +167,14 @@ impl Stores {
 struct Compensation {
     partition: Partition,
     plan: Plan,
-    by: AnsweredBy,
+    /// Whether the fallback of a shared store has its charges, and not the store.
+    by_fallback: bool,
     checks: SmallVec<[usize; 3]>,
 }
 
 impl Compensation {
     /// Returns `None` if nothing was charged, or if all charges stay on a refusal too.
-    fn of(step: SagaStep, applied: &Applied, by: AnsweredBy) -> Option<Self> {
+    fn of(step: SagaStep, applied: &Applied) -> Option<Self> {
         let stays = |check: &Check| check.charges.admitted == check.charges.passed && !check.shadow;
         if step.plan.checks.iter().all(stays) {
             return None;
@@ -203,7 +185,8 @@ impl Compensation {
         // A refund is applied once.
         let checks = step.plan.checks.iter().map(|check| Check { refund: 0, ..*check }).collect();
         let plan = Plan { undos, checks, refused: true, ..step.plan };
-        (!plan.undos.is_empty()).then_some(Self { partition: step.partition, plan, by, checks: step.checks })
+        let SagaStep { partition, checks, .. } = step;
+        (!plan.undos.is_empty()).then_some(Self { partition, plan, by_fallback: applied.degraded, checks })
     }
 }
 
@@ -218,11 +201,11 @@ struct UndecidedCharges<'a> {
 impl Drop for UndecidedCharges<'_> {
     fn drop(&mut self) {
         let Self { stores, now, .. } = *self;
-        for Compensation { partition, plan, by, .. } in self.compensations.drain(..) {
-            match (stores.shared(partition.0), by) {
+        for Compensation { partition, plan, by_fallback, .. } in self.compensations.drain(..) {
+            match (stores.shared(partition.0), by_fallback) {
                 (None, _) => drop(stores.memory.apply(&plan, now)),
-                (Some(shared), AnsweredBy::Fallback) => drop(shared.fallback(&plan, Fault::CircuitOpen, now)),
-                (Some(shared), AnsweredBy::Store) => shared.post(plan),
+                (Some(shared), true) => drop(shared.apply_in_fallback(&plan, now)),
+                (Some(shared), false) => shared.post(plan),
             }
         }
     }

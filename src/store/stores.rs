@@ -95,7 +95,7 @@ impl Stores {
             PlanRoute::Memory => self.memory.apply(plan, now),
             PlanRoute::Store(store) => {
                 let shared = self.shared(store).expect("the route names a shared store");
-                self.apply_shared(shared, plan, now).await
+                shared.apply(plan, now, shared.queue().deadline()).await
             }
             PlanRoute::Several => self.apply_saga(plan, now).await,
         }
@@ -203,13 +203,5 @@ impl Stores {
         let stores = plan.checks.iter().map(|check| check.store).chain(plan.changes.iter().map(|change| change.store));
         let deadlines = stores.filter_map(|store| Some(self.shared(store)?.queue().deadline()));
         deadlines.max().unwrap_or_else(Instant::now)
-    }
-
-    /// Executes a plan whose counters are all in one partition of one shared store.
-    async fn apply_shared(&self, shared: &SharedStore, plan: &Plan, now: Timestamp) -> Applied {
-        match shared.execute(plan, now, shared.queue().deadline()).await {
-            Ok(applied) => applied,
-            Err(fault) => shared.fallback(plan, fault, now),
-        }
     }
 }

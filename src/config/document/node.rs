@@ -140,7 +140,7 @@ impl fmt::Display for Value {
 /// The replacement for a secret.
 pub(crate) const MASK: &str = "***";
 
-/// Masks the credentials and options if a text is a URL: `redis://***@host:6379/0`. Only the scheme remains if the
+/// Masks the credentials and options if a text is a URL: `redis://***:***@host:6379/0`. Only the scheme remains if the
 /// credentials cannot be identified, for example if the `@` was forgotten.
 pub(crate) fn masked(text: &str) -> Cow<'_, str> {
     let Some((scheme, rest)) = text.split_once("://") else { return text.into() };
@@ -156,7 +156,11 @@ pub(crate) fn masked(text: &str) -> Cow<'_, str> {
     if credentials.is_some_and(|credentials| credentials.contains('?')) || !is_plain_address(address) {
         return format!("{scheme}://{MASK}").into();
     }
-    let credentials = if credentials.is_some() { "***@" } else { "" };
+    let credentials = match credentials {
+        Some(credentials) if credentials.contains(':') => "***:***@",
+        Some(_) => "***@",
+        None => "",
+    };
     format!("{scheme}://{credentials}{address}{options}").into()
 }
 

@@ -4,6 +4,8 @@
 //!   a release, renewal, undo, refund or recorded use that failed --> plans   --.
 //!   what the fallback admitted, by counter ------------------------> charges --+--> queue.rs --> the store
 //!   slots that the fallback gave -----------------------------------> slots   --'
+//!
+//! What the fallback admitted while a call of the same plan was in flight waits for the end of that call (settle.rs).
 //! ```
 //!
 //! Each part is bounded. What does not fit, or cannot be sent without a risk to give units back twice, is dropped,
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -78,7 +80,10 @@ pub(super) struct OwedPlan {
 #[derive(Debug)]
 struct OwedCharge {
     check: Check,
+    /// What can be handed over.
     units: u32,
+    /// What a call that is still in flight may have charged.
+    pending: u32,
     /// Until when the drain of a bucket is taken off.
     at: Instant,
     until: Instant,
@@ -201,31 +206,45 @@ impl Backlog {
         released
     }
 
-    /// Adds units that the fallback admitted at `now`. `counted` is what it counts now, if it knows. Returns whether
-    /// they are dropped.
-    pub(super) fn owe_charge(&self, check: &Check, units: u32, counted: u32, now: Timestamp) -> bool {
+    /// Adds units that the fallback admitted at `now`, until [`Backlog::settle_charge`] they are not handed over.
+    /// `counted` is what it counts now. Returns whether they are dropped.
+    pub(super) fn expect_charge(&self, check: &Check, units: u32, counted: u32, now: Timestamp) -> bool {
         let mut state = self.owed.lock();
         if state.charges.len() >= MAX_OWED && !state.charges.contains_key(&check.counter) {
             return true;
         }
         let at = Instant::now();
-        let charge =
-            state.charges.entry(check.counter).or_insert_with(|| OwedCharge { check: *check, units: 0, at, until: at });
+        let empty = || OwedCharge { check: *check, units: 0, pending: 0, at, until: at };
+        let charge = state.charges.entry(check.counter).or_insert_with(empty);
         charge.drain(at);
-        charge.units = charge.units.saturating_add(units);
         if !matches!(check.limit, Limit::TokenBucket(_)) {
             // What has left the window of the fallback needs not be counted elsewhere.
-            charge.units = charge.units.min(counted.max(units));
+            charge.units = charge.units.min(counted.saturating_sub(units));
         }
+        charge.pending = charge.pending.saturating_add(units);
         charge.check = *check;
         charge.until = charge.until.max(at + Duration::from_micros(check.limit.charge_lasts(now)));
-        drop(state);
-        self.filled.notify_one();
         false
     }
 
-    /// Adds a slot that the fallback gave. Returns whether it is dropped.
-    pub(super) fn owe_slot(&self, check: &Check, lease: LeaseId, slots: &Concurrency) -> bool {
+    /// Ends the wait of expected units: the store has charged them, or they are handed over.
+    pub(super) fn settle_charge(&self, counter: CounterName, units: u32, in_store: bool) {
+        let mut state = self.owed.lock();
+        if let Some(charge) = state.charges.get_mut(&counter) {
+            let settled = units.min(charge.pending);
+            charge.drain(Instant::now());
+            charge.pending -= settled;
+            charge.units = charge.units.saturating_add(if in_store { 0 } else { settled });
+            if charge.units == 0 && charge.pending == 0 {
+                state.charges.remove(&counter);
+            }
+        }
+        self.notify_changed(state);
+    }
+
+    /// Adds a slot that the fallback gave, until [`Backlog::settle_slot`] it is not handed over. Returns whether it is
+    /// dropped.
+    pub(super) fn expect_slot(&self, check: &Check, lease: LeaseId, slots: &Concurrency) -> bool {
         let mut state = self.owed.lock();
         if state.slots.len() >= MAX_OWED {
             return true;
@@ -233,34 +252,42 @@ impl Backlog {
         let until = Instant::now() + Duration::from_micros(slots.lease);
         let key = (check.counter, lease);
         state.remove_slot(key);
-        state.slots.insert(key, OwedSlot { check: *check, lease, until, state: SlotState::Waiting });
-        state.waiting_slots += 1;
-        drop(state);
-        self.filled.notify_one();
+        state.slots.insert(key, OwedSlot { check: *check, lease, until, state: SlotState::Sending });
+        state.in_flight += 1;
         false
+    }
+
+    /// Ends the wait of an expected slot: the store has given it too, or it is handed over. Returns whether it is still
+    /// held: it may have been released meanwhile.
+    pub(super) fn settle_slot(&self, counter: CounterName, lease: LeaseId, in_store: bool) -> bool {
+        let mut state = self.owed.lock();
+        state.in_flight -= 1;
+        let to = if in_store { SlotState::InStore } else { SlotState::Waiting };
+        let held = state.move_slot((counter, lease), to);
+        self.notify_changed(state);
+        held
     }
 
     /// Takes units back that the fallback admitted, or that the store has charged after all.
     pub(super) fn cancel_charge(&self, counter: CounterName, units: u32) {
         let mut state = self.owed.lock();
         if let Some(charge) = state.charges.get_mut(&counter) {
+            let rest = units.saturating_sub(charge.units);
             charge.units = charge.units.saturating_sub(units);
+            charge.pending = charge.pending.saturating_sub(rest);
+        }
+    }
+
+    /// Forgets the slots that a plan releases. One that is being handed over is released as soon as it is.
+    pub(super) fn cancel_released(&self, plan: &Plan) {
+        for change in plan.changes.iter().filter(|change| change.action == LeaseAction::Release) {
+            self.cancel_slot(change.counter, change.lease);
         }
     }
 
     /// Forgets a slot that is released.
     pub(super) fn cancel_slot(&self, counter: CounterName, lease: LeaseId) {
         self.owed.lock().remove_slot((counter, lease));
-    }
-
-    /// Whether the fallback gave a slot under this lease that is not released yet. With `in_store`, the store has it.
-    pub(super) fn holds_slot(&self, counter: CounterName, lease: LeaseId, in_store: bool) -> bool {
-        let mut state = self.owed.lock();
-        let Some(slot) = state.slots.get(&(counter, lease)) else { return false };
-        if in_store && slot.state == SlotState::Waiting {
-            state.move_slot((counter, lease), SlotState::InStore);
-        }
-        true
     }
 
     /// Drops what the fallback admitted on a counter that is being removed.
@@ -346,6 +373,13 @@ impl Backlog {
         waiting
     }
 
+    /// Wakes the task that hands over, or those that wait until nothing is owed.
+    fn notify_changed(&self, state: MutexGuard<'_, Owed>) {
+        self.notify_if_empty(&state);
+        drop(state);
+        self.filled.notify_one();
+    }
+
     fn notify_if_empty(&self, owed: &Owed) {
         if owed.waiting() == 0 {
             self.emptied.notify_waiters();
@@ -393,21 +427,21 @@ impl Owed {
     ) {
         self.charges.retain(|_, charge| {
             charge.drain(now);
-            if charge.units == 0 || charge.until <= now {
+            if charge.until <= now {
                 round.expired += usize::from(charge.units > 0);
-                return false;
+                charge.units = 0;
             }
-            if round.plans.len() >= most {
-                return true;
+            if charge.units == 0 || round.plans.len() >= most {
+                return charge.units > 0 || charge.pending > 0;
             }
             let plan = Plan { once: Some(once()), ..charging(&charge.check, charge.units) };
-            let taken = usable(&plan);
-            if taken {
+            if usable(&plan) {
                 let made_at = SystemClock::new().now();
                 let OwedCharge { until, .. } = *charge;
                 round.plans.push(OwedPlan { plan, made: now, made_at, until, sent: None, slot: None });
+                charge.units = 0;
             }
-            !taken
+            charge.units > 0 || charge.pending > 0
         });
     }
 

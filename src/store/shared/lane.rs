@@ -15,8 +15,7 @@ use super::backlog::{Backlog, releasing};
 use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::{DropReason, StoreObserver};
 use super::owed;
-use crate::limiter::{LeaseId, Limit, OnStoreError};
-use crate::plan::{Applied, Check, Fault, Outcome, Plan, Undo};
+use crate::plan::{Applied, Fault, Plan, Undo};
 use crate::store::warnings::Warnings;
 
 /// Settings of the queue of a shared store.
@@ -65,17 +64,27 @@ struct QueuedPlan {
 
 /// The caller of a plan.
 struct Caller {
-    answer: oneshot::Sender<Result<Applied, Fault>>,
+    answer: Option<Answer>,
     kind: CallerKind,
+    /// When it stops waiting. It may still want to know what became of the plan.
+    deadline: Option<Instant>,
     /// How often the plan was sent over a connection that broke.
     lost: u32,
 }
+
+/// Where the answer of a plan goes.
+type Answer = oneshot::Sender<Result<Applied, Fault>>;
+
+/// Where the answer of a plan arrives.
+pub(super) type PendingAnswer = oneshot::Receiver<Result<Applied, Fault>>;
 
 /// What happens to a plan whose call fails, or whose caller no longer waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallerKind {
     /// A decision: what it owes gets into the backlog.
     Decision,
+    /// A plan that nobody waits for. It is executed all the same.
+    Post,
     /// Units that are charged in advance: they are undone if nobody waits for them.
     Prefetch,
     /// The backlog, which keeps it.
@@ -93,17 +102,18 @@ impl Lanes {
         Self((0..inner.breakers.len()).map(start).collect())
     }
 
-    /// Queues a plan, and returns where its answer arrives.
-    pub(super) fn send(&self, lane: usize, plan: Plan, kind: CallerKind) -> oneshot::Receiver<Result<Applied, Fault>> {
+    /// Queues a plan, and returns where its answer arrives. After the deadline it is not sent any more.
+    pub(super) fn send(&self, lane: usize, plan: Plan, kind: CallerKind, deadline: Option<Instant>) -> PendingAnswer {
         let (answer, receiver) = oneshot::channel();
         // If the lane's task has ended, the receiver learns it: its sender is dropped.
-        let _ = self.0[lane].send(QueuedPlan { plan, caller: Caller { answer, kind, lost: 0 } });
+        let _ =
+            self.0[lane].send(QueuedPlan { plan, caller: Caller { answer: Some(answer), kind, deadline, lost: 0 } });
         receiver
     }
 
     /// Sends a plan of the backlog.
-    pub(super) fn hand_over(&self, inner: &QueueInner, plan: Plan) -> oneshot::Receiver<Result<Applied, Fault>> {
-        self.send(inner.backend.lane(&plan), plan, CallerKind::Backlog)
+    pub(super) fn hand_over(&self, inner: &QueueInner, plan: Plan) -> PendingAnswer {
+        self.send(inner.backend.lane(&plan), plan, CallerKind::Backlog, None)
     }
 }
 
@@ -249,78 +259,62 @@ impl QueueInner {
         }
     }
 
-    /// Owes the release of slots that a failed plan may have taken, unless the fallback gives them under the same lease:
-    /// to a caller that is `gone`, it has done so already.
-    pub(super) fn release_uncertain(&self, plan: &Plan, fault: Fault, gone: bool) {
-        if !fault.may_be_executed() {
-            return;
-        }
-        for check in &plan.checks {
-            let takes = matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0;
-            let left_to_fallback = !gone && check.on_store_error == OnStoreError::Local;
-            if takes && !left_to_fallback {
-                self.release_unless_held(check, plan.lease);
-            }
+    /// Owes the release of the slots that a plan of unknown fate may have taken, since nobody will.
+    fn release_uncertain(&self, plan: &Plan) {
+        for check in plan.checks.iter().filter(|check| check.takes_slot()) {
+            self.owe(releasing(check.store, check.counter, plan.lease), Fault::Unreachable);
         }
     }
 
-    /// Owes the release of a slot, unless the fallback has given it.
-    pub(super) fn release_unless_held(&self, check: &Check, lease: LeaseId) {
-        if check.charges.admitted > 0 && !self.backlog.holds_slot(check.counter, lease, false) {
-            self.owe(releasing(check.store, check.counter, lease), Fault::Unreachable);
-        }
-    }
-
-    /// What is left to do for a plan whose caller no longer waits, since its answer was late: the slots of the plan are
-    /// released, and prefetched units undone. Charges that the fallback has admitted meanwhile are in the store already.
-    fn settle_late(&self, plan: &Plan, applied: &Applied, kind: CallerKind) -> Option<Plan> {
+    /// The plan that takes back what nobody uses, since the caller did not wait for the answer: slots, and units that were
+    /// charged in advance.
+    fn take_back(plan: &Plan, applied: &Applied, kind: CallerKind) -> Plan {
+        let charged = plan.checks.iter().zip(&applied.answers);
+        let charged = charged.filter_map(|(check, answer)| Some((check, answer.as_ref().ok()?)));
         if kind == CallerKind::Prefetch {
-            let undo =
-                |(check, answer): (&Check, &Result<Outcome, Fault>)| Undo::of(check, answer.as_ref().ok()?, applied.at);
-            let charged = plan.checks.iter().zip(&applied.answers).filter_map(undo);
-            return applied.admitted.then(|| Plan { undos: charged.collect(), ..Plan::default() });
+            let undos = charged.filter_map(|(check, outcome)| Undo::of(check, outcome, applied.at));
+            return Plan { undos: undos.collect(), ..Plan::default() };
         }
-        let mut release = Plan::default();
-        for (check, answer) in plan.checks.iter().zip(&applied.answers) {
-            let Ok(outcome) = answer else { continue };
-            let units = check.units_charged(applied.admitted, outcome.passes);
-            match check.limit {
-                Limit::Concurrency(_) => {
-                    let taken = applied.admitted && outcome.passes && check.charges.admitted > 0;
-                    if taken && !self.backlog.holds_slot(check.counter, plan.lease, true) {
-                        release.changes.extend(releasing(check.store, check.counter, plan.lease).changes);
-                    }
-                }
-                _ if units > 0 && check.on_store_error == OnStoreError::Local => {
-                    self.backlog.cancel_charge(check.counter, units);
-                }
-                _ => {}
-            }
-        }
-        (!release.changes.is_empty()).then_some(release)
+        let taken = charged.filter(|(check, outcome)| check.takes_slot() && outcome.charged > 0);
+        let changes = taken.flat_map(|(check, _)| releasing(check.store, check.counter, plan.lease).changes);
+        Plan { changes: changes.collect(), ..Plan::default() }
     }
 }
 
 impl QueuedPlan {
     /// The plan as it is still to be executed. If its caller no longer waits, that is what it owes.
     fn still_wanted(mut self, inner: &QueueInner) -> Option<Self> {
-        if self.caller.answer.is_closed() && self.caller.kind != CallerKind::Backlog {
-            if self.caller.lost > 0 {
-                inner.release_uncertain(&self.plan, Fault::ConnectionLost, true);
-            }
-            owed::reduce(&mut self.plan);
-            if self.plan.is_empty() {
-                return None;
-            }
+        if self.caller.waits() {
+            return Some(self);
         }
-        Some(self)
+        let sent = self.caller.lost > 0;
+        let fault = if sent { Fault::ConnectionLost } else { Fault::Unreachable };
+        let heard = self.caller.answer.take().is_some_and(|answer| answer.send(Err(fault)).is_ok());
+        if sent && !heard {
+            inner.release_uncertain(&self.plan);
+        }
+        owed::reduce(&mut self.plan);
+        (!self.plan.is_empty()).then_some(self)
     }
 
     /// Whether it is sent again after its connection broke, without its undos.
     fn repeats(&self) -> bool {
-        let Caller { answer, kind, lost } = &self.caller;
-        let waits = *kind == CallerKind::Decision && *lost < MAX_REPEATS && !answer.is_closed();
-        waits && owed::is_repeatable(&self.plan)
+        let Caller { kind, lost, .. } = &self.caller;
+        let repeatable = *kind == CallerKind::Decision && *lost < MAX_REPEATS && owed::is_repeatable(&self.plan);
+        repeatable && self.caller.waits()
+    }
+}
+
+impl Caller {
+    /// Whether the plan is to be executed: its caller waits for the answer, or needs none.
+    fn waits(&self) -> bool {
+        match self.kind {
+            CallerKind::Backlog | CallerKind::Post => true,
+            CallerKind::Decision | CallerKind::Prefetch => {
+                let heard = self.answer.as_ref().is_some_and(|answer| !answer.is_closed());
+                heard && self.deadline.is_none_or(|deadline| Instant::now() < deadline)
+            }
+        }
     }
 }
 
@@ -396,18 +390,19 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     for ((plan, caller), answer) in plans.into_iter().zip(callers).zip(answers) {
         let Caller { answer: caller, kind, .. } = caller;
         let fault = answer.as_ref().err().copied();
-        let unsent = caller.send(answer).err();
-        let gone = unsent.is_some();
-        if let Some(Ok(applied)) = unsent {
-            late.extend(inner.settle_late(&plan, &applied, kind));
+        let unheard = caller.and_then(|caller| caller.send(answer).err());
+        match unheard {
+            Some(Ok(applied)) => late.push(QueueInner::take_back(&plan, &applied, kind)),
+            Some(Err(fault)) if fault.may_be_executed() => inner.release_uncertain(&plan),
+            _ => {}
         }
         if let Some(fault) = fault
             && kind != CallerKind::Backlog
         {
-            inner.release_uncertain(&plan, fault, gone);
             inner.owe(plan, fault);
         }
     }
+    late.retain(|plan| !plan.is_empty());
     if !late.is_empty() {
         let answers = inner.backend.execute(&late).await;
         inner.report_undone(&late, &answers);

@@ -3,6 +3,7 @@
 mod backend;
 mod backlog;
 mod breaker;
+mod fallback;
 mod hand_over;
 mod lane;
 mod metrics;
@@ -10,6 +11,7 @@ mod owed;
 mod queue;
 mod quota_leases;
 mod refusal_cache;
+mod settle;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod store_clock;
 
@@ -27,12 +29,12 @@ use self::owed::is_owed_check;
 pub use self::queue::Queue;
 use self::quota_leases::{QuotaAnswer, QuotaLeases};
 use self::refusal_cache::RefusalCache;
+use self::settle::Unanswered;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(super) use self::store_clock::{CALENDAR_ATTEMPTS, StoreClock};
 use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
-use crate::limiter::{LeaseStatus, Limit, OnStoreError};
-use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// The smallest difference between the clocks of a store and of this process that is logged. It includes the duration
 /// of a call.
@@ -131,10 +133,24 @@ impl SharedStore {
         &self.queue
     }
 
+    /// Executes a plan. If the store does not answer, the policies of the limiters do.
+    pub(super) async fn apply(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Applied {
+        match self.ask(plan, now, deadline).await {
+            Ok(applied) => applied,
+            Err(unanswered) => self.fallback(plan, unanswered, now),
+        }
+    }
+
     /// Executes a plan: in a wrapper if one can answer it, otherwise on the store.
     ///
     /// `now` is this process's clock. The store decides by its own.
     pub(super) async fn execute(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
+        self.ask(plan, now, deadline).await.map_err(|unanswered| unanswered.fault)
+    }
+
+    async fn ask(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Unanswered> {
+        // Before the release is sent, or the slot could be handed over behind it.
+        self.queue.backlog().cancel_released(plan);
         if let Some(applied) = self.refusal_cache.as_ref().and_then(|cache| cache.answer(plan, now)) {
             self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::RefusalCache));
             return Ok(applied);
@@ -156,7 +172,7 @@ impl SharedStore {
         plan: &Plan,
         now: Timestamp,
         deadline: Instant,
-    ) -> Result<Applied, Fault> {
+    ) -> Result<Applied, Unanswered> {
         let larger = match leases.answer(plan.clone(), now) {
             QuotaAnswer::Local(applied) => {
                 self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::QuotaLease));
@@ -170,17 +186,20 @@ impl SharedStore {
             Some(applied) => Ok(applied),
             None => {
                 // A block that was lost with its connection may be charged. The request is not.
-                answer.map(drop).or_else(|fault| if fault == Fault::ConnectionLost { Ok(()) } else { Err(fault) })?;
+                match answer {
+                    Ok(_) | Err(Fault::ConnectionLost) => {}
+                    Err(fault) => return Err(fault.into()),
+                }
                 self.execute_on_store(plan.clone(), now, deadline).await
             }
         }
     }
 
-    async fn execute_on_store(&self, mut plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Fault> {
+    async fn execute_on_store(&self, mut plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Unanswered> {
         if plan.once.is_none() && plan.checks.iter().any(is_owed_check) {
             plan.once = Some(self.queue.backlog().once());
         }
-        let answer = self.queue.execute(plan, deadline).await;
+        let answer = self.queue.ask(plan, deadline).await;
         if let Ok(applied) = &answer {
             self.compare_clocks(applied.at, now);
         }
@@ -246,154 +265,4 @@ impl SharedStore {
         }
         self.sweep_fallback(now);
     }
-}
-
-/// The fallback, which answers plans by the limiters' `on_store_error` policies while the store does not (semantics 31).
-impl SharedStore {
-    /// Answers a plan by the limiters' `on_store_error` policies, because the store did not.
-    pub(super) fn fallback(&self, plan: &Plan, fault: Fault, now: Timestamp) -> Applied {
-        let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(is_local);
-        let memory = needed.then(|| self.fallback_memory());
-        let mut applied = Applied { admitted: !plan.refused, at: now, degraded: true, ..Applied::default() };
-        if let Some(memory) = &memory {
-            applied.statuses = self.change_fallback(plan, memory, now);
-        }
-        let mut checks_by_policy = [0; 3];
-        for group in plan.groups() {
-            let denies =
-                |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
-            let refused = plan.refused || group.iter().any(denies);
-            let checks = group.iter().filter(|check| is_local(check)).map(|check| self.fallback_check(check));
-            let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
-            local_plan
-                .groups
-                .push(u16::try_from(local_plan.checks.len()).expect("it has no more checks than its plan"));
-            let decided =
-                memory.as_ref().filter(|_| !local_plan.checks.is_empty()).map(|memory| memory.apply(&local_plan, now));
-            let admitted = !refused && decided.as_ref().is_none_or(|decided| decided.admitted);
-            applied.admitted &= admitted;
-            let mut answers = decided.into_iter().flat_map(|decided| decided.answers);
-            applied.answers.extend(group.iter().map(|check| {
-                checks_by_policy[check.on_store_error as usize] += u64::from(!check.shadow);
-                match (check.always_denied, is_local(check)) {
-                    // A limit of zero needs no store.
-                    (true, _) => {
-                        Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 })
-                    }
-                    (_, true) => {
-                        let answer = answers.next().expect("one answer for each local check");
-                        if let Ok(outcome) = &answer {
-                            self.owe_charge(check, plan, admitted, outcome, now);
-                        }
-                        if fault == Fault::ConnectionLost && matches!(check.limit, Limit::Concurrency(_)) {
-                            self.queue.release_unless_held(check, plan.lease);
-                        }
-                        answer
-                    }
-                    (_, false) => Err(fault),
-                }
-            }));
-        }
-        self.queue.report(|observer: &dyn StoreObserver| {
-            for policy in [OnStoreError::Allow, OnStoreError::Deny, OnStoreError::Local] {
-                observer.answered_by_policy(policy, checks_by_policy[policy as usize]);
-            }
-        });
-        applied
-    }
-
-    /// Owes the store what a check of the fallback charged. Recorded uses are owed by the plan that failed.
-    fn owe_charge(&self, check: &Check, plan: &Plan, admitted: bool, outcome: &Outcome, now: Timestamp) {
-        let units = check.units_charged(admitted, outcome.passes);
-        if units == 0 || outcome.charged == 0 || is_owed_check(check) {
-            return;
-        }
-        let backlog = self.queue.backlog();
-        let dropped = match &check.limit {
-            Limit::Concurrency(slots) => backlog.owe_slot(check, plan.lease, slots),
-            _ => backlog.owe_charge(check, units, outcome.limit.saturating_sub(outcome.remaining), now),
-        };
-        self.queue.report_owed(dropped);
-    }
-
-    /// Applies lease changes and undos to the fallback, and takes them off what is owed.
-    fn change_fallback(
-        &self,
-        plan: &Plan,
-        memory: &MemoryStores,
-        now: Timestamp,
-    ) -> smallvec::SmallVec<[LeaseStatus; 1]> {
-        for change in &plan.changes {
-            if change.action == crate::plan::LeaseAction::Release {
-                self.queue.backlog().cancel_slot(change.counter, change.lease);
-            }
-        }
-        for undo in &plan.undos {
-            match &undo.limit {
-                Limit::Concurrency(_) => self.queue.backlog().cancel_slot(undo.counter, plan.lease),
-                Limit::TokenBucket(_) => {
-                    // What was charged is in levels of this instance's share.
-                    let Limit::TokenBucket(share) = undo.limit.share(self.settings.instances) else { continue };
-                    let units = u32::try_from(undo.charged.div_ceil(share.unit())).unwrap_or(u32::MAX);
-                    self.queue.backlog().cancel_charge(undo.counter, units);
-                }
-                _ => {
-                    let units = u32::try_from(undo.charged).unwrap_or(u32::MAX);
-                    self.queue.backlog().cancel_charge(undo.counter, units);
-                }
-            }
-        }
-        let changes = plan.changes.iter().map(|change| LeaseChange { store: 0, ..*change });
-        let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.settings.instances), ..*undo };
-        let (changes, undos) = (changes.collect(), plan.undos.iter().map(share).collect());
-        memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
-    }
-
-    /// Applies the lease changes of a plan that the store has executed to the fallback too, which may hold the slots.
-    fn change_leases_of_fallback(&self, plan: &Plan, mut applied: Applied, now: Timestamp) -> Applied {
-        if plan.changes.is_empty() {
-            return applied;
-        }
-        let Some(memory) = self.fallback.lock().clone() else { return applied };
-        let changes = Plan { changes: plan.changes.clone(), lease: plan.lease, ..Plan::default() };
-        let local = self.change_fallback(&changes, &memory, now);
-        for (status, local) in applied.statuses.iter_mut().zip(local) {
-            if *status == LeaseStatus::Unknown {
-                *status = local;
-            }
-        }
-        applied
-    }
-
-    /// Removes a counter from the fallback, and from what is owed.
-    fn forget_in_fallback(&self, counter: CounterName) {
-        self.queue.backlog().forget(counter);
-        if let Some(memory) = self.fallback.lock().clone() {
-            memory.forget(0, &counter);
-        }
-    }
-
-    /// A check as the fallback decides it: by this instance's share of the limit.
-    fn fallback_check(&self, check: &Check) -> Check {
-        Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
-    }
-
-    fn fallback_memory(&self) -> Arc<MemoryStores> {
-        let mut fallback = self.fallback.lock();
-        fallback.get_or_insert_with(|| Arc::new(MemoryStores::new(&[FALLBACK_SETTINGS]))).clone()
-    }
-
-    /// Removes the expired counters of the fallback, and the fallback once it has none and nobody uses it.
-    fn sweep_fallback(&self, now: Timestamp) {
-        let Some(memory) = self.fallback.lock().clone() else { return };
-        memory.sweep(now);
-        drop(memory);
-        let mut fallback = self.fallback.lock();
-        fallback.take_if(|memory| Arc::strong_count(memory) == 1 && memory.usage()[0].keys == 0);
-    }
-}
-
-/// Whether a check is decided by the fallback's counters.
-fn is_local(check: &Check) -> bool {
-    check.on_store_error == OnStoreError::Local && !check.always_denied
 }

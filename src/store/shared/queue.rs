@@ -8,6 +8,8 @@
 //!          a probe runs until the store answers                '- it failed: what it owes gets into the backlog
 //! ```
 //!
+//! A caller that decides without the store meanwhile still learns what became of its plan (settle.rs).
+//!
 //! A batch waits for its connection, and its callers no longer than their deadlines. A decision that was in flight when
 //! the connection broke is sent again. It can then be charged twice, which refuses early and admits nothing; refunds and
 //! recorded uses have an id that makes them take effect once, and undos are not sent again.
@@ -24,9 +26,9 @@ use super::backend::Backend;
 use super::backlog::Backlog;
 use super::hand_over::hand_over;
 use super::lane::{CallerKind, Lanes, QueueInner, QueueSettings};
-use super::metrics::{DropReason, StoreObserver};
-use crate::limiter::LeaseId;
-use crate::plan::{Applied, Check, CounterName, Fault, Plan};
+use super::metrics::StoreObserver;
+use super::settle::{PolicyDecision, Unanswered};
+use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// The pause between two attempts to warm a store up.
 const WARM_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -66,53 +68,63 @@ impl Queue {
     /// takes are then released. Its lease changes and undos, and of its checks the refunds and recorded uses, are sent
     /// again until the store answers, as far as they are idempotent.
     pub async fn execute(&self, plan: Plan, deadline: Instant) -> Result<Applied, Fault> {
-        self.execute_for(CallerKind::Decision, plan, deadline).await
+        self.ask(plan, deadline).await.map_err(|unanswered| unanswered.fault)
     }
 
     /// Like [`Queue::execute`], for units charged in advance. They are unused, so they are undone if the answer is late.
     pub(super) async fn prefetch(&self, plan: Plan, deadline: Instant) -> Result<Applied, Fault> {
-        self.execute_for(CallerKind::Prefetch, plan, deadline).await
+        self.send(CallerKind::Prefetch, plan, deadline).await.map_err(|unanswered| unanswered.fault)
     }
 
-    async fn execute_for(&self, kind: CallerKind, plan: Plan, deadline: Instant) -> Result<Applied, Fault> {
+    /// Like [`Queue::execute`], for a caller that decides without the store if it does not answer, and settles that.
+    pub(super) async fn ask(&self, plan: Plan, deadline: Instant) -> Result<Applied, Unanswered> {
+        self.send(CallerKind::Decision, plan, deadline).await
+    }
+
+    async fn send(&self, kind: CallerKind, plan: Plan, deadline: Instant) -> Result<Applied, Unanswered> {
         let lane = self.inner.backend.lane(&plan);
         let answer = match self.inner.breakers[lane].circuit_open() {
             true => {
                 self.inner.owe(plan, Fault::CircuitOpen);
-                Err(Fault::CircuitOpen)
+                Err(Fault::CircuitOpen.into())
             }
-            false => self.execute_in_lane(lane, kind, plan, deadline).await,
+            false => self.send_in_lane(lane, kind, plan, deadline).await,
         };
-        if let Err(fault) = answer {
+        if let Err(Unanswered { fault, .. }) = answer {
             self.inner.report(|observer| observer.failed(fault));
         }
         answer
     }
 
-    async fn execute_in_lane(
+    async fn send_in_lane(
         &self,
         lane: usize,
         kind: CallerKind,
         plan: Plan,
         deadline: Instant,
-    ) -> Result<Applied, Fault> {
+    ) -> Result<Applied, Unanswered> {
         let begun = Instant::now();
-        let answer = self.lanes.send(lane, plan, kind);
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(answer) => answer.unwrap_or(Err(Fault::Unreachable)),
+        let mut answer = self.lanes.send(lane, plan, kind, Some(deadline));
+        match tokio::time::timeout_at(deadline, &mut answer).await {
+            Ok(answer) => Ok(answer.unwrap_or(Err(Fault::Unreachable))?),
             Err(_) => {
                 // If another store used up the deadline, that is no failure of this store.
                 if begun.elapsed() >= self.inner.settings.timeout {
                     self.inner.record_failure(lane, Fault::Timeout);
                 }
-                Err(Fault::Timeout)
+                Err(Unanswered { fault: Fault::Timeout, late: Some(answer) })
             }
         }
     }
 
+    /// Settles what was decided without the store: at once, or when the late answer is there.
+    pub(super) fn settle(&self, decision: PolicyDecision, unanswered: Unanswered) {
+        self.inner.clone().settle(decision, unanswered);
+    }
+
     /// Queues a plan without waiting for its answer.
     pub fn post(&self, plan: Plan) {
-        drop(self.lanes.send(self.inner.backend.lane(&plan), plan, CallerKind::Decision));
+        drop(self.lanes.send(self.inner.backend.lane(&plan), plan, CallerKind::Post, None));
     }
 
     /// What this process owes the store.
@@ -181,19 +193,6 @@ impl Queue {
     /// Passes the observer, if there is one, to `report`.
     pub(super) fn report(&self, report: impl FnOnce(&dyn StoreObserver)) {
         self.inner.report(report);
-    }
-
-    /// Owes the release of a slot that a call of unknown fate may have taken.
-    pub(super) fn release_unless_held(&self, check: &Check, lease: LeaseId) {
-        self.inner.release_unless_held(check, lease);
-    }
-
-    /// Reports the number of plans, counters and slots in the backlog, and one of them that was dropped.
-    pub(super) fn report_owed(&self, dropped: bool) {
-        if dropped {
-            self.inner.report_dropped(DropReason::Full, 1);
-        }
-        self.inner.report_backlog();
     }
 }
 
