@@ -9,7 +9,7 @@ mod fault;
 mod merge;
 mod outcome;
 
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 
 use smallvec::SmallVec;
 
@@ -39,9 +39,9 @@ pub struct Plan {
     pub refused: bool,
     /// The id under which every slot of this request is held.
     pub lease: LeaseId,
-    /// An id that shared stores remember for a while: its refunds, and its charges that are made whatever the verdict,
-    /// take effect only in the first of the calls that carry it.
-    pub once: Option<NonZeroU64>,
+    /// An id of this process that shared stores remember for a while: refunds, and charges that are made whatever the
+    /// verdict, take effect only in the first of the calls that carry it. Four bytes keep a plan from growing by 16.
+    pub once: Option<NonZeroU32>,
 }
 
 impl Plan {
@@ -62,10 +62,11 @@ impl Plan {
     }
 
     /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.
-    pub(crate) fn once_name(&self) -> Option<CounterName> {
-        let id = self.once?.get();
-        // The lower half of a name ends with its partition. No counter has a name of this form.
-        Some(CounterName([id, 0x6f6e_6365 << 32]).in_partition(self.partition()))
+    /// `source` tells the ids of one process from those of others.
+    pub(crate) fn once_name(&self, source: u64) -> Option<CounterName> {
+        let id = u64::from(self.once?.get());
+        // The lower half of a name ends with its partition. A counter has a name of this form by chance only, as of any.
+        Some(CounterName([source, id << 32 | 0x6f6e << 16]).in_partition(self.partition()))
     }
 
     /// The partition of the first counter. A plan for a partitioned store has counters of one partition only.

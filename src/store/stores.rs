@@ -91,13 +91,14 @@ impl Stores {
         if self.shared.is_empty() {
             return self.memory.apply(plan, now);
         }
+        // Boxed, because a decision in memory would pay for the size of these futures: 2 % of its instructions.
         match self.route(plan) {
             PlanRoute::Memory => self.memory.apply(plan, now),
             PlanRoute::Store(store) => {
                 let shared = self.shared(store).expect("the route names a shared store");
-                shared.apply(plan, now, shared.queue().deadline()).await
+                Box::pin(shared.apply(plan, now, shared.queue().deadline())).await
             }
-            PlanRoute::Several => self.apply_saga(plan, now).await,
+            PlanRoute::Several => Box::pin(self.apply_saga(plan, now)).await,
         }
     }
 

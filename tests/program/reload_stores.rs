@@ -209,7 +209,7 @@ impl Loaded {
     }
 
     /// Ends the load, and checks that all of it was decided by the store: exactly.
-    async fn is_exact(mut self, what: &str) {
+    async fn ends_exact(mut self, what: &str) {
         let policy = self.by_policy();
         let answered = self.answered.load(Ordering::Relaxed);
         let longest = self.finish().await;
@@ -248,7 +248,7 @@ async fn rotate(what: &str, rotated: Option<Rotated>) {
     assert_eq!(loaded.said("new store connected"), 10, "{}", loaded.served.said());
     let refused = "tollgate_config_reloads_total{result=\"refused\"}";
     assert_eq!(loaded.served.metric(refused), 0.0);
-    loaded.is_exact(&format!("ten rotations of a password, {what}")).await;
+    loaded.ends_exact(&format!("ten rotations of a password, {what}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,7 +284,7 @@ async fn change_each(what: &str, base: &str, changes: &[&str]) {
         loaded.take(|| write(&file, &limited(base)));
     }
     assert_eq!(loaded.said("new store connected"), 2 * changes.len(), "{}", loaded.served.said());
-    loaded.is_exact(&format!("reload of each of {} keys, {what}", changes.len())).await;
+    loaded.ends_exact(&format!("reload of each of {} keys, {what}", changes.len())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -365,7 +365,7 @@ async fn a_new_store_that_takes_long_to_connect_is_waited_for_while_the_old_one_
         assert_eq!((loaded.said(TAKEN), loaded.said(REFUSED)), (0, 0), "{}", loaded.served.said());
         proxy.heal();
     });
-    loaded.is_exact("a store that is connected after a while").await;
+    loaded.ends_exact("a store that is connected after a while").await;
 }
 
 /// A store that cannot be connected: the keys of the one in use, those of the next one, words of the refusal, words that
@@ -399,7 +399,7 @@ async fn is_refused_and_tried_again(missing: Missing) {
     loaded.until_said(TAKEN, 1);
     assert_eq!(loaded.served.metric("tollgate_config_last_reload_successful"), 1.0);
     loaded.answers_more();
-    loaded.is_exact(words).await;
+    loaded.ends_exact(words).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -540,7 +540,7 @@ async fn gives_back(what: &str, store: &str) {
         assert!(began.elapsed() < WAIT_TIMEOUT, "{} of {admitted}: {}", charged(&plain), loaded.served.said());
     }
     println!("{what}: {} of {leased} units were unused, and given back", leased - admitted);
-    loaded.is_exact(&format!("a reload with leased quota, {what}")).await;
+    loaded.ends_exact(&format!("a reload with leased quota, {what}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -573,5 +573,5 @@ async fn reloads_with_leased_quota_under_load_lose_no_unit() {
     for batch in 2..8 {
         loaded.take(|| write(&file, &store(batch)));
     }
-    loaded.is_exact("reloads with leased quota under load").await;
+    loaded.ends_exact("reloads with leased quota under load").await;
 }

@@ -1,6 +1,7 @@
 //! Moments around a lost connection to a store that is well: nothing that was answered OK is lost, no budget begins
 //! anew, and a decision waits for the next connection.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -79,7 +80,7 @@ impl Instance {
             if seen == Ok(left) {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(5), "{seen:?} left, expected {left}");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "{seen:?} left, expected {left}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -416,8 +417,8 @@ async fn what_a_fallback_admitted_is_charged_to_the_store_when_it_is_back() {
 struct ResetsUnderLoad {
     decisions: usize,
     by_policy: usize,
-    /// How many of those were not late: they did not wait for the next connection.
-    not_late: usize,
+    /// Why they were not answered by the store, each once.
+    faults: BTreeSet<&'static str>,
     /// How many units more the store has counted than were admitted.
     charged_twice: usize,
     longest: Duration,
@@ -430,7 +431,7 @@ impl ResetsUnderLoad {
     async fn of(name: &str, store: &impl Resets, handle: StoreHandle, pause: Duration) -> Self {
         const LIMIT: u32 = 100_000_000;
         let instance = Instance::on(handle).await;
-        let check = one(80, daily(LIMIT), OnStoreError::Deny);
+        let check = one(rand_base(), daily(LIMIT), OnStoreError::Deny);
         let enough = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..Self::CALLERS)
             .map(|_| {
@@ -469,28 +470,32 @@ impl ResetsUnderLoad {
         assert!(counted >= admitted, "{name}: {counted} counted, {admitted} admitted");
         let resets = Self {
             decisions: seen.len(),
-            not_late: seen
-                .iter()
-                .filter(|(_, applied)| matches!(applied.answers[0], Err(fault) if fault != Fault::Timeout))
-                .count(),
+            faults: seen.iter().filter_map(|(_, applied)| applied.answers[0].err()).map(Fault::name).collect(),
             by_policy: seen.iter().filter(|(_, applied)| applied.degraded).count(),
             charged_twice: counted - admitted,
             longest: seen.iter().map(|(took, _)| *took).max().expect("decisions"),
         };
         println!(
-            "| {name} | {} of {} by policy | {} charged twice | longest {:?} |",
-            resets.by_policy, resets.decisions, resets.charged_twice, resets.longest
+            "| {name} | {} of {} by policy {:?} | {} charged twice | longest {:?} |",
+            resets.by_policy, resets.decisions, resets.faults, resets.charged_twice, resets.longest
         );
         // No more than were in flight.
         assert!(resets.charged_twice <= Self::RESETS * Self::CALLERS, "{name}: {} charged twice", resets.charged_twice);
         resets
     }
 
-    /// No decision gave up because the connection was lost, and hardly any was late: on a busy machine one may be.
-    fn cost_nothing(&self) {
-        let Self { decisions, by_policy, not_late, longest, .. } = self;
-        assert_eq!(*not_late, 0, "of {by_policy} by policy");
-        assert!(by_policy * 1_000 <= *decisions, "{by_policy} of {decisions} by policy, longest {longest:?}");
+    /// Asserts that resets cost no answer by policy. A machine that is busy with other work makes answers late now and
+    /// then, so one of three attempts has to show it; a reset that costs any costs some in each.
+    async fn cost_nothing(name: &str, store: &impl Resets, handle: impl Fn() -> StoreHandle, pause: Duration) {
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let resets = Self::of(name, store, handle(), pause).await;
+            if resets.by_policy == 0 {
+                return;
+            }
+            seen.push((resets.by_policy, resets.decisions, resets.faults, resets.longest));
+        }
+        panic!("{name}: by policy, of all, why, longest: {seen:?}");
     }
 }
 
@@ -500,8 +505,7 @@ async fn a_reset_under_load_costs_no_answer_by_policy() {
     let pause = Duration::from_millis(200);
     for (name, setup) in [("Redis", Setup::redis()), ("Valkey", Setup::valkey())] {
         let Some(server) = setup.map(Setup::start) else { continue };
-        let seen = ResetsUnderLoad::of(name, &server, redis(&server, LONG), pause).await;
-        seen.cost_nothing();
+        ResetsUnderLoad::cost_nothing(name, &server, || redis(&server, LONG), pause).await;
     }
     let Some(server) = Redis::start() else { return };
     let seen = ResetsUnderLoad::of("Redis, 10 ms", &server, redis(&server, SHORT), pause).await;
@@ -513,9 +517,7 @@ async fn a_reset_under_load_costs_no_answer_by_policy() {
 async fn a_reset_under_load_costs_no_answer_by_policy_in_a_cluster() {
     let _alone = crate::MACHINE.write().await;
     let Some(cluster) = Cluster::start(3, 0) else { return };
-    let handle = in_cluster(&cluster, LONG);
-    let seen = ResetsUnderLoad::of("Cluster", &cluster, handle, Duration::from_millis(200)).await;
-    seen.cost_nothing();
+    ResetsUnderLoad::cost_nothing("Cluster", &cluster, || in_cluster(&cluster, LONG), Duration::from_millis(200)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -524,7 +526,6 @@ async fn a_reset_under_load_costs_no_answer_by_policy_in_a_postgres() {
     let Some(server) = postgres::Setup::new().map(postgres::Setup::start) else { return };
     let database = server.database();
     // A new connection takes some round trips, and a fork of the server.
-    let handle = in_a_postgres(&server, &database, Duration::from_millis(500));
-    let seen = ResetsUnderLoad::of("PostgreSQL, 500 ms", &server, handle, Duration::from_millis(300)).await;
-    seen.cost_nothing();
+    let handle = || in_a_postgres(&server, &database, Duration::from_millis(500));
+    ResetsUnderLoad::cost_nothing("PostgreSQL, 500 ms", &server, handle, Duration::from_millis(300)).await;
 }

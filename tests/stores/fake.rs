@@ -2,7 +2,7 @@
 //! tests the code between requests and any shared store.
 
 use std::collections::HashSet;
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -34,7 +34,7 @@ pub struct Inside {
     changed: Notify,
     calls: AtomicUsize,
     /// The ids of plans that were executed.
-    once: Mutex<HashSet<NonZeroU64>>,
+    once: Mutex<HashSet<NonZeroU32>>,
 }
 
 pub const WELL: u8 = 0;

@@ -21,7 +21,7 @@ mod settings;
 mod url;
 mod wire;
 
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ use self::names::SchemaNames;
 use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
-use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock, random_id};
 use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
 use crate::limiter::{Alignment, FixedWindow, Limit};
@@ -89,6 +89,8 @@ pub struct Postgres {
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
+    /// Tells the ids of [`Plan::once`] of this process from those of others.
+    source: u64,
 }
 
 /// The connection pool with the statements of the store, shared by its tasks.
@@ -148,7 +150,7 @@ impl Postgres {
         if settings.sweep {
             tasks.push(tokio::spawn(sweep_periodically(pool.clone())));
         }
-        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default() })
+        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default(), source: random_id() })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -215,10 +217,10 @@ impl Postgres {
     /// Executes a plan with an id, and without what is executed once if another call with the id has been executed.
     async fn execute_once(&self, plan: &Plan) -> Result<Applied, Fault> {
         let mut at = self.expected_time();
-        for attempt in 0..CALENDAR_ATTEMPTS as u64 {
+        for attempt in 0..CALENDAR_ATTEMPTS as u32 {
             // With the wrong windows of a calendar only the id is remembered, so the next attempt has another.
-            let once = plan.once.and_then(|id| NonZeroU64::new(id.get() ^ (attempt << 62)));
-            let id = Plan { once, ..plan.clone() }.once_name().unwrap_or_default();
+            let once = plan.once.and_then(|id| NonZeroU32::new(id.get() | attempt << 30));
+            let id = Plan { once, ..plan.clone() }.once_name(self.source).unwrap_or_default();
             let arguments = [id_plan(id), plan.clone(), without_once(plan)].map(|plan| ApplyArguments::of(&[plan], at));
             let now = self.test_time();
             let call = detached(self.pool.clone(), move |pool| async move { pool.apply_once(&arguments, now).await });

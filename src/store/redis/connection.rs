@@ -293,10 +293,13 @@ impl ConnectionState {
 
 async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionState>, warnings: Arc<Warnings>) {
     let mut delay = Duration::ZERO;
+    // Whether an attempt that is cut off is repeated at once, so that those who wait go on waiting.
+    let mut again = true;
     for number in 1.. {
         let since = Instant::now();
         match server.connect(&dial).await {
             Ok((address, connection, driver)) => {
+                again = true;
                 let mut pinged = connection.clone();
                 state.open.store(Some(Arc::new(OpenConnection { connection, number, since })));
                 state.fault.store(None);
@@ -323,6 +326,9 @@ async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionSt
                 }
             }
             Err((server, error)) => {
+                if error.fault == Fault::ConnectionLost && std::mem::take(&mut again) {
+                    continue;
+                }
                 let error = error.while_connecting();
                 state.fault.store(Some(Arc::new(error.fault)));
                 state.tried_notify.notify_waiters();

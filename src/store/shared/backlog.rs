@@ -12,8 +12,8 @@
 //! counted and logged. The process that ends loses the rest.
 
 use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -35,6 +35,9 @@ const MAX_OWED: usize = 65_536;
 /// [`Plan::once`](crate::plan::Plan::once).
 const MAX_REPEAT_AGE: Duration = Duration::from_secs(50);
 
+/// The largest id of [`Plan::once`](crate::plan::Plan::once): the bits above it are those of the store.
+const MAX_ID: u32 = u32::MAX >> 2;
+
 /// What is owed to one store.
 #[derive(Debug)]
 pub(super) struct Backlog {
@@ -45,8 +48,8 @@ pub(super) struct Backlog {
     recovered: Notify,
     /// Notified when nothing waits any more.
     emptied: Notify,
-    /// The ids of [`Plan::once`](crate::plan::Plan::once), from a random start.
-    next_id: AtomicU64,
+    /// The next id of [`Plan::once`](crate::plan::Plan::once).
+    next_id: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -117,21 +120,20 @@ pub(super) struct Round {
 
 impl Backlog {
     pub(super) fn new() -> Self {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).expect("the operating system has random numbers");
         Self {
             owed: Mutex::default(),
             filled: Notify::new(),
             recovered: Notify::new(),
             emptied: Notify::new(),
-            next_id: AtomicU64::new(u64::from_le_bytes(random)),
+            next_id: AtomicU32::new(1),
         }
     }
 
     /// A new id for [`Plan::once`](crate::plan::Plan::once).
-    pub(super) fn once(&self) -> NonZeroU64 {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        NonZeroU64::new(id).unwrap_or(NonZeroU64::MAX)
+    pub(super) fn once(&self) -> NonZeroU32 {
+        // It comes round after more ids than stores remember.
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed) & MAX_ID;
+        NonZeroU32::new(id).unwrap_or(NonZeroU32::MIN)
     }
 
     /// The number of plans, counters and slots that wait.
@@ -422,7 +424,7 @@ impl Owed {
         most: usize,
         now: Instant,
         usable: &impl Fn(&Plan) -> bool,
-        once: impl Fn() -> NonZeroU64,
+        once: impl Fn() -> NonZeroU32,
         round: &mut Round,
     ) {
         self.charges.retain(|_, charge| {

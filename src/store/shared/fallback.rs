@@ -2,30 +2,43 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::metrics::StoreObserver;
 use super::owed::is_owed_check;
+use super::queue::Queue;
 use super::settle::{DecidedCheck, PolicyDecision, Unanswered};
-use super::{FALLBACK_SETTINGS, SharedStore, StoreObserver};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, Limit, OnStoreError};
-use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
-use crate::store::memory::MemoryStores;
+use crate::plan::{Applied, Check, CounterName, LeaseChange, Outcome, Plan, Undo};
+use crate::store::memory::{MemorySettings, MemoryStores};
 
-impl SharedStore {
-    /// Executes a plan without asking the store, because the fallback has its charges.
-    pub(in crate::store) fn apply_in_fallback(&self, plan: &Plan, now: Timestamp) -> Applied {
-        self.fallback(plan, Fault::CircuitOpen.into(), now)
+/// The bounds of its counters.
+const SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
+
+/// The counters of this process for a store that does not answer. They are kept until they have expired, so that every
+/// outage goes on with the counts of the one before.
+#[derive(Debug)]
+pub(super) struct Fallback {
+    /// The number of instances that share the store: each counts up to its share of every limit.
+    instances: u32,
+    memory: Mutex<Option<Arc<MemoryStores>>>,
+}
+
+impl Fallback {
+    pub(super) fn new(instances: u32) -> Self {
+        Self { instances, memory: Mutex::default() }
     }
 
     /// Answers a plan by the limiters' `on_store_error` policies, because the store did not.
-    pub(super) fn fallback(&self, plan: &Plan, unanswered: Unanswered, now: Timestamp) -> Applied {
+    pub(super) fn answer(&self, queue: &Queue, plan: &Plan, unanswered: Unanswered, now: Timestamp) -> Applied {
         let fault = unanswered.fault;
         let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(is_local);
-        let memory = needed.then(|| self.fallback_memory());
+        let memory = needed.then(|| self.memory());
         let mut applied = Applied { admitted: !plan.refused, at: now, degraded: true, ..Applied::default() };
         if let Some(memory) = &memory {
-            applied.statuses = self.change_fallback(plan, memory, now);
+            applied.statuses = self.change(queue, plan, memory, now);
         }
         let mut checks_by_policy = [0; 3];
         let mut decision = PolicyDecision { checks: SmallVec::new(), lease: plan.lease, at: now };
@@ -33,7 +46,7 @@ impl SharedStore {
             let denies =
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
-            let checks = group.iter().filter(|check| is_local(check)).map(|check| self.fallback_check(check));
+            let checks = group.iter().filter(|check| is_local(check)).map(|check| self.share_of(check));
             let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
             local_plan
                 .groups
@@ -57,46 +70,46 @@ impl SharedStore {
                 answer
             }));
         }
-        self.queue.report(|observer: &dyn StoreObserver| {
+        queue.report(|observer: &dyn StoreObserver| {
             for policy in [OnStoreError::Allow, OnStoreError::Deny, OnStoreError::Local] {
                 observer.answered_by_policy(policy, checks_by_policy[policy as usize]);
             }
         });
-        self.queue.settle(decision, unanswered);
+        queue.settle(decision, unanswered);
         applied
     }
 
-    /// Applies lease changes and undos to the fallback, and takes them off what is owed.
-    fn change_fallback(&self, plan: &Plan, memory: &MemoryStores, now: Timestamp) -> SmallVec<[LeaseStatus; 1]> {
+    /// Applies lease changes and undos, and takes them off what is owed.
+    fn change(&self, queue: &Queue, plan: &Plan, memory: &MemoryStores, now: Timestamp) -> SmallVec<[LeaseStatus; 1]> {
         for undo in &plan.undos {
             match &undo.limit {
-                Limit::Concurrency(_) => self.queue.backlog().cancel_slot(undo.counter, plan.lease),
+                Limit::Concurrency(_) => queue.backlog().cancel_slot(undo.counter, plan.lease),
                 Limit::TokenBucket(_) => {
                     // What was charged is in levels of this instance's share.
-                    let Limit::TokenBucket(share) = undo.limit.share(self.settings.instances) else { continue };
+                    let Limit::TokenBucket(share) = undo.limit.share(self.instances) else { continue };
                     let units = u32::try_from(undo.charged.div_ceil(share.unit())).unwrap_or(u32::MAX);
-                    self.queue.backlog().cancel_charge(undo.counter, units);
+                    queue.backlog().cancel_charge(undo.counter, units);
                 }
                 _ => {
                     let units = u32::try_from(undo.charged).unwrap_or(u32::MAX);
-                    self.queue.backlog().cancel_charge(undo.counter, units);
+                    queue.backlog().cancel_charge(undo.counter, units);
                 }
             }
         }
         let changes = plan.changes.iter().map(|change| LeaseChange { store: 0, ..*change });
-        let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.settings.instances), ..*undo };
+        let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.instances), ..*undo };
         let (changes, undos) = (changes.collect(), plan.undos.iter().map(share).collect());
         memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
     }
 
-    /// Applies the lease changes of a plan that the store has executed to the fallback too, which may hold the slots.
-    pub(super) fn change_leases_of_fallback(&self, plan: &Plan, mut applied: Applied, now: Timestamp) -> Applied {
+    /// Applies the lease changes of a plan that the store has executed here too: the slots may be held here.
+    pub(super) fn change_leases(&self, queue: &Queue, plan: &Plan, mut applied: Applied, now: Timestamp) -> Applied {
         if plan.changes.is_empty() {
             return applied;
         }
-        let Some(memory) = self.fallback.lock().clone() else { return applied };
+        let Some(memory) = self.memory.lock().clone() else { return applied };
         let changes = Plan { changes: plan.changes.clone(), lease: plan.lease, ..Plan::default() };
-        let local = self.change_fallback(&changes, &memory, now);
+        let local = self.change(queue, &changes, &memory, now);
         for (status, local) in applied.statuses.iter_mut().zip(local) {
             if *status == LeaseStatus::Unknown {
                 *status = local;
@@ -105,31 +118,29 @@ impl SharedStore {
         applied
     }
 
-    /// Removes a counter from the fallback, and from what is owed.
-    pub(super) fn forget_in_fallback(&self, counter: CounterName) {
-        self.queue.backlog().forget(counter);
-        if let Some(memory) = self.fallback.lock().clone() {
+    /// Removes a counter.
+    pub(super) fn forget(&self, counter: CounterName) {
+        if let Some(memory) = self.memory.lock().clone() {
             memory.forget(0, &counter);
         }
     }
 
-    /// A check as the fallback decides it: by this instance's share of the limit.
-    fn fallback_check(&self, check: &Check) -> Check {
-        Check { store: 0, limit: check.limit.share(self.settings.instances), ..*check }
+    /// A check as it is decided here: by this instance's share of the limit.
+    fn share_of(&self, check: &Check) -> Check {
+        Check { store: 0, limit: check.limit.share(self.instances), ..*check }
     }
 
-    fn fallback_memory(&self) -> Arc<MemoryStores> {
-        let mut fallback = self.fallback.lock();
-        fallback.get_or_insert_with(|| Arc::new(MemoryStores::new(&[FALLBACK_SETTINGS]))).clone()
+    fn memory(&self) -> Arc<MemoryStores> {
+        self.memory.lock().get_or_insert_with(|| Arc::new(MemoryStores::new(&[SETTINGS]))).clone()
     }
 
-    /// Removes the expired counters of the fallback, and the fallback once it has none and nobody uses it.
-    pub(super) fn sweep_fallback(&self, now: Timestamp) {
-        let Some(memory) = self.fallback.lock().clone() else { return };
+    /// Removes the expired counters, and the memory once it has none and nobody uses it.
+    pub(super) fn sweep(&self, now: Timestamp) {
+        let Some(memory) = self.memory.lock().clone() else { return };
         memory.sweep(now);
         drop(memory);
-        let mut fallback = self.fallback.lock();
-        fallback.take_if(|memory| Arc::strong_count(memory) == 1 && memory.usage()[0].keys == 0);
+        let mut memory = self.memory.lock();
+        memory.take_if(|memory| Arc::strong_count(memory) == 1 && memory.usage()[0].keys == 0);
     }
 }
 

@@ -15,7 +15,6 @@ mod settle;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod store_clock;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -23,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
+use self::fallback::Fallback;
 pub use self::lane::QueueSettings;
 pub use self::metrics::{DropReason, StoreObserver, Wrapper};
 use self::owed::is_owed_check;
@@ -32,7 +32,6 @@ use self::refusal_cache::RefusalCache;
 use self::settle::Unanswered;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(super) use self::store_clock::{CALENDAR_ATTEMPTS, StoreClock};
-use super::memory::{MemorySettings, MemoryStores};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
@@ -42,9 +41,6 @@ const MAX_CLOCK_DIFFERENCE_MICROS: u64 = 1_000_000;
 
 /// The shortest time between two warnings of a difference.
 const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The bounds of a fallback's counters.
-const FALLBACK_SETTINGS: MemorySettings = MemorySettings { max_memory: 64 << 20, max_keys: None };
 
 /// The settings of a shared store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +83,7 @@ pub struct SharedStore {
     settings: SharedSettings,
     refusal_cache: Option<RefusalCache>,
     quota_leases: Option<QuotaLeases>,
-    /// Decides while the store fails. It is kept until its counters have expired, so that every outage goes on with the
-    /// counts of the one before.
-    fallback: Mutex<Option<Arc<MemoryStores>>>,
+    fallback: Fallback,
     /// When a difference of the clocks was last logged.
     last_clock_warning: Mutex<Option<Instant>>,
 }
@@ -113,14 +107,8 @@ impl SharedStore {
         let queue = Queue::new(&settings.name, backend, settings.queue);
         let refusal_cache = settings.refusal_cache.map(RefusalCache::new);
         let quota_leases = settings.quota_lease.map(QuotaLeases::new);
-        Self {
-            queue,
-            settings,
-            refusal_cache,
-            quota_leases,
-            fallback: Mutex::new(None),
-            last_clock_warning: Mutex::new(None),
-        }
+        let fallback = Fallback::new(settings.instances);
+        Self { queue, settings, refusal_cache, quota_leases, fallback, last_clock_warning: Mutex::new(None) }
     }
 
     /// Its name, for the log.
@@ -137,8 +125,13 @@ impl SharedStore {
     pub(super) async fn apply(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Applied {
         match self.ask(plan, now, deadline).await {
             Ok(applied) => applied,
-            Err(unanswered) => self.fallback(plan, unanswered, now),
+            Err(unanswered) => self.fallback.answer(&self.queue, plan, unanswered, now),
         }
+    }
+
+    /// Executes a plan without asking the store, because the fallback has its charges.
+    pub(super) fn apply_in_fallback(&self, plan: &Plan, now: Timestamp) -> Applied {
+        self.fallback.answer(&self.queue, plan, Fault::CircuitOpen.into(), now)
     }
 
     /// Executes a plan: in a wrapper if one can answer it, otherwise on the store.
@@ -159,7 +152,7 @@ impl SharedStore {
             Some(leases) => self.execute_with_leases(leases, plan, now, deadline).await,
             None => self.execute_on_store(plan.clone(), now, deadline).await,
         };
-        let answer = answer.map(|applied| self.change_leases_of_fallback(plan, applied, now));
+        let answer = answer.map(|applied| self.fallback.change_leases(&self.queue, plan, applied, now));
         if let (Some(cache), Ok(applied)) = (&self.refusal_cache, &answer) {
             cache.record(plan, applied, now);
         }
@@ -230,7 +223,8 @@ impl SharedStore {
         if let Some(leases) = &self.quota_leases {
             leases.forget(&counter);
         }
-        self.forget_in_fallback(counter);
+        self.queue.backlog().forget(counter);
+        self.fallback.forget(counter);
         let forgotten = self.queue.forget(counter).await;
         if let Some(cache) = &self.refusal_cache {
             cache.clear();
@@ -263,6 +257,14 @@ impl SharedStore {
         for plan in self.quota_leases.iter().flat_map(|leases| leases.end_idle(now)) {
             self.post(plan);
         }
-        self.sweep_fallback(now);
+        self.fallback.sweep(now);
     }
+}
+
+/// A random number.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(super) fn random_id() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+    u64::from_le_bytes(bytes)
 }

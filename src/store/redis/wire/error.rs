@@ -40,6 +40,7 @@ impl From<RedisError> for CommandError {
         };
         let fault = match error.kind() {
             _ if error.is_timeout() => Fault::Timeout,
+            ErrorKind::Io if error.is_connection_refusal() => Fault::Unreachable,
             ErrorKind::Io => Fault::ConnectionLost,
             ErrorKind::ClusterConnectionNotFound => Fault::Unreachable,
             ErrorKind::AuthenticationFailed => Fault::Denied,

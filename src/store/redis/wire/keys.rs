@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::plan::CounterName;
+use crate::store::shared::random_id;
 
 /// The version of the layout of keys and values (semantics 2).
 const LAYOUT_VERSION: &str = "1";
@@ -14,12 +15,14 @@ pub(in crate::store::redis) struct Keys {
     prefix: Vec<u8>,
     /// Whether the partition is the hash tag of keys, as a cluster needs.
     tagged: bool,
+    /// Tells the ids of [`Plan::once`](crate::plan::Plan::once) of this process from those of others.
+    pub(super) source: u64,
 }
 
 impl Keys {
     /// Keys that begin with `prefix`.
     pub(in crate::store::redis) fn new(prefix: &str, tagged: bool) -> Self {
-        Self { prefix: [prefix, LAYOUT_VERSION].concat().into_bytes(), tagged }
+        Self { prefix: [prefix, LAYOUT_VERSION].concat().into_bytes(), tagged, source: random_id() }
     }
 
     /// Writes the key of a counter. In a cluster the partition is its hash tag:
