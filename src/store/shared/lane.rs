@@ -68,8 +68,10 @@ struct Caller {
     kind: CallerKind,
     /// When it stops waiting. It may still want to know what became of the plan.
     deadline: Option<Instant>,
-    /// How often the plan was sent over a connection that broke.
-    lost: u32,
+    /// How often the plan is sent again.
+    repeats: u32,
+    /// Whether it was sent over a connection that broke before the answer.
+    lost: bool,
 }
 
 /// Where the answer of a plan goes.
@@ -106,8 +108,10 @@ impl Lanes {
     pub(super) fn send(&self, lane: usize, plan: Plan, kind: CallerKind, deadline: Option<Instant>) -> PendingAnswer {
         let (answer, receiver) = oneshot::channel();
         // If the lane's task has ended, the receiver learns it: its sender is dropped.
-        let _ =
-            self.0[lane].send(QueuedPlan { plan, caller: Caller { answer: Some(answer), kind, deadline, lost: 0 } });
+        let _ = self.0[lane].send(QueuedPlan {
+            plan,
+            caller: Caller { answer: Some(answer), kind, deadline, repeats: 0, lost: false },
+        });
         receiver
     }
 
@@ -182,13 +186,16 @@ impl QueueInner {
         self.report_backlog();
     }
 
-    /// A plan that is sent again. Its undos may have been executed, and must not be twice.
-    fn repeated(&self, mut queued: QueuedPlan) -> QueuedPlan {
-        if !queued.plan.undos.is_empty() {
-            queued.plan.undos.clear();
-            self.report_dropped(DropReason::Unknown, 1);
+    /// A plan that is sent again after a fault. If it may have been executed, its undos must not be twice.
+    fn repeated(&self, mut queued: QueuedPlan, fault: Fault) -> QueuedPlan {
+        queued.caller.repeats += 1;
+        if fault.may_be_executed() {
+            queued.caller.lost = true;
+            if !queued.plan.undos.is_empty() {
+                queued.plan.undos.clear();
+                self.report_dropped(DropReason::Unknown, 1);
+            }
         }
-        queued.caller.lost += 1;
         queued
     }
 
@@ -287,7 +294,7 @@ impl QueuedPlan {
         if self.caller.waits() {
             return Some(self);
         }
-        let sent = self.caller.lost > 0;
+        let sent = self.caller.lost;
         let fault = if sent { Fault::ConnectionLost } else { Fault::Unreachable };
         let heard = self.caller.answer.take().is_some_and(|answer| answer.send(Err(fault)).is_ok());
         if sent && !heard {
@@ -297,11 +304,14 @@ impl QueuedPlan {
         (!self.plan.is_empty()).then_some(self)
     }
 
-    /// Whether it is sent again after its connection broke, without its undos.
-    fn repeats(&self) -> bool {
-        let Caller { kind, lost, .. } = &self.caller;
-        let repeatable = *kind == CallerKind::Decision && *lost < MAX_REPEATS && owed::is_repeatable(&self.plan);
-        repeatable && self.caller.waits()
+    /// Whether it is sent again after a fault: its connection broke, or another call found that it had broken.
+    fn repeats_after(&self, fault: Fault) -> bool {
+        let repeatable = match fault {
+            Fault::ConnectionLost => self.caller.kind == CallerKind::Decision && owed::is_repeatable(&self.plan),
+            Fault::Unreachable => self.caller.repeats == 0,
+            _ => false,
+        };
+        repeatable && self.caller.repeats < MAX_REPEATS && self.caller.waits()
     }
 }
 
@@ -368,13 +378,14 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     };
     inner.report_undone(&plans, &answers);
     let mut repeated = Vec::new();
-    if answers.iter().any(is_lost) {
+    // Without a connection, the attempt to open one has failed.
+    if linked.is_ok() && answers.iter().any(is_cut_off) {
         let all = plans.drain(..).zip(callers.drain(..)).zip(std::mem::take(&mut answers));
         for ((plan, caller), answer) in all.collect::<Vec<_>>() {
             let queued = QueuedPlan { plan, caller };
-            match is_lost(&answer) && queued.repeats() {
-                true => repeated.push(inner.repeated(queued)),
-                false => {
+            match answer {
+                Err(fault) if queued.repeats_after(fault) => repeated.push(inner.repeated(queued, fault)),
+                answer => {
                     plans.push(queued.plan);
                     callers.push(queued.caller);
                     answers.push(answer);
@@ -415,8 +426,9 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     repeated
 }
 
-fn is_lost(answer: &Result<Applied, Fault>) -> bool {
-    matches!(answer, Err(Fault::ConnectionLost))
+/// Whether there was no answer because the connection broke, before the call or in it.
+fn is_cut_off(answer: &Result<Applied, Fault>) -> bool {
+    matches!(answer, Err(Fault::ConnectionLost | Fault::Unreachable))
 }
 
 /// Probes a lane whenever its breaker is open, until it closes. Never returns.
