@@ -79,6 +79,15 @@ impl Recorded {
         }
         Poll::Ready(result)
     }
+
+    /// The error of a write, or why the peer closed the connection, if it said so before.
+    fn why(&mut self, context: &mut Context<'_>, error: io::Error) -> io::Error {
+        let mut unread = [0; 1];
+        match Pin::new(&mut self.stream).poll_read(context, &mut ReadBuf::new(&mut unread)) {
+            Poll::Ready(Err(cause)) => cause,
+            Poll::Ready(Ok(())) | Poll::Pending => error,
+        }
+    }
 }
 
 impl AsyncRead for Recorded {
@@ -91,11 +100,13 @@ impl AsyncRead for Recorded {
 impl AsyncWrite for Recorded {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.stream).poll_write(context, from));
+        let result = result.map_err(|error| self.why(context, error));
         self.record(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        let result = result.map_err(|error| self.why(context, error));
         self.record(result)
     }
 
