@@ -14,6 +14,7 @@ mod program {
     mod check;
     mod cli;
     mod drain;
+    mod loaded;
     mod notices;
     mod observability;
     mod on_postgres;
@@ -23,5 +24,7 @@ mod program {
     mod reload_live;
     mod reload_stores;
     mod restart;
+    mod rotations;
     mod secrets;
+    mod store_log;
 }

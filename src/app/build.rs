@@ -4,10 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tokio::time::Instant;
-
 use super::PlannedSnapshot;
+use super::connect::connect;
 use crate::config::Config;
 use crate::rules::{PartitionedStore, Rules};
 use crate::settings::Settings;
@@ -89,7 +87,7 @@ impl PreparedService {
     ///
     /// # Errors
     ///
-    /// The settings of a store are unusable, such as a missing certificate file.
+    /// The settings of a store are unusable. Reading a configuration refuses such settings already.
     pub fn stores(&self) -> Result<Stores, BuildError> {
         Ok(self.open_stores(&StorePlan::default())?.after(&Stores::memory(&[])))
     }
@@ -117,29 +115,20 @@ impl PreparedService {
 pub(super) struct OpenedStores(Vec<NextStore>);
 
 impl OpenedStores {
-    /// Waits until every new shared store is connected, so that its first decisions do not wait for that, or fail.
+    /// Waits until every new shared store is connected.
     ///
     /// # Errors
     ///
     /// Those that are not connected within `timeout`, in their own words.
     pub(super) async fn connected(&self, timeout: Duration) -> Result<(), BuildError> {
-        let (began, deadline) = (Instant::now(), Instant::now() + timeout);
         let new = self.0.iter().filter_map(|store| match store {
             NextStore::New(StoreHandle::Shared(shared)) => Some(shared),
             NextStore::New(StoreHandle::Memory(_)) | NextStore::Keep(_) => None,
         });
-        let connecting = new.map(async |shared| {
-            let store = shared.name();
-            match shared.queue().connected(deadline).await {
-                Ok(()) => {
-                    tracing::info!(store, took = ?began.elapsed(), "new store connected");
-                    None
-                }
-                Err(reason) => Some(format!("stores.{store}: not connected within {timeout:?}: {reason}")),
-            }
-        });
-        let problems: Vec<String> = join_all(connecting).await.into_iter().flatten().collect();
-        if problems.is_empty() { Ok(()) } else { Err(BuildError(problems)) }
+        match connect(new, timeout).await {
+            missing if missing.is_empty() => Ok(()),
+            missing => Err(BuildError(missing.iter().map(ToString::to_string).collect())),
+        }
     }
 
     /// These stores, with those kept of the ones in use.
@@ -170,11 +159,11 @@ fn open(config: &StoreConfig) -> Result<StoreHandle, String> {
     Ok(match config {
         StoreConfig::Memory(settings) => StoreHandle::Memory(*settings),
         StoreConfig::Redis(settings, shared) => {
-            let backend = Redis::new(settings).map_err(|error| error.to_string())?;
+            let backend = Redis::named(&shared.name, settings).map_err(|error| error.to_string())?;
             StoreHandle::Shared(Arc::new(SharedStore::new(shared.clone(), backend)))
         }
         StoreConfig::Postgres(settings, shared) => {
-            let backend = Postgres::new(settings).map_err(|error| error.to_string())?;
+            let backend = Postgres::named(&shared.name, settings).map_err(|error| error.to_string())?;
             StoreHandle::Shared(Arc::new(SharedStore::new(shared.clone(), backend)))
         }
     })

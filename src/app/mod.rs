@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   build.rs      a configuration -> settings, rules and stores
+//!   connect.rs    new shared stores are connected before they decide
 //!   reload.rs     a changed configuration while serving
 //!   snapshots.rs  the snapshot files of memory stores
 //! ```
 
 mod build;
+mod connect;
 mod readiness;
 mod reload;
 mod snapshots;
@@ -20,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use self::build::{BuildError, PreparedService, StorePlan};
+use self::connect::connect;
 use self::readiness::{RequiredStore, follow_stores};
 pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, log_warnings};
 pub use self::snapshots::PlannedSnapshot;
@@ -45,9 +48,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long serving waits for connections to shared stores.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The interval at which a shared store that does not answer is asked again before serving.
-const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The time to return unused leased quota at shutdown.
 const QUOTA_RETURN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -147,16 +147,9 @@ impl App {
     /// time does not keep this process from serving.
     pub async fn connect_stores(&self) {
         let version = self.service.current().version.clone();
-        let connected = async {
-            for index in 0..version.rules.stores().len() {
-                // Two calls are in flight under load, each over a connection of its own where a store has several.
-                while tokio::join!(version.stores.answers(index), version.stores.answers(index)) != (true, true) {
-                    tokio::time::sleep(CONNECT_INTERVAL).await;
-                }
-            }
-        };
-        if tokio::time::timeout(CONNECT_TIMEOUT, connected).await.is_err() {
-            tracing::warn!("a shared store does not answer yet: its limiters follow on_store_error until it does");
+        for missing in connect(version.stores.shared_stores(), CONNECT_TIMEOUT).await {
+            let store = missing.store.as_str();
+            tracing::warn!(store, "{missing}: its limiters follow on_store_error until it answers");
         }
     }
 

@@ -67,25 +67,18 @@ impl CheckResult {
         };
         let mut problems = config.warnings.clone();
         let mut good = Some(if args.print { config.effective() } else { summary(&config) });
-        let file = path.display().to_string();
-        let error = |path: String, text: String| Problem {
-            file: file.clone(),
-            line: None,
-            column: None,
-            path,
-            warning: None,
-            text,
-        };
-        // Reading is done without the files of stores, which `serve` needs.
-        for store in &config.stores {
-            if let Err(reason) = store.config.check() {
-                let path = format!("stores.{}", store.name);
-                problems.push(error(path.clone(), format!("{path} cannot be opened: {reason}")));
-            }
-        }
         // Loading has reported all of these errors with their lines, so this should find none.
         if let Err(errors) = Rules::compile(config.book) {
-            problems.extend(errors.iter().map(|found| error(String::new(), found.to_string())));
+            let file = path.display().to_string();
+            let error = |text: String| Problem {
+                file: file.clone(),
+                line: None,
+                column: None,
+                path: String::new(),
+                warning: None,
+                text,
+            };
+            problems.extend(errors.iter().map(|found| error(found.to_string())));
         }
         if problems.iter().any(|problem| problem.warning.is_none() || args.strict) {
             good = None;

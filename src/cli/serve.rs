@@ -104,7 +104,13 @@ fn start_logging(json: bool) {
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
     let filter = filter.add_directive("tollgate::audit=info".parse().expect("it is a directive"));
-    let ours = Targets::new().with_default(Level::INFO).with_target("tollgate", Level::TRACE);
+    // Libraries warn of what is in order, or what the log says with the name of its store: a replaced volume takes its
+    // watch with it, and a pool drops a lost connection.
+    let ours = Targets::new()
+        .with_default(Level::INFO)
+        .with_target("tollgate", Level::TRACE)
+        .with_target("notify", Level::ERROR)
+        .with_target("deadpool", Level::ERROR);
     // A line that cannot be written is dropped. Reporting that on the same stream would panic in the request.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match json {

@@ -97,7 +97,7 @@ fn compose(sources: &[SourceText], variables: &dyn Fn(&str) -> Option<String>, d
     let mut problems = Problems::of(files.clone());
     let tree = files::merged_tree(sources, variables, disk, &mut problems);
     let mut config = match field::<schema::File>(&tree, String::new(), &mut problems) {
-        Field::Given(file) => build(&file, &mut problems),
+        Field::Given(file) => build(&file, disk, &mut problems),
         Field::Absent | Field::Invalid => Config::default(),
     };
     config.warnings = problems.finish()?;
@@ -105,8 +105,8 @@ fn compose(sources: &[SourceText], variables: &dyn Fn(&str) -> Option<String>, d
     Ok(config)
 }
 
-fn build(file: &schema::File, problems: &mut Problems) -> Config {
-    let stores = stores::stores(file, problems);
+fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
+    let stores = stores::stores(file, disk, problems);
     let names: Vec<String> = stores.iter().map(|store| store.name.clone()).collect();
     let limiters = limiters::limiters(file, &names, problems);
     let settings = server::server(file, problems);

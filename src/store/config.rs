@@ -37,24 +37,6 @@ impl StoreConfig {
         }
     }
 
-    /// Reads the files that the settings name, without connecting.
-    ///
-    /// # Errors
-    ///
-    /// Why the store cannot be opened, such as a missing certificate.
-    pub fn check(&self) -> Result<(), String> {
-        match self {
-            StoreConfig::Memory(_) => Ok(()),
-            #[cfg(feature = "redis")]
-            StoreConfig::Redis(settings, _) => match &settings.tls {
-                Some(tls) => tls.check().map_err(|error| error.to_string()),
-                None => Ok(()),
-            },
-            #[cfg(feature = "postgres")]
-            StoreConfig::Postgres(settings, _) => settings.check().map_err(|error| error.to_string()),
-        }
-    }
-
     /// Whether a store opened for one configuration can serve the other. The bounds of a memory store change only at a
     /// restart.
     pub fn is_same_store(&self, other: &Self) -> bool {

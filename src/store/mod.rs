@@ -5,10 +5,13 @@
 mod compensation;
 mod config;
 mod memory;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod password;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
+mod remedy;
 mod route;
 mod shared;
 mod stores;
@@ -16,10 +19,12 @@ mod warnings;
 
 pub use self::config::StoreConfig;
 pub use self::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub use self::password::Password;
 #[cfg(feature = "postgres")]
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
-pub use self::redis::{Address, Credentials, Password, Redis, RedisSettings, Topology};
+pub use self::redis::{Address, Credentials, Redis, RedisSettings, Topology};
 pub use self::shared::{
     Backend, DropReason, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper,
 };

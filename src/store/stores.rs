@@ -194,6 +194,11 @@ impl Stores {
         }
     }
 
+    /// The shared stores, in the order of their indexes.
+    pub(crate) fn shared_stores(&self) -> impl Iterator<Item = &Arc<SharedStore>> {
+        self.shared.iter().flatten()
+    }
+
     /// The shared store at an index, `None` if a memory store is there.
     pub(super) fn shared(&self, store: u16) -> Option<&SharedStore> {
         self.shared.get(usize::from(store))?.as_deref()

@@ -1,4 +1,4 @@
-//! Warnings about one shared store, throttled by their kind.
+//! Warnings about one shared store, which name it and are throttled by their kind.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use super::remedy::with_remedy;
 
 /// The shortest time between two warnings of one kind.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
@@ -26,6 +28,15 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
+    /// Warnings about the store with this name. An empty one may be set later.
+    pub(super) fn of(name: &str) -> Self {
+        let warnings = Self::default();
+        if !name.is_empty() {
+            warnings.set_name(name);
+        }
+        warnings
+    }
+
     /// Sets the name of the store, once.
     pub(super) fn set_name(&self, name: &str) {
         self.name.get_or_init(|| name.to_owned());
@@ -36,9 +47,9 @@ impl Warnings {
         self.name.get().map_or("", String::as_str)
     }
 
-    /// Logs a warning, unless one of its kind was logged within the interval.
+    /// Logs a warning with what to do about it, unless one of its kind was logged within the interval.
     pub(super) fn warn(&self, text: &dyn Display) {
-        let text = text.to_string();
+        let text = with_remedy(text.to_string());
         if self.is_due(&text) {
             tracing::warn!(store = self.name(), "{text}");
         }

@@ -585,10 +585,12 @@ fn an_included_file_is_relative_to_the_configuration_and_loses_its_last_line_bre
 #[test]
 fn secrets_never_print() {
     let text = "[server]\nsecret = 'hunter2 hunter2 hunter2'\n\
-                [stores.a]\nengine = 'redis'\nurl = 'redis://user:hunter2@host:6379/0'\npassword = 'hunter2'\n\
+                [stores.a]\nengine = 'redis'\nurl = 'redis://user:hunter2@host:6379/0'\n\
                 [stores.b]\nengine = 'postgres'\nurl = 'postgres://host/db?password=hunter2'\n\
                 [stores.c]\nengine = 'redis'\nurl = 'redis://host/0?pass=hunter2'\n\
-                [stores.d]\nengine = 'postgres'\nurl = 'postgres://host/db?password=a@hunter2'\n";
+                [stores.d]\nengine = 'postgres'\nurl = 'postgres://host/db?password=a@hunter2'\n\
+                [stores.e]\nengine = 'redis'\nurl = 'redis://user@host'\npassword = 'hunter2'\n\
+                [stores.f]\nengine = 'postgres'\nurl = 'postgres://host/db'\nusername = 'me'\npassword = 'hunter2'\n";
     let config = read(text);
     let effective = config.effective();
     for printed in [format!("{config:?}"), format!("{config:#?}"), effective.clone()] {

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::support::processes::Certificates;
+
 /// The program in a directory of its own, without the caller's environment variables.
 fn tollgate(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
@@ -369,20 +371,71 @@ fn serve_without_a_secret_warns_and_with_one_does_not() {
 }
 
 #[test]
-fn a_store_whose_certificates_are_not_there_is_refused_before_anything_is_served() {
-    let text = format!(
-        "{ANY_PORT}[stores.main]\nengine = 'redis'\nurl = 'rediss://127.0.0.1:6379/0'\ntls_ca = 'no/such.pem'\n"
-    );
-    let directory = written(&[("tollgate.toml", &text)]);
-    let output = run(directory.path(), &["serve"]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = err(&output);
-    assert!(said.lines().any(|line| line.starts_with("tollgate: stores.main: no/such.pem: ")), "{said}");
-    assert!(!said.contains("gRPC on"), "{said}");
-    let checked = run(directory.path(), &["check", "tollgate.toml"]);
-    assert_eq!(checked.status.code(), Some(1));
-    let said = err(&checked);
-    assert!(said.contains("stores.main cannot be opened: no/such.pem: "), "{said}");
+fn files_for_tls_that_cannot_be_used_are_refused_by_check_and_serve_with_the_key_that_names_them() {
+    let directory = written(&[("empty.pem", "no PEM"), ("half.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n")]);
+    let files = Certificates::make(directory.path());
+    let others = tempfile::tempdir().expect("a directory");
+    let other_key = Certificates::make(others.path()).client_key;
+    let ca = format!("tls_ca = '{}'", files.authority.display());
+    let own = format!("tls_certificate = '{}'", files.client.display());
+    let missing = "which cannot be read: No such file or directory";
+    let postgres = "postgres://me@127.0.0.1/limits";
+    let cases = [
+        ("tls_ca = 'no/such.pem'".to_owned(), "tls_ca is \"no/such.pem\"", missing),
+        ("tls_ca = 'empty.pem'".to_owned(), "tls_ca is \"empty.pem\"", "which holds no certificate, expected PEM"),
+        ("tls_ca = 'half.pem'".to_owned(), "tls_ca is \"half.pem\"", "which is not valid PEM: "),
+        ("tls_ca = '.'".to_owned(), "tls_ca is \".\"", "which cannot be read: Is a directory"),
+        (format!("{ca}\n{own}\ntls_key = 'no/such.key'"), "tls_key is \"no/such.key\"", missing),
+        (
+            format!("{ca}\n{own}\ntls_key = 'empty.pem'"),
+            "tls_key is \"empty.pem\"",
+            "which holds no private key, expected PEM",
+        ),
+        (
+            format!("{ca}\n{own}\ntls_key = '{}'", other_key.display()),
+            "tls_certificate is ",
+            "which cannot be used with the key in ",
+        ),
+        (format!("{ca}\n{own}"), "tls_certificate is ", "but there is no tls_key; expected both or neither"),
+        (
+            format!("{ca}\ntls_server_name = 'no name'"),
+            "tls_server_name is \"no name\"",
+            "expected a DNS name or an IP address",
+        ),
+    ];
+    let stores =
+        ["engine = 'redis'\nurl = 'rediss://127.0.0.1:1/0'", &format!("engine = 'postgres'\nurl = '{postgres}'")];
+    let mut texts = Vec::new();
+    for store in stores {
+        for (keys, what, reason) in &cases {
+            texts.push((format!("{store}\n{keys}"), *what, *reason));
+        }
+    }
+    // Those that the URL names.
+    let in_url = |parameters: &str| format!("engine = 'postgres'\nurl = '{postgres}?{parameters}'");
+    texts.push((
+        in_url("sslrootcert=no/such.pem"),
+        "url is \"***\"",
+        "which names no/such.pem, which cannot be read: No such file",
+    ));
+    texts.push((
+        in_url("sslcert=empty.pem&sslkey=empty.pem&sslrootcert=authority.pem"),
+        "url is \"***\"",
+        "which names empty.pem, which holds no certificate",
+    ));
+    for (text, what, reason) in texts {
+        let file = directory.path().join("tollgate.toml");
+        std::fs::write(&file, format!("{ANY_PORT}[stores.main]\n{text}\n")).expect("a file in the test's directory");
+        for arguments in [&["check", "tollgate.toml"][..], &["serve"]] {
+            let output = run(directory.path(), arguments);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?} {text}");
+            let said = err(&output);
+            let line = said.lines().find(|line| line.contains(&format!("stores.main.{what}")));
+            let line = line.unwrap_or_else(|| panic!("{arguments:?} {text}: {said}"));
+            assert!(line.contains("tollgate.toml:") && line.contains(reason), "{text}: {line}");
+            assert!(!said.contains("gRPC on"), "{said}");
+        }
+    }
 }
 
 #[test]

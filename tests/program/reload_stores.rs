@@ -7,44 +7,18 @@ use std::any::Any;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
-use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_response::Code;
 
-use crate::support::binary::{DOORS, Served};
+use super::loaded::{LIMIT, Loaded, REFUSED, TAKEN, ask, limited, limited_to, write};
+use crate::support::binary::Served;
 use crate::support::processes::postgres::{PASSWORD, USER};
 use crate::support::processes::redis::Setup;
-use crate::support::processes::{Cluster, Postgres, Proxy, Sentinel, WAIT_TIMEOUT, sentinel, until};
-use crate::support::service::Rls;
-
-/// Requests in flight.
-const CALLERS: usize = 8;
-
-/// The requests that are answered between two reloads, at least.
-const REQUESTS_BETWEEN: usize = 100;
-
-/// The limit of each account: of one, or of one for each caller.
-const LIMIT: usize = 3_000;
-const LIMIT_OF_CALLER: usize = 300;
-
-const TAKEN: &str = "configuration applied";
-const REFUSED: &str = "configuration rejected";
-
-/// A limit of each caller in a shared store with these keys.
-fn limited(store: &str) -> String {
-    limited_to(LIMIT_OF_CALLER, store)
-}
-
-fn limited_to(limit: usize, store: &str) -> String {
-    format!(
-        "{DOORS}secret = 'of this test, and no other'\n[stores.main]\n{store}\n\
-         [limiters.daily]\nalgorithm = 'fixed_window'\nalignment = 'first_hit'\nlimit = {limit}\nwindow = '24h'\n\
-         [[rules]]\ndomain = 'edge'\nname = 'daily'\napply = [{{ limiter = 'daily', key = ['account'] }}]\n"
-    )
-}
+use crate::support::processes::{
+    Certificates, Cluster, Postgres, Proxy, Sentinel, WAIT_TIMEOUT, postgres, sentinel, until,
+};
 
 /// A server with two users, or two passwords of one user, that are both valid.
 struct Rotated {
@@ -53,6 +27,8 @@ struct Rotated {
     keys: Box<dyn Fn(&Path) -> String>,
     /// What the file of the secret has.
     secrets: [String; 2],
+    /// Makes the server accept a secret.
+    accept: Box<dyn Fn(&str)>,
 }
 
 impl Rotated {
@@ -63,6 +39,7 @@ impl Rotated {
                 format!("engine = 'redis'\n{keys}\nusername = 'limits'\npassword = '${{file:{}}}'", secret.display())
             }),
             secrets: ["password-one".to_owned(), "password-two".to_owned()],
+            accept: Box::new(|_| ()),
         }
     }
 
@@ -102,6 +79,30 @@ impl Rotated {
             _servers: Box::new(server),
             keys: Box::new(|secret| format!("engine = 'postgres'\nurl = '${{file:{}}}'", secret.display())),
             secrets: [first, second],
+            accept: Box::new(|_| ()),
+        })
+    }
+
+    /// PostgreSQL with a user whose password is replaced, by one with characters that no URL could have.
+    fn postgres_password() -> Option<Self> {
+        let server = Postgres::shared()?;
+        let database = server.database();
+        let role = format!("rotated_of_{database}");
+        let secrets = ["p@ss:w/rd?one=1&%41 #$", "'\u{e4}\"\\${two}\n@"].map(str::to_owned);
+        server.execute("postgres", &format!("CREATE ROLE {role} LOGIN IN ROLE {USER}"));
+        let keys = format!(
+            "engine = 'postgres'\nurl = 'postgres://127.0.0.1:{}/{database}'\nusername = '{role}'",
+            server.port
+        );
+        let accept = move |secret: &str| {
+            let quoted = secret.replace('\'', "''");
+            server.execute("postgres", &format!("ALTER ROLE {role} PASSWORD '{quoted}'"));
+        };
+        Some(Self {
+            _servers: Box::new(()),
+            keys: Box::new(move |secret| format!("{keys}\npassword = '${{file:{}}}'", secret.display())),
+            secrets,
+            accept: Box::new(accept),
         })
     }
 }
@@ -111,141 +112,21 @@ fn url(ports: &[u16]) -> String {
     format!("redis://{}", addresses.join(","))
 }
 
-/// The program under load.
-struct Loaded {
-    served: Served,
-    rls: Rls,
-    done: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    /// By account.
-    admitted: Arc<Vec<AtomicUsize>>,
-    limit: usize,
-    callers: Vec<JoinHandle<Duration>>,
-}
-
-impl Loaded {
-    /// Each caller has an account of its own.
-    async fn start(toml: &str) -> Self {
-        Self::with_accounts(toml, CALLERS, LIMIT_OF_CALLER).await
-    }
-
-    async fn with_accounts(toml: &str, accounts: usize, limit: usize) -> Self {
-        let served = Served::start(toml, &[]).ready();
-        let rls = Rls::at(&served.grpc).await;
-        let (done, answered) = <(Arc<AtomicBool>, Arc<AtomicUsize>)>::default();
-        let admitted: Arc<Vec<AtomicUsize>> = Arc::new((0..accounts).map(|_| AtomicUsize::default()).collect());
-        let call = |caller| {
-            let (rls, done, answered, admitted) = (rls.clone(), done.clone(), answered.clone(), admitted.clone());
-            tokio::spawn(async move {
-                let mut longest = Duration::ZERO;
-                while !done.load(Ordering::Relaxed) {
-                    let began = Instant::now();
-                    ask(&rls, &admitted, caller % accounts).await;
-                    longest = longest.max(began.elapsed());
-                    answered.fetch_add(1, Ordering::Relaxed);
-                }
-                longest
-            })
-        };
-        let callers = (0..CALLERS).map(call).collect();
-        Self { served, rls, done, answered, admitted, limit, callers }
-    }
-
-    /// The requests of an account that were admitted so far.
-    fn admitted(&self, account: usize) -> usize {
-        self.admitted[account].load(Ordering::Relaxed)
-    }
-
-    fn said(&self, words: &str) -> usize {
-        self.served.said().matches(words).count()
-    }
-
-    /// Changes a file, and waits until the change is taken, and some requests are answered after it.
-    fn take(&self, change: impl FnOnce()) {
-        let taken = self.said(TAKEN);
-        change();
-        self.served.signal("-HUP");
-        self.until_said(TAKEN, taken + 1);
-        self.answers_more();
-    }
-
-    fn until_said(&self, words: &str, times: usize) {
-        let waited = format!("{words:?} is said {times} times");
-        until(&waited, || self.said(words) >= times || self.served.said().contains("panicked"));
-        assert!(self.said(words) >= times, "{}", self.served.said());
-    }
-
-    /// Waits until some requests are answered.
-    fn answers_more(&self) {
-        let before = self.answered.load(Ordering::Relaxed);
-        until("requests are answered", || self.answered.load(Ordering::Relaxed) >= before + REQUESTS_BETWEEN);
-    }
-
-    /// Checks answered by policy so far.
-    fn by_policy(&self) -> f64 {
-        let series = |policy| format!("tollgate_store_policy_answers_total{{store=\"main\",policy=\"{policy}\"}}");
-        ["allow", "deny", "local"].map(|policy| self.served.metric(&series(policy))).iter().sum()
-    }
-
-    /// Ends the load, uses up what is left, and returns the longest decision.
-    async fn finish(&mut self) -> Duration {
-        self.done.store(true, Ordering::Relaxed);
-        let mut longest = Duration::ZERO;
-        for caller in self.callers.drain(..) {
-            longest = longest.max(caller.await.expect("every answer is an answer"));
-        }
-        let began = Instant::now();
-        for account in 0..self.admitted.len() {
-            // Units that an old store had leased come back shortly after its end.
-            while self.admitted(account) < self.limit {
-                assert!(began.elapsed() < WAIT_TIMEOUT, "{:?}: {}", self.admitted, self.served.said());
-                ask(&self.rls, &self.admitted, account).await;
-            }
-            for _ in 0..20 {
-                ask(&self.rls, &self.admitted, account).await;
-            }
-        }
-        longest
-    }
-
-    /// Ends the load, and checks that all of it was decided by the store: exactly.
-    async fn ends_exact(mut self, what: &str) {
-        let policy = self.by_policy();
-        let answered = self.answered.load(Ordering::Relaxed);
-        let longest = self.finish().await;
-        let over: usize = (0..self.admitted.len()).map(|account| self.admitted(account) - self.limit).sum();
-        println!("| {what} | {answered} answers | {policy} by policy | {over} over the limit | {longest:?} |");
-        assert_eq!((policy, over), (0.0, 0), "{what}: {}", self.served.said());
-        assert_eq!(self.by_policy(), 0.0, "{what}: {}", self.served.said());
-    }
-}
-
-/// Sends a request of an account, and counts it if it is admitted.
-async fn ask(rls: &Rls, admitted: &[AtomicUsize], account: usize) {
-    match rls.one(&[("account", &account.to_string())]).await.overall_code() {
-        Code::Ok => admitted[account].fetch_add(1, Ordering::Relaxed),
-        Code::OverLimit => 0,
-        Code::Unknown => panic!("no answer"),
-    };
-}
-
-fn write(path: &Path, text: &str) {
-    fs::write(path, text).expect("a file in the test's directory");
-}
-
 /// Ten rotations of the secret under load.
 async fn rotate(what: &str, rotated: Option<Rotated>) {
-    let Some(Rotated { _servers, keys, secrets }) = rotated else { return };
+    let Some(Rotated { _servers, keys, secrets, accept }) = rotated else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let secret = directory.path().join("secret");
+    accept(&secrets[0]);
     write(&secret, &secrets[0]);
     let toml = limited(&format!("{}\ntimeout = '2s'\nrequired = true", keys(&secret)));
     let loaded = Loaded::start(&toml).await;
     loaded.answers_more();
     for rotation in 1..=10 {
+        accept(&secrets[rotation % 2]);
         loaded.take(|| write(&secret, &secrets[rotation % 2]));
     }
-    assert_eq!(loaded.said("new store connected"), 10, "{}", loaded.served.said());
+    assert_eq!(loaded.said("new store connected"), 1 + 10, "{}", loaded.served.said());
     let refused = "tollgate_config_reloads_total{result=\"refused\"}";
     assert_eq!(loaded.served.metric(refused), 0.0);
     loaded.ends_exact(&format!("ten rotations of a password, {what}")).await;
@@ -271,6 +152,11 @@ async fn rotations_of_the_user_of_a_postgres_under_load_cost_no_answer_by_policy
     rotate("PostgreSQL", Rotated::postgres()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_of_the_password_of_a_postgres_under_load_cost_no_answer_by_policy() {
+    rotate("PostgreSQL with a key for the password", Rotated::postgres_password()).await;
+}
+
 /// Reloads that change one key of the store each, and then set it back.
 async fn change_each(what: &str, base: &str, changes: &[&str]) {
     let loaded = Loaded::start(&limited(base)).await;
@@ -283,9 +169,33 @@ async fn change_each(what: &str, base: &str, changes: &[&str]) {
         loaded.take(|| write(&file, &limited(&format!("{}\n{change}", others.join("\n")))));
         loaded.take(|| write(&file, &limited(base)));
     }
-    assert_eq!(loaded.said("new store connected"), 2 * changes.len(), "{}", loaded.served.said());
+    assert_eq!(loaded.said("new store connected"), 1 + 2 * changes.len(), "{}", loaded.served.said());
     loaded.ends_exact(&format!("reload of each of {} keys, {what}", changes.len())).await;
 }
+
+/// The keys for TLS with these files, and changes of each: the files have the same content at another place.
+fn tls_keys(files: &Certificates, copies: &Path) -> (String, Vec<String>) {
+    let named = [("tls_ca", &files.authority), ("tls_certificate", &files.client), ("tls_key", &files.client_key)];
+    let key = |key: &str, file: &Path| format!("{key} = '{}'", file.display());
+    let base: Vec<String> = named.iter().map(|(name, file)| key(name, file)).collect();
+    let copied = named.iter().map(|(name, file)| {
+        let to = copies.join(file.file_name().expect("a file"));
+        fs::copy(file, &to).expect("copied");
+        key(name, &to)
+    });
+    (base.join("\n"), copied.chain(["tls_server_name = 'localhost'".to_owned()]).collect())
+}
+
+/// Keys that every shared store has, changed.
+const CHANGES: [&str; 7] = [
+    "timeout = '3s'",
+    "instances = 2",
+    "required = false",
+    "max_batch = 8",
+    "max_calls = 4",
+    "refusal_cache = '1s'",
+    "quota_lease = 64",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_each_key_of_a_redis_under_load_costs_no_answer_by_policy() {
@@ -293,56 +203,31 @@ async fn a_reload_of_each_key_of_a_redis_under_load_costs_no_answer_by_policy() 
     let server = setup.line("tls-auth-clients optional").tls().start();
     let (port, files) = server.tls();
     let copies = TempDir::new().expect("a directory");
-    let copy = |file: &Path| {
-        let to = copies.path().join(file.file_name().expect("a file"));
-        fs::copy(file, &to).expect("copied");
-        to
-    };
+    let (tls, of_tls) = tls_keys(files, copies.path());
     let base = format!(
         "engine = 'redis'\nurl = 'rediss://127.0.0.1:{port}'\nusername = 'limits'\npassword = 'password-one'\n\
-         tls_ca = '{}'\ntls_certificate = '{}'\ntls_key = '{}'\ntimeout = '2s'\nrequired = true",
-        files.authority.display(),
-        files.client.display(),
-        files.client_key.display()
+         {tls}\ntimeout = '2s'\nrequired = true"
     );
-    let file = |key: &str, file: &Path| format!("{key} = '{}'", copy(file).display());
-    let changes = [
-        "timeout = '3s'",
-        "instances = 2",
-        "required = false",
-        "max_batch = 8",
-        "max_calls = 4",
-        "refusal_cache = '1s'",
-        "quota_lease = 64",
-        "password = 'password-two'",
-        "socket_connect_timeout = '400ms'",
-        "tls_server_name = 'localhost'",
-        &format!("url = 'rediss://localhost:{port}'"),
-        &file("tls_ca", &files.authority),
-        &file("tls_certificate", &files.client),
-        &file("tls_key", &files.client_key),
-    ];
+    let url = format!("url = 'rediss://localhost:{port}'");
+    let own = ["password = 'password-two'", "socket_connect_timeout = '400ms'", &url];
+    let changes: Vec<&str> = CHANGES.into_iter().chain(own).chain(of_tls.iter().map(String::as_str)).collect();
     change_each("Redis with TLS", &base, &changes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_each_key_of_a_postgres_under_load_costs_no_answer_by_policy() {
-    let Some(server) = Postgres::shared() else { return };
-    let base =
-        format!("engine = 'postgres'\nurl = '{}'\ntimeout = '2s'\nrequired = true", server.url(&server.database()));
-    let changes = [
-        "timeout = '3s'",
-        "instances = 2",
-        "required = false",
-        "max_batch = 8",
-        "max_calls = 4",
-        "refusal_cache = '1s'",
-        "quota_lease = 64",
-        "pool_max_size = 3",
-        "auto_create = false",
-        "synchronous_commit = false",
-    ];
-    change_each("PostgreSQL", &base, &changes).await;
+    let Some(server) = postgres::Setup::new().map(|setup| setup.client_certificates().start()) else { return };
+    let copies = TempDir::new().expect("a directory");
+    let (tls, of_tls) = tls_keys(server.certificates.as_ref().expect("it uses TLS"), copies.path());
+    let address = format!("127.0.0.1:{}/{}", server.port, server.database());
+    let base = format!(
+        "engine = 'postgres'\nurl = 'postgres://{address}'\nusername = '{USER}'\npassword = '{PASSWORD}'\n{tls}\n\
+         timeout = '2s'\nrequired = true"
+    );
+    let url = format!("url = 'postgres://{address}?sslmode=require'");
+    let own = ["pool_max_size = 3", "auto_create = false", "synchronous_commit = false", &url];
+    let changes: Vec<&str> = CHANGES.into_iter().chain(own).chain(of_tls.iter().map(String::as_str)).collect();
+    change_each("PostgreSQL with TLS", &base, &changes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -416,14 +301,7 @@ async fn a_reload_is_refused_while_its_redis_rejects_the_password_and_taken_once
     let (old, new) = (store("password-one"), store("planted-password"));
     let remedied = server.clone();
     let remedy = Box::new(move || remedied.ask::<()>(&["ACL", "SETUSER", "limits", ">planted-password"]));
-    is_refused_and_tried_again(Missing {
-        old,
-        new,
-        words: "authentication failed",
-        secret: "planted-password",
-        remedy,
-    })
-    .await;
+    is_refused_and_tried_again(Missing { old, new, words: "WRONGPASS", secret: "planted-password", remedy }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -445,14 +323,7 @@ async fn a_reload_is_refused_while_a_node_of_its_cluster_rejects_the_password_an
     accepts(0)();
     accepts(1)();
     let remedy = Box::new(accepts(2));
-    is_refused_and_tried_again(Missing {
-        old,
-        new,
-        words: "authentication failed",
-        secret: "planted-password",
-        remedy,
-    })
-    .await;
+    is_refused_and_tried_again(Missing { old, new, words: "WRONGPASS", secret: "planted-password", remedy }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -466,8 +337,10 @@ async fn a_reload_is_refused_while_its_postgres_rejects_the_password_and_taken_o
     let (old, new) =
         (store(&url), store(&url.replace(&format!("{USER}:{PASSWORD}@"), &format!("{other}:planted-password@"))));
     let words = "password authentication failed for user";
+    // The server ends with its last user, and is needed after the remedy.
+    let altered = server.clone();
     let remedy =
-        Box::new(move || server.execute("postgres", &format!("ALTER ROLE {other} PASSWORD 'planted-password'")));
+        Box::new(move || altered.execute("postgres", &format!("ALTER ROLE {other} PASSWORD 'planted-password'")));
     is_refused_and_tried_again(Missing { old, new, words, secret: "planted-password", remedy }).await;
 }
 

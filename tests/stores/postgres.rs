@@ -13,6 +13,7 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan, Undo};
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
+use tollgate::tls::{PemFile, TlsSettings};
 
 use crate::support::processes::{Certificates, WAIT_TIMEOUT, postgres};
 use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, plans};
@@ -710,7 +711,8 @@ fn tls_accepts_only_certificates_of_a_trusted_authority() {
     let untrusted = Certificates::make(other_directory.path());
     runtime().block_on(async {
         let plain = settings(&server, &database);
-        let with = |ca: &std::path::Path| PostgresSettings { ca: Some(ca.to_owned()), ..plain.clone() };
+        let tls = |ca: &std::path::Path| TlsSettings { ca: Some(PemFile::read(ca)), ..TlsSettings::default() };
+        let with = |ca: &std::path::Path| PostgresSettings { tls: tls(ca), ..plain.clone() };
         let request = async |settings: &PostgresSettings| {
             let store = Postgres::new(settings).expect("the settings are valid");
             execute(&store, &one(1)).await.map(|applied| applied.admitted)
@@ -724,8 +726,31 @@ fn tls_accepts_only_certificates_of_a_trusted_authority() {
             "another authority's certificate"
         );
         assert_eq!(request(&plain).await, Err(Fault::Denied), "this server requires TLS");
+        for (name, expected) in [("localhost", Ok(true)), ("elsewhere.test", Err(Fault::Unreachable))] {
+            let tls = TlsSettings { server_name: Some(name.to_owned()), ..tls(&files.authority) };
+            assert_eq!(request(&PostgresSettings { tls, ..plain.clone() }).await, expected, "{name}");
+        }
         let missing = with(&other_directory.path().join("missing.pem"));
         assert!(Postgres::new(&missing).is_err());
+    });
+}
+
+#[test]
+fn a_store_is_warm_with_the_connections_that_its_server_has_left() {
+    let Some(setup) = postgres::Setup::new() else { return };
+    // Three of them are reserved for superusers.
+    let server = setup.line("max_connections = 6").start();
+    let database = server.database();
+    runtime().block_on(async {
+        let settings = PostgresSettings { pool_size: 8, ..settings(&server, &database) };
+        let store = Postgres::new(&settings).expect("the settings are valid");
+        wait_until("it is warm", async || store.warm_up().await.is_ok()).await;
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollgate'";
+        assert_eq!(server.value(&database, sessions).as_deref(), Some("3"));
+        assert!(execute(&store, &one(1)).await.expect("an answer").admitted);
+        let other = Postgres::new(&settings).expect("the settings are valid");
+        let refused = other.warm_up().await.expect_err("no connection is left");
+        assert!(refused.contains("connection slots"), "{refused}");
     });
 }
 

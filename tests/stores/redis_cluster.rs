@@ -15,7 +15,7 @@ use tollgate::store::{
     Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, SharedSettings, SharedStore,
     StoreHandle, Stores, Topology,
 };
-use tollgate::tls::{ClientCertificate, TlsSettings};
+use tollgate::tls::{ClientCertificate, PemFile, TlsSettings};
 
 use super::redis_client::{one, plan};
 use super::undone::as_is_undone;
@@ -583,8 +583,11 @@ fn a_cluster_with_tls_and_a_password_is_let_into() {
     let settings = RedisSettings {
         credentials: credentials("sesame"),
         tls: Some(TlsSettings {
-            ca: Some(files.authority.clone()),
-            identity: Some(ClientCertificate { certificate: files.client.clone(), key: files.client_key.clone() }),
+            ca: Some(PemFile::read(&files.authority)),
+            identity: Some(ClientCertificate {
+                certificate: PemFile::read(&files.client),
+                key: PemFile::read(&files.client_key),
+            }),
             ..TlsSettings::default()
         }),
         ..RedisSettings::new(Topology::Cluster(vec![Address::Tcp("127.0.0.1".to_owned(), port)]))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tollgate::limiter::{FixedWindow, Limit};
 use tollgate::plan::Fault;
 use tollgate::store::{Address, Backend, Credentials, Password, Redis, RedisSettings, Topology};
-use tollgate::tls::{ClientCertificate, TlsSettings};
+use tollgate::tls::{ClientCertificate, PemFile, TlsSettings};
 
 use super::redis_client::{answers, apply, at, connected, counter, decide, one, plan, runtime};
 use crate::support::processes::WAIT_TIMEOUT;
@@ -100,8 +100,9 @@ fn tls_trusts_the_authority_that_is_named_and_shows_our_certificate() {
     let Some(server) = Setup::redis().map(|setup| setup.tls().start()) else { return };
     let (port, files) = server.tls();
     let proxy = Proxy::to(port);
-    let identity = ClientCertificate { certificate: files.client.clone(), key: files.client_key.clone() };
-    let tls = TlsSettings { ca: Some(files.authority.clone()), identity: Some(identity), server_name: None };
+    let [certificate, key] = [&files.client, &files.client_key].map(PemFile::read);
+    let identity = ClientCertificate { certificate, key };
+    let tls = TlsSettings { ca: Some(PemFile::read(&files.authority)), identity: Some(identity), server_name: None };
     let secured = |tls: &TlsSettings| RedisSettings { tls: Some(tls.clone()), ..at(proxy.port) };
     runtime().block_on(async {
         assert_eq!(left(&connected(&secured(&tls)).await).await, Ok(9));
@@ -136,7 +137,7 @@ fn a_file_that_cannot_be_used_is_named() {
     let empty = directory.path().join("empty.pem");
     std::fs::write(&empty, "").expect("a file in the test's directory");
     for (file, expected) in [(PathBuf::from("/nowhere/ca.pem"), "/nowhere/ca.pem: "), (empty, "empty.pem: ")] {
-        let tls = TlsSettings { ca: Some(file), ..TlsSettings::default() };
+        let tls = TlsSettings { ca: Some(PemFile::read(file)), ..TlsSettings::default() };
         let error = Redis::new(&RedisSettings { tls: Some(tls), ..at(1) }).expect_err("it has no certificate");
         assert!(error.to_string().contains(expected), "{error}");
     }

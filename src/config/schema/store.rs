@@ -65,26 +65,26 @@ table! {
         [only(&["redis"])]
         /// The number of the Redis database.
         db: Amount,
-        [only(&["redis"])]
-        /// The ACL user of Redis, if the URL has none.
+        [only(&["redis", "postgres"])]
+        /// The user: an ACL user of Redis, or a role of PostgreSQL. Here or in the URL; here it may have any characters.
         username: String,
-        [only(&["redis"])]
-        /// The password of Redis, if the URL has none.
+        [only(&["redis", "postgres"])]
+        /// The password, such as `${file:/run/secrets/store}`, which is read again when the file changes. Here or in the URL; here it may have any characters.
         password: Hidden,
         [only(&["redis"])]
         /// The prefix of all names of counters in Redis: `tollgate:` by default.
         key_prefix: String,
         [only(&["redis", "postgres"])]
-        /// A file of CA certificates (PEM) that the server's certificate is verified with. Those of the system by default.
+        /// A file of CA certificates (PEM) that the server's certificate is verified with. Those of the system by default. It is read again when it changes, as are `tls_certificate` and `tls_key`.
         tls_ca: String,
-        [only(&["redis"])]
-        /// A file with the client certificate (PEM) for Redis.
+        [only(&["redis", "postgres"])]
+        /// A file with the client certificate (PEM), and its chain.
         tls_certificate: String,
-        [only(&["redis"])]
-        /// The file of the client certificate's private key (PEM).
+        [only(&["redis", "postgres"])]
+        /// The file of the client certificate's private key (PEM, without a passphrase).
         tls_key: String,
-        [only(&["redis"])]
-        /// The name that the certificate of Redis must carry, if it differs from the host in the URL.
+        [only(&["redis", "postgres"])]
+        /// The name that the server's certificate must carry, if it differs from the host in the URL.
         tls_server_name: String,
         [only(&["redis", "postgres"])]
         /// For rate-sync files: without effect. Connections are opened when they are needed.

@@ -26,10 +26,11 @@ use tokio_postgres::config::Config;
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::with_causes;
 use super::settings::PostgresSettings;
+use super::tls::PostgresTls;
+use crate::store::warnings::Warnings;
 
 /// The setting that marks a direct connection. PostgreSQL accepts any setting whose name has a dot.
 const MARK: &str = "tollgate.connection";
@@ -45,11 +46,12 @@ pub(super) struct Link {
     /// The beginning of a transaction on a shared connection.
     begin: String,
     shared: AtomicBool,
+    warnings: Arc<Warnings>,
 }
 
 impl Link {
     /// A link whose connections have the settings. With `shared`, a pooler is known to be in between.
-    pub(super) fn new(settings: &PostgresSettings, shared: bool) -> Self {
+    pub(super) fn new(settings: &PostgresSettings, shared: bool, warnings: Arc<Warnings>) -> Self {
         // Zero would mean no timeout.
         let [statement, lock] =
             [settings.response_timeout, settings.lock_timeout].map(|time| time.as_millis().clamp(1, i32::MAX as u128));
@@ -68,6 +70,7 @@ impl Link {
             options: format!(r"{} -c default_transaction_isolation=read\ committed", options.join(" ")),
             begin: format!("BEGIN ISOLATION LEVEL READ COMMITTED{}", set.concat()),
             shared: AtomicBool::new(shared),
+            warnings,
         }
     }
 
@@ -118,26 +121,30 @@ impl Link {
 
     fn take_for_shared(&self, reason: &str) {
         if !self.shared.swap(true, Ordering::Relaxed) {
-            tracing::info!(reason, "postgres: a pooler shares the connections: each transaction has its own settings");
+            tracing::info!(
+                store = self.warnings.name(),
+                reason,
+                "a pooler shares the connections: each transaction has its own settings"
+            );
         }
     }
 
     /// Connects. A direct connection gets its settings; a pooler is recognised by how it deals with them.
-    async fn connect(&self, config: &Config, tls: &MakeRustlsConnect) -> Result<(Client, JoinHandle<()>), Error> {
+    async fn connect(&self, config: &Config, tls: &PostgresTls) -> Result<(Client, JoinHandle<()>), Error> {
         if self.is_shared() {
-            return connect(config, tls).await;
+            return self.open(config, tls).await;
         }
         // No other connection has this mark, so the mark of another one is not taken for it.
         let mark = format!("{:016x}", RandomState::new().hash_one(MARK));
         let given = config.get_options().unwrap_or_default();
         let mut direct = config.clone();
         direct.options(format!("{given} {} -c {MARK}={mark}", self.options).trim_start());
-        let (client, task) = match connect(&direct, tls).await {
+        let (client, task) = match self.open(&direct, tls).await {
             Ok(connected) => connected,
             // Poolers report many faults by the code for an unknown parameter of the startup, so only success without
             // the parameter shows that it was this one.
             Err(error) if error.code() == Some(&SqlState::PROTOCOL_VIOLATION) => {
-                let connected = connect(config, tls).await?;
+                let connected = self.open(config, tls).await?;
                 self.take_for_shared(&with_causes(&error));
                 return Ok(connected);
             }
@@ -147,6 +154,18 @@ impl Link {
         if row.try_get::<_, Option<&str>>(0)? != Some(mark.as_str()) {
             self.take_for_shared("the settings of the startup are not those of the session");
         }
+        Ok((client, task))
+    }
+
+    /// Opens a connection, driven by a task of its own.
+    async fn open(&self, config: &Config, tls: &PostgresTls) -> Result<(Client, JoinHandle<()>), Error> {
+        let (client, connection) = config.connect(tls.clone()).await?;
+        let warnings = self.warnings.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                warnings.warn(&format_args!("connection lost: {}", with_causes(&error)));
+            }
+        });
         Ok((client, task))
     }
 }
@@ -166,21 +185,10 @@ fn is_statement_of_another_client(error: &Error) -> bool {
     protocol || [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT].contains(error.code())
 }
 
-/// Connects and drives the connection by a task of its own.
-async fn connect(config: &Config, tls: &MakeRustlsConnect) -> Result<(Client, JoinHandle<()>), Error> {
-    let (client, connection) = config.connect(tls.clone()).await?;
-    let task = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::warn!(error = with_causes(&error), "postgres: connection lost");
-        }
-    });
-    Ok((client, task))
-}
-
 /// Makes the connections of a pool.
 pub(super) struct Connector {
     pub(super) link: Arc<Link>,
-    pub(super) tls: MakeRustlsConnect,
+    pub(super) tls: PostgresTls,
 }
 
 /// What [`Connect`] returns.

@@ -18,9 +18,11 @@ mod link;
 mod migrate;
 mod names;
 mod settings;
+mod tls;
 mod url;
 mod wire;
 
+use std::fmt::Display;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
 };
 use futures_util::future::join_all;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, Type};
@@ -42,6 +44,7 @@ use self::names::SchemaNames;
 use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
+use super::remedy::with_remedy;
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock, random_id};
 use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
@@ -99,7 +102,7 @@ struct PostgresPool {
     link: Arc<Link>,
     statements: Statements,
     response_timeout: Duration,
-    warnings: Warnings,
+    warnings: Arc<Warnings>,
 }
 
 /// The SQL of each statement.
@@ -116,8 +119,17 @@ impl Postgres {
     /// # Errors
     ///
     /// The first setting that is invalid.
-    #[expect(clippy::missing_panics_doc, reason = "the pool has the runtime that its timeouts need")]
     pub fn new(settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
+        Self::named("", settings)
+    }
+
+    /// Like [`new`](Self::new), with the name of the store for the log.
+    ///
+    /// # Errors
+    ///
+    /// As `new`.
+    #[expect(clippy::missing_panics_doc, reason = "the pool has the runtime that its timeouts need")]
+    pub fn named(name: &str, settings: &PostgresSettings) -> Result<Self, PostgresSettingsError> {
         let ParsedSettings { config, tls, names, shared } = settings.parse()?;
         let statements = Statements {
             apply: format!("SELECT {}($1, $2, $3, $4, $5, $6, $7)", names.of("apply")),
@@ -131,7 +143,8 @@ impl Postgres {
             forget: format!("SELECT {}($1)", names.of("forget")),
             sweep: format!("SELECT {}($1, $2)", names.of("sweep")),
         };
-        let link = Arc::new(Link::new(settings, shared));
+        let warnings = Arc::new(Warnings::of(name));
+        let link = Arc::new(Link::new(settings, shared, warnings.clone()));
         let connector = Connector { link: link.clone(), tls };
         let manager =
             Manager::from_connect(config, connector, ManagerConfig { recycling_method: RecyclingMethod::Fast });
@@ -140,11 +153,10 @@ impl Postgres {
             .wait_timeout(Some(settings.response_timeout))
             .create_timeout(Some(2 * settings.connect_timeout))
             .runtime(Runtime::Tokio1)
-            .post_create(setup_hook(settings, names, link.clone(), statements.apply.clone()))
+            .post_create(setup_hook(settings, names, link.clone(), statements.apply.clone(), warnings.clone()))
             .build()
             .expect("timeouts only need a runtime, which is set");
         let response_timeout = settings.response_timeout;
-        let warnings = Warnings::default();
         let pool = Arc::new(PostgresPool { connections, link, statements, response_timeout, warnings });
         let mut tasks = vec![tokio::spawn(ping_periodically(pool.clone()))];
         if settings.sweep {
@@ -339,13 +351,28 @@ impl PostgresPool {
         self.run(&self.statements.sweep, &parameters, first_value).await
     }
 
-    /// Opens all connections of the pool, and checks that the server accepts writes.
+    /// Opens all connections of the pool, or as many as the server has left, and checks that it accepts writes.
     async fn fill(&self) -> Result<(), String> {
         let size = self.connections.status().max_size;
         // All are held at once, so that each is another one. All opened at once would delay calls of other pools.
-        let opening = stream::iter(0..size).map(|_| self.connections.get()).buffer_unordered(FILLED_AT_ONCE);
-        let opened: Result<Vec<Object>, PoolError> = opening.try_collect().await;
-        drop(opened.map_err(|error| with_causes(&error))?);
+        let mut opening = stream::iter(0..size).map(|_| self.connections.get()).buffer_unordered(FILLED_AT_ONCE);
+        let (mut opened, mut full) = (Vec::<Object>::with_capacity(size), None);
+        while let Some(connection) = opening.next().await {
+            match connection {
+                Ok(connection) => opened.push(connection),
+                Err(error) if is_full(&error) => full = Some(why_not_connected(&error)),
+                Err(error) => return Err(with_remedy(why_not_connected(&error))),
+            }
+        }
+        match full {
+            Some(reason) if opened.is_empty() => return Err(reason),
+            Some(reason) => {
+                let count = opened.len();
+                self.warnings.warn(&format_args!("{count} of pool_max_size = {size} connections opened: {reason}"));
+            }
+            None => {}
+        }
+        drop((opening, opened));
         self.probe().await.map_err(|fault| match self.warnings.latest() {
             text if text.is_empty() => fault.to_string(),
             text => text,
@@ -369,14 +396,18 @@ impl PostgresPool {
         parameters: &[Parameter<'_>],
         read: impl FnOnce(&Row) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let connection = self.connections.get().await.map_err(|error| self.warn(fault_of_pool(&error), &error))?;
+        let connection = self
+            .connections
+            .get()
+            .await
+            .map_err(|error| self.warn(fault_of_pool(&error), &why_not_connected(&error)))?;
         let answer = self.link.query(&connection, sql, parameters);
         let failed = match timeout(self.response_timeout + STATEMENT_TIMEOUT_GRACE, answer).await {
             Ok(Ok(row)) => match read(&row) {
                 Ok(value) => return Ok(value),
                 Err(fault) => self.warn(fault, &fault),
             },
-            Ok(Err(error)) => self.warn(fault_of_statement(&error), &error),
+            Ok(Err(error)) => self.warn(fault_of_statement(&error), &with_causes(&error)),
             Err(elapsed) => {
                 drop(Object::take(connection));
                 return Err(self.warn(Fault::Timeout, &elapsed));
@@ -389,8 +420,8 @@ impl PostgresPool {
     }
 
     /// Logs an error.
-    fn warn(&self, fault: Fault, error: &dyn std::error::Error) -> Fault {
-        self.warnings.warn(&format_args!("call failed, {}: {}", fault.name(), with_causes(error)));
+    fn warn(&self, fault: Fault, error: &dyn Display) -> Fault {
+        self.warnings.warn(&format_args!("call failed, {}: {error}", fault.name()));
         fault
     }
 
@@ -424,16 +455,22 @@ fn first_value<T: FromSqlOwned>(row: &Row) -> Result<T, Fault> {
 }
 
 /// Sets up each new connection: the check of the schema or its creation, the prepared statement.
-fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, apply: String) -> Hook {
+fn setup_hook(
+    settings: &PostgresSettings,
+    names: SchemaNames,
+    link: Arc<Link>,
+    apply: String,
+    warnings: Arc<Warnings>,
+) -> Hook {
     let (auto_create, unlogged) = (settings.auto_create, settings.unlogged);
     let limit = settings.response_timeout + STATEMENT_TIMEOUT_GRACE;
-    let setup = Arc::new((names, link, apply));
+    let setup = Arc::new((names, link, apply, warnings));
     // The pool opens connections concurrently, and one of them creates the schema.
     let migration_lock = Arc::new(tokio::sync::Mutex::new(()));
     Hook::async_fn(move |client, _| {
         let (setup, migration_lock) = (setup.clone(), migration_lock.clone());
         Box::pin(async move {
-            let (names, link, apply) = &*setup;
+            let (names, link, apply, warnings) = &*setup;
             match with_timeout(limit, migrate::check(&**client, names)).await? {
                 Err(error) if auto_create && error.is_mended_by_migration() => {
                     let _guard = migration_lock.lock().await;
@@ -441,7 +478,7 @@ fn setup_hook(settings: &PostgresSettings, names: SchemaNames, link: Arc<Link>, 
                         with_timeout(MIGRATION_TIMEOUT, migrate::migrate(client, names, unlogged, false)).await?;
                     for done in migrated.map_err(hook_error)? {
                         if !matches!(done, Migrated::Current(_)) {
-                            tracing::info!(schema = names.schema(), ?done, "postgres: schema migrated");
+                            tracing::info!(store = warnings.name(), schema = names.schema(), ?done, "schema migrated");
                         }
                     }
                 }
@@ -482,6 +519,24 @@ async fn ping_periodically(pool: Arc<PostgresPool>) {
         tokio::time::sleep(PING_INTERVAL).await;
         pool.ping().await;
     }
+}
+
+/// Why the pool gives no connection, in the server's words.
+fn why_not_connected(error: &PoolError) -> String {
+    match error {
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+            format!("connecting failed: {}", with_causes(error))
+        }
+        PoolError::PostCreateHook(HookError::Message(text)) => format!("connecting failed: {text}"),
+        PoolError::Timeout(TimeoutType::Create) => "connecting timed out".to_owned(),
+        PoolError::Timeout(TimeoutType::Wait) => "no connection of the pool was free in time".to_owned(),
+        error => with_causes(error),
+    }
+}
+
+/// Whether the server, or the role, has no connection left.
+fn is_full(error: &PoolError) -> bool {
+    matches!(error, PoolError::Backend(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
 }
 
 fn fault_of_pool(error: &PoolError) -> Fault {

@@ -1,17 +1,18 @@
 //! The settings of a PostgreSQL store: URL, schema, TLS, timeouts.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::with_causes;
 use super::names::SchemaNames;
+use super::tls::PostgresTls;
 use super::url::OwnParameters;
-use crate::tls::{TlsError, TlsSettings, client_config, untrusting_config};
+use crate::store::password::Password;
+use crate::tls::{ClientCertificate, PemFile, TlsError, TlsSettings};
 
 /// Keeps gateways on the way from dropping an idle connection, and notices a peer that is gone.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
@@ -23,12 +24,19 @@ pub struct PostgresSettings {
     /// `postgres://user:password@host:port/database`, or the keys and values of libpq. With several hosts,
     /// `target_session_attrs=read-write` selects the one that accepts writes.
     ///
-    /// `sslmode` is `disable` or `require`. Without it, TLS is used if `ca` is set. `verify-ca` and `verify-full` mean
-    /// `require`: a certificate is always verified, with its name. `sslrootcert` means `ca`; `sslrootcert=system` means
-    /// the authorities that the system trusts. `sslcert` and `sslkey` are the client's certificate and key.
+    /// `sslmode` is `disable` or `require`. Without it, TLS is used if `tls` has anything. `verify-ca` and `verify-full`
+    /// mean `require`: a certificate is always verified, with its name. `sslrootcert` is the CA file of `tls`;
+    /// `sslrootcert=system` means the authorities that the system trusts. `sslcert` and `sslkey` are the client's
+    /// certificate and key.
     ///
     /// `pgbouncer=true` says that a pooler shares connections among clients. Without it that is found out.
     pub url: String,
+    /// The user, if the URL has none.
+    pub username: Option<String>,
+    /// The password, if the URL has none. It may have any characters.
+    pub password: Option<Password>,
+    /// TLS, as far as the URL has no parameters for it.
+    pub tls: TlsSettings,
     /// The schema that holds all tables and functions. Default: `tollgate`.
     pub schema_name: String,
     /// The prefix of the names of tables and functions. Default: empty.
@@ -38,8 +46,6 @@ pub struct PostgresSettings {
     pub auto_create: bool,
     /// The maximum number of connections of this instance. Default: 8.
     pub pool_size: usize,
-    /// A PEM file of the authorities that may sign the server's certificate. Default: those that the system trusts.
-    pub ca: Option<PathBuf>,
     /// Creates unlogged tables: no decision waits for the disk, replicas do not have them, and PostgreSQL empties them
     /// after a crash or failover, so that all counters start at zero. Existing tables are rewritten by
     /// `tollgate store migrate` only. Default: false.
@@ -74,6 +80,20 @@ pub enum PostgresSettingsError {
     /// A switch of the URL has another value than these.
     #[error("url has pgbouncer={0}, expected true or false")]
     PgBouncer(String),
+    /// The URL and a setting say the same.
+    #[error("{key} is set and url has {parameter} too, expected one of them")]
+    Twice {
+        /// The setting.
+        key: &'static str,
+        /// What the URL has.
+        parameter: &'static str,
+    },
+    /// TLS is turned off by the URL, and set up.
+    #[error("{key} is set and url has sslmode=disable, so TLS is not used")]
+    Unused {
+        /// The setting.
+        key: &'static str,
+    },
     /// A client certificate without its key, or a key without its certificate.
     #[error("url has {given} without {missing}, expected both or neither")]
     Lonely {
@@ -102,11 +122,13 @@ impl Default for PostgresSettings {
     fn default() -> Self {
         Self {
             url: String::new(),
+            username: None,
+            password: None,
+            tls: TlsSettings::default(),
             schema_name: "tollgate".to_owned(),
             table_prefix: String::new(),
             auto_create: true,
             pool_size: 8,
-            ca: None,
             unlogged: false,
             synchronous_commit: true,
             connect_timeout: Duration::from_millis(250),
@@ -121,11 +143,13 @@ impl Default for PostgresSettings {
 impl fmt::Debug for PostgresSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresSettings")
+            .field("username", &self.username)
+            .field("password", &self.password)
+            .field("tls", &self.tls)
             .field("schema_name", &self.schema_name)
             .field("table_prefix", &self.table_prefix)
             .field("auto_create", &self.auto_create)
             .field("pool_size", &self.pool_size)
-            .field("ca", &self.ca)
             .field("unlogged", &self.unlogged)
             .field("synchronous_commit", &self.synchronous_commit)
             .field("connect_timeout", &self.connect_timeout)
@@ -139,7 +163,7 @@ impl fmt::Debug for PostgresSettings {
 /// Valid settings, parsed.
 pub(super) struct ParsedSettings {
     pub(super) config: Config,
-    pub(super) tls: MakeRustlsConnect,
+    pub(super) tls: PostgresTls,
     pub(super) names: SchemaNames,
     /// Whether a pooler is known to share connections among clients.
     pub(super) shared: bool,
@@ -153,6 +177,43 @@ impl PostgresSettings {
     /// The first setting that is invalid.
     pub fn check(&self) -> Result<(), PostgresSettingsError> {
         self.parse().map(|_| ())
+    }
+
+    /// Reads the files that the URL names, as far as `tls` has no others. Without this, [`check`](Self::check) and opening
+    /// the store read them.
+    pub(crate) fn read_files_of_url(&mut self, read: impl Fn(&Path) -> PemFile) {
+        let (_, own) = OwnParameters::split(&self.url);
+        self.tls.ca = self.tls.ca.take().or_else(|| own.ca().map(&read));
+        if let (None, Ok(Some([certificate, key]))) = (&self.tls.identity, own.identity()) {
+            self.tls.identity = Some(ClientCertificate { certificate: read(certificate), key: read(key) });
+        }
+    }
+
+    /// Refuses what the URL and the other settings both have.
+    fn refuse_twice(&self, config: &Config, own: &OwnParameters) -> Result<(), PostgresSettingsError> {
+        let [ca, identity, _] = self.tls_keys(own)?;
+        for (key, parameter, twice) in [
+            ("username", "a user", self.username.is_some() && config.get_user().is_some()),
+            ("password", "a password", self.password.is_some() && config.get_password().is_some()),
+            ("tls_ca", "sslrootcert", ca && (own.has_system_trust() || own.ca().is_some())),
+            ("tls_certificate", "sslcert", identity && own.identity().is_ok_and(|identity| identity.is_some())),
+        ] {
+            if twice {
+                return Err(PostgresSettingsError::Twice { key, parameter });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether CA file, client certificate and server name are set, apart from the files that the URL names.
+    fn tls_keys(&self, own: &OwnParameters) -> Result<[bool; 3], PostgresSettingsError> {
+        let in_url = own.identity().map_err(|[given, missing]| PostgresSettingsError::Lonely { given, missing })?;
+        let TlsSettings { ca, identity, server_name } = &self.tls;
+        let ca = ca.as_ref().is_some_and(|ca| own.ca() != Some(ca.path()));
+        let identity = identity
+            .as_ref()
+            .is_some_and(|ClientCertificate { certificate, key }| in_url != Some([certificate.path(), key.path()]));
+        Ok([ca, identity, server_name.is_some()])
     }
 
     /// Parses and validates the settings.
@@ -173,25 +234,33 @@ impl PostgresSettings {
             Some("true") => true,
             Some(other) => return Err(PostgresSettingsError::PgBouncer(other.to_owned())),
         };
-        let identity = own.identity().map_err(|[given, missing]| PostgresSettingsError::Lonely { given, missing })?;
-        // libpq's word for the authorities that the system trusts, which requires TLS.
-        let system_trust = own.root_cert.as_deref() == Some(Path::new("system"));
-        let ca = self.ca.clone().or(own.root_cert.filter(|_| !system_trust));
+        self.refuse_twice(&config, &own)?;
+        let mut settings = self.clone();
+        settings.read_files_of_url(|path| PemFile::read(path));
+        let tls = settings.tls;
         let local =
             config.get_hostaddrs().is_empty() && config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         let use_tls = match own.ssl_mode.as_deref() {
-            Some("disable") => false,
+            Some("disable") => {
+                let keys = ["tls_ca", "tls_certificate", "tls_server_name"].into_iter().zip(self.tls_keys(&own)?);
+                if let Some((key, _)) = keys.into_iter().find(|(_, set)| *set) {
+                    return Err(PostgresSettingsError::Unused { key });
+                }
+                false
+            }
             Some("require" | "verify-ca" | "verify-full") => true,
             Some(mode) => return Err(PostgresSettingsError::SslMode(mode.to_owned())),
             // PostgreSQL has no TLS on Unix sockets.
-            None => (ca.is_some() || identity.is_some() || system_trust) && !local,
+            None => (!tls.is_empty() || own.has_system_trust()) && !local,
         };
         config.ssl_mode(if use_tls { SslMode::Require } else { SslMode::Disable });
-        let tls = match use_tls {
-            true => client_config(&TlsSettings { ca, identity, ..TlsSettings::default() })?,
-            false => untrusting_config(),
-        };
-        let tls = MakeRustlsConnect::new(tls);
+        let tls = PostgresTls::new(use_tls.then_some(&tls))?;
+        if let Some(user) = &self.username {
+            config.user(user);
+        }
+        if let Some(password) = &self.password {
+            config.password(password.reveal());
+        }
         if config.get_application_name().is_none() {
             config.application_name("tollgate");
         }
@@ -225,6 +294,11 @@ mod tests {
 
     fn settings(url: &str) -> PostgresSettings {
         PostgresSettings { url: url.to_owned(), ..PostgresSettings::default() }
+    }
+
+    /// A CA file that does not exist.
+    fn nowhere() -> TlsSettings {
+        TlsSettings { ca: Some(PemFile::read("/nowhere/ca.pem")), ..TlsSettings::default() }
     }
 
     fn ssl_mode(url: &str) -> SslMode {
@@ -277,11 +351,61 @@ mod tests {
     #[test]
     fn an_authority_is_used_for_an_address_without_a_host_too() {
         for url in ["postgres://me@db/limits", "hostaddr=127.0.0.1 user=me", "host=/run hostaddr=127.0.0.1 user=me"] {
-            let settings = PostgresSettings { ca: Some("/nowhere/ca.pem".into()), ..settings(url) };
+            let settings = PostgresSettings { tls: nowhere(), ..settings(url) };
             assert!(matches!(settings.parse(), Err(PostgresSettingsError::Tls(_))), "{url}");
         }
-        let socket = PostgresSettings { ca: Some("/nowhere/ca.pem".into()), ..settings("host=/run user=me") };
+        let socket = PostgresSettings { tls: nowhere(), ..settings("host=/run user=me") };
         assert!(socket.parse().is_ok(), "PostgreSQL has no TLS on Unix sockets");
+    }
+
+    #[test]
+    fn credentials_have_any_characters_and_one_place() {
+        let odd = "a b@c/d?e=f&g%41:'\"\\\u{e4}\n";
+        let own = |url: &str| PostgresSettings {
+            username: Some(odd.to_owned()),
+            password: Some(Password::new(odd)),
+            ..settings(url)
+        };
+        for url in ["postgres://db/limits", "postgres://db/limits?sslmode=disable", "host=db dbname=limits"] {
+            let config = own(url).parse().expect("it is valid").config;
+            assert_eq!((config.get_user(), config.get_password()), (Some(odd), Some(odd.as_bytes())), "{url}");
+        }
+        for (url, expected) in [
+            ("postgres://me@db", "username is set and url has a user too, expected one of them"),
+            ("postgres://db?user=me", "username is set and url has a user too, expected one of them"),
+            ("host=db password=x", "password is set and url has a password too, expected one of them"),
+        ] {
+            assert_eq!(own(url).check().map_err(|error| error.to_string()), Err(expected.to_owned()), "{url}");
+        }
+        // Each in another place is fine.
+        let split = PostgresSettings { username: None, ..own("postgres://me@db") };
+        let config = split.parse().expect("it is valid").config;
+        assert_eq!((config.get_user(), config.get_password()), (Some("me"), Some(odd.as_bytes())));
+        assert!(!format!("{split:?}").contains("g%41"));
+    }
+
+    #[test]
+    fn tls_is_set_up_in_one_place_and_used() {
+        let file = |path: &str| PemFile::read(path);
+        let identity = Some(ClientCertificate { certificate: file("/no/a.pem"), key: file("/no/a.key") });
+        for (url, tls, expected) in [
+            ("db?sslrootcert=b.pem", nowhere(), "tls_ca is set and url has sslrootcert too, expected one of them"),
+            ("db?sslrootcert=system", nowhere(), "tls_ca is set and url has sslrootcert too, expected one of them"),
+            (
+                "db?sslcert=b&sslkey=c",
+                TlsSettings { identity, ..TlsSettings::default() },
+                "tls_certificate is set and url has sslcert too, expected one of them",
+            ),
+            ("db?sslmode=disable", nowhere(), "tls_ca is set and url has sslmode=disable, so TLS is not used"),
+            (
+                "db?sslrootcert=/nowhere/ca.pem",
+                nowhere(),
+                "/nowhere/ca.pem: cannot be read: No such file or directory (os error 2)",
+            ),
+        ] {
+            let settings = PostgresSettings { tls, ..settings(&format!("postgres://me@{url}")) };
+            assert_eq!(settings.check().map_err(|error| error.to_string()), Err(expected.to_owned()), "{url}");
+        }
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! The parameters of a URL that the client library does not know, or knows less of.
 
-use std::path::PathBuf;
-
-use crate::tls::ClientCertificate;
+use std::path::{Path, PathBuf};
 
 /// The parameters that a query can begin with although an @ follows: these, and those of the client library.
 const PARAMETERS: [&str; 16] = [
@@ -36,7 +34,7 @@ fn query_of(url: &str) -> Option<usize> {
 #[derive(Default)]
 pub(super) struct OwnParameters {
     pub(super) ssl_mode: Option<String>,
-    pub(super) root_cert: Option<PathBuf>,
+    root_cert: Option<PathBuf>,
     ssl_cert: Option<PathBuf>,
     ssl_key: Option<PathBuf>,
     pub(super) pgbouncer: Option<String>,
@@ -81,11 +79,21 @@ impl OwnParameters {
         true
     }
 
-    /// The certificate that this client shows to the server. An error is the parameter that is given, and the one that is
+    /// Whether the authorities that the system trusts are meant: libpq's word for them, which requires TLS.
+    pub(super) fn has_system_trust(&self) -> bool {
+        self.root_cert.as_deref() == Some(Path::new("system"))
+    }
+
+    /// The file of trusted authorities.
+    pub(super) fn ca(&self) -> Option<&Path> {
+        self.root_cert.as_deref().filter(|_| !self.has_system_trust())
+    }
+
+    /// The files of the client's certificate and key. An error is the parameter that is given, and the one that is
     /// missing.
-    pub(super) fn identity(&self) -> Result<Option<ClientCertificate>, [&'static str; 2]> {
-        match (self.ssl_cert.clone(), self.ssl_key.clone()) {
-            (Some(certificate), Some(key)) => Ok(Some(ClientCertificate { certificate, key })),
+    pub(super) fn identity(&self) -> Result<Option<[&Path; 2]>, [&'static str; 2]> {
+        match (self.ssl_cert.as_deref(), self.ssl_key.as_deref()) {
+            (Some(certificate), Some(key)) => Ok(Some([certificate, key])),
             (None, None) => Ok(None),
             (Some(_), None) => Err(["sslcert", "sslkey"]),
             (None, Some(_)) => Err(["sslkey", "sslcert"]),

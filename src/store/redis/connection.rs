@@ -7,7 +7,6 @@
 //!   linked:      waits while a connection is being opened, until the attempt fails
 //! ```
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -139,7 +138,7 @@ async fn check_is_master(
     let cmd = redis::cmd("ROLE");
     let role = tokio::select! {
         role = send(&mut connection, &cmd) => role?,
-        () = &mut driver => return Err(RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset)).into()),
+        () = &mut driver => return Err(driver.broken().into()),
     };
     match role {
         Value::Array(words) if words.first() == Some(&Value::BulkString(b"master".to_vec())) => {
@@ -298,7 +297,7 @@ async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionSt
     for number in 1.. {
         let since = Instant::now();
         match server.connect(&dial).await {
-            Ok((address, connection, driver)) => {
+            Ok((address, connection, mut driver)) => {
                 again = true;
                 let mut pinged = connection.clone();
                 state.open.store(Some(Arc::new(OpenConnection { connection, number, since })));
@@ -306,7 +305,7 @@ async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionSt
                 state.tried_notify.notify_waiters();
                 tracing::info!(store = warnings.name(), redis = %address, "connected");
                 let moved = tokio::select! {
-                    () = driver => false,
+                    () = &mut driver => false,
                     () = state.wait_abandoned(number) => false,
                     () = state.silent(&mut pinged) => false,
                     () = server.moved_from(&address) => true,
@@ -318,7 +317,8 @@ async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionSt
                         "the sentinels announced another master, reconnecting"
                     );
                 } else {
-                    warnings.warn(&format_args!("connection to {address} lost, reconnecting"));
+                    let cause = driver.cause().map(|cause| format!(": {cause}")).unwrap_or_default();
+                    warnings.warn(&format_args!("connection to {address} lost, reconnecting{cause}"));
                 }
                 if moved || since.elapsed() > SHORT_LIFE {
                     delay = Duration::ZERO;

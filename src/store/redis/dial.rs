@@ -2,12 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, Value};
+use redis::{AsyncConnectionConfig, Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::settings::{Address, Credentials, RedisSettings};
@@ -20,29 +22,103 @@ const KEEPALIVE: TcpKeepalive =
 /// How to connect: credentials, database, TLS and timeouts.
 #[derive(Clone, Debug)]
 pub(super) struct Dial {
-    info: RedisConnectionInfo,
+    credentials: Credentials,
+    db: u32,
     tls: Option<TlsClient>,
     connect_timeout: Duration,
     response_timeout: Duration,
 }
 
 /// The task that reads and writes a connection. It ends when the connection does.
-pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) struct Driver {
+    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    cause: Cause,
+}
+
+/// The first error of a stream, which the client library does not pass on: a TLS server says so that it wants another
+/// certificate, after the handshake.
+type Cause = Arc<OnceLock<String>>;
+
+impl Driver {
+    /// Why the connection broke. `None` if the server closed it in order.
+    pub(super) fn cause(&self) -> Option<&str> {
+        self.cause.get().map(String::as_str)
+    }
+
+    /// The error of a connection that broke while it was set up.
+    pub(super) fn broken(&self) -> RedisError {
+        match self.cause() {
+            Some(cause) => io::Error::other(cause.to_owned()),
+            None => io::Error::from(io::ErrorKind::ConnectionReset),
+        }
+        .into()
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.task.as_mut().poll(context)
+    }
+}
 
 trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for S {}
 
+/// A stream that records its first error.
+struct Recorded {
+    stream: Box<dyn ByteStream>,
+    cause: Cause,
+}
+
+impl Recorded {
+    fn record<T>(&self, result: io::Result<T>) -> Poll<io::Result<T>> {
+        if let Err(error) = &result {
+            self.cause.get_or_init(|| error.to_string());
+        }
+        Poll::Ready(result)
+    }
+
+    /// The error of a write, or why the peer closed the connection, if it said so before.
+    fn why(&mut self, context: &mut Context<'_>, error: io::Error) -> io::Error {
+        let mut unread = [0; 1];
+        match Pin::new(&mut self.stream).poll_read(context, &mut ReadBuf::new(&mut unread)) {
+            Poll::Ready(Err(cause)) => cause,
+            Poll::Ready(Ok(())) | Poll::Pending => error,
+        }
+    }
+}
+
+impl AsyncRead for Recorded {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_read(context, to));
+        self.record(result)
+    }
+}
+
+impl AsyncWrite for Recorded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_write(context, from));
+        let result = result.map_err(|error| self.why(context, error));
+        self.record(result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        let result = result.map_err(|error| self.why(context, error));
+        self.record(result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 impl Dial {
     pub(super) fn new(settings: &RedisSettings, credentials: &Credentials, db: u32, tls: Option<TlsClient>) -> Self {
-        let mut info = RedisConnectionInfo::default().set_db(db.into()).set_skip_set_lib_name();
-        if let Some(user) = &credentials.user {
-            info = info.set_username(user);
-        }
-        if let Some(password) = &credentials.password {
-            info = info.set_password(password.reveal());
-        }
         let &RedisSettings { connect_timeout, response_timeout, .. } = settings;
-        Self { info, tls, connect_timeout, response_timeout }
+        Self { credentials: credentials.clone(), db, tls, connect_timeout, response_timeout }
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
@@ -53,26 +129,58 @@ impl Dial {
     pub(super) async fn connect(&self, address: &Address) -> Result<(MultiplexedConnection, Driver), RedisError> {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(self.response_timeout));
         self.within_connect_timeout(async {
-            let stream = self.stream(address).await?;
-            let (connection, driver) = MultiplexedConnection::new_with_config(&self.info, stream, config).await?;
-            let driver: Driver = Box::pin(driver);
+            let cause = Cause::default();
+            let stream = Recorded { stream: self.stream(address).await?, cause: cause.clone() };
+            let (mut connection, task) = MultiplexedConnection::new_with_config(&plain(), stream, config).await?;
+            let mut driver = Driver { task: Box::pin(task), cause };
+            tokio::select! {
+                opened = self.open(&mut connection) => opened?,
+                () = &mut driver => return Err(driver.broken()),
+            }
             Ok((connection, driver))
         })
         .await
     }
 
+    /// Authenticates, and selects the database. The client library would not pass on why the server refuses.
+    async fn open(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let mut opening = Pipeline::new();
+        if let Some(password) = &self.credentials.password {
+            opening.cmd("AUTH").arg(&self.credentials.user).arg(password.reveal());
+        }
+        if self.db != 0 {
+            opening.cmd("SELECT").arg(self.db);
+        }
+        if opening.is_empty() {
+            return Ok(());
+        }
+        for reply in connection.send_packed_commands(&opening, 0, opening.len()).await? {
+            if let Value::ServerError(error) = reply {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Sends one command over a connection of its own.
     pub(super) async fn send_once(&self, address: &Address, cmd: &Cmd) -> Result<Value, RedisError> {
-        let (mut connection, driver) = self.connect(address).await?;
+        let (mut connection, mut driver) = self.connect(address).await?;
         tokio::select! {
             reply = send(&mut connection, cmd) => reply,
-            () = driver => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+            () = &mut driver => Err(driver.broken()),
         }
     }
 
     /// Opens a connection for subscriptions.
     pub(super) async fn connect_pubsub(&self, address: &Address) -> Result<PubSub, RedisError> {
-        self.within_connect_timeout(async { PubSub::new(&self.info, self.stream(address).await?).await }).await
+        let mut info = plain().set_db(self.db.into());
+        if let Some(user) = &self.credentials.user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = &self.credentials.password {
+            info = info.set_password(password.reveal());
+        }
+        self.within_connect_timeout(async { PubSub::new(&info, self.stream(address).await?).await }).await
     }
 
     async fn within_connect_timeout<T>(
@@ -97,6 +205,11 @@ impl Dial {
             }
         })
     }
+}
+
+/// A connection for which the client library sends nothing by itself.
+fn plain() -> RedisConnectionInfo {
+    RedisConnectionInfo::default().set_skip_set_lib_name()
 }
 
 /// Sends one command. An error reply, which the library returns as a value, becomes an error.

@@ -27,7 +27,7 @@ use self::connection::{RedisConnection, ServerChoice};
 use self::dial::Dial;
 use self::hash_slot::hash_slot;
 use self::sentinel::Sentinels;
-pub use self::settings::{Address, Credentials, Password, RedisSettings, Topology};
+pub use self::settings::{Address, Credentials, RedisSettings, Topology};
 use self::wire::{CommandError, Keys, Reply, ScriptRef};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
 use super::warnings::Warnings;
@@ -62,7 +62,16 @@ impl Redis {
     ///
     /// [`TlsError`] when the TLS settings are invalid.
     pub fn new(settings: &RedisSettings) -> Result<Self, TlsError> {
-        let warnings = Arc::new(Warnings::default());
+        Self::named("", settings)
+    }
+
+    /// Like [`new`](Self::new), with the name of the store for the log, which begins before the store is put to use.
+    ///
+    /// # Errors
+    ///
+    /// As `new`.
+    pub fn named(name: &str, settings: &RedisSettings) -> Result<Self, TlsError> {
+        let warnings = Arc::new(Warnings::of(name));
         let tls = settings.tls.as_ref().map(TlsClient::new).transpose()?;
         let dial = Dial::new(settings, &settings.credentials, settings.db, tls.clone());
         let single = |server| Servers::Single(RedisConnection::open(server, dial.clone(), warnings.clone()));

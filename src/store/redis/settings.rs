@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::store::password::Password;
 use crate::tls::TlsSettings;
 
 /// The settings of a Redis or Valkey store. Equal settings mean the same store.
@@ -61,10 +62,6 @@ pub struct Credentials {
     pub password: Option<Password>,
 }
 
-/// A password. `Debug` redacts it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
-
 impl RedisSettings {
     /// The default prefix of keys.
     pub const KEY_PREFIX: &'static str = "tollgate:";
@@ -80,23 +77,6 @@ impl RedisSettings {
             connect_timeout: Duration::from_millis(250),
             response_timeout: Duration::from_millis(500),
         }
-    }
-}
-
-impl Password {
-    /// Wraps a password.
-    pub fn new(password: impl Into<String>) -> Self {
-        Self(password.into())
-    }
-
-    pub(super) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(***)")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
@@ -20,11 +21,16 @@ pub struct Certificates {
     pub client_key: PathBuf,
 }
 
+/// The number of authorities so far.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
 impl Certificates {
     /// Creates a new authority and certificates, which clients of other authorities do not trust.
     pub fn make(directory: &Path) -> Self {
         let mut params = CertificateParams::new([]).expect("no names are names");
-        params.distinguished_name.push(DnType::CommonName, "an authority of tests");
+        // OpenSSL finds an authority by its name, so each has another.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name.push(DnType::CommonName, format!("authority {number} of tests"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().expect("a key");

@@ -32,12 +32,18 @@ pub struct Setup {
     programs: PathBuf,
     lines: Vec<String>,
     tls: bool,
+    client_certificates: bool,
 }
 
 impl Setup {
     /// PostgreSQL with its default configuration and passwords. None when it is not installed.
     pub fn new() -> Option<Self> {
-        installed::postgres().map(|programs| Self { programs, lines: Vec::new(), tls: false })
+        installed::postgres().map(|programs| Self {
+            programs,
+            lines: Vec::new(),
+            tls: false,
+            client_certificates: false,
+        })
     }
 
     /// Adds a line of configuration, such as `max_connections = 5`.
@@ -52,6 +58,12 @@ impl Setup {
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
+    }
+
+    /// Requires TLS on its port, and a client certificate of its authority.
+    #[must_use]
+    pub fn client_certificates(self) -> Self {
+        Self { client_certificates: true, ..self.tls() }
     }
 
     /// Starts it.
@@ -81,12 +93,13 @@ impl Setup {
         for line in &self.lines {
             writeln!(text, "{line}").expect("a string takes it");
         }
+        let clients = if self.client_certificates { " clientcert=verify-ca" } else { "" };
         let kind = if self.tls { "hostssl" } else { "host" };
         // An existing file keeps its owner.
         fs::write(data.join("postgresql.conf"), text).expect("a file in the test's directory");
         fs::write(
             data.join("pg_hba.conf"),
-            format!("local all all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"),
+            format!("local all all trust\n{kind} all all 127.0.0.1/32 scram-sha-256{clients}\n"),
         )
         .expect("a file in the test's directory");
         let process = self.launch(&directory, port);
@@ -163,6 +176,19 @@ impl Postgres {
     pub fn value(&self, database: &str, sql: &str) -> Option<String> {
         let rows = query(&self.directory, self.port, database, sql);
         rows.unwrap_or_else(|error| panic!("{sql}: {error:?}\n{}", self.process.log()))
+    }
+
+    /// Uses other files for TLS for new connections: its certificate and key, and the authorities of clients.
+    pub fn set_tls(&self, files: &Certificates, clients: &[&Path]) {
+        let own = self.certificates.as_ref().expect("it uses TLS");
+        let read = |path: &Path| fs::read_to_string(path).expect("a file of the test");
+        // Existing files keep their owners.
+        for (from, to) in [(&files.server, &own.server), (&files.server_key, &own.server_key)] {
+            fs::write(to, read(from)).expect("a file in the test's directory");
+        }
+        let clients: String = clients.iter().map(|authority| read(authority)).collect();
+        fs::write(&own.authority, clients).expect("a file in the test's directory");
+        self.execute("postgres", "SELECT pg_reload_conf()");
     }
 
     /// The id of its main process.

@@ -189,6 +189,16 @@ impl Redis {
         (*port, files)
     }
 
+    /// Uses other files for TLS for new connections: its certificate and key, and the authorities of clients.
+    pub fn set_tls(&self, files: &Certificates, clients: &[&Path]) {
+        let read = |path: &&Path| fs::read_to_string(path).expect("a file of the test");
+        let authorities = self.directory.path().join("authorities.pem");
+        fs::write(&authorities, clients.iter().map(read).collect::<String>()).expect("a file in the test's directory");
+        let (authorities, server, key) = (path(&authorities), path(&files.server), path(&files.server_key));
+        let files = ["tls-ca-cert-file", &authorities, "tls-cert-file", &server, "tls-key-file", &key];
+        self.ask::<()>(&[&["CONFIG", "SET"][..], &files].concat());
+    }
+
     /// The Unix socket.
     pub fn socket(&self) -> PathBuf {
         assert!(self.setup.socket, "it was set up without a socket");
@@ -285,6 +295,10 @@ impl Redis {
 
 fn line<'a>(text: &'a str, field: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+}
+
+fn path(path: &Path) -> String {
+    path.display().to_string()
 }
 
 fn patient(client: &Client) -> RedisResult<Connection> {

@@ -8,11 +8,14 @@ mod redis;
 mod redis_url;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod shared;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::configuration::{NamedStore, SnapshotSettings};
+use crate::config::document::disk::Disk;
 use crate::config::document::problem::Problems;
 use crate::config::schema;
 use crate::config::schema::decode::{Choice, SchemaTable};
@@ -29,7 +32,7 @@ const DEFAULT_POSTGRES_TIMEOUT: Duration = Duration::from_millis(50);
 const DEFAULT_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Builds the stores. If the configuration has none, there is one memory store.
-pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) -> Vec<NamedStore> {
+pub(in crate::config) fn stores(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Vec<NamedStore> {
     let mut stores: Vec<NamedStore> = Vec::new();
     for item in file.stores.named() {
         if let Some(path) = item.value.as_ref().and_then(|store| store.snapshot.get())
@@ -44,7 +47,7 @@ pub(in crate::config) fn stores(file: &schema::File, problems: &mut Problems) ->
         if let Some(written) = &item.value {
             store.timeout = timeout(written);
             // An invalid store keeps its name and index, so that its limiters do not cause further errors.
-            if let Some(config) = config(item, written, problems) {
+            if let Some(config) = config(item, written, disk, problems) {
                 store.config = config;
             }
             if !matches!(store.config, StoreConfig::Memory(_)) {
@@ -119,6 +122,11 @@ fn config(
     )]
     item: &Item<schema::Store>,
     store: &schema::Store,
+    #[cfg_attr(
+        not(any(feature = "postgres", feature = "redis")),
+        expect(unused_variables, reason = "only shared stores have files")
+    )]
+    disk: &Disk,
     problems: &mut Problems,
 ) -> Option<StoreConfig> {
     let kind = store.engine.get()?;
@@ -132,13 +140,13 @@ fn config(
         #[cfg(feature = "redis")]
         schema::StoreKind::Redis => {
             let url = shared::Url::of(item, store, &["redis://", "rediss://", "redis+unix://"], problems)?;
-            let settings = redis::settings(store, &url, timeout(store), problems)?;
+            let settings = redis::settings(store, &url, timeout(store), disk, problems)?;
             Some(StoreConfig::Redis(settings, shared::settings(&item.name, timeout(store), store)))
         }
         #[cfg(feature = "postgres")]
         schema::StoreKind::Postgres => {
             let url = shared::Url::of(item, store, &["postgres://", "postgresql://"], problems)?;
-            let settings = postgres::settings(store, &url, timeout(store), problems);
+            let settings = postgres::settings(store, &url, timeout(store), disk, problems);
             Some(StoreConfig::Postgres(settings, shared::settings(&item.name, timeout(store), store)))
         }
         #[cfg(not(all(feature = "redis", feature = "postgres")))]

@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use super::redis_url;
 use super::shared::Url;
-use crate::config::document::problem::Problems;
+use super::{redis_url, tls};
+use crate::config::document::disk::Disk;
+use crate::config::document::problem::{Location, Problems};
 use crate::config::schema;
 use crate::config::schema::decode::{Choice, Field, SchemaTable};
 use crate::config::schema::values::Hidden;
 use crate::store::{Address, Credentials, Password, RedisSettings, Topology};
-use crate::tls::{ClientCertificate, TlsSettings};
+use crate::tls::TlsSettings;
 
 /// Builds the settings of a Redis store. Decisions wait `timeout` for it. None if they are invalid, which is reported.
 pub(super) fn settings(
     store: &schema::Store,
     url: &Url<'_>,
     timeout: Duration,
+    disk: &Disk,
     problems: &mut Problems,
 ) -> Option<RedisSettings> {
     let location = url.location;
@@ -62,6 +64,8 @@ pub(super) fn settings(
         },
         schema::RedisMode::Cluster => Topology::Cluster(addresses),
     };
+    refuse_twice(store.username.location(), parsed.user.as_ref(), "a user", problems);
+    refuse_twice(store.password.location(), parsed.password.as_ref(), "a password", problems);
     let mut settings = RedisSettings::new(topology);
     settings.credentials = Credentials {
         user: text(&store.username).or(parsed.user),
@@ -75,7 +79,7 @@ pub(super) fn settings(
              redis://:password@host for a password, or redis://user:@host for a user without one",
         );
     }
-    settings.tls = tls(store, parsed.tls, problems);
+    settings.tls = tls_settings(store, parsed.tls, location, disk, problems);
     if let Some(prefix) = text(&store.key_prefix) {
         settings.key_prefix = prefix;
     }
@@ -98,27 +102,29 @@ pub(super) fn settings(
 }
 
 /// The TLS settings, if the scheme of the URL is `rediss`.
-fn tls(store: &schema::Store, enabled: bool, problems: &mut Problems) -> Option<TlsSettings> {
-    let path = |field: &Field<String>| field.get().map(|text| text.value.clone().into());
-    for (key, location) in store.given() {
-        if !enabled && key.name.starts_with("tls_") {
+fn tls_settings(
+    store: &schema::Store,
+    enabled: bool,
+    url: &Location,
+    disk: &Disk,
+    problems: &mut Problems,
+) -> Option<TlsSettings> {
+    if !enabled {
+        for (_, location) in store.given().into_iter().filter(|(key, _)| key.name.starts_with("tls_")) {
             problems.refuse(location, "but the URL does not begin with rediss://, so TLS is not used");
         }
+        return None;
     }
-    let identity = match (path(&store.tls_certificate), path(&store.tls_key)) {
-        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
-        (None, None) => None,
-        (one, _) => {
-            let (given, other) = match one.is_some() {
-                true => (store.tls_certificate.location(), "tls_key"),
-                false => (store.tls_key.location(), "tls_certificate"),
-            };
-            if let Some(location) = given {
-                problems.refuse(location, format!("but there is no {other}; expected both or neither"));
-            }
-            None
-        }
-    };
-    let server_name = store.tls_server_name.get().map(|text| text.value.clone());
-    enabled.then(|| TlsSettings { ca: path(&store.tls_ca), identity, server_name })
+    let settings = tls::settings(store, disk, problems);
+    if let Err(error) = settings.check() {
+        tls::refuse(&error, &settings, store, url, problems);
+    }
+    Some(settings)
+}
+
+/// Refuses a key if the URL has the same.
+fn refuse_twice(key: Option<&Location>, in_url: Option<&String>, what: &str, problems: &mut Problems) {
+    if let (Some(location), Some(_)) = (key, in_url) {
+        problems.refuse(location, format!("but the URL has {what} too; expected one of them"));
+    }
 }

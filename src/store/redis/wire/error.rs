@@ -57,6 +57,8 @@ fn fault(text: &str) -> Fault {
         "READONLY" | "MISCONF" | "NOREPLICAS" => Fault::ReadOnly,
         "NOAUTH" | "WRONGPASS" | "NOPERM" => Fault::Denied,
         "LOADING" | "CLUSTERDOWN" | "MASTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "BUSY" => Fault::Unreachable,
+        // The user has no password, or needs none.
+        _ if text.starts_with("ERR AUTH ") => Fault::Denied,
         _ if text.contains("can't run this command") || text.contains("can't access at least one of the keys") => {
             Fault::Denied
         }
@@ -79,6 +81,7 @@ mod tests {
             ("WRONGPASS invalid username-password pair", Fault::Denied),
             ("NOPERM this user has no permissions", Fault::Denied),
             ("ERR The user executing the script can't run this command or subcommand", Fault::Denied),
+            ("ERR AUTH <password> called without any password configured for the default user.", Fault::Denied),
             ("LOADING Redis is loading the dataset in memory", Fault::Unreachable),
             ("CLUSTERDOWN Hash slot not served", Fault::Unreachable),
             ("MASTERDOWN Link with MASTER is down", Fault::Unreachable),
