@@ -117,7 +117,7 @@ local function others()
   -- A token bucket:
   --   '<I6BI5H'  compact: low 48 bits of the moment, its high 4 bits with the class of the expiry, level, unit code
   --   '<I7I7I7'  moment, level, unit: for values that do not fit
-  -- The code of a unit of m * 10^e is m * 16 + e. The compact layout takes 88 bytes of Redis, with its key.
+  -- The code of a unit of m * 10^e is m * 16 + e. The compact layout just fits an allocation of 16 bytes.
   local bucket = { check = check_string }
 
   function bucket.read(number)
@@ -532,8 +532,9 @@ local function others()
     local added = string.rep(pack('<I7', now), units)
     local wanted = state.count + units
     if wanted > state.places then
-      -- Rewritten with twice the places, at most those of a full window: growing in place would take twice the memory.
-      local places = min(max(wanted, state.places * 2, 4), full)
+      -- Rewritten with about twice the places, at most those of a full window: growing in place would take twice the
+      -- memory. With 1, 3, 7, 14, 28, ... places a value just fits the sizes that memory is allocated in.
+      local places = min(max(wanted, state.places * 2 + (state.places < 7 and 1 or 0)), full)
       local bytes = moments(state, 0, state.count) .. added
       state.head, state.places = 0, places
       state.anew = bytes .. string.rep('\0', places * GRANT - #bytes)
@@ -548,16 +549,15 @@ local function others()
   function log.write(shape, state)
     local number, key = state.number, KEYS[state.number]
     local value = pack('<I7I7HHH', state.newest, state.oldest, state.head, state.count, state.places)
+    local newest, written = state.newest, state.written
+    local ends = newest - newest % CELL + CELL + shape[9]
     if state.anew then
-      call('SET', key, value .. state.anew)
+      call('SET', key, value .. state.anew, 'PX', string.format('%d', (ends - now) / 1000 + SLACK))
     else
       call('SETRANGE', key, '0', value)
+      if newest - newest % CELL ~= written - written % CELL then expire(key, ends) end
     end
     held[number] = value
-    local newest, written = state.newest, state.written
-    if state.anew or newest - newest % CELL ~= written - written % CELL then
-      expire(key, newest - newest % CELL + CELL + shape[9])
-    end
     state.anew, state.written = nil, newest
   end
 
