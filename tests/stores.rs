@@ -23,6 +23,7 @@ mod stores {
     mod redis_cluster;
     mod redis_links;
     mod redis_memory;
+    mod redis_products;
     mod redis_wrappers;
     mod servers;
     mod settled;
