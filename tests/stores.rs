@@ -22,6 +22,8 @@ mod stores {
     mod redis_client;
     mod redis_cluster;
     mod redis_links;
+    mod redis_memory;
+    mod redis_products;
     mod redis_wrappers;
     mod servers;
     mod settled;

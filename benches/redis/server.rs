@@ -14,16 +14,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server and waits until it answers.
-    pub async fn start() -> Self {
+    /// Starts a server, by its program, and waits until it answers.
+    pub async fn start(program: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-        let process = Command::new("redis-server")
+        let process = Command::new(program)
             .args(["--bind", "127.0.0.1", "--port", &free.port().to_string(), "--save", "", "--dir"])
             .arg(directory.path())
             .stdout(Stdio::null())
             .spawn()
-            .expect("redis-server is installed");
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
         let server = Self { process, port: free.port(), _directory: directory };
         while server.try_connect().await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -40,22 +40,17 @@ impl Server {
         client.get_multiplexed_async_connection().await
     }
 
-    /// CPU time that the server has used.
-    pub async fn cpu(&self) -> Duration {
+    /// A field of INFO.
+    pub async fn info(&self, section: &str, field: &str) -> String {
         let mut connection = self.connection().await;
-        let text: String = redis::cmd("INFO").arg("cpu").query_async(&mut connection).await.expect("it answers");
-        let seconds = |field: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            line.and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs_f64).expect("a number of seconds")
-        };
-        seconds("used_cpu_user") + seconds("used_cpu_sys")
+        let text: String = redis::cmd("INFO").arg(section).query_async(&mut connection).await.expect("it answers");
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {field} in {text}")).to_owned()
     }
 
-    /// Bytes that a key takes with its value.
-    pub async fn memory_usage(&self, key: &[u8]) -> u64 {
-        let mut connection = self.connection().await;
-        let bytes = redis::cmd("MEMORY").arg("USAGE").arg(key).query_async(&mut connection).await;
-        bytes.expect("the key is there")
+    /// A field of INFO that is a number.
+    pub async fn number(&self, section: &str, field: &str) -> f64 {
+        self.info(section, field).await.parse().unwrap_or_else(|error| panic!("{field}: {error}"))
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use crate::support::binary::{DOORS, Served, complaint, exchange, tollgate};
 use crate::support::processes::redis::{Redis, Setup};
-use crate::support::processes::{Proxy, until};
+use crate::support::processes::{Proxy, RedisProxy, until};
 
 /// A limit by account in a Redis, with further keys of the store.
 fn login(port: u16, more: &str, limit: u32) -> String {
@@ -212,4 +212,24 @@ fn a_store_that_others_share_has_no_snapshot() {
     fs::write(directory.path().join("tollgate.toml"), login(6379, "snapshot = 'counters'", 2)).expect("a file");
     let said = complaint(tollgate(directory.path()).args(["check", "tollgate.toml"]));
     assert!(said.contains("a redis store has no snapshot"), "{said}");
+}
+
+#[test]
+fn a_proxy_of_redis_is_named_in_the_log_and_a_reload_to_it_is_refused() {
+    let Some(redis) = Redis::start() else { return };
+    let Some(proxy) = RedisProxy::envoy(&[&redis]) else { return };
+    let reason = format!("connecting to 127.0.0.1:{} failed, retrying: it is a proxy (envoy-redis-proxy)", proxy.port);
+    let served = Served::start(&login(proxy.port, "", 2), &[]);
+    served.until(&reason);
+    let said = served.said();
+    let line = said.lines().find(|line| line.contains(&reason)).expect("it was waited for");
+    assert!(line.contains("main"), "the line names the store: {line}");
+    assert!(exchange(&served.admin, b"GET /readyz HTTP/1.0\r\n\r\n").contains(" 503 "), "the store is required");
+    drop(served);
+    let served = serve(&login(redis.port, "", 2));
+    fs::write(served.directory.path().join("tollgate.toml"), login(proxy.port, "", 2)).expect("a file of the test");
+    served.until("configuration rejected");
+    served.until(&format!("stores.main: not connected within 5s: {reason}"));
+    assert_eq!(left(&served, "ada"), 2, "the store before stays");
+    assert_eq!(redis.ask::<u32>(&["DBSIZE"]), 2, "a counter and the key of the probe");
 }

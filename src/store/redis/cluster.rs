@@ -276,7 +276,7 @@ impl ClusterState {
             number: u16::try_from(free).expect("no cluster has more nodes than slots"),
             address: address.clone(),
             connection: RedisConnection::open(
-                ServerChoice::Fixed(address.clone()),
+                ServerChoice::ClusterNode(address.clone()),
                 self.dial.clone(),
                 self.warnings.clone(),
             ),

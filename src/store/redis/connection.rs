@@ -19,7 +19,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::dial::{Dial, Driver, send};
+use super::dial::{Dial, Driver, ask, send};
+use super::product::{self, UsedAs};
 use super::sentinel::Sentinels;
 use super::settings::Address;
 use super::wire::CommandError;
@@ -46,6 +47,8 @@ const PING_AFTER: Duration = Duration::from_secs(5);
 pub(super) enum ServerChoice {
     /// Always this one.
     Fixed(Address),
+    /// This node of a cluster.
+    ClusterNode(Address),
     /// The master that the sentinels name.
     Master(Sentinels),
 }
@@ -104,46 +107,48 @@ impl ServerChoice {
         dial: &Dial,
     ) -> Result<(Address, MultiplexedConnection, Driver), (String, CommandError)> {
         let address = match self {
-            ServerChoice::Fixed(address) => address.clone(),
+            ServerChoice::Fixed(address) | ServerChoice::ClusterNode(address) => address.clone(),
             ServerChoice::Master(sentinels) => {
                 sentinels.master().await.map_err(|error| ("the sentinels".to_owned(), error))?
             }
         };
-        let connected = match dial.connect(&address).await {
-            Ok((connection, driver)) if matches!(self, ServerChoice::Master(_)) => {
-                check_is_master(connection, driver).await
-            }
-            connected => connected.map_err(CommandError::from),
-        };
-        match connected {
+        match self.connect_to(&address, dial).await {
             Ok((connection, driver)) => Ok((address, connection, driver)),
             Err(error) => Err((address.to_string(), error)),
         }
     }
 
+    async fn connect_to(
+        &self,
+        address: &Address,
+        dial: &Dial,
+    ) -> Result<(MultiplexedConnection, Driver), CommandError> {
+        let (mut connection, mut driver) = dial.connect(address).await?;
+        let used_as = match self {
+            ServerChoice::Fixed(_) => UsedAs::Whole,
+            ServerChoice::Master(_) => {
+                check_is_master(&mut connection, &mut driver).await?;
+                UsedAs::Whole
+            }
+            ServerChoice::ClusterNode(_) => UsedAs::ClusterNode,
+        };
+        product::check(&mut connection, &mut driver, used_as).await?;
+        Ok((connection, driver))
+    }
+
     /// Waits until the sentinels announce another master.
     async fn moved_from(&self, address: &Address) {
         match self {
-            ServerChoice::Fixed(_) => std::future::pending().await,
+            ServerChoice::Fixed(_) | ServerChoice::ClusterNode(_) => std::future::pending().await,
             ServerChoice::Master(sentinels) => sentinels.moved_from(address).await,
         }
     }
 }
 
 /// Asks the server for its role, because a sentinel may not know yet that it was replaced.
-async fn check_is_master(
-    mut connection: MultiplexedConnection,
-    mut driver: Driver,
-) -> Result<(MultiplexedConnection, Driver), CommandError> {
-    let cmd = redis::cmd("ROLE");
-    let role = tokio::select! {
-        role = send(&mut connection, &cmd) => role?,
-        () = &mut driver => return Err(driver.broken().into()),
-    };
-    match role {
-        Value::Array(words) if words.first() == Some(&Value::BulkString(b"master".to_vec())) => {
-            Ok((connection, driver))
-        }
+async fn check_is_master(connection: &mut MultiplexedConnection, driver: &mut Driver) -> Result<(), CommandError> {
+    match ask(connection, driver, &redis::cmd("ROLE")).await? {
+        Value::Array(words) if words.first() == Some(&Value::BulkString(b"master".to_vec())) => Ok(()),
         _ => Err(CommandError { fault: Fault::ReadOnly, text: "the server is not a master".to_owned() }),
     }
 }

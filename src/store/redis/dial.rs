@@ -165,10 +165,7 @@ impl Dial {
     /// Sends one command over a connection of its own.
     pub(super) async fn send_once(&self, address: &Address, cmd: &Cmd) -> Result<Value, RedisError> {
         let (mut connection, mut driver) = self.connect(address).await?;
-        tokio::select! {
-            reply = send(&mut connection, cmd) => reply,
-            () = &mut driver => Err(driver.broken()),
-        }
+        ask(&mut connection, &mut driver, cmd).await
     }
 
     /// Opens a connection for subscriptions.
@@ -217,5 +214,17 @@ pub(super) async fn send(connection: &mut MultiplexedConnection, cmd: &Cmd) -> R
     match connection.send_packed_command(cmd).await? {
         Value::ServerError(error) => Err(error.into()),
         value => Ok(value),
+    }
+}
+
+/// Sends one command over a connection whose driver no task polls yet.
+pub(super) async fn ask(
+    connection: &mut MultiplexedConnection,
+    driver: &mut Driver,
+    cmd: &Cmd,
+) -> Result<Value, RedisError> {
+    tokio::select! {
+        reply = send(connection, cmd) => reply,
+        () = &mut *driver => Err(driver.broken()),
     }
 }

@@ -13,6 +13,7 @@ mod cluster;
 mod connection;
 mod dial;
 mod hash_slot;
+mod product;
 mod sentinel;
 mod settings;
 mod wire;

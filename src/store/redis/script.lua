@@ -30,8 +30,9 @@
 --             (or -1 if the caller's rate says that), and what was charged, where those microseconds are fewer or less
 --             was charged than asked for.
 --
--- Numbers are integers below 2^53. A plan that fails has written nothing: whatever can fail is read before the first
--- write, and only the first write can be refused for lack of memory.
+-- Numbers are integers below 2^53, whatever subtype a Lua of 5.1 to 5.4 gives them: numbers that go to commands are
+-- written by `text`, and those of the reply become integers at the end. A plan that fails has written nothing: whatever
+-- can fail is read before the first write, and only the first write can be refused for lack of memory.
 --
 -- Expiry only frees memory. Time is divided into cells of 2^25 us. A state that was written in one cell and counts for
 -- up to 2^class cells expires a minute after the cell's end and that many cells, so most charges need not change the
@@ -41,6 +42,17 @@ local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.p
 local CELL, SLACK, CODED, HOLDS = 33554432, 60000, 1099511627776, 4503599627370496
 -- How long an id is remembered.
 local ONCE = '60000'
+
+-- What the script replies, where Lua has floats (5.3 and newer), which a server may send as texts.
+local reply
+if math.type then
+  function reply(out)
+    for place, value in ipairs(out) do
+      out[place] = type(value) == 'table' and reply(value) or math.tointeger(value) or value
+    end
+    return out
+  end
+end
 
 local program = ARGV[1]
 local now, strings, place = unpack_('<dH', program)
@@ -55,26 +67,26 @@ for number = 2, #ARGV do
   local shape = ARGV[number]
   if #shape == 104 then
     local first, last = unpack_('<d', shape, 73), unpack_('<d', shape, 97)
-    if now < first or now >= last then return { -now } end
+    if now < first or now >= last then return reply and reply({ -now }) or { -now } end
   end
 end
 
-local held = {}
+local held, list = {}, table.unpack or unpack
 if strings > 0 and strings <= 1000 then
-  held = call('MGET', unpack(KEYS, 1, strings))
+  held = call('MGET', list(KEYS, 1, strings))
 else
   for first = 1, strings, 1000 do
     local last = math.min(first + 999, strings)
-    for number, value in ipairs(call('MGET', unpack(KEYS, first, last))) do held[first + number - 1] = value end
+    for number, value in ipairs(call('MGET', list(KEYS, first, last))) do held[first + number - 1] = value end
   end
 end
 
 local cell = now - now % CELL
 local dues = {}
 local function due(class)
-  local text = string.format('%d', (real + cell + CELL - now + CELL * 2 ^ class) / 1000 + SLACK)
-  dues[class] = text
-  return text
+  local moment = math.floor((real + cell + CELL - now + CELL * 2 ^ class) / 1000 + SLACK)
+  dues[class] = string.format('%d', moment)
+  return dues[class]
 end
 
 local shapes = {}
@@ -92,10 +104,11 @@ local slow
 local function others()
   local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
 
+  -- A number as an argument of a command. A fraction is dropped.
+  local function text(number) return string.format('%d', floor(number)) end
+
   -- Sets the expiry of a key that counts until `moment`.
-  local function expire(key, moment)
-    call('PEXPIREAT', key, string.format('%d', (real + moment - now) / 1000 + SLACK))
-  end
+  local function expire(key, moment) call('PEXPIREAT', key, text((real + moment - now) / 1000 + SLACK)) end
 
   -- Replaces a short string, and returns whether that was in place, which keeps its expiry and allocation.
   local function replace(number, value)
@@ -117,7 +130,7 @@ local function others()
   -- A token bucket:
   --   '<I6BI5H'  compact: low 48 bits of the moment, its high 4 bits with the class of the expiry, level, unit code
   --   '<I7I7I7'  moment, level, unit: for values that do not fit
-  -- The code of a unit of m * 10^e is m * 16 + e. The compact layout takes 88 bytes of Redis, with its key.
+  -- The code of a unit of m * 10^e is m * 16 + e. The compact layout just fits an allocation of 16 bytes.
   local bucket = { check = check_string }
 
   function bucket.read(number)
@@ -398,9 +411,10 @@ local function others()
   -- order from the head. `held` has the header only.
   local log = {}
   local HEAD, GRANT = 20, 7
+  local HEAD_TEXT, HEAD_ENDS = text(HEAD), text(HEAD - 1)
 
   function log.check(number)
-    if held[number] == nil then held[number] = call('GETRANGE', KEYS[number], '0', HEAD - 1) end
+    if held[number] == nil then held[number] = call('GETRANGE', KEYS[number], '0', HEAD_ENDS) end
   end
 
   function log.read(number)
@@ -420,9 +434,9 @@ local function others()
     local key, from = KEYS[state.number], (state.head + first) % state.places
     local straight = min(count, state.places - from)
     local start = HEAD + from * GRANT
-    local bytes = call('GETRANGE', key, start, start + straight * GRANT - 1)
+    local bytes = call('GETRANGE', key, text(start), text(start + straight * GRANT - 1))
     if straight == count then return bytes end
-    return bytes .. call('GETRANGE', key, HEAD, HEAD + (count - straight) * GRANT - 1)
+    return bytes .. call('GETRANGE', key, HEAD_TEXT, text(HEAD + (count - straight) * GRANT - 1))
   end
 
   local function moment(state, number) return (unpack_('<I7', moments(state, number, 1))) end
@@ -431,8 +445,8 @@ local function others()
   local function put(state, first, bytes)
     local key, from = KEYS[state.number], (state.head + first) % state.places
     local straight = (state.places - from) * GRANT
-    call('SETRANGE', key, HEAD + from * GRANT, string.sub(bytes, 1, straight))
-    if straight < #bytes then call('SETRANGE', key, HEAD, string.sub(bytes, straight + 1)) end
+    call('SETRANGE', key, text(HEAD + from * GRANT), string.sub(bytes, 1, straight))
+    if straight < #bytes then call('SETRANGE', key, HEAD_TEXT, string.sub(bytes, straight + 1)) end
   end
 
   -- The number of grants outside the window, by a galloping search from the head. Sets `first`, the oldest inside.
@@ -532,8 +546,9 @@ local function others()
     local added = string.rep(pack('<I7', now), units)
     local wanted = state.count + units
     if wanted > state.places then
-      -- Rewritten with twice the places, at most those of a full window: growing in place would take twice the memory.
-      local places = min(max(wanted, state.places * 2, 4), full)
+      -- Rewritten with about twice the places, at most those of a full window: growing in place would take twice the
+      -- memory. With 1, 3, 7, 14, 28, ... places a value just fits the sizes that memory is allocated in.
+      local places = min(max(wanted, state.places * 2 + (state.places < 7 and 1 or 0)), full)
       local bytes = moments(state, 0, state.count) .. added
       state.head, state.places = 0, places
       state.anew = bytes .. string.rep('\0', places * GRANT - #bytes)
@@ -548,16 +563,15 @@ local function others()
   function log.write(shape, state)
     local number, key = state.number, KEYS[state.number]
     local value = pack('<I7I7HHH', state.newest, state.oldest, state.head, state.count, state.places)
+    local newest, written = state.newest, state.written
+    local ends = newest - newest % CELL + CELL + shape[9]
     if state.anew then
-      call('SET', key, value .. state.anew)
+      call('SET', key, value .. state.anew, 'PX', text((ends - now) / 1000 + SLACK))
     else
       call('SETRANGE', key, '0', value)
+      if newest - newest % CELL ~= written - written % CELL then expire(key, ends) end
     end
     held[number] = value
-    local newest, written = state.newest, state.written
-    if state.anew or newest - newest % CELL ~= written - written % CELL then
-      expire(key, newest - newest % CELL + CELL + shape[9])
-    end
     state.anew, state.written = nil, newest
   end
 
@@ -576,8 +590,6 @@ local function others()
   -- Leases: two sorted sets of ids, by expiry and, in the next key, by acquisition.
   local leases = {}
   local instant
-
-  local function text(moment) return string.format('%d', moment) end
 
   local function ends_last(key)
     local found = call('ZRANGE', key, '-1', '-1', 'WITHSCORES')[2]
@@ -658,7 +670,7 @@ local function others()
     local counted = slots_held(state)
     local wait, over = -1, counted + shape[3] - shape[8]
     if not passes and over > 0 and over <= counted then
-      local freed = call('ZRANGEBYSCORE', state.by_end, '(' .. instant, '+inf', 'WITHSCORES', 'LIMIT', over - 1, 1)
+      local freed = call('ZRANGEBYSCORE', state.by_end, '(' .. instant, '+inf', 'WITHSCORES', 'LIMIT', text(over - 1), '1')
       wait = freed[2] - now
     elseif not passes and over <= 0 then
       wait = 0
@@ -898,4 +910,4 @@ while place <= last do
   end
   place = after
 end
-return out
+return reply and reply(out) or out

@@ -59,6 +59,19 @@ pub fn valkey() -> Option<PathBuf> {
     found("valkey-server", named.or_else(|| on_path("valkey-server")).or_else(local))
 }
 
+/// Redis 6.2: `TOLLGATE_REDIS_6`, else the one in the project's virtual environment.
+pub fn redis_6() -> Option<PathBuf> {
+    let named = env::var_os("TOLLGATE_REDIS_6").map(PathBuf::from);
+    let local = || Some(project().join(".venv/bin/redis-server-6")).filter(|path| path.exists());
+    found("Redis 6.2", named.or_else(local))
+}
+
+/// twemproxy, which Debian keeps off the `PATH` of users.
+pub fn twemproxy() -> Option<PathBuf> {
+    let system = || Some(PathBuf::from("/usr/sbin/nutcracker")).filter(|path| path.exists());
+    found("nutcracker", on_path("nutcracker").or_else(system))
+}
+
 /// The directory of PostgreSQL's programs: the newest of Debian's packages, else the one in `PATH`.
 pub fn postgres() -> Option<PathBuf> {
     let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();

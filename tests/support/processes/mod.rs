@@ -1,5 +1,5 @@
-//! Real processes for tests: the tollgate binary, Envoy, nginx, an upstream; Redis, Valkey and PostgreSQL, and a pooler
-//! or a faulty network in front of them.
+//! Real processes for tests: the tollgate binary, Envoy, nginx, an upstream; Redis, Valkey and PostgreSQL, and a pooler,
+//! proxies or a faulty network in front of them.
 //!
 //! All processes listen on free loopback ports, are polled until they are ready, and end when their value is dropped.
 //! Configurations are the documented ones with other ports: see [`Ports`].
@@ -15,6 +15,8 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+pub mod redis_proxy;
+pub mod script_server;
 pub mod sentinel;
 pub mod tollgate;
 pub mod upstream;
@@ -33,6 +35,8 @@ pub use self::postgres::Postgres;
 pub use self::process::Process;
 pub use self::proxy::Proxy;
 pub use self::redis::Redis;
+pub use self::redis_proxy::RedisProxy;
+pub use self::script_server::ScriptServer;
 pub use self::sentinel::Sentinel;
 pub use self::tollgate::Tollgate;
 pub use self::upstream::Upstream;

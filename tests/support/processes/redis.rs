@@ -22,6 +22,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Setup {
     program: PathBuf,
+    /// Whether the command DEBUG has to be enabled: older servers have it always, and do not know the line.
+    debug_command: bool,
     core: Option<usize>,
     lines: Vec<String>,
     password: Option<String>,
@@ -41,8 +43,22 @@ impl Setup {
         installed::valkey().map(Self::of)
     }
 
+    /// Redis 6.2, the oldest that is supported. None when it is not installed.
+    pub fn redis_6() -> Option<Self> {
+        installed::redis_6().map(|program| Self { debug_command: false, ..Self::of(program) })
+    }
+
     fn of(program: PathBuf) -> Self {
-        Self { program, core: None, lines: Vec::new(), password: None, socket: false, tls: false, sentinel: false }
+        Self {
+            debug_command: true,
+            program,
+            core: None,
+            lines: Vec::new(),
+            password: None,
+            socket: false,
+            tls: false,
+            sentinel: false,
+        }
     }
 
     /// Adds a line of configuration, such as `maxmemory 2mb` or `user ada on >secret ~* +@all`.
@@ -106,7 +122,10 @@ impl Setup {
         let mut text = format!("bind 127.0.0.1\nport {port}\ndir {}\n", directory.path().display());
         if !self.sentinel {
             // The first replica need not wait for others to join its transfer.
-            text += "save \"\"\nenable-debug-command yes\nrepl-diskless-sync-delay 0\n";
+            text += "save \"\"\nrepl-diskless-sync-delay 0\n";
+            if self.debug_command {
+                text += "enable-debug-command yes\n";
+            }
         }
         if self.socket {
             writeln!(text, "unixsocket {}", directory.path().join(SOCKET).display()).expect("a string takes it");
