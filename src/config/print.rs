@@ -476,9 +476,9 @@ rules:
     username: u
     password: p
     key_prefix: 'k:'
-    tls_ca: ca
-    tls_certificate: c
-    tls_key: k
+    tls_ca: CERTIFICATE
+    tls_certificate: CERTIFICATE
+    tls_key: PRIVATE_KEY
     tls_server_name: n
     pool_min_size: 1
     pool_max_size: 9
@@ -518,9 +518,19 @@ rules:
 
     #[test]
     fn exactly_the_keys_of_the_schema_are_printed_except_those_marked_as_unprinted() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = |name: &str, content: String| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, content).expect("a file in the test's directory");
+            path.display().to_string()
+        };
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate");
+        let (certificate, key) = (file("c.pem", certificate.pem()), file("k.pem", key.serialize_pem()));
         let mut printed = BTreeSet::new();
         for text in EVERY_KEY {
-            let source = SourceText { name: "every_key.yaml".to_owned(), text: text.to_owned() };
+            let text = text.replace("CERTIFICATE", &certificate).replace("PRIVATE_KEY", &key);
+            let source = SourceText { name: "every_key.yaml".to_owned(), text };
             paths("", &tree(&Config::read(&[source], &|_| None).expect("it is accepted")), &mut printed);
         }
         printed.retain(|path| !path.ends_with('*'));

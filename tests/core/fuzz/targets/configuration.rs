@@ -39,6 +39,9 @@ fn prints_what_is_accepted_and_equal(mut config: Config) {
     assert_eq!(again.effective(), printed);
     // The printed form states the admin address explicitly.
     config.server.admin.chosen = true;
+    // It states that there is a token, and not which.
+    assert_eq!(again.server.admin.token.is_some(), config.server.admin.token.is_some());
+    config.server.admin.token.clone_from(&again.server.admin.token);
     assert_eq!(again.server, config.server);
     assert_eq!(meaning(&again.book), meaning(&config.book));
     if let Err(errors) = Rules::compile(config.book) {
