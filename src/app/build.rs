@@ -147,10 +147,7 @@ impl StorePlan {
 impl PlannedStore {
     /// Whether a store opened for this one can serve the other, with the counters it holds.
     fn is_same_store(&self, other: &Self) -> bool {
-        let memory = matches!(other.config, StoreConfig::Memory(_));
-        self.name == other.name
-            && self.config.is_same_store(&other.config)
-            && (memory || self.required == other.required)
+        self.name == other.name && self.config.is_same_store(&other.config)
     }
 }
 

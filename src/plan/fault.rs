@@ -10,6 +10,9 @@ pub enum Fault {
     /// The store did not answer within its deadline. The charge may have been made.
     #[error("the store did not answer in time")]
     Timeout,
+    /// The store had no lock or connection free in time. Nothing was executed.
+    #[error("the store is busy")]
+    Busy,
     /// There is no connection to the store, or it does not serve yet. Nothing was executed.
     #[error("the store cannot be reached")]
     Unreachable,
@@ -35,9 +38,10 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault, in the order of declaration.
-    pub const ALL: [Fault; 9] = [
+    pub const ALL: [Fault; 10] = [
         Fault::Full,
         Fault::Timeout,
+        Fault::Busy,
         Fault::Unreachable,
         Fault::ConnectionLost,
         Fault::CircuitOpen,
@@ -57,6 +61,7 @@ impl Fault {
         match self {
             Fault::Full => "full",
             Fault::Timeout => "timeout",
+            Fault::Busy => "busy",
             Fault::Unreachable => "unreachable",
             Fault::ConnectionLost => "connection_lost",
             Fault::CircuitOpen => "suspended",

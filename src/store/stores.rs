@@ -31,6 +31,8 @@ pub enum StoreStatus {
     Shared {
         /// Whether its circuit breaker is open.
         circuit_open: bool,
+        /// The number of plans, counters and slots that wait to be handed over to it.
+        owed: usize,
     },
 }
 
@@ -78,7 +80,11 @@ impl Stores {
         match store {
             NextStore::Keep(kept) => (Ok(kept), self.shared.get(kept).cloned().flatten()),
             NextStore::New(StoreHandle::Memory(settings)) => (Err(settings), None),
-            NextStore::New(StoreHandle::Shared(shared)) => (Err(MemorySettings::unused()), Some(shared)),
+            NextStore::New(StoreHandle::Shared(shared)) => {
+                let old = self.shared.iter().flatten().find(|old| old.name() == shared.name());
+                old.into_iter().for_each(|old| shared.take_over(old));
+                (Err(MemorySettings::unused()), Some(shared))
+            }
         }
     }
 
@@ -179,7 +185,9 @@ impl Stores {
     pub fn facts(&self) -> Vec<StoreStatus> {
         let shared = |index: usize| self.shared.get(index).and_then(Option::as_ref);
         let fact = |(index, usage)| match shared(index) {
-            Some(shared) => StoreStatus::Shared { circuit_open: shared.queue().circuit_open() },
+            Some(shared) => {
+                StoreStatus::Shared { circuit_open: shared.queue().circuit_open(), owed: shared.queue().owed() }
+            }
             None => StoreStatus::Memory(usage),
         };
         self.memory.usage().into_iter().enumerate().map(fact).collect()

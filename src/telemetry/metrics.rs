@@ -13,8 +13,8 @@ use super::handles::Handles;
 use super::series::{
     BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
     DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD,
-    LEASES_RELEASED, MetricKind, READY, Registry, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS,
-    STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
+    LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS,
+    STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -212,8 +212,9 @@ impl Metrics {
             let labels = [("store", name.as_str())];
             let usage = match usage {
                 StoreStatus::Memory(usage) => usage,
-                StoreStatus::Shared { circuit_open } => {
+                StoreStatus::Shared { circuit_open, owed } => {
                     // Read here, since an old store may still fail after another one has taken its name over.
+                    registry.gauge(STORE_BACKLOG, &labels).set(*owed as f64);
                     registry.gauge(STORE_SUSPENDED, &labels).set(f64::from(u8::from(*circuit_open)));
                     continue;
                 }

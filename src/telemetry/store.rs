@@ -5,9 +5,8 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use super::series::{
-    CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_BACKLOG, STORE_BACKLOG_DROPPED,
-    STORE_BACKLOG_HANDED_OVER, STORE_BACKLOG_RETRIES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS,
-    STORE_UNDONE,
+    CLOCK_DIFFERENCE, NEAR_ANSWERS, POLICY_ANSWERS, Registry, STORE_BACKLOG_DROPPED, STORE_BACKLOG_HANDED_OVER,
+    STORE_BACKLOG_RETRIES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_ERRORS, STORE_UNDONE,
 };
 use crate::limiter::OnStoreError;
 use crate::plan::Fault;
@@ -28,7 +27,6 @@ pub(super) struct StoreMetrics {
     /// Plans that take charges back: done, failed.
     undone: [Counter; 2],
     /// Plans, counters and slots that wait to be handed over.
-    backlog: Gauge,
     /// Those that reached the store, and attempts that failed.
     handed_over: Counter,
     retries: Counter,
@@ -49,7 +47,6 @@ impl StoreMetrics {
             policy: ["allow", "deny", "local"].map(|policy| by(POLICY_ANSWERS, "policy", policy)),
             clock_difference: registry.gauge(CLOCK_DIFFERENCE, &labels),
             undone: ["done", "failed"].map(|result| by(STORE_UNDONE, "result", result)),
-            backlog: registry.gauge(STORE_BACKLOG, &labels),
             handed_over: registry.counter(STORE_BACKLOG_HANDED_OVER, &labels),
             retries: registry.counter(STORE_BACKLOG_RETRIES, &labels),
             dropped: DropReason::ALL.map(|reason| by(STORE_BACKLOG_DROPPED, "reason", reason.name())),
@@ -74,10 +71,6 @@ impl StoreObserver for StoreMetrics {
 
     fn undone(&self, failed: bool) {
         self.undone[usize::from(failed)].increment(1);
-    }
-
-    fn backlog(&self, waiting: usize) {
-        self.backlog.set(waiting as f64);
     }
 
     fn handed_over(&self) {

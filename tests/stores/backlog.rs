@@ -10,10 +10,11 @@ use tollgate::limiter::{
 };
 use tollgate::plan::{Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
 use tollgate::store::{
-    DropReason, QueueSettings, SharedSettings, SharedStore, StoreHandle, StoreObserver, Stores, Wrapper,
+    DropReason, NextStore, QueueSettings, SharedSettings, SharedStore, StoreHandle, StoreObserver, StoreStatus, Stores,
+    Wrapper,
 };
 
-use super::fake::{BROKEN, FakeStore, LINKING, LOSING, LOSING_ONE, WELL, check, one};
+use super::fake::{BROKEN, FakeStore, LINKING, LOSING, LOSING_ONE, REFUSING, WELL, check, one};
 use crate::support::reference::plans::{SECOND, START};
 
 /// A runtime with a paused clock, which advances to the next timer when all tasks are idle.
@@ -27,17 +28,20 @@ fn daily(limit: u32) -> Check {
 }
 
 fn instance(kept: &FakeStore) -> Stores {
-    let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };
-    let settings = SharedSettings { queue, ..SharedSettings::new("main") };
-    Stores::of([StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))])
+    Stores::of([handle(kept)])
 }
 
-/// Counts what is dropped by reason, handed over, and owed.
+fn handle(kept: &FakeStore) -> StoreHandle {
+    let queue = QueueSettings { timeout: Duration::from_millis(10), ..QueueSettings::default() };
+    let settings = SharedSettings { queue, ..SharedSettings::new("main") };
+    StoreHandle::Shared(Arc::new(SharedStore::new(settings, kept.clone())))
+}
+
+/// Counts what is dropped by reason, and handed over.
 #[derive(Clone, Default)]
-struct Seen(Arc<[AtomicU64; 7]>);
+struct Seen(Arc<[AtomicU64; 6]>);
 
 const HANDED_OVER: usize = 5;
-const WAITING: usize = 6;
 
 impl Seen {
     fn of(stores: &Stores) -> Self {
@@ -46,23 +50,31 @@ impl Seen {
         seen
     }
 
-    fn count(&self, index: usize) -> u64 {
-        self.0[index].load(Ordering::SeqCst)
+    fn handed_over(&self) -> u64 {
+        self.0[HANDED_OVER].load(Ordering::SeqCst)
     }
 
     fn dropped(&self) -> [u64; 5] {
-        [0, 1, 2, 3, 4].map(|reason| self.count(reason))
+        [0, 1, 2, 3, 4].map(|reason| self.0[reason as usize].load(Ordering::SeqCst))
     }
+}
 
-    /// Waits until nothing is owed.
-    async fn settled(&self) {
-        let settled = async {
-            while self.count(WAITING) > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(600), settled).await.expect("nothing is owed any more");
+/// How many plans, counters and slots wait.
+fn owed(stores: &Stores) -> usize {
+    match stores.facts()[0] {
+        StoreStatus::Shared { owed, .. } => owed,
+        StoreStatus::Memory(_) => panic!("it is shared"),
     }
+}
+
+/// Waits until nothing is owed.
+async fn settled(stores: &Stores) {
+    let settled = async {
+        while owed(stores) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), settled).await.expect("nothing is owed any more");
 }
 
 impl StoreObserver for Seen {
@@ -70,9 +82,6 @@ impl StoreObserver for Seen {
     fn failed(&self, _fault: Fault) {}
     fn answered_by_policy(&self, _policy: OnStoreError, _checks: u64) {}
     fn undone(&self, _failed: bool) {}
-    fn backlog(&self, waiting: usize) {
-        self.0[WAITING].store(waiting as u64, Ordering::SeqCst);
-    }
     fn handed_over(&self) {
         self.0[HANDED_OVER].fetch_add(1, Ordering::SeqCst);
     }
@@ -102,20 +111,20 @@ fn semantics_31_what_local_admitted_is_charged_even_beyond_the_limit() {
                 admitted += u32::from(stores.apply(&plan, START).await.admitted);
             }
             // The first outage uses the local limit up, and later ones find it used up.
-            assert!(admitted == 25 && seen.count(HANDED_OVER) == 0 || admitted == 0, "{admitted}");
+            assert!(admitted == 25 && seen.handed_over() == 0 || admitted == 0, "{admitted}");
             kept.be(WELL);
-            seen.settled().await;
+            settled(&stores).await;
             assert_eq!(kept.left(&plan.checks[0]), 0);
         }
-        assert_eq!(seen.count(HANDED_OVER), 1, "all units of a counter together");
+        assert_eq!(seen.handed_over(), 1, "all units of a counter together");
         assert_eq!(seen.dropped(), [0; 5]);
         // 45 are counted: 20 refunds leave the counter full.
         let refund = Check { needs: Needs::default(), charges: Charges::default(), refund: 20, ..daily(25) };
         assert!(stores.apply(&one(refund), START).await.admitted);
-        seen.settled().await;
+        settled(&stores).await;
         assert_eq!(kept.left(&plan.checks[0]), 0);
         stores.apply(&one(Check { refund: 2, ..refund }), START).await;
-        seen.settled().await;
+        settled(&stores).await;
         assert_eq!(kept.left(&plan.checks[0]), 2);
     });
 }
@@ -135,7 +144,7 @@ fn a_bucket_drains_while_what_it_admitted_waits() {
         }
         tokio::time::sleep(Duration::from_secs(30)).await;
         kept.be(WELL);
-        seen.settled().await;
+        settled(&stores).await;
         let left = kept.left(&plan.checks[0]);
         assert!((78..=81).contains(&left), "50 were used, 30 have drained: {left} are left");
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -158,15 +167,15 @@ fn a_renewal_of_a_lease_that_has_ended_is_dropped_as_pointless() {
         assert!(stores.apply(&one(slot), START).await.admitted);
         kept.be(BROKEN);
         stores.apply(&change(LeaseAction::Renew(5 * SECOND)), START).await;
-        assert_eq!(seen.count(WAITING), 1);
-        seen.settled().await;
+        assert_eq!(owed(&stores), 1);
+        settled(&stores).await;
         assert_eq!(seen.dropped(), [1, 0, 0, 0, 0], "expired");
         // A release is kept for as long as it takes.
         stores.apply(&change(LeaseAction::Release), START).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;
-        assert_eq!((seen.count(WAITING), kept.left(&slot)), (1, 0));
+        assert_eq!((owed(&stores), kept.left(&slot)), (1, 0));
         kept.be(WELL);
-        seen.settled().await;
+        settled(&stores).await;
         assert_eq!(kept.left(&slot), 1);
     });
 }
@@ -269,7 +278,7 @@ fn a_decision_whose_connection_broke_is_asked_again_and_what_counts_once_counts_
             let policy = [OnStoreError::Local, OnStoreError::Allow][lost % 2];
             let plan = record(policy);
             tokio::join!(stores.apply(&plan, START), well);
-            seen.settled().await;
+            settled(&stores).await;
             assert_eq!(kept.left(&daily(1_000)), 1_000 - 3 * (u32::try_from(lost).expect("few") + 1));
         }
         for _ in 0..4 {
@@ -280,7 +289,7 @@ fn a_decision_whose_connection_broke_is_asked_again_and_what_counts_once_counts_
             };
             let plan = refund(OnStoreError::Local);
             tokio::join!(stores.apply(&plan, START), well);
-            seen.settled().await;
+            settled(&stores).await;
         }
         assert_eq!(kept.left(&log(OnStoreError::Deny)), 9, "8 of 9 are given back");
         assert_eq!(seen.dropped(), [0; 5]);
@@ -290,7 +299,7 @@ fn a_decision_whose_connection_broke_is_asked_again_and_what_counts_once_counts_
         let applied = stores.apply(&refund(OnStoreError::Deny), START).await;
         assert!(applied.degraded && !applied.admitted);
         kept.be(WELL);
-        seen.settled().await;
+        settled(&stores).await;
         assert!(kept.left(&log(OnStoreError::Deny)) >= before);
     });
 }
@@ -300,7 +309,6 @@ fn a_slot_that_was_taken_over_a_connection_that_broke_is_free_if_its_caller_was_
     let (kept, runtime) = (FakeStore::new(), held());
     let _entered = runtime.enter();
     let stores = instance(&kept);
-    let seen = Seen::of(&stores);
     runtime.block_on(async {
         for policy in [OnStoreError::Deny, OnStoreError::Allow, OnStoreError::Local] {
             let slots = Limit::Concurrency(Concurrency { max: 1, lease: 60 * SECOND });
@@ -313,15 +321,171 @@ fn a_slot_that_was_taken_over_a_connection_that_broke_is_free_if_its_caller_was_
             assert_eq!(kept.left(&slot), 0, "the first call took it");
             kept.be(WELL);
             if applied.admitted && policy == OnStoreError::Local {
-                seen.settled().await;
+                settled(&stores).await;
                 assert_eq!(kept.left(&slot), 0, "the fallback gave it");
                 let release =
                     LeaseChange { counter: slot.counter, store: 0, lease: plan.lease, action: LeaseAction::Release };
                 stores.apply(&Plan { changes: [release].into_iter().collect(), ..Plan::default() }, START).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            seen.settled().await;
+            settled(&stores).await;
             assert_eq!(kept.left(&slot), 1, "{policy:?}");
         }
+    });
+}
+
+/// A change of one slot.
+fn change(slot: &Check, lease: LeaseId, action: LeaseAction) -> Plan {
+    let change = LeaseChange { counter: slot.counter, store: 0, lease, action };
+    Plan { changes: [change].into_iter().collect(), ..Plan::default() }
+}
+
+#[test]
+fn semantics_31_a_reload_that_replaces_a_store_goes_on_with_what_its_fallback_counted_and_owes() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let mut stores = instance(&kept);
+    let plan = one(daily(25));
+    let slot = Check {
+        counter: CounterName([2, 7]),
+        on_store_error: OnStoreError::Local,
+        ..check(Limit::Concurrency(Concurrency { max: 1, lease: 3_600 * SECOND }))
+    };
+    runtime.block_on(async {
+        kept.be(BROKEN);
+        let mut admitted = 0;
+        for _ in 0..3 {
+            for _ in 0..40 {
+                admitted += u32::from(stores.apply(&plan, START).await.admitted);
+            }
+            let next = stores.next([NextStore::New(handle(&kept))]);
+            drop(std::mem::replace(&mut stores, next));
+            // Longer than a queue that is closed keeps what it owes.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!((admitted, owed(&stores)), (25, 1));
+        let taken = Plan { lease: LeaseId(9), ..one(slot) };
+        assert!(stores.apply(&taken, START).await.admitted);
+        let next = stores.next([NextStore::New(handle(&kept))]);
+        drop(std::mem::replace(&mut stores, next));
+        kept.be(WELL);
+        settled(&stores).await;
+        assert_eq!((kept.left(&plan.checks[0]), kept.left(&slot)), (0, 0), "all of it is handed over");
+        stores.apply(&change(&slot, LeaseId(9), LeaseAction::Release), START).await;
+        settled(&stores).await;
+        assert_eq!(kept.left(&slot), 1);
+    });
+}
+
+#[test]
+fn a_slot_that_may_be_taken_is_released_if_the_call_could_not_be_made_again() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let stores = instance(&kept);
+    let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 3_600 * SECOND }));
+    runtime.block_on(async {
+        kept.be(LOSING_ONE);
+        let refused = async {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            kept.be(BROKEN);
+        };
+        let plan = one(slot);
+        let (applied, ()) = tokio::join!(stores.apply(&plan, START), refused);
+        assert!(applied.degraded && !applied.admitted, "the policy is to deny");
+        assert_eq!(kept.left(&slot), 0, "the first call took it");
+        kept.be(WELL);
+        settled(&stores).await;
+        assert_eq!(kept.left(&slot), 1);
+    });
+}
+
+#[test]
+fn a_refund_that_may_have_been_made_is_not_made_again_when_the_store_has_forgotten_its_id() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let stores = instance(&kept);
+    let seen = Seen::of(&stores);
+    let refund = Check { needs: Needs::default(), charges: Charges::default(), refund: 2, ..daily(100) };
+    runtime.block_on(async {
+        for _ in 0..10 {
+            assert!(stores.apply(&one(daily(100)), START).await.admitted);
+        }
+        kept.be(LOSING);
+        let calls = kept.calls();
+        let away = async {
+            while kept.calls() == calls {
+                tokio::task::yield_now().await;
+            }
+            kept.be(BROKEN);
+        };
+        let plan = one(refund);
+        tokio::join!(stores.apply(&plan, START), away);
+        assert_eq!((kept.left(&daily(100)), owed(&stores)), (92, 1), "it was made, and the answer was lost");
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        kept.forget_ids();
+        kept.be(WELL);
+        settled(&stores).await;
+        assert_eq!((kept.left(&daily(100)), seen.dropped()), (92, [0, 0, 1, 0, 0]));
+    });
+}
+
+#[test]
+fn a_slot_of_the_fallback_that_is_renewed_is_handed_over_after_its_first_end() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let stores = instance(&kept);
+    let slots = Limit::Concurrency(Concurrency { max: 1, lease: 60 * SECOND });
+    let slot = Check { on_store_error: OnStoreError::Local, ..check(slots) };
+    runtime.block_on(async {
+        kept.be(BROKEN);
+        let plan = one(slot);
+        assert!(stores.apply(&plan, START).await.admitted);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        stores.apply(&change(&slot, plan.lease, LeaseAction::Renew(60 * SECOND)), START).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        kept.be(WELL);
+        settled(&stores).await;
+        assert_eq!(kept.left(&slot), 0, "a client holds it");
+    });
+}
+
+#[test]
+fn an_error_of_the_store_itself_is_tried_again_for_a_minute() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let stores = instance(&kept);
+    let seen = Seen::of(&stores);
+    let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 86_400 * SECOND }));
+    runtime.block_on(async {
+        for (away, left) in [(30_u32, 1), (120, 0)] {
+            let plan = Plan { lease: LeaseId(away.into()), ..one(slot) };
+            assert!(stores.apply(&plan, START).await.admitted);
+            kept.be(REFUSING);
+            stores.apply(&change(&slot, plan.lease, LeaseAction::Release), START).await;
+            tokio::time::sleep(Duration::from_secs(away.into())).await;
+            kept.be(WELL);
+            settled(&stores).await;
+            assert_eq!(kept.left(&slot), left, "after {away} s");
+        }
+        assert_eq!(seen.dropped(), [0, 0, 0, 1, 0], "refused");
+    });
+}
+
+#[test]
+fn a_store_that_is_gone_is_noticed_without_requests() {
+    let (kept, runtime) = (FakeStore::new(), held());
+    let _entered = runtime.enter();
+    let stores = instance(&kept);
+    let suspended = || matches!(stores.facts()[0], StoreStatus::Shared { circuit_open: true, .. });
+    runtime.block_on(async {
+        assert!(stores.apply(&one(daily(100)), START).await.admitted);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!suspended());
+        kept.be(BROKEN);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert!(suspended());
+        kept.be(WELL);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!suspended());
     });
 }

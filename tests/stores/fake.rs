@@ -52,6 +52,8 @@ pub const LINKING: u8 = 5;
 pub const LOSING: u8 = 6;
 /// The connection breaks after the next call was executed, before the answer. Then it is being connected to.
 pub const LOSING_ONE: u8 = 7;
+/// It answers each call with an error of its own.
+pub const REFUSING: u8 = 8;
 
 impl FakeStore {
     /// A store whose own clock shows the start time until a test sets it.
@@ -106,6 +108,11 @@ impl FakeStore {
         self.0.called.notified().await;
     }
 
+    /// Forgets the ids of plans that were executed, as stores do after a minute.
+    pub fn forget_ids(&self) {
+        self.0.once.lock().expect("nothing panics").clear();
+    }
+
     /// Executes a plan, without what takes effect once if it has been.
     fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let again = plan.once.is_some_and(|id| !self.0.once.lock().expect("nothing panics").insert(id));
@@ -132,6 +139,7 @@ impl Backend for FakeStore {
         let now = self.0.clock.now();
         match self.behaviour().await {
             BROKEN => return plans.iter().map(|_| Err(Fault::Unreachable)).collect(),
+            REFUSING => return plans.iter().map(|_| Err(Fault::Script)).collect(),
             LATE => return plans.iter().map(|_| Err(Fault::Timeout)).collect(),
             losing @ (LOSING | LOSING_ONE) => {
                 if losing == LOSING_ONE {
@@ -161,7 +169,7 @@ impl Backend for FakeStore {
 
     async fn probe(&self) -> Result<(), Fault> {
         match self.0.behaviour.load(Ordering::SeqCst) {
-            WELL => Ok(()),
+            WELL | REFUSING => Ok(()),
             _ => Err(Fault::Unreachable),
         }
     }

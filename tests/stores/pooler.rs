@@ -109,7 +109,7 @@ fn the_settings_of_the_store_hold_behind_a_pooler() {
         let held = holder.transaction().await.expect("a transaction");
         held.batch_execute("SELECT FROM tollgate.counters_v1 FOR UPDATE").await.expect("it is locked");
         let began = Instant::now();
-        assert_eq!(execute(&store, &one(99)).await.err(), Some(Fault::Timeout));
+        assert_eq!(execute(&store, &one(99)).await.err(), Some(Fault::Busy));
         assert!(began.elapsed() >= settings.lock_timeout, "neither the statement's timeout of the database");
         held.rollback().await.expect("it is unlocked");
         let long = PostgresSettings { lock_timeout: settings.response_timeout, ..settings };

@@ -775,13 +775,13 @@ fn a_locked_row_times_out_its_callers_and_does_not_delay_others() {
             async move { execute(&store, &one(1)).await.err() }
         });
         assert!(execute(&store, &one(2)).await.expect("an answer").admitted, "others are answered meanwhile");
-        assert_eq!(waiting.await.expect("no panic"), Some(Fault::Timeout));
+        assert_eq!(waiting.await.expect("no panic"), Some(Fault::Busy));
         assert!(began.elapsed() >= settings.lock_timeout);
 
         // Both connections are in use: the next call waits for one of them.
         let (first, second, third) = (one(1), one(1), one(2));
         let all = tokio::join!(execute(&store, &first), execute(&store, &second), execute(&store, &third));
-        assert_eq!((all.0.err(), all.1.err()), (Some(Fault::Timeout), Some(Fault::Timeout)));
+        assert_eq!((all.0.err(), all.1.err()), (Some(Fault::Busy), Some(Fault::Busy)));
         drop(all.2);
         held.rollback().await.expect("it is unlocked");
         wait_until("the row is unlocked", async || execute(&store, &one(1)).await.is_ok()).await;
@@ -828,7 +828,9 @@ fn the_store_reconnects_to_a_restarted_server_and_reports_faults_of_a_dead_one()
         faults.extend(failed);
     }
     assert!(
-        faults.iter().all(|fault| matches!(fault, Fault::Unreachable | Fault::ConnectionLost | Fault::Timeout)),
+        faults
+            .iter()
+            .all(|fault| matches!(fault, Fault::Unreachable | Fault::ConnectionLost | Fault::Timeout | Fault::Busy)),
         "{faults:?}"
     );
     assert!(!faults.is_empty() && answered > 0);

@@ -211,7 +211,7 @@ impl Admin {
                     "leases": usage.leases,
                     "expired_leases": usage.expired_leases,
                 }),
-                StoreStatus::Shared { circuit_open } => json!({ "suspended": circuit_open }),
+                StoreStatus::Shared { circuit_open, owed } => json!({ "suspended": circuit_open, "backlog": owed }),
             };
             (name, json)
         };

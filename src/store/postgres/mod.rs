@@ -70,6 +70,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How many connections are opened at a time to fill the pool.
 const FILLED_AT_ONCE: usize = 2;
 
+/// The most connections that are opened before a store decides: more than it has calls in flight at first.
+const WARM_CONNECTIONS: usize = 4;
+
 /// The delay between the steps of a sweep that found many.
 const SWEEP_STEP_DELAY: Duration = Duration::from_millis(20);
 
@@ -353,7 +356,9 @@ impl PostgresPool {
 
     /// Opens all connections of the pool, or as many as the server has left, and checks that it accepts writes.
     async fn fill(&self) -> Result<(), String> {
-        let size = self.connections.status().max_size;
+        // The rest is opened when it is needed.
+        let most = self.connections.status().max_size;
+        let size = most.min(WARM_CONNECTIONS);
         // All are held at once, so that each is another one. All opened at once would delay calls of other pools.
         let mut opening = stream::iter(0..size).map(|_| self.connections.get()).buffer_unordered(FILLED_AT_ONCE);
         let (mut opened, mut full) = (Vec::<Object>::with_capacity(size), None);
@@ -368,7 +373,9 @@ impl PostgresPool {
             Some(reason) if opened.is_empty() => return Err(reason),
             Some(reason) => {
                 let count = opened.len();
-                self.warnings.warn(&format_args!("{count} of pool_max_size = {size} connections opened: {reason}"));
+                self.warnings.warn(&format_args!(
+                    "the server has {count} of {size} connections left, pool_max_size is {most}: {reason}"
+                ));
             }
             None => {}
         }
@@ -542,8 +549,8 @@ fn is_full(error: &PoolError) -> bool {
 fn fault_of_pool(error: &PoolError) -> Fault {
     match error {
         PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => fault(error),
-        PoolError::Timeout(TimeoutType::Wait) => Fault::Timeout,
-        PoolError::PostCreateHook(HookError::Message(text)) if text == SETUP_TIMEOUT_ERROR => Fault::Timeout,
+        PoolError::Timeout(TimeoutType::Wait) => Fault::Busy,
+        PoolError::PostCreateHook(HookError::Message(text)) if text == SETUP_TIMEOUT_ERROR => Fault::Busy,
         PoolError::Timeout(_) | PoolError::Closed => Fault::Unreachable,
         PoolError::PostCreateHook(_) | PoolError::NoRuntimeSpecified => Fault::Script,
     }
@@ -563,7 +570,8 @@ fn fault(error: &Error) -> Fault {
     let Some(code) = error.code() else { return Fault::Unreachable };
     let code = code.code();
     match (code, &code[..2.min(code.len())]) {
-        ("57014" | "55P03", _) => Fault::Timeout,
+        // The statement was cancelled, or found a row locked for too long: it was rolled back.
+        ("57014" | "55P03", _) => Fault::Busy,
         // Too many connections; the server starts or shuts down.
         ("53300", _) | (_, "08" | "57") => Fault::Unreachable,
         ("53100" | "25006", _) => Fault::ReadOnly,

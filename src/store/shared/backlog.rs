@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a release, renewal, undo, refund or recorded use that failed --> plans   --.
-//!   what the fallback admitted, by counter ------------------------> charges --+--> queue.rs --> the store
+//!   what the fallback admitted, by counter ------------------------> charges --+--> hand_over.rs --> the store
 //!   slots that the fallback gave -----------------------------------> slots   --'
 //!
 //! What the fallback admitted while a call of the same plan was in flight waits for the end of that call (settle.rs).
@@ -26,10 +26,14 @@ use super::metrics::DropReason;
 use super::owed;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::limiter::{Concurrency, LeaseId, Limit};
-use crate::plan::{Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan};
+use crate::plan::{Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
 
 /// The most plans, charged counters and slots that wait, each.
 const MAX_OWED: usize = 65_536;
+
+/// How long a plan is sent again that the store answers with an error of its own: slots that migrate and functions that
+/// are replaced end, a malformed call does not.
+const MAX_REFUSED_AGE: Duration = Duration::from_secs(60);
 
 /// How long after it was first sent a plan of unknown fate may be sent again: less than stores remember
 /// [`Plan::once`](crate::plan::Plan::once).
@@ -116,6 +120,8 @@ pub(super) struct Round {
     pub(super) plans: Vec<OwedPlan>,
     /// How many became pointless.
     pub(super) expired: usize,
+    /// How many may have been executed, so long ago that the store has forgotten their ids.
+    pub(super) unknown: usize,
 }
 
 impl Backlog {
@@ -125,15 +131,15 @@ impl Backlog {
             filled: Notify::new(),
             recovered: Notify::new(),
             emptied: Notify::new(),
-            next_id: AtomicU32::new(1),
+            next_id: AtomicU32::new(0),
         }
     }
 
     /// A new id for [`Plan::once`](crate::plan::Plan::once).
     pub(super) fn once(&self) -> NonZeroU32 {
         // It comes round after more ids than stores remember.
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed) & MAX_ID;
-        NonZeroU32::new(id).unwrap_or(NonZeroU32::MIN)
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed) % MAX_ID;
+        NonZeroU32::MIN.saturating_add(id)
     }
 
     /// The number of plans, counters and slots that wait.
@@ -159,30 +165,33 @@ impl Backlog {
             return dropped;
         }
         let (made, made_at) = (Instant::now(), SystemClock::new().now());
-        plan.once = plan.once.or_else(|| Some(self.once()));
+        if !plan.checks.is_empty() {
+            plan.once = plan.once.or_else(|| Some(self.once()));
+        }
         let until = made + owed::useful_for(&plan, made_at);
         let owed = OwedPlan { plan, made, made_at, until, sent: sent.then_some(made), slot: None };
         self.push(owed).then_some(DropReason::Full).or(dropped)
     }
 
-    /// Puts a plan back that could not be sent. Returns the reason if it is dropped.
-    pub(super) fn put_back(&self, mut owed: OwedPlan, sent: bool) -> Option<DropReason> {
+    /// Puts a plan back that failed. Returns the reason if something of it is dropped.
+    pub(super) fn put_back(&self, mut owed: OwedPlan, fault: Fault) -> Option<DropReason> {
+        let sent = fault.may_be_executed();
         let mut dropped = None;
         if sent {
             if !owed.plan.undos.is_empty() {
                 owed.plan.undos.clear();
                 dropped = Some(DropReason::Unknown);
             }
-            let first = *owed.sent.get_or_insert_with(Instant::now);
-            if first.elapsed() > MAX_REPEAT_AGE && !owed.plan.checks.is_empty() && owed.slot.is_none() {
-                owed.plan.checks.clear();
-                owed.plan.groups.clear();
-                dropped = Some(DropReason::Unknown);
-            }
+            owed.sent.get_or_insert_with(Instant::now);
         }
+        let refused_for_good = fault == Fault::Script && owed.made.elapsed() > MAX_REFUSED_AGE;
         let mut state = self.owed.lock();
         state.in_flight -= 1;
         match owed.slot {
+            _ if refused_for_good => {
+                owed.slot.into_iter().for_each(|slot| state.remove_slot(slot));
+                dropped = Some(DropReason::Refused);
+            }
             Some(slot) if state.move_slot(slot, SlotState::Waiting) => {}
             // It was released meanwhile, perhaps before this call takes it.
             Some((counter, lease)) if sent => {
@@ -195,6 +204,23 @@ impl Backlog {
         }
         self.notify_if_empty(&state);
         dropped
+    }
+
+    /// Puts a plan back that was not sent.
+    pub(super) fn return_unsent(&self, owed: OwedPlan) {
+        self.put_back(owed, Fault::CircuitOpen);
+    }
+
+    /// Counts a plan that is posted to the store, for [`Backlog::emptied`].
+    pub(super) fn begin_post(&self) {
+        self.owed.lock().in_flight += 1;
+    }
+
+    /// Ends what [`Backlog::begin_post`] began.
+    pub(super) fn end_post(&self) {
+        let mut state = self.owed.lock();
+        state.in_flight -= 1;
+        self.notify_if_empty(&state);
     }
 
     /// Records that a plan reached the store, or never will. Returns the release of a slot that was released while it
@@ -248,10 +274,15 @@ impl Backlog {
     /// dropped.
     pub(super) fn expect_slot(&self, check: &Check, lease: LeaseId, slots: &Concurrency) -> bool {
         let mut state = self.owed.lock();
+        let now = Instant::now();
+        if state.slots.len() >= MAX_OWED {
+            // Those that were handed over stay known until they end.
+            state.remove_ended_slots(now);
+        }
         if state.slots.len() >= MAX_OWED {
             return true;
         }
-        let until = Instant::now() + Duration::from_micros(slots.lease);
+        let until = now + Duration::from_micros(slots.lease);
         let key = (check.counter, lease);
         state.remove_slot(key);
         state.slots.insert(key, OwedSlot { check: *check, lease, until, state: SlotState::Sending });
@@ -278,18 +309,31 @@ impl Backlog {
             charge.units = charge.units.saturating_sub(units);
             charge.pending = charge.pending.saturating_sub(rest);
         }
+        // A charge of nothing is removed when the next round is taken.
+        self.filled.notify_one();
     }
 
-    /// Forgets the slots that a plan releases. One that is being handed over is released as soon as it is.
-    pub(super) fn cancel_released(&self, plan: &Plan) {
-        for change in plan.changes.iter().filter(|change| change.action == LeaseAction::Release) {
-            self.cancel_slot(change.counter, change.lease);
+    /// Applies the lease changes of a plan to the slots that the fallback gave. One that is released while it is being
+    /// handed over is released as soon as it is.
+    pub(super) fn change_slots(&self, plan: &Plan) {
+        for change in &plan.changes {
+            match change.action {
+                LeaseAction::Release => self.cancel_slot(change.counter, change.lease),
+                LeaseAction::Renew(length) => {
+                    let mut state = self.owed.lock();
+                    if let Some(slot) = state.slots.get_mut(&(change.counter, change.lease)) {
+                        slot.until = Instant::now() + Duration::from_micros(length);
+                    }
+                }
+            }
         }
     }
 
     /// Forgets a slot that is released.
     pub(super) fn cancel_slot(&self, counter: CounterName, lease: LeaseId) {
-        self.owed.lock().remove_slot((counter, lease));
+        let mut state = self.owed.lock();
+        state.remove_slot((counter, lease));
+        self.notify_if_empty(&state);
     }
 
     /// Drops what the fallback admitted on a counter that is being removed.
@@ -298,22 +342,35 @@ impl Backlog {
         state.charges.remove(&counter);
         state.slots.retain(|(name, _), _| *name != counter);
         state.waiting_slots = state.slots.values().filter(|slot| slot.state == SlotState::Waiting).count();
+        self.notify_if_empty(&state);
     }
 
-    /// Takes up to `most` plans to send: first what the fallback admitted, since a refund gives back nothing before its
-    /// charge. Of charges and slots only those of lanes that are `usable`.
+    /// Takes up to `most` plans for lanes that are `usable`: first what the fallback admitted, since a refund gives back
+    /// nothing before its charge.
     pub(super) fn take(&self, most: usize, usable: impl Fn(&Plan) -> bool) -> Round {
         let now = Instant::now();
         let mut state = self.owed.lock();
         let mut round = Round::default();
+        let before = state.plans.len();
+        state.plans.retain(|owed| owed.until > now);
+        round.expired += before - state.plans.len();
         state.take_charges(most, now, &usable, || self.once(), &mut round);
         state.take_slots(most, now, &usable, &mut round);
-        while round.plans.len() < most {
-            let Some(owed) = state.plans.pop_front() else { break };
+        for _ in 0..state.plans.len() {
+            if round.plans.len() >= most {
+                break;
+            }
+            let Some(mut owed) = state.plans.pop_front() else { break };
             let rest = owed::remaining(&owed.plan, owed.made_at, now - owed.made);
-            match rest.is_empty() || owed.until <= now {
-                true => round.expired += 1,
-                false => round.plans.push(owed),
+            if rest.is_empty() {
+                round.expired += 1;
+            } else if !usable(&owed.plan) {
+                state.plans.push_back(owed);
+            } else {
+                round.unknown += usize::from(owed.drop_if_forgotten(now));
+                if !owed.plan.is_empty() {
+                    round.plans.push(owed);
+                }
             }
         }
         state.in_flight += round.plans.len();
@@ -358,7 +415,7 @@ impl Backlog {
         }
     }
 
-    /// Ends the backlog once nothing is owed, or a last attempt has taken too long.
+    /// Ends the task that hands over, once nothing is owed or its time is up.
     pub(super) fn close(&self) {
         self.owed.lock().closed = true;
         self.filled.notify_one();
@@ -447,15 +504,20 @@ impl Owed {
         });
     }
 
-    fn take_slots(&mut self, most: usize, now: Instant, usable: &impl Fn(&Plan) -> bool, round: &mut Round) {
+    /// Removes slots whose leases have ended. Returns how many of them waited.
+    fn remove_ended_slots(&mut self, now: Instant) -> usize {
         let mut expired = 0;
         self.slots.retain(|_, slot| {
             let ended = slot.until <= now && slot.state != SlotState::Sending;
             expired += usize::from(ended && slot.state == SlotState::Waiting);
             !ended
         });
-        round.expired += expired;
         self.waiting_slots -= expired;
+        expired
+    }
+
+    fn take_slots(&mut self, most: usize, now: Instant, usable: &impl Fn(&Plan) -> bool, round: &mut Round) {
+        round.expired += self.remove_ended_slots(now);
         for (key, slot) in &mut self.slots {
             if round.plans.len() >= most {
                 break;
@@ -476,6 +538,19 @@ impl Owed {
 }
 
 impl OwedPlan {
+    /// Drops what takes effect once if it was sent so long ago that the store does not know its id any more. Returns
+    /// whether there was something.
+    fn drop_if_forgotten(&mut self, now: Instant) -> bool {
+        let forgotten = self.slot.is_none()
+            && !self.plan.checks.is_empty()
+            && self.sent.is_some_and(|sent| now - sent > MAX_REPEAT_AGE);
+        if forgotten {
+            self.plan.checks.clear();
+            self.plan.groups.clear();
+        }
+        forgotten
+    }
+
     /// The plan as it has to be sent now.
     pub(super) fn remaining(&self) -> Plan {
         match self.slot {

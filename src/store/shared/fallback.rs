@@ -31,6 +31,12 @@ impl Fallback {
         Self { instances, memory: Mutex::default() }
     }
 
+    /// Goes on with the counters of a fallback that this one replaces.
+    pub(super) fn take_over(&self, old: &Self) {
+        let memory = old.memory.lock().clone();
+        *self.memory.lock() = memory;
+    }
+
     /// Answers a plan by the limiters' `on_store_error` policies, because the store did not.
     pub(super) fn answer(&self, queue: &Queue, plan: &Plan, unanswered: Unanswered, now: Timestamp) -> Applied {
         let fault = unanswered.fault;

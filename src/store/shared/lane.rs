@@ -1,13 +1,15 @@
 //! The lanes of a shared store: parts that can fail independently, each with its own task, batches and circuit breaker.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use smallvec::SmallVec;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::backend::{BoxFuture, DynBackend};
@@ -35,6 +37,9 @@ impl Default for QueueSettings {
     }
 }
 
+/// A store without an answer for this long is asked for one.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// How often a plan is sent again, before its deadline, over connections that break.
 const MAX_REPEATS: u32 = 3;
 
@@ -46,7 +51,10 @@ pub(super) struct QueueInner {
     /// By lane.
     pub(super) breakers: Vec<CircuitBreaker>,
     /// What this process owes the store.
-    pub(super) backlog: Backlog,
+    backlog: ArcSwap<Backlog>,
+    /// Whether another queue has taken the backlog over.
+    is_replaced: AtomicBool,
+    replaced: Notify,
     warnings: Warnings,
     /// When the store last answered in time.
     pub(super) answered: Mutex<Option<Instant>>,
@@ -89,8 +97,6 @@ pub(super) enum CallerKind {
     Post,
     /// Units that are charged in advance: they are undone if nobody waits for them.
     Prefetch,
-    /// The backlog, which keeps it.
-    Backlog,
 }
 
 impl Lanes {
@@ -114,11 +120,6 @@ impl Lanes {
         });
         receiver
     }
-
-    /// Sends a plan of the backlog.
-    pub(super) fn hand_over(&self, inner: &QueueInner, plan: Plan) -> PendingAnswer {
-        self.send(inner.backend.lane(&plan), plan, CallerKind::Backlog, None)
-    }
 }
 
 impl QueueInner {
@@ -132,7 +133,9 @@ impl QueueInner {
             backend,
             settings,
             breakers,
-            backlog: Backlog::new(),
+            backlog: ArcSwap::from_pointee(Backlog::new()),
+            is_replaced: AtomicBool::new(false),
+            replaced: Notify::new(),
             warnings,
             answered: Mutex::default(),
             observer: ArcSwapOption::empty(),
@@ -145,8 +148,29 @@ impl QueueInner {
         }
     }
 
-    pub(super) fn report_backlog(&self) {
-        self.report(|observer| observer.backlog(self.backlog.waiting()));
+    /// What this process owes the store.
+    pub(super) fn backlog(&self) -> Arc<Backlog> {
+        self.backlog.load_full()
+    }
+
+    /// Goes on with the backlog of a queue that this one replaces, which stops sending it.
+    pub(super) fn take_over(&self, old: &QueueInner) {
+        let own = self.backlog.swap(old.backlog());
+        old.is_replaced.store(true, Ordering::Release);
+        old.replaced.notify_one();
+        own.close();
+    }
+
+    /// Waits until another queue has taken the backlog over.
+    pub(super) async fn replaced(&self) {
+        self.replaced.notified().await;
+    }
+
+    /// Ends the task that hands the backlog over, once nothing is owed.
+    pub(super) fn close(&self) {
+        if !self.is_replaced.load(Ordering::Acquire) {
+            self.backlog().close();
+        }
     }
 
     /// Counts what was dropped of the backlog, and logs what changes an answer.
@@ -166,24 +190,16 @@ impl QueueInner {
 
     /// Drops the backlog, since there is no time left.
     pub(super) fn drop_backlog(&self) {
-        self.report_dropped(DropReason::Closed, self.backlog.clear());
-        self.report_backlog();
+        self.report_dropped(DropReason::Closed, self.backlog().clear());
     }
 
-    /// Adds what is owed of a failed plan to the backlog.
-    pub(super) fn owe(&self, plan: Plan, fault: Fault) {
-        if !owed::is_owed(&plan) {
-            return;
-        }
-        let dropped = match fault {
-            // It would fail again.
-            Fault::Script => Some(DropReason::Refused),
-            fault => self.backlog.owe(plan, fault.may_be_executed()),
-        };
-        if let Some(reason) = dropped {
+    /// Adds what is owed of a failed plan to the backlog. `sent` says that it may have been executed.
+    pub(super) fn owe(&self, plan: Plan, sent: bool) {
+        if owed::is_owed(&plan)
+            && let Some(reason) = self.backlog().owe(plan, sent)
+        {
             self.report_dropped(reason, 1);
         }
-        self.report_backlog();
     }
 
     /// A plan that is sent again after a fault. If it may have been executed, its undos must not be twice.
@@ -207,20 +223,44 @@ impl QueueInner {
     /// connection that does not answer only when its own timeout ends.
     pub(super) async fn probe_in_time(&self, probe: BoxFuture<'_, Result<(), Fault>>) -> Result<(), Fault> {
         let begun = Instant::now();
-        let answer = probe.await;
+        let answer = match probe.await {
+            // It answers: refusals and releases need no memory.
+            Err(Fault::OutOfMemory) => Ok(()),
+            answer => answer,
+        };
         if begun.elapsed() > self.settings.timeout {
             return answer.and(Err(Fault::Timeout));
         }
         if answer.is_ok() {
-            *self.answered.lock() = Some(Instant::now());
+            self.record_sign_of_life();
         }
         answer
     }
 
+    pub(super) fn record_sign_of_life(&self) {
+        *self.answered.lock() = Some(Instant::now());
+    }
+
+    /// Asks a store that has been silent for a sign of life, so that one that is gone does not look well because nobody
+    /// asks it.
+    async fn probe_silent(&self, lane: usize) {
+        if self.answered.lock().is_some_and(|answered| answered.elapsed() < SILENCE) {
+            return;
+        }
+        if let Err(fault) = self.probe_in_time(self.backend.probe_lane(lane)).await {
+            self.record_failure(lane, fault);
+        }
+    }
+
     /// Waits for a connection, no longer than a decision does.
-    async fn linked(&self, lane: usize) -> Result<(), Fault> {
+    pub(super) async fn linked(&self, lane: usize) -> Result<(), Fault> {
         let linked = tokio::time::timeout(self.settings.timeout, self.backend.linked(lane)).await;
         linked.unwrap_or(Err(Fault::Unreachable))
+    }
+
+    /// Whether any lane gets calls.
+    pub(super) fn any_lane_usable(&self) -> bool {
+        self.breakers.iter().any(|breaker| !breaker.circuit_open())
     }
 
     pub(super) fn circuit_open(&self) -> bool {
@@ -245,16 +285,23 @@ impl QueueInner {
     /// Updates the breaker from the answers of a call.
     fn record_call(&self, lane: usize, answers: &[Result<Applied, Fault>], took: Duration) {
         // An error that the store itself reports shows that it is up.
-        let unanswered = |fault: &Fault| *fault == Fault::Unreachable || fault.may_be_executed();
+        let unanswered =
+            |fault: &Fault| matches!(fault, Fault::Unreachable | Fault::Busy | Fault::Timeout | Fault::ConnectionLost);
         let mut faults = answers.iter().filter_map(|answer| answer.as_ref().err().copied());
         if let Some(fault) = faults.find(unanswered) {
             return self.record_failure(lane, fault);
         }
-        // A response after the timeout counts as a failure.
+        if answers.iter().any(Result::is_ok) {
+            self.record_answer_after(lane, took);
+        } else if took <= self.settings.timeout {
+            self.record_answer(lane);
+        }
+    }
+
+    /// Records that a lane answered after this time. A response after the timeout counts as a failure.
+    pub(super) fn record_answer_after(&self, lane: usize, took: Duration) {
         if took <= self.settings.timeout {
-            if answers.iter().any(Result::is_ok) {
-                *self.answered.lock() = Some(Instant::now());
-            }
+            self.record_sign_of_life();
             self.record_answer(lane);
         }
     }
@@ -262,14 +309,7 @@ impl QueueInner {
     fn record_answer(&self, lane: usize) {
         if self.breakers[lane].record_answer() {
             tracing::info!(store = self.name, lane, "circuit breaker closed, store answers again");
-            self.backlog.recovered();
-        }
-    }
-
-    /// Owes the release of the slots that a plan of unknown fate may have taken, since nobody will.
-    fn release_uncertain(&self, plan: &Plan) {
-        for check in plan.checks.iter().filter(|check| check.takes_slot()) {
-            self.owe(releasing(check.store, check.counter, plan.lease), Fault::Unreachable);
+            self.backlog().recovered();
         }
     }
 
@@ -298,7 +338,7 @@ impl QueuedPlan {
         let fault = if sent { Fault::ConnectionLost } else { Fault::Unreachable };
         let heard = self.caller.answer.take().is_some_and(|answer| answer.send(Err(fault)).is_ok());
         if sent && !heard {
-            inner.release_uncertain(&self.plan);
+            releasing_slots(&self.plan).into_iter().for_each(|release| inner.owe(release, false));
         }
         owed::reduce(&mut self.plan);
         (!self.plan.is_empty()).then_some(self)
@@ -319,7 +359,7 @@ impl Caller {
     /// Whether the plan is to be executed: its caller waits for the answer, or needs none.
     fn waits(&self) -> bool {
         match self.kind {
-            CallerKind::Backlog | CallerKind::Post => true,
+            CallerKind::Post => true,
             CallerKind::Decision | CallerKind::Prefetch => {
                 let heard = self.answer.as_ref().is_some_and(|answer| !answer.is_closed());
                 heard && self.deadline.is_none_or(|deadline| Instant::now() < deadline)
@@ -399,18 +439,27 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     }
     let mut late = Vec::new();
     for ((plan, caller), answer) in plans.into_iter().zip(callers).zip(answers) {
-        let Caller { answer: caller, kind, .. } = caller;
-        let fault = answer.as_ref().err().copied();
-        let unheard = caller.and_then(|caller| caller.send(answer).err());
-        match unheard {
-            Some(Ok(applied)) => late.push(QueueInner::take_back(&plan, &applied, kind)),
-            Some(Err(fault)) if fault.may_be_executed() => inner.release_uncertain(&plan),
-            _ => {}
+        let Caller { answer: caller, kind, lost, .. } = caller;
+        // An earlier call may have executed it.
+        let answer = answer.map_err(|fault| if lost { Fault::ConnectionLost } else { fault });
+        match answer {
+            Ok(applied) => {
+                if let Some(Err(Ok(applied))) = caller.map(|caller| caller.send(Ok(applied))) {
+                    late.push(QueueInner::take_back(&plan, &applied, kind));
+                }
+            }
+            Err(fault) => {
+                let sent = fault.may_be_executed();
+                let slots: SmallVec<[Plan; 1]> = if sent { releasing_slots(&plan) } else { SmallVec::new() };
+                // Before the answer: the caller may be the last that keeps this queue.
+                inner.owe(plan, sent);
+                if caller.is_none_or(|caller| caller.send(Err(fault)).is_err()) {
+                    slots.into_iter().for_each(|release| inner.owe(release, false));
+                }
+            }
         }
-        if let Some(fault) = fault
-            && kind != CallerKind::Backlog
-        {
-            inner.owe(plan, fault);
+        if kind == CallerKind::Post {
+            inner.backlog().end_post();
         }
     }
     late.retain(|plan| !plan.is_empty());
@@ -419,11 +468,17 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
         inner.report_undone(&late, &answers);
         for (plan, answer) in late.into_iter().zip(answers) {
             if let Err(fault) = answer {
-                inner.owe(plan, fault);
+                inner.owe(plan, fault.may_be_executed());
             }
         }
     }
     repeated
+}
+
+/// The releases of the slots that a plan of unknown fate may have taken, for one that nobody waits for.
+fn releasing_slots(plan: &Plan) -> SmallVec<[Plan; 1]> {
+    let taking = plan.checks.iter().filter(|check| check.takes_slot());
+    taking.map(|check| releasing(check.store, check.counter, plan.lease)).collect()
 }
 
 /// Whether there was no answer because the connection broke, before the call or in it.
@@ -431,11 +486,14 @@ fn is_cut_off(answer: &Result<Applied, Fault>) -> bool {
     matches!(answer, Err(Fault::ConnectionLost | Fault::Unreachable))
 }
 
-/// Probes a lane whenever its breaker is open, until it closes. Never returns.
+/// Probes a lane whenever its breaker is open, until it closes, and when it has been silent. Never returns.
 async fn probe_until_closed(inner: Arc<QueueInner>, lane: usize) {
     let breaker = &inner.breakers[lane];
     loop {
-        breaker.opened().await;
+        if tokio::time::timeout(SILENCE, breaker.opened()).await.is_err() && !breaker.circuit_open() {
+            inner.probe_silent(lane).await;
+            continue;
+        }
         while breaker.circuit_open() {
             let connected = inner.backend.connected(lane).now_or_never().is_some();
             match inner.probe_in_time(inner.backend.probe_lane(lane)).await {

@@ -19,9 +19,6 @@ pub trait StoreObserver: Send + Sync {
     /// A plan with undos was executed, or failed.
     fn undone(&self, failed: bool);
 
-    /// This many plans, counters and slots wait to be handed over to the store.
-    fn backlog(&self, waiting: usize);
-
     /// Something of the backlog reached the store.
     fn handed_over(&self);
 

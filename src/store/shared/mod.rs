@@ -116,6 +116,13 @@ impl SharedStore {
         &self.settings.name
     }
 
+    /// Goes on with what the fallback of the store that this one replaces has counted, and with what is owed to it. It
+    /// is for the same limiters, even if the server is another one.
+    pub(super) fn take_over(&self, old: &Self) {
+        self.fallback.take_over(&old.fallback);
+        self.queue.take_over(&old.queue);
+    }
+
     /// The queue in front of the store.
     pub fn queue(&self) -> &Queue {
         &self.queue
@@ -143,7 +150,9 @@ impl SharedStore {
 
     async fn ask(&self, plan: &Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Unanswered> {
         // Before the release is sent, or the slot could be handed over behind it.
-        self.queue.backlog().cancel_released(plan);
+        if !plan.changes.is_empty() {
+            self.queue.backlog().change_slots(plan);
+        }
         if let Some(applied) = self.refusal_cache.as_ref().and_then(|cache| cache.answer(plan, now)) {
             self.queue.report(|observer| observer.answered_by_wrapper(Wrapper::RefusalCache));
             return Ok(applied);

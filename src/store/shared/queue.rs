@@ -36,7 +36,7 @@ const WARM_UP_PAUSE: Duration = Duration::from_millis(20);
 /// The queue in front of a shared store.
 pub struct Queue {
     inner: Arc<QueueInner>,
-    lanes: Arc<Lanes>,
+    lanes: Lanes,
 }
 
 impl Queue {
@@ -44,14 +44,13 @@ impl Queue {
     /// lane, which runs until the queue is dropped.
     pub fn new(name: &str, backend: impl Backend, settings: QueueSettings) -> Self {
         let inner = Arc::new(QueueInner::new(name, Box::new(backend), settings));
-        let lanes = Arc::new(Lanes::start(&inner));
-        tokio::spawn(hand_over(inner.clone(), lanes.clone()));
+        let lanes = Lanes::start(&inner);
+        tokio::spawn(hand_over(inner.clone()));
         Self { inner, lanes }
     }
 
     /// Sets the observer that counts calls and failures.
     pub fn observe(&self, observer: Box<dyn StoreObserver>) {
-        observer.backlog(self.inner.backlog.waiting());
         self.inner.observer.store(Some(Arc::new(observer)));
     }
 
@@ -85,7 +84,7 @@ impl Queue {
         let lane = self.inner.backend.lane(&plan);
         let answer = match self.inner.breakers[lane].circuit_open() {
             true => {
-                self.inner.owe(plan, Fault::CircuitOpen);
+                self.inner.owe(plan, false);
                 Err(Fault::CircuitOpen.into())
             }
             false => self.send_in_lane(lane, kind, plan, deadline).await,
@@ -124,18 +123,30 @@ impl Queue {
 
     /// Queues a plan without waiting for its answer.
     pub fn post(&self, plan: Plan) {
+        self.inner.backlog().begin_post();
         drop(self.lanes.send(self.inner.backend.lane(&plan), plan, CallerKind::Post, None));
     }
 
     /// What this process owes the store.
-    pub(super) fn backlog(&self) -> &Backlog {
-        &self.inner.backlog
+    pub(super) fn backlog(&self) -> Arc<Backlog> {
+        self.inner.backlog()
+    }
+
+    /// Goes on with what the queue of a store that this one replaces owes.
+    pub(super) fn take_over(&self, old: &Self) {
+        self.inner.take_over(&old.inner);
+    }
+
+    /// The number of plans, counters and slots that wait to be handed over.
+    pub fn owed(&self) -> usize {
+        self.inner.backlog().waiting()
     }
 
     /// Waits until everything that is owed has reached the store, or until the deadline.
     pub async fn hand_over(&self, deadline: Instant) {
-        self.inner.backlog.recovered();
-        if tokio::time::timeout_at(deadline, self.inner.backlog.emptied()).await.is_err() {
+        let backlog = self.inner.backlog();
+        backlog.recovered();
+        if tokio::time::timeout_at(deadline, backlog.emptied()).await.is_err() {
             self.inner.drop_backlog();
         }
     }
@@ -169,7 +180,10 @@ impl Queue {
         let mut reason = "no answer".to_owned();
         loop {
             match tokio::time::timeout_at(deadline, self.inner.backend.warm_up()).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => {
+                    self.inner.record_sign_of_life();
+                    return Ok(());
+                }
                 Ok(Err(text)) => reason = text,
                 Err(_) => return Err(reason),
             }
@@ -198,7 +212,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.inner.backlog.close();
+        self.inner.close();
     }
 }
 

@@ -6,7 +6,7 @@
 //!                                               it did not, or failed  -> what the fallback charged is owed
 //! ```
 //!
-//! A slot that the store gave and the fallback did not is released: its caller was refused.
+//! A slot that the store gave and the fallback did not is released: its caller holds none.
 
 use std::sync::Arc;
 
@@ -77,15 +77,14 @@ impl QueueInner {
         let PolicyDecision { checks, lease, at } = decision;
         for DecidedCheck { check, units, counted } in checks.iter_mut().filter(|decided| decided.units > 0) {
             let dropped = match &check.limit {
-                Limit::Concurrency(slots) => self.backlog.expect_slot(check, *lease, slots),
-                _ => self.backlog.expect_charge(check, *units, *counted, *at),
+                Limit::Concurrency(slots) => self.backlog().expect_slot(check, *lease, slots),
+                _ => self.backlog().expect_charge(check, *units, *counted, *at),
             };
             if dropped {
                 *units = 0;
                 self.report_dropped(DropReason::Full, 1);
             }
         }
-        self.report_backlog();
     }
 
     /// Settles a decision with the answer of the call.
@@ -96,16 +95,15 @@ impl QueueInner {
             let may_be_in_store = in_store || answer.as_ref().is_err_and(|fault| fault.may_be_executed());
             if !matches!(check.limit, Limit::Concurrency(_)) {
                 if units > 0 {
-                    self.backlog.settle_charge(check.counter, units, in_store);
+                    self.backlog().settle_charge(check.counter, units, in_store);
                 }
                 continue;
             }
-            let held = units > 0 && self.backlog.settle_slot(check.counter, decision.lease, in_store);
+            let held = units > 0 && self.backlog().settle_slot(check.counter, decision.lease, in_store);
             if check.takes_slot() && may_be_in_store && !held {
-                self.owe(releasing(check.store, check.counter, decision.lease), Fault::Unreachable);
+                self.owe(releasing(check.store, check.counter, decision.lease), false);
             }
         }
-        self.report_backlog();
     }
 }
 
