@@ -3,6 +3,7 @@
 //! ```text
 //!   build.rs      a configuration -> settings, rules and stores
 //!   connect.rs    new shared stores are connected before they decide
+//!   readiness.rs  required stores that answer -> whether the instance is ready
 //!   reload.rs     a changed configuration while serving
 //!   snapshots.rs  the snapshot files of memory stores
 //! ```

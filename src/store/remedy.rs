@@ -1,7 +1,7 @@
 //! What an operator can do about the errors of a shared store that come from its configuration.
 
 /// Words of an error, and what to do about it. The keys have the same names for every store.
-const REMEDIES: [(&[&str], &str); 6] = [
+const REMEDIES: [(&[&str], &str); 7] = [
     (
         &["UnknownIssuer", "BadSignature"],
         "set tls_ca to a file with the authority that signed the server's certificate",
@@ -13,6 +13,7 @@ const REMEDIES: [(&[&str], &str); 6] = [
         "set tls_certificate and tls_key to files of a client certificate that the server trusts",
     ),
     (&["WRONGPASS", "ERR AUTH ", "password authentication failed"], "check username and password"),
+    (&["max number of clients reached"], "raise maxclients of the server, or close connections of other clients"),
     (&["NOAUTH"], "set password, and username if it is not the default user's"),
 ];
 

@@ -35,8 +35,10 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 /// connection may reach the same server.
 const MIN_CONNECTION_AGE: Duration = Duration::from_secs(1);
 
-/// A connection that lived longer is replaced at once. The delay keeps a server that closes each one from being flooded.
-const SHORT_LIFE: Duration = Duration::from_millis(10);
+/// A connection that lived longer is replaced at once. One that did not is replaced after a delay: a server, or a gateway
+/// on the way, that closes each one after some milliseconds would otherwise be connected to, and be in the log as
+/// connected, tens of times a second.
+const SHORT_LIFE: Duration = Duration::from_millis(100);
 
 /// A connection without a reply for this long is asked whether it is still one: a gateway on the way may have dropped it
 /// silently.

@@ -33,25 +33,52 @@ pub(super) struct Dial {
 pub(super) struct Driver {
     task: Pin<Box<dyn Future<Output = ()> + Send>>,
     cause: Cause,
+    /// Whether the server may expect TLS, which is off.
+    may_expect_tls: bool,
 }
 
 /// The first error of a stream, which the client library does not pass on: a TLS server says so that it wants another
 /// certificate, after the handshake.
-type Cause = Arc<OnceLock<String>>;
+type Cause = Arc<OnceLock<io::Error>>;
 
 impl Driver {
     /// Why the connection broke. `None` if the server closed it in order.
-    pub(super) fn cause(&self) -> Option<&str> {
-        self.cause.get().map(String::as_str)
+    pub(super) fn cause(&self) -> Option<String> {
+        self.cause.get().map(io::Error::to_string)
     }
 
     /// The error of a connection that broke while it was set up.
-    pub(super) fn broken(&self) -> RedisError {
-        match self.cause() {
-            Some(cause) => io::Error::other(cause.to_owned()),
-            None => io::Error::from(io::ErrorKind::ConnectionReset),
-        }
+    fn broken(&self) -> RedisError {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let closed = match self.cause.get() {
+            Some(cause)
+                if !matches!(cause.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) =>
+            {
+                return io::Error::other(cause.to_string()).into();
+            }
+            Some(cause) => format!(" ({cause})"),
+            None => String::new(),
+        };
+        let tls = if self.may_expect_tls {
+            "its port expects TLS (then the url has to begin with rediss://), or "
+        } else {
+            ""
+        };
+        io::Error::other(format!(
+            "the server closed the connection before it answered{closed}: it is stopping or restarting, or {tls}it is a \
+             proxy that does not know a command (then connect to Redis or Valkey itself)"
+        ))
         .into()
+    }
+
+    /// Awaits what needs this connection, which no task polls yet.
+    async fn drive<T>(&mut self, future: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+        let result = tokio::select! {
+            result = future => result,
+            () = &mut *self => return Err(self.broken()),
+        };
+        // The library says that the connection is gone, but not why.
+        result.map_err(|error| if error.is_io_error() && !error.is_timeout() { self.broken() } else { error })
     }
 }
 
@@ -75,7 +102,7 @@ struct Recorded {
 impl Recorded {
     fn record<T>(&self, result: io::Result<T>) -> Poll<io::Result<T>> {
         if let Err(error) = &result {
-            self.cause.get_or_init(|| error.to_string());
+            self.cause.get_or_init(|| io::Error::new(error.kind(), error.to_string()));
         }
         Poll::Ready(result)
     }
@@ -132,11 +159,9 @@ impl Dial {
             let cause = Cause::default();
             let stream = Recorded { stream: self.stream(address).await?, cause: cause.clone() };
             let (mut connection, task) = MultiplexedConnection::new_with_config(&plain(), stream, config).await?;
-            let mut driver = Driver { task: Box::pin(task), cause };
-            tokio::select! {
-                opened = self.open(&mut connection) => opened?,
-                () = &mut driver => return Err(driver.broken()),
-            }
+            let may_expect_tls = self.tls.is_none() && matches!(address, Address::Tcp(..));
+            let mut driver = Driver { task: Box::pin(task), cause, may_expect_tls };
+            driver.drive(self.open(&mut connection)).await?;
             Ok((connection, driver))
         })
         .await
@@ -223,8 +248,5 @@ pub(super) async fn ask(
     driver: &mut Driver,
     cmd: &Cmd,
 ) -> Result<Value, RedisError> {
-    tokio::select! {
-        reply = send(connection, cmd) => reply,
-        () = &mut *driver => Err(driver.broken()),
-    }
+    driver.drive(send(connection, cmd)).await
 }

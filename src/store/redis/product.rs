@@ -10,6 +10,9 @@ use super::dial::{Driver, ask};
 use super::wire::CommandError;
 use crate::plan::Fault;
 
+/// The first two numbers of the oldest version of Redis that the tests run on.
+const OLDEST_REDIS: (u32, u32) = (6, 2);
+
 /// How the settings say that the server is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UsedAs {
@@ -35,25 +38,19 @@ pub(super) async fn check(
             Some(text) => Err(refused(text)),
             None => Ok(()),
         },
-        Err(error) => Err(match error.fault {
-            Fault::Script => refused(format!(
-                "it does not know HELLO, so it is a proxy, or older than Redis 6.2: connect to Redis or Valkey itself \
-                 ({})",
-                error.text
-            )),
-            Fault::ConnectionLost if driver.cause().is_some() => driver.broken().into(),
-            // A connection that was cut off by chance stays one, so that the attempt is repeated.
-            Fault::ConnectionLost => CommandError {
-                text: format!(
-                    "the connection broke at HELLO, as proxies break it that do not know the command: connect to Redis \
-                     or Valkey itself ({})",
-                    error.text
-                ),
-                ..error
-            },
-            _ => error,
-        }),
+        Err(error) if does_not_know(&error.text) => Err(refused(format!(
+            "it does not know HELLO, so it is a proxy, or older than Redis 6.2: connect to Redis or Valkey itself ({})",
+            error.text
+        ))),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether an error text says that the server does not have the command. Redis and most proxies say `ERR unknown
+/// command`, Envoy said `unsupported command` and Redis's own cluster proxy says `ERR unsupported command`.
+fn does_not_know(text: &str) -> bool {
+    let words = text.strip_prefix("ERR ").unwrap_or(text);
+    words.starts_with("unknown command") || words.starts_with("unsupported command")
 }
 
 fn hello() -> Cmd {
@@ -97,6 +94,13 @@ impl Product {
         if version.starts_with("df-") {
             return Some(format!("it is Dragonfly {version}, which is not supported: use Redis or Valkey"));
         }
+        // Other servers count their versions in their own way.
+        if server == "redis" && numbers(version).is_some_and(|numbers| numbers < OLDEST_REDIS) {
+            let (major, minor) = OLDEST_REDIS;
+            return Some(format!(
+                "it is Redis {version}, which is too old: use Redis {major}.{minor} or newer, or Valkey"
+            ));
+        }
         match (mode.as_str(), used_as) {
             ("sentinel", _) => Some(
                 "it is a sentinel: set mode = \"sentinel\", and sentinel_master to the name of its master".to_owned(),
@@ -105,6 +109,12 @@ impl Product {
             _ => None,
         }
     }
+}
+
+/// The first two numbers of a version.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn text(value: &Value) -> String {
@@ -117,6 +127,8 @@ fn text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use redis::RedisError;
+
     use super::*;
 
     fn answer(server: &str, version: &str, mode: &str) -> Value {
@@ -132,7 +144,16 @@ mod tests {
 
     #[test]
     fn servers_that_decide_exactly_are_used() {
-        for (server, version) in [("redis", "6.2.14"), ("redis", "7.0.15"), ("valkey", "9.1.2"), ("redict", "7.3.0")] {
+        for (server, version) in [
+            ("redis", "6.2.0"),
+            ("redis", "7.0.15"),
+            ("redis", "10.0.0"),
+            ("redis", "255.255.255"),
+            ("redis", "unstable"),
+            ("valkey", "9.1.2"),
+            ("valkey", "1.0.0"),
+            ("redict", "7.3.0"),
+        ] {
             assert_eq!(refusal(server, version, "standalone", UsedAs::Whole), None, "{server}");
             assert_eq!(refusal(server, version, "cluster", UsedAs::ClusterNode), None, "{server}");
         }
@@ -144,12 +165,42 @@ mod tests {
         let cases = [
             (("envoy-redis-proxy", "6.0.0", ""), "it is a proxy (envoy-redis-proxy), which"),
             (("redis", "df-v1.40.1", "standalone"), "it is Dragonfly df-v1.40.1, which is not supported: use Redis"),
+            (
+                ("redis", "6.0.16", "standalone"),
+                "it is Redis 6.0.16, which is too old: use Redis 6.2 or newer, or Valkey",
+            ),
+            (("redis", "6.1.240", "standalone"), "it is Redis 6.1.240, which is too old: use Redis 6.2 or newer"),
+            (("redis", "5.9", "cluster"), "it is Redis 5.9, which is too old: use Redis 6.2 or newer"),
             (("redis", "7.0.15", "sentinel"), "it is a sentinel: set mode = \"sentinel\""),
             (("valkey", "9.1.2", "cluster"), "it is a node of a Redis Cluster: set mode = \"cluster\""),
         ];
         for ((server, version, mode), expected) in cases {
             let found = refusal(server, version, mode, UsedAs::Whole).expect("it is refused");
             assert!(found.starts_with(expected), "{found}");
+        }
+    }
+    #[test]
+    fn only_a_server_that_does_not_know_the_command_is_called_a_proxy() {
+        let cases = [
+            ("-ERR unknown command `HELLO`, with args beginning with: `2`, \r\n", true),
+            ("-ERR unknown command 'hello'\r\n", true),
+            ("-ERR unknown command\r\n", true),
+            ("-unsupported command 'HELLO'\r\n", true),
+            ("-ERR unsupported command `hello`\r\n", true),
+            ("-ERR max number of clients reached\r\n", false),
+            ("-ERR Protocol version is not an integer or out of range\r\n", false),
+            ("-NOAUTH HELLO must be called with the client already authenticated\r\n", false),
+            ("-NOPROTO unsupported protocol version\r\n", false),
+            ("-LOADING Redis is loading the dataset in memory\r\n", false),
+        ];
+        for (reply, expected) in cases {
+            let reply = redis::parse_redis_value(reply.as_bytes()).expect("a reply");
+            let error = RedisError::from(match reply {
+                Value::ServerError(error) => error,
+                other => unreachable!("{other:?}"),
+            });
+            let CommandError { text, .. } = error.into();
+            assert_eq!(does_not_know(&text), expected, "{text}");
         }
     }
 }

@@ -13,9 +13,9 @@ pub(in crate::store::redis) struct CommandError {
 }
 
 impl CommandError {
-    /// The error of an attempt to connect, in which nothing was executed.
+    /// The error of an attempt to connect: nothing was executed, and no plan is at fault.
     pub(in crate::store::redis) fn while_connecting(self) -> Self {
-        match self.fault.may_be_executed() {
+        match self.fault == Fault::Script || self.fault.may_be_executed() {
             true => Self { fault: Fault::Unreachable, ..self },
             false => self,
         }
@@ -91,6 +91,19 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(CommandError::from(text).fault, expected, "{text}");
+        }
+    }
+    #[test]
+    fn an_attempt_to_connect_fails_without_a_plan_that_could_be_at_fault() {
+        let cases = [
+            ("ERR max number of clients reached", Fault::Unreachable),
+            ("ERR DB index is out of range", Fault::Unreachable),
+            ("LOADING Redis is loading the dataset in memory", Fault::Unreachable),
+            ("WRONGPASS invalid username-password pair", Fault::Denied),
+        ];
+        for (text, expected) in cases {
+            let error = CommandError::from(text).while_connecting();
+            assert_eq!((error.fault, &*error.text), (expected, text));
         }
     }
 }
