@@ -13,10 +13,18 @@
 mod support;
 
 mod shared_stores {
+    mod blinks;
     mod blips;
+    mod failovers;
+    #[allow(dead_code, reason = "the tests of the stores use more of it")]
+    #[path = "../stores/fake.rs"]
+    mod fake;
     mod faults;
+    mod idle;
     mod in_process;
+    mod load;
     mod races;
+    mod slot_races;
     mod three_instances;
 }
 

@@ -1,144 +1,29 @@
 //! Moments around a lost connection to a store that is well: nothing that was answered OK is lost, no budget begins
 //! anew, and a decision waits for the next connection.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tollgate::clock::{Clock, SystemClock};
-use tollgate::limiter::{Alignment, Concurrency, FixedWindow, LeaseId, Limit, OnStoreError, TokenBucket};
-use tollgate::plan::{Applied, Charges, Check, Fault, LeaseAction, LeaseChange, Needs, Plan};
-use tollgate::store::{QueueSettings, RedisSettings, SharedSettings, StoreHandle, Stores, Topology};
+use tollgate::limiter::{Alignment, FixedWindow, Limit, OnStoreError, TokenBucket};
+use tollgate::plan::{Charges, Check, Needs};
+use tollgate::store::StoreHandle;
 
-use super::in_process::{self, at, in_postgres, in_redis, one, plan};
+use super::in_process::{
+    self, Instance, LONG, Resets, SHORT, at, in_a_postgres, in_cluster, in_postgres, in_redis, one, plan, rand_base,
+    redis, settings, slots,
+};
+use super::load::{self, Load, Moment, slots_through};
 use crate::support::processes::redis::{Redis, Setup};
-use crate::support::processes::{Cluster, Postgres, Proxy, WAIT_TIMEOUT, postgres};
+use crate::support::processes::{Cluster, PgBouncer, Postgres, Proxy, WAIT_TIMEOUT, postgres};
 
 const DAY: u64 = 86_400_000_000;
-
-fn settings(timeout: Duration) -> SharedSettings {
-    let queue = QueueSettings { timeout, ..QueueSettings::default() };
-    SharedSettings { queue, ..SharedSettings::new("main") }
-}
 
 /// A count of a day that has just begun.
 fn daily(limit: u32) -> Limit {
     Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(DAY) })
 }
-
-fn slots(max: u32) -> Limit {
-    Limit::Concurrency(Concurrency { max, lease: 60_000_000 })
-}
-
-/// An instance of tollgate.
-struct Instance {
-    stores: Stores,
-    clock: SystemClock,
-    lease: AtomicU64,
-}
-
-impl Instance {
-    async fn on(handle: StoreHandle) -> Arc<Self> {
-        let instance =
-            Self { stores: Stores::of([handle]), clock: SystemClock::new(), lease: AtomicU64::new(rand_base()) };
-        let began = Instant::now();
-        while !instance.stores.answers(0).await {
-            assert!(began.elapsed() < WAIT_TIMEOUT, "the store never answers");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Arc::new(instance)
-    }
-
-    async fn apply(&self, plan: &Plan) -> Applied {
-        self.stores.apply(plan, self.clock.now()).await
-    }
-
-    /// Asks for a check under a new lease. Returns the lease with the answer.
-    async fn ask(&self, check: Check) -> (Applied, u128) {
-        let lease = self.lease.fetch_add(1, Ordering::SeqCst).into();
-        (self.apply(&plan([check], lease)).await, lease)
-    }
-
-    async fn release(&self, check: &Check, lease: u128) {
-        let change = LeaseChange {
-            counter: check.counter,
-            store: check.store,
-            lease: LeaseId(lease),
-            action: LeaseAction::Release,
-        };
-        self.apply(&Plan { changes: [change].into_iter().collect(), ..Plan::default() }).await;
-    }
-
-    /// Waits until a check has so much left in the store.
-    async fn has_left(&self, check: Check, left: u32) {
-        let look = Check { on_store_error: OnStoreError::Deny, ..Check::look(check.counter, check.limit) };
-        let began = Instant::now();
-        loop {
-            let seen = self.apply(&plan([look], 0)).await.answers[0].map(|outcome| outcome.remaining);
-            if seen == Ok(left) {
-                return;
-            }
-            assert!(began.elapsed() < WAIT_TIMEOUT, "{seen:?} left, expected {left}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-/// Leases that no other instance of this test has.
-fn rand_base() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1 << 32, Ordering::SeqCst)
-}
-
-/// Something that loses its connections.
-trait Resets {
-    fn reset(&self);
-}
-
-impl Resets for Redis {
-    fn reset(&self) {
-        self.ask::<u64>(&["CLIENT", "KILL", "TYPE", "normal"]);
-    }
-}
-
-impl Resets for Postgres {
-    fn reset(&self) {
-        let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tollgate'";
-        self.execute("postgres", others);
-    }
-}
-
-impl Resets for Cluster {
-    fn reset(&self) {
-        self.nodes.iter().for_each(Redis::reset);
-    }
-}
-
-impl Resets for Proxy {
-    fn reset(&self) {
-        self.cut();
-    }
-}
-
-fn redis(server: &Redis, timeout: Duration) -> StoreHandle {
-    in_redis(settings(timeout), &at(server.port))
-}
-
-fn in_cluster(cluster: &Cluster, timeout: Duration) -> StoreHandle {
-    let address = |port| tollgate::store::Address::Tcp("127.0.0.1".to_owned(), port);
-    let nodes = cluster.ports().into_iter().map(address).collect();
-    let settings = SharedSettings { partitioned: true, ..settings(timeout) };
-    in_redis(settings, &RedisSettings::new(Topology::Cluster(nodes)))
-}
-
-fn in_a_postgres(server: &Postgres, database: &str, timeout: Duration) -> StoreHandle {
-    in_postgres(settings(timeout), &in_process::postgres(server.url(database)))
-}
-
-const SHORT: Duration = Duration::from_millis(10);
-const LONG: Duration = Duration::from_millis(50);
 
 /// Four slots are released while the connection is lost. All are free a moment later.
 async fn four_slots_survive(store: &impl Resets, handle: StoreHandle) {
@@ -182,41 +67,26 @@ async fn slots_that_are_released_during_a_reset_are_free_afterwards_in_a_postgre
 }
 
 /// Workers that take a slot, hold it for a moment and release it, while connections are lost.
-async fn no_slot_leaks(store: &impl Resets, handle: StoreHandle) {
-    let instance = Instance::on(handle).await;
-    let check = one(7, slots(20), OnStoreError::Local);
-    let enough = Arc::new(AtomicBool::new(false));
-    let workers: Vec<_> = (0..12)
-        .map(|_| {
-            let (instance, enough) = (instance.clone(), enough.clone());
-            tokio::spawn(async move {
-                while !enough.load(Ordering::SeqCst) {
-                    let (applied, lease) = instance.ask(check).await;
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    if applied.admitted {
-                        instance.release(&check, lease).await;
-                    }
-                }
-            })
-        })
-        .collect();
-    for _ in 0..4 {
+async fn no_slot_leaks(name: &str, store: &impl Resets, handle: StoreHandle) {
+    let instances = [Instance::on(handle).await];
+    let resets = async |moments: &mut Vec<Moment>| {
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            moments.push(Moment::of(|| store.reset()));
+        }
         tokio::time::sleep(Duration::from_millis(150)).await;
-        store.reset();
-    }
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    enough.store(true, Ordering::SeqCst);
-    join_all(workers).await;
-    instance.has_left(check, 20).await;
+    };
+    let row = slots_through(&format!("4 resets, 12 workers on 20 slots, {name}"), &instances, 20, resets).await;
+    assert_eq!(row.leaked, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_resets_under_twelve_workers_leak_no_slot() {
     let _alone = crate::MACHINE.read().await;
     let Some(server) = Redis::start() else { return };
-    no_slot_leaks(&server, redis(&server, SHORT)).await;
+    no_slot_leaks("Redis", &server, redis(&server, SHORT)).await;
     let proxy = Proxy::to(server.port);
-    no_slot_leaks(&proxy, in_redis(settings(SHORT), &at(proxy.port))).await;
+    no_slot_leaks("network", &proxy, in_redis(settings(SHORT), &at(proxy.port))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +94,7 @@ async fn four_resets_under_twelve_workers_leak_no_slot_in_a_postgres() {
     let _alone = crate::MACHINE.read().await;
     let Some(server) = postgres::Setup::new().map(postgres::Setup::start) else { return };
     let database = server.database();
-    no_slot_leaks(&server, in_a_postgres(&server, &database, LONG)).await;
+    no_slot_leaks("PostgreSQL", &server, in_a_postgres(&server, &database, LONG)).await;
 }
 
 /// Refunds and recorded uses under resets, whose sum is exact afterwards.
@@ -290,35 +160,20 @@ async fn refunds_and_recorded_uses_are_counted_once_in_a_postgres() {
     each_is_counted_once(&server, in_a_postgres(&server, &database, LONG)).await;
 }
 
-/// Two instances on a limit of 25 a day through blips. Returns how many units both admitted.
-async fn admitted_through<S>(
-    store: &S,
+/// Two instances on a limit of 25 a day through blips: no more than the bound, and the store has counted it afterwards.
+async fn bounded_through(
+    name: &str,
     handle: impl Fn() -> StoreHandle,
-    limit: Limit,
     counter: u64,
-    blips: impl AsyncFnOnce(&S),
-) -> (u32, Arc<Instance>, Check) {
+    blips: impl AsyncFnOnce(&mut Vec<Moment>),
+) {
     let instances = [Instance::on(handle()).await, Instance::on(handle()).await];
-    let check = one(counter, limit, OnStoreError::Local);
-    let enough = Arc::new(AtomicBool::new(false));
-    let callers: Vec<_> = (0..8)
-        .map(|number| {
-            let (instance, enough) = (instances[number % 2].clone(), enough.clone());
-            tokio::spawn(async move {
-                let mut admitted = 0;
-                while !enough.load(Ordering::SeqCst) {
-                    admitted += u32::from(instance.ask(check).await.0.admitted);
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                admitted
-            })
-        })
-        .collect();
-    blips(store).await;
-    enough.store(true, Ordering::SeqCst);
-    let admitted = join_all(callers).await.into_iter().map(|admitted| admitted.expect("no panic")).sum();
-    let [instance, _] = instances;
-    (admitted, instance, check)
+    let check = one(counter, daily(LIMIT), OnStoreError::Local);
+    let load = Load::through(&instances, check, Some(Duration::from_millis(2)), blips).await;
+    let admitted = load.admitted();
+    load.row(&format!("{name}, 2 instances, 25 a day"), admitted.saturating_sub(LIMIT as usize)).print();
+    assert!((LIMIT as usize..=BOUND).contains(&admitted), "{name}: {admitted} of {LIMIT} admitted");
+    instances[0].has_left(check, 0).await;
 }
 
 /// How often a store blinks: four times, or `TOLLGATE_BLINKS` times.
@@ -326,39 +181,76 @@ fn blinks() -> u32 {
     std::env::var("TOLLGATE_BLINKS").map_or(4, |blinks| blinks.parse().expect("TOLLGATE_BLINKS is a number"))
 }
 
+const LIMIT: u32 = 25;
+
 /// The bound of docs/stores.md: the limit, and the limit once more for each instance.
-const BOUND: u32 = 25 * (1 + 2);
+const BOUND: usize = 25 * (1 + 2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn semantics_31_a_store_that_blinks_gives_no_new_budget_with_each_blink() {
     let _alone = crate::MACHINE.write().await;
     let Some(server) = Redis::start() else { return };
-    let stalls = async |server: &Redis| {
+    let stalls = async |moments: &mut Vec<Moment>| {
         for _ in 0..blinks() {
             server.freeze();
             tokio::time::sleep(Duration::from_millis(300)).await;
-            server.thaw();
+            moments.push(Moment::outage_until(|| server.thaw()));
             tokio::time::sleep(Duration::from_millis(1_200)).await;
         }
     };
-    let (admitted, instance, check) = admitted_through(&server, || redis(&server, SHORT), daily(25), 40, stalls).await;
-    println!("| stalls, 2 instances | {admitted} of 25 |");
-    assert!((25..=BOUND).contains(&admitted), "{admitted} of 25 admitted through stalls");
-    instance.has_left(check, 0).await;
+    bounded_through("stalls of 0.3 s each 1.5 s", || redis(&server, SHORT), 40, stalls).await;
 
     let proxy = Proxy::to(server.port);
-    let resets = async |proxy: &Proxy| {
+    let refusals = async |moments: &mut Vec<Moment>| {
         for _ in 0..blinks() {
             proxy.refuse();
             tokio::time::sleep(Duration::from_millis(400)).await;
-            proxy.heal();
+            moments.push(Moment::outage_until(|| proxy.heal()));
             tokio::time::sleep(Duration::from_millis(900)).await;
         }
     };
     let handle = || in_redis(settings(SHORT), &at(proxy.port));
-    let (admitted, ..) = admitted_through(&proxy, handle, daily(25), 41, resets).await;
-    println!("| refused connections, 2 instances | {admitted} of 25 |");
-    assert!((25..=BOUND).contains(&admitted), "{admitted} of 25 admitted through refused connections");
+    bounded_through("connections refused 0.4 s each 1.3 s", handle, 41, refusals).await;
+}
+
+/// Ten resets, a second apart.
+async fn ten_resets(store: &impl Resets, moments: &mut Vec<Moment>) {
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        moments.push(Moment::of(|| store.reset()));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn semantics_31_ten_resets_in_ten_seconds_give_no_new_budgets() {
+    let _alone = crate::MACHINE.write().await;
+    let (Some(server), Some(postgres)) = (Redis::start(), postgres::Setup::new().map(postgres::Setup::start)) else {
+        return;
+    };
+    let (proxy, database) = (Proxy::to(server.port), postgres.database());
+    let killed = bounded_through(
+        "ten resets in ten seconds, Redis",
+        || redis(&server, SHORT),
+        42,
+        async |moments| {
+            ten_resets(&server, moments).await;
+        },
+    );
+    let cut = bounded_through(
+        "ten resets in ten seconds, network",
+        || in_redis(settings(SHORT), &at(proxy.port)),
+        43,
+        async |moments| ten_resets(&proxy, moments).await,
+    );
+    let ended = bounded_through(
+        "ten resets in ten seconds, PostgreSQL",
+        || in_a_postgres(&postgres, &database, LONG),
+        44,
+        async |moments| ten_resets(&postgres, moments).await,
+    );
+    // Each has a counter of its own; Redis resets the connections behind the proxy as well.
+    tokio::join!(killed, cut, ended);
 }
 
 /// What a fallback admits is charged to the store once it is back, and no more.
@@ -413,75 +305,44 @@ async fn what_a_fallback_admitted_is_charged_to_the_store_when_it_is_back() {
     }
 }
 
-/// Eight callers through resets of a store.
+/// Eight callers through ten resets of a store.
 struct ResetsUnderLoad {
-    decisions: usize,
+    load: Load,
     by_policy: usize,
-    /// Why they were not answered by the store, each once.
-    faults: BTreeSet<&'static str>,
-    /// How many units more the store has counted than were admitted.
-    charged_twice: usize,
-    longest: Duration,
 }
 
 impl ResetsUnderLoad {
-    const CALLERS: usize = 8;
     const RESETS: usize = 10;
 
     async fn of(name: &str, store: &impl Resets, handle: StoreHandle, pause: Duration) -> Self {
         const LIMIT: u32 = 100_000_000;
-        let instance = Instance::on(handle).await;
+        let instances = [Instance::on(handle).await];
         let check = one(rand_base(), daily(LIMIT), OnStoreError::Deny);
-        let enough = Arc::new(AtomicBool::new(false));
-        let callers: Vec<_> = (0..Self::CALLERS)
-            .map(|_| {
-                let (instance, enough) = (instance.clone(), enough.clone());
-                tokio::spawn(async move {
-                    let mut seen = Vec::new();
-                    while !enough.load(Ordering::SeqCst) {
-                        let began = Instant::now();
-                        let (applied, _) = instance.ask(check).await;
-                        seen.push((began.elapsed(), applied));
-                        // An answer by policy waits for nothing, and would keep the store's tasks from running.
-                        tokio::task::yield_now().await;
-                    }
-                    seen
-                })
-            })
-            .collect();
-        for _ in 0..Self::RESETS {
+        let resets = async |moments: &mut Vec<Moment>| {
+            for _ in 0..Self::RESETS {
+                tokio::time::sleep(pause).await;
+                moments.push(Moment::of(|| store.reset()));
+            }
             tokio::time::sleep(pause).await;
-            store.reset();
-        }
-        tokio::time::sleep(pause).await;
-        enough.store(true, Ordering::SeqCst);
-        let seen: Vec<_> = join_all(callers).await.into_iter().flat_map(|seen| seen.expect("no panic")).collect();
-        let admitted = seen.iter().filter(|(_, applied)| applied.admitted).count();
+        };
+        let load = Load::through(&instances, check, None, resets).await;
         let look = Check { on_store_error: OnStoreError::Deny, ..Check::look(check.counter, check.limit) };
         let began = Instant::now();
         let left = loop {
-            match instance.apply(&plan([look], 0)).await.answers[0] {
+            match instances[0].apply(&plan([look], 0)).await.answers[0] {
                 Ok(outcome) => break outcome.remaining,
                 Err(fault) => assert!(began.elapsed() < WAIT_TIMEOUT, "{fault}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
-        let counted = (LIMIT - left) as usize;
+        let (admitted, counted) = (load.admitted(), (LIMIT - left) as usize);
+        let name = format!("10 resets, 8 callers, {name}");
+        load.row(&name, admitted.saturating_sub(counted)).print();
         assert!(counted >= admitted, "{name}: {counted} counted, {admitted} admitted");
-        let resets = Self {
-            decisions: seen.len(),
-            faults: seen.iter().filter_map(|(_, applied)| applied.answers[0].err()).map(Fault::name).collect(),
-            by_policy: seen.iter().filter(|(_, applied)| applied.degraded).count(),
-            charged_twice: counted - admitted,
-            longest: seen.iter().map(|(took, _)| *took).max().expect("decisions"),
-        };
-        println!(
-            "| {name} | {} of {} by policy {:?} | {} charged twice | longest {:?} |",
-            resets.by_policy, resets.decisions, resets.faults, resets.charged_twice, resets.longest
-        );
         // No more than were in flight.
-        assert!(resets.charged_twice <= Self::RESETS * Self::CALLERS, "{name}: {} charged twice", resets.charged_twice);
-        resets
+        let twice = counted - admitted;
+        assert!(twice <= Self::RESETS * load::CALLERS, "{name}: {twice} charged twice");
+        Self { by_policy: load.by_policy(), load }
     }
 
     /// Asserts that resets cost no answer by policy. A machine that is busy with other work makes answers late now and
@@ -493,7 +354,7 @@ impl ResetsUnderLoad {
             if resets.by_policy == 0 {
                 return;
             }
-            seen.push((resets.by_policy, resets.decisions, resets.faults, resets.longest));
+            seen.push((resets.by_policy, resets.load.answers(), resets.load.faults(), resets.load.longest()));
         }
         panic!("{name}: by policy, of all, why, longest: {seen:?}");
     }
@@ -510,7 +371,8 @@ async fn a_reset_under_load_costs_no_answer_by_policy() {
     let Some(server) = Redis::start() else { return };
     let seen = ResetsUnderLoad::of("Redis, 10 ms", &server, redis(&server, SHORT), pause).await;
     // At most 20 ms of them for each reset: a tenth of the time.
-    assert!(seen.by_policy <= seen.decisions / 10, "{} of {}", seen.by_policy, seen.decisions);
+    let answers = seen.load.answers();
+    assert!(seen.by_policy <= answers / 10, "{} of {answers}", seen.by_policy);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -528,4 +390,42 @@ async fn a_reset_under_load_costs_no_answer_by_policy_in_a_postgres() {
     // A new connection takes some round trips, and a fork of the server.
     let handle = || in_a_postgres(&server, &database, Duration::from_millis(500));
     ResetsUnderLoad::cost_nothing("PostgreSQL, 500 ms", &server, handle, Duration::from_millis(300)).await;
+}
+
+/// The longest time until a store behind a pooler answers again, on a busy machine.
+const RECOVERY: Duration = Duration::from_secs(3);
+
+/// Loses the connections of clients to a pooler, and of the pooler to its server, in turn.
+struct Pooled<'a> {
+    server: &'a Postgres,
+    clients: Proxy,
+    resets: AtomicU64,
+}
+
+impl Resets for Pooled<'_> {
+    fn reset(&self) {
+        if self.resets.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
+            self.clients.cut();
+        } else {
+            let pooled = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ";
+            self.server.execute("postgres", &format!("{pooled}'{}'", postgres::USER));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_under_load_costs_no_answer_by_policy_behind_a_pooler() {
+    let _alone = crate::MACHINE.write().await;
+    let Some(server) = postgres::Setup::new().map(postgres::Setup::start) else { return };
+    let Some(pooler) = PgBouncer::start(&server, &["default_pool_size = 4"]) else { return };
+    let (database, clients) = (server.database(), Proxy::to(pooler.port));
+    let url = pooler.url(&database).replace(&format!(":{}/", pooler.port), &format!(":{}/", clients.port));
+    let handle = |timeout| in_postgres(settings(timeout), &in_process::postgres(url.clone()));
+    let long = Duration::from_millis(500);
+    ResetsUnderLoad::cost_nothing("pooler, clients", &clients, || handle(long), Duration::from_millis(300)).await;
+    let both = Pooled { server: &server, clients, resets: AtomicU64::new(0) };
+    let seen =
+        ResetsUnderLoad::of("pooler, clients and servers", &both, handle(long), Duration::from_millis(300)).await;
+    assert!(seen.load.recovery() < RECOVERY, "{:?}", seen.load.recovery());
+    no_slot_leaks("pooler", &both, handle(long)).await;
 }

@@ -12,7 +12,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,6 +30,7 @@ use tollgate::store::{
 };
 
 use super::in_process::{self, at, in_postgres, in_redis, one, plan};
+use super::load::Row;
 use crate::support::binary::{DOORS, Served};
 use crate::support::fixtures::{DOMAIN, apply, bucket, quota, rule, secs};
 use crate::support::processes::redis::{Redis, Setup};
@@ -323,20 +323,13 @@ async fn check_fault_on_all<S>(
     let recovery = (0..4).map(returned).max().expect("four kinds").saturating_duration_since(repaired);
     assert!(recovery < MAX_RECOVERY_TIME, "it took {recovery:?} to recover");
 
-    static HEAD: Once = Once::new();
-    HEAD.call_once(|| {
-        println!("| fault | decided | by policy | allow passes | deny refuses | local admits | half within | longest | recovery |");
-        println!("|---|---|---|---|---|---|---|---|---|");
-    });
-    let all: usize = (0..4).map(|kind| meanwhile(kind).count()).sum();
-    let (allowed, denied) = (policy(ALLOW), policy(DENY));
-    let without: usize = (0..4).map(policy).sum();
-    let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-    let [half, longest, recovery] = [half, longest, recovery].map(milliseconds);
-    let recovery = if expect.away { recovery } else { "-".to_owned() };
-    println!(
-        "| {fault} | {all} | {without} | {allowed} | {denied} | {local} of {SHARE} | {half} | {longest} | {recovery} |"
-    );
+    let over: usize = [false, true]
+        .map(|fresh| of(LOCAL).filter(passes).filter(|seen| seen.fresh == fresh).count().saturating_sub(LIMIT as usize))
+        .iter()
+        .sum();
+    let (moment, answers) = (fault.to_owned(), (0..4).map(|kind| meanwhile(kind).count()).sum());
+    let (by_policy, recovery) = ((0..4).map(policy).sum(), expect.away.then_some(recovery));
+    Row { moment, by_policy, answers, over, leaked: None, longest, recovery }.print();
     seen
 }
 

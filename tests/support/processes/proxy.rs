@@ -1,4 +1,4 @@
-//! A faulty network: a proxy in front of a server that delays, holds, closes or refuses connections.
+//! A faulty network: a proxy in front of a server that delays, holds, drops, closes or refuses connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ struct Weather {
     refused: bool,
     held: bool,
     cuts: u64,
+    /// How often connections were lost.
+    losses: u64,
 }
 
 /// A port that forwards to another.
@@ -30,6 +32,7 @@ pub struct Proxy {
     pub port: u16,
     weather: watch::Sender<Weather>,
     listening: watch::Receiver<bool>,
+    accepted: Arc<AtomicUsize>,
     ended: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
@@ -42,9 +45,10 @@ impl Proxy {
         let port = ports::free();
         let (weather, seen) = watch::channel(Weather::default());
         let (open, listening) = watch::channel(false);
-        let ended = Arc::new(AtomicUsize::new(0));
-        runtime.spawn(listen(port, (Ipv4Addr::LOCALHOST, target).into(), seen, open, ended.clone()));
-        let proxy = Self { port, weather, listening, ended, runtime: Some(runtime) };
+        let [accepted, ended] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let counts = [accepted.clone(), ended.clone()];
+        runtime.spawn(listen(port, (Ipv4Addr::LOCALHOST, target).into(), seen, open, counts));
+        let proxy = Self { port, weather, listening, accepted, ended, runtime: Some(runtime) };
         proxy.awaited(true);
         proxy
     }
@@ -60,6 +64,13 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.held = true);
     }
 
+    /// Drops all data of the connections that there are, in both directions and for good, like a gateway that has
+    /// forgotten them: neither side hears of it. New ones work. Returns how many there are.
+    pub fn lose(&self) -> usize {
+        self.weather.send_modify(|weather| weather.losses += 1);
+        self.accepted.load(Ordering::SeqCst) - self.ended()
+    }
+
     /// Closes all connections. New ones are accepted.
     pub fn cut(&self) {
         self.weather.send_modify(|weather| weather.cuts += 1);
@@ -73,7 +84,9 @@ impl Proxy {
 
     /// Ends all faults: held data arrives, and there is no delay.
     pub fn heal(&self) {
-        self.weather.send_modify(|weather| *weather = Weather { cuts: weather.cuts, ..Weather::default() });
+        self.weather.send_modify(|weather| {
+            *weather = Weather { cuts: weather.cuts, losses: weather.losses, ..Weather::default() };
+        });
         self.awaited(true);
     }
 
@@ -100,7 +113,7 @@ async fn listen(
     target: SocketAddr,
     mut weather: watch::Receiver<Weather>,
     open: watch::Sender<bool>,
-    ended: Arc<AtomicUsize>,
+    [accepted, ended]: [Arc<AtomicUsize>; 2],
 ) {
     let seen = weather.clone();
     while weather.wait_for(|weather| !weather.refused).await.is_ok() {
@@ -112,6 +125,7 @@ async fn listen(
                 _ = weather.wait_for(|weather| weather.refused) => break,
                 Ok((client, _)) = listener.accept() => {
                     let (seen, ended) = (seen.clone(), ended.clone());
+                    accepted.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(async move {
                         serve(client, target, seen).await;
                         ended.fetch_add(1, Ordering::SeqCst);
@@ -156,9 +170,15 @@ async fn carry(
 ) {
     let (arrived, mut leaving) = mpsc::unbounded_channel();
     let mut released = weather.clone();
+    let losses = weather.borrow().losses;
     let reading = async move {
         let mut buffer = BytesMut::new();
-        while matches!(from.read_buf(&mut buffer).await, Ok(1..)) {
+        loop {
+            // A packet of the startup stays whole: PgBouncer refuses parts of one.
+            buffer.reserve(16 << 10);
+            if !matches!(from.read_buf(&mut buffer).await, Ok(1..)) {
+                return;
+            }
             let due = Instant::now() + delay(&weather.borrow());
             if arrived.send((due, buffer.split().freeze())).is_err() {
                 return;
@@ -168,8 +188,11 @@ async fn carry(
     let writing = async move {
         while let Some((due, bytes)) = leaving.recv().await {
             sleep_until(due).await;
-            let free = released.wait_for(|weather| !weather.held).await.is_ok();
-            if !free || to.write_all(&bytes).await.is_err() {
+            let lost = match released.wait_for(|weather| !weather.held || weather.losses != losses).await {
+                Ok(weather) => weather.losses != losses,
+                Err(_) => return,
+            };
+            if !lost && to.write_all(&bytes).await.is_err() {
                 return;
             }
         }
