@@ -444,7 +444,7 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
         let answer = answer.map_err(|fault| if lost { Fault::ConnectionLost } else { fault });
         match answer {
             Ok(applied) => {
-                if let Some(Err(Ok(applied))) = caller.map(|caller| caller.send(Ok(applied))) {
+                if let Some(Ok(applied)) = caller.and_then(|caller| caller.send(Ok(applied)).err()) {
                     late.push(QueueInner::take_back(&plan, &applied, kind));
                 }
             }

@@ -52,7 +52,7 @@ pub enum DropReason {
     Expired,
     /// The backlog is full.
     Full,
-    /// It may have been executed, and executing it again could give units back twice.
+    /// It may have been executed, and executing it again could charge or give back units twice.
     Unknown,
     /// The store reported an error for it.
     Refused,
