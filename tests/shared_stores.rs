@@ -16,7 +16,7 @@ mod shared_stores {
     mod blinks;
     mod blips;
     mod failovers;
-    #[allow(dead_code, reason = "the tests of the stores use more of it")]
+    #[expect(dead_code, reason = "the tests of the stores use more of it")]
     #[path = "../stores/fake.rs"]
     mod fake;
     mod faults;
