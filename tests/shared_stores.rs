@@ -24,6 +24,7 @@ mod shared_stores {
     mod in_process;
     mod load;
     mod races;
+    mod reloads;
     mod slot_races;
     mod three_instances;
 }
