@@ -16,7 +16,7 @@ mod shared_stores {
     mod blinks;
     mod blips;
     mod failovers;
-    #[allow(dead_code, reason = "the tests of the stores use more of it")]
+    #[expect(dead_code, reason = "the tests of the stores use more of it")]
     #[path = "../stores/fake.rs"]
     mod fake;
     mod faults;
@@ -24,6 +24,7 @@ mod shared_stores {
     mod in_process;
     mod load;
     mod races;
+    mod reloads;
     mod slot_races;
     mod three_instances;
 }
