@@ -348,7 +348,7 @@ impl QueuedPlan {
     fn repeats_after(&self, fault: Fault) -> bool {
         let repeatable = match fault {
             Fault::ConnectionLost => self.caller.kind == CallerKind::Decision && owed::is_repeatable(&self.plan),
-            Fault::Unreachable => self.caller.repeats == 0,
+            Fault::Unreachable => true,
             _ => false,
         };
         repeatable && self.caller.repeats < MAX_REPEATS && self.caller.waits()
