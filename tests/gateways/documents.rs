@@ -64,7 +64,8 @@ fn all(language: &str) -> Vec<Block> {
 
 #[test]
 fn every_block_is_of_a_language_that_these_tests_know() {
-    let known = BTreeSet::from(["json", "sh", "toml", "yaml", "text"]);
+    // The tests of PostgreSQL execute the statements.
+    let known = BTreeSet::from(["json", "sh", "sql", "toml", "yaml", "text"]);
     for block in DOCUMENTS.into_iter().flat_map(blocks) {
         assert!(known.contains(block.language.as_str()), "{}: ```{}", block.document, block.language);
     }
@@ -74,12 +75,23 @@ fn every_block_is_of_a_language_that_these_tests_know() {
 fn every_configuration_is_accepted() {
     let written = all("toml");
     assert!(written.len() > WITH_A_FIRST_RULE.len(), "the documents show configuration");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate").pem();
+    let files =
+        [("ca.crt", &*certificate), ("ca.pem", &certificate), ("tls.crt", &certificate), ("password", "of any form")];
+    for (name, content) in files.into_iter().chain([("tls.key", &*key.serialize_pem())]) {
+        fs::write(directory.path().join(name), content).expect("a file in the test's directory");
+    }
+    let secrets_of_a_store = format!("{}/", directory.path().display());
     for block in written {
         // A fragment without rules is read together with some.
         let text = match block.text.contains("[[rules]]") {
             true => block.text,
             false => format!("{}\n{}", block.text, a_rule(&block.text)),
         };
+        let text =
+            text.replace("/run/secrets/db/", &secrets_of_a_store).replace("/etc/tollgate/redis-", &secrets_of_a_store);
         let source = SourceText { name: format!("{} block.toml", block.document), text };
         let secrets = ["TOLLGATE_ADMIN_TOKEN", "TOLLGATE_SECRET", "REDIS_PASSWORD"];
         let variable = |name: &str| secrets.contains(&name).then(|| "of sixteen letters".to_owned());
@@ -148,6 +160,10 @@ fn every_command_is_one_that_works() {
             }
             ["cargo", "test", "--test", binary] => assert!(project().join("tests").join(binary).is_dir(), "{line}"),
             ["cargo", "test", "--lib", room] => assert!(project().join("src").join(room).is_dir(), "{line}"),
+            ["cargo", "test", "--test", tests, "--", rooms @ .., "--nocapture"] => {
+                let room = |room: &&str| project().join(format!("tests/{tests}/{room}.rs")).is_file();
+                assert!(rooms.iter().all(room), "{line}");
+            }
             ["cargo", "test", name] => assert!(read("docs/semantics.md").contains(name), "{line}"),
             // A bench takes too long for a test, and a profiler need not be installed: only the bench's name is
             // checked.
@@ -260,7 +276,20 @@ fn every_linked_file_is_there() {
     for document in DOCUMENTS {
         let folder = project().join(document).parent().expect("a folder").to_owned();
         for link in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            assert!(link.starts_with("http") || folder.join(link).exists(), "{document}: {link}");
+            if link.starts_with("http") {
+                continue;
+            }
+            let (file, part) = link.split_once('#').map_or((link, None), |(file, part)| (file, Some(part)));
+            let file = if file.is_empty() { project().join(document) } else { folder.join(file) };
+            assert!(file.exists(), "{document}: {link}");
+            if let Some(part) = part {
+                let text = fs::read_to_string(&file).expect("a document");
+                let mut titles = text.lines().filter_map(|line| line.strip_prefix('#'));
+                let kept = |c: &char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
+                let name = |title: &str| title.trim_matches(['#', ' ']).chars().filter(kept).collect::<String>();
+                let found = titles.any(|title| name(title).to_lowercase().replace(' ', "-") == part);
+                assert!(found, "{document}: {link}");
+            }
         }
     }
 }

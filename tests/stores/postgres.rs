@@ -15,7 +15,7 @@ use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, LeaseAction, L
 use tollgate::store::{Backend, MigrateError, Migrated, Postgres, PostgresSettings, migrate};
 use tollgate::tls::{PemFile, TlsSettings};
 
-use crate::support::processes::{Certificates, WAIT_TIMEOUT, postgres};
+use crate::support::processes::{Certificates, WAIT_TIMEOUT, postgres, read};
 use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, plans};
 
 type Answers = Vec<Result<Applied, Fault>>;
@@ -688,12 +688,13 @@ fn unknown_or_unprivileged_roles_are_denied() {
         settings.auto_create = false;
         migrate(&PostgresSettings { url: right, ..settings.clone() }).await.expect("it is created");
         assert_eq!(execute(&store, &one(1)).await.err(), Some(Fault::Denied));
-        let rights = "GRANT USAGE ON SCHEMA tollgate TO guest; \
-                      GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tollgate TO guest; \
-                      GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tollgate TO guest";
+        // As docs/stores.md grants them.
+        let page = read("docs/stores.md");
+        let rights = page.split("```sql").nth(1).and_then(|rest| rest.split("```").next()).expect("it shows them");
+        let rights = rights.replace("TO limits", "TO guest");
         // Some installations take from everyone what PostgreSQL gives by default.
         server.execute(&database, "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tollgate FROM PUBLIC");
-        server.execute(&database, rights);
+        server.execute(&database, &rights);
         let store = Postgres::new(&settings).expect("the settings are valid");
         assert_eq!(store.probe().await, Ok(()));
         assert!(execute(&store, &one(1)).await.expect("an answer").admitted);
