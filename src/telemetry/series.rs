@@ -134,7 +134,7 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 35] = [
     (
         STORE_BACKLOG_DROPPED,
         MetricKind::Counter,
-        "What never reaches a shared store, by reason: expired, because its lease or window has ended, so that it would change nothing; full, because there was no room; unknown, because it may have been executed and must not be twice; refused by the store; closed, because the process ended or a reload removed or replaced the store. An undo, refund or release that is dropped leaves a limit too strict, a charge leaves it too wide by that much.",
+        "What never reaches a shared store, by reason: expired, because its lease or window has ended, so that it would change nothing; full, because there was no room; unknown, because it may have been executed and must not be twice; refused by the store; closed, because the process ended or a reload removed the store. An undo, refund or release that is dropped leaves a limit too strict, a charge leaves it too wide by that much.",
     ),
     (
         NEAR_ANSWERS,

@@ -68,20 +68,33 @@ async fn charge(redis: &Redis, limit: Limit, requests: u64, counters: std::ops::
     }
 }
 
+/// The bytes of each of [`COUNTERS`] counters.
+async fn bytes_of_each(server: &Server, redis: &Redis, limit: Limit, requests: u64) -> u64 {
+    // The buffers of connections and the script are there before.
+    charge(redis, limit, requests, COUNTERS..COUNTERS + 64).await;
+    server.ask::<()>(&["FLUSHALL", "SYNC"]);
+    let before = settled(server).await;
+    charge(redis, limit, requests, 0..COUNTERS).await;
+    (settled(server).await - before) / COUNTERS
+}
+
 fn is_small(server: &Server, place: usize) {
     runtime().block_on(async {
         let settings = RedisSettings { response_timeout: Duration::from_secs(20), ..at(server.port) };
         let redis = connected(&settings).await;
         let mut large = Vec::new();
         for (limit, requests, bytes) in rows() {
-            // The buffers of connections and the script are there before.
-            charge(&redis, limit, requests, COUNTERS..COUNTERS + 64).await;
-            server.ask::<()>(&["FLUSHALL", "SYNC"]);
-            let before = settled(server).await;
-            charge(&redis, limit, requests, 0..COUNTERS).await;
-            let each = (settled(server).await - before) / COUNTERS;
+            // On a busy machine a hash table may look settled while it still has both its tables, so one of three
+            // attempts has to show it.
+            let mut each = u64::MAX;
+            for _ in 0..3 {
+                each = each.min(bytes_of_each(server, &redis, limit, requests).await);
+                // A key that grows by one size of the allocator, 16 bytes, exceeds it.
+                if each < bytes[place] + 8 {
+                    break;
+                }
+            }
             println!("{limit:?}, {requests} requests: {each} bytes");
-            // A key that grows by one size of the allocator, 16 bytes, exceeds it.
             if each >= bytes[place] + 8 {
                 large.push(format!("{limit:?} with {requests} requests takes {each} bytes, expected {}", bytes[place]));
             }
