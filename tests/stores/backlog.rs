@@ -159,19 +159,15 @@ fn a_renewal_of_a_lease_that_has_ended_is_dropped_as_pointless() {
     let stores = instance(&kept);
     let seen = Seen::of(&stores);
     let slot = check(Limit::Concurrency(Concurrency { max: 1, lease: 60 * SECOND }));
-    let change = |action| {
-        let change = LeaseChange { counter: slot.counter, store: 0, lease: LeaseId(1), action };
-        Plan { changes: [change].into_iter().collect(), ..Plan::default() }
-    };
     runtime.block_on(async {
         assert!(stores.apply(&one(slot), START).await.admitted);
         kept.be(BROKEN);
-        stores.apply(&change(LeaseAction::Renew(5 * SECOND)), START).await;
+        stores.apply(&change(&slot, LeaseId(1), LeaseAction::Renew(5 * SECOND)), START).await;
         assert_eq!(owed(&stores), 1);
         settled(&stores).await;
         assert_eq!(seen.dropped(), [1, 0, 0, 0, 0], "expired");
         // A release is kept for as long as it takes.
-        stores.apply(&change(LeaseAction::Release), START).await;
+        stores.apply(&change(&slot, LeaseId(1), LeaseAction::Release), START).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         assert_eq!((owed(&stores), kept.left(&slot)), (1, 0));
         kept.be(WELL);
@@ -323,9 +319,7 @@ fn a_slot_that_was_taken_over_a_connection_that_broke_is_free_if_its_caller_was_
             if applied.admitted && policy == OnStoreError::Local {
                 settled(&stores).await;
                 assert_eq!(kept.left(&slot), 0, "the fallback gave it");
-                let release =
-                    LeaseChange { counter: slot.counter, store: 0, lease: plan.lease, action: LeaseAction::Release };
-                stores.apply(&Plan { changes: [release].into_iter().collect(), ..Plan::default() }, START).await;
+                stores.apply(&change(&slot, plan.lease, LeaseAction::Release), START).await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
             settled(&stores).await;
