@@ -61,6 +61,10 @@ apply = [{{ limiter = "slots", key = ["slots"] }}]
 """
 
 
+class Closed(ConnectionError):
+    """A connection that the server closed before it replied."""
+
+
 class Store:
     """The Redis. All its passwords are valid until they are withdrawn."""
 
@@ -87,13 +91,25 @@ class Store:
         return RULES.replace("PORT", str(self.port)).replace("PASSWORD", str(self.file))
 
     def command(self, *words):
+        """Sends a command that can be repeated: a reset may end its connection. Returns the first line of the reply."""
+        for attempt in range(5):
+            try:
+                return self.send(*words)
+            except (ConnectionResetError, BrokenPipeError, Closed):
+                if attempt == 4:
+                    raise
+
+    def send(self, *words):
         """Sends a command over a connection of its own. Returns the first line of the reply."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.port), timeout=10)) as client:
             for part in (("AUTH", self.passwords[-1]), words):
                 client.sendall(b"*%d\r\n" % len(part) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in part))
                 reply = b""
                 while not reply.endswith(b"\r\n"):
-                    reply += client.recv(4096) or b"-closed\r\n"
+                    more = client.recv(4096)
+                    if not more:
+                        raise Closed("the server closed the connection")
+                    reply += more
                 if reply.startswith(b"-"):
                     raise ConnectionError(reply.decode().strip())
         return reply
@@ -117,9 +133,9 @@ class Store:
 
     def withdraw(self):
         """Withdraws all passwords but the latest. Connections that are open stay."""
-        while len(self.passwords) > 1:
-            self.command("ACL", "SETUSER", "default", "<" + self.passwords[0])
-            self.passwords.pop(0)
+        latest = self.passwords[-1]
+        self.command("ACL", "SETUSER", "default", "resetpass", ">" + latest)
+        self.passwords = [latest]
 
 
 class Counts:
