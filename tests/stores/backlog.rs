@@ -14,7 +14,7 @@ use tollgate::store::{
     Wrapper,
 };
 
-use super::fake::{BROKEN, FakeStore, LINKING, LOSING, LOSING_ONE, REFUSING, WELL, check, one};
+use super::fake::{BROKEN, FakeStore, HANGING, LINKING, LOSING, LOSING_ONE, REFUSING, WELL, check, one};
 use crate::support::reference::plans::{SECOND, START};
 
 /// A runtime with a paused clock, which advances to the next timer when all tasks are idle.
@@ -482,4 +482,35 @@ fn a_store_that_is_gone_is_noticed_without_requests() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!suspended());
     });
+}
+
+#[test]
+fn a_process_that_ends_waits_for_late_calls_and_releases_the_slots_that_they_took() {
+    for policy in [OnStoreError::Deny, OnStoreError::Local] {
+        let (kept, runtime) = (FakeStore::new(), held());
+        let _entered = runtime.enter();
+        let stores = instance(&kept);
+        let slots = Limit::Concurrency(Concurrency { max: 2, lease: 3_600 * SECOND });
+        let slot = Check { on_store_error: policy, ..check(slots) };
+        runtime.block_on(async {
+            kept.be(HANGING);
+            let plan = one(slot);
+            assert_eq!(stores.apply(&plan, START).await.admitted, policy == OnStoreError::Local);
+            // The client gives up before its deadline.
+            let other = Plan { lease: LeaseId(2), ..one(slot) };
+            let _ = tokio::time::timeout(Duration::from_millis(5), stores.apply(&other, START)).await;
+            let begun = Instant::now();
+            let back = async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                kept.be(WELL);
+            };
+            let ended = async {
+                stores.hand_over(Duration::from_secs(2)).await;
+                (begun.elapsed(), kept.left(&slot))
+            };
+            let ((took, left), ()) = tokio::join!(ended, back);
+            assert!(took >= Duration::from_millis(100), "{policy:?}: the calls have not ended after {took:?}");
+            assert_eq!(left, if policy == OnStoreError::Local { 1 } else { 2 }, "{policy:?}");
+        });
+    }
 }

@@ -4,16 +4,17 @@
 //!   a release, renewal, undo, refund or recorded use that failed --> plans   --.
 //!   what the fallback admitted, by counter ------------------------> charges --+--> hand_over.rs --> the store
 //!   slots that the fallback gave -----------------------------------> slots   --'
+//! ```
 //!
 //! What the fallback admitted while a call of the same plan was in flight waits for the end of that call (settle.rs).
-//! ```
 //!
 //! Each part is bounded. What does not fit, or cannot be sent without a risk to give units back twice, is dropped,
 //! counted and logged. The process that ends loses the rest.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -52,8 +53,22 @@ pub(super) struct Backlog {
     recovered: Notify,
     /// Notified when nothing waits any more.
     emptied: Notify,
+    /// The number of [`Unsettled`] plans.
+    unsettled: AtomicUsize,
     /// The next id of [`Plan::once`](crate::plan::Plan::once).
     next_id: AtomicU32,
+}
+
+/// A plan that is queued, in flight or late: until this is dropped, something may come to be owed for it.
+#[derive(Debug)]
+pub(super) struct Unsettled(Arc<Backlog>);
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.0.unsettled.fetch_sub(1, Ordering::AcqRel);
+        // Cheap while nobody waits.
+        self.0.emptied.notify_waiters();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +146,7 @@ impl Backlog {
             filled: Notify::new(),
             recovered: Notify::new(),
             emptied: Notify::new(),
+            unsettled: AtomicUsize::new(0),
             next_id: AtomicU32::new(0),
         }
     }
@@ -211,16 +227,15 @@ impl Backlog {
         self.put_back(owed, Fault::CircuitOpen);
     }
 
-    /// Counts a plan that is posted to the store, for [`Backlog::emptied`].
-    pub(super) fn begin_post(&self) {
-        self.owed.lock().in_flight += 1;
+    /// Marks a plan for which something may come to be owed.
+    pub(super) fn unsettled(self: Arc<Self>) -> Unsettled {
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        Unsettled(self)
     }
 
-    /// Ends what [`Backlog::begin_post`] began.
-    pub(super) fn end_post(&self) {
-        let mut state = self.owed.lock();
-        state.in_flight -= 1;
-        self.notify_if_empty(&state);
+    /// Whether nothing is owed, and nothing can come to be owed for a plan that is queued or in flight.
+    pub(super) fn is_settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0 && self.waiting() == 0
     }
 
     /// Records that a plan reached the store, or never will. Returns the release of a slot that was released while it
@@ -403,12 +418,12 @@ impl Backlog {
         self.recovered.notify_one();
     }
 
-    /// Waits until nothing is owed.
+    /// Waits until nothing is owed, nor can come to be.
     pub(super) async fn emptied(&self) {
         loop {
             let mut emptied = std::pin::pin!(self.emptied.notified());
             emptied.as_mut().enable();
-            if self.waiting() == 0 {
+            if self.is_settled() {
                 return;
             }
             emptied.await;
@@ -522,11 +537,11 @@ impl Owed {
             if round.plans.len() >= most {
                 break;
             }
-            let Limit::Concurrency(slots) = slot.check.limit else { continue };
+            let (SlotState::Waiting, Limit::Concurrency(slots)) = (slot.state, slot.check.limit) else { continue };
             let rest = u64::try_from((slot.until - now).as_micros()).unwrap_or(u64::MAX).max(1);
             let check = Check { limit: Limit::Concurrency(Concurrency { lease: rest, ..slots }), ..slot.check };
             let plan = Plan { lease: slot.lease, ..charging(&check, 1) };
-            if slot.state != SlotState::Waiting || !usable(&plan) {
+            if !usable(&plan) {
                 continue;
             }
             slot.state = SlotState::Sending;

@@ -44,7 +44,7 @@ pub(super) async fn hand_over(inner: Arc<QueueInner>) {
                 continue;
             }
             let closing: Instant = *closing.get_or_insert_with(Instant::now);
-            if backlog.waiting() == 0 || closing.elapsed() > CLOSING_TIMEOUT {
+            if backlog.is_settled() || closing.elapsed() > CLOSING_TIMEOUT {
                 break;
             }
         }

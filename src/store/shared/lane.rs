@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::backend::{BoxFuture, DynBackend};
-use super::backlog::{Backlog, releasing};
+use super::backlog::{Backlog, Unsettled, releasing};
 use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::{DropReason, StoreObserver};
 use super::owed;
@@ -80,6 +80,7 @@ struct Caller {
     repeats: u32,
     /// Whether it was sent over a connection that broke before the answer.
     lost: bool,
+    unsettled: Unsettled,
 }
 
 /// Where the answer of a plan goes.
@@ -111,13 +112,19 @@ impl Lanes {
     }
 
     /// Queues a plan, and returns where its answer arrives. After the deadline it is not sent any more.
-    pub(super) fn send(&self, lane: usize, plan: Plan, kind: CallerKind, deadline: Option<Instant>) -> PendingAnswer {
+    pub(super) fn send(
+        &self,
+        inner: &QueueInner,
+        lane: usize,
+        plan: Plan,
+        kind: CallerKind,
+        deadline: Option<Instant>,
+    ) -> PendingAnswer {
         let (answer, receiver) = oneshot::channel();
+        let unsettled = inner.backlog().unsettled();
+        let caller = Caller { answer: Some(answer), kind, deadline, repeats: 0, lost: false, unsettled };
         // If the lane's task has ended, the receiver learns it: its sender is dropped.
-        let _ = self.0[lane].send(QueuedPlan {
-            plan,
-            caller: Caller { answer: Some(answer), kind, deadline, repeats: 0, lost: false },
-        });
+        let _ = self.0[lane].send(QueuedPlan { plan, caller });
         receiver
     }
 }
@@ -439,13 +446,13 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     }
     let mut late = Vec::new();
     for ((plan, caller), answer) in plans.into_iter().zip(callers).zip(answers) {
-        let Caller { answer: caller, kind, lost, .. } = caller;
+        let Caller { answer: caller, kind, lost, unsettled, .. } = caller;
         // An earlier call may have executed it.
         let answer = answer.map_err(|fault| if lost { Fault::ConnectionLost } else { fault });
         match answer {
             Ok(applied) => {
                 if let Some(Ok(applied)) = caller.and_then(|caller| caller.send(Ok(applied)).err()) {
-                    late.push(QueueInner::take_back(&plan, &applied, kind));
+                    late.push((QueueInner::take_back(&plan, &applied, kind), unsettled));
                 }
             }
             Err(fault) => {
@@ -458,12 +465,11 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
                 }
             }
         }
-        if kind == CallerKind::Post {
-            inner.backlog().end_post();
-        }
     }
-    late.retain(|plan| !plan.is_empty());
+    late.retain(|(plan, _)| !plan.is_empty());
     if !late.is_empty() {
+        // Unsettled until they have been executed, or are owed.
+        let (late, _unsettled): (Vec<Plan>, Vec<Unsettled>) = late.into_iter().unzip();
         let answers = inner.backend.execute(&late).await;
         inner.report_undone(&late, &answers);
         for (plan, answer) in late.into_iter().zip(answers) {

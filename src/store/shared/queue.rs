@@ -103,7 +103,7 @@ impl Queue {
         deadline: Instant,
     ) -> Result<Applied, Unanswered> {
         let begun = Instant::now();
-        let mut answer = self.lanes.send(lane, plan, kind, Some(deadline));
+        let mut answer = self.lanes.send(&self.inner, lane, plan, kind, Some(deadline));
         match tokio::time::timeout_at(deadline, &mut answer).await {
             Ok(answer) => Ok(answer.unwrap_or(Err(Fault::Unreachable))?),
             Err(_) => {
@@ -123,8 +123,7 @@ impl Queue {
 
     /// Queues a plan without waiting for its answer.
     pub fn post(&self, plan: Plan) {
-        self.inner.backlog().begin_post();
-        drop(self.lanes.send(self.inner.backend.lane(&plan), plan, CallerKind::Post, None));
+        drop(self.lanes.send(&self.inner, self.inner.backend.lane(&plan), plan, CallerKind::Post, None));
     }
 
     /// What this process owes the store.

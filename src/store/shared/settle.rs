@@ -17,7 +17,7 @@ use super::lane::{PendingAnswer, QueueInner};
 use super::metrics::DropReason;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Applied, Check, Fault};
+use crate::plan::{Applied, Check, Fault, Outcome};
 
 /// A plan without an answer in time.
 pub(super) struct Unanswered {
@@ -62,14 +62,14 @@ impl QueueInner {
             return;
         }
         self.expect(&mut decision);
-        match late {
-            None => self.settle_with(&decision, &Err(fault)),
-            Some(answer) => drop(tokio::spawn(async move {
-                // A lane whose task has ended drops its sender.
-                let answer = answer.await.unwrap_or(Err(Fault::ConnectionLost));
-                self.settle_with(&decision, &answer);
-            })),
-        }
+        let Some(answer) = late else { return self.settle_with(&decision, &Err(fault)) };
+        let unsettled = self.backlog().unsettled();
+        tokio::spawn(async move {
+            // A lane whose task has ended drops its sender.
+            let answer = answer.await.unwrap_or(Err(Fault::ConnectionLost));
+            self.settle_with(&decision, &answer);
+            drop(unsettled);
+        });
     }
 
     /// Adds what the fallback charged to the backlog, where it waits to be settled.
@@ -108,6 +108,6 @@ impl QueueInner {
 }
 
 /// Whether a check has charged its counter.
-fn charges(answer: &Result<crate::plan::Outcome, Fault>) -> bool {
+fn charges(answer: &Result<Outcome, Fault>) -> bool {
     answer.as_ref().is_ok_and(|outcome| outcome.charged > 0)
 }
