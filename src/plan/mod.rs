@@ -65,7 +65,8 @@ impl Plan {
     /// `source` tells the ids of one process from those of others.
     pub(crate) fn once_name(&self, source: u64) -> Option<CounterName> {
         let id = u64::from(self.once?.get());
-        // The lower half of a name ends with its partition. A counter has a name of this form by chance only, as of any.
+        // The lower half of a name ends with its partition. Names of counters are hashes: one is equal to this as seldom as
+        // to another counter's.
         Some(CounterName([source, id << 32 | 0x6f6e << 16]).in_partition(self.partition()))
     }
 

@@ -48,9 +48,9 @@ fn instances_behind_a_transaction_pooler_are_exact_and_leave_no_trace_in_the_ses
     let poolers = [
         ("which refuses options", vec![], ""),
         ("which ignores options", vec!["ignore_startup_parameters = options"], ""),
-        ("which is told", vec!["ignore_startup_parameters = options"], "?pgbouncer=true"),
+        ("which the URL names", vec!["ignore_startup_parameters = options"], "?pgbouncer=true"),
         ("which resets sessions", vec!["server_reset_query_always = 1"], ""),
-        ("which is not told", vec![], "?pgbouncer=false"),
+        ("which the URL denies", vec![], "?pgbouncer=false"),
     ];
     runtime().block_on(async {
         for (which, mut lines, parameters) in poolers {

@@ -23,11 +23,11 @@ const DAY: u64 = 86_400 * SECOND;
 enum Step {
     /// The store behaves like this from now on.
     Be(u8),
-    /// So many decisions at once, on each limit.
+    /// This number of decisions at once, on each limit.
     Decide(usize),
-    /// Releases up to so many of the slots that are held.
+    /// Releases this number of the slots that are held, or all of them if there are fewer.
     Release(usize),
-    /// So many milliseconds pass.
+    /// The milliseconds that pass.
     Pass(u64),
 }
 

@@ -229,7 +229,7 @@ impl Dial {
     }
 }
 
-/// A connection for which the client library sends nothing by itself.
+/// The parameters of a connection on which the client library sends no commands of its own.
 fn plain() -> RedisConnectionInfo {
     RedisConnectionInfo::default().set_skip_set_lib_name()
 }
