@@ -62,12 +62,12 @@ impl Plan {
     }
 
     /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.
-    /// `source` tells the ids of one process from those of others.
-    pub(crate) fn once_name(&self, source: u64) -> Option<CounterName> {
+    /// `process` tells the ids of one process from those of others.
+    pub(crate) fn once_name(&self, process: u64) -> Option<CounterName> {
         let id = u64::from(self.once?.get());
         // The lower half of a name ends with its partition. Names of counters are hashes: one is equal to this as seldom as
         // to another counter's.
-        Some(CounterName([source, id << 32 | 0x6f6e << 16]).in_partition(self.partition()))
+        Some(CounterName([process, id << 32 | 0x6f6e << 16]).in_partition(self.partition()))
     }
 
     /// The partition of the first counter. A plan for a partitioned store has counters of one partition only.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -21,30 +20,21 @@ const MAX_KINDS: usize = 256;
 /// and never keeps another one from being logged.
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
-    name: OnceLock<String>,
+    name: String,
     last: Mutex<HashMap<String, Instant, RandomState>>,
     /// The text of the latest warning, logged or not.
     latest: Mutex<String>,
 }
 
 impl Warnings {
-    /// Warnings about the store with this name. An empty one may be set later.
+    /// Warnings about the store with this name.
     pub(super) fn of(name: &str) -> Self {
-        let warnings = Self::default();
-        if !name.is_empty() {
-            warnings.set_name(name);
-        }
-        warnings
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
-    /// Sets the name of the store, once.
-    pub(super) fn set_name(&self, name: &str) {
-        self.name.get_or_init(|| name.to_owned());
-    }
-
-    /// The name of the store. Empty until it is set.
+    /// The name of the store.
     pub(super) fn name(&self) -> &str {
-        self.name.get().map_or("", String::as_str)
+        &self.name
     }
 
     /// Logs a warning with what to do about it, unless one of its kind was logged within the interval.

@@ -791,6 +791,25 @@ fn a_locked_row_times_out_its_callers_and_does_not_delay_others() {
 }
 
 #[test]
+fn semantics_31_a_refund_is_made_once_by_two_connections_of_one_process_to_a_postgres() {
+    let Some(server) = postgres::Postgres::shared() else { return };
+    let settings = settings(&server, &server.database());
+    runtime().block_on(async {
+        let [old, new] = [(); 2].map(|()| Postgres::new(&settings).expect("the settings are valid"));
+        let full = check(1, one_of_each_algorithm(10)[4]);
+        for _ in 0..10 {
+            assert!(execute(&old, &plan([full])).await.expect("an answer").admitted);
+        }
+        let refund = Check { refund: 2, ..Check::look(full.counter, full.limit) };
+        let once = Plan { once: std::num::NonZeroU32::new(7), ..plan([refund]) };
+        for store in [&old, &new] {
+            let applied = execute(store, &once).await.expect("an answer");
+            assert_eq!(applied.answers[0].map(|outcome| outcome.remaining), Ok(2));
+        }
+    });
+}
+
+#[test]
 fn the_store_reconnects_to_a_restarted_server_and_reports_faults_of_a_dead_one() {
     let Some(setup) = postgres::Setup::new() else { return };
     let mut server = setup.start();

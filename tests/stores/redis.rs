@@ -300,6 +300,25 @@ fn what_is_forgotten_counts_no_more() {
     });
 }
 
+/// A store that a reload has replaced may have sent a refund, and the next one sends it again.
+#[test]
+fn semantics_31_a_refund_is_made_once_by_two_connections_of_one_process() {
+    let Some(server) = Server::start() else { return };
+    runtime().block_on(async {
+        let (old, new) = (connected(&at(server.port)).await, connected(&at(server.port)).await);
+        let limit = of_each_algorithm(10, 3_600 * SECOND)[4];
+        for _ in 0..10 {
+            assert!(decide(&old, one(counter(1), limit)).await.expect("it answers").passes);
+        }
+        let refund = Check { refund: 2, ..Check::look(counter(1), limit) };
+        let once = Plan { once: std::num::NonZeroU32::new(7), ..plan([refund]) };
+        for redis in [&old, &new] {
+            let applied = apply(redis, once.clone()).await.expect("it answers");
+            assert_eq!(applied.answers[0].map(|outcome| outcome.remaining), Ok(2));
+        }
+    });
+}
+
 /// Every key expires, at least a minute after it stops counting and not hours later.
 /// Weakness R3: slots expire while they are in use.
 /// Weakness R16: some keys never expire.

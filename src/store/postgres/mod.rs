@@ -45,7 +45,7 @@ use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::remedy::with_remedy;
-use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock, random_id};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock, process_id};
 use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
 use crate::limiter::{Alignment, FixedWindow, Limit};
@@ -95,8 +95,6 @@ pub struct Postgres {
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
-    /// Tells the ids of [`Plan::once`] of this process from those of others.
-    source: u64,
 }
 
 /// The connection pool with the statements of the store, shared by its tasks.
@@ -165,7 +163,7 @@ impl Postgres {
         if settings.sweep {
             tasks.push(tokio::spawn(sweep_periodically(pool.clone())));
         }
-        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default(), source: random_id() })
+        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default() })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -235,7 +233,7 @@ impl Postgres {
         for attempt in 0..CALENDAR_ATTEMPTS as u32 {
             // With the wrong windows of a calendar only the id is remembered, so the next attempt has another.
             let once = plan.once.and_then(|id| NonZeroU32::new(id.get() | attempt << 30));
-            let id = Plan { once, ..plan.clone() }.once_name(self.source).unwrap_or_default();
+            let id = Plan { once, ..plan.clone() }.once_name(process_id()).unwrap_or_default();
             let arguments = [id_plan(id), plan.clone(), without_once(plan)].map(|plan| ApplyArguments::of(&[plan], at));
             let now = self.test_time();
             let call = detached(self.pool.clone(), move |pool| async move { pool.apply_once(&arguments, now).await });
@@ -299,10 +297,6 @@ impl Backend for Postgres {
         let mut answers: Vec<_> = others.into_iter().zip(together).chain(once.into_iter().zip(each)).collect();
         answers.sort_unstable_by_key(|(place, _)| *place);
         answers.into_iter().map(|(_, answer)| answer).collect()
-    }
-
-    fn set_name(&self, name: &str) {
-        self.pool.warnings.set_name(name);
     }
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {

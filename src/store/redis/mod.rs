@@ -211,10 +211,6 @@ impl Backend for Redis {
         }
     }
 
-    fn set_name(&self, name: &str) {
-        self.warnings.set_name(name);
-    }
-
     async fn linked(&self, lane: usize) -> Result<(), Fault> {
         match &self.servers {
             Servers::Single(connection) => connection.linked().await,

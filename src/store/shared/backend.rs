@@ -16,9 +16,6 @@ pub trait Backend: Send + Sync + 'static {
     /// here; it fails with [`Fault::ConnectionLost`] or [`Fault::Timeout`].
     fn execute(&self, plans: &[Plan]) -> impl Future<Output = Vec<Result<Applied, Fault>>> + Send;
 
-    /// Receives the name of the store, for the log.
-    fn set_name(&self, _name: &str) {}
-
     /// Waits while a lane is being connected to, and returns once it is connected.
     ///
     /// # Errors
@@ -89,7 +86,6 @@ pub(super) trait DynBackend: Send + Sync {
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>>;
-    fn set_name(&self, name: &str);
     fn lanes(&self) -> usize;
     fn lane(&self, plan: &Plan) -> usize;
     fn probe_lane(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
@@ -118,10 +114,6 @@ impl<B: Backend> DynBackend for B {
 
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(Backend::warm_up(self))
-    }
-
-    fn set_name(&self, name: &str) {
-        Backend::set_name(self, name);
     }
 
     fn lanes(&self) -> usize {

@@ -55,8 +55,6 @@ pub(super) struct Backlog {
     emptied: Notify,
     /// The number of [`Unsettled`] plans.
     unsettled: AtomicUsize,
-    /// The next id of [`Plan::once`](crate::plan::Plan::once).
-    next_id: AtomicU32,
 }
 
 /// A plan that is queued, in flight or late: until this is dropped, something may come to be owed for it.
@@ -147,14 +145,15 @@ impl Backlog {
             recovered: Notify::new(),
             emptied: Notify::new(),
             unsettled: AtomicUsize::new(0),
-            next_id: AtomicU32::new(0),
         }
     }
 
     /// A new id for [`Plan::once`](crate::plan::Plan::once).
-    pub(super) fn once(&self) -> NonZeroU32 {
+    pub(super) fn once() -> NonZeroU32 {
+        // One count for all stores of the process: two of them can be the same server.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         // It comes round after more ids than stores remember.
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed) % MAX_ID;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed) % MAX_ID;
         NonZeroU32::MIN.saturating_add(id)
     }
 
@@ -182,7 +181,7 @@ impl Backlog {
         }
         let (made, made_at) = (Instant::now(), SystemClock::new().now());
         if !plan.checks.is_empty() {
-            plan.once = plan.once.or_else(|| Some(self.once()));
+            plan.once = plan.once.or_else(|| Some(Self::once()));
         }
         let until = made + owed::useful_for(&plan, made_at);
         let owed = OwedPlan { plan, made, made_at, until, sent: sent.then_some(made), slot: None };
@@ -369,7 +368,7 @@ impl Backlog {
         let before = state.plans.len();
         state.plans.retain(|owed| owed.until > now);
         round.expired += before - state.plans.len();
-        state.take_charges(most, now, &usable, || self.once(), &mut round);
+        state.take_charges(most, now, &usable, &mut round);
         state.take_slots(most, now, &usable, &mut round);
         for _ in 0..state.plans.len() {
             if round.plans.len() >= most {
@@ -491,14 +490,7 @@ impl Owed {
         self.waiting_slots -= usize::from(removed.is_some_and(|slot| slot.state == SlotState::Waiting));
     }
 
-    fn take_charges(
-        &mut self,
-        most: usize,
-        now: Instant,
-        usable: &impl Fn(&Plan) -> bool,
-        once: impl Fn() -> NonZeroU32,
-        round: &mut Round,
-    ) {
+    fn take_charges(&mut self, most: usize, now: Instant, usable: &impl Fn(&Plan) -> bool, round: &mut Round) {
         self.charges.retain(|_, charge| {
             charge.drain(now);
             if charge.until <= now {
@@ -508,7 +500,7 @@ impl Owed {
             if charge.units == 0 || round.plans.len() >= most {
                 return charge.units > 0 || charge.pending > 0;
             }
-            let plan = Plan { once: Some(once()), ..charging(&charge.check, charge.units) };
+            let plan = Plan { once: Some(Backlog::once()), ..charging(&charge.check, charge.units) };
             if usable(&plan) {
                 let made_at = SystemClock::new().now();
                 let OwedCharge { until, .. } = *charge;

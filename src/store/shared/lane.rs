@@ -132,9 +132,7 @@ impl Lanes {
 impl QueueInner {
     pub(super) fn new(name: &str, backend: Box<dyn DynBackend>, settings: QueueSettings) -> Self {
         let breakers = (0..backend.lanes()).map(|_| CircuitBreaker::default()).collect();
-        let warnings = Warnings::default();
-        warnings.set_name(name);
-        backend.set_name(name);
+        let warnings = Warnings::of(name);
         Self {
             name: name.to_owned(),
             backend,

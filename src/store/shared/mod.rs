@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
+use self::backlog::Backlog;
 use self::fallback::Fallback;
 pub use self::lane::QueueSettings;
 pub use self::metrics::{DropReason, StoreObserver, Wrapper};
@@ -199,7 +200,7 @@ impl SharedStore {
 
     async fn execute_on_store(&self, mut plan: Plan, now: Timestamp, deadline: Instant) -> Result<Applied, Unanswered> {
         if plan.once.is_none() && plan.checks.iter().any(is_owed_check) {
-            plan.once = Some(self.queue.backlog().once());
+            plan.once = Some(Backlog::once());
         }
         let answer = self.queue.ask(plan, deadline).await;
         if let Ok(applied) = &answer {
@@ -270,10 +271,14 @@ impl SharedStore {
     }
 }
 
-/// A random number.
+/// Tells the ids of plans of this process ([`Plan::once`]) from those of others. A store that replaces another one in a
+/// reload sends the plans of the other again, so it is one for all.
 #[cfg(any(feature = "postgres", feature = "redis"))]
-pub(super) fn random_id() -> u64 {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("the operating system has random numbers");
-    u64::from_le_bytes(bytes)
+pub(super) fn process_id() -> u64 {
+    static ID: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *ID.get_or_init(|| {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+        u64::from_le_bytes(bytes)
+    })
 }

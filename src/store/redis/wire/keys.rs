@@ -3,7 +3,6 @@
 use smallvec::SmallVec;
 
 use crate::plan::CounterName;
-use crate::store::shared::random_id;
 
 /// The version of the layout of keys and values (semantics 2).
 const LAYOUT_VERSION: &str = "1";
@@ -15,14 +14,12 @@ pub(in crate::store::redis) struct Keys {
     prefix: Vec<u8>,
     /// Whether the partition is the hash tag of keys, as a cluster needs.
     tagged: bool,
-    /// Tells the ids of [`Plan::once`](crate::plan::Plan::once) of this process from those of others.
-    pub(super) source: u64,
 }
 
 impl Keys {
     /// Keys that begin with `prefix`.
     pub(in crate::store::redis) fn new(prefix: &str, tagged: bool) -> Self {
-        Self { prefix: [prefix, LAYOUT_VERSION].concat().into_bytes(), tagged, source: random_id() }
+        Self { prefix: [prefix, LAYOUT_VERSION].concat().into_bytes(), tagged }
     }
 
     /// Writes the key of a counter. In a cluster the partition is its hash tag:

@@ -8,6 +8,7 @@ use super::shapes::Shapes;
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
 use crate::plan::{Check, CounterName, LeaseAction, Plan};
+use crate::store::shared::process_id;
 
 /// The script that decides.
 pub(in crate::store::redis) const SCRIPT: &str = include_str!("../script.lua");
@@ -53,7 +54,7 @@ pub(in crate::store::redis) fn encode(
     keys: &Keys,
     script: ScriptRef<'_>,
 ) -> Cmd {
-    let mut counters = CounterTable::of(plans, keys.source);
+    let mut counters = CounterTable::of(plans);
     let mut shapes = Shapes::at(at);
     let mut program = Vec::with_capacity(10 + 16 * plans.len());
     program.extend_from_slice(&now.map_or(-1.0, |now| now.micros() as f64).to_le_bytes());
@@ -181,13 +182,13 @@ struct CounterTable {
 }
 
 impl CounterTable {
-    fn of(plans: &[Plan], source: u64) -> Self {
+    fn of(plans: &[Plan]) -> Self {
         let count = plans.iter().map(references_of).sum::<usize>() / 2;
         let lists = [Vec::with_capacity(count), Vec::new(), Vec::new()];
         let mut counters = Self { lists, references: Vec::with_capacity(count), next: 0 };
         let mut seen = HashTable::with_capacity(count);
         for plan in plans {
-            if let Some(name) = plan.once_name(source) {
+            if let Some(name) = plan.once_name(process_id()) {
                 counters.add(&mut seen, STRING_KEYS, name);
             }
             plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASE_KEYS, change.counter));
