@@ -87,7 +87,7 @@ impl Engine {
     /// use tollgate::clock::SystemClock;
     /// use tollgate::descriptor::Request;
     /// use tollgate::engine::Engine;
-    /// use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Quota};
+    /// use tollgate::limiter::{Algorithm, Limiter, OnStoreError, Quota, WorkerSettings};
     /// use tollgate::rules::{Action, Apply, Charge, KeyEntry, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules};
     /// use tollgate::store::{MemorySettings, Stores};
     ///
@@ -100,6 +100,7 @@ impl Engine {
     ///         concurrency: None,
     ///         on_store_error: OnStoreError::Local,
     ///         overridable: false,
+    ///         workers: WorkerSettings::default(),
     ///     }],
     ///     rules: vec![Rule {
     ///         domain: "edge".into(),

@@ -24,6 +24,7 @@
 //! |---|---|
 //! | [`clock`] | timestamps, and the clocks that give them |
 //! | [`descriptor`] | a request: domain, descriptors, entries, hits |
+//! | [`ask`] | what a worker asks for |
 //! | [`settings`] | settings of the doors |
 //! | `tls` | one TLS client for shared stores |
 //! | [`limiter`] | the arithmetic: one file for each algorithm |
@@ -62,6 +63,7 @@
 
 #[cfg(feature = "server")]
 pub mod app;
+pub mod ask;
 pub mod clock;
 #[cfg(feature = "config")]
 pub mod config;

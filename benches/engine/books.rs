@@ -9,7 +9,7 @@ use tollgate::clock::SystemClock;
 use tollgate::decision::Decision;
 use tollgate::descriptor::Request;
 use tollgate::engine::Engine;
-use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
+use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota, WorkerSettings};
 use tollgate::rules::{
     Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
 };
@@ -34,6 +34,7 @@ fn bare(name: &str) -> Limiter {
         concurrency: None,
         on_store_error: OnStoreError::Local,
         overridable: false,
+        workers: WorkerSettings::default(),
     }
 }
 

@@ -25,6 +25,6 @@ pub use self::limit::{Limit, State};
 pub use self::sliding_counter::{CounterPair, SlidingCounter};
 pub use self::sliding_window::{Grants, SlidingWindow};
 pub use self::spec::{
-    Algorithm, Limiter, MAX_LOG_LIMIT, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule, SpecError,
+    Algorithm, Limiter, MAX_LOG_LIMIT, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule, SpecError, WorkerSettings,
 };
 pub use self::token_bucket::{BucketLevel, TokenBucket, Unrepresentable};

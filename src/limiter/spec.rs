@@ -28,6 +28,27 @@ pub struct Limiter {
     pub on_store_error: OnStoreError,
     /// Whether a limit that comes with a request replaces the configured one (semantics 18).
     pub overridable: bool,
+    /// How workers acquire it.
+    pub workers: WorkerSettings,
+}
+
+/// How workers acquire a limiter (semantics 45 to 50).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkerSettings {
+    /// Whether it can be asked for by name with any key although no rule applies it.
+    pub direct: bool,
+    /// Whether waiters on a bucket are granted ahead: charged at once, and answered at their moment.
+    pub wait: bool,
+    /// The longest wait of an acquire that does not say one.
+    pub timeout: Option<Duration>,
+    /// The most waiters on one counter in one instance.
+    pub queue: u32,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self { direct: false, wait: false, timeout: None, queue: 1000 }
+    }
 }
 
 /// The policy when a store does not answer (semantics 31).

@@ -44,6 +44,10 @@ pub struct Bounds {
     /// The timeout of a connection without a request in flight. It is long, because Envoy keeps connections open and
     /// must retry a request that is sent while its connection is closed. None disables it.
     pub idle_timeout: Option<Duration>,
+    /// The longest wait that a worker may ask for.
+    pub max_wait: Duration,
+    /// Workers that wait in the process.
+    pub waiters: u32,
 }
 
 impl Default for Bounds {
@@ -61,6 +65,8 @@ impl Default for Bounds {
             head_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             idle_timeout: Some(Duration::from_secs(3600)),
+            max_wait: Duration::from_secs(600),
+            waiters: 10_000,
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Settings {
     pub authz_headers: HeaderFamilies,
     /// How a descriptor is made from an ext_authz request.
     pub authz: AuthzSettings,
+    /// The API of workers.
+    pub api: ApiSettings,
     /// The bounds of requests and connections.
     pub bounds: Bounds,
 }
@@ -58,6 +60,7 @@ impl Default for Settings {
                 names: true,
             },
             authz: AuthzSettings::default(),
+            api: ApiSettings::default(),
             bounds: Bounds::default(),
         }
     }
@@ -77,6 +80,23 @@ pub struct AdminSettings {
 impl Default for AdminSettings {
     fn default() -> Self {
         Self { listen: Some(Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 9090)))), chosen: false, token: None }
+    }
+}
+
+/// The API of workers and programs: `tollgate.v1.Limits`, and HTTP/JSON at `/v1` (semantics 50 to 52).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// An address of its own. Without one, HTTP/JSON is served at the HTTP port, and gRPC at the gRPC port.
+    pub listen: Option<Listen>,
+    /// The bearer tokens that open it. With two, callers move from one to the other.
+    pub tokens: Vec<Token>,
+    /// The domain of calls that name none.
+    pub domain: String,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self { listen: None, tokens: Vec::new(), domain: "default".to_owned() }
     }
 }
 

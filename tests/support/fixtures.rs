@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
+use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota, WorkerSettings};
 use tollgate::rules::{Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleHeaders};
 
 /// The domain of all rules here.
@@ -23,6 +23,7 @@ pub fn quota(name: &str, limit: u32, window: Duration, algorithm: Algorithm) -> 
         concurrency: None,
         on_store_error: OnStoreError::Local,
         overridable: false,
+        workers: WorkerSettings::default(),
     }
 }
 
@@ -36,6 +37,7 @@ pub fn slots(name: &str, max: u32, lease: Duration) -> Limiter {
         concurrency: Some(Concurrency { max, lease }),
         on_store_error: OnStoreError::Local,
         overridable: false,
+        workers: WorkerSettings::default(),
     }
 }
 

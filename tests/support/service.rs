@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
+use tollgate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota, WorkerSettings};
 use tollgate::rules::{
     Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
 };
@@ -315,6 +315,7 @@ fn limiter(name: &str, quota: Option<Quota>, concurrency: Option<Concurrency>) -
         concurrency,
         on_store_error: OnStoreError::Local,
         overridable: true,
+        workers: WorkerSettings::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::schema::decode::{Choice, Field, Located, SchemaTable};
 use crate::config::schema::values::{Item, Positive};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
-    SpecError,
+    SpecError, WorkerSettings,
 };
 
 /// The default lease of a slot: the time after which it is free even if it is not released.
@@ -91,6 +91,7 @@ impl<'a> LimiterBuilder<'a> {
             concurrency,
             on_store_error,
             overridable: self.written.overridable.copied().is_some_and(|switch| switch.0),
+            workers: WorkerSettings::default(),
         })
     }
 

@@ -142,6 +142,7 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
         head_timeout: written.head_timeout.copied().map_or(default.head_timeout, |span| span.0),
         request_timeout: written.request_timeout.copied().map_or(default.request_timeout, |span| span.0),
         idle_timeout: written.idle_timeout.copied().map_or(default.idle_timeout, |span| span.0),
+        ..default
     };
     // Each of these bounds must be at least as large as the one before it.
     let [message, connection, all] = [

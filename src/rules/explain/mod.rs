@@ -177,7 +177,7 @@ fn entries(requested: &Descriptor<'_>, normalised: &Descriptor<'_>) -> Vec<Expla
 #[cfg(test)]
 mod tests {
     use crate::descriptor::{Descriptor, Request};
-    use crate::limiter::{Concurrency, LeaseId, Limiter, OnStoreError};
+    use crate::limiter::{Concurrency, LeaseId, Limiter, OnStoreError, WorkerSettings};
     use crate::rules::{
         Action, Apply, Charge, Domain, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules, Unmatched,
     };
@@ -216,6 +216,7 @@ mod tests {
             concurrency: Some(Concurrency { max: 1, lease: 60_000_000 }),
             on_store_error: OnStoreError::Local,
             overridable: false,
+            workers: WorkerSettings::default(),
         };
         for bits in 0..48_u32 {
             let [last, shadow, domain_shadow, server_shadow] = [1, 2, 4, 8].map(|bit| bits & bit > 0);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::{ManualClock, Timestamp};
 use crate::engine::Engine;
-use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota};
+use crate::limiter::{Algorithm, Concurrency, Limiter, OnStoreError, Quota, WorkerSettings};
 use crate::rules::{
     Action, Apply, Charge, KeyEntry, Matcher, Missing, RefusalText, Rule, RuleBook, RuleHeaders, Rules,
 };
@@ -42,6 +42,7 @@ pub(in crate::server::grpc) fn engine() -> Engine {
         concurrency,
         on_store_error: OnStoreError::Local,
         overridable: false,
+        workers: WorkerSettings::default(),
     };
     let window = Quota::new(2, Duration::from_secs(90), Algorithm::SlidingWindow).expect("the numbers fit");
     let bucket = Algorithm::TokenBucket { burst: Some(3), max_debt: None };
