@@ -15,7 +15,7 @@ use super::in_process::{Instance, one, rand_base, slots};
 pub const CALLERS: usize = 8;
 
 /// Workers that hold a slot.
-pub const WORKERS: u32 = 12;
+const WORKERS: u32 = 12;
 
 /// How long slots may take to be free once all are released. Their leases are longer.
 const FREED_WITHIN: Duration = Duration::from_secs(10);

@@ -31,6 +31,7 @@ use super::connection::{RedisConnection, SendError, ServerChoice};
 use super::dial::Dial;
 use super::hash_slot::{HASH_SLOTS, SlotRanges, hash_slot, node_address, slot_ranges};
 use super::settings::Address;
+use super::takeovers::Takeovers;
 use super::wire::{CommandError, Keys};
 use crate::plan::Fault;
 use crate::store::warnings::Warnings;
@@ -72,6 +73,7 @@ struct ClusterState {
     seeds: Vec<Address>,
     dial: Dial,
     warnings: Arc<Warnings>,
+    takeovers: Takeovers,
     /// The number of each hash slot's node, or [`NO_NODE`].
     slots: Box<[AtomicU16]>,
     /// The nodes by their numbers.
@@ -93,11 +95,12 @@ struct ClusterNode {
 
 impl Cluster {
     /// Starts to connect in the background. Must be called within a runtime.
-    pub(super) fn open(seeds: Vec<Address>, dial: Dial, warnings: Arc<Warnings>) -> Self {
+    pub(super) fn open(seeds: Vec<Address>, dial: Dial, warnings: Arc<Warnings>, takeovers: Takeovers) -> Self {
         let state = Arc::new(ClusterState {
             seeds,
             dial,
             warnings,
+            takeovers,
             slots: (0..HASH_SLOTS).map(|_| AtomicU16::new(NO_NODE)).collect(),
             nodes: RwLock::default(),
             fault: Mutex::new(Fault::Unreachable),
@@ -126,7 +129,7 @@ impl Cluster {
                 ErrorKind::Server(ServerErrorKind::Moved) => {
                     node = self.state.redirect(&error, &node).await?;
                     (asking, redirects) = (false, redirects + 1);
-                    self.state.slots[usize::from(slot)].store(node.number, Ordering::Relaxed);
+                    self.state.give([(usize::from(slot), node.number)]);
                     self.state.stale.notify_one();
                 }
                 ErrorKind::Server(ServerErrorKind::Ask) => {
@@ -257,6 +260,17 @@ impl ClusterState {
         self.slots[usize::from(slot)].load(Ordering::Relaxed)
     }
 
+    /// Gives hash slots to nodes.
+    fn give(&self, owners: impl IntoIterator<Item = (usize, u16)>) {
+        let mut taken_over = false;
+        for (slot, number) in owners {
+            taken_over |= self.slots[slot].swap(number, Ordering::Relaxed) != number && number != NO_NODE;
+        }
+        if taken_over {
+            self.takeovers.announce();
+        }
+    }
+
     fn owner(&self, slot: u16) -> Result<Arc<ClusterNode>, CommandError> {
         let number = self.node_number(slot);
         let node = self.nodes.read().get(usize::from(number)).cloned().flatten();
@@ -279,6 +293,7 @@ impl ClusterState {
                 ServerChoice::ClusterNode(address.clone()),
                 self.dial.clone(),
                 self.warnings.clone(),
+                self.takeovers.clone(),
             ),
             named_at: Mutex::new(Instant::now()),
         });
@@ -341,9 +356,7 @@ impl ClusterState {
                 owned.fill(number);
             }
         }
-        for (slot, number) in self.slots.iter().zip(&owners) {
-            slot.store(*number, Ordering::Relaxed);
-        }
+        self.give(owners.iter().copied().enumerate());
         for entry in self.nodes.write().iter_mut() {
             entry.take_if(|node| !owners.contains(&node.number) && node.named_at.lock().elapsed() > IDLE_NODE_TTL);
         }

@@ -23,6 +23,7 @@ use super::dial::{Dial, Driver, ask, send};
 use super::product::{self, UsedAs};
 use super::sentinel::Sentinels;
 use super::settings::Address;
+use super::takeovers::Takeovers;
 use super::wire::CommandError;
 use crate::plan::Fault;
 use crate::store::warnings::Warnings;
@@ -157,9 +158,9 @@ async fn check_is_master(connection: &mut MultiplexedConnection, driver: &mut Dr
 
 impl RedisConnection {
     /// Starts to connect in the background. Must be called within a runtime.
-    pub(super) fn open(server: ServerChoice, dial: Dial, warnings: Arc<Warnings>) -> Self {
+    pub(super) fn open(server: ServerChoice, dial: Dial, warnings: Arc<Warnings>, takeovers: Takeovers) -> Self {
         let state = Arc::new(ConnectionState::default());
-        let supervisor = tokio::spawn(supervise(server, dial, state.clone(), warnings));
+        let supervisor = tokio::spawn(supervise(server, dial, state.clone(), warnings, takeovers));
         Self { state, supervisor }
     }
 
@@ -297,8 +298,15 @@ impl ConnectionState {
     }
 }
 
-async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionState>, warnings: Arc<Warnings>) {
+async fn supervise(
+    mut server: ServerChoice,
+    dial: Dial,
+    state: Arc<ConnectionState>,
+    warnings: Arc<Warnings>,
+    takeovers: Takeovers,
+) {
     let mut delay = Duration::ZERO;
+    let mut last_address: Option<Address> = None;
     // Whether an attempt that is cut off is repeated at once, so that those who wait go on waiting.
     let mut again = true;
     for number in 1.. {
@@ -310,6 +318,9 @@ async fn supervise(mut server: ServerChoice, dial: Dial, state: Arc<ConnectionSt
                 state.open.store(Some(Arc::new(OpenConnection { connection, number, since })));
                 state.fault.store(None);
                 state.tried_notify.notify_waiters();
+                if last_address.replace(address.clone()).is_some_and(|last| last != address) {
+                    takeovers.announce();
+                }
                 tracing::info!(store = warnings.name(), redis = %address, "connected");
                 let moved = tokio::select! {
                     () = &mut driver => false,

@@ -16,12 +16,14 @@ mod hash_slot;
 mod product;
 mod sentinel;
 mod settings;
+mod takeovers;
 mod wire;
 
 use std::sync::{Arc, LazyLock};
 
 use futures_util::future::join_all;
 use redis::{Cmd, Value};
+use tokio::sync::watch;
 
 use self::cluster::Cluster;
 use self::connection::{RedisConnection, ServerChoice};
@@ -29,6 +31,7 @@ use self::dial::Dial;
 use self::hash_slot::hash_slot;
 use self::sentinel::Sentinels;
 pub use self::settings::{Address, Credentials, RedisSettings, Topology};
+use self::takeovers::Takeovers;
 use self::wire::{CommandError, Keys, Reply, ScriptRef};
 use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
 use super::warnings::Warnings;
@@ -42,6 +45,8 @@ static SCRIPT_DIGEST: LazyLock<String> = LazyLock::new(|| redis::Script::new(wir
 /// A Redis or Valkey store.
 pub struct Redis {
     servers: Servers,
+    /// `None` where one server has all counters for ever.
+    takeovers: Option<Takeovers>,
     keys: Keys,
     warnings: Arc<Warnings>,
     /// Replaces the server's own clock, in tests.
@@ -75,18 +80,23 @@ impl Redis {
         let warnings = Arc::new(Warnings::of(name));
         let tls = settings.tls.as_ref().map(TlsClient::new).transpose()?;
         let dial = Dial::new(settings, &settings.credentials, settings.db, tls.clone());
-        let single = |server| Servers::Single(RedisConnection::open(server, dial.clone(), warnings.clone()));
+        let takeovers = Takeovers::default();
+        let single =
+            |server| Servers::Single(RedisConnection::open(server, dial.clone(), warnings.clone(), takeovers.clone()));
         let servers = match &settings.topology {
             Topology::Standalone(address) => single(ServerChoice::Fixed(address.clone())),
             Topology::Sentinel { sentinels, master, credentials } => {
                 let dial = Dial::new(settings, credentials, 0, tls);
                 single(ServerChoice::Master(Sentinels::new(sentinels.clone(), master, dial)))
             }
-            Topology::Cluster(seeds) => Servers::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone())),
+            Topology::Cluster(seeds) => {
+                Servers::Cluster(Cluster::open(seeds.clone(), dial.clone(), warnings.clone(), takeovers.clone()))
+            }
         };
         let tagged = matches!(servers, Servers::Cluster(_));
         Ok(Self {
             servers,
+            takeovers: (!matches!(settings.topology, Topology::Standalone(_))).then_some(takeovers),
             keys: Keys::new(&settings.key_prefix, tagged),
             warnings,
             clock: None,
@@ -256,6 +266,10 @@ impl Backend for Redis {
             text if text.is_empty() => fault.to_string(),
             text => text,
         })
+    }
+
+    fn takeovers(&self) -> Option<watch::Receiver<()>> {
+        self.takeovers.as_ref().map(Takeovers::subscribe)
     }
 
     fn lanes(&self) -> usize {

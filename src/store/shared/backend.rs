@@ -2,6 +2,8 @@
 
 use std::pin::Pin;
 
+use tokio::sync::watch;
+
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
 /// A store outside this process.
@@ -28,6 +30,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Waits until a lane is connected, whatever fails before.
     fn connected(&self, _lane: usize) -> impl Future<Output = ()> + Send {
         std::future::ready(())
+    }
+
+    /// Changes whenever a server has taken over the counters of another, which may have acknowledged more than it passed
+    /// on. `None` where that does not happen.
+    fn takeovers(&self) -> Option<watch::Receiver<()>> {
+        None
     }
 
     /// Removes a counter and returns whether it held anything.
@@ -83,6 +91,7 @@ pub(super) trait DynBackend: Send + Sync {
     fn execute<'a>(&'a self, plans: &'a [Plan]) -> BoxFuture<'a, Vec<Result<Applied, Fault>>>;
     fn linked(&self, lane: usize) -> BoxFuture<'_, Result<(), Fault>>;
     fn connected(&self, lane: usize) -> BoxFuture<'_, ()>;
+    fn takeovers(&self) -> Option<watch::Receiver<()>>;
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>>;
@@ -102,6 +111,10 @@ impl<B: Backend> DynBackend for B {
 
     fn connected(&self, lane: usize) -> BoxFuture<'_, ()> {
         Box::pin(Backend::connected(self, lane))
+    }
+
+    fn takeovers(&self) -> Option<watch::Receiver<()>> {
+        Backend::takeovers(self)
     }
 
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>> {

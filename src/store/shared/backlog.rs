@@ -23,6 +23,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::acknowledged::{Acknowledged, AcknowledgedPlan};
 use super::metrics::DropReason;
 use super::owed;
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -55,6 +56,8 @@ pub(super) struct Backlog {
     emptied: Notify,
     /// The number of [`Unsettled`] plans.
     unsettled: AtomicUsize,
+    /// What the store has acknowledged lately, where another server may take over.
+    pub(super) acknowledged: Acknowledged,
 }
 
 /// A plan that is queued, in flight or late: until this is dropped, something may come to be owed for it.
@@ -145,6 +148,7 @@ impl Backlog {
             recovered: Notify::new(),
             emptied: Notify::new(),
             unsettled: AtomicUsize::new(0),
+            acknowledged: Acknowledged::default(),
         }
     }
 
@@ -186,6 +190,14 @@ impl Backlog {
         let until = made + owed::useful_for(&plan, made_at);
         let owed = OwedPlan { plan, made, made_at, until, sent: sent.then_some(made), slot: None };
         self.push(owed).then_some(DropReason::Full).or(dropped)
+    }
+
+    /// Owes again what the store has acknowledged lately, because another server has taken over.
+    pub(super) fn owe_acknowledged(&self) {
+        for AcknowledgedPlan { plan, made, made_at } in self.acknowledged.take() {
+            let until = made + owed::useful_for(&plan, made_at);
+            self.push(OwedPlan { plan, made, made_at, until, sent: Some(made), slot: None });
+        }
     }
 
     /// Puts a plan back that failed. Returns the reason if something of it is dropped.
@@ -239,12 +251,17 @@ impl Backlog {
 
     /// Records that a plan reached the store, or never will. Returns the release of a slot that was released while it
     /// was being handed over.
-    pub(super) fn done(&self, owed: &OwedPlan) -> Option<Plan> {
+    pub(super) fn done(&self, owed: OwedPlan, may_be_taken_over: bool) -> Option<Plan> {
         let mut state = self.owed.lock();
         state.in_flight -= 1;
         let released = owed.slot.filter(|&slot| !state.move_slot(slot, SlotState::InStore));
         let released = released.map(|(counter, lease)| releasing(owed.plan.checks[0].store, counter, lease));
         self.notify_if_empty(&state);
+        drop(state);
+        if may_be_taken_over && owed.slot.is_none() && owed::is_idempotent(&owed.plan) {
+            let OwedPlan { plan, made, made_at, .. } = owed;
+            self.acknowledged.keep(AcknowledgedPlan { plan, made, made_at });
+        }
         released
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, OwedPlan, Round};
@@ -23,6 +24,10 @@ const MAX_CALL: usize = 16;
 const MIN_DELAY: Duration = Duration::from_millis(10);
 const MAX_DELAY: Duration = Duration::from_millis(500);
 
+/// How long after a takeover everything is sent again that the server before has acknowledged: its last answers are there
+/// by then.
+const TAKEOVER_DELAY: Duration = Duration::from_millis(250);
+
 /// How long a queue that was dropped tries to hand over what it owes.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -31,11 +36,22 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn hand_over(inner: Arc<QueueInner>) {
     let mut delay = MIN_DELAY;
     let mut closing = None;
+    let mut takeovers = inner.backend.takeovers();
+    let mut send_again_at = None;
     loop {
         let backlog = inner.backlog();
         let closed = tokio::select! {
             biased;
             () = inner.replaced() => return,
+            () = taken_over(&mut takeovers) => {
+                send_again_at = Some(Instant::now() + TAKEOVER_DELAY);
+                continue;
+            }
+            () = reached(send_again_at) => {
+                send_again_at = None;
+                backlog.owe_acknowledged();
+                continue;
+            }
             closed = backlog.filled() => closed,
         };
         if closed {
@@ -57,6 +73,24 @@ pub(super) async fn hand_over(inner: Arc<QueueInner>) {
         delay = (delay * 2).min(MAX_DELAY);
     }
     inner.drop_backlog();
+}
+
+/// Waits until another server has taken over.
+async fn taken_over(takeovers: &mut Option<watch::Receiver<()>>) {
+    if let Some(receiver) = takeovers
+        && receiver.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Waits until a moment, if there is one.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Sends what can be sent now. Returns whether there was something, and the store answered all of it.
@@ -98,7 +132,7 @@ async fn send(inner: &QueueInner, backlog: &Backlog, lane: usize, plans: Vec<Owe
             let dropped = match answer {
                 Ok(_) => {
                     inner.report(|observer| observer.handed_over());
-                    backlog.done(&owed).and_then(|release| backlog.owe(release, false))
+                    backlog.done(owed, inner.may_be_taken_over).and_then(|release| backlog.owe(release, false))
                 }
                 Err(fault) => {
                     all = false;

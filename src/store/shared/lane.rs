@@ -50,6 +50,8 @@ pub(super) struct QueueInner {
     pub(super) settings: QueueSettings,
     /// By lane.
     pub(super) breakers: Vec<CircuitBreaker>,
+    /// Whether another server can take over the counters of the store.
+    pub(super) may_be_taken_over: bool,
     /// What this process owes the store.
     backlog: ArcSwap<Backlog>,
     /// Whether another queue has taken the backlog over.
@@ -135,6 +137,7 @@ impl QueueInner {
         let warnings = Warnings::of(name);
         Self {
             name: name.to_owned(),
+            may_be_taken_over: backend.takeovers().is_some(),
             backend,
             settings,
             breakers,
@@ -204,6 +207,13 @@ impl QueueInner {
             && let Some(reason) = self.backlog().owe(plan, sent)
         {
             self.report_dropped(reason, 1);
+        }
+    }
+
+    /// Records that the store has executed a plan.
+    fn acknowledged(&self, plan: &Plan) {
+        if self.may_be_taken_over {
+            self.backlog().acknowledged.record(plan);
         }
     }
 
@@ -449,6 +459,7 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
         let answer = answer.map_err(|fault| if lost { Fault::ConnectionLost } else { fault });
         match answer {
             Ok(applied) => {
+                inner.acknowledged(&plan);
                 if let Some(Ok(applied)) = caller.and_then(|caller| caller.send(Ok(applied)).err()) {
                     late.push((QueueInner::take_back(&plan, &applied, kind), unsettled));
                 }
@@ -471,8 +482,9 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
         let answers = inner.backend.execute(&late).await;
         inner.report_undone(&late, &answers);
         for (plan, answer) in late.into_iter().zip(answers) {
-            if let Err(fault) = answer {
-                inner.owe(plan, fault.may_be_executed());
+            match answer {
+                Ok(_) => inner.acknowledged(&plan),
+                Err(fault) => inner.owe(plan, fault.may_be_executed()),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A shared store with its wrappers (refusal cache, quota leases) and the fallback that answers while it fails.
 
+mod acknowledged;
 mod backend;
 mod backlog;
 mod breaker;
