@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, TimeoutType,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, TimeoutType,
 };
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -151,6 +151,9 @@ impl Postgres {
             Manager::from_connect(config, connector, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let connections = Pool::builder(manager)
             .max_size(settings.pool_size)
+            // The server process that decided last has all it needs in its caches: taking them in turn cost half as much
+            // again of its CPU when calls do not overlap.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(settings.response_timeout))
             .create_timeout(Some(2 * settings.connect_timeout))
             .runtime(Runtime::Tokio1)
