@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
+use crate::lease::{LeasePlace, LeaseToken, MAX_PLACES_PER_LEASE};
 use crate::limiter::{Limit, OnStoreError};
-use crate::plan::{Applied, CounterName, Outcome};
+use crate::plan::{Applied, Check, CounterName, Outcome};
 use crate::rules::{CheckSource, DescriptorEnd, Planned, RefusalText, RefusedBy, RuleHeaders, Rules};
 use crate::settings::Bound;
+#[cfg(feature = "server")]
+use crate::{limiter::LeaseStatus, plan::Fault};
 
 /// The time after which a request that a failing store refused is worth another try.
 const STORE_RETRY: Duration = Duration::from_secs(1);
@@ -320,6 +322,27 @@ impl Decision {
         &self.planned
     }
 
+    /// The statuses of the leases that the request released, and of the holds that it settled.
+    #[cfg(feature = "server")]
+    pub(crate) fn lease_statuses(&self) -> (&[LeaseStatus], &[LeaseStatus]) {
+        let statuses = &self.planned.applied.statuses;
+        statuses.split_at(self.planned.plan.changes.len().min(statuses.len()))
+    }
+
+    /// The number of charges that were to be held, and that their counters do not remember (semantics 38).
+    #[cfg(feature = "server")]
+    pub(crate) fn holds_not_remembered(&self) -> u64 {
+        let Planned { plan, applied, .. } = &*self.planned;
+        let lost = |(check, answer): &(&Check, &Result<Outcome, Fault>)| {
+            let passes = |outcome: Outcome| outcome.held == 0 && (outcome.passes || !check.shadow);
+            check.holding.holds() && answer.is_ok_and(passes)
+        };
+        match applied.admitted {
+            true => plan.checks.iter().zip(&applied.answers).filter(lost).count() as u64,
+            false => 0,
+        }
+    }
+
     /// The stores' answers to the plan.
     pub fn applied(&self) -> &Applied {
         &self.planned.applied
@@ -455,25 +478,31 @@ fn refusing_wait(planned: &Planned, source: &CheckSource) -> Option<u64> {
     Some(outcome.retry_after.unwrap_or(u64::MAX))
 }
 
-/// The sealed lease of the slots that an admitted request took, if any.
+/// The sealed lease of the slots and holds that an admitted request took, if any.
 fn seal_lease(rules: &Rules, planned: &Planned) -> Option<String> {
-    let holds = |limit: &Limit| matches!(limit, Limit::Concurrency(_));
-    if !planned.plan.checks.iter().any(|check| holds(&check.limit)) {
+    let takes = |check: &Check| matches!(check.limit, Limit::Concurrency(_)) || check.holding.holds();
+    if !planned.plan.checks.iter().any(takes) {
         return None;
     }
     let taken = |shadow: bool| {
-        planned.plan.checks.iter().zip(&planned.applied.answers).filter(move |(check, answer)| {
-            check.shadow == shadow
-                && holds(&check.limit)
-                && check.charges.admitted > 0
-                && answer.is_ok_and(|outcome| outcome.passes)
+        let answered = planned.plan.checks.iter().enumerate().zip(&planned.applied.answers);
+        answered.filter_map(move |((number, check), answer)| {
+            let outcome = answer.as_ref().ok().filter(|_| check.shadow == shadow)?;
+            let charged_by = match check.limit {
+                Limit::Concurrency(_) if check.charges.admitted > 0 && outcome.passes => None,
+                Limit::Concurrency(_) => return None,
+                limit if check.holding.holds() && outcome.held > 0 => Some(limit),
+                _ => return None,
+            };
+            let source = planned.sources.iter().find(|source| usize::from(source.check) == number)?;
+            let &Check { store, counter, .. } = check;
+            Some(LeasePlace { store, counter, limiter: rules.lease_tag(source.target), charged_by })
         })
     };
-    // A lease has room for all enforced slots. Slots in shadow come last; those without room expire.
-    let slots = taken(false).chain(taken(true)).take(MAX_SLOTS_PER_LEASE);
-    let slots: SmallVec<_> = slots.map(|(check, _)| (check.store, check.counter)).collect();
-    if slots.is_empty() {
+    // A lease has room for everything enforced. What is in shadow comes last, and cannot be released without room.
+    let places: SmallVec<_> = taken(false).chain(taken(true)).take(MAX_PLACES_PER_LEASE).collect();
+    if places.is_empty() {
         return None;
     }
-    Some(LeaseToken { id: planned.plan.lease, slots }.seal(rules.secret(), rules.stores()))
+    Some(LeaseToken { id: planned.plan.lease, places }.seal(rules.secret(), rules.stores()))
 }

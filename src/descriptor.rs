@@ -43,6 +43,8 @@ pub struct Descriptor<'a> {
     pub entries: SmallVec<[Entry<'a>; 6]>,
     /// The effect on the counters of this descriptor.
     pub hits: Hits,
+    /// Whether the hits are of this descriptor itself, not of its request or the default.
+    pub own_hits: bool,
     /// A limit that came with the request (`RateLimitDescriptor.limit`). Only limiters with `override = true` apply it.
     pub limit: Option<LimitOverride>,
     /// The values of the entries that have several. An entry that is a list matches if any of its values does. It is counted as one

@@ -9,9 +9,9 @@ use smallvec::SmallVec;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
-use crate::lease::{LeaseIds, LeaseToken};
+use crate::lease::{LeaseCommand, LeaseIds, LeaseToken, UnknownLimiter};
 use crate::limiter::{LeaseId, LeaseStatus};
-use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
+use crate::plan::{Applied, Check, Plan};
 use crate::rules::Rules;
 use crate::store::Stores;
 
@@ -35,17 +35,28 @@ impl Version {
         Decision::judge(self.rules.clone(), planned, applied)
     }
 
-    /// Releases or renews every slot of a lease. Returns `None` when the text is not a lease of this deployment.
+    /// Releases, renews or settles everything that a lease took. Returns `None` when the text is not a lease of this
+    /// deployment.
     ///
-    /// Releasing twice or late is not an error. Of several slots, returns the status furthest from
-    /// [`LeaseStatus::Done`].
-    pub async fn change_lease(&self, lease: &str, action: LeaseAction, now: Timestamp) -> Option<LeaseStatus> {
-        let token = LeaseToken::open(lease, self.rules.secret(), self.rules.stores())?;
-        let change = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action };
-        let plan = Plan { changes: token.slots.iter().map(change).collect(), ..Plan::default() };
-        let applied = self.stores.apply(&plan, now).await;
-        let statuses = applied.statuses.into_iter();
-        Some(statuses.max_by_key(|status| *status as u8).unwrap_or(LeaseStatus::Unknown))
+    /// Doing so twice or late is not an error. Of several slots and holds the fate is `Expired` if that of one is, else
+    /// `Done` if that of one is, else `Unknown`.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownLimiter`] when units are given for a limiter of which the lease holds nothing; nothing is changed then.
+    pub async fn change_lease(
+        &self,
+        lease: &str,
+        command: &LeaseCommand<'_>,
+        now: Timestamp,
+    ) -> Result<Option<LeaseStatus>, UnknownLimiter> {
+        let Some(token) = LeaseToken::open(lease, self.rules.secret(), self.rules.stores()) else { return Ok(None) };
+        let plan = token.changes(command, self.rules.secret())?;
+        let applied = match plan.is_empty() {
+            true => Applied::default(),
+            false => self.stores.apply(&plan, now).await,
+        };
+        Ok(Some(LeaseStatus::of_several(applied.statuses)))
     }
 
     /// Reads counters without charging them: one answer for each check.
@@ -113,6 +124,7 @@ impl Engine {
     ///             charge: Charge::Admitted,
     ///             overdraw: false,
     ///             missing: Missing::Skip,
+    ///             hold: None,
     ///         }]),
     ///         last: false,
     ///         shadow: false,
@@ -135,14 +147,27 @@ impl Engine {
         self.current.load_full().decide(request, self.clock.now(), self.leases.next_id()).await
     }
 
-    /// Releases every slot of a lease; see [`Version::change_lease`].
+    /// Gives everything back that a lease took; see [`Version::change_lease`].
     pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
-        self.current.load_full().change_lease(lease, LeaseAction::Release, self.clock.now()).await
+        self.change_lease(lease, &LeaseCommand::Release).await.ok().flatten()
     }
 
-    /// Renews every held slot of a lease, to expire `length` microseconds from now; see [`Version::change_lease`].
+    /// Renews everything that a lease holds, to end `length` microseconds from now; see [`Version::change_lease`].
     pub async fn renew(&self, lease: &str, length: u64) -> Option<LeaseStatus> {
-        self.current.load_full().change_lease(lease, LeaseAction::Renew(length), self.clock.now()).await
+        self.change_lease(lease, &LeaseCommand::Renew(Some(length))).await.ok().flatten()
+    }
+
+    /// Releases, renews or settles a lease; see [`Version::change_lease`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Version::change_lease`].
+    pub async fn change_lease(
+        &self,
+        lease: &str,
+        command: &LeaseCommand<'_>,
+    ) -> Result<Option<LeaseStatus>, UnknownLimiter> {
+        self.current.load_full().change_lease(lease, command, self.clock.now()).await
     }
 
     /// The version in use.

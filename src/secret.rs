@@ -77,6 +77,14 @@ impl Secret {
         hasher.finish128().h1 as u32
     }
 
+    /// A short hash of a limiter's name as rules write it, for use in a lease.
+    pub(crate) fn limiter_tag(&self, limiter: &str) -> u32 {
+        let mut hasher = self.leases;
+        write_text(&mut hasher, "limiter");
+        write_text(&mut hasher, limiter);
+        hasher.finish128().h1 as u32
+    }
+
     /// The authentication tag of a lease.
     pub(crate) fn seal(&self, bytes: &[u8]) -> [u8; 16] {
         let mut hasher = self.leases;

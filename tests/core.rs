@@ -12,6 +12,7 @@ mod support;
 mod core {
     mod behaviour;
     mod fuzz;
+    mod holds;
     mod model;
     mod properties;
     mod races;

@@ -14,6 +14,7 @@ mod stores {
     mod compensation;
     mod contract;
     mod fake;
+    mod held;
     mod memory;
     mod pooler;
     mod postgres;

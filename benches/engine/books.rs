@@ -52,6 +52,7 @@ pub fn apply(limiter: &str, key: &str) -> Apply {
         charge: Charge::Admitted,
         overdraw: false,
         missing: Missing::Skip,
+        hold: None,
     }
 }
 

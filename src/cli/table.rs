@@ -34,8 +34,12 @@ pub(super) fn counters(states: &[CounterState]) -> String {
             CounterReading::Unknown { error } => {
                 [String::new(), String::new(), format!("unknown: {error}"), String::new()]
             }
-            CounterReading::Holds { limit, used, remaining, passes, retry_after_ms, reset_ms } => [
-                format!("{used} of {limit}{}", if counter.slots { " slots" } else { "" }),
+            CounterReading::Holds { limit, used, held, remaining, passes, retry_after_ms, reset_ms } => [
+                match (held, counter.slots) {
+                    (_, true) => format!("{used} of {limit} slots"),
+                    (0, false) => format!("{used} of {limit}"),
+                    (held, false) => format!("{used} of {limit}, {held} held"),
+                },
                 remaining.to_string(),
                 match (passes, counter.shadow, retry_after_ms) {
                     (true, false, _) => "passes".to_owned(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::configuration::{Config, NamedStore};
 use super::document::node::{MASK, masked};
-use crate::limiter::{Algorithm, CalendarUnit, Limiter, OnStoreError, Schedule};
+use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Schedule};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
 };
@@ -35,6 +35,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "admin": config.server.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string),
         "mode": mode(book.shadow),
         "release_entry": book.release_entry,
+        "settle_entry": book.settle_entry,
         "drain_delay": duration(config.server.drain.delay),
         "drain_timeout": duration(config.server.drain.timeout),
         "headers": { "rls": families(config.server.rls_headers), "authz": families(config.server.authz_headers), "names": config.server.authz_headers.names },
@@ -368,6 +369,10 @@ fn apply(apply: &Apply) -> Value {
             Missing::Empty => "empty",
         },
     });
+    if let Some(hold) = apply.hold {
+        table["hold"] = duration(hold.length).into();
+        table["lost"] = if hold.lost == Lost::Release { "release" } else { "charge" }.into();
+    }
     if let Some(otherwise) = &apply.otherwise {
         table["otherwise"] = otherwise.as_str().into();
     }
@@ -450,7 +455,7 @@ rules:
   - domain: edge
     name: all
     match: { tier: '*' }
-    apply: [{ limiter: 'api_{tier}', otherwise: api_free, key: [{ entry: remote_address, ipv6_prefix: 56 }] }]
+    apply: [{ limiter: 'api_{tier}', otherwise: api_free, key: [{ entry: remote_address, ipv6_prefix: 56 }], hold: 5m, lost: release }]
     status: 430
     body: stop
     content_type: text/plain

@@ -44,6 +44,9 @@ pub struct Calendar {
 pub struct CalendarBounds([Timestamp; 4]);
 
 impl CalendarUnit {
+    /// Every unit, in the order of declaration.
+    const ALL: [Self; 5] = [Self::Hour, Self::Day, Self::Week, Self::Month, Self::Year];
+
     /// The nominal length, as in Envoy's units (semantics 23).
     pub fn nominal_length(self) -> Duration {
         Duration::from_secs(match self {
@@ -80,6 +83,19 @@ impl Calendar {
         let calendar: &Self = Box::leak(Box::new(Self { unit, zone: zone.clone(), last: Mutex::new(None) }));
         calendars.push(calendar);
         calendar
+    }
+
+    /// The calendar of a unit, by its number in the order of declaration, in the zone with this name. An empty name is that
+    /// of a zone without one, which counts as UTC. `None` if this system does not know them.
+    pub(crate) fn named(unit: u8, zone: &str) -> Option<&'static Self> {
+        let unit = *CalendarUnit::ALL.get(usize::from(unit))?;
+        let zone = if zone.is_empty() { TimeZone::UTC } else { TimeZone::get(zone).ok()? };
+        Some(Self::of(unit, &zone))
+    }
+
+    /// The name of the zone, as [`Calendar::named`] takes it.
+    pub(crate) fn zone_name(&self) -> &str {
+        self.zone.iana_name().unwrap_or_default()
     }
 
     /// The boundaries of the window of `now` and of its neighbours.

@@ -14,6 +14,18 @@ pub enum LeaseStatus {
     Unknown,
 }
 
+impl LeaseStatus {
+    /// The fate of a lease over several slots and holds: expired if one of them was, else done if one was.
+    pub fn of_several(statuses: impl IntoIterator<Item = Self>) -> Self {
+        let rank = |status: &Self| match status {
+            LeaseStatus::Expired => 2,
+            LeaseStatus::Done => 1,
+            LeaseStatus::Unknown => 0,
+        };
+        statuses.into_iter().max_by_key(rank).unwrap_or(LeaseStatus::Unknown)
+    }
+}
+
 /// The id of a lease, unique to a request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LeaseId(pub u128);
@@ -74,8 +86,9 @@ impl Leases {
         (if lease.expires > now { LeaseStatus::Done } else { LeaseStatus::Expired }, true)
     }
 
-    /// Makes a held lease expire `length` microseconds from now. Returns its status, and whether anything changed.
-    pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: u64) -> (LeaseStatus, bool) {
+    /// Makes a held lease expire `length` microseconds from now, or its own length. Returns its status, and whether
+    /// anything changed.
+    pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: Option<u64>) -> (LeaseStatus, bool) {
         let Some(index) = self.leases.iter().position(|lease| lease.id == id) else {
             return (LeaseStatus::Unknown, false);
         };
@@ -83,6 +96,7 @@ impl Leases {
             return (LeaseStatus::Expired, false);
         }
         let lease = self.leases.remove(index);
+        let length = length.unwrap_or(lease.expires - lease.acquired);
         self.insert(Lease { acquired: now, expires: now.plus(length), ..lease });
         (LeaseStatus::Done, true)
     }

@@ -8,6 +8,7 @@ mod arithmetic;
 mod calendar;
 mod concurrency;
 mod fixed_window;
+mod hold;
 mod lease;
 mod limit;
 mod sliding_counter;
@@ -19,6 +20,7 @@ pub(crate) use self::arithmetic::{Arithmetic, MAX_EXACT_INTEGER, Need, Report, R
 pub use self::calendar::{Calendar, CalendarBounds, CalendarUnit};
 pub use self::concurrency::Concurrency;
 pub use self::fixed_window::{Alignment, FixedCount, FixedWindow};
+pub use self::hold::{Hold, Holds, Lost, MAX_HOLD, MAX_HOLDS};
 pub use self::lease::{Lease, LeaseId, LeaseStatus, Leases};
 pub(crate) use self::limit::with_algorithm;
 pub use self::limit::{Limit, State};

@@ -97,6 +97,23 @@ impl TokenBucket {
         Ok(Self { burst, capacity, unit, drain })
     }
 
+    /// A bucket of this rate that owes as much as can be counted: it takes back what one with this rate charged.
+    pub(super) fn of_rate(unit: u64, drain: u64) -> Self {
+        Self { burst: 1, capacity: MAX_LEVEL / unit, unit, drain }
+    }
+
+    /// A bucket with these numbers, as [`TokenBucket::numbers`] returns them. `None` if they are of no bucket.
+    pub(crate) fn of_numbers([burst, capacity, unit, drain]: [u64; 4]) -> Option<Self> {
+        let burst = u32::try_from(burst).ok()?;
+        let counts = unit > 0 && drain > 0 && drain <= MAX_LEVEL && capacity.checked_mul(unit)? <= MAX_LEVEL;
+        (counts && burst > 0 && capacity >= u64::from(burst)).then_some(Self { burst, capacity, unit, drain })
+    }
+
+    /// The burst, the capacity, the unit and the drain.
+    pub(crate) fn numbers(&self) -> [u64; 4] {
+        [self.burst.into(), self.capacity, self.unit, self.drain]
+    }
+
     /// Tokens in a full bucket.
     pub fn burst(&self) -> u32 {
         self.burst

@@ -2,11 +2,14 @@
 
 use smallvec::SmallVec;
 
-use super::change::{LeaseAction, LeaseChange, Undo};
-use super::check::{Check, Needs};
+use super::change::{HoldAction, HoldChange, LeaseAction, LeaseChange, Undo};
+use super::check::{Check, Holding, Needs};
 use super::outcome::Outcome;
 use crate::clock::Timestamp;
-use crate::limiter::{Arithmetic, LeaseId, LeaseStatus, Need, Report, ReportedCharge, State, Wait, with_algorithm};
+use crate::limiter::{
+    Arithmetic, Hold, Holds, LeaseId, LeaseStatus, Limit, Lost, Need, Report, ReportedCharge, State, Wait,
+    with_algorithm,
+};
 
 /// The state of a counter, with whether [`advance`] changed it and a store must write it back.
 #[derive(Clone, Debug, Default)]
@@ -15,20 +18,24 @@ pub struct StateCell {
     pub state: State,
     /// Whether [`advance`] changed it.
     pub wrote: bool,
+    /// The holds of the counter, if the check looks at them.
+    pub holds: Option<Box<Holds>>,
+    /// Whether [`advance`] changed the holds.
+    pub wrote_holds: bool,
     /// Whether its check passes; set while its group is decided.
     passes: bool,
 }
 
 impl From<State> for StateCell {
     fn from(state: State) -> Self {
-        StateCell { state, wrote: false, passes: false }
+        StateCell { state, ..StateCell::default() }
     }
 }
 
 impl StateCell {
     /// A state whose group was decided elsewhere, with whether its check passes.
     pub(super) fn judged(state: State, passes: bool) -> Self {
-        Self { state, wrote: false, passes }
+        Self { state, passes, ..Self::default() }
     }
 
     /// The first half of a check: corrects, refunds, and returns the time until its needs are met.
@@ -39,6 +46,41 @@ impl StateCell {
         ));
         self.wrote |= wrote;
         wait
+    }
+
+    /// Corrects the moments of state and holds, and ends the holds whose end has passed (semantics 40).
+    #[cold]
+    fn end_holds(&mut self, limit: &Limit, now: Timestamp) {
+        let Some(holds) = self.holds.as_deref_mut().filter(|holds| !holds.is_empty()) else { return };
+        self.wrote_holds |= holds.correct(now);
+        if !matches!(self.state, State::Empty) {
+            self.wrote |= with_algorithm!(limit, &mut self.state, |algorithm, state| algorithm.correct(state, now));
+        }
+        let (wrote_holds, wrote) = holds.end(limit, &mut self.state, now);
+        self.wrote_holds |= wrote_holds;
+        self.wrote |= wrote;
+    }
+
+    /// Holds the `units` that a check charged on admission, and adds what holds say to its outcome (semantics 42).
+    #[cold]
+    fn hold(&mut self, check: &Check, units: u32, lease: LeaseId, now: Timestamp, outcome: &mut Outcome) {
+        if let Some((length, lost)) = check.holding.terms()
+            && units > 0
+        {
+            let charged = ReportedCharge { charged: outcome.charged, at: now, reset: outcome.reset };
+            let hold = Hold::of(&check.limit, lease, charged, length, lost);
+            if self.holds.get_or_insert_default().insert(hold) {
+                outcome.held = units;
+                self.wrote_holds = true;
+            }
+        }
+        let Some(holds) = self.holds.as_deref() else { return };
+        if check.holding == Holding::Reported {
+            outcome.held = u32::try_from(holds.held_units()).unwrap_or(u32::MAX);
+        }
+        if let (Some(wait), Some(end)) = (outcome.retry_after, holds.first_release()) {
+            outcome.retry_after = Some(wait.min(end - now));
+        }
     }
 
     /// The second half of a check: charges, and returns the outcome.
@@ -83,7 +125,7 @@ fn settle<A: Arithmetic>(
     let charged = if units > 0 { algorithm.charge(state, now, units, lease) } else { 0 };
     let Report { limit, remaining, reset } = algorithm.report(state, now);
     if check.always_denied {
-        return Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged };
+        return Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged, held: 0 };
     }
     let retry_after = match passes {
         true => None,
@@ -94,7 +136,7 @@ fn settle<A: Arithmetic>(
             Wait::Never => None,
         },
     };
-    Outcome { passes, limit, remaining, reset, retry_after, charged }
+    Outcome { passes, limit, remaining, reset, retry_after, charged, held: 0 }
 }
 
 impl Check {
@@ -128,7 +170,7 @@ pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
 /// regardless of its checks: by its plan, or because the store has no room for a check whose policy is to deny.
 ///
 /// ```text
-///   correct and refund -> does each check pass? -> is the group admitted? -> charge -> report
+///   end holds -> correct and refund -> does each check pass? -> is the group admitted? -> charge and hold -> report
 /// ```
 pub fn advance(
     checks: &[Check],
@@ -156,6 +198,9 @@ pub(crate) fn advance_each(
     debug_assert_eq!(checks.len(), held.len(), "one state for each check");
     let mut admitted = !refused;
     for (check, held) in checks.iter().zip(held.iter_mut()) {
+        if check.holding.looks() {
+            held.end_holds(&check.limit, now);
+        }
         held.passes = held.examine(check, now) == Wait::Met && !check.always_denied;
         admitted &= held.passes || check.shadow;
     }
@@ -166,7 +211,10 @@ pub(crate) fn advance_each(
             (false, false, true) => check.charges.passed,
             (false, false, false) => check.charges.refused,
         };
-        let outcome = held.settle(check, now, units, lease);
+        let mut outcome = held.settle(check, now, units, lease);
+        if check.holding.looks() {
+            held.hold(check, if admitted { units } else { 0 }, lease, now, &mut outcome);
+        }
         keep(number, held, outcome);
     }
     admitted
@@ -178,14 +226,47 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
     held.wrote |= leases.correct(now);
     let (status, wrote) = match change.action {
         LeaseAction::Release => leases.release(change.lease, now),
-        LeaseAction::Renew(length) => leases.renew(change.lease, now, length),
+        LeaseAction::Renew(length) => leases.renew(change.lease, now, Some(length)),
+        LeaseAction::RenewOwn => leases.renew(change.lease, now, None),
     };
     held.wrote |= wrote;
     status
 }
 
-/// Takes a charge back that was made under `lease`.
+/// Settles or renews a hold, of which more is charged by the limit of the change. Returns its status.
+pub fn change_hold(held: &mut StateCell, change: &HoldChange, now: Timestamp) -> LeaseStatus {
+    if !held.holds.as_deref().is_some_and(|holds| holds.iter().any(|hold| hold.id == change.lease)) {
+        return LeaseStatus::Unknown;
+    }
+    held.end_holds(&change.limit, now);
+    let Some(holds) = held.holds.as_deref_mut() else { return LeaseStatus::Unknown };
+    match change.action {
+        HoldAction::Settle(units) => {
+            let (status, wrote) = holds.settle(&change.limit, &mut held.state, (change.lease, units), now);
+            held.wrote |= wrote;
+            held.wrote_holds |= status != LeaseStatus::Unknown;
+            status
+        }
+        HoldAction::Renew(length) => {
+            let status = holds.renew(change.lease, now, length);
+            held.wrote_holds |= status == LeaseStatus::Done;
+            status
+        }
+    }
+}
+
+/// Takes a charge back that was made under `lease`, and forgets its hold.
 pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
+    if undo.holds
+        && let Some(holds) = held.holds.as_deref_mut()
+    {
+        let hold = holds.remove(lease);
+        held.wrote_holds |= hold.is_some();
+        if hold.is_some_and(|hold| hold.ended && hold.lost == Lost::Release) {
+            // It was given back at its end.
+            return;
+        }
+    }
     if matches!(held.state, State::Empty) {
         return;
     }

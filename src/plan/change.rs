@@ -1,6 +1,8 @@
-//! The changes that a plan makes besides its checks: to leases, and charges that are taken back.
+//! The changes that a plan makes besides its checks: to leases and holds, and charges that are taken back.
 
-use super::check::{Check, CounterName};
+use smallvec::SmallVec;
+
+use super::check::{Charges, Check, CounterName};
 use super::outcome::Outcome;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, Limit};
@@ -16,6 +18,91 @@ pub struct LeaseChange {
     pub lease: LeaseId,
     /// The change.
     pub action: LeaseAction,
+}
+
+/// A change of a hold, by the id of its lease. An unknown or ended hold is not an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldChange {
+    /// The counter that was charged.
+    pub counter: CounterName,
+    /// The index of the store that holds it.
+    pub store: u16,
+    /// The limit by which it was charged, and by which more is charged.
+    pub limit: Limit,
+    /// The lease.
+    pub lease: LeaseId,
+    /// The change.
+    pub action: HoldAction,
+}
+
+/// A change of a hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HoldAction {
+    /// Corrects the charge to the units that were used, or to those that are held, and forgets the hold (semantics 39).
+    Settle(Option<u32>),
+    /// Makes it end so many microseconds from now, or its own length.
+    Renew(Option<u64>),
+}
+
+impl HoldChange {
+    /// A check of the same counter that needs nothing, and charges so many units only if its group is refused.
+    pub(crate) fn look(&self, units: u32) -> Check {
+        let charges = Charges { refused: units, ..Charges::default() };
+        Check { store: self.store, charges, ..Check::look(self.counter, self.limit) }
+    }
+}
+
+/// The changes of holds in a plan. Most plans have none, and pay for a pointer.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HoldChanges(Option<Box<Several>>);
+
+/// At least one change.
+type Several = SmallVec<[HoldChange; 1]>;
+
+impl HoldChanges {
+    /// The changes, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, HoldChange> {
+        self.0.as_deref().map(SmallVec::as_slice).unwrap_or_default().iter()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The number of changes.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |several| several.len())
+    }
+
+    /// Adds a change.
+    pub fn push(&mut self, change: HoldChange) {
+        self.0.get_or_insert_default().push(change);
+    }
+
+    /// Keeps the changes that may stay, which can be altered.
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&mut HoldChange) -> bool) {
+        if let Some(several) = &mut self.0 {
+            several.retain(keep);
+        }
+        self.0.take_if(|several| several.is_empty());
+    }
+}
+
+impl FromIterator<HoldChange> for HoldChanges {
+    fn from_iter<I: IntoIterator<Item = HoldChange>>(changes: I) -> Self {
+        let several: Several = changes.into_iter().collect();
+        Self((!several.is_empty()).then(|| Box::new(several)))
+    }
+}
+
+impl<'a> IntoIterator for &'a HoldChanges {
+    type Item = &'a HoldChange;
+    type IntoIter = std::slice::Iter<'a, HoldChange>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// Takes a charge back, for example because another store refused its group. Afterwards the counter is as if it had never
@@ -37,14 +124,17 @@ pub struct Undo {
     pub at: Timestamp,
     /// The reset reported with the charge: microseconds until the counter is empty.
     pub reset: u64,
+    /// Whether the charge may be held; the hold is forgotten then.
+    pub holds: bool,
 }
 
 impl Undo {
-    /// The undo of what a check charged at this moment, by its outcome. `None` if it charged nothing.
+    /// The undo of what a check charged at this moment, by its outcome. `None` if it charged and held nothing.
     pub fn of(check: &Check, outcome: &Outcome, at: Timestamp) -> Option<Self> {
         let &Check { counter, store, limit, .. } = check;
-        let &Outcome { charged, reset, .. } = outcome;
-        (charged > 0).then_some(Self { counter, store, limit, charged, at, reset })
+        let &Outcome { charged, reset, held, .. } = outcome;
+        let holds = check.holding.holds();
+        (charged > 0 || holds && held > 0).then_some(Self { counter, store, limit, charged, at, reset, holds })
     }
 
     /// A check of the same counter that needs nothing and charges nothing.
@@ -60,4 +150,6 @@ pub enum LeaseAction {
     Release,
     /// Makes a held lease expire this many microseconds from now.
     Renew(u64),
+    /// Makes a held lease expire its own length from now.
+    RenewOwn,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::limiter::{Limit, OnStoreError};
+use crate::limiter::{Limit, Lost, OnStoreError};
 
 /// The name of a counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -50,6 +50,62 @@ pub struct Charges {
     pub refused: u32,
 }
 
+/// What a check has to do with the holds of its counter (semantics 37).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum Holding {
+    /// No rule holds on its limiter.
+    #[default]
+    None,
+    /// A rule holds on its limiter, so that a refusal can end before its time.
+    Kept,
+    /// A rule holds on its limiter with [`Lost::Release`]: what has ended is given back before the check.
+    Released,
+    /// Like [`Holding::Released`], and the outcome says how many units are held.
+    Reported,
+    /// What this check charges when its group is admitted is held.
+    Hold {
+        /// For how many milliseconds, at least one.
+        millis: u32,
+        /// What becomes of it at its end.
+        lost: Lost,
+    },
+}
+
+impl Holding {
+    /// Whether a store has to look at the holds of the counter.
+    #[inline]
+    pub fn looks(self) -> bool {
+        !matches!(self, Holding::None | Holding::Kept)
+    }
+
+    /// Whether what is charged on admission is held.
+    pub fn holds(self) -> bool {
+        matches!(self, Holding::Hold { .. })
+    }
+
+    /// The length of the hold in microseconds, and what becomes of it.
+    pub(crate) fn terms(self) -> Option<(u64, Lost)> {
+        match self {
+            Holding::Hold { millis, lost } => Some((u64::from(millis.max(1)) * 1_000, lost)),
+            Holding::None | Holding::Kept | Holding::Released | Holding::Reported => None,
+        }
+    }
+
+    /// Both: the longest hold, and `charge` before `release`.
+    pub(crate) fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Holding::Hold { millis, lost }, Holding::Hold { millis: longer, lost: other }) => {
+                Holding::Hold { millis: millis.max(longer), lost: lost.max(other) }
+            }
+            (hold @ Holding::Hold { .. }, _) | (_, hold @ Holding::Hold { .. }) => hold,
+            (Holding::Reported, _) | (_, Holding::Reported) => Holding::Reported,
+            (Holding::Released, _) | (_, Holding::Released) => Holding::Released,
+            (Holding::Kept, _) | (_, Holding::Kept) => Holding::Kept,
+            (Holding::None, Holding::None) => Holding::None,
+        }
+    }
+}
+
 /// One counter, one limit, one cost: the unit that a store executes. A group has at most one check for each counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Check {
@@ -71,6 +127,8 @@ pub struct Check {
     pub always_denied: bool,
     /// The policy when the store does not answer.
     pub on_store_error: OnStoreError,
+    /// What it has to do with holds.
+    pub holding: Holding,
 }
 
 impl Check {
@@ -135,6 +193,7 @@ impl Check {
             shadow: false,
             always_denied: false,
             on_store_error: OnStoreError::Local,
+            holding: Holding::None,
         }
     }
 }

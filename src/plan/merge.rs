@@ -25,6 +25,7 @@ impl Check {
                 (OnStoreError::Local, _) | (_, OnStoreError::Local) => OnStoreError::Local,
                 (OnStoreError::Allow, OnStoreError::Allow) => OnStoreError::Allow,
             },
+            holding: self.holding.merge(other.holding),
             ..*self
         }
     }

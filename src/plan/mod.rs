@@ -14,21 +14,23 @@ use std::num::NonZeroU32;
 use smallvec::SmallVec;
 
 pub(crate) use self::advance::advance_each;
-pub use self::advance::{GroupOutcome, StateCell, advance, change_lease, undo};
-pub use self::change::{LeaseAction, LeaseChange, Undo};
-pub use self::check::{Charges, Check, CounterName, Needs};
+pub use self::advance::{GroupOutcome, StateCell, advance, change_hold, change_lease, undo};
+pub use self::change::{HoldAction, HoldChange, HoldChanges, LeaseAction, LeaseChange, Undo};
+pub use self::check::{Charges, Check, CounterName, Holding, Needs};
 pub use self::fault::Fault;
 pub use self::outcome::{Applied, Outcome};
 use crate::limiter::LeaseId;
 
 /// All checks of one request, as plain data (semantics 6).
 ///
-/// Lease changes come first, then charges are taken back. Then the groups are decided in order. Each is admitted whole
+/// Changes of leases come first, then those of holds, then charges are taken back. Then the groups are decided in order. Each is admitted whole
 /// or not at all, and sees the charges of those before it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
     /// Releases and renewals, which take effect regardless of the verdict.
     pub changes: SmallVec<[LeaseChange; 1]>,
+    /// Holds that are settled or renewed, regardless of the verdict too.
+    pub holds: HoldChanges,
     /// Charges to take back, which were made under this plan's lease.
     pub undos: Vec<Undo>,
     /// The checks of all groups, one group after the other.
@@ -58,7 +60,7 @@ impl Plan {
 
     /// Whether the plan has nothing for a store to do.
     pub fn is_empty(&self) -> bool {
-        self.checks.is_empty() && self.changes.is_empty() && self.undos.is_empty()
+        self.checks.is_empty() && self.changes.is_empty() && self.holds.is_empty() && self.undos.is_empty()
     }
 
     /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.
@@ -74,7 +76,8 @@ impl Plan {
     pub(crate) fn partition(&self) -> u16 {
         let changes = self.changes.iter().map(|change| change.counter);
         let undos = self.undos.iter().map(|undo| undo.counter);
-        let mut counters = self.checks.iter().map(|check| check.counter).chain(changes).chain(undos);
+        let holds = self.holds.iter().map(|change| change.counter);
+        let mut counters = self.checks.iter().map(|check| check.counter).chain(changes).chain(holds).chain(undos);
         counters.next().map_or(0, |counter| counter.partition())
     }
 

@@ -22,6 +22,9 @@ pub struct Outcome {
     /// What this check added to its counter, as an [`Undo`](crate::plan::Undo) takes it back. A charge beyond what the
     /// counter can hold or owe adds less than it says.
     pub charged: u64,
+    /// Of a check that holds: the units that its lease can correct, zero if it charged nothing on admission or the counter
+    /// remembers no more holds. Of [`Holding::Reported`](crate::plan::Holding::Reported): all units that are held.
+    pub held: u32,
 }
 
 /// The answers to a plan.
@@ -31,7 +34,7 @@ pub struct Applied {
     pub admitted: bool,
     /// One answer for each check of the plan.
     pub answers: SmallVec<[Result<Outcome, Fault>; 3]>,
-    /// One status for each lease change of the plan.
+    /// One status for each lease change of the plan, then one for each change of a hold.
     pub statuses: SmallVec<[LeaseStatus; 1]>,
     /// The moment of the decision, by the clock of the store.
     pub at: Timestamp,

@@ -1,7 +1,10 @@
 //! The rules as configured.
 
+use std::time::Duration;
+
 use super::{Matcher, Normaliser};
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Lost, MAX_HOLD};
+use crate::plan::Holding;
 use crate::secret::Secret;
 
 /// Everything that decides which limiters apply, as configured.
@@ -21,8 +24,10 @@ pub struct RuleBook {
     pub rules: Vec<Rule>,
     /// Counts and reports but never denies, in all domains: the kill switch of the server.
     pub shadow: bool,
-    /// The key of the entry that, alone in a descriptor, releases a lease (semantics 24).
+    /// The key of the entry that releases a lease (semantics 39).
     pub release_entry: String,
+    /// The key of the entry that settles a lease with the hits of its descriptor.
+    pub settle_entry: String,
     /// The bounds of a request.
     pub bounds: RequestBounds,
 }
@@ -38,6 +43,7 @@ impl Default for RuleBook {
             rules: Vec::new(),
             shadow: false,
             release_entry: "release".to_owned(),
+            settle_entry: "settle".to_owned(),
             bounds: RequestBounds::default(),
         }
     }
@@ -185,6 +191,25 @@ pub struct Apply {
     pub overdraw: bool,
     /// What to do when an entry of the key or of the limiter's name is missing (semantics 7).
     pub missing: Missing,
+    /// Whether a lease can correct what is charged on admission (semantics 37).
+    pub hold: Option<HoldFor>,
+}
+
+/// For how long a charge can be corrected, and what becomes of one that nobody corrects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldFor {
+    /// How long the hold lasts: whole milliseconds, at most [`MAX_HOLD`](crate::limiter::MAX_HOLD).
+    pub length: Duration,
+    /// What becomes of it at its end.
+    pub lost: Lost,
+}
+
+impl HoldFor {
+    /// What a check has to do with it.
+    pub(super) fn holding(self) -> Holding {
+        let millis = u32::try_from(self.length.as_millis()).unwrap_or(u32::MAX);
+        Holding::Hold { millis: millis.clamp(1, (MAX_HOLD / 1_000) as u32), lost: self.lost }
+    }
 }
 
 /// One entry of a key.

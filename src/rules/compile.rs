@@ -5,14 +5,15 @@ use hashbrown::HashMap;
 
 use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook, RuleHeaders};
 use super::compiled::{
-    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
-    QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LeaseEntries, LimiterTarget,
+    LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
 };
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
-use crate::limiter::{Algorithm, Limit};
+use crate::limiter::{Algorithm, Limit, Lost};
+use crate::plan::Holding;
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -48,6 +49,14 @@ pub enum CompileError {
     /// (semantics 12).
     #[error("rule {rule:?} applies {limiter:?}, which is an exact sliding_window: overdraw must be off")]
     OverdrawnLog {
+        /// The rule.
+        rule: String,
+        /// The reference as configured.
+        limiter: String,
+    },
+    /// What is charged to slots is held by their lease, and there is nothing else to hold (semantics 37).
+    #[error("rule {rule:?} holds what it charges to {limiter:?}, which has only slots: those are held by their lease")]
+    HeldSlots {
         /// The rule.
         rule: String,
         /// The reference as configured.
@@ -138,6 +147,8 @@ struct Compiler {
     errors: Vec<CompileError>,
     targets: Vec<LimiterTarget>,
     debts: Vec<u64>,
+    /// What the checks of each limiter have to do with holds.
+    holdings: Vec<Holding>,
     /// The drain that all buckets of a reference in a domain have: they share counters (semantics 20).
     drains: HashMap<(String, String), u64, RandomState>,
     limiter_by_name: HashMap<String, u32, RandomState>,
@@ -161,8 +172,9 @@ impl Compiler {
                 errors.push(CompileError::UnknownStore(limiter.name.clone()));
             }
         }
-        let debts = vec![0; book.limiters.len()];
-        Self { book, errors, targets: Vec::new(), debts, drains: HashMap::default(), limiter_by_name, at: (0, 0) }
+        let (debts, holdings) = (vec![0; book.limiters.len()], vec![Holding::None; book.limiters.len()]);
+        let drains = HashMap::default();
+        Self { book, errors, targets: Vec::new(), debts, holdings, drains, limiter_by_name, at: (0, 0) }
     }
 
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
@@ -203,7 +215,7 @@ impl Compiler {
         Ok(Rules {
             secret: self.book.secret,
             stores: self.book.stores,
-            release_entry: self.book.release_entry,
+            lease_entries: LeaseEntries::new(self.book.release_entry, self.book.settle_entry),
             bounds: self.book.bounds.clamped(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
@@ -216,14 +228,19 @@ impl Compiler {
     }
 
     /// Sets the default maximum debt of each bucket: none, its limit if a rule always charges it, unlimited if a rule
-    /// overdraws it (semantics 9).
+    /// overdraws or holds it (semantics 9 and 39). Sets which limiters have holds.
     fn set_debts(&mut self, rules: &[Rule]) {
         for rule in rules {
             let Action::Apply(applies) = &rule.action else { continue };
             for apply in applies {
                 for number in self.reached(apply) {
                     let limiter = &self.book.limiters[number];
-                    let debt = match (apply.overdraw, apply.charge) {
+                    if let Some(hold) = apply.hold {
+                        let release = hold.lost == Lost::Release;
+                        let holding = if release { Holding::Released } else { Holding::Kept };
+                        self.holdings[number] = self.holdings[number].merge(holding);
+                    }
+                    let debt = match (apply.overdraw || apply.hold.is_some(), apply.charge) {
                         (true, _) => u64::MAX,
                         (false, Charge::Always) => limiter.quota.as_ref().map_or(0, |quota| u64::from(quota.limit)),
                         (false, Charge::Admitted | Charge::Own) => 0,
@@ -340,6 +357,11 @@ impl Compiler {
             self.errors.push(CompileError::ChargedSlot { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         }
+        let only_slots = |target: &LimiterTarget| target.quota.is_none();
+        if apply.hold.is_some() && self.targets[first_target..].iter().any(only_slots) {
+            self.errors.push(CompileError::HeldSlots { rule: rule.to_owned(), limiter: apply.limiter });
+            return None;
+        }
         let mut key: Vec<CompiledKeyEntry> = apply
             .key
             .into_iter()
@@ -365,6 +387,7 @@ impl Compiler {
             charge: apply.charge,
             overdraw: apply.overdraw,
             missing: apply.missing,
+            hold: apply.hold,
         })
     }
 
@@ -435,9 +458,11 @@ impl Compiler {
                 }
                 (limit, _) => limit,
             },
+            holding: self.holdings[limiter as usize],
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
+        let lease_tag = secret.limiter_tag(&apply.limiter);
+        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots, lease_tag });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }

@@ -3,11 +3,12 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Charge, Missing, RefusalText, RequestBounds, RuleHeaders, Unmatched};
+use super::book::{Charge, HoldFor, Missing, RefusalText, RequestBounds, RuleHeaders, Unmatched};
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
 use crate::limiter::{Limit, Limiter, OnStoreError};
+use crate::plan::Holding;
 use crate::secret::{NamePrefix, Partitions, Secret};
 
 /// The compiled rules: immutable, and replaced as a whole.
@@ -15,7 +16,7 @@ use crate::secret::{NamePrefix, Partitions, Secret};
 pub struct Rules {
     pub(super) secret: Secret,
     pub(super) stores: Vec<String>,
-    pub(super) release_entry: String,
+    pub(super) lease_entries: LeaseEntries,
     pub(super) bounds: RequestBounds,
     /// Never denies: the kill switch.
     pub(super) shadow: bool,
@@ -27,6 +28,33 @@ pub struct Rules {
     pub(super) by_name: HashMap<String, usize, RandomState>,
     /// Whether responses show less than everything of any rule.
     pub(super) hides_headers: bool,
+}
+
+/// The keys of the entries that release and settle leases.
+#[derive(Debug)]
+pub(super) struct LeaseEntries {
+    pub(super) release: String,
+    pub(super) settle: String,
+    /// A bit for each length that one of them has, so that hardly any other key is compared.
+    lengths: u64,
+}
+
+impl LeaseEntries {
+    pub(super) fn new(release: String, settle: String) -> Self {
+        let lengths = length_bit(&release) | length_bit(&settle);
+        Self { release, settle, lengths }
+    }
+
+    /// Whether a key is that of either.
+    #[inline]
+    pub(super) fn contains(&self, key: &str) -> bool {
+        self.lengths & length_bit(key) != 0 && (key == self.release || key == self.settle)
+    }
+}
+
+#[inline]
+fn length_bit(key: &str) -> u64 {
+    1 << (key.len() % 64)
 }
 
 #[derive(Debug)]
@@ -87,6 +115,7 @@ pub(super) struct CompiledApply {
     pub(super) charge: Charge,
     pub(super) overdraw: bool,
     pub(super) missing: Missing,
+    pub(super) hold: Option<HoldFor>,
 }
 
 #[derive(Debug, Clone)]
@@ -140,12 +169,16 @@ pub(super) struct LimiterTarget {
     pub(super) tier: Option<String>,
     pub(super) quota: Option<QuotaTarget>,
     pub(super) slots: Option<(NamePrefix, Limit)>,
+    /// The hash of its reference in a lease.
+    pub(super) lease_tag: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct QuotaTarget {
     pub(super) prefix: NamePrefix,
     pub(super) limit: Limit,
+    /// What a check that holds nothing itself has to do with holds.
+    pub(super) holding: Holding,
 }
 
 impl Rules {
@@ -167,6 +200,11 @@ impl Rules {
     /// The limiter of a target.
     pub(crate) fn limiter(&self, target: u32) -> &Limiter {
         &self.limiters[self.targets[target as usize].limiter as usize]
+    }
+
+    /// The hash of a target's reference in a lease.
+    pub(crate) fn lease_tag(&self, target: u32) -> u32 {
+        self.targets[target as usize].lease_tag
     }
 
     /// The value that filled a target's placeholder.

@@ -29,8 +29,8 @@ mod terms;
 
 pub use self::address::address;
 pub use self::book::{
-    Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,
-    RuleHeaders, Unmatched,
+    Action, Apply, Charge, Domain, HoldFor, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule,
+    RuleBook, RuleHeaders, Unmatched,
 };
 pub use self::compile::CompileError;
 #[cfg(feature = "server")]

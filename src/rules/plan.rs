@@ -5,17 +5,17 @@ use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRul
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms};
-use crate::descriptor::{Descriptor, LimitOverride, Request};
-use crate::lease::{LeaseToken, MAX_SLOTS_PER_LEASE};
+use crate::descriptor::{Descriptor, Hits, LimitOverride, Request};
+use crate::lease::{LeaseCommand, LeaseToken, MAX_PLACES_PER_LEASE, Units};
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Charges, Check, LeaseAction, LeaseChange};
+use crate::plan::{Charges, Check, Holding, Plan};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
 
 impl Rules {
     /// Turns a request into checks. Slots will be held under `lease`.
     pub fn plan(&self, request: &Request<'_>, lease: LeaseId) -> Box<Planned> {
-        let mut walk = Walk { rules: self, planned: Box::default(), slots_requested: 0 };
+        let mut walk = Walk { rules: self, planned: Box::default(), places_requested: 0 };
         walk.planned.plan.lease = lease;
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
@@ -26,7 +26,7 @@ impl Rules {
             if descriptor.entries.len() > self.bounds.entries {
                 return walk.refuse_outright(RefusedBy::TooLarge(Bound::Entries), request);
             }
-            let end = match (walk.release(descriptor), domain) {
+            let end = match (walk.change_lease(descriptor), domain) {
                 (true, _) => DescriptorEnd::Released,
                 (false, None) => DescriptorEnd::Unmatched,
                 (false, Some(domain)) => {
@@ -36,7 +36,7 @@ impl Rules {
                 }
             };
             walk.planned.ends.push(end);
-            if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_slots() {
+            if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_places() {
                 return walk.refuse_outright(RefusedBy::TooLarge(Bound::Checks), request);
             }
         }
@@ -48,12 +48,12 @@ struct Walk<'r> {
     rules: &'r Rules,
     /// Boxed: it is several hundred bytes, and moving it would copy them.
     planned: Box<Planned>,
-    /// Number of slots requested, those of merged checks included.
-    slots_requested: usize,
+    /// Number of slots and holds requested, those of merged checks included.
+    places_requested: usize,
 }
 
 impl Walk<'_> {
-    /// Refuses the whole request and charges nothing. Leases that it releases are still released.
+    /// Refuses the whole request and charges nothing. Leases that it releases or settles are still changed.
     fn refuse_outright(mut self, refused: RefusedBy, request: &Request<'_>) -> Box<Planned> {
         let shadow = self.rules.shadow;
         let end = if shadow { DescriptorEnd::Unmatched } else { DescriptorEnd::Refused };
@@ -99,15 +99,37 @@ impl Walk<'_> {
         planned
     }
 
-    /// Releases the lease in the descriptor's only entry (semantics 24). Returns whether there is a genuine one.
-    fn release(&mut self, descriptor: &Descriptor<'_>) -> bool {
-        let [entry] = descriptor.entries.as_slice() else { return false };
-        if entry.key != self.rules.release_entry {
+    /// Releases or settles the lease in an entry of the descriptor, of which nothing else counts then (semantics 39).
+    /// Returns whether there is a genuine one. Of several changes of one lease the first counts.
+    fn change_lease(&mut self, descriptor: &Descriptor<'_>) -> bool {
+        let names = &self.rules.lease_entries;
+        if !descriptor.entries.iter().any(|entry| names.contains(entry.key)) {
             return false;
         }
-        let Some(token) = LeaseToken::open(&entry.value, &self.rules.secret, &self.rules.stores) else { return false };
-        let release = |&(store, counter)| LeaseChange { counter, store, lease: token.id, action: LeaseAction::Release };
-        self.planned.plan.changes.extend(token.slots.iter().map(release));
+        self.change_named_lease(descriptor)
+    }
+
+    #[cold]
+    fn change_named_lease(&mut self, descriptor: &Descriptor<'_>) -> bool {
+        let Rules { lease_entries: names, secret, stores, .. } = self.rules;
+        let named = descriptor.entries.iter().filter(|entry| names.contains(entry.key));
+        let opened =
+            named.filter_map(|entry| Some((entry.key, LeaseToken::open(&entry.value, secret, stores)?))).next();
+        let Some((key, token)) = opened else { return false };
+        let plan = &mut self.planned.plan;
+        let changed = plan.changes.iter().any(|change| change.lease == token.id)
+            || plan.holds.iter().any(|change| change.lease == token.id);
+        let command = match (descriptor.hits, descriptor.own_hits) {
+            _ if key == names.release => LeaseCommand::Release,
+            (Hits::Refund(_), _) => LeaseCommand::Release,
+            (_, false) => LeaseCommand::Settle(Units::Charged),
+            (Hits::Peek, true) => LeaseCommand::Settle(Units::Each(0)),
+            (Hits::Charge(units), true) => LeaseCommand::Settle(Units::Each(units.into())),
+        };
+        if let (false, Ok(Plan { changes, holds, .. })) = (changed, token.changes(&command, secret)) {
+            plan.changes.extend(changes);
+            holds.iter().for_each(|change| plan.holds.push(*change));
+        }
         true
     }
 
@@ -276,8 +298,13 @@ impl Walk<'_> {
                 shadow,
                 always_denied: always_denied && refund == 0,
                 on_store_error: target.on_store_error(self.rules),
+                holding: match apply.hold {
+                    Some(hold) if charges.admitted > 0 => hold.holding(),
+                    _ => quota.holding,
+                },
             };
             let number = self.add(check);
+            self.places_requested += usize::from(check.holding.holds());
             self.planned.sources.push(source(number, false, check.shadow, applied_override));
         }
         if let Some((prefix, limit)) = &target.slots {
@@ -293,9 +320,10 @@ impl Walk<'_> {
                 shadow,
                 always_denied: false,
                 on_store_error: target.on_store_error(self.rules),
+                holding: Holding::None,
             };
             let number = self.add(check);
-            self.slots_requested += usize::from(charges.admitted > 0);
+            self.places_requested += usize::from(charges.admitted > 0);
             self.planned.sources.push(source(number, true, check.shadow, None));
         }
         Some(())
@@ -328,14 +356,12 @@ impl Walk<'_> {
         Some(AppliedOverride::Limit(prefix, limit))
     }
 
-    /// Whether the request takes more slots than a lease can hold. Slots in shadow are not counted: those without room
-    /// expire.
-    fn takes_too_many_slots(&self) -> bool {
-        let takes = |check: &&Check| {
-            matches!(check.limit, Limit::Concurrency(_)) && check.charges.admitted > 0 && !check.shadow
-        };
-        self.slots_requested > MAX_SLOTS_PER_LEASE
-            && self.planned.plan.checks.iter().filter(takes).count() > MAX_SLOTS_PER_LEASE
+    /// Whether the request takes more slots and holds than a lease has room for. Those in shadow are not counted: what finds
+    /// no room cannot be released.
+    fn takes_too_many_places(&self) -> bool {
+        let takes = |check: &&Check| (check.takes_slot() || check.holding.holds()) && !check.shadow;
+        self.places_requested > MAX_PLACES_PER_LEASE
+            && self.planned.plan.checks.iter().filter(takes).count() > MAX_PLACES_PER_LEASE
     }
 
     /// Adds a check, or merges it with the group's check of the same counter (semantics 6). Returns its index.

@@ -21,9 +21,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::engine::Version;
-use crate::lease::LeaseIds;
+use crate::lease::{LeaseCommand, LeaseIds};
 use crate::limiter::LeaseStatus;
-use crate::plan::LeaseAction;
 use crate::settings::Settings;
 use crate::telemetry::{Door, DoorMetrics, Handles, ReloadStatus, Telemetry};
 
@@ -144,10 +143,10 @@ impl Service {
         CurrentGuard { service: self, current: self.current.load() }
     }
 
-    /// Releases every slot of a lease with the version in use; see [`Version::change_lease`].
+    /// Gives everything back that a lease took, with the version in use; see [`Version::change_lease`].
     pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
         let version = self.current().version.clone();
-        version.change_lease(lease, LeaseAction::Release, self.now()).await
+        version.change_lease(lease, &LeaseCommand::Release, self.now()).await.ok().flatten()
     }
 
     /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.

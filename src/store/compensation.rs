@@ -19,7 +19,7 @@ use super::route::PlanRoute;
 use super::stores::Stores;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
-use crate::plan::{Applied, Check, CounterName, Fault, LeaseChange, Outcome, Plan, Undo};
+use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan, Undo};
 
 /// A store and a partition of it. Its counters are decided atomically. All memory stores are one partition, the last.
 type Partition = (u16, u16);
@@ -50,7 +50,8 @@ impl Stores {
     pub(super) fn route(&self, plan: &Plan) -> PlanRoute {
         let checks = plan.checks.iter().map(|check| self.partition(check.store, &check.counter));
         let changes = plan.changes.iter().map(|change| self.partition(change.store, &change.counter));
-        let mut partitions = checks.chain(changes);
+        let holds = plan.holds.iter().map(|change| self.partition(change.store, &change.counter));
+        let mut partitions = checks.chain(changes).chain(holds);
         let first = partitions.next().unwrap_or(MEMORY_PARTITION);
         match partitions.all(|partition| partition == first) {
             true if first == MEMORY_PARTITION => PlanRoute::Memory,
@@ -64,7 +65,14 @@ impl Stores {
         let deadline = self.deadline(plan);
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
         for change in &plan.changes {
-            applied.statuses.push(self.change_lease(*change, now, deadline).await);
+            let plan = Plan { changes: SmallVec::from_iter([*change]), ..Plan::default() };
+            let partition = self.partition(change.store, &change.counter);
+            applied.statuses.push(self.change_in(partition, &plan, now, deadline).await);
+        }
+        for change in &plan.holds {
+            let plan = Plan { holds: [*change].into_iter().collect(), ..Plan::default() };
+            let partition = self.partition(change.store, &change.counter);
+            applied.statuses.push(self.change_in(partition, &plan, now, deadline).await);
         }
         for group in plan.groups() {
             let steps = self.steps(group, plan);
@@ -76,9 +84,9 @@ impl Stores {
         applied
     }
 
-    async fn change_lease(&self, change: LeaseChange, now: Timestamp, deadline: Instant) -> LeaseStatus {
-        let plan = Plan { changes: SmallVec::from_iter([change]), ..Plan::default() };
-        let applied = self.execute_in(self.partition(change.store, &change.counter), &plan, now, deadline).await;
+    /// Executes a plan of one change of a lease or a hold.
+    async fn change_in(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> LeaseStatus {
+        let applied = self.execute_in(partition, plan, now, deadline).await;
         applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
     }
 
@@ -173,9 +181,10 @@ struct Compensation {
 }
 
 impl Compensation {
-    /// Returns `None` if nothing was charged, or if all charges stay on a refusal too.
+    /// Returns `None` if nothing was charged, or if all charges stay on a refusal too. What stays is not held then.
     fn of(step: SagaStep, applied: &Applied) -> Option<Self> {
-        let stays = |check: &Check| check.charges.admitted == check.charges.passed && !check.shadow;
+        let stays =
+            |check: &Check| check.charges.admitted == check.charges.passed && !check.shadow && !check.holding.holds();
         if step.plan.checks.iter().all(stays) {
             return None;
         }

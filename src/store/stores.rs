@@ -214,7 +214,9 @@ impl Stores {
 
     /// The deadline of a plan that begins now: the latest of its stores' deadlines.
     pub(super) fn deadline(&self, plan: &Plan) -> Instant {
-        let stores = plan.checks.iter().map(|check| check.store).chain(plan.changes.iter().map(|change| change.store));
+        let changes = plan.changes.iter().map(|change| change.store);
+        let changes = changes.chain(plan.holds.iter().map(|change| change.store));
+        let stores = plan.checks.iter().map(|check| check.store).chain(changes);
         let deadlines = stores.filter_map(|store| Some(self.shared(store)?.queue().deadline()));
         deadlines.max().unwrap_or_else(Instant::now)
     }

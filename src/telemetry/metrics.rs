@@ -12,9 +12,9 @@ use metrics_process::Collector;
 use super::handles::Handles;
 use super::series::{
     BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
-    DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD,
-    LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS,
-    STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
+    DOOR_REQUESTS, DURATION_BUCKETS, HOLDS_NOT_REMEMBERED, HOLDS_OUTSTANDING, HOLDS_SETTLED, LAST_RELOAD_SUCCESSFUL,
+    LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG,
+    STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -30,6 +30,8 @@ pub struct Metrics {
     duration: Histogram,
     doors: [[Counter; Reply::ALL.len()]; Door::ALL.len()],
     released: [Counter; 3],
+    settled: [Counter; 3],
+    not_remembered: Counter,
     acquired: Counter,
     process: Collector,
 }
@@ -161,6 +163,8 @@ impl Metrics {
             duration: registry.histogram(DECISION_DURATION, &[]),
             doors: Door::ALL.map(door),
             released: ["in_time", "late", "unknown"].map(|when| registry.counter(LEASES_RELEASED, &[("when", when)])),
+            settled: ["in_time", "late", "unknown"].map(|when| registry.counter(HOLDS_SETTLED, &[("when", when)])),
+            not_remembered: registry.counter(HOLDS_NOT_REMEMBERED, &[]),
             acquired: registry.counter(LEASES_ACQUIRED, &[]),
             process,
             recorder,
@@ -184,8 +188,11 @@ impl Metrics {
         if decision.lease().is_some() {
             self.acquired.increment(1);
         }
-        for status in &decision.applied().statuses {
-            self.record_release(*status);
+        let (released, settled) = decision.lease_statuses();
+        released.iter().for_each(|status| self.record_release(*status));
+        settled.iter().for_each(|status| self.record_settlement(*status));
+        if let forgotten @ 1.. = decision.holds_not_remembered() {
+            self.not_remembered.increment(forgotten);
         }
         handles.count(decision);
     }
@@ -197,12 +204,12 @@ impl Metrics {
 
     /// Counts a released lease.
     pub fn record_release(&self, status: LeaseStatus) {
-        let index = match status {
-            LeaseStatus::Done => 0,
-            LeaseStatus::Expired => 1,
-            LeaseStatus::Unknown => 2,
-        };
-        self.released[index].increment(1);
+        self.released[when(status)].increment(1);
+    }
+
+    /// Counts a settled hold.
+    pub fn record_settlement(&self, status: LeaseStatus) {
+        self.settled[when(status)].increment(1);
     }
 
     /// Renders all metrics in Prometheus' text format.
@@ -223,6 +230,7 @@ impl Metrics {
             registry.gauge(STORE_BYTES, &labels).set(usage.bytes as f64);
             registry.gauge(STORE_MAX_BYTES, &labels).set(usage.max_bytes as f64);
             registry.gauge(LEASES_HELD, &labels).set(usage.leases as f64);
+            registry.gauge(HOLDS_OUTSTANDING, &labels).set(usage.holds as f64);
             registry.counter(LEASES_EXPIRED, &labels).absolute(usage.expired_leases);
             registry.counter(STORE_EVICTIONS, &labels).absolute(usage.evictions);
         }
@@ -266,5 +274,14 @@ impl Default for Metrics {
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Metrics")
+    }
+}
+
+/// The index of the counter for a status: in time, late, unknown.
+fn when(status: LeaseStatus) -> usize {
+    match status {
+        LeaseStatus::Done => 0,
+        LeaseStatus::Expired => 1,
+        LeaseStatus::Unknown => 2,
     }
 }

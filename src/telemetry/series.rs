@@ -16,6 +16,9 @@ pub(super) const LEASES_RELEASED: &str = "tollgate_leases_released_total";
 pub(super) const LEASES_ACQUIRED: &str = "tollgate_leases_acquired_total";
 pub(super) const LEASES_EXPIRED: &str = "tollgate_leases_expired_total";
 pub(super) const LEASES_HELD: &str = "tollgate_leases_held";
+pub(super) const HOLDS_SETTLED: &str = "tollgate_holds_settled_total";
+pub(super) const HOLDS_NOT_REMEMBERED: &str = "tollgate_holds_not_remembered_total";
+pub(super) const HOLDS_OUTSTANDING: &str = "tollgate_holds_outstanding";
 pub(super) const STORE_KEYS: &str = "tollgate_store_keys";
 pub(super) const STORE_BYTES: &str = "tollgate_store_bytes";
 pub(super) const STORE_MAX_BYTES: &str = "tollgate_store_max_bytes";
@@ -47,7 +50,7 @@ pub(super) const DURATION_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 35] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 38] = [
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,
@@ -93,6 +96,17 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 35] = [
         MetricKind::Gauge,
         "Slots held by leases in a memory store, including expired leases that are not yet cleared.",
     ),
+    (
+        HOLDS_SETTLED,
+        MetricKind::Counter,
+        "Holds settled or released: in time, late (after their end), or unknown (settled before, forgotten, or gone with their counter).",
+    ),
+    (
+        HOLDS_NOT_REMEMBERED,
+        MetricKind::Counter,
+        "Charges that were to be held and cannot be corrected, because their counter remembers no more holds.",
+    ),
+    (HOLDS_OUTSTANDING, MetricKind::Gauge, "Charges in a memory store that a lease can still correct."),
     (STORE_KEYS, MetricKind::Gauge, "Counters in a memory store."),
     (STORE_BYTES, MetricKind::Gauge, "Memory used by the counters of a memory store."),
     (STORE_MAX_BYTES, MetricKind::Gauge, "Memory that the counters of a memory store may use (max_memory)."),

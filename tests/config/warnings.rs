@@ -406,6 +406,24 @@ fn a_rule_that_does_what_an_earlier_one_does_causes_a_warning() {
 }
 
 #[test]
+fn semantics_40_a_hold_that_is_given_back_when_it_is_lost_causes_a_warning() {
+    let window = "algorithm = 'sliding_window'\nlimit = 5\nwindow = '1m'";
+    let holds = |keys: &str| {
+        let apply = format!("apply = [{{ limiter = 'a', key = ['path'], hold = '5m'{keys} }}]");
+        rules(&[&apply]).replace("max_concurrent = 1", window)
+    };
+    assert_eq!(
+        warnings(&holds(", lost = 'release'")),
+        [
+            "12:56 rules[0].apply[0].lost lost_release: is \"release\", whoever breaks a request off pays nothing: expected \
+             \"charge\", unless that is meant"
+        ]
+    );
+    assert_eq!(warnings(&holds(", lost = 'charge'")), [""; 0]);
+    assert_eq!(warnings(&holds("")), [""; 0]);
+}
+
+#[test]
 fn a_redirect_and_a_key_that_is_absent_cause_warnings() {
     assert_eq!(
         warnings(&rules(&["action = 'deny'\nstatus = 302"])),

@@ -112,6 +112,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
             let renew = match action {
                 LeaseAction::Renew(length) => Some(length),
                 LeaseAction::Release => None,
+                LeaseAction::RenewOwn => unreachable!("no step renews so"),
             };
             model.change(lease, renew, now, status);
         } else {
@@ -227,6 +228,7 @@ const PLAIN: Scope = Scope {
     changing: false,
     backwards: false,
     several_groups: false,
+    holds: false,
 };
 
 /// The numbers that decide a check of the plans, where they do not change.
@@ -313,7 +315,7 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                     (LeaseAction::Renew(length), LeaseStatus::Done) => {
                         held.insert(change.lease, now.micros() + length);
                     }
-                    (LeaseAction::Renew(_), _) => {}
+                    (LeaseAction::Renew(_) | LeaseAction::RenewOwn, _) => {}
                 }
             }
             let mut answers = applied.answers.iter();

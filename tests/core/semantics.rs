@@ -1268,9 +1268,7 @@ fn semantics_24_what_is_no_genuine_lease_is_an_ordinary_value() {
     forged.replace_range(30..31, if &held[30..31] == "A" { "B" } else { "A" });
     assert_eq!(world.admits(2, &[("release", &forged)]), 1);
     assert!(!world.passes(A), "nothing was given back");
-    assert_eq!(world.admits(2, &[("release", &held), ("more", "entries")]), 1);
-    assert!(!world.passes(A));
-    assert!(world.passes(&[("release", &held)]));
+    assert!(world.passes(&[("release", &held), ("more", "entries")]), "what else the descriptor has is ignored");
     assert!(world.passes(A));
 }
 
@@ -1611,7 +1609,7 @@ fn cited(text: &str) -> BTreeSet<usize> {
 }
 
 /// The numbers that the page keeps for what comes next.
-const KEPT: RangeInclusive<usize> = 37..=62;
+const KEPT: RangeInclusive<usize> = 45..=62;
 
 #[test]
 fn every_number_of_the_page_has_a_test_and_no_test_has_another() {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tollgate::rules::{Action, Domain, RefusalText, Rule, Unmatched};
+use tollgate::limiter::{Algorithm, Lost, Schedule};
+use tollgate::rules::{Action, Apply, Domain, HoldFor, RefusalText, Rule, RuleBook, Unmatched};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::RateLimitOverride;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitRequest;
@@ -14,12 +15,13 @@ use tollgate::server::grpc::messages::service::ratelimit::v3::rate_limit_respons
 use tollgate::server::grpc::messages::r#type::v3::RateLimitUnit;
 use tollgate::settings::{HeaderFamilies, Settings};
 
+use crate::support::fixtures::{apply, quota, rule as rule_of, secs};
 use crate::support::service::*;
 
 const OK: i32 = Code::Ok as i32;
 const OVER_LIMIT: i32 = Code::OverLimit as i32;
 
-fn login() -> tollgate::rules::RuleBook {
+fn login() -> RuleBook {
     book(
         [window("login_ip", 30, 60), window("login_account", 2, 300)],
         [rule("login", &[("path", "/login")], &[("login_ip", &["remote_address"]), ("login_account", &["account"])])],
@@ -200,7 +202,7 @@ async fn unusual_requests_get_clear_answers() {
 #[tokio::test]
 async fn semantics_26_what_no_rule_matches_can_be_refused() {
     let domain = Domain { name: "edge".into(), unmatched: Unmatched::Deny, ..Domain::default() };
-    let service = Doors::start(tollgate::rules::RuleBook { domains: vec![domain], ..login() }).await;
+    let service = Doors::start(RuleBook { domains: vec![domain], ..login() }).await;
     let answer = service.rls().await.one(&[("path", "/other")]).await;
     assert_eq!(answer.overall_code, OVER_LIMIT);
     assert_eq!(header(&answer, "retry-after"), None);
@@ -291,7 +293,7 @@ async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
         Doors::start(book([slots("exports", 2)], [rule("exports", &[("slot", "*")], &[("exports", &["slot"])])])).await;
     let rls = service.rls().await;
     let acquire = || rls.one(&[("slot", "al")]);
-    // A release is recognised by its only entry, whatever its hits or domain.
+    // A release is recognised by one of its entries, whatever its hits or domain.
     let release = async |lease: &str| {
         let released =
             RateLimitDescriptor { hits_addend: Some(1), is_negative_hits: true, ..descriptor(&[("release", lease)]) };
@@ -321,6 +323,37 @@ async fn semantics_24_a_lease_is_handed_out_and_given_back_once() {
     service.clock.advance(Duration::from_secs(301));
     assert_eq!(release(&second).await, OK);
     assert_eq!(remaining().await, 2);
+}
+
+#[tokio::test]
+async fn semantics_39_a_descriptor_settles_by_its_own_hits_and_never_by_those_of_the_request() {
+    let held = Apply { hold: Some(HoldFor { length: secs(300), lost: Lost::Charge }), ..apply("tokens", &["account"]) };
+    let tokens = quota("tokens", 1000, secs(3600), Algorithm::FixedWindow(Schedule::Epoch));
+    let rules = vec![rule_of("all", &[("account", "*")], Action::Apply(vec![held]))];
+    let service = Doors::start(RuleBook { limiters: vec![tokens], rules, ..RuleBook::default() }).await;
+    let rls = service.rls().await;
+    let charge = async || {
+        let charge = RateLimitDescriptor { hits_addend: Some(400), ..descriptor(&[("account", "al")]) };
+        lease(&rls.ask(question("edge", [charge])).await).expect("it is held")
+    };
+    let left = async || rls.ask(question("edge", [peek(&[("account", "al")])])).await.statuses[0].limit_remaining;
+    let settle = async |lease: &str, hits_addend: Option<u64>, is_negative_hits: bool| {
+        let entries = [("path", "/v1"), ("settle", lease), ("account", "al")];
+        let settled = RateLimitDescriptor { hits_addend, is_negative_hits, ..descriptor(&entries) };
+        let answer = rls.ask(RateLimitRequest { hits_addend: 7, ..question("edge", [settled]) }).await;
+        assert_eq!((answer.overall_code, answer.statuses[0].code), (OK, OK));
+    };
+    settle(&charge().await, Some(150), false).await;
+    assert_eq!(left().await, 850);
+    settle(&charge().await, None, false).await;
+    assert_eq!(left().await, 450, "what was charged, not the seven hits of the request");
+    settle(&charge().await, Some(0), false).await;
+    settle(&charge().await, Some(150), true).await;
+    assert_eq!(left().await, 450);
+    let twice = charge().await;
+    settle(&twice, Some(100), false).await;
+    settle(&twice, Some(300), false).await;
+    assert_eq!(left().await, 350);
 }
 
 fn peek(entries: &[(&str, &str)]) -> RateLimitDescriptor {

@@ -53,7 +53,7 @@ const COUNTING: [&str; 6] = ["bucket", "sliding", "counter", "epoch", "first_hit
 
 /// The configuration of both versions: a decision that the store does not make is refused, so that none is made
 /// elsewhere.
-fn configuration(store: &str) -> String {
+fn configuration(store: &str, apply: &str) -> String {
     let mut toml = format!(
         "[server]\ngrpc = '127.0.0.1:0'\nhttp = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nsecret = 'for this test'\n\
          drain_delay = '0s'\n[stores.main]\n{store}timeout = '10s'\n{LIMITERS}"
@@ -62,6 +62,12 @@ fn configuration(store: &str) -> String {
         toml += &format!(
             "[[rules]]\ndomain = 'edge'\nname = '{limiter}'\nmatch = {{ use = '{limiter}' }}\n\
              apply = [{{ limiter = '{limiter}', key = ['account'] }}]\n"
+        );
+    }
+    for limiter in COUNTING {
+        toml += &format!(
+            "[[rules]]\ndomain = 'edge'\nname = 'held_{limiter}'\nmatch = {{ held = '{limiter}' }}\n\
+             apply = [{{ limiter = '{limiter}', key = ['account', 'held']{apply} }}]\n"
         );
     }
     toml += "[[rules]]\ndomain = 'edge'\nname = 'several'\nmatch = { use = 'several' }\n\
@@ -170,13 +176,32 @@ async fn release_leases_of_each_other(before: &Instance, now: &Instance) {
     assert_eq!(admitted([before, now], SLOT, 40).await, 8);
 }
 
+/// The version before knows of no holds: it counts what is held like anything else, and neither gives it back nor loses it.
+async fn count_what_this_version_holds(before: &Instance, now: &Instance) {
+    for limiter in COUNTING {
+        let entries = &[("held", limiter), ("account", "a")];
+        let held = lease(&now.ask(entries, 20).await).expect("it is held");
+        assert_eq!(before.left(entries).await, 40, "{limiter}");
+        assert_eq!(before.ask(entries, 10).await.overall_code, OK, "{limiter}");
+        before.release(&held).await;
+        assert_eq!((before.left(entries).await, now.left(entries).await), (30, 30), "{limiter}: no lease to it");
+        now.settle(&held, 5).await;
+        assert_eq!((before.left(entries).await, now.left(entries).await), (45, 45), "{limiter}: settled");
+        let more = lease(&now.ask(entries, 5).await).expect("it is held");
+        before.refund(entries, 1).await;
+        now.settle(&more, 25).await;
+        assert_eq!((before.left(entries).await, now.left(entries).await), (21, 21), "{limiter}: more was used");
+    }
+}
+
 /// Everything that two versions do together, and what the version before then finds when it starts again.
 async fn upgrade_and_go_back(store: &str) {
-    let configuration = configuration(store);
+    let (configuration, holding) = (configuration(store, ""), configuration(store, ", hold = '5m'"));
     let before = Version::Before.serve(&configuration).await;
     // The store belongs to the version before, as it does when an upgrade begins.
     assert_eq!(before.ask(&[("use", "bucket"), ("account", "first")], 1).await.overall_code, OK);
-    let now = Version::Now.serve(&configuration).await;
+    let now = Version::Now.serve(&holding).await;
+    count_what_this_version_holds(&before, &now).await;
     use_up_together(&before, &now).await;
     decide_all_or_nothing_together(&before, &now).await;
     share_tiers(&before, &now).await;

@@ -63,6 +63,11 @@ impl Instance {
         self.rls.ask(question("edge", [refund])).await;
     }
 
+    /// Settles a lease with this number of units.
+    pub async fn settle(&self, lease: &str, units: u64) {
+        self.ask(&[("settle", lease)], units).await;
+    }
+
     /// Gives a lease back.
     pub async fn release(&self, lease: &str) {
         self.rls.one(&[("release", lease)]).await;

@@ -83,6 +83,21 @@ fn the_memory_store_keeps_the_contract() {
     the_contract(two_spaces);
 }
 
+/// Plans that hold what they charge, and settle, renew and lose it.
+const HOLDS: Scope = Scope { holds: true, ..ANYTHING };
+
+#[test]
+fn semantics_37_to_42_the_memory_store_keeps_the_contract_of_holds() {
+    step_by_step(HOLDS, &two_spaces, |_, _| {});
+}
+
+#[test]
+fn semantics_37_to_42_the_memory_store_keeps_the_contract_of_holds_while_it_is_swept() {
+    // A refund can empty a counter, which is then swept with its hold; elsewhere the hold is given back once more.
+    let scope = Scope { backwards: false, changing: false, every_verb: false, ..HOLDS };
+    step_by_step(scope, &two_spaces, |store: &Stores, now| store.sweep(now));
+}
+
 #[test]
 fn semantics_08_an_undo_takes_back_what_was_added_and_no_more() {
     undoes_what_was_added(two_spaces);

@@ -98,6 +98,11 @@ impl FakeStore {
         }
     }
 
+    /// Its counters.
+    pub fn memory(&self) -> &MemoryStores {
+        &self.0.memory
+    }
+
     /// The number of calls so far.
     pub fn calls(&self) -> usize {
         self.0.calls.load(Ordering::SeqCst)

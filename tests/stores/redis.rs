@@ -18,7 +18,7 @@ use super::redis_client::{self, apply, at, connected, connected_with_clock, coun
 use crate::support::processes::redis::{Redis as Server, Setup};
 use crate::support::processes::sentinel::{NAME, Sentinel};
 use crate::support::reference::numbers::Numbers;
-use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, always, asks, plans};
+use crate::support::reference::plans::{ANYTHING, Reference, SECOND, START, Scope, always, asks, plans};
 
 fn bucket(limit: u32, window: u64) -> Limit {
     Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held"))
@@ -81,8 +81,12 @@ async fn step_by_step(settings: &RedisSettings, batches: Vec<(i64, Vec<Plan>)>, 
 /// Runs of 250 plans. Every other run sends each plan in a call of its own; the others send batches of up to
 /// sixteen.
 pub fn the_contract(runs: u32, to: &RedisSettings) {
+    the_contract_of(ANYTHING, runs, to);
+}
+
+fn the_contract_of(scope: Scope, runs: u32, to: &RedisSettings) {
     let (runtime, done) = (runtime(), AtomicU32::new(0));
-    always(runs, plans(ANYTHING, 250), |steps| {
+    always(runs, plans(scope, 250), |steps| {
         let run = done.fetch_add(1, Ordering::Relaxed);
         let mut batches: Vec<(i64, Vec<Plan>)> = Vec::new();
         for (number, (by, plan)) in steps.into_iter().enumerate() {
@@ -101,6 +105,12 @@ pub fn the_contract(runs: u32, to: &RedisSettings) {
 fn redis_keeps_the_contract() {
     let Some(server) = Server::start() else { return };
     the_contract(400, &at(server.port));
+}
+
+#[test]
+fn semantics_37_to_42_redis_keeps_the_contract_of_holds() {
+    let Some(server) = Server::start() else { return };
+    the_contract_of(Scope { holds: true, ..ANYTHING }, 400, &at(server.port));
 }
 
 #[test]

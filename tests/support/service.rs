@@ -329,6 +329,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], apply: &[(&str, &[&str])]) -> 
         charge: Charge::Admitted,
         overdraw: false,
         missing: Missing::Skip,
+        hold: None,
     });
     Rule {
         domain: "edge".to_owned(),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::limiters::Limiters;
 use super::server::FIXED_ENTRIES;
@@ -12,10 +13,10 @@ use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
-use crate::limiter::{Algorithm, Limiter, Quota};
+use crate::limiter::{Algorithm, Limiter, Lost, MAX_HOLD, Quota};
 use crate::rules::{
-    Action, Apply, Charge, Domain, Form, Forms, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule, RuleHeaders,
-    Unmatched,
+    Action, Apply, Charge, Domain, Form, Forms, HoldFor, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule,
+    RuleHeaders, Unmatched,
 };
 use crate::settings::{AuthzSettings, Settings};
 
@@ -437,6 +438,7 @@ impl<'a> RuleBuilder<'a> {
             }
         }
         let key = self.key(written);
+        let hold = self.hold(written, &limiters);
         Some(Apply {
             limiter: written.limiter.get()?.value.clone(),
             otherwise: written.otherwise.get().map(|otherwise| otherwise.value.clone()),
@@ -448,7 +450,32 @@ impl<'a> RuleBuilder<'a> {
                 Some(schema::Missing::Empty) => Missing::Empty,
                 Some(schema::Missing::Skip) | None => Missing::Skip,
             },
+            hold,
         })
+    }
+
+    fn hold(&mut self, written: &schema::Apply, limiters: &[&Limiter]) -> Option<HoldFor> {
+        let Some(hold) = written.hold.get() else {
+            if let Some(lost) = written.lost.get() {
+                self.problems.refuse(&lost.location, "which needs hold: only what is held can be lost");
+            }
+            return None;
+        };
+        let length = hold.0;
+        if length > Duration::from_micros(MAX_HOLD) {
+            self.problems.refuse(&hold.location, "expected at most 1d");
+        } else if length.subsec_micros() % 1_000 != 0 {
+            self.problems.refuse(&hold.location, "expected whole milliseconds");
+        }
+        for limiter in limiters.iter().filter(|limiter| limiter.quota.is_none()) {
+            let reason = format!("but {:?} has only slots, which are held by their lease; remove it", limiter.name);
+            self.problems.refuse(&hold.location, reason);
+        }
+        let lost = match written.lost.copied() {
+            Some(schema::Lost::Release) => Lost::Release,
+            Some(schema::Lost::Charge) | None => Lost::Charge,
+        };
+        Some(HoldFor { length, lost })
     }
 
     fn key(&mut self, written: &schema::Apply) -> Vec<KeyEntry> {

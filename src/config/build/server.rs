@@ -312,11 +312,19 @@ pub(in crate::config) fn book(file: &schema::File, problems: &mut Problems) -> R
         book.secret = Secret::new(&secret.0);
     }
     book.shadow = server.mode.copied() == Some(schema::Mode::Shadow);
-    if let Some(entry) = server.release_entry.get() {
-        if entry.is_empty() {
-            problems.refuse(&entry.location, "expected the name of an entry");
+    for (written, entry) in
+        [(&server.release_entry, &mut book.release_entry), (&server.settle_entry, &mut book.settle_entry)]
+    {
+        let Some(written) = written.get() else { continue };
+        if written.is_empty() {
+            problems.refuse(&written.location, "expected the name of an entry");
         }
-        book.release_entry.clone_from(&entry.value);
+        entry.clone_from(&written.value);
+    }
+    if let Some(written) = server.settle_entry.get().or(server.release_entry.get())
+        && book.release_entry == book.settle_entry
+    {
+        problems.refuse(&written.location, "but release_entry and settle_entry are the same; expected two names");
     }
     if let Some(bounds) = server.bounds.get() {
         let default = RequestBounds::default();

@@ -55,6 +55,9 @@ kinds! {
     NoEffectInShadow "no_effect_in_shadow":
         "`final` or `action = \"allow\"` in a rule with `mode = \"shadow\"`: later rules still apply.",
         "Remove the key, or the mode.";
+    LostRelease "lost_release":
+        "`lost = \"release\"`: who breaks a request off before its lease is settled pays nothing.",
+        "Remove it, so that a lost hold stays charged.";
     RedirectWithoutLocation "redirect_without_location":
         "A redirect as the status of refusals: no rule can set the header `Location`.",
         "Choose a status from 400 to 599.";

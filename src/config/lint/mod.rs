@@ -41,5 +41,6 @@ pub(super) fn warn(file: &schema::File, settings: &Settings, book: &RuleBook, pr
     entries::header_underscore(&checked, problems);
     literals::literals(&checked, problems);
     rules::redirect(&checked, problems);
+    rules::lost_release(&checked, problems);
     rules::without_effect(&checked, problems);
 }

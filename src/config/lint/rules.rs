@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::checked::Checked;
 use crate::config::document::problem::Problems;
 use crate::config::document::warning::WarningKind;
+use crate::config::schema::Lost;
 use crate::rules::{Action, Matcher, Rule};
 
 /// The rules of a domain that end the walk and are filed under no exact value: more are not compared with the others.
@@ -17,6 +18,18 @@ pub(super) fn redirect(checked: &Checked<'_>, problems: &mut Problems) {
             let reason =
                 "a redirect without a location: no rule can set that header; expected a status from 400 to 599";
             problems.warn(WarningKind::RedirectWithoutLocation, &status.location, reason);
+        }
+    }
+}
+
+/// Warns of holds that are given back if nobody settles them (semantics 40).
+pub(super) fn lost_release(checked: &Checked<'_>, problems: &mut Problems) {
+    for (written, _) in checked.rules() {
+        for apply in written.apply.items() {
+            if let Some(lost) = apply.value.lost.get().filter(|lost| lost.value == Lost::Release) {
+                let reason = "whoever breaks a request off pays nothing: expected \"charge\", unless that is meant";
+                problems.warn(WarningKind::LostRelease, &lost.location, reason);
+            }
         }
     }
 }

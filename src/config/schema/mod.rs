@@ -32,7 +32,7 @@ pub(super) use self::file::File;
 pub(super) use self::key::Effect;
 pub(super) use self::limiter::{Algorithm, Alignment, Calendar, Limiter, OnStoreError};
 pub(super) use self::rule::{
-    Apply, Charge, Domain, Match, Missing, Mode, Normaliser, Rule, RuleHeaders, Verdict, WrittenKeyEntry,
+    Apply, Charge, Domain, Lost, Match, Missing, Mode, Normaliser, Rule, RuleHeaders, Verdict, WrittenKeyEntry,
 };
 pub(super) use self::server::{Bounds, HeaderFamilies, LogFormat, Server};
 #[cfg(any(feature = "postgres", feature = "redis"))]

@@ -2,7 +2,7 @@
 
 use super::decode::{Decode, Field, Located, choice, entries, field, key, known_keys, table};
 use super::key::KeyInfo;
-use super::values::{ByName, List, Percent, PrefixLength, Status, Switch};
+use super::values::{ByName, List, Percent, PrefixLength, Span, Status, Switch};
 use crate::config::document::node::{TreeNode, Value};
 use crate::config::document::problem::{Location, Problems};
 
@@ -122,6 +122,20 @@ table! {
         overdraw: Switch,
         /// What to do if an entry of the key or of the limiter's name is absent.
         missing: Missing,
+        /// For how long a lease can correct what is charged when the request is admitted, such as `"5m"`; at most `1d`. Longer than the longest answer: afterwards `lost` takes effect. Without it nothing can be corrected.
+        hold: Span,
+        /// What becomes of a hold that no lease ends in time.
+        lost: Lost,
+    }
+}
+
+choice! {
+    /// What becomes of a hold that no lease ends in time.
+    Lost {
+        /// It stays charged: the default. Who hangs up before the end does not go free.
+        "charge" => Charge,
+        /// It is given back at its end, so whoever breaks off pays nothing.
+        "release" => Release,
     }
 }
 

@@ -28,8 +28,10 @@ table! {
         secret: Hidden,
         /// `shadow` counts and reports but never denies, whatever the rules say: the kill switch. `enforce` by default.
         mode: Mode,
-        /// A descriptor whose only entry has this key releases the lease that the value names. `release` by default.
+        /// A descriptor with an entry of this key releases the lease that the value names. `release` by default.
         release_entry: String,
+        /// A descriptor with an entry of this key settles the lease that the value names: what was held is corrected to the `hits_addend` of the descriptor. Without one it stays as it was charged. `settle` by default.
+        settle_entry: String,
         /// How long to keep serving after SIGTERM while reporting not ready (gRPC health, `/readyz`, `/healthcheck`), so that load balancers notice: `3s` by default; `0s` closes connections at once.
         drain_delay: Pause,
         /// How long requests in flight may take after `drain_delay`: `10s` by default.

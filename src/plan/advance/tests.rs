@@ -1,5 +1,5 @@
 use super::*;
-use crate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
+use crate::limiter::{Alignment, Concurrency, FixedWindow, SlidingCounter, SlidingWindow, TokenBucket};
 use crate::plan::{Charges, CounterName};
 
 const NOW: Timestamp = Timestamp::from_secs(1_000);
@@ -108,8 +108,15 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             for held in [&mut undone, &mut never] {
                 assert!(decide(check(limit, 1), held, 3, now).passes, "{limit:?}");
             }
-            let charged =
-                Undo { counter: CounterName::default(), store: 0, limit, charged: made.charged, at, reset: made.reset };
+            let charged = Undo {
+                counter: CounterName::default(),
+                store: 0,
+                limit,
+                charged: made.charged,
+                at,
+                reset: made.reset,
+                holds: false,
+            };
             undo(&mut undone, &charged, LeaseId(2), now);
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
                 let answer = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::limiter::Limit;
 use crate::plan::CounterName;
-use crate::rules::book::Charge;
+use crate::rules::book::{Charge, HoldFor};
 
 /// How the rules of a domain treat one descriptor.
 #[derive(Debug)]
@@ -121,6 +121,8 @@ pub(super) struct ApplyExplanation {
     pub(super) charge: Charge,
     /// Passes while one unit is left.
     pub(super) overdraw: bool,
+    /// For how long a lease can correct the charge.
+    pub(super) hold: Option<HoldFor>,
 }
 
 /// The effect of an `apply` that cannot count.

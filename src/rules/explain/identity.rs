@@ -2,7 +2,7 @@
 
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
-use crate::plan::{Charges, Check, CounterName, Needs};
+use crate::plan::{Charges, Check, CounterName, Holding, Needs};
 use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
 use crate::rules::resolve::{Resolved, rewrite};
 
@@ -199,5 +199,6 @@ fn read_check(counter: CounterName, store: u16, limit: Limit) -> Check {
         shadow: true,
         always_denied: false,
         on_store_error: OnStoreError::Deny,
+        holding: if matches!(limit, Limit::Concurrency(_)) { Holding::None } else { Holding::Reported },
     }
 }

@@ -44,9 +44,9 @@ impl Rules {
         })
     }
 
-    /// Whether a descriptor is meant to release a lease (semantics 24).
+    /// Whether a descriptor is meant to release or settle a lease (semantics 39).
     pub(crate) fn is_release(&self, descriptor: &Descriptor<'_>) -> bool {
-        matches!(descriptor.entries.as_slice(), [entry] if entry.key == self.release_entry)
+        descriptor.entries.iter().any(|entry| self.lease_entries.contains(entry.key))
     }
 }
 

@@ -85,7 +85,7 @@ impl Rules {
         Explanation {
             domain_known: true,
             entries: entries(requested, descriptor),
-            unknown: domain.unknown_keys(descriptor, &self.release_entry),
+            unknown: domain.unknown_keys(descriptor, &self.lease_entries),
             rules: rules.collect(),
         }
     }
@@ -103,6 +103,7 @@ impl Rules {
             counters: Vec::new(),
             charge: apply.charge,
             overdraw: apply.overdraw,
+            hold: apply.hold,
         };
         let without = |absent| match apply.missing {
             Missing::Skip => NotApplied::Skipped(absent),
@@ -204,6 +205,7 @@ mod tests {
             charge: Charge::Admitted,
             overdraw: false,
             missing: Missing::Skip,
+            hold: None,
         }])
     }
 

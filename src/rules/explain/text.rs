@@ -6,7 +6,7 @@ use super::explanation::{
     ActionExplanation, ApplyExplanation, ExplainedEntry, Explanation, NotApplied, RuleExplanation,
 };
 use crate::descriptor::Descriptor;
-use crate::limiter::{Algorithm, Limiter, Quota, Schedule};
+use crate::limiter::{Algorithm, Limiter, Lost, Quota, Schedule};
 use crate::rules::book::{Charge, Unmatched};
 use crate::rules::compiled::Rules;
 
@@ -156,6 +156,13 @@ impl ExplanationText<'_> {
         };
         let overdraw = if apply.overdraw { "; passes while one unit is left" } else { "" };
         *text += &format!("    {charge}{overdraw}\n");
+        if let Some(hold) = apply.hold {
+            let lost = match hold.lost {
+                Lost::Charge => "it stays charged if no lease corrects it",
+                Lost::Release => "it is given back then if no lease corrects it",
+            };
+            *text += &format!("    held for {}; {lost}\n", duration(hold.length));
+        }
         for (counter, _) in &apply.counters {
             *text += &format!("    counter {counter}\n");
         }

@@ -2,19 +2,19 @@
 
 use super::explanation::UnknownKey;
 use crate::descriptor::Descriptor;
-use crate::rules::compiled::{CompiledDomain, CompiledRule};
+use crate::rules::compiled::{CompiledDomain, CompiledRule, LeaseEntries};
 
 /// The shortest key that another one can be similar to: of shorter ones, such as `id` and `ip`, both can be meant.
 #[cfg(feature = "config")]
 const SHORTEST: usize = 3;
 
 impl CompiledDomain {
-    /// The keys of a descriptor that no rule uses and the settings do not list, sorted. `release` is the entry that
-    /// releases leases, which no rule uses either.
-    pub(super) fn unknown_keys(&self, descriptor: &Descriptor<'_>, release: &str) -> Vec<UnknownKey> {
+    /// The keys of a descriptor that no rule uses and the settings do not list, sorted. `leases` are the
+    /// entries that release and settle leases, which no rule uses either.
+    pub(super) fn unknown_keys(&self, descriptor: &Descriptor<'_>, leases: &LeaseEntries) -> Vec<UnknownKey> {
         let keys = sorted(descriptor.entries.iter().map(|entry| entry.key));
         let used = sorted(self.rules.iter().flat_map(CompiledRule::entries));
-        let is_known = |key: &str| key == release || self.listed.iter().any(|listed| listed == key);
+        let is_known = |key: &str| leases.contains(key) || self.listed.iter().any(|listed| listed == key);
         let unknown = keys.iter().filter(|key| used.binary_search(key).is_err() && !is_known(key));
         let lacking: Vec<&str> = used.iter().copied().filter(|key| keys.binary_search(key).is_err()).collect();
         unknown.map(|key| UnknownKey { key: (*key).to_owned(), meant: meant(key, &lacking) }).collect()

@@ -62,6 +62,9 @@ pub enum CounterReading {
         limit: u32,
         /// Units used.
         used: u32,
+        /// Units used that a lease can still correct.
+        #[serde(default)]
+        held: u32,
         /// Units left.
         remaining: u32,
         /// Whether one more unit would pass.

@@ -150,12 +150,24 @@ impl Shard {
                 return Some(found);
             }
             // Of equally used counters, the one that expires first.
-            let rank = (entry.used_share_at(now), entry.expires_secs);
+            let rank = self.rank(entry, now);
             if entry.kind != EntryKind::Leases && least.is_none_or(|(known, _)| rank < known) {
                 least = Some((rank, found));
             }
         }
         least.map(|(_, index)| index)
+    }
+
+    /// The rank of a counter among those to evict: by its state, whatever is held (semantics 43).
+    fn rank(&self, entry: &TableEntry, now: Timestamp) -> (u8, u32) {
+        if self.holds.is_empty() {
+            return (entry.used_share_at(now), entry.expires_secs);
+        }
+        let expires_secs = self.holds.get(&entry.name).map_or(entry.expires_secs, |holds| holds.state_expires_secs);
+        match expires_secs <= whole_seconds(now) {
+            true => (0, expires_secs),
+            false => (TableEntry { expires_secs, ..*entry }.used_share_at(now), expires_secs),
+        }
     }
 
     /// A random index (xorshift64).

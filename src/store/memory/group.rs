@@ -38,15 +38,19 @@ pub(super) fn decide(
     now: Timestamp,
     mut report: impl FnMut(Outcome),
 ) -> bool {
-    let mut take = |lookup: &Lookup| {
+    let mut take = |(check, lookup): (&Check, &Lookup)| {
         let shard = &mut locked[lookup.guard];
         let state = shard.take(lookup.entry);
         // A charge drops expired leases. Those that remain are subtracted again below.
         shard.expired_leases += expired_leases(&state, now);
-        StateCell::from(state)
+        let mut cell = StateCell::from(state);
+        if check.holding.looks() {
+            cell.holds = shard.take_holds(&check.counter);
+        }
+        cell
     };
     let mut cells: SmallVec<[StateCell; 3]> = SmallVec::new();
-    cells.extend(lookups.iter().map(&mut take));
+    cells.extend(checks.iter().zip(lookups).map(&mut take));
     advance_each(checks, &mut cells, plan.lease, now, refused, |index, cell, outcome| {
         let (shard, entry) = (&mut locked[lookups[index].guard], lookups[index].entry);
         let state = std::mem::take(&mut cell.state);
@@ -62,6 +66,9 @@ pub(super) fn decide(
                     shard.record_refusal(entry);
                 }
             }
+        }
+        if checks[index].holding.looks() {
+            shard.put_holds(&checks[index].counter, cell.holds.take());
         }
         report(outcome);
     })
@@ -134,5 +141,5 @@ pub(super) fn leases_outcome(state: &State, now: Timestamp) -> Outcome {
         State::Leases(leases) => leases.iter().map(|lease| lease.expires - now).max().unwrap_or(0),
         _ => 0,
     };
-    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None, charged: 0 }
+    Outcome { passes: true, limit: 1, remaining: 1, reset: last, retry_after: None, charged: 0, held: 0 }
 }

@@ -6,6 +6,7 @@
 mod eviction;
 mod group;
 mod growth;
+mod holds;
 mod overflow;
 mod pool;
 mod shard;
@@ -26,9 +27,13 @@ use self::snapshot::SnapshotRecord;
 pub use self::snapshot::{SnapshotError, SnapshotOwner};
 pub use self::space::{MemorySettings, MemoryUsage};
 use self::space::{ShardGuard, ShardId, Space};
+use self::table::EntryIndex;
 use crate::clock::Timestamp;
-use crate::limiter::LeaseId;
-use crate::plan::{Applied, Check, CounterName, Plan, StateCell, Undo, advance, change_lease, undo};
+use crate::limiter::{LeaseId, LeaseStatus};
+use crate::plan::{
+    Applied, Check, CounterName, HoldAction, HoldChange, Plan, StateCell, Undo, advance, change_hold, change_lease,
+    undo,
+};
 
 /// Neighbour shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
 const NEIGHBOUR_SHARDS: usize = 2;
@@ -60,6 +65,11 @@ impl MemoryStores {
         self.lock(self.shard(space, counter)).forget(counter)
     }
 
+    /// The units that a lease holds on a counter. `None` if it holds nothing there.
+    pub(in crate::store) fn held_units(&self, space: u16, counter: &CounterName, lease: LeaseId) -> Option<u32> {
+        self.lock(self.shard(space, counter)).held_units(counter, lease)
+    }
+
     /// Executes a plan.
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
@@ -75,6 +85,9 @@ impl MemoryStores {
                 }
                 false => shard.put_back(entry, cell.state),
             }
+        }
+        for change in &plan.holds {
+            applied.statuses.push(self.change_hold(change, now));
         }
         for charge in &plan.undos {
             self.undo_charge(charge, plan.lease, now);
@@ -116,13 +129,30 @@ impl MemoryStores {
         let mut shard = self.lock(self.shard(charge.store, &charge.counter));
         let entry = shard.find(&charge.counter);
         let mut cell = StateCell::from(shard.take(entry));
-        undo(&mut cell, charge, lease, now);
-        if !cell.wrote {
-            return shard.put_back(entry, cell.state);
+        if charge.holds {
+            cell.holds = shard.take_holds(&charge.counter);
         }
-        let (_, outcomes) = advance(&[charge.look()], std::slice::from_mut(&mut cell), lease, now, false);
-        let lasts = charge.limit.lasts(&cell.state, now, outcomes[0].reset);
-        shard.put(&charge.counter, entry, cell.state, &outcomes[0], lasts, now);
+        undo(&mut cell, charge, lease, now);
+        keep(&mut shard, entry, cell, &charge.look(), now);
+    }
+
+    fn change_hold(&self, change: &HoldChange, now: Timestamp) -> LeaseStatus {
+        let mut shard = self.lock(self.shard(change.store, &change.counter));
+        let Some(held) = shard.held_units(&change.counter, change.lease) else { return LeaseStatus::Unknown };
+        let mut change = *change;
+        if let HoldAction::Settle(units) = change.action {
+            let growth = shard.growth(&change.look(units.unwrap_or(held)), shard.find(&change.counter));
+            // What finds no room is not charged. Only a log can need some.
+            if !shard.make_room(growth, &change.counter, &[change.counter], now) {
+                change.action = HoldAction::Settle(Some(units.unwrap_or(held).min(held)));
+            }
+        }
+        let entry = shard.find(&change.counter);
+        let mut cell = StateCell::from(shard.take(entry));
+        cell.holds = shard.take_holds(&change.counter);
+        let status = change_hold(&mut cell, &change, now);
+        keep(&mut shard, entry, cell, &change.look(0), now);
+        status
     }
 
     /// Locks the shards of a group in order, and sets the guard index of each lookup.
@@ -167,16 +197,17 @@ impl MemoryStores {
         let Space { snapshot_lock, shards, .. } = &*self.spaces[space];
         let _one_at_a_time = snapshot_lock.lock();
         let (sender, copies) = mpsc::channel();
-        {
+        let has_holds = {
             let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
             locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(sender.clone()));
-        }
+            locked.iter().any(|shard| !shard.holds.is_empty())
+        };
         // A plan sends its copy under the shard's lock, so all copies are sent once the last shard was locked.
         let copies_in_turn = shards.iter().flat_map(|shard| {
             shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
-        let written = snapshot::write(path, owner, copies_in_turn);
+        let written = snapshot::write(path, owner, has_holds, copies_in_turn);
         if written.is_err() {
             shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
@@ -221,6 +252,7 @@ impl MemoryStores {
                     bytes: usage.bytes + shard.bytes(),
                     evictions: usage.evictions + shard.evictions,
                     leases: usage.leases + shard.held_leases(),
+                    holds: usage.holds + shard.holds.held(),
                     expired_leases: usage.expired_leases + shard.expired_leases,
                     ..usage
                 }
@@ -261,4 +293,18 @@ impl MemoryStores {
         shard.copy_to_snapshot();
         shard
     }
+}
+
+/// Writes a state back that no check has changed; `look` is a check of its counter that changes nothing.
+fn keep(shard: &mut Shard, entry: Option<EntryIndex>, mut cell: StateCell, look: &Check, now: Timestamp) {
+    let holds = cell.holds.take();
+    match cell.wrote {
+        true => {
+            let (_, outcomes) = advance(&[*look], std::slice::from_mut(&mut cell), LeaseId::default(), now, false);
+            let lasts = look.limit.lasts(&cell.state, now, outcomes[0].reset);
+            shard.put(&look.counter, entry, cell.state, &outcomes[0], lasts, now);
+        }
+        false => shard.put_back(entry, cell.state),
+    }
+    shard.put_holds(&look.counter, holds);
 }

@@ -206,7 +206,7 @@ impl Overflow {
             SnapshotValue::Leases(leases) => {
                 Growth { lease_sets: 1, heap_bytes: leases.heap_bytes(), ..Growth::default() }
             }
-            SnapshotValue::Packed(..) | SnapshotValue::Grants(_) => Growth::default(),
+            SnapshotValue::Packed(..) | SnapshotValue::Grants(_) | SnapshotValue::Holds(_) => Growth::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   Shard -- table.rs     an entry for each counter, with small states inside
 //!         |- overflow.rs  logs of grants and lease sets
+//!         |- holds.rs     charges that leases can correct
 //!         |- eviction.rs  the choice of counters to remove when the shard is full
 //!         '- pool.rs      the bytes that the shards of a store share
 //! ```
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::growth::Growth;
+use super::holds::HoldTable;
 use super::overflow::Overflow;
 use super::pool::BytePool;
 use super::snapshot::{BUCKET_KIND, PAIR_KIND, SnapshotRecord, SnapshotValue};
@@ -19,7 +21,7 @@ use super::table::{
     TableEntry, capacity_for, whole_seconds,
 };
 use crate::clock::Timestamp;
-use crate::limiter::{Limit, SlidingWindow, State};
+use crate::limiter::{Hold, Holds, LeaseId, Limit, SlidingWindow, State};
 use crate::plan::{Check, CounterName, Outcome};
 
 #[cfg(test)]
@@ -33,6 +35,7 @@ const RECORD_BYTES: usize = 50;
 pub(super) struct Shard {
     pub(super) table: ShardTable,
     pub(super) overflow: Overflow,
+    pub(super) holds: HoldTable,
     /// Bytes taken from the pool, used or not.
     pub(super) allowance: usize,
     /// The bytes that no shard has taken.
@@ -54,6 +57,7 @@ impl Shard {
         Self {
             table: ShardTable::default(),
             overflow: Overflow::default(),
+            holds: HoldTable::default(),
             allowance: 0,
             pool,
             max_keys,
@@ -70,7 +74,7 @@ impl Shard {
 
     /// Bytes held, without the allocator's overhead.
     pub(super) fn bytes(&self) -> usize {
-        self.table.bytes() + self.overflow.bytes()
+        self.table.bytes() + self.overflow.bytes() + self.holds.bytes()
     }
 
     /// Concurrency slots held under leases, including expired leases that are not swept yet.
@@ -93,13 +97,33 @@ impl Shard {
             let value = self.overflow.snapshot_value(entry);
             SnapshotRecord { name: entry.name, expires_secs: entry.expires_secs, used_share: entry.used_share, value }
                 .write(&mut bytes);
+            if let Some(holds) = self.holds.get(&entry.name) {
+                let (expires_secs, value) =
+                    (holds.state_expires_secs, SnapshotValue::Holds(holds.iter().copied().collect()));
+                SnapshotRecord { name: entry.name, expires_secs, used_share: 0, value }.write(&mut bytes);
+            }
         }
         // The receiver is gone if the snapshot failed.
         let _ = sender.send(bytes);
     }
 
-    /// Restores a counter from a snapshot if it has not expired and there is room. Returns whether it did.
+    /// Restores the holds of a counter that is restored already, if there is room.
+    fn restore_holds(&mut self, name: &CounterName, state_expires_secs: u32, holds: Vec<Hold>, now: Timestamp) {
+        let holds = Box::new(Holds::restore(holds));
+        let growth = Growth { heap_bytes: self.holds.growth(name) + holds.heap_bytes(), ..Growth::default() };
+        if self.find(name).is_some() && self.make_room(growth, name, &[*name], now) {
+            let expires_secs = self.holds.put(name, holds, state_expires_secs);
+            self.set_expiry(name, expires_secs);
+        }
+    }
+
+    /// Restores a counter from a snapshot if it has not expired and there is room. Returns whether it did; the holds of a
+    /// counter are no counter.
     pub(super) fn restore(&mut self, record: SnapshotRecord, now: Timestamp) -> bool {
+        if let SnapshotValue::Holds(holds) = record.value {
+            self.restore_holds(&record.name, record.expires_secs, holds, now);
+            return false;
+        }
         if record.expires_secs <= whole_seconds(now) || self.find(&record.name).is_some() {
             return false;
         }
@@ -114,6 +138,7 @@ impl Shard {
             SnapshotValue::Packed(_, words) => (EntryKind::Fixed, words),
             SnapshotValue::Grants(grants) => self.overflow.pack(State::Grants(grants), None),
             SnapshotValue::Leases(leases) => self.overflow.pack(State::Leases(leases), None),
+            SnapshotValue::Holds(_) => return false,
         };
         self.table.insert(TableEntry {
             name: record.name,
@@ -153,6 +178,35 @@ impl Shard {
         }
     }
 
+    /// The units that a lease holds on a counter. `None` if it holds nothing there.
+    pub(super) fn held_units(&self, name: &CounterName, lease: LeaseId) -> Option<u32> {
+        self.holds.get(name)?.iter().find(|hold| hold.id == lease).map(Hold::units)
+    }
+
+    /// Takes out the holds of a counter. [`Shard::put_holds`] follows under the same lock.
+    pub(super) fn take_holds(&mut self, name: &CounterName) -> Option<Box<Holds>> {
+        if self.holds.is_empty() { None } else { self.holds.take(name) }
+    }
+
+    /// Puts the holds of a counter back, after its state. Those of a counter that has no entry are dropped.
+    #[cold]
+    pub(super) fn put_holds(&mut self, name: &CounterName, holds: Option<Box<Holds>>) {
+        let Some(holds) = holds else { return };
+        match self.find(name) {
+            Some(index) => {
+                let expires_secs = self.holds.put(name, holds, self.table[index].expires_secs);
+                self.table[index].expires_secs = expires_secs;
+            }
+            None => self.holds.forget(name),
+        }
+    }
+
+    fn set_expiry(&mut self, name: &CounterName, expires_secs: u32) {
+        if let Some(index) = self.find(name) {
+            self.table[index].expires_secs = expires_secs;
+        }
+    }
+
     /// Writes a changed or new state, which counts for `lasts` microseconds. Room must have been made.
     pub(super) fn put(
         &mut self,
@@ -163,7 +217,10 @@ impl Shard {
         lasts: u64,
         now: Timestamp,
     ) {
-        let (expires_secs, used_share) = (expires_secs(now, lasts), used_share(&state, outcome));
+        let (mut expires_secs, used_share) = (expires_secs(now, lasts), used_share(&state, outcome));
+        if !self.holds.is_empty() {
+            expires_secs = self.holds.state_expires(name, expires_secs);
+        }
         let exhausted_for = exhausted_for(&state, outcome, lasts);
         let (kind, words) = self.overflow.pack(state, index.map(|index| &self.table[index]));
         let entry = TableEntry { name: *name, words, expires_secs, exhausted_for, used_share, kind };
@@ -194,7 +251,11 @@ impl Shard {
     pub(super) fn grows(&self, check: &Check, index: Option<EntryIndex>) -> bool {
         match (index, check.limit) {
             // The states of most limits fit into their entries.
-            (Some(_), Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_)) => false,
+            (Some(_), Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_))
+                if !check.holding.holds() =>
+            {
+                false
+            }
             (_, _) => self.growth(check, index) != Growth::default(),
         }
     }
@@ -207,7 +268,7 @@ impl Shard {
         }
         let held = index.map(|index| &self.table[index]);
         let new = usize::from(index.is_none());
-        match check.limit {
+        let mut growth = match check.limit {
             Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {
                 Growth { counters: new, ..Growth::default() }
             }
@@ -215,14 +276,25 @@ impl Shard {
                 Growth { counters: new, ..self.overflow.log_growth(held, units, limit) }
             }
             Limit::Concurrency(_) => Growth { counters: new, ..self.overflow.lease_growth(held) },
+        };
+        if check.holding.holds() {
+            growth.heap_bytes += self.holds.growth(&check.counter);
         }
+        growth
     }
 
     /// Removes expired counters and returns how many.
     pub(super) fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.table.len();
         let (due, overflow, expired) = (whole_seconds(now), &mut self.overflow, &mut self.expired_leases);
-        self.table.remove_all(|entry| entry.expires_secs <= due, |entry| *expired += overflow.forget(entry, now));
+        let holds = &mut self.holds;
+        self.table.remove_all(
+            |entry| entry.expires_secs <= due,
+            |entry| {
+                *expired += overflow.forget(entry, now);
+                holds.forget(&entry.name);
+            },
+        );
         if self.table.len() < self.table.capacity() / 4 {
             self.table.shrink(capacity_for(self.table.len() * 2));
             self.overflow.shrink();
@@ -234,6 +306,9 @@ impl Shard {
     pub(super) fn remove(&mut self, index: EntryIndex, now: Timestamp) {
         let removed = self.table.remove(index);
         self.expired_leases += self.overflow.forget(&removed, now);
+        if !self.holds.is_empty() {
+            self.holds.forget(&removed.name);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //!   "tollgate snapshot\n" | version u32 | secret's fingerprint 16 | name length u32, store's name
 //!   | records: name 16, expiry u32, used share u8, kind u8, then by kind:
 //!   |     bucket, pair, fixed: three u64     grants: count u32, u64 each     leases: count u32, 32 bytes each
+//!   |     holds, after their counter (version 2): count u32, 73 bytes each
 //!   | 0xff x 16 (never the name of a record) | SipHash-2-4-128 of everything before
 //! ```
 //!
@@ -20,11 +21,14 @@ use std::path::{Path, PathBuf};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::clock::Timestamp;
-use crate::limiter::{Grants, Lease, LeaseId, Leases};
+use crate::limiter::{Grants, Hold, Lease, LeaseId, Leases, Lost, MAX_HOLD};
 use crate::plan::CounterName;
 
 const SNAPSHOT_MAGIC: &[u8] = b"tollgate snapshot\n";
-const SNAPSHOT_VERSION: u32 = 1;
+/// The version that this release reads, and writes if a counter has holds.
+const SNAPSHOT_VERSION: u32 = 2;
+/// The version of a file without holds, which releases before holds read too.
+const VERSION_WITHOUT_HOLDS: u32 = 1;
 /// The name that marks the end of the records.
 const END_NAME: CounterName = CounterName([u64::MAX; 2]);
 const CHECKSUM_BYTES: usize = 16;
@@ -98,6 +102,8 @@ pub(super) enum SnapshotValue {
     Packed(u8, [u64; 3]),
     Grants(Grants),
     Leases(Leases),
+    /// The holds of the counter of this name, whose state is in the record before.
+    Holds(Vec<Hold>),
 }
 
 pub(super) const BUCKET_KIND: u8 = 0;
@@ -107,6 +113,7 @@ pub(super) const FIXED_KIND: u8 = 2;
 const PACKED_KINDS: u8 = 3;
 const LOG_KIND: u8 = 16;
 const LEASES_KIND: u8 = 17;
+const HOLDS_KIND: u8 = 18;
 
 impl SnapshotRecord {
     pub(super) fn write(&self, into: &mut Vec<u8>) {
@@ -132,6 +139,11 @@ impl SnapshotRecord {
                     into.extend(lease.expires.micros().to_le_bytes());
                 }
             }
+            SnapshotValue::Holds(holds) => {
+                into.push(HOLDS_KIND);
+                write_count(into, holds.len());
+                holds.iter().for_each(|hold| write_hold(into, hold));
+            }
         }
     }
 }
@@ -141,12 +153,13 @@ impl SnapshotRecord {
 pub(super) fn write(
     path: &Path,
     owner: &SnapshotOwner,
+    has_holds: bool,
     records: impl IntoIterator<Item = Vec<u8>>,
 ) -> Result<(), SnapshotError> {
     let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
     let mut head = Vec::with_capacity(128);
     head.extend(SNAPSHOT_MAGIC);
-    head.extend(SNAPSHOT_VERSION.to_le_bytes());
+    head.extend(if has_holds { SNAPSHOT_VERSION } else { VERSION_WITHOUT_HOLDS }.to_le_bytes());
     head.extend(owner.fingerprint);
     write_count(&mut head, owner.store.len());
     head.extend(owner.store.as_bytes());
@@ -210,7 +223,7 @@ fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<SnapshotRecord>, Rej
     let mut reader = SnapshotReader { rest };
     // The version is checked before the checksum, so that a newer file is not reported as damaged.
     let version = u32::from_le_bytes(reader.take()?);
-    if version != SNAPSHOT_VERSION {
+    if !(VERSION_WITHOUT_HOLDS..=SNAPSHOT_VERSION).contains(&version) {
         return Err(Rejection::Version(version));
     }
     let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
@@ -263,6 +276,20 @@ impl<'a> SnapshotReader<'a> {
         Ok(Timestamp::from_micros(u64::from_le_bytes(self.take()?)))
     }
 
+    fn hold(&mut self) -> Result<Hold, Rejection> {
+        let id = LeaseId(u128::from_le_bytes(self.take()?));
+        let mut next = || Ok(self.moment()?.micros());
+        let [charged, at, reset, unit, drain, since, length] =
+            [next()?, next()?, next()?, next()?, next()?, next()?, next()?];
+        let [flags] = self.take()?;
+        if (unit == 0) != (drain == 0) || length > 2 * MAX_HOLD {
+            return Err(Rejection::Damaged("a hold has impossible numbers"));
+        }
+        let [at, since] = [at, since].map(Timestamp::from_micros);
+        let lost = if flags & LOST_RELEASE > 0 { Lost::Release } else { Lost::Charge };
+        Ok(Hold { id, charged, at, reset, rate: (unit, drain), since, length, lost, ended: flags & HOLD_ENDED > 0 })
+    }
+
     fn record(&mut self, name: CounterName) -> Result<SnapshotRecord, Rejection> {
         let expires_secs = u32::from_le_bytes(self.take()?);
         let [used_share, kind] = self.take()?;
@@ -282,6 +309,10 @@ impl<'a> SnapshotReader<'a> {
                     .collect();
                 SnapshotValue::Leases(Leases::restore(leases?))
             }
+            HOLDS_KIND => {
+                let count = u32::from_le_bytes(self.take()?);
+                SnapshotValue::Holds((0..count).map(|_| self.hold()).collect::<Result<_, Rejection>>()?)
+            }
             kind @ 0..PACKED_KINDS => {
                 let words = [self.moment()?, self.moment()?, self.moment()?].map(Timestamp::micros);
                 // The level is divided by the units per token, so zero is invalid.
@@ -298,6 +329,18 @@ impl<'a> SnapshotReader<'a> {
 
 fn write_name(into: &mut Vec<u8>, name: &CounterName) {
     into.extend(name.0.iter().flat_map(|half| half.to_le_bytes()));
+}
+
+const LOST_RELEASE: u8 = 1;
+const HOLD_ENDED: u8 = 2;
+
+fn write_hold(into: &mut Vec<u8>, hold: &Hold) {
+    let Hold { id, charged, at, reset, rate: (unit, drain), since, length, lost, ended } = *hold;
+    into.extend(id.0.to_le_bytes());
+    let numbers = [charged, at.micros(), reset, unit, drain, since.micros(), length];
+    into.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    let lost = if lost == Lost::Release { LOST_RELEASE } else { 0 };
+    into.push(lost | if ended { HOLD_ENDED } else { 0 });
 }
 
 fn write_count(into: &mut Vec<u8>, count: usize) {
@@ -332,7 +375,7 @@ mod tests {
             requested += 1;
             vec![0; 1000]
         });
-        write(&path, &owner, chunks).expect("it is written");
+        write(&path, &owner, false, chunks).expect("it is written");
         assert_eq!(requested, 4);
     }
 }

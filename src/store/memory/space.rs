@@ -51,6 +51,8 @@ pub struct MemoryUsage {
     pub evictions: u64,
     /// Concurrency slots held under leases, including expired leases that are not swept yet.
     pub leases: usize,
+    /// Charges that leases can correct.
+    pub holds: usize,
     /// Leases that were dropped because they expired without a release.
     pub expired_leases: u64,
     /// The bound on bytes.

@@ -56,6 +56,393 @@ BEGIN
 END
 $body$;
 
+-- Moves the moment of a state ahead of now to now (semantics 3). Logs and leases are corrected when they are loaded.
+CREATE OR REPLACE FUNCTION {correct}(
+    now bigint,
+    shape bigint[],
+    INOUT b bigint,
+    INOUT moment bigint,
+    OUT changed boolean
+)
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    opens bigint;
+BEGIN
+    changed := false;
+    IF shape[1] = 1 THEN
+        changed := moment > now;
+        moment := least(moment, now);
+    ELSIF shape[1] = 3 THEN
+        opens := now - now % shape[3];
+        changed := moment > opens;
+        moment := least(moment, opens);
+    ELSIF shape[1] = 4 AND moment > now THEN
+        changed := true;
+        moment := CASE shape[3]
+            WHEN 0 THEN now - now % shape[4]
+            WHEN 1 THEN now
+            ELSE CASE WHEN now < shape[5] THEN shape[4] WHEN now < shape[6] THEN shape[5] ELSE shape[6] END
+        END;
+        b := CASE shape[3]
+            WHEN 0 THEN moment + shape[4]
+            WHEN 1 THEN now + shape[4]
+            ELSE CASE WHEN now < shape[5] THEN shape[5] WHEN now < shape[6] THEN shape[6]
+                      ELSE greatest(shape[7], now + 1) END
+        END;
+    END IF;
+END
+$body$;
+
+-- Takes a charge out of the state of a counter, as of a moment: plan::undo. `shape` is that of the limit which charged.
+CREATE OR REPLACE FUNCTION {take_back}(
+    name uuid,
+    now bigint,
+    as_of bigint,
+    shape bigint[],
+    units bigint,
+    stamp bigint,
+    reset bigint,
+    holder uuid,
+    INOUT a bigint,
+    INOUT b bigint,
+    INOUT moment bigint,
+    INOUT edge bigint,
+    INOUT seen bigint,
+    INOUT win bigint,
+    OUT changed boolean
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    kind bigint := shape[1];
+    corrected record;
+    unit bigint; drain bigint; owed bigint; before bigint; elapsed bigint;
+    mark bigint; low bigint; length bigint; start bigint; current bigint; previous bigint;
+BEGIN
+    SELECT * INTO corrected FROM {correct}(now, shape, b, moment);
+    b := corrected.b;
+    moment := corrected.moment;
+    changed := corrected.changed;
+    IF kind = 1 THEN
+        unit := shape[4];
+        drain := shape[5];
+        IF moment = stamp AND b = unit THEN
+            owed := units;
+        ELSE
+            before := greatest(greatest(reset - 1, 0) * drain - units, 0);
+            elapsed := as_of - stamp;
+            IF elapsed > (before + units) / drain THEN
+                owed := 0;
+            ELSE
+                owed := greatest(units - greatest(elapsed * drain - before, 0), 0);
+            END IF;
+        END IF;
+        a := CASE WHEN as_of - moment >= (a + drain - 1) / drain THEN 0
+            ELSE greatest({rescale}(a, b, unit, 4503599627370496 / unit) - owed, 0) END;
+        b := unit;
+        changed := true;
+
+    ELSIF kind = 2 THEN
+        IF stamp = now THEN
+            units := least(units, b - edge);
+        ELSE
+            -- The row of that time, and the last grant before it.
+            SELECT upto INTO mark FROM {grants}
+            WHERE counter = name AND upto > a AND at = stamp ORDER BY upto DESC LIMIT 1;
+            IF NOT FOUND THEN
+                RETURN;
+            END IF;
+            SELECT upto INTO low FROM {grants}
+            WHERE counter = name AND upto > a AND upto < mark ORDER BY upto DESC LIMIT 1;
+            low := coalesce(low, a);
+            units := least(units, mark - low);
+            WITH moved AS (
+                DELETE FROM {grants} WHERE counter = name AND upto >= mark RETURNING upto, at
+            )
+            INSERT INTO {grants} (counter, upto, at)
+            SELECT name, upto - units, at FROM moved WHERE upto - units > low ORDER BY upto;
+            edge := edge - units;
+            win := -1;
+        END IF;
+        IF units > 0 THEN
+            b := b - units;
+            changed := true;
+            IF b = edge THEN
+                -- No grant at `now` is left: the newest is a row again.
+                SELECT at INTO mark FROM {grants}
+                WHERE counter = name AND upto > a AND upto <= b ORDER BY upto DESC LIMIT 1;
+                moment := coalesce(mark, moment);
+            END IF;
+        END IF;
+
+    ELSIF kind = 3 THEN
+        length := shape[3];
+        start := now - now % length;
+        mark := (start - moment) / length;
+        current := CASE WHEN mark = 0 THEN a ELSE 0 END;
+        previous := CASE mark WHEN 0 THEN b WHEN 1 THEN a ELSE 0 END;
+        mark := (start - (stamp - stamp % length)) / length;
+        IF mark <= 1 THEN
+            a := CASE WHEN mark = 0 THEN greatest(current - units, 0) ELSE current END;
+            b := CASE WHEN mark = 1 THEN greatest(previous - units, 0) ELSE previous END;
+            moment := start;
+            changed := true;
+        END IF;
+
+    ELSIF kind = 4 THEN
+        IF stamp >= moment AND now < b AND a > 0 THEN
+            a := greatest(a - units, 0);
+            changed := true;
+        END IF;
+
+    ELSE
+        DELETE FROM {leases} WHERE counter = name AND lease = holder RETURNING expires INTO mark;
+        IF FOUND THEN
+            a := a - 1;
+            IF mark <= now THEN
+                edge := edge - 1;
+            END IF;
+            seen := -1;
+            changed := true;
+        END IF;
+    END IF;
+END
+$body$;
+
+-- Removes the hold of a lease, and returns whether it had ended and was given back then.
+CREATE OR REPLACE FUNCTION {drop_hold}(name uuid, id uuid) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    given_back boolean;
+BEGIN
+    DELETE FROM {holds} WHERE counter = name AND lease = id RETURNING ended AND release INTO given_back;
+    IF FOUND THEN
+        UPDATE {held} SET holds = holds - 1 WHERE counter = name;
+        DELETE FROM {held} WHERE counter = name AND holds <= 0;
+    END IF;
+    RETURN given_back;
+END
+$body$;
+
+-- Adds a hold, for which the oldest lost one is forgotten if there are too many. Returns whether there is room.
+CREATE OR REPLACE FUNCTION {hold}(
+    name uuid,
+    id uuid,
+    now bigint,
+    amount bigint,
+    until bigint,
+    own_unit bigint,
+    own_drain bigint,
+    long bigint,
+    gives_back boolean
+) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    known bigint;
+    oldest uuid;
+BEGIN
+    PERFORM {drop_hold}(name, id);
+    SELECT holds INTO known FROM {held} WHERE counter = name;
+    IF known >= 10000 THEN
+        SELECT lease INTO oldest FROM {holds} WHERE counter = name AND ended ORDER BY due, lease LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        PERFORM {drop_hold}(name, oldest);
+    END IF;
+    INSERT INTO {holds} (counter, lease, charged, at, reset, unit, drain, since, length, release, ended, due)
+    VALUES (name, id, amount, now, until, own_unit, own_drain, now, long, gives_back, false, now + long);
+    INSERT INTO {held} AS held (counter, holds, newest, due) VALUES (name, 1, now, now + long)
+    ON CONFLICT (counter) DO UPDATE
+    SET holds = held.holds + 1, newest = greatest(held.newest, now), due = least(held.due, now + long);
+    RETURN true;
+END
+$body$;
+
+-- Corrects the moments of state and holds, and ends the holds whose end has passed: limiter/hold.rs. `ended` says whether
+-- holds changed.
+CREATE OR REPLACE FUNCTION {end_holds}(
+    name uuid,
+    now bigint,
+    shape bigint[],
+    kind bigint,
+    INOUT a bigint,
+    INOUT b bigint,
+    INOUT moment bigint,
+    INOUT edge bigint,
+    INOUT seen bigint,
+    INOUT win bigint,
+    OUT changed boolean,
+    OUT ended boolean
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    summary record;
+    hold record;
+    taken record;
+    first bigint;
+    gone integer;
+BEGIN
+    changed := false;
+    ended := false;
+    SELECT holds, newest, due INTO summary FROM {held} WHERE counter = name;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF kind = shape[1] THEN
+        SELECT * INTO taken FROM {correct}(now, shape, b, moment);
+        b := taken.b;
+        moment := taken.moment;
+        changed := taken.changed;
+    END IF;
+    IF summary.newest > now THEN
+        UPDATE {holds} SET at = least(at, now), due = due - greatest(since - now, 0), since = least(since, now)
+        WHERE counter = name AND (since > now OR at > now);
+        SELECT min(due) INTO first FROM {holds} WHERE counter = name;
+        summary.due := first;
+        UPDATE {held} SET newest = now, due = first WHERE counter = name;
+        ended := true;
+    END IF;
+    IF summary.due > now THEN
+        RETURN;
+    END IF;
+    FOR hold IN
+        SELECT * FROM {holds} AS holds
+        WHERE holds.counter = name AND NOT holds.ended AND holds.release AND holds.due <= now
+        ORDER BY holds.due, holds.lease
+    LOOP
+        CONTINUE WHEN kind <> shape[1];
+        IF hold.unit > 0 THEN
+            shape[4] := hold.unit;
+            shape[5] := hold.drain;
+        END IF;
+        SELECT * INTO taken FROM {take_back}(name, now, greatest(hold.due, moment), shape, hold.charged, hold.at, hold.reset, hold.lease,
+            a, b, moment, edge, seen, win);
+        a := taken.a;
+        b := taken.b;
+        moment := taken.moment;
+        edge := taken.edge;
+        seen := taken.seen;
+        win := taken.win;
+        changed := changed OR taken.changed;
+    END LOOP;
+    UPDATE {holds} AS holds SET ended = true, due = holds.due + holds.length
+    WHERE holds.counter = name AND NOT holds.ended AND holds.due <= now;
+    DELETE FROM {holds} AS holds WHERE holds.counter = name AND holds.ended AND holds.due <= now;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    SELECT min(due) INTO first FROM {holds} WHERE counter = name;
+    IF first IS NULL THEN
+        DELETE FROM {held} WHERE counter = name;
+    ELSE
+        UPDATE {held} SET holds = holds - gone, due = first WHERE counter = name;
+    END IF;
+    ended := true;
+END
+$body$;
+
+-- Settles or renews a hold: plan::change_hold. `more` are the units that are to be charged now.
+CREATE OR REPLACE FUNCTION {change_hold}(
+    name uuid,
+    now bigint,
+    shape bigint[],
+    id uuid,
+    action bigint,
+    number bigint,
+    kind bigint,
+    INOUT a bigint,
+    INOUT b bigint,
+    INOUT moment bigint,
+    INOUT edge bigint,
+    INOUT seen bigint,
+    INOUT win bigint,
+    OUT changed boolean,
+    OUT more bigint,
+    OUT fate bigint
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    hold {holds};
+    taken record;
+    units bigint;
+    used bigint;
+    back bigint := 0;
+BEGIN
+    changed := false;
+    more := 0;
+    fate := 2;
+    PERFORM FROM {holds} WHERE counter = name AND lease = id;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT * INTO taken FROM {end_holds}(name, now, shape, kind, a, b, moment, edge, seen, win);
+    a := taken.a;
+    b := taken.b;
+    moment := taken.moment;
+    edge := taken.edge;
+    seen := taken.seen;
+    win := taken.win;
+    changed := taken.changed;
+    SELECT * INTO hold FROM {holds} WHERE counter = name AND lease = id;
+    IF NOT FOUND THEN
+        -- It was forgotten just now, which is to be written.
+        fate := 3;
+        RETURN;
+    END IF;
+    fate := CASE WHEN hold.ended THEN 1 ELSE 0 END;
+    IF action >= 2 THEN
+        IF fate = 0 THEN
+            number := CASE action WHEN 3 THEN number ELSE hold.length END;
+            UPDATE {holds} SET since = now, length = number, due = now + number WHERE counter = name AND lease = id;
+            UPDATE {held} AS held SET newest = greatest(held.newest, now), due = least(held.due, now + number)
+            WHERE counter = name;
+        END IF;
+        RETURN;
+    END IF;
+    PERFORM {drop_hold}(name, id);
+    units := least(CASE WHEN hold.unit > 0 THEN (hold.charged + hold.unit - 1) / hold.unit ELSE hold.charged END,
+        4294967295);
+    used := CASE action WHEN 1 THEN number ELSE units END;
+    IF hold.ended AND hold.release THEN
+        more := used;
+    ELSIF action = 1 THEN
+        -- Fewer units than are held never overflow.
+        back := CASE WHEN used >= units THEN 0 ELSE hold.charged - least(used * greatest(hold.unit, 1), hold.charged) END;
+        more := greatest(used - units, 0);
+    END IF;
+    IF back > 0 AND kind = shape[1] THEN
+        IF hold.unit > 0 THEN
+            shape[4] := hold.unit;
+            shape[5] := hold.drain;
+        END IF;
+        SELECT * INTO taken FROM {take_back}(name, now, now, shape, back, hold.at, hold.reset, id, a, b, moment, edge, seen,
+            win);
+        a := taken.a;
+        b := taken.b;
+        moment := taken.moment;
+        edge := taken.edge;
+        seen := taken.seen;
+        win := taken.win;
+        changed := changed OR taken.changed;
+    END IF;
+END
+$body$;
+
 -- Executes plans in order, all at the same time, and returns their answers. It is plan::advance in PL/pgSQL.
 --
 --   injected   the time in Unix microseconds, in tests; NULL to read the clock
@@ -63,11 +450,17 @@ $body$;
 --   holders    the ids of leases, likewise
 --   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
---                plan    refused, index of its lease, numbers of changes, undos and groups, then those
---                change  counter, index of the lease, microseconds to renew it for, or -1 to release it
---                undo    counter, shape, what was charged, time of the charge, reset reported with it
+--                plan    refused (and 2 with holds), index of its lease, numbers of changes, undos and groups; with
+--                        holds the number of their changes; then changes, changes of holds, undos and groups
+--                change  counter, index of the lease, microseconds to renew it for, -1 to release it, or -2 to renew it for
+--                        its own length
+--                change of a hold   counter, shape, index of the lease; 0 to settle as charged, 1 to settle, 2 to renew
+--                        for its own length, 3 to renew; units or microseconds
+--                undo    counter, shape, what was charged, time of the charge, reset reported with it; with holds whether
+--                        it may be held
 --                group   number of checks, then those
---                check   counter, shape
+--                check   counter, shape; with holds 0, or 1 to look at them, 2 to report them, 3 to hold; the length of
+--                        the hold, and whether it is given back at its end
 --   answers    the length of the result
 --   charged    for each name, whether a plan may charge it; NULL if that is so for all
 --
@@ -78,8 +471,9 @@ $body$;
 --   13 refund   14 shadow   15 always denied
 --
 -- The result: the time; nothing else if the windows of a calendar do not contain it; then for each plan 1 if it is
--- admitted, else 0; the status of each change (0 done, 1 expired, 2 unknown); and for each check the remaining units, the
--- reset, the wait (-2 if it passes, -1 if it never will), and what was charged: levels of a bucket, else units.
+-- admitted, else 0; the status of each change and of each change of a hold (0 done, 1 expired, 2 unknown); and for each
+-- check the remaining units, the reset, the wait (-2 if it passes, -1 if it never will), what was charged (levels of a
+-- bucket, else units), and with holds 1 if its charge is held, or all held units if it reports them.
 CREATE OR REPLACE FUNCTION {apply}(
     injected bigint,
     names uuid[],
@@ -130,6 +524,11 @@ DECLARE
     holder uuid;
     id uuid;
     changes integer; undos integer; groups integer; checks integer;
+    holding boolean;                    -- the plan has something to do with holds
+    hold_changes integer;
+    stride integer;                     -- numbers of a check in the program
+    mode bigint;                        -- of a check: 1 looks at holds, 2 reports them, 3 holds
+    changed record;
     i integer;                          -- index of a counter
     s integer;                          -- offset of a shape
     kind bigint;
@@ -229,12 +628,20 @@ BEGIN
     END LOOP;
 
     WHILE next <= length LOOP
-        refused := program[next] <> 0;
+        refused := program[next] % 2 = 1;
+        holding := program[next] >= 2;
         holder := holders[program[next + 1]];
         changes := program[next + 2];
         undos := program[next + 3];
         groups := program[next + 4];
         next := next + 5;
+        hold_changes := 0;
+        stride := 2;
+        IF holding THEN
+            hold_changes := program[next];
+            next := next + 1;
+            stride := 5;
+        END IF;
         last := last + 1;
         verdict := last;
         answer[verdict] := CASE WHEN refused THEN 0 ELSE 1 END;
@@ -246,7 +653,7 @@ BEGIN
             next := next + 3;
             fate := 2;
             IF kinds[i] = 5 THEN
-                IF wait < 0 THEN
+                IF wait = -1 THEN
                     DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
                     IF FOUND THEN
                         fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
@@ -256,9 +663,13 @@ BEGIN
                         wrote[i] := 1;
                     END IF;
                 ELSE
-                    SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
+                    SELECT expires, expires - acquired INTO stamp, mark FROM {leases}
+                    WHERE counter = names[i] AND lease = id;
                     IF FOUND AND stamp > now THEN
                         fate := 0;
+                        IF wait = -2 THEN
+                            wait := mark;
+                        END IF;
                         UPDATE {leases} SET acquired = now, expires = now + wait
                         WHERE counter = names[i] AND lease = id;
                         IF wait = 0 THEN
@@ -277,134 +688,98 @@ BEGIN
             answer[last] := fate;
         END LOOP;
 
-        FOR n IN 1..undos LOOP
-            i := program[next];
-            s := program[next + 1];
-            units := program[next + 2];
-            stamp := least(program[next + 3], now);
-            reset := program[next + 4];
-            next := next + 5;
-            kind := shapes[s + 1];
-            CONTINUE WHEN kinds[i] <> kind;
-
-            IF kind = 1 THEN
-                unit := shapes[s + 4];
-                drain := shapes[s + 5];
-                capacity := shapes[s + 3] * unit;
-                moments[i] := least(moments[i], now);
-                IF moments[i] = stamp AND bs[i] = unit THEN
-                    owed := units;
-                ELSE
-                    before := greatest(greatest(reset - 1, 0) * drain - units, 0);
-                    elapsed := now - stamp;
-                    IF elapsed > (before + units) / drain THEN
-                        owed := 0;
+        -- First the changes of holds, below zero: what they charge goes through the second stage of a check. Zero are the
+        -- undos, and then come the groups.
+        FOR g IN -hold_changes..groups LOOP
+            IF g = 0 THEN
+                FOR n IN 1..undos LOOP
+                    i := program[next];
+                    s := program[next + 1];
+                    units := program[next + 2];
+                    stamp := least(program[next + 3], now);
+                    reset := program[next + 4];
+                    IF holding THEN
+                        mode := program[next + 5];
+                        next := next + 1;
                     ELSE
-                        owed := greatest(units - greatest(elapsed * drain - before, 0), 0);
+                        mode := 0;
                     END IF;
-                END IF;
-                as_[i] := CASE WHEN now - moments[i] >= (as_[i] + drain - 1) / drain THEN 0
-                    ELSE greatest({rescale}(as_[i], bs[i], unit, 4503599627370496 / unit) - owed, 0) END;
-                bs[i] := unit;
-                wrote[i] := 1;
-
-            ELSIF kind = 2 THEN
-                IF stamp = now THEN
-                    units := least(units, bs[i] - edges[i]);
-                ELSE
-                    -- The row of that time, and the last grant before it.
-                    SELECT upto INTO mark FROM {grants}
-                    WHERE counter = names[i] AND upto > as_[i] AND at = stamp ORDER BY upto DESC LIMIT 1;
-                    CONTINUE WHEN NOT FOUND;
-                    SELECT upto INTO low FROM {grants}
-                    WHERE counter = names[i] AND upto > as_[i] AND upto < mark ORDER BY upto DESC LIMIT 1;
-                    low := coalesce(low, as_[i]);
-                    units := least(units, mark - low);
-                    WITH moved AS (
-                        DELETE FROM {grants} WHERE counter = names[i] AND upto >= mark RETURNING upto, at
-                    )
-                    INSERT INTO {grants} (counter, upto, at)
-                    SELECT names[i], upto - units, at FROM moved WHERE upto - units > low ORDER BY upto;
-                    edges[i] := edges[i] - units;
-                    windows[i] := -1;
-                END IF;
-                IF units > 0 THEN
-                    bs[i] := bs[i] - units;
-                    wrote[i] := 1;
-                    IF bs[i] = edges[i] THEN
-                        -- No grant at `now` is left: the newest is a row again.
-                        SELECT at INTO mark FROM {grants}
-                        WHERE counter = names[i] AND upto > as_[i] AND upto <= bs[i] ORDER BY upto DESC LIMIT 1;
-                        moments[i] := coalesce(mark, moments[i]);
+                    next := next + 5;
+                    IF mode > 0 THEN
+                        -- What was given back at the end of its hold is not taken back again.
+                        CONTINUE WHEN {drop_hold}(names[i], holder);
                     END IF;
-                END IF;
-
-            ELSIF kind = 3 THEN
-                win := shapes[s + 3];
-                start := now - now % win;
-                IF moments[i] > start THEN
-                    moments[i] := start;
+                    CONTINUE WHEN kinds[i] <> shapes[s + 1];
+                    SELECT * INTO old FROM {take_back}(names[i], now, now, shapes[s + 1:s + 15], units, stamp, reset, holder,
+                        as_[i], bs[i], moments[i], edges[i], seens[i], windows[i]);
+                    as_[i] := old.a;
+                    bs[i] := old.b;
+                    moments[i] := old.moment;
+                    edges[i] := old.edge;
+                    seens[i] := old.seen;
+                    windows[i] := old.win;
+                    IF old.changed THEN
+                        wrote[i] := 1;
+                    END IF;
+                END LOOP;
+                CONTINUE;
+            ELSIF g < 0 THEN
+                i := program[next];
+                s := program[next + 1];
+                id := holders[program[next + 2]];
+                SELECT * INTO changed FROM {change_hold}(names[i], now, shapes[s + 1:s + 15], id, program[next + 3],
+                    program[next + 4], kinds[i], as_[i], bs[i], moments[i], edges[i], seens[i], windows[i]);
+                next := next + 5;
+                last := last + 1;
+                answer[last] := least(changed.fate, 2);
+                CONTINUE WHEN changed.fate = 2;
+                as_[i] := changed.a;
+                bs[i] := changed.b;
+                moments[i] := changed.moment;
+                edges[i] := changed.edge;
+                seens[i] := changed.seen;
+                windows[i] := changed.win;
+                IF changed.changed THEN
                     wrote[i] := 1;
                 END IF;
-                mark := (start - moments[i]) / win;
-                current := CASE WHEN mark = 0 THEN as_[i] ELSE 0 END;
-                previous := CASE mark WHEN 0 THEN bs[i] WHEN 1 THEN as_[i] ELSE 0 END;
-                mark := (start - (stamp - stamp % win)) / win;
-                IF mark <= 1 THEN
-                    as_[i] := CASE WHEN mark = 0 THEN greatest(current - units, 0) ELSE current END;
-                    bs[i] := CASE WHEN mark = 1 THEN greatest(previous - units, 0) ELSE previous END;
-                    moments[i] := start;
-                    wrote[i] := 1;
-                END IF;
-
-            ELSIF kind = 4 THEN
-                IF moments[i] > now THEN
-                    opens := CASE shapes[s + 3]
-                        WHEN 0 THEN now - now % shapes[s + 4]
-                        WHEN 1 THEN now
-                        ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 4]
-                                  WHEN now < shapes[s + 6] THEN shapes[s + 5] ELSE shapes[s + 6] END
-                    END;
-                    bs[i] := CASE shapes[s + 3]
-                        WHEN 0 THEN opens + shapes[s + 4]
-                        WHEN 1 THEN now + shapes[s + 4]
-                        ELSE CASE WHEN now < shapes[s + 5] THEN shapes[s + 5]
-                                  WHEN now < shapes[s + 6] THEN shapes[s + 6]
-                                  ELSE greatest(shapes[s + 7], now + 1) END
-                    END;
-                    moments[i] := opens;
-                    wrote[i] := 1;
-                END IF;
-                IF stamp >= moments[i] AND now < bs[i] AND as_[i] > 0 THEN
-                    as_[i] := greatest(as_[i] - units, 0);
-                    wrote[i] := 1;
-                END IF;
-
+                wrote_any := true;
+                CONTINUE WHEN changed.more = 0;
+                checks := 1;
+                admitted := true;
+                waits[1] := 0;
             ELSE
-                DELETE FROM {leases} WHERE counter = names[i] AND lease = holder RETURNING expires INTO mark;
-                IF FOUND THEN
-                    as_[i] := as_[i] - 1;
-                    IF mark <= now THEN
-                        edges[i] := edges[i] - 1;
-                    END IF;
-                    seens[i] := -1;
-                    wrote[i] := 1;
-                END IF;
+                checks := program[next];
+                next := next + 1;
+                admitted := NOT refused;
             END IF;
-        END LOOP;
-
-        FOR g IN 1..groups LOOP
-            checks := program[next];
-            next := next + 1;
-            admitted := NOT refused;
             -- Each check has two stages. The first corrects and refunds, and finds the wait. The second, when the
             -- verdict of the group is known, charges and reports.
-            FOR stage IN 1..2 LOOP
+            FOR stage IN CASE WHEN g < 0 THEN 2 ELSE 1 END..2 LOOP
                 FOR n IN 1..checks LOOP
-                    i := program[next + 2 * n - 2];
-                    s := program[next + 2 * n - 1];
+                    mode := 0;
+                    IF g > 0 THEN
+                        i := program[next + stride * (n - 1)];
+                        s := program[next + stride * (n - 1) + 1];
+                        IF holding THEN
+                            mode := program[next + stride * (n - 1) + 2];
+                        END IF;
+                    END IF;
                     kind := shapes[s + 1];
                     held := kinds[i] = kind;
+                    IF mode > 0 AND stage = 1 THEN
+                        SELECT * INTO changed FROM {end_holds}(names[i], now, shapes[s + 1:s + 15], kinds[i], as_[i], bs[i],
+                            moments[i], edges[i], seens[i], windows[i]);
+                        as_[i] := changed.a;
+                        bs[i] := changed.b;
+                        moments[i] := changed.moment;
+                        edges[i] := changed.edge;
+                        seens[i] := changed.seen;
+                        windows[i] := changed.win;
+                        IF changed.changed THEN
+                            wrote[i] := 1;
+                        END IF;
+                        wrote_any := wrote_any OR changed.ended;
+                    END IF;
                     most := shapes[s + 2];
                     room := shapes[s + 8];
                     units := 0;
@@ -416,7 +791,10 @@ BEGIN
                         END IF;
                     ELSE
                         passes := waits[n] = 0 AND shapes[s + 15] = 0;
-                        IF admitted AND (passes OR shapes[s + 14] = 0) THEN
+                        IF g < 0 THEN
+                            units := CASE kind WHEN 1 THEN least(changed.more, shapes[s + 3])
+                                WHEN 2 THEN least(changed.more, most) ELSE changed.more END;
+                        ELSIF admitted AND (passes OR shapes[s + 14] = 0) THEN
                             units := shapes[s + 10];
                         ELSIF shapes[s + 14] = 0 THEN
                             units := CASE WHEN passes THEN shapes[s + 11] ELSE shapes[s + 12] END;
@@ -738,15 +1116,37 @@ BEGIN
                         ELSIF passes THEN
                             wait := -2;
                         END IF;
+                        CONTINUE WHEN g < 0;
                         answer[last + 1] := remaining;
                         answer[last + 2] := reset;
                         answer[last + 3] := wait;
                         answer[last + 4] := taken;
                         last := last + 4;
+                        CONTINUE WHEN NOT holding;
+                        last := last + 1;
+                        IF mode = 3 AND admitted AND units > 0 THEN
+                            wrote_any := true;
+                            IF {hold}(names[i], holder, now, taken, reset, CASE kind WHEN 1 THEN unit ELSE 0 END,
+                                CASE kind WHEN 1 THEN drain ELSE 0 END, program[next + stride * (n - 1) + 3],
+                                program[next + stride * (n - 1) + 4] <> 0) THEN
+                                answer[last] := 1;
+                            END IF;
+                        ELSIF mode = 2 THEN
+                            SELECT sum(least(CASE WHEN unit > 0 THEN (charged + unit - 1) / unit ELSE charged END,
+                                4294967295)) INTO mark
+                            FROM {holds} AS holds WHERE holds.counter = names[i] AND NOT holds.ended;
+                            answer[last] := least(coalesce(mark, 0), 4294967295);
+                        END IF;
+                        IF mode > 0 AND wait > 0 THEN
+                            SELECT due - now INTO mark FROM {holds}
+                            WHERE counter = names[i] AND NOT ended AND release ORDER BY due LIMIT 1;
+                            answer[last - 2] := least(wait, coalesce(mark, wait));
+                        END IF;
                     END IF;
                 END LOOP;
             END LOOP;
-            next := next + 2 * checks;
+            CONTINUE WHEN g < 0;
+            next := next + stride * checks;
             IF NOT admitted THEN
                 answer[verdict] := 0;
             END IF;
@@ -789,6 +1189,22 @@ BEGIN
     answer[1] := now;
     RETURN answer;
 END
+$body$;
+
+-- The function that instances of version 3 of the schema call: it knows of no holds.
+CREATE OR REPLACE FUNCTION {apply_of_3}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer,
+    charged boolean[] DEFAULT NULL
+) RETURNS bigint[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+    SELECT {apply}(injected, names, holders, shapes, program, answers, charged)
 $body$;
 
 -- The function that instances of version 2 of the schema call: it does not say which counters may be charged.

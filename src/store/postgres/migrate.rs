@@ -15,7 +15,7 @@ use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this release creates and uses. A schema is compared by its version only, so a changed
 /// statement in `schema.sql` or `apply.sql` needs a new one.
-const SCHEMA_VERSION: i32 = 3;
+const SCHEMA_VERSION: i32 = 4;
 
 /// The oldest version whose releases can use a schema of [`SCHEMA_VERSION`].
 const OLDEST_COMPATIBLE_VERSION: i32 = 1;
@@ -24,8 +24,20 @@ const SCHEMA_SQL: &str = include_str!("schema.sql");
 const APPLY_SQL: &str = include_str!("apply.sql");
 
 /// The tables and functions that this release uses.
-const TABLES: [&str; 3] = ["counters", "grants", "leases"];
-const FUNCTIONS: [&str; 5] = ["apply", "bucket", "rescale", "forget", "sweep"];
+const TABLES: [&str; 5] = ["counters", "grants", "leases", "holds", "held"];
+const FUNCTIONS: [&str; 11] = [
+    "apply",
+    "bucket",
+    "rescale",
+    "correct",
+    "take_back",
+    "drop_hold",
+    "hold",
+    "end_holds",
+    "change_hold",
+    "forget",
+    "sweep",
+];
 
 /// Sets the timeouts of a migration, which may wait for that of another instance.
 const MIGRATION_TIMEOUTS_SQL: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '60s'";

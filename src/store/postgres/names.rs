@@ -24,10 +24,12 @@ impl SchemaNames {
         match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            // Of version 3 of the schema, beside the functions that instances of earlier versions call.
+            // Of version 4 of the schema, beside the functions that instances of earlier versions call.
             "apply_of_1" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1"))),
             "apply_of_2" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
-            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_3"))),
+            "apply_of_3" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_3"))),
+            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_4"))),
+            "holds_by_due" => quoted(&format!("{prefix}holds_v1_by_due")),
             object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
     }
@@ -43,6 +45,16 @@ impl SchemaNames {
             "apply",
             "apply_of_1",
             "apply_of_2",
+            "apply_of_3",
+            "holds",
+            "held",
+            "holds_by_due",
+            "correct",
+            "take_back",
+            "drop_hold",
+            "hold",
+            "end_holds",
+            "change_hold",
             "rescale",
             "bucket",
             "forget",

@@ -1,4 +1,4 @@
--- Version 3 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
+-- Version 4 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
 --
 -- {Names in braces} are replaced by quoted names: see names.rs. Times are Unix microseconds, and all numbers are
 -- integers. The states are those of plan::advance.
@@ -20,7 +20,7 @@
 --   grants:        (dropped) | 3 @ t1 | 4 @ t2 |   7 @ t3   |          granted = 7, dropped = 2
 --                   1    2   |   3    |   4    |  5  6  7   |          five count while t1 + window is ahead
 --
--- The lock of a counter's row also protects its grants and leases.
+-- The lock of a counter's row also protects its grants, leases and holds.
 
 CREATE TABLE IF NOT EXISTS {meta} (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -60,6 +60,35 @@ CREATE {unlogged} TABLE IF NOT EXISTS {leases} (
 
 CREATE INDEX IF NOT EXISTS {leases_by_expiry} ON {leases} (counter, expires);
 
+-- The holds of counters (limiter/hold.rs). `due` is the end of a hold, and when it is forgotten once it has ended.
+CREATE {unlogged} TABLE IF NOT EXISTS {holds} (
+    counter uuid NOT NULL,
+    lease uuid NOT NULL,
+    charged bigint NOT NULL,
+    at bigint NOT NULL,
+    reset bigint NOT NULL,
+    -- Of the bucket that charged, else zero.
+    unit bigint NOT NULL,
+    drain bigint NOT NULL,
+    since bigint NOT NULL,
+    length bigint NOT NULL,
+    -- Whether it is given back at its end, and whether its end has taken effect.
+    release boolean NOT NULL,
+    ended boolean NOT NULL,
+    due bigint NOT NULL,
+    PRIMARY KEY (counter, lease)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX IF NOT EXISTS {holds_by_due} ON {holds} (counter, ended, release, due);
+
+-- The counters that have holds: their number, when the newest was made, and when something is due at the earliest.
+CREATE {unlogged} TABLE IF NOT EXISTS {held} (
+    counter uuid PRIMARY KEY,
+    holds bigint NOT NULL,
+    newest bigint NOT NULL,
+    due bigint NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
 -- Deletes a counter, and returns whether it had a state.
 CREATE OR REPLACE FUNCTION {forget}(name uuid) RETURNS boolean
 LANGUAGE plpgsql
@@ -75,6 +104,8 @@ BEGIN
     END IF;
     DELETE FROM {grants} WHERE counter = name;
     DELETE FROM {leases} WHERE counter = name;
+    DELETE FROM {holds} WHERE counter = name;
+    DELETE FROM {held} WHERE counter = name;
     DELETE FROM {counters} WHERE counter = name;
     RETURN found_kind <> 0;
 END
@@ -110,6 +141,18 @@ BEGIN
         LIMIT 1000 FOR UPDATE SKIP LOCKED
     LOOP
         rows := 0;
+        PERFORM FROM {held} WHERE counter = old.counter;
+        IF FOUND THEN
+            -- It is kept until its last hold is forgotten.
+            PERFORM FROM {holds}
+            WHERE counter = old.counter AND due + CASE WHEN ended THEN 0 ELSE length END >= now - slack;
+            CONTINUE WHEN FOUND;
+            DELETE FROM {holds} WHERE counter = old.counter;
+            GET DIAGNOSTICS rows = ROW_COUNT;
+            removed := removed + rows;
+            DELETE FROM {held} WHERE counter = old.counter;
+            rows := 0;
+        END IF;
         IF old.kind = 2 THEN
             DELETE FROM {grants} WHERE counter = old.counter;
             GET DIAGNOSTICS rows = ROW_COUNT;

@@ -15,8 +15,8 @@ use smallvec::SmallVec;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, LeaseId, LeaseStatus, Limit, MAX_EXACT_INTEGER};
-use crate::plan::{Applied, Check, CounterName, LeaseAction, Outcome, Plan};
+use crate::limiter::{Alignment, LeaseId, LeaseStatus, Limit, Lost, MAX_EXACT_INTEGER};
+use crate::plan::{Applied, Check, CounterName, HoldAction, Holding, LeaseAction, Outcome, Plan};
 
 /// The length of a shape.
 const SHAPE_LEN: usize = 15;
@@ -105,15 +105,32 @@ struct PlanEncoder {
 impl PlanEncoder {
     fn plan(&mut self, plan: &Plan) {
         let holder = self.lease(plan.lease);
-        self.put([plan.refused.into(), holder, count(plan.changes.len()), count(plan.undos.len())]);
+        let holds = has_holds(plan);
+        let refused = i64::from(plan.refused) + 2 * i64::from(holds);
+        self.put([refused, holder, count(plan.changes.len()), count(plan.undos.len())]);
         self.put([count(plan.groups.len())]);
+        if holds {
+            self.put([count(plan.holds.len())]);
+        }
         for change in &plan.changes {
             let (counter, lease) = (self.counter(change.counter), self.lease(change.lease));
             let renewal = match change.action {
                 LeaseAction::Release => -1,
                 LeaseAction::Renew(length) => bigint(length),
+                LeaseAction::RenewOwn => -2,
             };
             self.put([counter, lease, renewal]);
+        }
+        for change in &plan.holds {
+            let (action, number) = match change.action {
+                HoldAction::Settle(None) => (0, 0),
+                HoldAction::Settle(Some(units)) => (1, units.into()),
+                HoldAction::Renew(None) => (2, 0),
+                HoldAction::Renew(Some(length)) => (3, bigint(length)),
+            };
+            let (counter, lease) = (self.counter(change.counter), self.lease(change.lease));
+            let shape = self.shape(shape_of_limit(&change.limit, self.at));
+            self.put([counter, shape, lease, action, number]);
         }
         for undo in &plan.undos {
             let counter = self.counter(undo.counter);
@@ -125,6 +142,9 @@ impl PlanEncoder {
             };
             let charged = bigint(undo.charged.min(MAX_EXACT_INTEGER));
             self.put([counter, shape, charged, bigint(undo.at.micros()), bigint(undo.reset.min(max_reset))]);
+            if holds {
+                self.put([undo.holds.into()]);
+            }
         }
         for group in plan.groups() {
             self.put([count(group.len())]);
@@ -136,9 +156,13 @@ impl PlanEncoder {
                 }
                 let shape = self.shape(shape);
                 self.put([counter, shape]);
+                if holds {
+                    self.put(numbers_of(check.holding));
+                }
             }
         }
-        let answers = 1 + plan.changes.len() + 4 * plan.checks.len();
+        let of_check = if holds { 5 } else { 4 };
+        let answers = 1 + plan.changes.len() + plan.holds.len() + of_check * plan.checks.len();
         self.arguments.answers = self.arguments.answers.saturating_add(i32::try_from(answers).unwrap_or(i32::MAX));
     }
 
@@ -186,6 +210,21 @@ fn index_of<K: Eq + std::hash::Hash + Copy + Into<Uuid>>(
         list.push(value.into());
         count(list.len())
     })
+}
+
+/// Whether a plan has anything to do with holds.
+fn has_holds(plan: &Plan) -> bool {
+    let looks = || plan.checks.iter().any(|check| check.holding.looks());
+    !plan.holds.is_empty() || looks() || plan.undos.iter().any(|undo| undo.holds)
+}
+
+/// What a check has to do with holds: how it looks at them, the length of its own, and whether that is given back.
+fn numbers_of(holding: Holding) -> [i64; 3] {
+    match (holding, holding.terms()) {
+        (_, Some((length, lost))) => [3, bigint(length), (lost == Lost::Release).into()],
+        (Holding::Reported, None) => [2, 0, 0],
+        (holding, None) => [holding.looks().into(), 0, 0],
+    }
 }
 
 /// The shape of a check. Indexes are from zero here, and from one in apply.sql.
@@ -298,7 +337,7 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
     let mut all = Vec::with_capacity(plans.len());
     for plan in plans {
         let mut applied = Applied { admitted: next(&mut rest)? == 1, at, ..Applied::default() };
-        for _ in &plan.changes {
+        for _ in 0..plan.changes.len() + plan.holds.len() {
             applied.statuses.push(match next(&mut rest)? {
                 0 => LeaseStatus::Done,
                 1 => LeaseStatus::Expired,
@@ -309,6 +348,7 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
         for check in &plan.checks {
             let (remaining, reset) = (next(&mut rest)?, next(&mut rest)?);
             let (wait, charged) = (next(&mut rest)?, next(&mut rest)?);
+            let held = if has_holds(plan) { next(&mut rest)? } else { 0 };
             answers.push(Ok(Outcome {
                 passes: wait == -2,
                 limit: if check.always_denied { 0 } else { max_units(&check.limit) },
@@ -316,6 +356,10 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
                 reset: u64::try_from(reset).ok()?,
                 retry_after: u64::try_from(wait).ok(),
                 charged: u64::try_from(charged).ok()?,
+                held: match held {
+                    1.. if check.holding.holds() => check.charges.admitted,
+                    held => u32::try_from(held).unwrap_or(u32::MAX),
+                },
             }));
         }
         applied.answers = answers;

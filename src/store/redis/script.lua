@@ -1,18 +1,25 @@
--- Executes a batch of plans on the counters: `plan::advance`, `plan::change_lease` and `plan::undo` in Lua.
+-- Executes a batch of plans on the counters: `plan::advance`, `plan::change_lease`, `plan::change_hold` and `plan::undo`
+-- in Lua.
 --
---   KEYS      the counters: first those whose state is a short string, then logs, then leases (two keys each)
+--   KEYS      the counters: first those whose state is a short string, then logs, then leases (two keys each), then the
+--             holds of counters (two keys each)
 --   ARGV[1]   the program: '<dH' the time (negative: read the clock) and the number of short strings, then the plans
 --   ARGV[2..] shapes: checks without their counters, as doubles; each is sent once
 --
 --   plan      '<BHH'  0, shape, key            a single check of a bucket, the most common plan
 --             '<BHH'  2, checks, 0             a group of checks, each '<HH' shape, key, of short strings
 --             '<BI4'  1, length of the rest    any other:
---             '<BHHHc16' refused (and 2 if it has an id), changes, undos, groups, lease
+--             '<BHHHc16' refused (and 2 if it has an id, and 4 with holds), changes, undos, groups, lease
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
 --             first call with it
---             '<BHdc16' a change: 1 to renew, key, duration, lease
---             '<HHdd' an undo: shape, key, time of the charge, reset reported with it
---             '<H' a group: checks, each '<HH' shape, key
+--             '<H' the number of changes of holds, with holds
+--             '<BHdc16' a change: 0 to release, 1 to renew, 2 to renew by its own length; key, duration, lease
+--             '<HHHBdc16' a change of a hold: shape, key, key of its holds; 0 to settle as charged, 1 to settle, 2 to
+--             renew by its own length, 3 to renew; units or duration, lease
+--             '<HHdd' an undo: shape, key, time of the charge, reset reported with it; with holds '<H' the key of its
+--             holds, or 0
+--             '<H' a group: checks, each '<HH' shape, key; with holds '<HHHH', then the key of its holds and a shape of
+--             holds, or 0 and 0
 --
 --   shape     kind, shadow, room, charges if admitted, passed, refused, refund, then the parameters of its kind:
 --             1 bucket: full, capacity, unit, drain, code      levels; see `bucket` and token_bucket.rs
@@ -20,6 +27,7 @@
 --             3 pair:   limit, window, step, steps
 --             4 log:    limit, window
 --             5 leases: max, length
+--             A shape of holds: 6; 1 to look, 2 to report, 3 to hold; length, 1 to give back what is lost
 --             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
 --             is too large or small enough for any counter.
 --
@@ -28,7 +36,8 @@
 --             check the counted units, or -1 - units if it refuses, and what the caller cannot compute from them. In
 --             place of the counted units is a list of them, the microseconds until the counter is empty for everybody
 --             (or -1 if the caller's rate says that), and what was charged, where those microseconds are fewer or less
---             was charged than asked for.
+--             was charged than asked for. The list of a check that looks at holds has two more: the microseconds until
+--             the first one is given back, or -1; and 1 if its charge is held, or the held units that it reports.
 --
 -- Numbers are integers below 2^53, whatever subtype a Lua of 5.1 to 5.4 gives them: numbers that go to commands are
 -- written by `text`, and those of the reply become integers at the end. A plan that fails has written nothing: whatever
@@ -188,8 +197,8 @@ local function others()
   end
 
   -- Takes levels out of a state. Its moment stays, from which all buckets drain it.
-  local function give_back(shape, state, levels)
-    local lasts = state.level > (now - state.at) * shape[11]
+  local function give_back(shape, state, levels, when)
+    local lasts = state.level > max(0, (when or now) - state.at) * shape[11]
     state.level = lasts and max(0, rescaled(shape, state) - levels) or 0
     state.unit = shape[10]
   end
@@ -199,16 +208,19 @@ local function others()
     return true
   end
 
-  function bucket.undo(shape, state, at, reset)
+  -- `when` is the moment of the undo.
+  function bucket.undo(shape, state, at, reset, _, when)
     local charged, drain = shape[4], shape[11]
     if state.at == at and state.unit == shape[10] then
-      give_back(shape, state, charged)
+      give_back(shape, state, charged, when)
       return true
     end
     local before = max(0, max(0, reset - 1) * drain - charged)
-    give_back(shape, state, max(0, charged - max(0, (now - at) * drain - before)))
+    give_back(shape, state, max(0, charged - max(0, max(0, when - at) * drain - before)), when)
     return true
   end
+
+  function bucket.levels(shape, units) return min(units * shape[10], shape[9]) end
 
   function bucket.passes(shape, state)
     local counted = used(shape, state)
@@ -252,6 +264,11 @@ local function others()
   function bucket.tell(shape, state)
     local counted, _, lasts = used(shape, state)
     return counted, nil, nil, lasts < counted and ceil(lasts / shape[11]) or nil
+  end
+
+  function bucket.reset(shape, state)
+    local counted, _, lasts = used(shape, state)
+    return ceil(min(counted, lasts) / shape[11])
   end
 
   -- A fixed window: '<I7I7I4' start, end, count.
@@ -333,6 +350,11 @@ local function others()
     return count, ends
   end
 
+  function fixed.reset(shape, state)
+    local _, ends, count = fixed_now(shape, state)
+    return count > 0 and ends - now or 0
+  end
+
   -- A sliding counter: '<I7I4I4' start, current, previous.
   local pair = { check = check_string }
 
@@ -405,6 +427,12 @@ local function others()
   function pair.tell(shape, state)
     local _, current, previous = pair_now(shape, state)
     return current, previous
+  end
+
+  function pair.reset(shape, state)
+    local start, current, previous = pair_now(shape, state)
+    if current > 0 then return start + 2 * shape[9] - now end
+    return previous > 0 and start + shape[9] - now or 0
   end
 
   -- An exact log: '<I7I7HHH' newest, oldest, head, count, places; then a ring buffer of moments of 7 bytes, in time
@@ -526,7 +554,7 @@ local function others()
     if kept == after then return false end
     local start, newer = state.count - count, string.sub(bytes, after * GRANT + 1)
     if newer ~= '' then put(state, start + kept, newer) end
-    state.count = state.count - (after - kept)
+    state.count, state.forgotten = state.count - (after - kept), nil
     if newer == '' and kept > 0 then state.newest = unpack_('<I7', bytes, (kept - 1) * GRANT + 1) end
     if start + kept == 0 and newer ~= '' then state.oldest = unpack_('<I7', newer) end
     return true
@@ -557,7 +585,7 @@ local function others()
     end
     if state.count == 0 then state.oldest = now end
     state.count, state.newest, state.forgotten = wanted, now, nil
-    return all
+    return units
   end
 
   function log.write(shape, state)
@@ -585,6 +613,10 @@ local function others()
       wait = 0
     end
     return counted, counted > 0 and state.newest + length - now or 0, wait
+  end
+
+  function log.reset(shape, state)
+    return state.count > forgotten(shape, state) and state.newest + shape[9] - now or 0
   end
 
   -- Leases: two sorted sets of ids, by expiry and, in the next key, by acquisition.
@@ -636,6 +668,7 @@ local function others()
     local ends = call('ZSCORE', state.by_end, id)
     if not ends then return 2 end
     if tonumber(ends) <= now then return 1 end
+    length = length or ends - call('ZSCORE', state.by_start, id)
     call('ZADD', state.by_end, text(now + length), id)
     call('ZADD', state.by_start, instant, id)
     return 0
@@ -680,6 +713,180 @@ local function others()
 
   local kinds = { bucket, fixed, pair, log, leases }
 
+  -- Holds (limiter/hold.rs): a hash of records by lease, and a sorted set of the leases. The record without a name says
+  -- when the newest hold was made, when something is due at the earliest, and when the keys expire.
+  --
+  --   record     '<I7I7I7I7I7I7I7B' charged, time of the charge, reset reported with it, unit, drain, since, length, flags
+  --              (1 given back if lost, 2 ended)
+  --   score      -2^53 + when it is forgotten, if it has ended; its end, if it is given back then; else its end + 2^52
+  --
+  -- So the lost holds are first, those that are forgotten first before the others.
+  local RECORD, SUMMARY = '<I7I7I7I7I7I7I7B', '<I7I7I7'
+  local NEVER, ENDED, MOST = 9007199254740991, -9007199254740992, 10000
+  local holds = {}
+
+  -- The holds of a counter, with their summary. Fails if a key has the wrong type.
+  function holds.read(number)
+    local set = { hash = KEYS[number], order = KEYS[number + 1] }
+    set.count = call('ZCARD', set.order)
+    local summary = call('HGET', set.hash, '')
+    set.newest, set.due, set.expires = 0, NEVER, 0
+    if summary then set.newest, set.due, set.expires = unpack_(SUMMARY, summary) end
+    return set
+  end
+
+  local function hold_at(set, id)
+    local record = set.count > 0 and call('HGET', set.hash, id)
+    if not record then return nil end
+    local hold = { id = id }
+    hold.charged, hold.at, hold.reset, hold.unit, hold.drain, hold.since, hold.length, hold.flags = unpack_(RECORD, record)
+    hold.ended, hold.released = hold.flags >= 2, hold.flags % 2 == 1
+    return hold
+  end
+
+  -- Writes a hold, and its place in the order.
+  local function hold_put(set, hold)
+    hold.ended = hold.ended or false
+    local ends = hold.since + hold.length
+    local forgotten = ends + hold.length
+    local score = hold.ended and ENDED + forgotten or hold.released and ends or ends + HOLDS
+    local flags = (hold.ended and 2 or 0) + (hold.released and 1 or 0)
+    set.due = min(set.due, hold.ended and forgotten or ends)
+    set.newest = max(set.newest, hold.since)
+    local expires = set.expires
+    if forgotten > expires then set.expires = forgotten + hold.length end
+    call('HSET', set.hash, hold.id,
+      pack(RECORD, hold.charged, hold.at, hold.reset, hold.unit, hold.drain, hold.since, hold.length, flags), '',
+      pack(SUMMARY, set.newest, set.due, set.expires))
+    set.count = set.count + call('ZADD', set.order, text(score), hold.id)
+    if set.expires ~= expires then
+      expire(set.hash, set.expires)
+      expire(set.order, set.expires)
+    end
+  end
+
+  local function hold_remove(set, id)
+    call('HDEL', set.hash, id)
+    set.count = set.count - call('ZREM', set.order, id)
+    if set.count == 0 then
+      call('DEL', set.hash)
+      set.newest, set.due, set.expires = 0, NEVER, 0
+    end
+  end
+
+  -- Takes a part of the charge of a hold out of the state, as of `when`.
+  local function hold_give_back(set_kind, shape, state, hold, charged, when)
+    if charged <= 0 or not state.counted then return false end
+    local own = {}
+    for place, number in ipairs(shape) do own[place] = number end
+    own[4] = charged
+    if hold.unit > 0 then own[10], own[11] = hold.unit, hold.drain end
+    return set_kind.undo(own, state, hold.at, hold.reset, hold.id, hold.unit > 0 and when or now)
+  end
+
+  -- Corrects the moments of holds and state, and ends the holds whose end has passed. Returns whether the state changed.
+  function holds.finish(kind, shape, state, set)
+    if set.count == 0 then return false end
+    local wrote = state.counted and kind.correct(shape, state)
+    if set.newest > now then
+      set.newest, set.due = now, NEVER
+      for _, id in ipairs(call('ZRANGE', set.order, '0', '-1')) do
+        local hold = hold_at(set, id)
+        hold.at, hold.since = min(hold.at, now), min(hold.since, now)
+        hold_put(set, hold)
+      end
+    end
+    if set.due > now then return wrote end
+    -- Those that are given back come in order of their ends; for the others the order makes no difference.
+    for _, from in ipairs({ 0, HOLDS }) do
+      for _, id in ipairs(call('ZRANGEBYSCORE', set.order, text(from), text(from + now))) do
+        local hold = hold_at(set, id)
+        if hold.released and hold_give_back(kind, shape, state, hold, hold.charged, max(hold.since + hold.length, state.at or 0)) then
+          wrote = true
+        end
+        hold.ended = true
+        hold_put(set, hold)
+      end
+    end
+    for _, id in ipairs(call('ZRANGEBYSCORE', set.order, '-inf', text(ENDED + now))) do hold_remove(set, id) end
+    if set.count == 0 then return wrote end
+    local first = { call('ZRANGE', set.order, '0', '0', 'WITHSCORES')[2] - ENDED }
+    for _, from in ipairs({ 0, HOLDS }) do
+      local found =
+        call('ZRANGEBYSCORE', set.order, text(from), text(from + HOLDS - 1), 'WITHSCORES', 'LIMIT', '0', '1')
+      if found[2] then first[#first + 1] = found[2] - from end
+    end
+    -- The first of all is lost, or it is one of the others.
+    set.due = NEVER
+    for number, moment in ipairs(first) do
+      if number > 1 or moment < -ENDED then set.due = min(set.due, moment) end
+    end
+    call('HSET', set.hash, '', pack(SUMMARY, set.newest, set.due, set.expires))
+    return wrote
+  end
+
+  -- Adds a hold, for which the oldest lost one is forgotten if there are too many. Returns whether there is room.
+  function holds.add(set, hold)
+    if set.count >= MOST and not call('ZSCORE', set.order, hold.id) then
+      local oldest = call('ZRANGE', set.order, '0', '0', 'WITHSCORES')
+      if tonumber(oldest[2]) >= 0 then return false end
+      hold_remove(set, oldest[1])
+    end
+    hold_put(set, hold)
+    return true
+  end
+
+  local function hold_units(hold) return min(hold.unit > 0 and ceil(hold.charged / hold.unit) or hold.charged, 4294967295) end
+
+  -- The microseconds until the first hold is given back, or -1.
+  function holds.first(set)
+    if set.count == 0 then return -1 end
+    local found = call('ZRANGEBYSCORE', set.order, '0', text(HOLDS - 1), 'WITHSCORES', 'LIMIT', '0', '1')
+    return found[2] and found[2] - now or -1
+  end
+
+  -- All held units.
+  function holds.sum(set)
+    local units = 0
+    if set.count == 0 then return 0 end
+    for _, id in ipairs(call('ZRANGEBYSCORE', set.order, '0', '+inf')) do units = units + hold_units(hold_at(set, id)) end
+    return min(units, 4294967295)
+  end
+
+  -- Settles or renews a hold. Returns its fate.
+  function holds.change(change, kind, shape, set)
+    if not hold_at(set, change.lease) then return 2 end
+    local state = kind.read(change.number)
+    local wrote = holds.finish(kind, shape, state, set)
+    local hold = hold_at(set, change.lease)
+    local fate = not hold and 2 or hold.ended and 1 or 0
+    if hold and change.action >= 2 then
+      if fate == 0 then
+        hold.since = now
+        if change.action == 3 then hold.length = change.number_ end
+        hold_put(set, hold)
+      end
+    elseif hold then
+      hold_remove(set, change.lease)
+      local held_units = hold_units(hold)
+      local used = change.action == 1 and change.number_ or held_units
+      local back, more = 0, 0
+      if hold.ended and hold.released then
+        more = used
+      elseif change.action == 1 then
+        back = hold.charged - min(used * max(hold.unit, 1), hold.charged)
+        more = max(0, used - held_units)
+      end
+      if hold_give_back(kind, shape, state, hold, back, now) then wrote = true end
+      if more > 0 then
+        kind.charge(shape, state, kind.levels and kind.levels(shape, more) or more, change.lease)
+        wrote = true
+      end
+    end
+    if wrote then kind.write(shape, state) end
+    return fate
+  end
+
   -- `again` says that an earlier call has executed what is executed once.
   local function decide(group, admitted, lease, again)
     local count = #group
@@ -688,8 +895,9 @@ local function others()
       local kind, shape = check.kind, check.shape
       local state = kind.read(check.number)
       check.state = state
+      if check.holds then check.wrote = holds.finish(kind, shape, state, check.holds) end
       if state.counted then
-        check.wrote = kind.correct(shape, state)
+        if kind.correct(shape, state) then check.wrote = true end
         if shape[7] > 0 and not again and kind.refund(shape, state) then check.wrote = true end
       end
       local passes = kind.passes(shape, state)
@@ -707,7 +915,21 @@ local function others()
       local counted, second, third, lasts = kind.tell(shape, state, passes)
       told = told + 1
       out[told] = passes and counted or -1 - counted
-      if lasts or charged < units then out[told] = { out[told], lasts or -1, charged } end
+      if check.holds then
+        local set, terms, says = check.holds, check.terms, 0
+        if terms[2] == 2 then
+          says = holds.sum(set)
+        elseif terms[2] == 3 and admitted and units > 0 then
+          local bucket_ = shape[1] == 1
+          local hold = { id = lease, charged = charged, at = now, reset = kind.reset(shape, state), since = now }
+          hold.unit, hold.drain = bucket_ and shape[10] or 0, bucket_ and shape[11] or 0
+          hold.length, hold.released = terms[3], terms[4] == 1
+          says = holds.add(set, hold) and 1 or 0
+        end
+        out[told] = { out[told], lasts or -1, charged, passes and -1 or holds.first(set), says }
+      elseif lasts or charged < units then
+        out[told] = { out[told], lasts or -1, charged }
+      end
       if second then
         told = told + 1
         out[told] = second
@@ -720,15 +942,20 @@ local function others()
   end
 
   -- Reads the checks of a group, and fails if a key has the wrong type.
-  local function group_at(place, count)
+  local function group_at(place, count, holding)
     local group = {}
     for number = 1, count do
-      local shape, key
+      local shape, key, set, terms
       shape, key, place = unpack_('<HH', program, place)
+      if holding then set, terms, place = unpack_('<HH', program, place) end
       shape = shapes[shape] or shape_of(shape)
       local kind = kinds[shape[1]]
       kind.check(key)
       group[number] = { number = key, shape = shape, kind = kind, state = false, passes = false, wrote = false }
+      if terms and terms > 0 then
+        group[number].holds, group[number].terms = holds.read(set), shapes[terms] or shape_of(terms)
+        group[number].set = set
+      end
     end
     return group, place
   end
@@ -741,20 +968,36 @@ local function others()
     local refused, change_count, undo_count, group_count, lease
     refused, change_count, undo_count, group_count, lease, place = unpack_('<BHHHc16', program, place)
     local id
+    local holding, hold_count = refused >= 4, 0
+    if holding then refused = refused - 4 end
     if refused >= 2 then
       refused = refused - 2
       id, place = unpack_('<H', program, place)
     end
-    local changes, undos, groups = {}, {}, {}
+    if holding then hold_count, place = unpack_('<H', program, place) end
+    local changes, hold_changes, undos, groups = {}, {}, {}, {}
     for number = 1, change_count do
       local change = {}
       change.renew, change.number, change.length, change.lease, place = unpack_('<BHdc16', program, place)
       leases.check(change.number)
       changes[number] = change
     end
+    for number = 1, hold_count do
+      local change, shape = {}, nil
+      shape, change.number, change.set, change.action, change.number_, change.lease, place =
+        unpack_('<HHHBdc16', program, place)
+      change.shape = shapes[shape] or shape_of(shape)
+      change.kind = kinds[change.shape[1]]
+      change.kind.check(change.number)
+      holds.read(change.set)
+      hold_changes[number] = change
+    end
     for number = 1, undo_count do
-      local undo, shape = {}, nil
+      local undo, shape, set = {}, nil, 0
       shape, undo.number, undo.at, undo.reset, place = unpack_('<HHdd', program, place)
+      if holding then set, place = unpack_('<H', program, place) end
+      undo.set = set > 0 and set
+      if undo.set then holds.read(undo.set) end
       undo.shape = shapes[shape] or shape_of(shape)
       undo.kind = kinds[undo.shape[1]]
       undo.kind.check(undo.number)
@@ -763,7 +1006,7 @@ local function others()
     for number = 1, group_count do
       local count
       count, place = unpack_('<H', program, place)
-      groups[number], place = group_at(place, count)
+      groups[number], place = group_at(place, count, holding)
     end
 
     local again = id and held[id]
@@ -775,24 +1018,37 @@ local function others()
       local state = leases.read(change.number)
       local wrote = leases.correct(nil, state)
       local fate
-      if change.renew == 1 then
-        fate = renew(state, change.lease, change.length)
+      if change.renew > 0 then
+        fate = renew(state, change.lease, change.renew == 1 and change.length)
       else
         fate = release(state, change.lease)
       end
       if wrote or fate == 0 then leases.write(nil, state) end
       out[#out + 1] = fate
     end
+    for _, change in ipairs(hold_changes) do
+      out[#out + 1] = holds.change(change, change.kind, change.shape, holds.read(change.set))
+    end
     for _, undo in ipairs(undos) do
       local state = undo.kind.read(undo.number)
-      if state.counted then
+      local set = undo.set and holds.read(undo.set)
+      local hold = set and hold_at(set, lease)
+      if hold then hold_remove(set, lease) end
+      -- What was given back at the end of its hold is not taken back again.
+      if state.counted and not (hold and hold.ended and hold.released) then
         local wrote = undo.kind.correct(undo.shape, state)
-        if undo.kind.undo(undo.shape, state, min(undo.at, now), undo.reset, lease) or wrote then
+        if undo.kind.undo(undo.shape, state, min(undo.at, now), undo.reset, lease, now) or wrote then
           undo.kind.write(undo.shape, state)
         end
       end
     end
-    for number = 1, group_count do decide(groups[number], refused == 0, lease, again) end
+    for number = 1, group_count do
+      -- What this plan has changed before.
+      for _, check in ipairs(groups[number]) do
+        if check.holds and (number > 1 or hold_count + undo_count > 0) then check.holds = holds.read(check.set) end
+      end
+      decide(groups[number], refused == 0, lease, again)
+    end
   end
 end
 

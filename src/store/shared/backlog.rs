@@ -28,7 +28,9 @@ use super::metrics::DropReason;
 use super::owed;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::limiter::{Concurrency, LeaseId, Limit};
-use crate::plan::{Charges, Check, CounterName, Fault, LeaseAction, LeaseChange, Needs, Plan};
+use crate::plan::{
+    Charges, Check, CounterName, Fault, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan,
+};
 
 /// The most plans, charged counters and slots that wait, each.
 const MAX_OWED: usize = 65_536;
@@ -350,9 +352,13 @@ impl Backlog {
         for change in &plan.changes {
             match change.action {
                 LeaseAction::Release => self.cancel_slot(change.counter, change.lease),
-                LeaseAction::Renew(length) => {
+                LeaseAction::Renew(_) | LeaseAction::RenewOwn => {
                     let mut state = self.owed.lock();
                     if let Some(slot) = state.slots.get_mut(&(change.counter, change.lease)) {
+                        let length = match (change.action, &slot.check.limit) {
+                            (LeaseAction::Renew(length), _) => length,
+                            (_, limit) => limit.charge_lasts(Timestamp::EPOCH),
+                        };
                         slot.until = Instant::now() + Duration::from_micros(length);
                     }
                 }
@@ -607,9 +613,21 @@ pub(super) fn releasing(store: u16, counter: CounterName, lease: LeaseId) -> Pla
     Plan { changes: SmallVec::from_iter([change]), ..Plan::default() }
 }
 
+/// Adds to a plan what gives back the slot or the hold that a check takes under a lease.
+pub(super) fn giving_back(check: &Check, lease: LeaseId, plan: &mut Plan) {
+    let &Check { store, counter, limit, .. } = check;
+    if check.takes_slot() {
+        plan.changes.push(LeaseChange { counter, store, lease, action: LeaseAction::Release });
+    } else if check.holding.holds() {
+        plan.holds.push(HoldChange { counter, store, limit, lease, action: HoldAction::Settle(Some(0)) });
+    }
+}
+
 /// A plan that charges units whatever is left.
 fn charging(check: &Check, units: u32) -> Plan {
     let charges = Charges { admitted: units, passed: units, refused: units };
-    let check = Check { needs: Needs::default(), charges, refund: 0, shadow: false, ..*check };
+    // Its hold is here, where it is settled while it lasts.
+    let holding = Holding::None;
+    let check = Check { needs: Needs::default(), charges, refund: 0, shadow: false, holding, ..*check };
     Plan { checks: SmallVec::from_iter([check]), groups: SmallVec::from_slice(&[1]), ..Plan::default() }
 }

@@ -11,7 +11,7 @@ use super::queue::Queue;
 use super::settle::{DecidedCheck, PolicyDecision, Unanswered};
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseStatus, Limit, OnStoreError};
-use crate::plan::{Applied, Check, CounterName, LeaseChange, Outcome, Plan, Undo};
+use crate::plan::{Applied, Check, CounterName, HoldAction, HoldChange, LeaseChange, Outcome, Plan, Undo};
 use crate::store::memory::{MemorySettings, MemoryStores};
 
 /// The bounds of its counters.
@@ -40,7 +40,8 @@ impl Fallback {
     /// Answers a plan by the limiters' `on_store_error` policies, because the store did not.
     pub(super) fn answer(&self, queue: &Queue, plan: &Plan, unanswered: Unanswered, now: Timestamp) -> Applied {
         let fault = unanswered.fault;
-        let needed = !plan.changes.is_empty() || !plan.undos.is_empty() || plan.checks.iter().any(is_local);
+        let changes = !plan.changes.is_empty() || !plan.holds.is_empty() || !plan.undos.is_empty();
+        let needed = changes || plan.checks.iter().any(is_local);
         let memory = needed.then(|| self.memory());
         let mut applied = Applied { admitted: !plan.refused, at: now, degraded: true, ..Applied::default() };
         if let Some(memory) = &memory {
@@ -66,9 +67,15 @@ impl Fallback {
                 checks_by_policy[check.on_store_error as usize] += u64::from(!check.shadow);
                 let answer = match (check.always_denied, is_local(check)) {
                     // A limit of zero needs no store.
-                    (true, _) => {
-                        Ok(Outcome { passes: false, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 })
-                    }
+                    (true, _) => Ok(Outcome {
+                        passes: false,
+                        limit: 0,
+                        remaining: 0,
+                        reset: 0,
+                        retry_after: None,
+                        charged: 0,
+                        held: 0,
+                    }),
                     (_, true) => answers.next().expect("one answer for each local check"),
                     (_, false) => Err(fault),
                 };
@@ -85,7 +92,7 @@ impl Fallback {
         applied
     }
 
-    /// Applies lease changes and undos, and takes them off what is owed.
+    /// Applies changes of leases and holds, and undos, and takes them off what is owed.
     fn change(&self, queue: &Queue, plan: &Plan, memory: &MemoryStores, now: Timestamp) -> SmallVec<[LeaseStatus; 1]> {
         for undo in &plan.undos {
             match &undo.limit {
@@ -102,19 +109,40 @@ impl Fallback {
                 }
             }
         }
+        let holds = plan.holds.iter().map(|change| self.change_hold(queue, change, memory, now)).collect();
         let changes = plan.changes.iter().map(|change| LeaseChange { store: 0, ..*change });
         let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.instances), ..*undo };
         let (changes, undos) = (changes.collect(), plan.undos.iter().map(share).collect());
-        memory.apply(&Plan { changes, undos, lease: plan.lease, ..Plan::default() }, now).statuses
+        memory.apply(&Plan { changes, holds, undos, lease: plan.lease, ..Plan::default() }, now).statuses
     }
 
-    /// Applies the lease changes of a plan that the store has executed here too: the slots may be held here.
+    /// A change of a hold as it is made here, by this instance's share of the limit. What it gives back or charges is taken
+    /// off what is owed, or is owed too: what has reached the store already cannot be corrected there.
+    fn change_hold(&self, queue: &Queue, change: &HoldChange, memory: &MemoryStores, now: Timestamp) -> HoldChange {
+        let local = HoldChange { store: 0, limit: change.limit.share(self.instances), ..*change };
+        let held = memory.held_units(0, &change.counter, change.lease);
+        if let (Some(held), HoldAction::Settle(Some(units))) = (held, change.action) {
+            queue.backlog().cancel_charge(change.counter, held.saturating_sub(units));
+            let more = units.saturating_sub(held);
+            let check = Check::charge(change.counter, change.limit, more);
+            let check = Check { store: change.store, ..check };
+            // What has left the window of the fallback meanwhile is taken off by the next decision.
+            let counted = u32::MAX;
+            if more > 0 && !queue.backlog().expect_charge(&check, more, counted, now) {
+                queue.backlog().settle_charge(change.counter, more, false);
+            }
+        }
+        local
+    }
+
+    /// Applies the changes of leases and holds of a plan that the store has executed here too: they may be held here.
     pub(super) fn change_leases(&self, queue: &Queue, plan: &Plan, mut applied: Applied, now: Timestamp) -> Applied {
-        if plan.changes.is_empty() {
+        if plan.changes.is_empty() && plan.holds.is_empty() {
             return applied;
         }
         let Some(memory) = self.memory.lock().clone() else { return applied };
-        let changes = Plan { changes: plan.changes.clone(), lease: plan.lease, ..Plan::default() };
+        let Plan { changes, holds, lease, .. } = plan;
+        let changes = Plan { changes: changes.clone(), holds: holds.clone(), lease: *lease, ..Plan::default() };
         let local = self.change(queue, &changes, &memory, now);
         for (status, local) in applied.statuses.iter_mut().zip(local) {
             if *status == LeaseStatus::Unknown {

@@ -8,12 +8,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::backend::{BoxFuture, DynBackend};
-use super::backlog::{Backlog, Unsettled, releasing};
+use super::backlog::{Backlog, Unsettled, giving_back};
 use super::breaker::{CircuitBreaker, PROBE_INTERVAL};
 use super::metrics::{DropReason, StoreObserver};
 use super::owed;
@@ -328,8 +327,8 @@ impl QueueInner {
         }
     }
 
-    /// The plan that takes back what nobody uses, since the caller did not wait for the answer: slots, and units that were
-    /// charged in advance.
+    /// The plan that takes back what nobody uses, since the caller did not wait for the answer: slots, what is held, and
+    /// units that were charged in advance.
     fn take_back(plan: &Plan, applied: &Applied, kind: CallerKind) -> Plan {
         let charged = plan.checks.iter().zip(&applied.answers);
         let charged = charged.filter_map(|(check, answer)| Some((check, answer.as_ref().ok()?)));
@@ -337,9 +336,11 @@ impl QueueInner {
             let undos = charged.filter_map(|(check, outcome)| Undo::of(check, outcome, applied.at));
             return Plan { undos: undos.collect(), ..Plan::default() };
         }
-        let taken = charged.filter(|(check, outcome)| check.takes_slot() && outcome.charged > 0);
-        let changes = taken.flat_map(|(check, _)| releasing(check.store, check.counter, plan.lease).changes);
-        Plan { changes: changes.collect(), ..Plan::default() }
+        let mut taken = Plan::default();
+        for (check, _) in charged.filter(|(_, outcome)| outcome.charged > 0 || outcome.held > 0) {
+            giving_back(check, plan.lease, &mut taken);
+        }
+        taken
     }
 }
 
@@ -353,7 +354,7 @@ impl QueuedPlan {
         let fault = if sent { Fault::ConnectionLost } else { Fault::Unreachable };
         let heard = self.caller.answer.take().is_some_and(|answer| answer.send(Err(fault)).is_ok());
         if sent && !heard {
-            releasing_slots(&self.plan).into_iter().for_each(|release| inner.owe(release, false));
+            inner.owe(giving_all_back(&self.plan), false);
         }
         owed::reduce(&mut self.plan);
         (!self.plan.is_empty()).then_some(self)
@@ -466,11 +467,11 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
             }
             Err(fault) => {
                 let sent = fault.may_be_executed();
-                let slots: SmallVec<[Plan; 1]> = if sent { releasing_slots(&plan) } else { SmallVec::new() };
+                let taken = if sent { giving_all_back(&plan) } else { Plan::default() };
                 // Before the answer: the caller may be the last that keeps this queue.
                 inner.owe(plan, sent);
                 if caller.is_none_or(|caller| caller.send(Err(fault)).is_err()) {
-                    slots.into_iter().for_each(|release| inner.owe(release, false));
+                    inner.owe(taken, false);
                 }
             }
         }
@@ -491,10 +492,11 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
     repeated
 }
 
-/// The releases of the slots that a plan of unknown fate may have taken, for one that nobody waits for.
-fn releasing_slots(plan: &Plan) -> SmallVec<[Plan; 1]> {
-    let taking = plan.checks.iter().filter(|check| check.takes_slot());
-    taking.map(|check| releasing(check.store, check.counter, plan.lease)).collect()
+/// The plan that gives back the slots and holds that a plan of unknown fate may have taken, for one that nobody waits for.
+fn giving_all_back(plan: &Plan) -> Plan {
+    let mut taken = Plan::default();
+    plan.checks.iter().for_each(|check| giving_back(check, plan.lease, &mut taken));
+    taken
 }
 
 /// Whether there was no answer because the connection broke, before the call or in it.

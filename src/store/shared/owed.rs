@@ -6,11 +6,18 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Limit, OnStoreError};
-use crate::plan::{Charges, Check, LeaseAction, Needs, Plan};
+use crate::limiter::{Limit, MAX_HOLD, OnStoreError};
+use crate::plan::{Charges, Check, HoldAction, LeaseAction, Needs, Plan};
 
 /// How long a release is kept: longer than all but exceptional leases. The store ignores one whose lease has ended.
 const RELEASE_RETENTION: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long a settlement is kept: until the longest hold and its memory have ended. The store ignores one that is unknown.
+const HOLD_RETENTION: Duration = Duration::from_micros(2 * MAX_HOLD);
+
+/// How long a renewal by the length of what it renews is kept: it would begin when the store answers again, which is long
+/// after a caller that wants to keep its lease renewed it once more.
+const RENEWAL_RETENTION: Duration = Duration::from_secs(60);
 
 /// How long before the end of a window a refund is given up, because the clock of the store may be ahead: in the next
 /// window it would give back units of others.
@@ -18,7 +25,10 @@ const REFUND_MARGIN_MICROS: u64 = 1_000_000;
 
 /// Whether anything of a plan is owed.
 pub(super) fn is_owed(plan: &Plan) -> bool {
-    !plan.undos.is_empty() || !plan.changes.is_empty() || plan.checks.iter().any(is_owed_check)
+    !plan.undos.is_empty()
+        || !plan.changes.is_empty()
+        || !plan.holds.is_empty()
+        || plan.checks.iter().any(is_owed_check)
 }
 
 /// Whether a check gives units back or records what was used, and its caller gets OK for it without the store.
@@ -34,7 +44,7 @@ pub(super) fn is_idempotent(plan: &Plan) -> bool {
 /// Whether a plan may be sent again after its connection broke, without its undos. A charge can then be made twice, which
 /// refuses early and admits nothing; a refund must not be.
 pub(super) fn is_repeatable(plan: &Plan) -> bool {
-    let only_undos = plan.changes.is_empty() && plan.checks.is_empty();
+    let only_undos = plan.changes.is_empty() && plan.holds.is_empty() && plan.checks.is_empty();
     !only_undos && (plan.once.is_some() || plan.checks.iter().all(|check| check.refund == 0))
 }
 
@@ -57,10 +67,16 @@ pub(super) fn useful_for(plan: &Plan, now: Timestamp) -> Duration {
     let changes = plan.changes.iter().map(|change| match change.action {
         LeaseAction::Release => RELEASE_RETENTION,
         LeaseAction::Renew(length) => Duration::from_micros(length),
+        LeaseAction::RenewOwn => RENEWAL_RETENTION,
+    });
+    let holds = plan.holds.iter().map(|change| match change.action {
+        HoldAction::Settle(_) => HOLD_RETENTION,
+        HoldAction::Renew(Some(length)) => Duration::from_micros(length),
+        HoldAction::Renew(None) => RENEWAL_RETENTION,
     });
     let undos = plan.undos.iter().map(|undo| Duration::from_micros(undo.reset));
     let checks = plan.checks.iter().map(|check| check_is_useful_for(check, now));
-    changes.chain(undos).chain(checks).max().unwrap_or_default().min(RELEASE_RETENTION * 366)
+    changes.chain(holds).chain(undos).chain(checks).max().unwrap_or_default().min(RELEASE_RETENTION * 366)
 }
 
 fn check_is_useful_for(check: &Check, now: Timestamp) -> Duration {
@@ -76,8 +92,15 @@ pub(super) fn remaining(plan: &Plan, made: Timestamp, waited: Duration) -> Plan 
     let mut plan = plan.clone();
     let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     plan.changes.retain(|change| match &mut change.action {
-        LeaseAction::Release => true,
+        LeaseAction::Release | LeaseAction::RenewOwn => true,
         LeaseAction::Renew(length) => {
+            *length = length.saturating_sub(micros);
+            *length > 0
+        }
+    });
+    plan.holds.retain(|change| match &mut change.action {
+        HoldAction::Settle(_) | HoldAction::Renew(None) => true,
+        HoldAction::Renew(Some(length)) => {
             *length = length.saturating_sub(micros);
             *length > 0
         }

@@ -187,7 +187,8 @@ impl QuotaLeases {
 impl QuotaBlock {
     /// A block of a known counter without units.
     fn empty(check: &Check, now: Timestamp) -> Self {
-        let outcome = Outcome { passes: true, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0 };
+        let outcome =
+            Outcome { passes: true, limit: 0, remaining: 0, reset: 0, retry_after: None, charged: 0, held: 0 };
         Self {
             limit: check.limit,
             store: check.store,
@@ -228,7 +229,7 @@ impl QuotaBlock {
     /// The undo of the unused units, if there are any.
     fn undo_unused(&self, counter: CounterName) -> Option<Undo> {
         let &Self { store, limit, unused, charged_at: at, outcome: Outcome { reset, .. }, .. } = self;
-        (unused > 0).then_some(Undo { counter, store, limit, charged: self.charged(unused), at, reset })
+        (unused > 0).then_some(Undo { counter, store, limit, charged: self.charged(unused), at, reset, holds: false })
     }
 
     /// What these units of the block added to the counter.
@@ -243,10 +244,13 @@ impl QuotaBlock {
 /// The only check of a plan, if it can be answered from a block.
 fn leasable_check(plan: &Plan) -> Option<&Check> {
     let [check] = plan.checks.as_slice() else { return None };
-    let only_this = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused;
+    let no_changes = plan.changes.is_empty() && plan.holds.is_empty() && plan.undos.is_empty();
+    let only_this = no_changes && !plan.refused;
     let right_limit = matches!(check.limit, Limit::TokenBucket(_) | Limit::FixedWindow(_));
     let needs_its_charge = check.needs == Needs { fits: check.charges.admitted, ..Needs::default() };
     let plain = check.refund == 0 && !check.shadow && !check.always_denied && check.charges.admitted > 0;
     let charges_on_admission = check.charges.passed == 0 && check.charges.refused == 0;
-    (only_this && right_limit && needs_its_charge && plain && charges_on_admission).then_some(check)
+    // What is held has to be in the store, where any instance can settle it.
+    let unheld = !check.holding.looks();
+    (only_this && right_limit && needs_its_charge && plain && unheld && charges_on_admission).then_some(check)
 }

@@ -13,7 +13,7 @@ use quick_cache::sync::Cache;
 
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
-use crate::plan::{Applied, Check, Outcome, Plan};
+use crate::plan::{Applied, Check, Holding, Outcome, Plan};
 
 /// The maximum number of cached refusals.
 const MAX_REFUSALS: usize = 16_384;
@@ -60,7 +60,7 @@ impl RefusalCache {
 
     /// Updates the cache from the store's answer to a plan that was sent at `since`.
     pub(super) fn record(&self, plan: &Plan, applied: &Applied, since: Timestamp) {
-        if !plan.undos.is_empty() || plan.checks.iter().any(|check| check.refund > 0) {
+        if !plan.undos.is_empty() || !plan.holds.is_empty() || plan.checks.iter().any(|check| check.refund > 0) {
             return self.refusals.clear();
         }
         if applied.admitted || !is_cacheable(plan) {
@@ -95,8 +95,15 @@ fn unchanged_micros(check: &Check, outcome: &Outcome) -> Option<u64> {
 fn is_cacheable(plan: &Plan) -> bool {
     let plain = |check: &Check| {
         let charges_nothing = check.charges.passed == 0 && check.charges.refused == 0 && check.refund == 0;
-        charges_nothing && !check.shadow && !check.always_denied && !matches!(check.limit, Limit::Concurrency(_))
+        // A hold can be settled at any moment, and so can a slot be released.
+        let held = check.holding != Holding::None;
+        charges_nothing
+            && !held
+            && !check.shadow
+            && !check.always_denied
+            && !matches!(check.limit, Limit::Concurrency(_))
     };
-    let only_checks = plan.changes.is_empty() && plan.undos.is_empty() && !plan.refused && plan.groups.len() == 1;
+    let no_changes = plan.changes.is_empty() && plan.holds.is_empty() && plan.undos.is_empty();
+    let only_checks = no_changes && !plan.refused && plan.groups.len() == 1;
     only_checks && plan.checks.iter().all(plain)
 }

@@ -7,9 +7,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Alignment, LeaseId, OnStoreError, State};
+use tollgate::limiter::{Alignment, Holds, LeaseId, Lost, OnStoreError, State};
 use tollgate::plan::{
-    Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan, StateCell, advance, change_lease, undo,
+    Applied, Charges, Check, CounterName, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan,
+    StateCell, advance, change_hold, change_lease, undo,
 };
 
 use super::numbers::Numbers;
@@ -48,6 +49,8 @@ pub struct Scope {
     pub backwards: bool,
     /// Plans of several groups, and lease changes.
     pub several_groups: bool,
+    /// Charges that are held, and settled, renewed or lost.
+    pub holds: bool,
 }
 
 /// Every feature.
@@ -58,6 +61,7 @@ pub const ANYTHING: Scope = Scope {
     changing: true,
     backwards: true,
     several_groups: true,
+    holds: false,
 };
 
 /// A counter of the plans: its store, and its numbers, of which the first is used when they do not change.
@@ -100,9 +104,11 @@ pub fn counters() -> Vec<Counter> {
 pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan)>> {
     let groups = if scope.several_groups { 1..4_usize } else { 1..2 };
     let changes = if scope.several_groups { 0..2_usize } else { 0..1 };
-    let plan = (vec(group(scope), groups), vec(change(), changes), rare(scope.every_verdict, 12));
+    let holds = if scope.holds { 0..4_usize } else { 0..1 };
+    let changes = (vec(change(), changes), vec(hold_change(scope), holds));
+    let plan = (vec(group(scope), groups), changes, rare(scope.every_verdict, 12));
     vec((moves(scope.backwards), plan), count).prop_map(|plans| {
-        let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, mut changes, refused)))| {
+        let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, (mut changes, holds), refused)))| {
             let mut plan = Plan { refused, lease: LeaseId(number as u128), ..Plan::default() };
             for group in groups {
                 plan.checks.extend(group);
@@ -111,6 +117,10 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
             for (back, change) in &mut changes {
                 change.lease = LeaseId(number.saturating_sub(*back) as u128);
                 plan.changes.push(*change);
+            }
+            for (back, change) in holds {
+                let lease = LeaseId(number.saturating_sub(back) as u128);
+                plan.holds.push(HoldChange { lease, ..change });
             }
             (by, plan)
         });
@@ -149,7 +159,9 @@ fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
 fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
     let most = counter.numbers[0].holds();
     let verdict = (any::<Index>(), rare(scope.every_verdict, 6), rare(scope.every_verdict, 40));
-    (asks(scope, most), verdict).prop_map(move |((mut needs, charges, refund), (numbers, shadow, always_denied))| {
+    let rest = (verdict, holding(scope));
+    (asks(scope, most), rest).prop_map(move |((mut needs, charges, refund), (verdict, holding))| {
+        let (numbers, shadow, always_denied) = verdict;
         let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
         if matches!(numbers, Numbers::Slots { .. }) {
             // A check of slots takes one slot, whatever the hits.
@@ -165,7 +177,44 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
             shadow,
             always_denied,
             on_store_error: OnStoreError::Local,
+            holding: if matches!(numbers, Numbers::Slots { .. }) { Holding::None } else { holding },
         }
+    })
+}
+
+/// Mostly holds, of a moment to half a minute; and checks of rules that only know of them, or not even that.
+fn holding(scope: Scope) -> BoxedStrategy<Holding> {
+    if !scope.holds {
+        return Just(Holding::None).boxed();
+    }
+    let millis = prop_oneof![1 => Just(1), 3 => 1..12_000_u32, 2 => (1..40_u32).prop_map(|halves| halves * 500)];
+    let lost = prop_oneof![Just(Lost::Charge), Just(Lost::Release)];
+    prop_oneof![
+        1 => Just(Holding::None),
+        1 => Just(Holding::Kept),
+        1 => Just(Holding::Released),
+        1 => Just(Holding::Reported),
+        4 => (millis, lost).prop_map(|(millis, lost)| Holding::Hold { millis, lost }),
+    ]
+    .boxed()
+}
+
+/// A settlement or renewal of a hold of one of the last plans, or of this plan's own before it holds anything.
+fn hold_change(scope: Scope) -> impl Strategy<Value = (usize, HoldChange)> {
+    let counters: Vec<Counter> =
+        counters().into_iter().filter(|counter| !matches!(counter.numbers[0], Numbers::Slots { .. })).collect();
+    let units =
+        prop_oneof![2 => Just(Some(0)), 4 => (0..14_u32).prop_map(Some), 1 => Just(Some(u32::MAX)), 2 => Just(None)];
+    let action = prop_oneof![
+        5 => units.prop_map(HoldAction::Settle),
+        1 => Just(HoldAction::Renew(None)),
+        1 => (1..9 * SECOND).prop_map(|length| HoldAction::Renew(Some(length))),
+    ];
+    let back = prop_oneof![6 => 1..3_usize, 1 => 0..12_usize];
+    (back, prop::sample::select(counters), any::<Index>(), action).prop_map(move |(back, counter, numbers, action)| {
+        let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
+        let limit = numbers.limit();
+        (back, HoldChange { counter: counter.name, store: counter.store, limit, lease: LeaseId::default(), action })
     })
 }
 
@@ -197,6 +246,7 @@ fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
     let action = prop_oneof![
         3 => Just(LeaseAction::Release),
         1 => (1..9 * SECOND).prop_map(LeaseAction::Renew),
+        1 => Just(LeaseAction::RenewOwn),
     ];
     (0..12_usize, prop::sample::select(slots), action).prop_map(|(back, counter, action)| {
         (back, LeaseChange { counter: counter.name, store: counter.store, lease: LeaseId::default(), action })
@@ -207,6 +257,7 @@ fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
     states: HashMap<(u16, CounterName), State>,
+    holds: HashMap<(u16, CounterName), Box<Holds>>,
 }
 
 impl Reference {
@@ -215,6 +266,11 @@ impl Reference {
         for change in &plan.changes {
             let mut held = self.held(change.store, change.counter);
             applied.statuses.push(change_lease(&mut held, change, now));
+            self.keep(change.store, change.counter, held);
+        }
+        for change in &plan.holds {
+            let mut held = self.held(change.store, change.counter);
+            applied.statuses.push(change_hold(&mut held, change, now));
             self.keep(change.store, change.counter, held);
         }
         for done in &plan.undos {
@@ -233,12 +289,18 @@ impl Reference {
     }
 
     fn held(&self, store: u16, counter: CounterName) -> StateCell {
-        StateCell::from(self.states.get(&(store, counter)).cloned().unwrap_or_default())
+        let state = self.states.get(&(store, counter)).cloned().unwrap_or_default();
+        let mut cell = StateCell::from(state);
+        cell.holds = self.holds.get(&(store, counter)).cloned();
+        cell
     }
 
     fn keep(&mut self, store: u16, counter: CounterName, held: StateCell) {
         if held.wrote {
             self.states.insert((store, counter), held.state);
+        }
+        if let (true, Some(holds)) = (held.wrote_holds, held.holds) {
+            self.holds.insert((store, counter), holds);
         }
     }
 }

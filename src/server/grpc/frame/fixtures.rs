@@ -23,6 +23,7 @@ fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
             charge: Charge::Admitted,
             overdraw: false,
             missing: Missing::Skip,
+            hold: None,
         }]),
         last: false,
         shadow: false,

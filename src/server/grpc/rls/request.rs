@@ -117,6 +117,7 @@ pub(super) fn request_of(message: &RateLimitRequest) -> Result<descriptor::Reque
     for descriptor in &message.descriptors {
         request.descriptors.push(Descriptor {
             hits: hits(descriptor, message.hits_addend),
+            own_hits: descriptor.hits_addend.is_some(),
             limit: descriptor.limit.as_ref().and_then(limit_override),
             ..Default::default()
         });

@@ -10,7 +10,8 @@ fn bucket(level: u64, at: Timestamp) -> State {
 #[test]
 fn a_table_resized_in_place_loses_no_counter() {
     let start = Timestamp::from_secs(1_800_000_000);
-    let outcome = |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None, charged: 0 };
+    let outcome =
+        |reset| Outcome { passes: true, limit: 1000, remaining: 999, reset, retry_after: None, charged: 0, held: 0 };
     let mut random = 1_u64;
     let mut next = move || {
         random ^= random << 13;
@@ -74,7 +75,8 @@ fn a_table_resized_in_place_loses_no_counter() {
 #[test]
 fn a_log_moves_between_its_entry_and_the_slab_with_all_its_grants() {
     let start = Timestamp::from_secs(1_800_000_000);
-    let outcome = Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None, charged: 0 };
+    let outcome =
+        Outcome { passes: true, limit: 1000, remaining: 9, reset: 60_000_000, retry_after: None, charged: 0, held: 0 };
     let mut shard = Shard::new(Arc::new(BytePool::new(1 << 20, 1)), usize::MAX, 1);
     let name = CounterName([7, 7]);
     let mut expected: Vec<Timestamp> = Vec::new();
@@ -153,7 +155,7 @@ fn a_full_table_seldom_grows_or_shrinks() {
             }
         };
         let outcome =
-            Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None, charged: 0 };
+            Outcome { passes: true, limit: 1000, remaining, reset: 60_000_000, retry_after: None, charged: 0, held: 0 };
         let before = shard.table.capacity();
         let counter = CounterName([name, name]);
         assert!(shard.make_room(growth, &counter, &[], now));

@@ -44,13 +44,14 @@ impl Keys {
         }
     }
 
-    /// The keys that a counter may have: its state, or its leases by expiry; and its leases by acquisition.
-    pub(in crate::store::redis) fn of(&self, counter: CounterName) -> [Vec<u8>; 2] {
+    /// The keys that a counter may have: its state, or its leases by expiry; its leases by acquisition; and its holds, by
+    /// lease and by their ends.
+    pub(in crate::store::redis) fn of(&self, counter: CounterName) -> [Vec<u8>; 4] {
         let mut key = Vec::new();
         self.write(counter, &mut key);
-        let mut acquired = key.clone();
-        acquired.push(ACQUIRED_SUFFIX);
-        [key, acquired]
+        let with = |suffix: u8| [&key[..], &[suffix]].concat();
+        let [acquired, holds, by_end] = [ACQUIRED_SUFFIX, HOLDS_SUFFIX, HOLDS_BY_END_SUFFIX].map(with);
+        [key, acquired, holds, by_end]
     }
 
     /// The prefix of the keys of one partition in a cluster, which determines their hash slot.
@@ -69,6 +70,12 @@ impl Keys {
 /// The suffix of the key of leases by acquisition.
 pub(super) const ACQUIRED_SUFFIX: u8 = b'a';
 
+/// The suffix of the key of holds by lease.
+pub(super) const HOLDS_SUFFIX: u8 = b'h';
+
+/// The suffix of the key of holds by their ends.
+pub(super) const HOLDS_BY_END_SUFFIX: u8 = b'e';
+
 /// A partition as a hash tag: three characters between braces, none of them a brace.
 fn tag(partition: u16) -> [u8; 5] {
     let part = |shift: u16| b'0' + ((partition >> shift) & 0x3f) as u8;
@@ -84,21 +91,21 @@ mod tests {
     #[test]
     fn a_key_is_short_enough_to_take_little_memory() {
         for tagged in [false, true] {
-            let [key, _] = Keys::new("tollgate:", tagged).of(CounterName([u64::MAX, 1]));
+            let [key, ..] = Keys::new("tollgate:", tagged).of(CounterName([u64::MAX, 1]));
             assert!(key.len() <= 30, "{key:?}");
         }
     }
 
     #[test]
-    fn counters_of_one_partition_have_one_tag_and_still_two_keys() {
+    fn counters_of_one_partition_have_one_tag_and_still_keys_of_their_own() {
         let keys = Keys::new("tollgate:", true);
         let of = |first, second| keys.of(CounterName([first, second])).map(|key| (key[10..15].to_vec(), key));
-        let [(tag, one), (second, _)] = of(1, 0x0001_ffff);
-        assert_eq!(tag, second);
-        let [(same, another), _] = of(1, 0x0002_ffff);
+        let [(tag, one), others @ ..] = of(1, 0x0001_ffff);
+        assert!(others.iter().all(|(other, _)| *other == tag));
+        let [(same, another), ..] = of(1, 0x0002_ffff);
         assert_eq!(same, tag);
         assert_ne!(one, another);
-        let [(other, _), _] = of(1, 0x0001_fffe);
+        let [(other, _), ..] = of(1, 0x0001_fffe);
         assert_ne!(other, tag);
     }
 

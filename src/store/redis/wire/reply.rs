@@ -53,7 +53,7 @@ impl ReplyReader<'_> {
             return Err(CommandError::from(&*String::from_utf8_lossy(text)));
         }
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
-        for _ in &plan.changes {
+        for _ in 0..plan.changes.len() + plan.holds.len() {
             applied.statuses.push(match self.number() {
                 Some(0) => LeaseStatus::Done,
                 Some(1) => LeaseStatus::Expired,
@@ -73,9 +73,16 @@ impl ReplyReader<'_> {
         let mut admitted = !refused;
         let mut all_charged = SmallVec::<[Option<u64>; 3]>::new();
         for check in checks {
-            let (outcome, charged) = self.outcome(check, now)?;
+            let (mut outcome, Counted { charged, holds, .. }) = self.outcome(check, now)?;
             admitted &= outcome.passes || check.shadow;
             all_charged.push(charged);
+            if let Some((first_end, says)) = holds {
+                outcome.retry_after = outcome.retry_after.map(|wait| first_end.map_or(wait, |end| wait.min(end)));
+                outcome.held = match says {
+                    1.. if check.holding.holds() => check.charges.admitted,
+                    says => says,
+                };
+            }
             applied.answers.push(Ok(outcome));
         }
         for ((check, outcome), charged) in
@@ -89,8 +96,9 @@ impl ReplyReader<'_> {
 
     /// The outcome of a check, and what it charged if that is in the reply. Where the script returns the whole state,
     /// the outcome is computed from it.
-    fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<(Outcome, Option<u64>)> {
-        let Counted { passes, units: counted, lasts, charged } = self.counted()?;
+    fn outcome(&mut self, check: &Check, now: Timestamp) -> Option<(Outcome, Counted)> {
+        let first = self.counted()?;
+        let Counted { passes, units: counted, lasts, .. } = first;
         let count = || u32::try_from(counted).ok();
         let state = match &check.limit {
             Limit::TokenBucket(bucket) => State::Bucket(BucketLevel { level: counted, at: now, unit: bucket.unit() }),
@@ -105,34 +113,39 @@ impl ReplyReader<'_> {
             }
             Limit::SlidingWindow(_) | Limit::Concurrency(_) => {
                 let (reset, wait) = (self.count()?, self.number()?);
-                return Some((outcome_of_counted(check, passes, count()?, reset, wait), charged));
+                return Some((outcome_of_counted(check, passes, count()?, reset, wait), first));
             }
         };
         let outcome = check.outcome(state, passes, now);
         let sooner = |micros: u64| lasts.map_or(micros, |lasts| micros.min(lasts));
-        Some((
-            Outcome { reset: sooner(outcome.reset), retry_after: outcome.retry_after.map(sooner), ..outcome },
-            charged,
-        ))
+        Some((Outcome { reset: sooner(outcome.reset), retry_after: outcome.retry_after.map(sooner), ..outcome }, first))
     }
 
     /// The counted units of a check: a number, or a list that says more.
     fn counted(&mut self) -> Option<Counted> {
-        let (first, lasts, charged) = match self.items.next()? {
-            Value::Int(first) => (*first, None, None),
+        let (first, lasts, charged, holds) = match self.items.next()? {
+            Value::Int(first) => (*first, None, None, None),
             Value::Array(list) => {
-                let [Value::Int(first), Value::Int(lasts), Value::Int(charged)] = list[..] else { return None };
-                (first, u64::try_from(lasts).ok(), Some(u64::try_from(charged).ok()?))
+                let [Value::Int(first), Value::Int(lasts), Value::Int(charged), ref holds @ ..] = list[..] else {
+                    return None;
+                };
+                let holds = match holds {
+                    [] => None,
+                    [Value::Int(end), Value::Int(says)] => Some((u64::try_from(*end).ok(), u32::try_from(*says).ok()?)),
+                    _ => return None,
+                };
+                (first, u64::try_from(lasts).ok(), Some(u64::try_from(charged).ok()?), holds)
             }
             _ => return None,
         };
         let passes = first >= 0;
         let units = u64::try_from(if passes { first } else { -1 - first }).ok()?;
-        Some(Counted { passes, units, lasts, charged })
+        Some(Counted { passes, units, lasts, charged, holds })
     }
 }
 
 /// What the script says first of a check.
+#[derive(Clone, Copy)]
 struct Counted {
     passes: bool,
     units: u64,
@@ -140,6 +153,9 @@ struct Counted {
     lasts: Option<u64>,
     /// What was charged, if less than the check asked for.
     charged: Option<u64>,
+    /// Of a check that looks at holds: microseconds until the first one is given back, and whether its charge is held, or
+    /// how many units are.
+    holds: Option<(Option<u64>, u32)>,
 }
 
 /// The outcome of a check of a log or of leases, whose state is not in the reply.
@@ -150,10 +166,10 @@ fn outcome_of_counted(check: &Check, passes: bool, counted: u32, reset: u64, wai
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
     };
     match check.always_denied {
-        true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged: 0 },
+        true => Outcome { passes: false, limit: 0, remaining: 0, reset, retry_after: None, charged: 0, held: 0 },
         false => {
             let retry_after = if passes { None } else { u64::try_from(wait).ok() };
-            Outcome { passes, limit, remaining: limit.saturating_sub(counted), reset, retry_after, charged: 0 }
+            Outcome { passes, limit, remaining: limit.saturating_sub(counted), reset, retry_after, charged: 0, held: 0 }
         }
     }
 }

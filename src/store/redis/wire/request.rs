@@ -3,11 +3,11 @@
 use hashbrown::HashTable;
 use redis::Cmd;
 
-use super::keys::{ACQUIRED_SUFFIX, Keys};
+use super::keys::{ACQUIRED_SUFFIX, HOLDS_BY_END_SUFFIX, HOLDS_SUFFIX, Keys};
 use super::shapes::Shapes;
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
-use crate::plan::{Check, CounterName, LeaseAction, Plan};
+use crate::plan::{Check, CounterName, HoldAction, LeaseAction, Plan};
 use crate::store::shared::process_id;
 
 /// The script that decides.
@@ -42,7 +42,16 @@ pub(in crate::store::redis) fn is_encodable(plan: &Plan) -> bool {
 }
 
 fn references_of(plan: &Plan) -> usize {
-    2 * (plan.checks.len() + plan.changes.len() + plan.undos.len() + usize::from(plan.once.is_some()))
+    let looking = plan.checks.iter().filter(|check| check.holding.looks()).count();
+    let held = plan.undos.iter().filter(|undo| undo.holds).count() + looking;
+    let counters = plan.checks.len() + plan.changes.len() + plan.undos.len() + usize::from(plan.once.is_some());
+    2 * (counters + held + 2 * plan.holds.len())
+}
+
+/// Whether a plan has anything to do with holds.
+fn has_holds(plan: &Plan) -> bool {
+    let looks = || plan.checks.iter().any(|check| check.holding.looks());
+    !plan.holds.is_empty() || looks() || plan.undos.iter().any(|undo| undo.holds)
 }
 
 /// The command that executes these plans, which [`batch_size`] puts into one call. Calendars have the windows around
@@ -72,9 +81,16 @@ pub(in crate::store::redis) fn encode(
     for (kind, list) in counters.lists.iter().enumerate() {
         for &counter in list {
             keys.write(counter, &mut key);
+            if kind == HOLD_KEYS {
+                key.push(HOLDS_SUFFIX);
+            }
             cmd.arg(&key[..]);
             if kind == LEASE_KEYS {
                 key.push(ACQUIRED_SUFFIX);
+                cmd.arg(&key[..]);
+            } else if kind == HOLD_KEYS {
+                key.pop();
+                key.push(HOLDS_BY_END_SUFFIX);
                 cmd.arg(&key[..]);
             }
         }
@@ -90,7 +106,8 @@ pub(in crate::store::redis) fn encode(
 }
 
 fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
-    let only_checks = plan.changes.is_empty() && plan.undos.is_empty() && plan.once.is_none();
+    let holds = has_holds(plan);
+    let only_checks = plan.changes.is_empty() && plan.undos.is_empty() && plan.once.is_none() && !holds;
     if let ([group], true) = (&plan.groups[..], only_checks && !plan.refused) {
         let bucket = |check: &Check| matches!(check.limit, Limit::TokenBucket(_)) && check.refund == 0;
         match &plan.checks[..] {
@@ -116,7 +133,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
     program.push(1);
     let start = program.len();
     program.extend_from_slice(&[0; 4]);
-    program.push(u8::from(plan.refused) + 2 * u8::from(plan.once.is_some()));
+    program.push(u8::from(plan.refused) + 2 * u8::from(plan.once.is_some()) + 4 * u8::from(holds));
     put_u16(program, plan.changes.len());
     put_u16(program, plan.undos.len());
     put_u16(program, plan.groups.len());
@@ -124,14 +141,32 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
     if plan.once.is_some() {
         put_u16(program, counters.next());
     }
+    if holds {
+        put_u16(program, plan.holds.len());
+    }
     for change in &plan.changes {
         let (renew, length) = match change.action {
             LeaseAction::Release => (0, 0),
             LeaseAction::Renew(length) => (1, length),
+            LeaseAction::RenewOwn => (2, 0),
         };
         program.push(renew);
         put_u16(program, counters.next());
         put_f64(program, length);
+        program.extend_from_slice(&change.lease.0.to_be_bytes());
+    }
+    for change in &plan.holds {
+        let (action, number) = match change.action {
+            HoldAction::Settle(None) => (0, 0),
+            HoldAction::Settle(Some(units)) => (1, units.into()),
+            HoldAction::Renew(None) => (2, 0),
+            HoldAction::Renew(Some(length)) => (3, length),
+        };
+        put_u16(program, shapes.of_check(&change.look(0)));
+        put_u16(program, counters.next());
+        put_u16(program, counters.next());
+        program.push(action);
+        put_f64(program, number);
         program.extend_from_slice(&change.lease.0.to_be_bytes());
     }
     for undo in &plan.undos {
@@ -139,12 +174,20 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         put_u16(program, counters.next());
         put_f64(program, undo.at.micros());
         put_f64(program, undo.reset);
+        if holds {
+            put_u16(program, if undo.holds { counters.next() } else { 0 });
+        }
     }
     for group in plan.groups() {
         put_u16(program, group.len());
         for check in group {
             put_u16(program, shapes.of_check(check));
             put_u16(program, counters.next());
+            if holds {
+                let looks = check.holding.looks();
+                put_u16(program, if looks { counters.next() } else { 0 });
+                put_u16(program, if looks { shapes.of_holding(check.holding) } else { 0 });
+            }
         }
     }
     let length = u32::try_from(program.len() - start - 4).expect("a plan with 16 bits of references is short");
@@ -164,6 +207,7 @@ fn put_f64(program: &mut Vec<u8>, number: u64) {
 const STRING_KEYS: usize = 0;
 const LOG_KEYS: usize = 1;
 const LEASE_KEYS: usize = 2;
+const HOLD_KEYS: usize = 3;
 
 fn key_group(limit: &Limit) -> usize {
     match limit {
@@ -175,7 +219,7 @@ fn key_group(limit: &Limit) -> usize {
 
 /// The counters of a batch, each once, and the references to them.
 struct CounterTable {
-    lists: [Vec<CounterName>; 3],
+    lists: [Vec<CounterName>; 4],
     /// The list and the index in it of each reference, in the order of the program.
     references: Vec<(usize, usize)>,
     next: usize,
@@ -184,7 +228,7 @@ struct CounterTable {
 impl CounterTable {
     fn of(plans: &[Plan]) -> Self {
         let count = plans.iter().map(references_of).sum::<usize>() / 2;
-        let lists = [Vec::with_capacity(count), Vec::new(), Vec::new()];
+        let lists = [Vec::with_capacity(count), Vec::new(), Vec::new(), Vec::new()];
         let mut counters = Self { lists, references: Vec::with_capacity(count), next: 0 };
         let mut seen = HashTable::with_capacity(count);
         for plan in plans {
@@ -192,8 +236,22 @@ impl CounterTable {
                 counters.add(&mut seen, STRING_KEYS, name);
             }
             plan.changes.iter().for_each(|change| counters.add(&mut seen, LEASE_KEYS, change.counter));
-            plan.undos.iter().for_each(|undo| counters.add(&mut seen, key_group(&undo.limit), undo.counter));
-            plan.checks.iter().for_each(|check| counters.add(&mut seen, key_group(&check.limit), check.counter));
+            for change in &plan.holds {
+                counters.add(&mut seen, key_group(&change.limit), change.counter);
+                counters.add(&mut seen, HOLD_KEYS, change.counter);
+            }
+            for undo in &plan.undos {
+                counters.add(&mut seen, key_group(&undo.limit), undo.counter);
+                if undo.holds {
+                    counters.add(&mut seen, HOLD_KEYS, undo.counter);
+                }
+            }
+            for check in &plan.checks {
+                counters.add(&mut seen, key_group(&check.limit), check.counter);
+                if check.holding.looks() {
+                    counters.add(&mut seen, HOLD_KEYS, check.counter);
+                }
+            }
         }
         counters
     }
@@ -219,16 +277,18 @@ impl CounterTable {
     fn next(&mut self) -> usize {
         let (kind, place) = self.references[self.next];
         self.next += 1;
-        let [strings, logs, _] = &self.lists;
+        let [strings, logs, leases, _] = &self.lists;
         1 + match kind {
             STRING_KEYS => place,
             LOG_KEYS => strings.len() + place,
-            _ => strings.len() + logs.len() + 2 * place,
+            LEASE_KEYS => strings.len() + logs.len() + 2 * place,
+            _ => strings.len() + logs.len() + 2 * leases.len() + 2 * place,
         }
     }
 
     fn keys(&self) -> usize {
-        self.lists[STRING_KEYS].len() + self.lists[LOG_KEYS].len() + 2 * self.lists[LEASE_KEYS].len()
+        let [strings, logs, leases, holds] = &self.lists;
+        strings.len() + logs.len() + 2 * (leases.len() + holds.len())
     }
 }
 

@@ -4,8 +4,8 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
-use crate::limiter::{Alignment, Limit, MAX_EXACT_INTEGER};
-use crate::plan::{Charges, Check, Undo};
+use crate::limiter::{Alignment, Limit, Lost, MAX_EXACT_INTEGER};
+use crate::plan::{Charges, Check, Holding, Undo};
 
 /// The room of a check that never passes, and of one that always does.
 const ROOM_NEVER: u64 = MAX_EXACT_INTEGER;
@@ -36,6 +36,15 @@ impl Shapes {
         let mut shape = shape_of(&undo.look(), self.at);
         shape[ADMITTED] = (undo.charged as f64).to_bits();
         self.index(shape)
+    }
+
+    pub(super) fn of_holding(&mut self, holding: Holding) -> usize {
+        let [mode, length, release] = match (holding.terms(), holding) {
+            (Some((length, lost)), _) => [3, length, u64::from(lost == Lost::Release)],
+            (None, Holding::Reported) => [2, 0, 0],
+            (None, _) => [1, 0, 0],
+        };
+        self.index([6, mode, length, release].iter().map(|&number| (number as f64).to_bits()).collect())
     }
 
     /// The index of a shape in `ARGV`, which is added if it is new.
