@@ -12,7 +12,7 @@ use crate::descriptor::Request;
 use crate::lease::{LeaseIds, LeaseToken};
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
-use crate::rules::Rules;
+use crate::rules::{Planned, Rules};
 use crate::store::Stores;
 
 /// Rules, and the stores they refer to by index. A request is decided by one version.
@@ -27,7 +27,11 @@ pub struct Version {
 impl Version {
     /// Decides one request at `now`. Slots that it takes are held under `lease`.
     pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
-        let planned = self.rules.plan(request, lease);
+        self.execute(self.rules.plan(request, lease), now).await
+    }
+
+    /// Executes a plan of these rules, and judges the answers.
+    pub(crate) async fn execute(&self, planned: Box<Planned>, now: Timestamp) -> Decision {
         let applied = match planned.plan.is_empty() {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
             false => self.stores.apply(&planned.plan, now).await,

@@ -10,6 +10,7 @@
 mod support;
 
 mod core {
+    mod asks;
     mod behaviour;
     mod fuzz;
     mod model;

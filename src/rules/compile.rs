@@ -3,7 +3,7 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook, RuleHeaders};
+use super::book::{Action, Apply, Charge, Domain, KeyEntry, PartitionedStore, Rule, RuleBook, RuleHeaders};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
     QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
@@ -13,6 +13,7 @@ use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
 use crate::limiter::{Algorithm, Limit};
+use crate::secret::{Partitions, Secret};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -133,6 +134,46 @@ fn produced(parts: &[TemplatePart], name: &str, forms: &Forms) -> Vec<String> {
     found.into_iter().filter(|(end, _)| *end == name.len()).map(|(_, made)| made).collect()
 }
 
+/// A key in the order of its entries, with the form of each value: an address is cut unless the key says how.
+pub(super) fn compiled_key(key: impl IntoIterator<Item = KeyEntry>, forms: &Forms) -> Vec<CompiledKeyEntry> {
+    let compiled = key.into_iter().map(|part| {
+        let mut normalise = part.normalise;
+        let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
+        if !cut && forms.get(&part.entry).is_some_and(Form::is_address) {
+            normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
+        }
+        CompiledKeyEntry { entry: part.entry, form: Form::by(normalise) }
+    });
+    let mut key: Vec<CompiledKeyEntry> = compiled.collect();
+    key.sort_by(|a, b| a.entry.cmp(&b.entry));
+    key
+}
+
+/// The partitions of counters with this key, and the index of the entry that determines them.
+pub(super) fn partitions(
+    secret: &Secret,
+    partitioned: &[PartitionedStore],
+    domain: &str,
+    key: &[CompiledKeyEntry],
+) -> Option<(Partitions, usize)> {
+    let tag = partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
+    let tagged = key.iter().position(|part| Some(part.entry.as_str()) == tag).unwrap_or(0);
+    key.get(tagged).map(|part| (secret.partitions(domain, &part.entry), tagged))
+}
+
+/// For each reference to a limiter, the rules that apply it and the indexes of those applies.
+fn references(rules: &[CompiledRule]) -> HashMap<String, Vec<(u32, usize)>, RandomState> {
+    let mut references: HashMap<String, Vec<(u32, usize)>, RandomState> = HashMap::default();
+    for (number, rule) in rules.iter().enumerate() {
+        let CompiledAction::Apply(applies) = &rule.action else { continue };
+        for (index, apply) in applies.iter().enumerate() {
+            let number = u32::try_from(number).expect("rules are fewer than 2^32");
+            references.entry(apply.reference.clone()).or_default().push((number, index));
+        }
+    }
+    references
+}
+
 struct Compiler {
     book: RuleBook,
     errors: Vec<CompileError>,
@@ -168,6 +209,7 @@ impl Compiler {
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
         let rules = std::mem::take(&mut self.book.rules);
         self.set_debts(&rules);
+        let rules_reach = self.reached_by(&rules);
         self.set_drains(&rules);
         let mut settings = std::mem::take(&mut self.book.domains);
         let mut names: Vec<String> = settings.iter().map(|domain| domain.name.clone()).collect();
@@ -187,7 +229,9 @@ impl Compiler {
             let rule = self.rule(rule, &settings[domain], &forms[domain]);
             compiled[domain].push(rule);
         }
+        let direct = self.direct(&rules_reach);
         let domains = settings.into_iter().zip(forms).zip(compiled).map(|((domain, forms), rules)| CompiledDomain {
+            references: references(&rules),
             name: domain.name,
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
@@ -209,6 +253,8 @@ impl Compiler {
             limiters: self.book.limiters,
             debts: self.debts,
             targets: self.targets,
+            direct,
+            partitioned: self.book.partitioned,
             hides_headers: domains.iter().flat_map(|domain| &domain.rules).any(|rule| rule.headers != RuleHeaders::All),
             domains,
             by_name,
@@ -232,6 +278,32 @@ impl Compiler {
                 }
             }
         }
+    }
+
+    /// Whether any rule applies each limiter, by index.
+    fn reached_by(&self, rules: &[Rule]) -> Vec<bool> {
+        let mut reached = vec![false; self.book.limiters.len()];
+        for rule in rules {
+            let Action::Apply(applies) = &rule.action else { continue };
+            applies.iter().flat_map(|apply| self.reached(apply)).for_each(|number| reached[number] = true);
+        }
+        reached
+    }
+
+    /// The targets of the limiters that no rule applies and that workers can ask for by name. Their names and limits are
+    /// those of each ask.
+    fn direct(&mut self, reached: &[bool]) -> HashMap<String, u32, RandomState> {
+        let mut direct = HashMap::default();
+        for (number, limiter) in self.book.limiters.iter().enumerate() {
+            if limiter.workers.direct && !reached[number] {
+                let limiter_number = u32::try_from(number).expect("limiters are fewer than 2^32");
+                let target = LimiterTarget { at: None, limiter: limiter_number, tier: None, quota: None, slots: None };
+                self.targets.push(target);
+                let target = u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32");
+                direct.insert(limiter.name.clone(), target);
+            }
+        }
+        direct
     }
 
     /// The indexes of the limiters that a reference can resolve to.
@@ -340,24 +412,9 @@ impl Compiler {
             self.errors.push(CompileError::ChargedSlot { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         }
-        let mut key: Vec<CompiledKeyEntry> = apply
-            .key
-            .into_iter()
-            .map(|part| {
-                let mut normalise = part.normalise;
-                let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
-                if !cut && forms.get(&part.entry).is_some_and(Form::is_address) {
-                    normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
-                }
-                CompiledKeyEntry { entry: part.entry, form: Form::by(normalise) }
-            })
-            .collect();
-        key.sort_by(|a, b| a.entry.cmp(&b.entry));
-        let tag = self.book.partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
-        let tagged = key.iter().position(|part: &CompiledKeyEntry| Some(part.entry.as_str()) == tag).unwrap_or(0);
-        let partitions = key.get(tagged).map(|part| (self.book.secret.partitions(&domain.name, &part.entry), tagged));
+        let key = compiled_key(apply.key, forms);
         Some(CompiledApply {
-            partitions,
+            partitions: partitions(&self.book.secret, &self.book.partitioned, &domain.name, &key),
             domain: domain.name.clone(),
             reference: apply.limiter,
             template,
@@ -437,7 +494,7 @@ impl Compiler {
             },
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
-        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots });
+        self.targets.push(LimiterTarget { at: Some(self.at), limiter, tier, quota, slots });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }

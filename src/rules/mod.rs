@@ -7,9 +7,13 @@
 //!   Request -> normalise -> index: candidates -> matchers: rules in order -> limiters and keys -> merged checks
 //! ```
 //!
+//! `Rules::plan_asks` does the same for what a worker asks for.
+//!
 //! The cost of planning grows with the number of rules that match, not with the number of rules.
 
 mod address;
+#[cfg(feature = "server")]
+mod ask;
 mod book;
 mod compile;
 mod compiled;

@@ -6,6 +6,7 @@
 //!                                     '- Current { version, settings, handles }   replaced as a whole
 //! ```
 
+mod acquire;
 mod health;
 
 use std::fmt;
@@ -16,14 +17,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
+pub use self::acquire::{Acquisition, Lease};
 pub use self::health::Health;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::engine::Version;
 use crate::lease::LeaseIds;
-use crate::limiter::LeaseStatus;
-use crate::plan::LeaseAction;
 use crate::settings::Settings;
 use crate::telemetry::{Door, DoorMetrics, Handles, ReloadStatus, Telemetry};
 
@@ -142,12 +142,6 @@ impl Service {
     /// The version in use, for one request.
     pub fn current(&self) -> CurrentGuard<'_> {
         CurrentGuard { service: self, current: self.current.load() }
-    }
-
-    /// Releases every slot of a lease with the version in use; see [`Version::change_lease`].
-    pub async fn release(&self, lease: &str) -> Option<LeaseStatus> {
-        let version = self.current().version.clone();
-        version.change_lease(lease, LeaseAction::Release, self.now()).await
     }
 
     /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.

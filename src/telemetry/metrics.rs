@@ -86,6 +86,8 @@ pub enum Door {
     AuthzGrpc,
     /// ext_authz over plain HTTP.
     AuthzHttp,
+    /// The API of workers, over gRPC and HTTP/JSON.
+    Api,
 }
 
 /// How a door answered a request.
@@ -102,7 +104,7 @@ pub enum Reply {
 }
 
 impl Door {
-    const ALL: [Door; 3] = [Door::Rls, Door::AuthzGrpc, Door::AuthzHttp];
+    const ALL: [Door; 4] = [Door::Rls, Door::AuthzGrpc, Door::AuthzHttp, Door::Api];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -110,6 +112,7 @@ impl Door {
             Door::Rls => "rls",
             Door::AuthzGrpc => "ext_authz_grpc",
             Door::AuthzHttp => "ext_authz_http",
+            Door::Api => "api",
         }
     }
 }
