@@ -189,7 +189,12 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
-    let charged = ReportedCharge { charged: undo.charged, at: undo.at.min(now), reset: undo.reset };
+    let charged = ReportedCharge {
+        charged: undo.charged,
+        at: undo.at.min(now),
+        reset: undo.reset,
+        only_if_last: undo.only_if_last,
+    };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
         // Not `||`: both have to run.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)

@@ -37,6 +37,8 @@ pub struct Undo {
     pub at: Timestamp,
     /// The reset reported with the charge: microseconds until the counter is empty.
     pub reset: u64,
+    /// Takes the charge of a bucket back only if nothing was charged since (semantics 46).
+    pub only_if_last: bool,
 }
 
 impl Undo {
@@ -44,7 +46,7 @@ impl Undo {
     pub fn of(check: &Check, outcome: &Outcome, at: Timestamp) -> Option<Self> {
         let &Check { counter, store, limit, .. } = check;
         let &Outcome { charged, reset, .. } = outcome;
-        (charged > 0).then_some(Self { counter, store, limit, charged, at, reset })
+        (charged > 0).then_some(Self { counter, store, limit, charged, at, reset, only_if_last: false })
     }
 
     /// A check of the same counter that needs nothing and charges nothing.

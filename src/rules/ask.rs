@@ -208,7 +208,7 @@ impl Rules {
         let shadow = domain.shadow;
         let origin = CheckOrigin { descriptor: index, rule: CheckSource::NO_RULE, target, shadow };
         if let Some(quota) = &limiter.quota {
-            let limit = quota.limit(self.debts[self.targets[target as usize].limiter as usize]);
+            let limit = self.quota_limit(self.targets[target as usize].limiter as usize, quota);
             walk.check_quota(origin, name(&quota.kind()), limit, descriptor.hits, &apply, (None, false));
         }
         if let Some(slots) = limiter.concurrency {

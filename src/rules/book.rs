@@ -1,8 +1,11 @@
 //! The rules as configured.
 
+use std::time::Duration;
+
 use super::{Matcher, Normaliser};
 use crate::limiter::Limiter;
 use crate::secret::Secret;
+use crate::settings::Bounds;
 
 /// Everything that decides which limiters apply, as configured.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub struct RuleBook {
     pub release_entry: String,
     /// The bounds of a request.
     pub bounds: RequestBounds,
+    /// The longest wait of a worker. Buckets of limiters with `wait = true` can owe what drains in it (semantics 46).
+    pub max_wait: Duration,
 }
 
 impl Default for RuleBook {
@@ -39,6 +44,7 @@ impl Default for RuleBook {
             shadow: false,
             release_entry: "release".to_owned(),
             bounds: RequestBounds::default(),
+            max_wait: Bounds::default().max_wait,
         }
     }
 }

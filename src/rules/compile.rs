@@ -1,18 +1,20 @@
 //! Compiles a [`RuleBook`] into [`Rules`].
 
+use std::time::Duration;
+
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::book::{Action, Apply, Charge, Domain, KeyEntry, PartitionedStore, Rule, RuleBook, RuleHeaders};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, LimiterTemplate,
-    QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
+    QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit, template_parts,
 };
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
-use crate::limiter::{Algorithm, Limit};
+use crate::limiter::{Algorithm, Limit, Quota};
 use crate::secret::{Partitions, Secret};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
@@ -174,6 +176,11 @@ fn references(rules: &[CompiledRule]) -> HashMap<String, Vec<(u32, usize)>, Rand
     references
 }
 
+/// Microseconds of a duration, at most those that 32 bits count: the longest wait of a check.
+fn micros(duration: Duration) -> u64 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX).into()
+}
+
 struct Compiler {
     book: RuleBook,
     errors: Vec<CompileError>,
@@ -252,6 +259,7 @@ impl Compiler {
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
+            max_wait: micros(self.book.max_wait),
             targets: self.targets,
             direct,
             partitioned: self.book.partitioned,
@@ -278,6 +286,11 @@ impl Compiler {
                 }
             }
         }
+    }
+
+    /// The limit of a quota of this limiter.
+    fn quota_limit(&self, limiter: usize, quota: &Quota) -> Limit {
+        quota_limit(quota, &self.book.limiters[limiter], self.debts[limiter], micros(self.book.max_wait))
     }
 
     /// Whether any rule applies each limiter, by index.
@@ -328,7 +341,7 @@ impl Compiler {
                 let reference = (rule.domain.clone(), apply.limiter.clone());
                 for number in self.reached(apply) {
                     let limiter = &self.book.limiters[number];
-                    let limit = limiter.quota.as_ref().map(|quota| quota.limit(self.debts[number]));
+                    let limit = limiter.quota.as_ref().map(|quota| self.quota_limit(number, quota));
                     let Some(Limit::TokenBucket(bucket)) = limit else { continue };
                     let drain = self.drains.entry(reference.clone()).or_insert(1);
                     *drain = bucket.common_drain(*drain).unwrap_or(*drain);
@@ -486,7 +499,7 @@ impl Compiler {
         let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
-            limit: match (quota.limit(self.debts[limiter as usize]), drain) {
+            limit: match (self.quota_limit(limiter as usize, quota), drain) {
                 (Limit::TokenBucket(bucket), Some(&drain)) => {
                     Limit::TokenBucket(bucket.with_drain(drain).unwrap_or(bucket))
                 }

@@ -7,7 +7,7 @@ use super::book::{Charge, Missing, PartitionedStore, RefusalText, RequestBounds,
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
-use crate::limiter::{Limit, Limiter};
+use crate::limiter::{Limit, Limiter, Quota};
 use crate::secret::{NamePrefix, Partitions, Secret};
 
 /// The compiled rules: immutable, and replaced as a whole.
@@ -22,6 +22,8 @@ pub struct Rules {
     pub(super) limiters: Vec<Limiter>,
     /// The default maximum debt of each limiter's bucket (semantics 9).
     pub(super) debts: Vec<u64>,
+    /// The longest wait of a worker, in microseconds.
+    pub(super) max_wait: u64,
     pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
     pub(super) by_name: HashMap<String, usize, RandomState>,
@@ -189,6 +191,11 @@ impl Rules {
         &self.secret
     }
 
+    /// The limit of a quota of this limiter.
+    pub(super) fn quota_limit(&self, limiter: usize, quota: &Quota) -> Limit {
+        quota_limit(quota, &self.limiters[limiter], self.debts[limiter], self.max_wait)
+    }
+
     /// The limiter of a target.
     pub(crate) fn limiter(&self, target: u32) -> &Limiter {
         &self.limiters[self.targets[target as usize].limiter as usize]
@@ -241,6 +248,15 @@ impl Rules {
     pub(crate) fn rule_headers(&self, domain: usize, rule: u32) -> RuleHeaders {
         let rule = self.domains.get(domain).and_then(|domain| domain.rules.get(rule as usize));
         rule.map_or_else(RuleHeaders::default, |rule| rule.headers)
+    }
+}
+
+/// The limit of a quota of a limiter. The bucket of one that grants ahead can owe what drains in the longest wait, for
+/// whoever asks: it decides by what it can owe.
+pub(super) fn quota_limit(quota: &Quota, limiter: &Limiter, debt: u64, max_wait: u64) -> Limit {
+    match quota.limit(debt) {
+        Limit::TokenBucket(bucket) if limiter.workers.wait => Limit::TokenBucket(bucket.owing(max_wait)),
+        limit => limit,
     }
 }
 

@@ -353,7 +353,7 @@ impl Walk<'_> {
         let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
         let prefix =
             name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
-        let limit = match (quota.limit(self.rules.debts[limiter]), target.quota.as_ref()?.limit) {
+        let limit = match (self.rules.quota_limit(limiter, &quota), target.quota.as_ref()?.limit) {
             // The same drain as the buckets with which it shares its counter.
             (Limit::TokenBucket(bucket), Limit::TokenBucket(configured)) => {
                 Limit::TokenBucket(bucket.with_drain(configured.drain()).unwrap_or(bucket))

@@ -108,8 +108,15 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
             for held in [&mut undone, &mut never] {
                 assert!(decide(check(limit, 1), held, 3, now).passes, "{limit:?}");
             }
-            let charged =
-                Undo { counter: CounterName::default(), store: 0, limit, charged: made.charged, at, reset: made.reset };
+            let charged = Undo {
+                counter: CounterName::default(),
+                store: 0,
+                limit,
+                charged: made.charged,
+                at,
+                reset: made.reset,
+                only_if_last: false,
+            };
             undo(&mut undone, &charged, LeaseId(2), now);
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
                 let answer = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));

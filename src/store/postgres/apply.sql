@@ -65,7 +65,8 @@ $body$;
 --   program    the plans:
 --                plan    refused, index of its lease, numbers of changes, undos and groups, then those
 --                change  counter, index of the lease, microseconds to renew it for, or -1 to release it
---                undo    counter, shape, what was charged, time of the charge, reset reported with it
+--                undo    counter, shape, what was charged, time of the charge, reset reported with it; -1 - reset if
+--                        it is taken back only where nothing was charged since
 --                group   number of checks, then those
 --                check   counter, shape
 --   answers    the length of the result
@@ -73,7 +74,8 @@ $body$;
 --
 -- A shape:
 --
---    1 kind      2 maximum units    3 to 7 parameters    8 room needed, -1 for none    9 whether it can never fit
+--    1 kind      2 maximum units    3 to 7 parameters, of a bucket capacity, unit, drain, and the levels that may be
+--    granted ahead     8 room needed, -1 for none    9 whether it can never fit
 --   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
 --   13 refund   14 shadow   15 always denied
 --
@@ -291,8 +293,14 @@ BEGIN
                 unit := shapes[s + 4];
                 drain := shapes[s + 5];
                 capacity := shapes[s + 3] * unit;
-                moments[i] := least(moments[i], now);
-                IF moments[i] = stamp AND bs[i] = unit THEN
+                IF moments[i] > now THEN
+                    moments[i] := now;
+                    wrote[i] := 1;
+                END IF;
+                IF reset < 0 THEN
+                    CONTINUE WHEN moments[i] <> stamp OR bs[i] <> unit OR (as_[i] + drain - 1) / drain <> -1 - reset;
+                    owed := units;
+                ELSIF moments[i] = stamp AND bs[i] = unit THEN
                     owed := units;
                 ELSE
                     before := greatest(greatest(reset - 1, 0) * drain - units, 0);
@@ -485,7 +493,8 @@ BEGIN
                         END IF;
                         wait := 0;
                         IF room >= 0 THEN
-                            owed := level + room * unit - most * unit;
+                            -- What is granted ahead may be beyond the limit.
+                            owed := level + room * unit - most * unit - shapes[s + 6];
                             IF owed > 0 THEN
                                 wait := (least(owed, lasts) + drain - 1) / drain;
                             END IF;

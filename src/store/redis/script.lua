@@ -11,7 +11,8 @@
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
 --             first call with it
 --             '<BHdc16' a change: 1 to renew, key, duration, lease
---             '<HHdd' an undo: shape, key, time of the charge, reset reported with it
+--             '<HHdd' an undo: shape, key, time of the charge, reset reported with it; -1 - reset if it is taken back
+--             only where nothing was charged since
 --             '<H' a group: checks, each '<HH' shape, key
 --
 --   shape     kind, shadow, room, charges if admitted, passed, refused, refund, then the parameters of its kind:
@@ -201,6 +202,11 @@ local function others()
 
   function bucket.undo(shape, state, at, reset)
     local charged, drain = shape[4], shape[11]
+    if reset < 0 then
+      local last = state.at == at and state.unit == shape[10] and ceil(state.level / drain) == -1 - reset
+      if last then give_back(shape, state, charged) end
+      return last
+    end
     if state.at == at and state.unit == shape[10] then
       give_back(shape, state, charged)
       return true

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Alignment, LeaseId, OnStoreError, State};
+use tollgate::limiter::{Alignment, LeaseId, Limit, OnStoreError, State};
 use tollgate::plan::{
     Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Needs, Plan, StateCell, advance, change_lease, undo,
 };
@@ -101,12 +101,15 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
     let groups = if scope.several_groups { 1..4_usize } else { 1..2 };
     let changes = if scope.several_groups { 0..2_usize } else { 0..1 };
     let plan = (vec(group(scope), groups), vec(change(), changes), rare(scope.every_verdict, 12));
-    vec((moves(scope.backwards), plan), count).prop_map(|plans| {
+    vec((moves(scope.backwards), plan), count).prop_map(move |plans| {
         let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, mut changes, refused)))| {
             let mut plan = Plan { refused, lease: LeaseId(number as u128), ..Plan::default() };
             for group in groups {
                 plan.checks.extend(group);
                 plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
+            }
+            if scope.changing {
+                grant_ahead(&mut plan, number);
             }
             for (back, change) in &mut changes {
                 change.lease = LeaseId(number.saturating_sub(*back) as u128);
@@ -116,6 +119,16 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
         });
         numbered.collect()
     })
+}
+
+/// Lets some checks of buckets pass a while before they fit, up to ten seconds.
+fn grant_ahead(plan: &mut Plan, number: usize) {
+    for (index, check) in plan.checks.iter_mut().enumerate().filter(|(index, _)| (number + index) % 3 == 0) {
+        if let Limit::TokenBucket(bucket) = check.limit {
+            let micros = u32::try_from((number + 3 * index) % 41 * 250_000).expect("it is a few seconds");
+            check.limit = Limit::TokenBucket(bucket.granting_ahead(micros));
+        }
+    }
 }
 
 /// Mostly small steps forwards; sometimes none, one across a boundary, a long one, or one back.

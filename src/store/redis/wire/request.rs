@@ -138,7 +138,9 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         put_u16(program, shapes.of_undo(undo));
         put_u16(program, counters.next());
         put_f64(program, undo.at.micros());
-        put_f64(program, undo.reset);
+        // A negative one stands for a charge that is taken back only if it is the last.
+        let reset = undo.reset as f64;
+        program.extend_from_slice(&if undo.only_if_last { -1.0 - reset } else { reset }.to_le_bytes());
     }
     for group in plan.groups() {
         put_u16(program, group.len());
