@@ -12,7 +12,7 @@ use crate::descriptor::Request;
 use crate::lease::{LeaseIds, LeaseToken};
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, LeaseAction, LeaseChange, Plan};
-use crate::rules::{Planned, Rules};
+use crate::rules::Rules;
 use crate::store::Stores;
 
 /// Rules, and the stores they refer to by index. A request is decided by one version.
@@ -27,16 +27,17 @@ pub struct Version {
 impl Version {
     /// Decides one request at `now`. Slots that it takes are held under `lease`.
     pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
-        self.execute(self.rules.plan(request, lease), now).await
+        let planned = self.rules.plan(request, lease);
+        let applied = self.apply(&planned.plan, now).await;
+        Decision::judge(self.rules.clone(), planned, applied)
     }
 
-    /// Executes a plan of these rules, and judges the answers.
-    pub(crate) async fn execute(&self, planned: Box<Planned>, now: Timestamp) -> Decision {
-        let applied = match planned.plan.is_empty() {
-            true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
-            false => self.stores.apply(&planned.plan, now).await,
-        };
-        Decision::judge(self.rules.clone(), planned, applied)
+    /// Executes a plan, if it has anything to do.
+    pub(crate) async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        match plan.is_empty() {
+            true => Applied { admitted: !plan.refused, ..Applied::default() },
+            false => self.stores.apply(plan, now).await,
+        }
     }
 
     /// Releases or renews every slot of a lease. Returns `None` when the text is not a lease of this deployment.

@@ -20,5 +20,6 @@ mod core {
     mod rollouts;
     mod semantics;
     mod tiers;
+    mod waiting;
     mod world;
 }

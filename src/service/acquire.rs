@@ -1,19 +1,22 @@
 //! What workers ask of the service: to acquire slots and units, to look at them, and to renew and release a lease.
 //!
 //! ```text
-//!   Acquire -> is it valid? -> Rules::plan_asks -> Version::execute -> Acquisition
+//!   Acquire -> is it valid? -> Call: plans -> the stores -> Acquisition
+//!                                  ^            |
+//!                                  '-- wait.rs -'  refused, and it may wait
 //! ```
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::call::{Call, Purpose};
 use super::{Current, Service};
 use crate::ask::{Acquire, Ask, AskError, Subject};
 use crate::decision::{Decision, Reason};
-use crate::limiter::{LeaseStatus, Limit};
-use crate::plan::{Charges, Check, LeaseAction};
-use crate::rules::Planned;
+use crate::limiter::LeaseStatus;
+use crate::plan::LeaseAction;
 use crate::settings::Settings;
-use crate::telemetry::Door;
 
 /// The longest lease that a call can ask for.
 const MAX_LEASE: Duration = Duration::from_secs(86_400);
@@ -58,18 +61,23 @@ pub struct Lease {
 }
 
 impl Service {
-    /// Acquires what a worker asks for.
+    /// Acquires what a worker asks for, and waits for it as long as the call or its limiters say, and no longer than
+    /// shortly before `deadline`. Cancel-safe: a caller that goes away has charged nothing (semantics 48).
     ///
     /// # Errors
     ///
     /// The call makes no sense: nothing was charged.
-    pub async fn acquire(
-        &self,
-        acquire: &Acquire,
-        deadline: Option<tokio::time::Instant>,
-    ) -> Result<Acquisition, AskError> {
-        let _ = deadline;
-        self.try_each(acquire, Purpose::Take).await
+    pub async fn acquire(&self, acquire: &Acquire, deadline: Option<Instant>) -> Result<Acquisition, AskError> {
+        let began = Instant::now();
+        let call = self.call(acquire)?;
+        let end = self.end_of_wait(acquire, &call, began, deadline);
+        if end <= began {
+            // Boxed, as what waits is: a caller that waits would hold the memory of both.
+            let acquisition = Box::pin(self.ask_each(call, acquire, Purpose::Take)).await;
+            self.record_acquire(&acquisition, Duration::ZERO, false);
+            return Ok(acquisition.acquisition);
+        }
+        Box::pin(self.wait(acquire, call, began, end)).await
     }
 
     /// Answers what [`Service::acquire`] would answer now without waiting, and takes nothing.
@@ -78,30 +86,15 @@ impl Service {
     ///
     /// The call makes no sense.
     pub async fn peek(&self, acquire: &Acquire) -> Result<Acquisition, AskError> {
-        self.try_each(acquire, Purpose::Look).await
+        let call = self.call(acquire)?;
+        Ok(self.ask_each(call, acquire, Purpose::Look).await.acquisition)
     }
 
-    /// Asks the stores for each alternative in turn, until one is granted.
-    async fn try_each(&self, acquire: &Acquire, purpose: Purpose) -> Result<Acquisition, AskError> {
+    /// A call that makes sense, planned by the rules in use.
+    pub(super) fn call(&self, acquire: &Acquire) -> Result<Call, AskError> {
         let current = self.current.load_full();
         validate(acquire, &current)?;
-        // All are planned before any is charged, so that a call that makes no sense charges nothing.
-        let mut plans: Vec<(usize, Box<Planned>)> = Vec::new();
-        let domain = acquire.domain.as_deref().unwrap_or(&current.settings.api.domain);
-        for (first, asks) in alternatives(acquire) {
-            let mut planned = current.version.rules.plan_asks(domain, asks, first, self.leases.next_id())?;
-            adjust(&mut planned, acquire, purpose);
-            plans.push((first, planned));
-        }
-        let mut refused = None;
-        for (first, planned) in plans {
-            let acquisition = self.execute(&current, acquire, first, planned, purpose).await;
-            if acquisition.granted() {
-                return Ok(acquisition);
-            }
-            refused = Some(sooner(refused, acquisition));
-        }
-        Ok(refused.expect("a call has an ask"))
+        Call::plan(current, acquire, &self.leases)
     }
 
     /// Makes what a lease holds end so much later than now. Returns its status, and the time until it ends.
@@ -120,88 +113,12 @@ impl Service {
     pub async fn release(&self, lease: &str) -> LeaseStatus {
         let version = self.current().version.clone();
         let status = version.change_lease(lease, LeaseAction::Release, self.now()).await;
+        self.wake_for_lease(lease, &version.rules);
         status.unwrap_or(LeaseStatus::Unknown)
     }
-
-    /// Asks the stores once.
-    #[expect(clippy::disallowed_methods, reason = "a duration for a metric, which no decision depends on")]
-    async fn execute(
-        &self,
-        current: &Current,
-        acquire: &Acquire,
-        ask: usize,
-        planned: Box<Planned>,
-        purpose: Purpose,
-    ) -> Acquisition {
-        let (now, began) = (self.clock.now(), Instant::now());
-        let decision = current.version.execute(planned, now).await;
-        let took = began.elapsed();
-        if purpose == Purpose::Take {
-            self.telemetry.record_decision(&current.handles, Door::Api, &decision, now, took);
-        }
-        let refused = decision.refusal().map(|refusal| refusal.reason);
-        let lease = decision.lease().map(|text| Lease {
-            text: text.to_owned(),
-            ends_in: shortest_lease(&decision).saturating_sub(Duration::from_micros(self.clock.now() - now)),
-        });
-        let asks = if acquire.any { &acquire.asks[ask..=ask] } else { &acquire.asks };
-        let units = asks.iter().fold(0, |units: u32, ask| units.saturating_add(ask.cost));
-        let units = if refused.is_none() { units } else { 0 };
-        Acquisition { ask, units, waited: Duration::ZERO, lease, refused, decision }
-    }
 }
 
-/// What an ask does in the stores.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Purpose {
-    /// Takes what it asks for, if it is there.
-    Take,
-    /// Takes nothing.
-    Look,
-}
-
-/// The plans of a call: one of all asks, or one of each, with the number of its first ask.
-fn alternatives(acquire: &Acquire) -> impl Iterator<Item = (usize, &[Ask])> {
-    let size = if acquire.any { 1 } else { acquire.asks.len() };
-    acquire.asks.chunks(size.max(1)).enumerate()
-}
-
-/// Of two refusals, the one that is worth another try sooner.
-fn sooner(known: Option<Acquisition>, other: Acquisition) -> Acquisition {
-    let wait = |acquisition: &Acquisition| {
-        let refusal = acquisition.decision.refusal();
-        refusal.and_then(|refusal| refusal.retry_after).unwrap_or(Duration::MAX)
-    };
-    match known {
-        Some(known) if wait(&known) <= wait(&other) => known,
-        _ => other,
-    }
-}
-
-/// Gives the checks of a plan the length of the lease that the call asks for, and takes their charges where it only
-/// looks.
-fn adjust(planned: &mut Planned, acquire: &Acquire, purpose: Purpose) {
-    for check in &mut planned.plan.checks {
-        if let (Limit::Concurrency(slots), Some(length)) = (&mut check.limit, acquire.lease) {
-            slots.lease = micros(length);
-        }
-        if purpose == Purpose::Look {
-            check.charges = Charges::default();
-        }
-    }
-}
-
-/// The time until the first slot that a decision took is free again.
-fn shortest_lease(decision: &Decision) -> Duration {
-    let length = |check: &Check| match check.limit {
-        Limit::Concurrency(slots) if check.charges.admitted > 0 && !check.shadow => Some(slots.lease),
-        _ => None,
-    };
-    let shortest = decision.planned().plan.checks.iter().filter_map(length).min();
-    Duration::from_micros(shortest.unwrap_or_default())
-}
-
-fn micros(length: Duration) -> u64 {
+pub(super) fn micros(length: Duration) -> u64 {
     u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -7,7 +7,10 @@
 //! ```
 
 mod acquire;
+mod call;
 mod health;
+mod queues;
+mod wait;
 
 use std::fmt;
 use std::ops::Deref;
@@ -19,6 +22,7 @@ use parking_lot::Mutex;
 
 pub use self::acquire::{Acquisition, Lease};
 pub use self::health::Health;
+use self::queues::WaitQueues;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
@@ -36,6 +40,7 @@ pub struct Service {
     health: Health,
     reloads: Mutex<ReloadStatus>,
     doors: Arc<DoorMetrics>,
+    queues: WaitQueues,
 }
 
 /// One version of everything that decides a request and shapes its answer.
@@ -77,6 +82,7 @@ impl CurrentGuard<'_> {
         if let Some(bound) = decision.exceeded_bound() {
             doors.exceeded.count(bound);
         }
+        self.service.wake_for(&decision);
         decision
     }
 }
@@ -94,6 +100,7 @@ impl Service {
         let handles = telemetry.prepare(&version.rules, &settings.authz);
         observe_stores(&telemetry, &version);
         let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
+        let doors: Arc<DoorMetrics> = Arc::default();
         let first = ReloadStatus { version: 1, last_taken: true, loaded_at: unix_seconds(), ..ReloadStatus::default() };
         Self {
             current,
@@ -102,7 +109,8 @@ impl Service {
             telemetry,
             health: Health::serving(),
             reloads: Mutex::new(first),
-            doors: Arc::default(),
+            queues: WaitQueues::new(doors.clone()),
+            doors,
         }
     }
 
@@ -112,6 +120,8 @@ impl Service {
         observe_stores(&self.telemetry, &version);
         self.telemetry.refusals.set_limit(settings.log.refusals_per_second);
         self.current.store(Arc::new(Current { version: Arc::new(version), settings, handles }));
+        // A limit may be larger now.
+        self.queues.wake_all();
         let mut reloads = self.reloads.lock();
         *reloads = ReloadStatus {
             version: reloads.version + 1,
@@ -142,6 +152,12 @@ impl Service {
     /// The version in use, for one request.
     pub fn current(&self) -> CurrentGuard<'_> {
         CurrentGuard { service: self, current: self.current.load() }
+    }
+
+    /// Reports not ready, and answers everybody who waits.
+    pub(crate) fn begin_to_stop(&self) {
+        self.health.set_stopping();
+        self.queues.drain();
     }
 
     /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.

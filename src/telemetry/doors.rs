@@ -32,6 +32,8 @@ pub struct DoorMetrics {
     pub panics: AtomicU64,
     /// Requests in flight.
     pub in_flight: AtomicU64,
+    /// Workers that wait.
+    pub waiting: AtomicU64,
     /// Memory held for unfinished requests, in bytes.
     pub unfinished_bytes: AtomicUsize,
     /// Open connections of the gRPC door.
@@ -73,6 +75,13 @@ impl DoorMetrics {
             family(REQUEST_PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
             family(OPEN_CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
             family(REQUESTS_IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
+            family(
+                WAITING,
+                "Workers that wait, those who were granted ahead included.",
+                None,
+                one(now(&self.waiting)),
+                true,
+            ),
             family(UNFINISHED_BYTES, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }
@@ -83,6 +92,7 @@ const GATEWAY_MISTAKES: &str = "tollgate_gateway_mistakes_total";
 const REQUEST_PANICS: &str = "tollgate_panics_total";
 const OPEN_CONNECTIONS: &str = "tollgate_connections";
 const REQUESTS_IN_FLIGHT: &str = "tollgate_requests_under_way";
+const WAITING: &str = "tollgate_waiting_callers";
 const UNFINISHED_BYTES: &str = "tollgate_unfinished_bytes";
 
 #[cfg(test)]

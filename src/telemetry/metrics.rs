@@ -11,10 +11,10 @@ use metrics_process::Collector;
 
 use super::handles::Handles;
 use super::series::{
-    BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
-    DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD,
-    LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS,
-    STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
+    ACQUIRES, BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION,
+    DESCRIPTIONS, DOOR_REQUESTS, DURATION_BUCKETS, LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED,
+    LEASES_HELD, LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION,
+    STORE_CALL_PLANS, STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED, WAIT_BUCKETS, WAIT_DURATION,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -31,6 +31,8 @@ pub struct Metrics {
     doors: [[Counter; Reply::ALL.len()]; Door::ALL.len()],
     released: [Counter; 3],
     acquired: Counter,
+    acquires: [Counter; AcquireResult::ALL.len()],
+    waited: Histogram,
     process: Collector,
 }
 
@@ -117,6 +119,39 @@ impl Door {
     }
 }
 
+/// How an acquire of a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AcquireResult {
+    Granted,
+    GrantedAhead,
+    Refused,
+    QueueFull,
+    Draining,
+    Cancelled,
+}
+
+impl AcquireResult {
+    const ALL: [AcquireResult; 6] = [
+        AcquireResult::Granted,
+        AcquireResult::GrantedAhead,
+        AcquireResult::Refused,
+        AcquireResult::QueueFull,
+        AcquireResult::Draining,
+        AcquireResult::Cancelled,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            AcquireResult::Granted => "granted",
+            AcquireResult::GrantedAhead => "granted_ahead",
+            AcquireResult::Refused => "refused",
+            AcquireResult::QueueFull => "queue_full",
+            AcquireResult::Draining => "draining",
+            AcquireResult::Cancelled => "cancelled",
+        }
+    }
+}
+
 impl Reply {
     const ALL: [Reply; 4] = [Reply::Allowed, Reply::Refused, Reply::Unreadable, Reply::Failed];
 
@@ -142,6 +177,7 @@ impl Metrics {
             .and_then(|buckets| {
                 buckets.set_buckets_for_metric(Matcher::Full(STORE_CALL_PLANS.to_owned()), &BATCH_BUCKETS)
             })
+            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(WAIT_DURATION.to_owned()), &WAIT_BUCKETS))
             .expect("the buckets are not empty");
         let recorder = buckets.build_recorder();
         for (name, kind, text) in DESCRIPTIONS {
@@ -165,6 +201,8 @@ impl Metrics {
             doors: Door::ALL.map(door),
             released: ["in_time", "late", "unknown"].map(|when| registry.counter(LEASES_RELEASED, &[("when", when)])),
             acquired: registry.counter(LEASES_ACQUIRED, &[]),
+            acquires: AcquireResult::ALL.map(|result| registry.counter(ACQUIRES, &[("result", result.name())])),
+            waited: registry.histogram(WAIT_DURATION, &[]),
             process,
             recorder,
         }
@@ -196,6 +234,14 @@ impl Metrics {
     /// Counts an answer that no decision made.
     pub fn record_reply(&self, door: Door, reply: Reply) {
         self.doors[door as usize][reply as usize].increment(1);
+    }
+
+    /// Counts the result of an acquire, and the time that its caller waited, if it did.
+    pub(crate) fn record_acquire(&self, result: AcquireResult, waited: Duration) {
+        self.acquires[result as usize].increment(1);
+        if !waited.is_zero() {
+            self.waited.record(waited);
+        }
     }
 
     /// Counts a released lease.

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 pub use self::doors::{DoorMetrics, Exceeded};
 pub use self::handles::Handles;
+pub(crate) use self::metrics::AcquireResult;
 pub use self::metrics::{Door, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
 pub use self::mistakes::{Mistake, Mistakes};
 pub use self::refusals::RefusalLog;

@@ -122,7 +122,7 @@ impl Grpc {
 
     /// Reports NOT_SERVING because the process is about to stop. Calls are still answered.
     pub fn set_draining(&self) {
-        self.0.service.health().set_stopping();
+        self.0.service.begin_to_stop();
         self.report(false);
     }
 
