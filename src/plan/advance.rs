@@ -179,6 +179,7 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
     let (status, wrote) = match change.action {
         LeaseAction::Release => leases.release(change.lease, now),
         LeaseAction::Renew(length) => leases.renew(change.lease, now, length),
+        LeaseAction::Look => (leases.status(change.lease, now), false),
     };
     held.wrote |= wrote;
     status

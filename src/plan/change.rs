@@ -62,4 +62,6 @@ pub enum LeaseAction {
     Release,
     /// Makes a held lease expire this many microseconds from now.
     Renew(u64),
+    /// Changes nothing: only its status is of interest.
+    Look,
 }

@@ -56,7 +56,8 @@ impl Acquisition {
 pub struct Lease {
     /// The sealed text.
     pub text: String,
-    /// The time until the first of its slots is free again, unless it is renewed.
+    /// The time until the first of its slots is free again, unless it is renewed. Zero for a lease that an earlier call
+    /// with the same idempotency key got: it is not known.
     pub ends_in: Duration,
 }
 
@@ -70,10 +71,11 @@ impl Service {
     pub async fn acquire(&self, acquire: &Acquire, deadline: Option<Instant>) -> Result<Acquisition, AskError> {
         let began = Instant::now();
         let call = self.call(acquire)?;
+        call.current.version.stores.listen_to_hints();
         let end = self.end_of_wait(acquire, &call, began, deadline);
         if end <= began {
             // Boxed, as what waits is: a caller that waits would hold the memory of both.
-            let acquisition = Box::pin(self.ask_each(call, acquire, Purpose::Take)).await;
+            let acquisition = Box::pin(self.ask_each(call, acquire, Purpose::Take)).await?;
             self.record_acquire(&acquisition, Duration::ZERO, false);
             return Ok(acquisition.acquisition);
         }
@@ -87,7 +89,8 @@ impl Service {
     /// The call makes no sense.
     pub async fn peek(&self, acquire: &Acquire) -> Result<Acquisition, AskError> {
         let call = self.call(acquire)?;
-        Ok(self.ask_each(call, acquire, Purpose::Look).await.acquisition)
+        let acquisition = self.ask_each(call, acquire, Purpose::Look).await?.acquisition;
+        Ok(Acquisition { lease: None, ..acquisition })
     }
 
     /// A call that makes sense, planned by the rules in use.
@@ -113,7 +116,7 @@ impl Service {
     pub async fn release(&self, lease: &str) -> LeaseStatus {
         let version = self.current().version.clone();
         let status = version.change_lease(lease, LeaseAction::Release, self.now()).await;
-        self.wake_for_lease(lease, &version.rules);
+        self.note_lease_given_back(lease, &version);
         status.unwrap_or(LeaseStatus::Unknown)
     }
 }

@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use super::acquire::micros;
 use super::queues::Wanted;
 use super::{Acquisition, Current, Lease, Service};
-use crate::ask::{Acquire, Ask, AskError};
+use crate::ask::{Acquire, Ask, AskError, AskErrorKind, Subject};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Reason};
 use crate::lease::LeaseIds;
-use crate::limiter::{Limit, OnStoreError, TokenBucket, WorkerSettings};
-use crate::plan::{Applied, Charges, Check, CounterName};
+use crate::limiter::{LeaseId, LeaseStatus, Limit, OnStoreError, TokenBucket, WorkerSettings};
+use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Plan};
 use crate::rules::Planned;
+use crate::secret::Secret;
 use crate::telemetry::{AcquireResult, Door};
 
 /// What a try does in the stores.
@@ -106,7 +107,15 @@ impl Alternative {
         leases: &LeaseIds,
     ) -> Result<Self, AskError> {
         let domain = acquire.domain.as_deref().unwrap_or(&current.settings.api.domain);
-        let mut planned = current.version.rules.plan_asks(domain, asks, ask, leases.next_id())?;
+        let rules = &current.version.rules;
+        let lease = match &acquire.idempotency_key {
+            None => leases.next_id(),
+            Some(key) => named_lease(rules.secret(), domain, key, acquire),
+        };
+        let mut planned = rules.plan_asks(domain, asks, ask, lease)?;
+        if acquire.idempotency_key.is_some() {
+            look_at_lease(&mut planned)?;
+        }
         if let Some(length) = acquire.lease {
             for check in &mut planned.plan.checks {
                 if let Limit::Concurrency(slots) = &mut check.limit {
@@ -132,16 +141,43 @@ impl Alternative {
 impl Service {
     /// Tries each alternative in turn, until one is granted. Refused, the answer is the one that is worth another try
     /// soonest.
-    pub(super) async fn ask_each(&self, call: Call, acquire: &Acquire, purpose: Purpose) -> Answered {
+    pub(super) async fn ask_each(
+        &self,
+        mut call: Call,
+        acquire: &Acquire,
+        purpose: Purpose,
+    ) -> Result<Answered, AskError> {
+        self.find_held(&mut call).await;
         let mut refused: Option<Answered> = None;
         for alternative in call.alternatives {
-            let answered = self.ask(&call.current, alternative, acquire, purpose, &[]).await;
+            let answered = self.ask(&call.current, alternative, acquire, purpose, &[]).await?;
             if answered.acquisition.granted() {
-                return answered;
+                return Ok(answered);
             }
             refused = Some(sooner(refused, answered));
         }
-        refused.expect("a call has an ask")
+        Ok(refused.expect("a call has an ask"))
+    }
+
+    /// Of several asks of which any will do, leaves only the one that an earlier call with the same idempotency key got.
+    pub(super) async fn find_held(&self, call: &mut Call) {
+        let looks: SmallVec<[LeaseChange; 1]> =
+            call.alternatives.iter().flat_map(|alternative| alternative.planned.plan.changes.iter().copied()).collect();
+        if call.alternatives.len() < 2 || looks.is_empty() {
+            return;
+        }
+        let plan = Plan { changes: looks, ..Plan::default() };
+        let applied = call.current.version.apply(&plan, self.clock.now()).await;
+        let mut statuses = applied.statuses.iter();
+        let is_held = |alternative: &Alternative| {
+            let looks = alternative.planned.plan.changes.len();
+            let held = statuses.by_ref().take(looks).filter(|status| **status == LeaseStatus::Done).count();
+            looks > 0 && held == looks
+        };
+        if let Some(held) = call.alternatives.iter().position(is_held) {
+            let held = call.alternatives.swap_remove(held);
+            call.alternatives = SmallVec::from_iter([held]);
+        }
     }
 
     /// Tries one alternative. `behind` are counters for which others wait who came before: it is refused by those too.
@@ -152,11 +188,11 @@ impl Service {
         acquire: &Acquire,
         purpose: Purpose,
         behind: &[CounterName],
-    ) -> Answered {
+    ) -> Result<Answered, AskError> {
         let ask = alternative.ask;
-        let answered = self.ask_whole(current, alternative, acquire, purpose, behind).await;
+        let answered = self.ask_whole(current, alternative, acquire, purpose, behind).await?;
         if !acquire.partial || answered.acquisition.refused != Some(Reason::Limit) || acquire.asks[ask].cost == 1 {
-            return answered;
+            return Ok(answered);
         }
         self.ask_part(current, answered, acquire, purpose, behind).await
     }
@@ -168,11 +204,24 @@ impl Service {
         acquire: &Acquire,
         purpose: Purpose,
         behind: &[CounterName],
-    ) -> Answered {
+    ) -> Result<Answered, AskError> {
         let (now, began) = (self.clock.now(), Instant::now());
         alternative.prepare(purpose);
         let Alternative { ask, planned } = alternative;
-        let (planned, mut applied) = InFlight::new(self, current, planned, now, purpose).await;
+        let (mut planned, mut applied) = InFlight::new(self, current, planned, now, purpose).await;
+        let held = take_held(&mut planned, &mut applied);
+        if held != Held::None && applied.admitted {
+            current.version.stores.take_back(&planned.plan, &applied, false, self.clock.now());
+        }
+        match held {
+            Held::None => {}
+            Held::Some => {
+                let message = "a part of what an earlier call with this key took is still held; release it, or use another \
+                               key";
+                return Err(AskError { kind: AskErrorKind::Conflict, ..AskError::invalid("idempotency_key", message) });
+            }
+            Held::All => admit_held(&mut planned, &mut applied),
+        }
         for (check, answer) in planned.plan.checks.iter().zip(&mut applied.answers) {
             if let (Limit::TokenBucket(bucket), Ok(outcome)) = (&check.limit, &mut *answer)
                 && bucket.grants_ahead()
@@ -192,15 +241,18 @@ impl Service {
         let decision = Decision::judge(current.version.rules.clone(), planned, applied);
         let took = began.elapsed();
         let refused = decision.refusal().map(|refusal| refusal.reason);
-        let lease = decision.lease().map(|text| Lease {
-            text: text.to_owned(),
-            ends_in: shortest_lease(&decision).saturating_sub(Duration::from_micros(self.clock.now() - now)),
-        });
+        let ends_in = match held {
+            Held::All => Duration::ZERO,
+            Held::None | Held::Some => {
+                shortest_lease(&decision).saturating_sub(Duration::from_micros(self.clock.now() - now))
+            }
+        };
+        let lease = decision.lease().map(|text| Lease { text: text.to_owned(), ends_in });
         let asks = if acquire.any { &acquire.asks[ask..=ask] } else { &acquire.asks };
         let units = asks.iter().fold(0, |units: u32, ask| units.saturating_add(ask.cost));
         let units = if refused.is_none() { units } else { 0 };
         let acquisition = Acquisition { ask, units, waited: Duration::ZERO, lease, refused, decision };
-        Answered { acquisition, current: current.clone(), now, took }
+        Ok(Answered { acquisition, current: current.clone(), now, took })
     }
 
     /// Tries for as many units as are left, at least one, after all of them were refused (semantics 49).
@@ -211,15 +263,14 @@ impl Service {
         acquire: &Acquire,
         purpose: Purpose,
         behind: &[CounterName],
-    ) -> Answered {
+    ) -> Result<Answered, AskError> {
         let mut most = acquire.asks[0].cost;
         // Others may take units meanwhile, so that fewer fit than were left.
         for _ in 0..MAX_PARTIAL_TRIES {
             most = units_left(&answered.acquisition.decision).min(most - 1).max(1);
             let part = Ask { cost: most, ..acquire.asks[0].clone() };
-            let alternative = Alternative::plan(current, acquire, 0, std::slice::from_ref(&part), &self.leases);
-            let Ok(alternative) = alternative else { return answered };
-            answered = self.ask_whole(current, alternative, acquire, purpose, behind).await;
+            let alternative = Alternative::plan(current, acquire, 0, std::slice::from_ref(&part), &self.leases)?;
+            answered = self.ask_whole(current, alternative, acquire, purpose, behind).await?;
             let granted = answered.acquisition.granted();
             if granted {
                 answered.acquisition.units = most;
@@ -228,7 +279,7 @@ impl Service {
                 break;
             }
         }
-        answered
+        Ok(answered)
     }
 
     /// Records an answered acquire, which waited for so long.
@@ -243,6 +294,86 @@ impl Service {
             Some(_) => AcquireResult::Refused,
         };
         self.telemetry.metrics.record_acquire(result, waited);
+    }
+}
+
+/// The id of the lease of an idempotency key, in a domain and for everything that is asked with it.
+fn named_lease(secret: &Secret, domain: &str, key: &str, acquire: &Acquire) -> LeaseId {
+    let mut texts = vec![domain.to_owned(), key.to_owned(), acquire.any.to_string()];
+    for Ask { subject, cost, hold, release_lost } in &acquire.asks {
+        let (limiter, entries) = match subject {
+            Subject::Entries(entries) => (None, entries),
+            Subject::Limiter { limiter, key } => (Some(limiter), key),
+        };
+        let mut entries: Vec<&(String, String)> = entries.iter().collect();
+        entries.sort_unstable();
+        texts.push(format!("{limiter:?} {entries:?} {cost} {hold:?} {release_lost}"));
+    }
+    secret.lease_id(texts.iter().map(String::as_str))
+}
+
+/// Looks at the slots that a plan takes before they are counted: an earlier call may hold them under its lease.
+fn look_at_lease(planned: &mut Planned) -> Result<(), AskError> {
+    let plan = &mut planned.plan;
+    let slots = plan.checks.iter().filter(|check| check.takes_slot() && !check.shadow);
+    let look = |check: &Check| LeaseChange {
+        counter: check.counter,
+        store: check.store,
+        lease: plan.lease,
+        action: LeaseAction::Look,
+    };
+    plan.changes = slots.map(look).collect();
+    if plan.changes.is_empty() && planned.refused.is_none() {
+        let message = "needs slots or a hold: what only counts could not be found again";
+        return Err(AskError::invalid("idempotency_key", message));
+    }
+    Ok(())
+}
+
+/// How much of what a plan takes was held under its lease before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Held {
+    None,
+    Some,
+    All,
+}
+
+/// Removes the looks at what was held before from a plan and its answers. What was held is not this plan's to take back.
+fn take_held(planned: &mut Planned, applied: &mut Applied) -> Held {
+    let looks = std::mem::take(&mut planned.plan.changes);
+    let statuses = std::mem::take(&mut applied.statuses);
+    let mut held = 0;
+    for (look, status) in looks.iter().zip(&statuses) {
+        if *status != LeaseStatus::Done {
+            continue;
+        }
+        held += 1;
+        let checks = planned.plan.checks.iter().zip(&mut applied.answers);
+        checks.filter(|(check, _)| check.counter == look.counter && check.store == look.store).for_each(
+            |(_, answer)| {
+                if let Ok(outcome) = answer {
+                    outcome.charged = 0;
+                }
+            },
+        );
+    }
+    match held {
+        0 => Held::None,
+        held if held == looks.len() => Held::All,
+        _ => Held::Some,
+    }
+}
+
+/// Makes the answers those of a plan that was admitted before, and charged nothing now.
+fn admit_held(planned: &mut Planned, applied: &mut Applied) {
+    applied.admitted = true;
+    for (check, answer) in planned.plan.checks.iter_mut().zip(&mut applied.answers) {
+        if matches!(check.limit, Limit::Concurrency(_)) {
+            check.charges.admitted = 1;
+        }
+        if let Ok(outcome) = answer {
+            (outcome.passes, outcome.retry_after, outcome.charged) = (true, None, 0);
+        }
     }
 }
 
@@ -290,6 +421,8 @@ fn shortest_lease(decision: &Decision) -> Duration {
 pub(super) struct Obstacle {
     /// The counter, with the most callers that may wait for it.
     pub(super) wanted: Wanted,
+    /// The store that holds it.
+    pub(super) store: u16,
     /// Microseconds until it may pass. `None` if its store did not answer.
     pub(super) retry_after: Option<u64>,
     /// Whether time alone frees it.
@@ -314,11 +447,12 @@ pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstac
             Ok(outcome) if outcome.retry_after.is_none() => return none,
             Ok(outcome) => Obstacle {
                 wanted: (check.counter, most),
+                store: check.store,
                 retry_after: outcome.retry_after,
                 by_time: !matches!(check.limit, Limit::Concurrency(_)),
             },
             Err(_) if check.on_store_error == OnStoreError::Allow => continue,
-            Err(_) => Obstacle { wanted: (check.counter, most), retry_after: None, by_time: false },
+            Err(_) => Obstacle { wanted: (check.counter, most), store: check.store, retry_after: None, by_time: false },
         };
         if !found.iter().any(|known| known.wanted.0 == check.counter) {
             found.push(obstacle);
@@ -369,7 +503,8 @@ impl Drop for InFlight {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (current, clock) = (self.current.clone(), self.clock.clone());
         runtime.spawn(async move {
-            let (planned, applied) = answer.await;
+            let (mut planned, mut applied) = answer.await;
+            take_held(&mut planned, &mut applied);
             if applied.admitted && planned.refused.is_none() {
                 current.version.stores.take_back(&planned.plan, &applied, false, clock.now());
             }

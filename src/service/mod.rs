@@ -40,7 +40,7 @@ pub struct Service {
     health: Health,
     reloads: Mutex<ReloadStatus>,
     doors: Arc<DoorMetrics>,
-    queues: WaitQueues,
+    queues: Arc<WaitQueues>,
 }
 
 /// One version of everything that decides a request and shapes its answer.
@@ -82,7 +82,7 @@ impl CurrentGuard<'_> {
         if let Some(bound) = decision.exceeded_bound() {
             doors.exceeded.count(bound);
         }
-        self.service.wake_for(&decision);
+        self.service.note_given_back(&self.version.stores, &decision);
         decision
     }
 }
@@ -99,8 +99,10 @@ impl Service {
         let telemetry = Telemetry::new(settings.log.refusals_per_second);
         let handles = telemetry.prepare(&version.rules, &settings.authz);
         observe_stores(&telemetry, &version);
-        let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
         let doors: Arc<DoorMetrics> = Arc::default();
+        let queues = Arc::new(WaitQueues::new(doors.clone()));
+        queues.hear_hints(&version.stores);
+        let current = ArcSwap::from_pointee(Current { version: Arc::new(version), settings, handles });
         let first = ReloadStatus { version: 1, last_taken: true, loaded_at: unix_seconds(), ..ReloadStatus::default() };
         Self {
             current,
@@ -109,7 +111,7 @@ impl Service {
             telemetry,
             health: Health::serving(),
             reloads: Mutex::new(first),
-            queues: WaitQueues::new(doors.clone()),
+            queues,
             doors,
         }
     }
@@ -118,6 +120,7 @@ impl Service {
     pub fn replace(&self, version: Version, settings: Settings) {
         let handles = self.telemetry.prepare(&version.rules, &settings.authz);
         observe_stores(&self.telemetry, &version);
+        self.queues.hear_hints(&version.stores);
         self.telemetry.refusals.set_limit(settings.log.refusals_per_second);
         self.current.store(Arc::new(Current { version: Arc::new(version), settings, handles }));
         // A limit may be larger now.
@@ -155,7 +158,7 @@ impl Service {
     }
 
     /// Reports not ready, and answers everybody who waits.
-    pub(crate) fn begin_to_stop(&self) {
+    pub fn begin_to_stop(&self) {
         self.health.set_stopping();
         self.queues.drain();
     }

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::plan::CounterName;
+use crate::store::{HearHint, Stores};
 use crate::telemetry::DoorMetrics;
 
 /// The queues of all counters of this process that somebody waits for.
@@ -82,9 +83,23 @@ impl WaitQueues {
         }
     }
 
-    /// Whether nobody waits, or may.
-    pub(super) fn is_idle(&self) -> bool {
-        self.present.load(Ordering::Relaxed) == 0
+    /// Wakes those who wait for what other instances give back, as far as they say so.
+    pub(super) fn hear_hints(self: &Arc<Self>, stores: &Stores) {
+        let queues = Arc::downgrade(self);
+        let hear: HearHint = Arc::new(move |counter| {
+            if let Some(queues) = queues.upgrade() {
+                queues.wake(counter);
+            }
+        });
+        stores.hear_hints(&hear);
+    }
+
+    /// Wakes those who wait for a counter of which something was given back, here and in other instances.
+    pub(super) fn given_back(&self, stores: &Stores, store: u16, counter: CounterName) {
+        if self.present.load(Ordering::Relaxed) > 0 {
+            self.wake(counter);
+        }
+        stores.hint_freed(store, counter);
     }
 
     /// The place of a caller that comes now.

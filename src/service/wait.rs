@@ -17,9 +17,10 @@ use super::{Acquisition, Current, Service};
 use crate::ask::{Acquire, AskError};
 use crate::clock::Clock;
 use crate::decision::{Decision, Reason};
+use crate::engine::Version;
 use crate::lease::LeaseToken;
-use crate::plan::{Applied, Plan};
-use crate::rules::Rules;
+use crate::plan::{Applied, Check, Plan};
+use crate::store::Stores;
 use crate::telemetry::AcquireResult;
 
 /// How long before its deadline a caller is answered.
@@ -55,36 +56,38 @@ impl Service {
         let place = self.queues.arrive();
         let mut waiter =
             Waiter { service: self, acquire, place, began, end, waited: false, ahead: false, answered: false };
-        waiter.acquire(call).await
+        let acquired = waiter.acquire(call).await;
+        // A call that makes no sense any more is no caller that went away.
+        waiter.answered = true;
+        acquired
     }
 
     /// Wakes those who wait for what a decision gave back: by refunds, releases, or because another store refused it.
-    pub(super) fn wake_for(&self, decision: &Decision) {
-        if !self.queues.is_idle() {
-            self.wake_for_plan(&decision.planned().plan, decision.applied());
-        }
-    }
-
-    /// Wakes those who wait for what a lease gave back.
-    pub(super) fn wake_for_lease(&self, lease: &str, rules: &Rules) {
-        if !self.queues.is_idle()
-            && let Some(token) = LeaseToken::open(lease, rules.secret(), rules.stores())
-        {
-            token.slots.iter().for_each(|(_, counter)| self.queues.wake(*counter));
+    pub(super) fn note_given_back(&self, stores: &Stores, decision: &Decision) {
+        let (plan, applied) = (&decision.planned().plan, decision.applied());
+        let undone = !applied.admitted && plan.checks.len() > 1;
+        if undone || !plan.changes.is_empty() || plan.checks.iter().any(|check| check.refund > 0) {
+            self.note_given_back_by(stores, plan, applied);
         }
     }
 
     #[cold]
-    fn wake_for_plan(&self, plan: &Plan, applied: &Applied) {
-        plan.changes.iter().for_each(|change| self.queues.wake(change.counter));
-        let spread = plan.checks.iter().any(|check| {
-            check.store != plan.checks[0].store || check.counter.partition() != plan.checks[0].counter.partition()
-        });
+    fn note_given_back_by(&self, stores: &Stores, plan: &Plan, applied: &Applied) {
+        plan.changes.iter().for_each(|change| self.queues.given_back(stores, change.store, change.counter));
+        let place = |check: &Check| (check.store, check.counter.partition());
+        let spread = plan.checks.iter().any(|check| place(check) != place(&plan.checks[0]));
         for (check, answer) in plan.checks.iter().zip(&applied.answers) {
             let undone = spread && !applied.admitted && answer.as_ref().is_ok_and(|outcome| outcome.passes);
             if check.refund > 0 || undone {
-                self.queues.wake(check.counter);
+                self.queues.given_back(stores, check.store, check.counter);
             }
+        }
+    }
+
+    /// Wakes those who wait for what a lease gave back.
+    pub(super) fn note_lease_given_back(&self, lease: &str, version: &Version) {
+        if let Some(token) = LeaseToken::open(lease, version.rules.secret(), version.rules.stores()) {
+            token.slots.iter().for_each(|(store, counter)| self.queues.given_back(&version.stores, *store, *counter));
         }
     }
 }
@@ -103,6 +106,9 @@ struct Waiter<'a> {
     /// Whether it was answered. Dropped before, it is counted as cancelled.
     answered: bool,
 }
+
+/// The answer to a call that may be granted ahead, what stands in its way, and the time until its moment.
+type AskedAhead = (Answered, SmallVec<[Obstacle; 2]>, Duration);
 
 /// Why a caller tries again.
 enum Wake {
@@ -124,13 +130,13 @@ impl Waiter<'_> {
             self.place.watch(call.counters().into_iter());
             let asked = Instant::now();
             // Boxed, because who waits needs none of their memory.
-            let (answered, obstacles) = match Box::pin(self.ask_ahead(&mut call)).await {
+            let (answered, obstacles) = match Box::pin(self.ask_ahead(&mut call)).await? {
                 Some((answered, _, wait)) if !wait.is_zero() => {
                     let answered = self.await_moment(answered, wait).await;
                     return Ok(self.answer(answered));
                 }
                 Some((answered, obstacles, _)) => (answered, obstacles),
-                None => Box::pin(self.ask_each(call)).await,
+                None => Box::pin(self.ask_each(call)).await?,
             };
             if answered.acquisition.granted() || obstacles.is_empty() || last {
                 return Ok(self.answer(answered));
@@ -141,6 +147,9 @@ impl Waiter<'_> {
             let wanted: SmallVec<[Wanted; 2]> = obstacles.iter().map(|obstacle| obstacle.wanted).collect();
             if self.place.stand(&wanted, self.waiters()).is_err() {
                 return Ok(self.refuse(answered, Reason::QueueFull));
+            }
+            for obstacle in &obstacles {
+                answered.current.version.stores.hint_wanted(obstacle.store, obstacle.wanted.0);
             }
             let missed = self.place.missed();
             // It is asked again by the rules in use then, so nothing of these is kept.
@@ -156,9 +165,9 @@ impl Waiter<'_> {
                 Wake::Again | Wake::Ended | Wake::Draining => FIRST_POLL,
             };
             last = matches!(wake, Wake::Ended);
-            call = self.service.call(self.acquire).inspect_err(|_| self.answered = true)?;
+            call = self.service.call(self.acquire)?;
             if matches!(wake, Wake::Draining) {
-                let answered = Box::pin(self.service.ask_each(call, self.acquire, Purpose::Look)).await;
+                let answered = Box::pin(self.service.ask_each(call, self.acquire, Purpose::Look)).await?;
                 return Ok(self.refuse(answered, Reason::Draining));
             }
         }
@@ -174,16 +183,17 @@ impl Waiter<'_> {
 
     /// Tries each alternative in turn. One that wants a counter for which others wait who came before takes nothing.
     /// Returns the answer, and what stands in the way if waiting can help.
-    async fn ask_each(&mut self, call: Call) -> (Answered, SmallVec<[Obstacle; 2]>) {
+    async fn ask_each(&mut self, mut call: Call) -> Result<(Answered, SmallVec<[Obstacle; 2]>), AskError> {
+        self.service.find_held(&mut call).await;
         let mut refused: Option<Answered> = None;
         let mut all: SmallVec<[Obstacle; 2]> = SmallVec::new();
         for alternative in call.alternatives {
             let counters = alternative.planned.plan.checks.iter().map(|check| check.counter);
             let behind = self.place.behind(counters);
             let purpose = if behind.is_empty() { Purpose::TakeOrWait } else { Purpose::Look };
-            let answered = self.service.ask(&call.current, alternative, self.acquire, purpose, &behind).await;
+            let answered = self.service.ask(&call.current, alternative, self.acquire, purpose, &behind).await?;
             if answered.acquisition.granted() {
-                return (answered, SmallVec::new());
+                return Ok((answered, SmallVec::new()));
             }
             for obstacle in obstacles(&answered.acquisition.decision, self.rest()) {
                 if !all.iter().any(|known| known.wanted.0 == obstacle.wanted.0) {
@@ -192,7 +202,7 @@ impl Waiter<'_> {
             }
             refused = Some(sooner(refused, answered));
         }
-        (refused.expect("a call has an ask"), all)
+        Ok((refused.expect("a call has an ask"), all))
     }
 
     /// Sleeps until it is worth to ask again. Only the first of a queue has a reason of its own.
@@ -243,34 +253,34 @@ impl Waiter<'_> {
 
     /// Grants a call ahead, if it is of one bucket alone. Returns the answer, what stands in the way if waiting can help,
     /// and the time until a grant's moment. `None` if it is another call.
-    async fn ask_ahead(&mut self, call: &mut Call) -> Option<(Answered, SmallVec<[Obstacle; 2]>, Duration)> {
+    async fn ask_ahead(&mut self, call: &mut Call) -> Result<Option<AskedAhead>, AskError> {
         // The whole of a partial ask is not waited for.
         if self.acquire.partial && self.acquire.asks[0].cost > 1 {
-            return None;
+            return Ok(None);
         }
         let rest = u32::try_from(self.rest().as_micros()).unwrap_or(u32::MAX);
         let waiters = self.waiters();
         let draining = self.service.queues.is_draining();
-        let (bucket, counter, workers) = call.granted_ahead()?;
+        let Some((bucket, counter, workers)) = call.granted_ahead() else { return Ok(None) };
         let may_wait = !draining && self.place.go_ahead((counter, workers.queue), waiters).is_ok();
         if may_wait {
             *bucket = bucket.granting_ahead(rest);
         }
         let bucket = *bucket;
         let alternative = call.alternatives.pop().expect("a call that is granted ahead has one plan");
-        let mut answered = self.service.ask(&call.current, alternative, self.acquire, Purpose::TakeOrWait, &[]).await;
+        let mut answered = self.service.ask(&call.current, alternative, self.acquire, Purpose::TakeOrWait, &[]).await?;
         let decision = &answered.acquisition.decision;
         if !answered.acquisition.granted() {
             let obstacles = obstacles(decision, self.rest());
             if !may_wait && !obstacles.is_empty() {
                 answered.acquisition.refused = Some(if draining { Reason::Draining } else { Reason::QueueFull });
-                return Some((answered, SmallVec::new(), Duration::ZERO));
+                return Ok(Some((answered, SmallVec::new(), Duration::ZERO)));
             }
-            return Some((answered, obstacles, Duration::ZERO));
+            return Ok(Some((answered, obstacles, Duration::ZERO)));
         }
         let outcome = decision.applied().answers.first().and_then(|answer| answer.as_ref().ok());
         let wait = outcome.map_or(0, |outcome| bucket.fits_in(outcome.reset));
-        Some((answered, SmallVec::new(), Duration::from_micros(wait)))
+        Ok(Some((answered, SmallVec::new(), Duration::from_micros(wait))))
     }
 
     /// Waits for the moment of a charge that was granted ahead.

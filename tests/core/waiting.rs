@@ -666,6 +666,108 @@ fn semantics_49_a_partial_grant_is_the_most_that_fits_and_at_least_one() {
 }
 
 #[test]
+fn semantics_48_when_the_process_stops_waiters_are_answered_at_once() {
+    simulated(async {
+        let workers = Workers::new(vec![slots("jobs", 1, secs(60)), paced("calls", 1)]);
+        let _held = [workers.acquire(of("jobs", None)).await, workers.acquire(of("calls", None)).await];
+        let queued = workers.begin(of("jobs", LONG)).await;
+        let ahead = workers.begin(of("calls", LONG)).await;
+        sleep(ms(20)).await;
+        workers.service.begin_to_stop();
+        for waiter in [queued, ahead] {
+            let (acquisition, at) = waiter.await.expect("it does not panic");
+            assert_eq!(acquisition.refused, Some(Reason::Draining));
+            assert!(near(at, 20), "{at:?}");
+        }
+        // One that comes now is answered, and does not wait.
+        for name in ["jobs", "calls"] {
+            assert_eq!(workers.acquire(of(name, LONG)).await.refused, Some(Reason::Draining), "{name}");
+        }
+        assert_eq!(workers.waiting(), 0);
+        sleep(ms(980)).await;
+        assert!(workers.acquire(of("calls", LONG)).await.granted(), "what was granted ahead was given back");
+    });
+}
+
+fn named(key: &str, acquire: Acquire) -> Acquire {
+    Acquire { idempotency_key: Some(key.to_owned()), ..acquire }
+}
+
+#[test]
+fn semantics_53_a_repeated_call_gets_the_lease_of_the_first_one_and_charges_nothing() {
+    simulated(async {
+        let limiters = vec![slots("jobs", 1, secs(60)), window("calls", 5, secs(600)), slots("more", 3, secs(90))];
+        let workers = Workers::new(limiters);
+        let call = || named("a random key", all(&["jobs", "calls", "more"], LONG));
+        let text = |acquisition: &Acquisition| acquisition.lease.as_ref().map(|lease| lease.text.clone());
+        let first = workers.acquire(call()).await;
+        assert!(first.granted() && first.lease.is_some());
+        for _ in 0..3 {
+            let again = workers.acquire(call()).await;
+            assert!(again.granted(), "{:?}: its slot is held, by itself", again.refused);
+            assert_eq!(text(&again), text(&first));
+        }
+        assert_eq!(workers.elapsed(), Duration::ZERO, "it does not wait for its own slot");
+        assert_eq!((workers.left("calls").await, workers.left("more").await), (4, 2));
+        // Something else is another lease, also with this key.
+        let others = [
+            named("another key", all(&["jobs", "calls", "more"], None)),
+            named("a random key", costing(2, all(&["jobs", "calls", "more"], None))),
+            named("a random key", all(&["jobs", "more"], None)),
+        ];
+        for other in others {
+            assert_eq!(workers.acquire(other).await.refused, Some(Reason::Limit));
+        }
+        // Nothing is renewed, and what has ended is acquired anew.
+        sleep(secs(59)).await;
+        assert_eq!(text(&workers.acquire(call()).await), text(&first));
+        sleep(secs(2)).await;
+        let conflict = workers.service.acquire(&call(), None).await.expect_err("a part of it has ended");
+        assert_eq!((conflict.kind, conflict.place.as_str()), (AskErrorKind::Conflict, "idempotency_key"));
+        assert_eq!((workers.left("jobs").await, workers.left("calls").await), (1, 4), "the conflict charged nothing");
+        sleep(secs(30)).await;
+        let anew = workers.acquire(call()).await;
+        assert_eq!((text(&anew), workers.left("calls").await), (text(&first), 3));
+        assert_eq!(workers.release(&anew).await, LeaseStatus::Done);
+        let after = workers.acquire(call()).await;
+        assert!(after.granted());
+        assert_eq!(workers.left("calls").await, 2);
+    });
+}
+
+#[test]
+fn semantics_53_a_key_needs_slots_and_finds_the_ask_that_an_earlier_call_got() {
+    simulated(async {
+        let workers =
+            Workers::new(vec![slots("a", 1, secs(60)), slots("b", 1, secs(60)), window("calls", 5, secs(60))]);
+        let error = workers.service.acquire(&named("k", of("calls", None)), None).await.expect_err("it takes no slot");
+        assert_eq!((error.kind, error.place.as_str()), (AskErrorKind::Invalid, "idempotency_key"));
+        assert_eq!(workers.left("calls").await, 5);
+        let held = workers.acquire(of("a", None)).await;
+        let any = || named("k", Acquire { any: true, ..all(&["a", "b"], LONG) });
+        let first = workers.acquire(any()).await;
+        assert_eq!((first.granted(), first.ask), (true, 1));
+        workers.release(&held).await;
+        let again = workers.acquire(any()).await;
+        assert_eq!(
+            (again.granted(), again.ask, again.lease.map(|lease| lease.text)),
+            (true, 1, first.lease.map(|lease| lease.text))
+        );
+        assert_eq!(workers.left("a").await, 1, "it took no second slot");
+        // Two calls at once, of which both wait: one slot, one lease.
+        let blocker = workers.acquire(of("a", None)).await;
+        let two = [workers.begin(named("w", of("a", LONG))).await, workers.begin(named("w", of("a", LONG))).await];
+        sleep(ms(5)).await;
+        workers.release(&blocker).await;
+        let mut texts = Vec::new();
+        for waiter in two {
+            texts.push(waiter.await.expect("it does not panic").0.lease.map(|lease| lease.text));
+        }
+        assert!(texts[0].is_some() && texts[0] == texts[1]);
+    });
+}
+
+#[test]
 fn waiters_are_cheap() {
     let rss = || {
         let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux").split(' ').nth(1).map(str::to_owned);

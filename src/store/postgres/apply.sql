@@ -64,7 +64,8 @@ $body$;
 --   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
 --                plan    refused, index of its lease, numbers of changes, undos and groups, then those
---                change  counter, index of the lease, microseconds to renew it for, or -1 to release it
+--                change  counter, index of the lease, microseconds to renew it for, or -1 to release it,
+--                        or -9 to look at it
 --                undo    counter, shape, what was charged, time of the charge, reset reported with it; -1 - reset if
 --                        it is taken back only where nothing was charged since
 --                group   number of checks, then those
@@ -248,7 +249,12 @@ BEGIN
             next := next + 3;
             fate := 2;
             IF kinds[i] = 5 THEN
-                IF wait < 0 THEN
+                IF wait = -9 THEN
+                    SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
+                    IF FOUND THEN
+                        fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
+                    END IF;
+                ELSIF wait < 0 THEN
                     DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
                     IF FOUND THEN
                         fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;

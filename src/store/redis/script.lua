@@ -10,7 +10,7 @@
 --             '<BHHHc16' refused (and 2 if it has an id), changes, undos, groups, lease
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
 --             first call with it
---             '<BHdc16' a change: 1 to renew, key, duration, lease
+--             '<BHdc16' a change: 0 to release, 1 to renew, 4 to look; key, duration, lease
 --             '<HHdd' an undo: shape, key, time of the charge, reset reported with it; -1 - reset if it is taken back
 --             only where nothing was charged since
 --             '<H' a group: checks, each '<HH' shape, key
@@ -631,11 +631,16 @@ local function others()
     call('ZREM', state.by_start, id)
   end
 
-  local function release(state, id)
+  local function status(state, id)
     local ends = call('ZSCORE', state.by_end, id)
     if not ends then return 2 end
-    remove(state, id)
     return tonumber(ends) > now and 0 or 1
+  end
+
+  local function release(state, id)
+    local fate = status(state, id)
+    if fate < 2 then remove(state, id) end
+    return fate
   end
 
   local function renew(state, id, length)
@@ -783,10 +788,12 @@ local function others()
       local fate
       if change.renew == 1 then
         fate = renew(state, change.lease, change.length)
+      elseif change.renew == 4 then
+        fate = status(state, change.lease)
       else
         fate = release(state, change.lease)
       end
-      if wrote or fate == 0 then leases.write(nil, state) end
+      if wrote or (fate == 0 and change.renew ~= 4) then leases.write(nil, state) end
       out[#out + 1] = fate
     end
     for _, undo in ipairs(undos) do

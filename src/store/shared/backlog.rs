@@ -349,6 +349,7 @@ impl Backlog {
     pub(super) fn change_slots(&self, plan: &Plan) {
         for change in &plan.changes {
             match change.action {
+                LeaseAction::Look => {}
                 LeaseAction::Release => self.cancel_slot(change.counter, change.lease),
                 LeaseAction::Renew(length) => {
                     let mut state = self.owed.lock();

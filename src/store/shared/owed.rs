@@ -57,6 +57,7 @@ pub(super) fn useful_for(plan: &Plan, now: Timestamp) -> Duration {
     let changes = plan.changes.iter().map(|change| match change.action {
         LeaseAction::Release => RELEASE_RETENTION,
         LeaseAction::Renew(length) => Duration::from_micros(length),
+        LeaseAction::Look => Duration::ZERO,
     });
     let undos = plan.undos.iter().map(|undo| Duration::from_micros(undo.reset));
     let checks = plan.checks.iter().map(|check| check_is_useful_for(check, now));
@@ -77,6 +78,7 @@ pub(super) fn remaining(plan: &Plan, made: Timestamp, waited: Duration) -> Plan 
     let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     plan.changes.retain(|change| match &mut change.action {
         LeaseAction::Release => true,
+        LeaseAction::Look => false,
         LeaseAction::Renew(length) => {
             *length = length.saturating_sub(micros);
             *length > 0
