@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::call::{Call, Purpose};
+use super::wait::end_of_wait;
 use super::{Current, Service};
 use crate::ask::{Acquire, Ask, AskError, Subject};
 use crate::decision::{Decision, Reason};
@@ -72,7 +73,7 @@ impl Service {
         let began = Instant::now();
         let call = self.call(acquire)?;
         call.current.version.stores.listen_to_hints();
-        let end = self.end_of_wait(acquire, &call, began, deadline);
+        let end = end_of_wait(acquire, &call, began, deadline);
         if end <= began {
             // Boxed, as what waits is: a caller that waits would hold the memory of both.
             let acquisition = Box::pin(self.ask_each(call, acquire, Purpose::Take)).await?;

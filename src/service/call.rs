@@ -1,24 +1,23 @@
 //! One try of an acquire: its plans, what the stores answer, and what stands in its way.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::acquire::micros;
+use super::in_flight::InFlight;
+use super::named::{Held, admit_held, look_at_lease, named_lease, take_held};
 use super::queues::Wanted;
 use super::{Acquisition, Current, Lease, Service};
-use crate::ask::{Acquire, Ask, AskError, AskErrorKind, Subject};
-use crate::clock::{Clock, Timestamp};
+use crate::ask::{Acquire, Ask, AskError, AskErrorKind};
+use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
 use crate::lease::LeaseIds;
-use crate::limiter::{LeaseId, LeaseStatus, Limit, OnStoreError, TokenBucket, WorkerSettings};
-use crate::plan::{Applied, Charges, Check, CounterName, LeaseAction, LeaseChange, Plan};
+use crate::limiter::{LeaseStatus, Limit, OnStoreError, TokenBucket, WorkerSettings};
+use crate::plan::{Charges, Check, CounterName, LeaseChange, Plan};
 use crate::rules::Planned;
-use crate::secret::Secret;
 use crate::telemetry::{AcquireResult, Door};
 
 /// What a try does in the stores.
@@ -297,86 +296,6 @@ impl Service {
     }
 }
 
-/// The id of the lease of an idempotency key, in a domain and for everything that is asked with it.
-fn named_lease(secret: &Secret, domain: &str, key: &str, acquire: &Acquire) -> LeaseId {
-    let mut texts = vec![domain.to_owned(), key.to_owned(), acquire.any.to_string()];
-    for Ask { subject, cost, hold, release_lost } in &acquire.asks {
-        let (limiter, entries) = match subject {
-            Subject::Entries(entries) => (None, entries),
-            Subject::Limiter { limiter, key } => (Some(limiter), key),
-        };
-        let mut entries: Vec<&(String, String)> = entries.iter().collect();
-        entries.sort_unstable();
-        texts.push(format!("{limiter:?} {entries:?} {cost} {hold:?} {release_lost}"));
-    }
-    secret.lease_id(texts.iter().map(String::as_str))
-}
-
-/// Looks at the slots that a plan takes before they are counted: an earlier call may hold them under its lease.
-fn look_at_lease(planned: &mut Planned) -> Result<(), AskError> {
-    let plan = &mut planned.plan;
-    let slots = plan.checks.iter().filter(|check| check.takes_slot() && !check.shadow);
-    let look = |check: &Check| LeaseChange {
-        counter: check.counter,
-        store: check.store,
-        lease: plan.lease,
-        action: LeaseAction::Look,
-    };
-    plan.changes = slots.map(look).collect();
-    if plan.changes.is_empty() && planned.refused.is_none() {
-        let message = "needs slots or a hold: what only counts could not be found again";
-        return Err(AskError::invalid("idempotency_key", message));
-    }
-    Ok(())
-}
-
-/// How much of what a plan takes was held under its lease before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Held {
-    None,
-    Some,
-    All,
-}
-
-/// Removes the looks at what was held before from a plan and its answers. What was held is not this plan's to take back.
-fn take_held(planned: &mut Planned, applied: &mut Applied) -> Held {
-    let looks = std::mem::take(&mut planned.plan.changes);
-    let statuses = std::mem::take(&mut applied.statuses);
-    let mut held = 0;
-    for (look, status) in looks.iter().zip(&statuses) {
-        if *status != LeaseStatus::Done {
-            continue;
-        }
-        held += 1;
-        let checks = planned.plan.checks.iter().zip(&mut applied.answers);
-        checks.filter(|(check, _)| check.counter == look.counter && check.store == look.store).for_each(
-            |(_, answer)| {
-                if let Ok(outcome) = answer {
-                    outcome.charged = 0;
-                }
-            },
-        );
-    }
-    match held {
-        0 => Held::None,
-        held if held == looks.len() => Held::All,
-        _ => Held::Some,
-    }
-}
-
-/// Makes the answers those of a plan that was admitted before, and charged nothing now.
-fn admit_held(planned: &mut Planned, applied: &mut Applied) {
-    applied.admitted = true;
-    for (check, answer) in planned.plan.checks.iter_mut().zip(&mut applied.answers) {
-        if matches!(check.limit, Limit::Concurrency(_)) {
-            check.charges.admitted = 1;
-        }
-        if let Ok(outcome) = answer {
-            (outcome.passes, outcome.retry_after, outcome.charged) = (true, None, 0);
-        }
-    }
-}
-
 /// Tries for a part of what was asked, before the last refusal is the answer.
 const MAX_PARTIAL_TRIES: usize = 8;
 
@@ -461,53 +380,4 @@ pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstac
     let longest = found.iter().filter_map(|obstacle| obstacle.retry_after).max().unwrap_or_default();
     let too_late = Duration::from_micros(longest) > rest && found.iter().all(|obstacle| obstacle.by_time);
     if too_late { none } else { found }
-}
-
-/// A plan in the hands of the stores. Dropped before their answer, it is still awaited, and what it took is given back.
-struct InFlight {
-    answer: Option<Pin<Box<dyn Future<Output = (Box<Planned>, Applied)> + Send>>>,
-    current: Arc<Current>,
-    clock: Arc<dyn Clock>,
-    takes: bool,
-}
-
-impl InFlight {
-    fn new(service: &Service, current: &Arc<Current>, planned: Box<Planned>, now: Timestamp, purpose: Purpose) -> Self {
-        let version = current.version.clone();
-        let answer = async move {
-            let applied = version.apply(&planned.plan, now).await;
-            (planned, applied)
-        };
-        let (current, clock) = (current.clone(), service.clock.clone());
-        Self { answer: Some(Box::pin(answer)), current, clock, takes: purpose != Purpose::Look }
-    }
-}
-
-impl Future for InFlight {
-    type Output = (Box<Planned>, Applied);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.answer.as_mut().expect("it is not polled after its end");
-        let polled = answer.as_mut().poll(context);
-        if polled.is_ready() {
-            self.answer = None;
-        }
-        polled
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let Some(answer) = self.answer.take().filter(|_| self.takes) else { return };
-        // Without a runtime the process is ending.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (current, clock) = (self.current.clone(), self.clock.clone());
-        runtime.spawn(async move {
-            let (mut planned, mut applied) = answer.await;
-            take_held(&mut planned, &mut applied);
-            if applied.admitted && planned.refused.is_none() {
-                current.version.stores.take_back(&planned.plan, &applied, false, clock.now());
-            }
-        });
-    }
 }

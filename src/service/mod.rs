@@ -9,6 +9,8 @@
 mod acquire;
 mod call;
 mod health;
+mod in_flight;
+mod named;
 mod queues;
 mod wait;
 

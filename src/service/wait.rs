@@ -30,21 +30,15 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(10);
 const FIRST_POLL: Duration = Duration::from_millis(250);
 const LONGEST_POLL: Duration = Duration::from_secs(2);
 
-impl Service {
-    /// Until when a call waits.
-    pub(super) fn end_of_wait(
-        &self,
-        acquire: &Acquire,
-        call: &Call,
-        began: Instant,
-        deadline: Option<Instant>,
-    ) -> Instant {
-        let longest = acquire.max_wait.or_else(|| call.timeout()).unwrap_or_default();
-        let end = began + longest.min(call.current.settings.bounds.max_wait);
-        let deadline = deadline.map(|deadline| deadline.checked_sub(DEADLINE_MARGIN).unwrap_or(began));
-        deadline.map_or(end, |deadline| end.min(deadline))
-    }
+/// Until when a call waits.
+pub(super) fn end_of_wait(acquire: &Acquire, call: &Call, began: Instant, deadline: Option<Instant>) -> Instant {
+    let longest = acquire.max_wait.or_else(|| call.timeout()).unwrap_or_default();
+    let end = began + longest.min(call.current.settings.bounds.max_wait);
+    let deadline = deadline.map(|deadline| deadline.checked_sub(DEADLINE_MARGIN).unwrap_or(began));
+    deadline.map_or(end, |deadline| end.min(deadline))
+}
 
+impl Service {
     /// Acquires what a call asks for, and waits for it until `end`.
     pub(super) async fn wait(
         &self,

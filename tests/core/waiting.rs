@@ -792,7 +792,6 @@ fn waiters_are_cheap() {
     };
     // Other tests of this process take memory too.
     let costs = [(); 3].map(|()| cost());
-    println!("bytes of a waiter: {costs:?}");
     assert!(costs.iter().min().is_some_and(|cost| *cost <= 2_048), "{costs:?}");
 }
 
@@ -900,7 +899,7 @@ proptest! {
         let order: Vec<u64> = granted.iter().filter(|(number, ..)| patient(number)).map(|(_, _, at)| *at).collect();
         prop_assert!(order.is_sorted_by(|a, b| a <= &(b + 1)), "{:?}", order);
         prop_assert_eq!(order.len(), (0..arrivals.len()).filter(patient).count());
-        let mut moments = granted.clone();
+        let mut moments = granted;
         moments.sort_by_key(|(_, _, at)| *at);
         for (first, (_, _, from)) in moments.iter().enumerate() {
             let within = moments[first..].iter().take_while(|(_, _, to)| to - from < 997);

@@ -337,7 +337,8 @@ impl QueueInner {
             let undos = charged.filter_map(|(check, outcome)| Undo::of(check, outcome, applied.at));
             return Plan { undos: undos.collect(), ..Plan::default() };
         }
-        let taken = charged.filter(|(check, outcome)| check.takes_slot() && outcome.charged > 0);
+        let released = !plan.has_named_lease();
+        let taken = charged.filter(|(check, outcome)| released && check.takes_slot() && outcome.charged > 0);
         let changes = taken.flat_map(|(check, _)| releasing(check.store, check.counter, plan.lease).changes);
         Plan { changes: changes.collect(), ..Plan::default() }
     }
@@ -493,7 +494,8 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
 
 /// The releases of the slots that a plan of unknown fate may have taken, for one that nobody waits for.
 fn releasing_slots(plan: &Plan) -> SmallVec<[Plan; 1]> {
-    let taking = plan.checks.iter().filter(|check| check.takes_slot());
+    let released = !plan.has_named_lease();
+    let taking = plan.checks.iter().filter(|check| released && check.takes_slot());
     taking.map(|check| releasing(check.store, check.counter, plan.lease)).collect()
 }
 

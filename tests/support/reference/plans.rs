@@ -123,7 +123,7 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
 
 /// Lets some checks of buckets pass a while before they fit, up to ten seconds.
 fn grant_ahead(plan: &mut Plan, number: usize) {
-    for (index, check) in plan.checks.iter_mut().enumerate().filter(|(index, _)| (number + index) % 3 == 0) {
+    for (index, check) in plan.checks.iter_mut().enumerate().filter(|(index, _)| (number + index).is_multiple_of(3)) {
         if let Limit::TokenBucket(bucket) = check.limit {
             let micros = u32::try_from((number + 3 * index) % 41 * 250_000).expect("it is a few seconds");
             check.limit = Limit::TokenBucket(bucket.granting_ahead(micros));
