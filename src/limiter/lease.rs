@@ -83,8 +83,9 @@ impl Leases {
         }
     }
 
-    /// Makes a held lease expire `length` microseconds from now. Returns its status, and whether anything changed.
-    pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: u64) -> (LeaseStatus, bool) {
+    /// Makes a held lease expire `length` microseconds from now, or its own length. Returns its status, and whether
+    /// anything changed.
+    pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: Option<u64>) -> (LeaseStatus, bool) {
         let Some(index) = self.leases.iter().position(|lease| lease.id == id) else {
             return (LeaseStatus::Unknown, false);
         };
@@ -92,6 +93,7 @@ impl Leases {
             return (LeaseStatus::Expired, false);
         }
         let lease = self.leases.remove(index);
+        let length = length.unwrap_or(lease.expires - lease.acquired);
         self.insert(Lease { acquired: now, expires: now.plus(length), ..lease });
         (LeaseStatus::Done, true)
     }

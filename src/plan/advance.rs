@@ -178,7 +178,8 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
     held.wrote |= leases.correct(now);
     let (status, wrote) = match change.action {
         LeaseAction::Release => leases.release(change.lease, now),
-        LeaseAction::Renew(length) => leases.renew(change.lease, now, length),
+        LeaseAction::Renew(length) => leases.renew(change.lease, now, Some(length)),
+        LeaseAction::RenewOwn => leases.renew(change.lease, now, None),
         LeaseAction::Look => (leases.status(change.lease, now), false),
     };
     held.wrote |= wrote;

@@ -62,6 +62,8 @@ pub enum LeaseAction {
     Release,
     /// Makes a held lease expire this many microseconds from now.
     Renew(u64),
+    /// Makes a held lease expire its own length from now.
+    RenewOwn,
     /// Changes nothing: only its status is of interest.
     Look,
 }

@@ -101,13 +101,14 @@ impl Service {
         Call::plan(current, acquire, &self.leases)
     }
 
-    /// Makes what a lease holds end so much later than now. Returns its status, and the time until it ends.
+    /// Makes what a lease holds end so much later than now, or each its own length. Returns its status, and the time until
+    /// it ends, which is not known of its own length.
     pub async fn renew(&self, lease: &str, length: Option<Duration>) -> (LeaseStatus, Option<Duration>) {
-        let length = length.unwrap_or(Duration::from_secs(60)).min(MAX_LEASE);
+        let length = length.map(|length| length.min(MAX_LEASE));
+        let action = length.map_or(LeaseAction::RenewOwn, |length| LeaseAction::Renew(micros(length)));
         let version = self.current().version.clone();
-        let status = version.change_lease(lease, LeaseAction::Renew(micros(length)), self.now()).await;
-        match status.unwrap_or(LeaseStatus::Unknown) {
-            LeaseStatus::Done => (LeaseStatus::Done, Some(length)),
+        match version.change_lease(lease, action, self.now()).await.unwrap_or(LeaseStatus::Unknown) {
+            LeaseStatus::Done => (LeaseStatus::Done, length),
             status => (status, None),
         }
     }

@@ -359,6 +359,10 @@ fn semantics_50_a_lease_has_the_length_that_was_asked_for_and_its_end_is_reporte
     assert_eq!(next.ends_in, MINUTE);
     let renew = |lease: &str, length| workers.service.renew(lease, length).now_or_never().expect("nobody waits");
     assert_eq!(renew(&next.text, Some(secs(90))), (LeaseStatus::Done, Some(secs(90))));
+    workers.clock.advance(secs(40));
+    assert_eq!(renew(&next.text, None), (LeaseStatus::Done, None));
+    workers.clock.advance(secs(89));
+    assert_eq!(acquire(None).refused, Some(Reason::Limit), "its own length is that of the last renewal");
     assert_eq!(renew("forged", Some(secs(90))), (LeaseStatus::Unknown, None));
     let release = |lease: &str| workers.service.release(lease).now_or_never().expect("nobody waits");
     let released = [release(&next.text), release(&next.text), release(&lease.text), release("forged")];

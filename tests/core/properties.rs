@@ -112,7 +112,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
             let renew = match action {
                 LeaseAction::Renew(length) => Some(length),
                 LeaseAction::Release => None,
-                LeaseAction::Look => unreachable!("no step looks at a lease"),
+                LeaseAction::RenewOwn | LeaseAction::Look => unreachable!("no step does so"),
             };
             model.change(lease, renew, now, status);
         } else {
@@ -314,7 +314,7 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                     (LeaseAction::Renew(length), LeaseStatus::Done) => {
                         held.insert(change.lease, now.micros() + length);
                     }
-                    (LeaseAction::Renew(_) | LeaseAction::Look, _) => {}
+                    (LeaseAction::Renew(_) | LeaseAction::RenewOwn | LeaseAction::Look, _) => {}
                 }
             }
             let mut answers = applied.answers.iter();

@@ -64,8 +64,8 @@ $body$;
 --   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
 --                plan    refused, index of its lease, numbers of changes, undos and groups, then those
---                change  counter, index of the lease, microseconds to renew it for, or -1 to release it,
---                        or -9 to look at it
+--                change  counter, index of the lease, microseconds to renew it for, -1 to release it, -2
+--                        to renew it for its own length, or -9 to look at it
 --                undo    counter, shape, what was charged, time of the charge, reset reported with it; -1 - reset if
 --                        it is taken back only where nothing was charged since
 --                group   number of checks, then those
@@ -254,7 +254,7 @@ BEGIN
                     IF FOUND THEN
                         fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
                     END IF;
-                ELSIF wait < 0 THEN
+                ELSIF wait = -1 THEN
                     DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
                     IF FOUND THEN
                         fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
@@ -264,9 +264,13 @@ BEGIN
                         wrote[i] := 1;
                     END IF;
                 ELSE
-                    SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
+                    SELECT expires, expires - acquired INTO stamp, mark FROM {leases}
+                    WHERE counter = names[i] AND lease = id;
                     IF FOUND AND stamp > now THEN
                         fate := 0;
+                        IF wait = -2 THEN
+                            wait := mark;
+                        END IF;
                         UPDATE {leases} SET acquired = now, expires = now + wait
                         WHERE counter = names[i] AND lease = id;
                         IF wait = 0 THEN

@@ -112,6 +112,7 @@ impl PlanEncoder {
             let renewal = match change.action {
                 LeaseAction::Release => -1,
                 LeaseAction::Renew(length) => bigint(length),
+                LeaseAction::RenewOwn => -2,
                 LeaseAction::Look => -9,
             };
             self.put([counter, lease, renewal]);

@@ -10,7 +10,8 @@
 --             '<BHHHc16' refused (and 2 if it has an id), changes, undos, groups, lease
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
 --             first call with it
---             '<BHdc16' a change: 0 to release, 1 to renew, 4 to look; key, duration, lease
+--             '<BHdc16' a change: 0 to release, 1 to renew, 2 to renew by its own length, 4 to look; key,
+--             duration, lease
 --             '<HHdd' an undo: shape, key, time of the charge, reset reported with it; -1 - reset if it is taken back
 --             only where nothing was charged since
 --             '<H' a group: checks, each '<HH' shape, key
@@ -647,6 +648,7 @@ local function others()
     local ends = call('ZSCORE', state.by_end, id)
     if not ends then return 2 end
     if tonumber(ends) <= now then return 1 end
+    length = length or ends - call('ZSCORE', state.by_start, id)
     call('ZADD', state.by_end, text(now + length), id)
     call('ZADD', state.by_start, instant, id)
     return 0
@@ -786,10 +788,10 @@ local function others()
       local state = leases.read(change.number)
       local wrote = leases.correct(nil, state)
       local fate
-      if change.renew == 1 then
-        fate = renew(state, change.lease, change.length)
-      elseif change.renew == 4 then
+      if change.renew == 4 then
         fate = status(state, change.lease)
+      elseif change.renew > 0 then
+        fate = renew(state, change.lease, change.renew == 1 and change.length)
       else
         fate = release(state, change.lease)
       end

@@ -351,9 +351,13 @@ impl Backlog {
             match change.action {
                 LeaseAction::Look => {}
                 LeaseAction::Release => self.cancel_slot(change.counter, change.lease),
-                LeaseAction::Renew(length) => {
+                LeaseAction::Renew(_) | LeaseAction::RenewOwn => {
                     let mut state = self.owed.lock();
                     if let Some(slot) = state.slots.get_mut(&(change.counter, change.lease)) {
+                        let length = match (change.action, &slot.check.limit) {
+                            (LeaseAction::Renew(length), _) => length,
+                            (_, limit) => limit.charge_lasts(Timestamp::EPOCH),
+                        };
                         slot.until = Instant::now() + Duration::from_micros(length);
                     }
                 }

@@ -12,6 +12,10 @@ use crate::plan::{Charges, Check, LeaseAction, Needs, Plan};
 /// How long a release is kept: longer than all but exceptional leases. The store ignores one whose lease has ended.
 const RELEASE_RETENTION: Duration = Duration::from_secs(24 * 3_600);
 
+/// How long a renewal by the length of what it renews is kept: it would begin when the store answers again, which is long
+/// after a caller that wants to keep its lease renewed it once more.
+const RENEWAL_RETENTION: Duration = Duration::from_secs(60);
+
 /// How long before the end of a window a refund is given up, because the clock of the store may be ahead: in the next
 /// window it would give back units of others.
 const REFUND_MARGIN_MICROS: u64 = 1_000_000;
@@ -57,6 +61,7 @@ pub(super) fn useful_for(plan: &Plan, now: Timestamp) -> Duration {
     let changes = plan.changes.iter().map(|change| match change.action {
         LeaseAction::Release => RELEASE_RETENTION,
         LeaseAction::Renew(length) => Duration::from_micros(length),
+        LeaseAction::RenewOwn => RENEWAL_RETENTION,
         LeaseAction::Look => Duration::ZERO,
     });
     let undos = plan.undos.iter().map(|undo| Duration::from_micros(undo.reset));
@@ -77,7 +82,7 @@ pub(super) fn remaining(plan: &Plan, made: Timestamp, waited: Duration) -> Plan 
     let mut plan = plan.clone();
     let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     plan.changes.retain(|change| match &mut change.action {
-        LeaseAction::Release => true,
+        LeaseAction::Release | LeaseAction::RenewOwn => true,
         LeaseAction::Look => false,
         LeaseAction::Renew(length) => {
             *length = length.saturating_sub(micros);

@@ -210,6 +210,7 @@ fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
     let action = prop_oneof![
         3 => Just(LeaseAction::Release),
         1 => (1..9 * SECOND).prop_map(LeaseAction::Renew),
+        1 => Just(LeaseAction::RenewOwn),
         1 => Just(LeaseAction::Look),
     ];
     (0..12_usize, prop::sample::select(slots), action).prop_map(|(back, counter, action)| {

@@ -128,6 +128,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         let (renew, length) = match change.action {
             LeaseAction::Release => (0, 0),
             LeaseAction::Renew(length) => (1, length),
+            LeaseAction::RenewOwn => (2, 0),
             LeaseAction::Look => (4, 0),
         };
         program.push(renew);
