@@ -126,7 +126,7 @@ impl Waiter<'_> {
             // Boxed, because who waits needs none of their memory.
             let (answered, obstacles) = match Box::pin(self.ask_ahead(&mut call)).await? {
                 Some((answered, _, wait)) if !wait.is_zero() => {
-                    let answered = self.await_moment(answered, wait).await;
+                    let answered = Box::pin(self.await_moment(answered, wait)).await;
                     return Ok(self.answer(answered));
                 }
                 Some((answered, obstacles, _)) => (answered, obstacles),
