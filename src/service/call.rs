@@ -349,13 +349,13 @@ pub(super) struct Obstacle {
 }
 
 /// The counters that refused a decision, if waiting for at most `rest` can help (semantics 45).
-pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstacle; 2]> {
+pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstacle; 1]> {
     let none = SmallVec::new();
     match decision.refusal().map(|refusal| refusal.reason) {
         Some(Reason::Limit | Reason::StoreError) => {}
         _ => return none,
     }
-    let mut found: SmallVec<[Obstacle; 2]> = SmallVec::new();
+    let mut found: SmallVec<[Obstacle; 1]> = SmallVec::new();
     for source in decision.planned().sources.iter().filter(|source| !source.shadow) {
         let index = usize::from(source.check);
         let (check, answer) = (&decision.planned().plan.checks[index], &decision.applied().answers[index]);

@@ -157,7 +157,7 @@ pub(super) struct Place<'q> {
     /// The counters in whose queues it stands.
     stands: SmallVec<[CounterName; 2]>,
     /// The counters that it watches, with what had been given back when it began to.
-    watched: SmallVec<[(CounterName, u64); 2]>,
+    watched: SmallVec<[(CounterName, u64); 1]>,
     /// The counter on which it was granted ahead.
     ahead: Option<CounterName>,
     /// Whether it is counted among those who wait.
@@ -296,8 +296,9 @@ impl Queues {
         self.tidy(counter);
     }
 
-    fn unwatch(&mut self, watched: &mut SmallVec<[(CounterName, u64); 2]>) {
-        for (counter, _) in watched.drain(..) {
+    fn unwatch(&mut self, watched: &mut SmallVec<[(CounterName, u64); 1]>) {
+        // Taken whole: who waits keeps no memory for it.
+        for (counter, _) in std::mem::take(watched) {
             if let Some(queue) = self.by_counter.get_mut(&counter) {
                 queue.watching -= 1;
             }

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use super::call::{Answered, Call, Obstacle, Purpose, obstacles, sooner};
-use super::queues::{Place, Wanted};
+use super::queues::{Place, QueueFull, Wanted};
 use super::{Acquisition, Current, Service};
 use crate::ask::{Acquire, AskError};
 use crate::clock::Clock;
@@ -102,7 +102,7 @@ struct Waiter<'a> {
 }
 
 /// The answer to a call that may be granted ahead, what stands in its way, and the time until its moment.
-type AskedAhead = (Answered, SmallVec<[Obstacle; 2]>, Duration);
+type AskedAhead = (Answered, SmallVec<[Obstacle; 1]>, Duration);
 
 /// Why a caller tries again.
 enum Wake {
@@ -138,8 +138,7 @@ impl Waiter<'_> {
             if self.service.queues.is_draining() {
                 return Ok(self.refuse(answered, Reason::Draining));
             }
-            let wanted: SmallVec<[Wanted; 2]> = obstacles.iter().map(|obstacle| obstacle.wanted).collect();
-            if self.place.stand(&wanted, self.waiters()).is_err() {
+            if self.stand(&obstacles).is_err() {
                 return Ok(self.refuse(answered, Reason::QueueFull));
             }
             for obstacle in &obstacles {
@@ -167,6 +166,13 @@ impl Waiter<'_> {
         }
     }
 
+    /// Stands in the queues of what refused it.
+    fn stand(&mut self, obstacles: &[Obstacle]) -> Result<(), QueueFull> {
+        let wanted: SmallVec<[Wanted; 2]> = obstacles.iter().map(|obstacle| obstacle.wanted).collect();
+        let waiters = self.waiters();
+        self.place.stand(&wanted, waiters)
+    }
+
     fn waiters(&self) -> u32 {
         self.service.current.load().settings.bounds.waiters
     }
@@ -177,10 +183,10 @@ impl Waiter<'_> {
 
     /// Tries each alternative in turn. One that wants a counter for which others wait who came before takes nothing.
     /// Returns the answer, and what stands in the way if waiting can help.
-    async fn ask_each(&mut self, mut call: Call) -> Result<(Answered, SmallVec<[Obstacle; 2]>), AskError> {
+    async fn ask_each(&mut self, mut call: Call) -> Result<(Answered, SmallVec<[Obstacle; 1]>), AskError> {
         self.service.find_held(&mut call).await;
         let mut refused: Option<Answered> = None;
-        let mut all: SmallVec<[Obstacle; 2]> = SmallVec::new();
+        let mut all: SmallVec<[Obstacle; 1]> = SmallVec::new();
         for alternative in call.alternatives {
             let counters = alternative.planned.plan.checks.iter().map(|check| check.counter);
             let behind = self.place.behind(counters);
