@@ -13,7 +13,8 @@ use super::document::warning::WarningKind;
 use super::lint;
 use super::schema;
 use super::schema::decode::{Field, field};
-use crate::settings::Listen;
+use crate::rules::{Domain, RuleBook};
+use crate::settings::{ApiSettings, Listen};
 
 impl Config {
     /// Reads the configuration at `path`, else the one that `TOLLGATE_CONFIG` names, else the first of
@@ -108,17 +109,28 @@ fn compose(sources: &[SourceText], variables: &dyn Fn(&str) -> Option<String>, d
 fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
     let stores = stores::stores(file, disk, problems);
     let names: Vec<String> = stores.iter().map(|store| store.name.clone()).collect();
-    let limiters = limiters::limiters(file, &names, problems);
     let settings = server::server(file, problems);
+    let limiters = limiters::limiters(file, &names, &settings.bounds, problems);
     let mut book = server::book(file, problems);
     book.stores = names;
     (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
     book.limiters = limiters.into_built();
+    add_domain_of_workers(&mut book, &settings.api);
     let accepted_warnings = accepted_warnings(file);
     accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
     lint::warn(file, &settings, &book, problems);
     let clear_text_accepted = file.server.get().is_some_and(|server| server.clear_text.get().is_some());
     Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, ..Config::default() }
+}
+
+/// Adds the domain of calls that name none if no rule and no table has it, so that limiters can be asked for there that
+/// no rule applies.
+fn add_domain_of_workers(book: &mut RuleBook, api: &ApiSettings) {
+    let known = book.domains.iter().map(|domain| &domain.name).chain(book.rules.iter().map(|rule| &rule.domain));
+    let known = known.into_iter().any(|name| *name == api.domain);
+    if !known && book.limiters.iter().any(|limiter| limiter.workers.direct) {
+        book.domains.push(Domain { name: api.domain.clone(), ..Domain::default() });
+    }
 }
 
 /// The kinds of warnings that the files accept, each once.

@@ -8,11 +8,12 @@ use jiff::tz::TimeZone;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::schema;
 use crate::config::schema::decode::{Choice, Field, Located, SchemaTable};
-use crate::config::schema::values::{Item, Positive};
+use crate::config::schema::values::{Item, Positive, shown_duration};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
     SpecError, WorkerSettings,
 };
+use crate::settings::Bounds;
 
 /// The default lease of a slot: the time after which it is free even if it is not released.
 const DEFAULT_LEASE: Duration = Duration::from_secs(60);
@@ -48,11 +49,16 @@ impl Limiters {
 }
 
 /// Builds all limiters. `stores` are the names of the stores, in order.
-pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
+pub(in crate::config) fn limiters(
+    file: &schema::File,
+    stores: &[String],
+    bounds: &Bounds,
+    problems: &mut Problems,
+) -> Limiters {
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
-        let limiter =
-            written.and_then(|written| LimiterBuilder { item, written, stores, problems: &mut *problems }.limiter());
+        let limiter = written
+            .and_then(|written| LimiterBuilder { item, written, stores, bounds, problems: &mut *problems }.limiter());
         (item.name.clone(), limiter)
     };
     let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
@@ -65,6 +71,7 @@ struct LimiterBuilder<'a> {
     item: &'a Item<schema::Limiter>,
     written: &'a schema::Limiter,
     stores: &'a [String],
+    bounds: &'a Bounds,
     problems: &'a mut Problems,
 }
 
@@ -76,6 +83,7 @@ impl<'a> LimiterBuilder<'a> {
         }
         let store = self.store();
         let on_store_error = self.on_store_error();
+        let workers = self.workers();
         let concurrency = self.concurrency();
         let algorithm = self.algorithm()?;
         self.refuse_foreign_keys(algorithm);
@@ -91,7 +99,7 @@ impl<'a> LimiterBuilder<'a> {
             concurrency,
             on_store_error,
             overridable: self.written.overridable.copied().is_some_and(|switch| switch.0),
-            workers: WorkerSettings::default(),
+            workers,
         })
     }
 
@@ -133,6 +141,30 @@ impl<'a> LimiterBuilder<'a> {
             (None, Some(_)) => OnStoreError::Allow,
             (None, None) => OnStoreError::default(),
         }
+    }
+
+    /// How workers acquire it.
+    fn workers(&mut self) -> WorkerSettings {
+        let (written, bounds) = (self.written, self.bounds);
+        let mut workers = WorkerSettings::default();
+        if let Some(timeout) = written.timeout.get() {
+            if timeout.0 > bounds.max_wait {
+                let reason =
+                    format!("expected at most server.bounds.max_wait, which is {}", shown_duration(bounds.max_wait));
+                self.problems.refuse(&timeout.location, reason);
+            }
+            workers.timeout = Some(timeout.0);
+        }
+        if let Some(queue) = written.queue.get() {
+            if u32::from(queue.value) > bounds.waiters {
+                let reason = format!("expected at most server.bounds.waiters, which is {}", bounds.waiters);
+                self.problems.refuse(&queue.location, reason);
+            }
+            workers.queue = queue.value.into();
+        }
+        workers.wait = written.wait.copied().is_some_and(|switch| switch.0);
+        workers.direct = written.direct.copied().is_some_and(|switch| switch.0);
+        workers
     }
 
     fn concurrency(&mut self) -> Option<Concurrency> {

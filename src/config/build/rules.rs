@@ -68,7 +68,7 @@ pub(in crate::config) fn rules(
             RuleBuilder { written, limiters, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
         rules.extend(builder.rule());
     }
-    warn_of_missing_rules(file, server, &domains, &rules, problems);
+    warn_of_missing_rules(file, server, limiters, &domains, &rules, problems);
     (domains, rules)
 }
 
@@ -93,6 +93,7 @@ fn fixed_limiters(file: &schema::File) -> BTreeSet<&str> {
 fn warn_of_missing_rules(
     file: &schema::File,
     server: &Settings,
+    limiters: &Limiters,
     domains: &[Domain],
     rules: &[Rule],
     problems: &mut Problems,
@@ -101,7 +102,7 @@ fn warn_of_missing_rules(
     if rules.is_empty() {
         // Without any file this is intended, and `serve` prints a notice.
         if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
-            warn_of_no_rules(file, problems);
+            warn_of_no_rules(file, limiters, problems);
         }
         return;
     }
@@ -130,10 +131,14 @@ fn warn_of_missing_rules(
 }
 
 /// Warns that nothing is ever refused. A file of rate-sync has limiters, which its callers name themselves.
-fn warn_of_no_rules(file: &schema::File, problems: &mut Problems) {
-    let Some(limiter) = file.limiters.named().first() else {
+fn warn_of_no_rules(file: &schema::File, limiters: &Limiters, problems: &mut Problems) {
+    let mut items = file.limiters.named().iter();
+    if items.len() == 0 {
         return problems.warn_of_all(WarningKind::NoRules, "there are no rules, so every request passes");
-    };
+    }
+    // Workers ask for the others by name.
+    let direct = |name: &str| limiters.get(name).is_some_and(|limiter| limiter.workers.direct);
+    let Some(limiter) = items.find(|item| !direct(&item.name)) else { return };
     let name = &limiter.name;
     let reason = format!(
         "is applied by no rule: there are no rules, so every request passes; add one: [[rules]] with domain = \"edge\", \

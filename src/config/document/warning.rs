@@ -40,6 +40,9 @@ kinds! {
     AuthzWithoutRules "authz_without_rules":
         "The domain of `[authz]` has no rules, so every ext_authz request passes.",
         "Correct `authz.domain`, or add rules to that domain.";
+    ApiWithoutRules "api_without_rules":
+        "`server.api_domain` has no rules, and no limiter says `direct = true`, so calls that name no domain fail.",
+        "Correct the name, or add rules to that domain.";
     UnusedDomain "unused_domain":
         "The settings of a domain that has no rules.",
         "Correct the name, or remove the table.";
@@ -114,7 +117,13 @@ kinds! {
         "Give them one algorithm, window and store.";
     UnusedLimiter "unused_limiter":
         "A limiter that no rule applies.",
-        "Apply it in a rule, or remove it.";
+        "Apply it in a rule, remove it, or set `direct = true` if workers ask for it by name.";
+    DirectApplied "direct_applied":
+        "`direct = true` on a limiter that rules apply: workers ask for it as the rules do.",
+        "Remove it, or give workers a limiter of their own.";
+    QueuedWait "queued_wait":
+        "`wait = true` on a limiter that is not a token_bucket alone, so that nobody is granted ahead.",
+        "Remove it: `timeout` and `max_wait` alone let callers wait, in a queue of each instance.";
     LargeBurst "large_burst":
         "A `burst` with which the first second, or the first window, admits more than the rate says.",
         "Lower `burst`, or leave it out.";
