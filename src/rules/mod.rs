@@ -14,6 +14,8 @@
 mod address;
 #[cfg(feature = "server")]
 mod ask;
+#[cfg(feature = "server")]
+mod askable;
 mod book;
 mod compile;
 mod compiled;
@@ -32,6 +34,8 @@ mod resolve;
 mod terms;
 
 pub use self::address::address;
+#[cfg(feature = "server")]
+pub(crate) use self::askable::AskableLimiter;
 pub use self::book::{
     Action, Apply, Charge, Domain, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule, RuleBook,
     RuleHeaders, Unmatched,

@@ -12,6 +12,7 @@ mod health;
 mod in_flight;
 mod named;
 mod queues;
+mod settle;
 mod wait;
 
 use std::fmt;
@@ -25,11 +26,14 @@ use parking_lot::Mutex;
 pub use self::acquire::{Acquisition, Lease};
 pub use self::health::Health;
 use self::queues::WaitQueues;
+pub use self::settle::Units;
+use crate::ask::AskError;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::Decision;
 use crate::descriptor::Request;
 use crate::engine::Version;
 use crate::lease::LeaseIds;
+use crate::limiter::LeaseStatus;
 use crate::settings::Settings;
 use crate::telemetry::{Door, DoorMetrics, Handles, ReloadStatus, Telemetry};
 
@@ -163,6 +167,18 @@ impl Service {
     pub fn begin_to_stop(&self) {
         self.health.set_stopping();
         self.queues.drain();
+    }
+
+    /// Ends a lease with what was used.
+    ///
+    /// # Errors
+    ///
+    /// The units name a limiter of which the lease holds nothing.
+    pub async fn settle(&self, lease: &str, units: Units) -> Result<LeaseStatus, AskError> {
+        // No lease holds units yet: its slots are free, whatever was used.
+        match units {
+            Units::Charged | Units::Each(_) | Units::ByLimiter(_) => Ok(self.release(lease).await),
+        }
     }
 
     /// Compares the clock with the wall clock, and returns the microseconds by which it jumped, if it did.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::settings::Bound;
-use crate::telemetry::{MetricFamily, Mistakes};
+use crate::telemetry::{MetricFamily, Mistakes, RejectedTokens};
 
 /// How often each bound was exceeded.
 #[derive(Debug, Default)]
@@ -42,6 +42,10 @@ pub struct DoorMetrics {
     pub http_connections: AtomicU64,
     /// Open connections of the admin port.
     pub admin_connections: AtomicU64,
+    /// Open connections of the API's own port.
+    pub api_connections: AtomicU64,
+    /// Calls of the API that were rejected for their token.
+    pub rejected_tokens: RejectedTokens,
 }
 
 impl DoorMetrics {
@@ -54,6 +58,7 @@ impl DoorMetrics {
             ("grpc", now(&self.grpc_connections)),
             ("http", now(&self.http_connections)),
             ("admin", now(&self.admin_connections)),
+            ("api", now(&self.api_connections)),
         ];
         let one = |count| vec![("", count)];
         let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
@@ -70,6 +75,13 @@ impl DoorMetrics {
                 "Requests, descriptors and connections that look like a mistake in the configuration of a gateway. The log has examples.",
                 Some("mistake"),
                 self.mistakes.counts().map(|(mistake, count)| (mistake.name(), count)).collect(),
+                false,
+            ),
+            family(
+                REJECTED_TOKENS,
+                "Calls of the API that were rejected because they had no token of server.api_token.",
+                None,
+                one(self.rejected_tokens.counted()),
                 false,
             ),
             family(REQUEST_PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
@@ -89,6 +101,7 @@ impl DoorMetrics {
 
 const BOUNDS_EXCEEDED: &str = "tollgate_bounds_exceeded_total";
 const GATEWAY_MISTAKES: &str = "tollgate_gateway_mistakes_total";
+const REJECTED_TOKENS: &str = "tollgate_api_rejected_tokens_total";
 const REQUEST_PANICS: &str = "tollgate_panics_total";
 const OPEN_CONNECTIONS: &str = "tollgate_connections";
 const REQUESTS_IN_FLIGHT: &str = "tollgate_requests_under_way";

@@ -20,6 +20,7 @@ mod refusals;
 mod sample;
 mod series;
 mod store;
+mod tokens;
 mod top;
 mod unmatched;
 
@@ -32,6 +33,7 @@ pub(crate) use self::metrics::AcquireResult;
 pub use self::metrics::{Door, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
 pub use self::mistakes::{Mistake, Mistakes};
 pub use self::refusals::RefusalLog;
+pub use self::tokens::RejectedTokens;
 pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;
 use crate::decision::Decision;
