@@ -10,6 +10,7 @@
 mod support;
 
 mod program {
+    mod acquire;
     mod answers;
     mod check;
     mod cli;
