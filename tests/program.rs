@@ -12,6 +12,7 @@ mod support;
 mod program {
     mod acquire;
     mod answers;
+    mod api_document;
     mod check;
     mod cli;
     mod drain;
