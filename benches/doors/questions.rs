@@ -8,11 +8,13 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, 
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use envoy_types::pb::google::protobuf::Timestamp;
 use prost::Message;
+use tollgate::server::api::messages::AcquireRequest;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::rate_limit_descriptor::Entry;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitRequest;
 
 pub const RLS: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+pub const ACQUIRE: &str = "/tollgate.v1.Limits/Acquire";
 pub const AUTHZ: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// The client's address where it does not matter.
@@ -93,6 +95,23 @@ pub fn authz_headers(account: &str) -> Vec<(String, String)> {
 
 pub fn rls_frame(domain: &str, path: &str, account: &str, address: &str) -> Vec<u8> {
     frame(&rls(domain, path, account, address))
+}
+
+/// The same question of a worker.
+pub fn acquire_frame(domain: &str, path: &str, account: &str, address: &str) -> Vec<u8> {
+    let entries = [("path", path), ("account", account), ("remote_address", address)];
+    frame(&AcquireRequest {
+        domain: Some(domain.to_owned()),
+        entries: entries.map(|(entry, value)| (entry.to_owned(), value.to_owned())).into(),
+        ..AcquireRequest::default()
+    })
+}
+
+/// The same as JSON.
+pub fn acquire_json(domain: &str, path: &str, account: &str, address: &str) -> String {
+    format!(
+        "{{\"domain\":\"{domain}\",\"entries\":{{\"path\":\"{path}\",\"account\":\"{account}\",\"remote_address\":\"{address}\"}}}}"
+    )
 }
 
 pub fn authz_frame(path: &str, account: &str) -> Vec<u8> {
