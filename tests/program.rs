@@ -13,6 +13,7 @@ mod program {
     mod acquire;
     mod answers;
     mod api_document;
+    mod api_page;
     mod check;
     mod cli;
     mod drain;

@@ -10,7 +10,7 @@ use tollgate::config::{Config, SourceText};
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents whose commands, configuration and links are checked.
-const DOCUMENTS: [&str; 20] = [
+const DOCUMENTS: [&str; 21] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -20,6 +20,7 @@ const DOCUMENTS: [&str; 20] = [
     "benches/README.md",
     "docs/admin-api.md",
     "docs/algorithms.md",
+    "docs/api.md",
     "docs/check.md",
     "docs/envoy.md",
     "docs/faq.md",
@@ -174,6 +175,8 @@ fn every_command_is_one_that_works() {
                 let bench = binary.strip_prefix("target/release/deps/").and_then(|name| name.strip_suffix("-*"));
                 assert!(bench.is_some_and(is_bench), "{line}");
             }
+            // `program::api_page` runs these.
+            ["curl", ..] if document == "docs/api.md" => {}
             // The request of login.yaml, which the tests of that example send.
             ["curl", "-i", "-H", ..] => assert!(read("examples/envoy/login.yaml").contains(command), "{line}"),
             ["curl", "-i", "-X", "POST", ..] => assert!(line.contains(FIRST_REQUEST), "{line}"),
@@ -264,7 +267,21 @@ fn every_command_of_the_table_has_help() {
     let commands: Vec<&str> = commands.collect();
     assert_eq!(
         commands,
-        ["serve", "check", "explain", "key", "state", "lift", "top", "store", "schema", "completions"]
+        [
+            "serve",
+            "check",
+            "explain",
+            "key",
+            "state",
+            "lift",
+            "top",
+            "acquire",
+            "release",
+            "peek",
+            "store",
+            "schema",
+            "completions"
+        ]
     );
     for command in commands {
         assert!(in_a_new_project(GETTING_STARTED, &[command, "--help"]).status.success(), "{command}");
