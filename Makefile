@@ -13,7 +13,7 @@ demo-up: ## the same gateway, left running, with requests to try; Ctrl-C stops i
 	@python3 examples/envoy/demo.py --up $(if $(filter-out memory,$(STORE)),--store $(STORE))
 
 # Every server of the tests has to be there: a missing one fails the tests.
-WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)" TOLLGATE_REDIS_6="$$(scripts/redis_6)" TOLLGATE_TRAEFIK="$$(scripts/traefik)"
+WITH_SERVERS = TOLLGATE_REQUIRE_SERVERS=1 TOLLGATE_ENVOY="$$(scripts/envoy)" TOLLGATE_VALKEY="$$(scripts/valkey)" TOLLGATE_REDIS_6="$$(scripts/redis_6)" TOLLGATE_TRAEFIK="$$(scripts/traefik)" TOLLGATE_SCHEMATHESIS="$$(scripts/schemathesis)"
 
 ifdef STORE
 test: servers
@@ -38,7 +38,7 @@ contract: servers ## a million random plans for each store, compared with the re
 	$(WITH_SERVERS) scripts/fleet
 	for version in 1.36 1.38; do $(WITH_SERVERS) TOLLGATE_ENVOY="$$(scripts/envoy $$version)" cargo test --locked --test gateways -- repeats:: || exit; done
 
-servers: ## install what the tests need, if missing: nginx, HAProxy, Caddy, Traefik, promtool, Redis, Valkey, twemproxy, PostgreSQL, Envoy, valgrind, libfaketime
+servers: ## install what the tests need, if missing: nginx, HAProxy, Caddy, Traefik, promtool, Redis, Valkey, twemproxy, PostgreSQL, Envoy, valgrind, libfaketime, schemathesis
 	@scripts/servers
 
 bench: ## CPU per request and decisions per second, each compared with a baseline of the same run

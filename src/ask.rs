@@ -2,6 +2,7 @@
 //!
 //! The API converts its messages into an [`Acquire`]; nothing past it knows protobuf or JSON.
 
+use std::fmt;
 use std::time::Duration;
 
 /// A call of a worker. Several asks are all or nothing, unless `any` is set.
@@ -49,3 +50,55 @@ pub enum Subject {
         key: Vec<(String, String)>,
     },
 }
+
+/// The place of an ask in a call, such as `asks[1]`. A text is made of it only for an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(pub(crate) usize);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "asks[{}]", self.0)
+    }
+}
+
+/// Why a call makes no sense: nothing was charged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskError {
+    /// The kind, from which a door makes its status.
+    pub kind: AskErrorKind,
+    /// The place in the call, such as `asks[1].limiter`.
+    pub place: String,
+    /// What is wrong there, and the nearest that would be right.
+    pub message: String,
+}
+
+/// The kind of an [`AskError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskErrorKind {
+    /// A domain, a limiter or entries that no rule knows.
+    NotFound,
+    /// A value that makes no sense.
+    Invalid,
+    /// Only a part of what an idempotency key names is still held.
+    Conflict,
+}
+
+impl AskError {
+    /// An error of a value that makes no sense.
+    pub(crate) fn invalid(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind: AskErrorKind::Invalid, place: place.into(), message: message.into() }
+    }
+
+    /// An error of a name that is not known.
+    pub(crate) fn not_found(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind: AskErrorKind::NotFound, place: place.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+impl std::error::Error for AskError {}

@@ -60,6 +60,10 @@ pub enum Reason {
     StoreError,
     /// The request has more descriptors, entries or checks than the bounds allow.
     TooLarge,
+    /// Too many workers wait already (semantics 48).
+    QueueFull,
+    /// The process stops, and the worker would have had to wait.
+    Draining,
 }
 
 impl Reason {
@@ -74,6 +78,8 @@ impl Reason {
             Reason::NoLimiter => "no_limiter",
             Reason::StoreError => "store_error",
             Reason::TooLarge => "too_large",
+            Reason::QueueFull => "queue_full",
+            Reason::Draining => "draining",
         }
     }
 }
@@ -113,8 +119,8 @@ pub struct DescriptorVerdict<'a> {
 pub struct CheckStatus<'a> {
     /// The name of the limiter.
     pub limiter: &'a str,
-    /// The name of the rule that applied it.
-    pub rule: &'a str,
+    /// The name of the rule that applied it. `None` for a limiter that a worker asked for and no rule applies.
+    pub rule: Option<&'a str>,
     /// Units per window as configured, or slots.
     pub limit: u32,
     /// The window as configured; `None` for slots.
@@ -260,7 +266,7 @@ impl Decision {
     pub fn rule(&self) -> Option<&str> {
         match self.refused {
             Some(refused) => refused.rule.and_then(|rule| self.rule_name(rule)),
-            None => self.tightest().map(|check| check.rule),
+            None => self.tightest().and_then(|check| check.rule),
         }
     }
 
@@ -275,7 +281,7 @@ impl Decision {
         let (rule, limiter) = match self.refusal() {
             Some(refusal) if refusal.headers == RuleHeaders::All => (refusal.rule, refusal.limiter),
             Some(_) => (None, None),
-            None => self.tightest_shown().map(|check| (check.rule, check.limiter)).unzip(),
+            None => self.tightest_shown().map_or((None, None), |check| (check.rule, Some(check.limiter))),
         };
         let sources = self.limiting().into_iter().chain(self.enforced());
         let shown = sources.filter(|source| self.check_headers(source) == RuleHeaders::All);
@@ -389,7 +395,7 @@ impl Decision {
         };
         Some(CheckStatus {
             limiter: &limiter.name,
-            rule: self.rule_name(source.rule)?,
+            rule: self.rule_name(source.rule),
             limit,
             window,
             capacity: outcome.limit,

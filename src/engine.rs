@@ -28,11 +28,20 @@ impl Version {
     /// Decides one request at `now`. Slots that it takes are held under `lease`.
     pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
         let planned = self.rules.plan(request, lease);
+        // Not `apply`: one more future costs 6 % of the instructions of a decision in memory.
         let applied = match planned.plan.is_empty() {
             true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
             false => self.stores.apply(&planned.plan, now).await,
         };
         Decision::judge(self.rules.clone(), planned, applied)
+    }
+
+    /// Executes a plan, if it has anything to do.
+    pub(crate) async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        match plan.is_empty() {
+            true => Applied { admitted: !plan.refused, ..Applied::default() },
+            false => self.stores.apply(plan, now).await,
+        }
     }
 
     /// Releases, renews or settles everything that a lease took. Returns `None` when the text is not a lease of this

@@ -11,6 +11,7 @@ use std::hash::Hasher;
 
 use siphasher::sip128::{Hash128, Hasher128, SipHasher24};
 
+use crate::limiter::LeaseId;
 use crate::plan::CounterName;
 
 /// The deployment's secret, from which the keys of all hashes are derived. `Debug` redacts it.
@@ -68,6 +69,14 @@ impl Secret {
         write_text(&mut hasher, domain);
         write_text(&mut hasher, entry);
         Partitions(hasher)
+    }
+
+    /// The id of a lease that is named by these texts.
+    pub(crate) fn lease_id<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> LeaseId {
+        let mut hasher = self.leases;
+        write_text(&mut hasher, "idempotency");
+        texts.into_iter().for_each(|text| write_text(&mut hasher, text));
+        LeaseId(u128::from_le_bytes(hasher.finish128().as_bytes()))
     }
 
     /// A short hash of a store's name, for use in a lease.

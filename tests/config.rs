@@ -12,6 +12,7 @@ mod config {
     mod errors;
     mod forms;
     mod meaning;
+    mod rate_sync;
     mod reload;
     mod warnings;
 }

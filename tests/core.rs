@@ -10,6 +10,7 @@
 mod support;
 
 mod core {
+    mod asks;
     mod behaviour;
     mod fuzz;
     mod holds;
@@ -20,5 +21,6 @@ mod core {
     mod rollouts;
     mod semantics;
     mod tiers;
+    mod waiting;
     mod world;
 }

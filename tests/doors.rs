@@ -26,4 +26,6 @@ mod doors {
     mod reset;
     mod rls;
     mod targets;
+    mod workers;
+    mod workers_grpc;
 }

@@ -10,7 +10,10 @@
 mod support;
 
 mod program {
+    mod acquire;
     mod answers;
+    mod api_document;
+    mod api_page;
     mod check;
     mod cli;
     mod drain;
@@ -21,10 +24,12 @@ mod program {
     mod on_redis;
     mod operator;
     mod pages;
+    mod rate_sync;
     mod reload_live;
     mod reload_stores;
     mod restart;
     mod rotations;
     mod secrets;
     mod store_log;
+    mod workers;
 }

@@ -27,6 +27,7 @@ mod shared_stores {
     mod reloads;
     mod slot_races;
     mod three_instances;
+    mod waiters;
 }
 
 /// A lock on the machine. A fault test takes it for writing, because it needs the machine alone; races take it for

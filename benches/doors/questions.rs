@@ -92,15 +92,15 @@ pub fn authz_headers(account: &str) -> Vec<(String, String)> {
 }
 
 pub fn rls_frame(domain: &str, path: &str, account: &str, address: &str) -> Vec<u8> {
-    frame(&rls(domain, path, account, address))
+    framed(&rls(domain, path, account, address))
 }
 
 pub fn authz_frame(path: &str, account: &str) -> Vec<u8> {
-    frame(&authz(path, account))
+    framed(&authz(path, account))
 }
 
 /// Frames a message for gRPC: a zero for "not compressed", four bytes of length, the message.
-fn frame(message: &impl Message) -> Vec<u8> {
+pub fn framed(message: &impl Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a question is short");
     [&[0][..], &length.to_be_bytes(), &body].concat()

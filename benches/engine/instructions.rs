@@ -3,13 +3,19 @@
 
 use std::process::Command;
 
+use crate::rls::Protocol;
 use crate::timing::line;
 use crate::{decisions, rls, rules};
 
 /// The cases that are counted, each in a process of its own.
-const COUNTED: [&str; 5] = ["bare", "two buckets", "10 rules", "10 000 rules", RLS];
+const COUNTED: [&str; 7] = ["bare", "two buckets", "10 rules", "10 000 rules", RLS, ACQUIRE_GRPC, ACQUIRE_JSON];
 
 const RLS: &str = "RLS, two buckets";
+const ACQUIRE_GRPC: &str = "acquire over gRPC, two buckets";
+const ACQUIRE_JSON: &str = "acquire over HTTP/JSON, two buckets";
+
+/// What an acquire without waiting may cost, by the RLS request about the same entries.
+const ACQUIRE_GOALS: [(&str, f64); 2] = [(ACQUIRE_GRPC, 1.1), (ACQUIRE_JSON, 1.5)];
 
 /// The allowed counts, with the build and the machine that they were counted on.
 const BASELINE: &str = include_str!("instructions.baseline");
@@ -25,12 +31,19 @@ pub fn report() -> bool {
     let baseline = Baseline::parse(BASELINE);
     let differences = baseline.differences();
     let mut holds = true;
+    let mut rls = 0;
     for what in COUNTED {
         let counted = count(what);
+        if what == RLS {
+            rls = counted;
+        }
+        let goal = ACQUIRE_GOALS.iter().find(|(name, _)| *name == what);
+        let goal = goal.map(|(_, goal)| format!("{:.2} x RLS, goal {goal}", counted as f64 / rls as f64));
         let row = baseline.rows.iter().find(|(name, _)| *name == what);
         let compared = row.filter(|_| differences.is_empty());
         let beside = compared.map(|(_, allowed)| format!("baseline {allowed}"));
-        line(what, &counted.to_string(), beside.as_deref().unwrap_or_default());
+        let beside: Vec<String> = beside.into_iter().chain(goal).collect();
+        line(what, &counted.to_string(), &beside.join(", "));
         if let Some((_, allowed)) = compared {
             holds &= judge(what, counted, *allowed);
         }
@@ -48,7 +61,9 @@ pub fn run(what: &str, requests: usize) {
         "two buckets" => decisions::count(false, requests),
         "10 rules" => rules::count(rules::FEW, requests),
         "10 000 rules" => rules::count(rules::MANY, requests),
-        RLS => rls::count(requests),
+        RLS => rls::count(Protocol::Rls, requests),
+        ACQUIRE_GRPC => rls::count(Protocol::Grpc, requests),
+        ACQUIRE_JSON => rls::count(Protocol::Json, requests),
         other => panic!("{other:?} is none of {COUNTED:?}"),
     }
 }
@@ -64,7 +79,7 @@ const COUNTED_FUNCTION: &str = "*::instructions::counted*";
 
 /// Instructions of one request.
 fn count(what: &str) -> usize {
-    let requests = if what == RLS { 5_000 } else { 20_000 };
+    let requests = if [RLS, ACQUIRE_GRPC, ACQUIRE_JSON].contains(&what) { 5_000 } else { 20_000 };
     let bench = std::env::current_exe().expect("this program has a path");
     let run = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])

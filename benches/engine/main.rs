@@ -22,7 +22,7 @@ mod decisions;
 mod growth;
 mod instructions;
 #[path = "../doors/questions.rs"]
-#[expect(dead_code, reason = "only RLS is used here")]
+#[expect(dead_code, reason = "ext_authz is not used here")]
 mod questions;
 mod rls;
 mod rules;

@@ -1,4 +1,5 @@
-//! Requests to the RLS door in this process: the whole server over a real connection, called by a minimal client.
+//! Requests to RLS and to the API of workers in this process: the whole server over a real connection, called by a
+//! minimal client. All three ask about the same entries.
 //!
 //! Server and client share one thread, so every run does the same work. The client has its frames ready and reads only
 //! the frame heads of responses, about a hundred instructions per request. Instructions of the kernel are not counted.
@@ -12,11 +13,14 @@ use tollgate::app::App;
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::config::{Config, SourceText};
 use tollgate::rules::Rules;
+use tollgate::server::api::messages::AcquireRequest;
 use tollgate::store::{MemorySettings, Stores};
 
 use crate::instructions::counted;
-use crate::questions::{RLS, rls_frame};
+use crate::questions::{RLS, framed, rls_frame};
 use crate::timing::Draws;
+
+const ACQUIRE: &str = "/tollgate.v1.Limits/Acquire";
 
 /// The two buckets of `books::composite`, as a configuration file.
 const RULES: &str = r#"
@@ -37,6 +41,16 @@ match = { path = "/login" }
 apply = [{ limiter = "per_account", key = ["account"] }, { limiter = "per_client", key = ["remote_address"] }]
 "#;
 
+/// How the server is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Rls,
+    /// `tollgate.v1.Limits/Acquire`.
+    Grpc,
+    /// `POST /v1/acquire`.
+    Json,
+}
+
 /// Accounts and addresses.
 const LOGINS: usize = 1_000;
 
@@ -52,7 +66,7 @@ const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Serves, sends every login once, and then sends `requests` requests, which are counted. All are admitted.
-pub fn count(requests: usize) {
+pub fn count(protocol: Protocol, requests: usize) {
     let source = SourceText { name: "bench.toml".into(), text: RULES.into() };
     let config = Config::read(&[source], &|_| None).unwrap_or_else(|errors| panic!("{errors}"));
     let rules = Rules::compile(config.book).expect("the rules are right");
@@ -62,15 +76,24 @@ pub fn count(requests: usize) {
         // The clock stands still: on a slow machine, buckets would otherwise refill and be swept.
         let clock = Arc::new(ManualClock::at(Timestamp::from_secs(1_800_000_000)));
         let app = App::open_at(&config.server, rules, stores, clock).await.expect("ports are free");
-        let address = app.grpc_address().tcp().expect("it is TCP");
+        let (grpc, http) = (app.grpc_address().tcp().expect("it is TCP"), app.http_address().tcp().expect("it is TCP"));
         tokio::spawn(app.serve(std::future::pending()));
-        let mut client = Client::connect(address).await;
+        let mut client = match protocol {
+            Protocol::Rls => Caller::Grpc(Client::connect(grpc, RLS, "tollgate").await),
+            Protocol::Grpc => Caller::Grpc(Client::connect(grpc, ACQUIRE, "localhost").await),
+            Protocol::Json => Caller::Http(HttpClient::connect(http).await),
+        };
         let mut draws = Draws(7);
         let frames: Vec<Vec<u8>> = (0..LOGINS)
             .map(|_| {
                 let (account, client) = (draws.below(1_000_000), draws.below(1 << 24));
                 let address = std::net::Ipv4Addr::from(0x0a00_0000 | client as u32);
-                rls_frame("edge", "/login", &format!("acct-{account:07}"), &address.to_string())
+                let (account, address) = (format!("acct-{account:07}"), address.to_string());
+                match protocol {
+                    Protocol::Rls => rls_frame("edge", "/login", &account, &address),
+                    Protocol::Grpc => acquire_frame("edge", "/login", &account, &address),
+                    Protocol::Json => HttpClient::request(&acquire_json("edge", "/login", &account, &address)),
+                }
             })
             .collect();
         for frame in &frames {
@@ -87,15 +110,63 @@ pub fn count(requests: usize) {
     });
 }
 
+/// A client of either protocol.
+enum Caller {
+    Grpc(Client),
+    Http(HttpClient),
+}
+
+impl Caller {
+    async fn ask(&mut self, message: &[u8]) {
+        match self {
+            Self::Grpc(client) => client.ask(message).await,
+            Self::Http(client) => client.ask(message).await,
+        }
+    }
+}
+
+/// A client of HTTP/1 that waits for each response before it sends the next request.
+struct HttpClient {
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+impl HttpClient {
+    async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the door is open");
+        stream.set_nodelay(true).expect("it is TCP");
+        Self { stream, answer: Vec::new() }
+    }
+
+    /// A whole request.
+    fn request(body: &str) -> Vec<u8> {
+        let head = "POST /v1/acquire HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+        format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+
+    /// Sends a request and waits for the end of its response, which must admit it: it ends with a line break.
+    async fn ask(&mut self, message: &[u8]) {
+        self.stream.write_all(message).await.expect("it is read");
+        self.answer.clear();
+        while !self.answer.ends_with(b"}\n") {
+            let read = self.stream.read_buf(&mut self.answer).await.expect("an answer");
+            assert!(read > 0, "the connection ended");
+        }
+        assert!(self.answer.starts_with(b"HTTP/1.1 200"), "every request of this run is admitted");
+    }
+}
+
 /// A client of one connection that waits for each response before it sends the next request.
 struct Client {
     stream: TcpStream,
     next_stream: u32,
     answer: Vec<u8>,
+    path: &'static str,
+    host: &'static str,
 }
 
 impl Client {
-    async fn connect(address: SocketAddr) -> Self {
+    async fn connect(address: SocketAddr, path: &'static str, host: &'static str) -> Self {
         let mut stream = TcpStream::connect(address).await.expect("the door is open");
         stream.set_nodelay(true).expect("it is TCP");
         // Windows that the responses of this run cannot exhaust.
@@ -105,7 +176,7 @@ impl Client {
         frame(&mut words, SETTINGS, 0, 0, &settings);
         frame(&mut words, WINDOW_UPDATE, 0, 0, &(window - 65_535).to_be_bytes());
         stream.write_all(&words).await.expect("it is read");
-        Self { stream, next_stream: 1, answer: Vec::new() }
+        Self { stream, next_stream: 1, answer: Vec::new(), path, host }
     }
 
     /// Sends a request and waits for the end of its response, which must admit it.
@@ -113,7 +184,8 @@ impl Client {
         let (stream, first) = (self.next_stream, self.next_stream == 1);
         self.next_stream += 2;
         let mut words = Vec::with_capacity(256);
-        frame(&mut words, HEADERS, END_HEADERS, stream, &if first { first_head() } else { later_head() });
+        let head = if first { first_head(self.path, self.host) } else { later_head() };
+        frame(&mut words, HEADERS, END_HEADERS, stream, &head);
         frame(&mut words, DATA, END_STREAM, stream, message);
         self.stream.write_all(&words).await.expect("it is read");
         let mut admitted = false;
@@ -127,7 +199,7 @@ impl Client {
             let reply = match kind {
                 SETTINGS | PING if flags & ACK == 0 => Some(payload[..if kind == PING { 8 } else { 0 }].to_vec()),
                 GOAWAY => panic!("the connection is refused: {payload:?}"),
-                // A gRPC message: five bytes of framing, then `overall_code` (tag 8) with OK (1).
+                // A gRPC message: five bytes of framing, then `overall_code` (tag 8) with OK (1), or `granted` with true.
                 DATA => {
                     admitted = payload[5..].starts_with(&[8, 1]);
                     None
@@ -166,7 +238,7 @@ fn frame(words: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
 
 /// The first HEADERS of a connection: POST over http, and four headers that the server adds to its table (RFC 7541,
 /// 6.2.1).
-fn first_head() -> Vec<u8> {
+fn first_head(path: &str, host: &str) -> Vec<u8> {
     let mut head = vec![0x83, 0x86];
     let mut text = |prefix: &[u8], texts: &[&str]| {
         head.extend(prefix);
@@ -175,8 +247,8 @@ fn first_head() -> Vec<u8> {
             head.extend(text.as_bytes());
         }
     };
-    text(&[0x44], &[RLS]);
-    text(&[0x41], &["tollgate"]);
+    text(&[0x44], &[path]);
+    text(&[0x41], &[host]);
     text(&[0x5f], &["application/grpc"]);
     text(&[0x40], &["te", "trailers"]);
     head
@@ -185,4 +257,21 @@ fn first_head() -> Vec<u8> {
 /// The HEADERS of later requests, by index into that table.
 fn later_head() -> Vec<u8> {
     vec![0x83, 0x86, 0x80 | 65, 0x80 | 64, 0x80 | 63, 0x80 | 62]
+}
+
+/// The same question of a worker.
+fn acquire_frame(domain: &str, path: &str, account: &str, address: &str) -> Vec<u8> {
+    let entries = [("path", path), ("account", account), ("remote_address", address)];
+    framed(&AcquireRequest {
+        domain: Some(domain.to_owned()),
+        entries: entries.map(|(entry, value)| (entry.to_owned(), value.to_owned())).into(),
+        ..AcquireRequest::default()
+    })
+}
+
+/// The same as JSON.
+fn acquire_json(domain: &str, path: &str, account: &str, address: &str) -> String {
+    format!(
+        "{{\"domain\":\"{domain}\",\"entries\":{{\"path\":\"{path}\",\"account\":\"{account}\",\"remote_address\":\"{address}\"}}}}"
+    )
 }

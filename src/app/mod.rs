@@ -69,6 +69,9 @@ pub enum AppError {
     /// The HTTP door cannot listen.
     #[error("server.http: {0}")]
     Http(ListenError),
+    /// The address of the API cannot be listened on.
+    #[error("server.api: {0}")]
+    Api(ListenError),
     /// The admin port cannot listen.
     #[error("server.admin: {0}")]
     Admin(ListenError),
@@ -84,6 +87,8 @@ pub struct App {
     required_stores: Vec<RequiredStore>,
     grpc: (Grpc, Listener),
     http: (Http, Listener),
+    /// The API of workers at an address of its own.
+    api: Option<(Http, Listener)>,
     admin: Option<(Admin, Listener)>,
 }
 
@@ -119,11 +124,17 @@ impl App {
     ) -> Result<Self, AppError> {
         let grpc = Listener::bind(&settings.grpc).await.map_err(AppError::Grpc)?;
         let http = Listener::bind(&settings.http).await.map_err(AppError::Http)?;
+        let api = match &settings.api.listen {
+            Some(listen) => Some(Listener::bind(listen).await.map_err(AppError::Api)?),
+            None => None,
+        };
         let admin = open_admin(&settings.admin).await?;
         let version = Version { rules: Arc::new(rules), stores };
         let service = Arc::new(Service::new(version, settings.clone(), clock));
+        let grpc_door = Grpc::new(service.clone());
         Ok(Self {
-            grpc: (Grpc::new(service.clone()), grpc),
+            api: api.map(|listener| (Http::for_workers(service.clone(), &grpc_door), listener)),
+            grpc: (grpc_door, grpc),
             http: (Http::new(service.clone()), http),
             admin: admin.map(|listener| (Admin::new(service.clone()), listener)),
             reloads: None,
@@ -182,6 +193,11 @@ impl App {
         self.http.1.bound()
     }
 
+    /// The address of the API, if it has one of its own.
+    pub fn api_address(&self) -> Option<&BoundAddress> {
+        self.api.as_ref().map(|(_, listener)| listener.bound())
+    }
+
     /// The address of the admin port, if there is one.
     pub fn admin_address(&self) -> Option<&BoundAddress> {
         self.admin.as_ref().map(|(_, listener)| listener.bound())
@@ -207,6 +223,9 @@ impl App {
         let (http, http_listener) = self.http;
         doors.spawn(grpc.clone().serve(grpc_listener, stop.clone()));
         doors.spawn(http.serve(http_listener, stop.clone()));
+        if let Some((api, listener)) = self.api {
+            doors.spawn(api.serve(listener, stop.clone()));
+        }
         // The admin port is served during the drain too: metrics stay available until the process ends.
         let mut admin_tasks = JoinSet::new();
         if let Some((admin, listener)) = self.admin {

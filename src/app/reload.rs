@@ -25,7 +25,7 @@ use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, Rest
 use crate::engine::Version;
 use crate::rules::Rules;
 use crate::service::Service;
-use crate::settings::Settings;
+use crate::settings::{ApiSettings, Bounds, Settings};
 use crate::telemetry::ReloadStatus;
 
 /// How long a reload waits until new shared stores are connected.
@@ -289,7 +289,13 @@ fn until_restart(old: &Settings, new: &Settings) -> Settings {
         settings.admin = old.admin.clone();
     }
     settings.log.json = old.log.json;
-    settings.bounds = old.bounds.clone();
+    // Likewise at the port of the API.
+    if settings.api.listen != old.api.listen {
+        let domain = std::mem::take(&mut settings.api.domain);
+        settings.api = ApiSettings { domain, ..old.api.clone() };
+    }
+    let Bounds { max_wait, waiters, .. } = settings.bounds;
+    settings.bounds = Bounds { max_wait, waiters, ..old.bounds.clone() };
     settings
 }
 
@@ -329,6 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_the_api_that_stays_open_to_others_keeps_its_tokens() {
+        let open = Listen::Tcp(([0, 0, 0, 0], 9091).into());
+        let token = |text: &str| vec![Token(text.to_owned())];
+        let settings = |listen, tokens, domain: &str| {
+            let api = ApiSettings { listen, tokens, domain: domain.to_owned() };
+            Settings { api, ..Settings::default() }
+        };
+        let old = settings(Some(open.clone()), token("a token that others know"), "jobs");
+        for listen in [None, Some(Listen::Tcp(([127, 0, 0, 1], 9091).into()))] {
+            let kept = until_restart(&old, &settings(listen, Vec::new(), "others")).api;
+            assert_eq!(kept, ApiSettings { domain: "others".to_owned(), ..old.api.clone() });
+        }
+        let another = settings(Some(open), token("a token that replaces it"), "jobs");
+        assert_eq!(until_restart(&old, &another).api, another.api);
+    }
+
+    #[test]
     fn a_reload_keeps_just_the_settings_that_the_schema_marks() {
         let read = |text: &str| {
             let source = SourceText { name: "a.toml".to_owned(), text: text.to_owned() };
@@ -336,11 +359,11 @@ mod tests {
         };
         let old = read("");
         let new = read(
-            "[server]\ngrpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\nadmin = '127.0.0.1:3'\ndrain_delay = '1s'\ndrain_timeout = '1s'\n\
+            "[server]\ngrpc = '127.0.0.1:1'\nhttp = '127.0.0.1:2'\nadmin = '127.0.0.1:3'\napi = '127.0.0.1:4'\napi_domain = 'a'\ndrain_delay = '1s'\ndrain_timeout = '1s'\n\
              [server.headers.rls]\nietf = true\n[server.headers.authz]\nietf = false\n\
              [server.bounds]\nmessage_bytes = '2KiB'\nheaders = 40\nheader_bytes = '9KiB'\nbody_bytes = 5\n\
              unfinished_bytes_per_connection = '1MiB'\nunfinished_bytes = '2MiB'\nrequests = 7\nconnections = 7\nstreams = 7\n\
-             head_timeout = '1s'\nrequest_timeout = '1s'\nidle_timeout = 'off'\n\
+             head_timeout = '1s'\nrequest_timeout = '1s'\nidle_timeout = 'off'\nmax_wait = '1s'\nwaiters = 7\n\
              [log]\nformat = 'json'\nrefusals_per_second = 3\n[authz]\ndomain = 'a'\ntrusted_hops = 2\n",
         );
         let restart = |config: &Config| RestartSettings::of(config).0;
@@ -350,9 +373,9 @@ mod tests {
         let kept = Config { server: until_restart(&old.server, &new.server), ..new.clone() };
         assert_eq!(restart(&kept), restart(&old), "marked, and not kept");
         // With the marked settings of the new configuration nothing of the old one is left.
-        let Settings { grpc, http, admin, bounds, .. } = new.server.clone();
+        let Settings { grpc, http, admin, api, bounds, .. } = new.server.clone();
         let log = Log { json: true, ..kept.server.log };
-        let taken = Config { server: Settings { grpc, http, admin, bounds, log, ..kept.server }, ..new.clone() };
+        let taken = Config { server: Settings { grpc, http, admin, api, bounds, log, ..kept.server }, ..new.clone() };
         assert_eq!(taken.effective(), new.effective(), "kept, and not marked");
     }
 }

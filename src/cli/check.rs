@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tollgate::config::{Config, Problem};
+use tollgate::config::{Config, Note, Problem};
 use tollgate::rules::Rules;
 
 use super::load::report;
@@ -35,8 +35,15 @@ pub(super) fn check(paths: &[PathBuf], args: CheckArgs) -> ExitCode {
                 code = ExitCode::FAILURE;
             }
             match args.json {
-                true => print(&line(problem, error)),
+                true => print(&Finding::of_problem(problem, error).line()),
                 false => report(problem, error),
+            }
+        }
+        // The effective configuration shows what each key became.
+        for note in checked.notes.iter().filter(|_| !args.print) {
+            match args.json {
+                true => print(&Finding::of_note(note).line()),
+                false => print(&format!("{note}\n")),
             }
         }
         match &checked.good {
@@ -55,6 +62,8 @@ pub(super) fn check(paths: &[PathBuf], args: CheckArgs) -> ExitCode {
 struct CheckResult {
     /// Its errors and warnings.
     problems: Vec<Problem>,
+    /// What became of the keys of a file of rate-sync.
+    notes: Vec<Note>,
     /// What to print if it is good.
     good: Option<String>,
 }
@@ -63,9 +72,11 @@ impl CheckResult {
     fn of(path: &Path, args: CheckArgs) -> Self {
         let config = match Config::load(Some(path)) {
             Ok(config) => config,
-            Err(errors) => return Self { problems: errors.iter().cloned().collect(), good: None },
+            Err(errors) => {
+                return Self { problems: errors.iter().cloned().collect(), notes: Vec::new(), good: None };
+            }
         };
-        let mut problems = config.warnings.clone();
+        let (mut problems, notes) = (config.warnings.clone(), config.notes.clone());
         let mut good = Some(if args.print { config.effective() } else { summary(&config) });
         // Loading has reported all of these errors with their lines, so this should find none.
         if let Err(errors) = Rules::compile(config.book) {
@@ -83,11 +94,11 @@ impl CheckResult {
         if problems.iter().any(|problem| problem.warning.is_none() || args.strict) {
             good = None;
         }
-        Self { problems, good }
+        Self { problems, notes, good }
     }
 }
 
-/// An error or a warning for editors and CI. Its keys are stable; others may be added.
+/// An error, a warning or a note for editors and CI. Its keys are stable; others may be added.
 #[derive(Serialize)]
 struct Finding<'a> {
     /// The name of the file, as on the command line or below that directory.
@@ -98,7 +109,7 @@ struct Finding<'a> {
     column: Option<u32>,
     /// The path of the key, `rules[0].match.path`. Empty if it is about the whole file or its syntax.
     path: &'a str,
-    /// `error` or `warning`.
+    /// `error`, `warning` or `note`.
     severity: &'static str,
     /// The kind of a warning, also where `--strict` makes it an error. None for other errors.
     warning: Option<&'static str>,
@@ -106,18 +117,23 @@ struct Finding<'a> {
     text: &'a str,
 }
 
-/// A line of JSON.
-fn line(problem: &Problem, error: bool) -> String {
-    let finding = Finding {
-        file: &problem.file,
-        line: problem.line,
-        column: problem.column,
-        path: &problem.path,
-        severity: if error { "error" } else { "warning" },
-        warning: problem.warning.map(tollgate::config::WarningKind::name),
-        text: &problem.text,
-    };
-    serde_json::to_string(&finding).expect("texts and numbers are always JSON") + "\n"
+impl<'a> Finding<'a> {
+    fn of_problem(problem: &'a Problem, error: bool) -> Self {
+        let Problem { file, line, column, path, warning, text } = problem;
+        let severity = if error { "error" } else { "warning" };
+        let warning = warning.map(tollgate::config::WarningKind::name);
+        Self { file, line: *line, column: *column, path, severity, warning, text }
+    }
+
+    fn of_note(note: &'a Note) -> Self {
+        let Note { file, line, column, path, text } = note;
+        Self { file, line: *line, column: *column, path, severity: "note", warning: None, text }
+    }
+
+    /// A line of JSON.
+    fn line(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are always JSON") + "\n"
+    }
 }
 
 fn summary(config: &Config) -> String {

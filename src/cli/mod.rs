@@ -5,16 +5,23 @@
 //! | 0 | done |
 //! | 1 | the configuration has errors (for `check --strict`, or warnings), or the command failed |
 //! | 2 | invalid command line |
+//! | 75 | `acquire` and `peek`: refused, worth another try |
 //! | 130 | stopped by a second signal, before requests in flight finished |
 
+mod acquire;
+mod address;
 mod check;
 mod client;
+mod convert;
+mod entry;
 mod explain;
+mod hold;
 mod load;
 mod serve;
 mod state;
 mod store;
 mod table;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,8 +30,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tollgate::server::admin::api::LiftRequest;
 
+use self::acquire::{AskArgs, HoldArgs};
 use self::client::ServerArgs;
+use self::entry::entry;
 use self::table::print;
+use self::workers::ApiArgs;
 
 /// Rate limits and quotas for Envoy and other gateways.
 #[derive(Debug, Parser)]
@@ -39,15 +49,17 @@ Examples:
   tollgate serve --config tollgate.toml
   tollgate check tollgate.toml
   tollgate check --print conf.d/
+  tollgate convert rate-sync.toml > tollgate.toml
   tollgate explain --config tollgate.toml edge path=/login method=POST account=bob
   tollgate state edge account=bob
   tollgate lift edge account=bob --why \"ticket 4711\"
   tollgate top
+  tollgate acquire jobs --limiter stripe_api --wait 30s -- ./charge.sh
   tollgate store migrate --config tollgate.toml
   tollgate schema > tollgate.schema.json
   tollgate completions bash > /etc/bash_completion.d/tollgate
 
-Exit codes: 0 done, 1 invalid configuration or failed command, 2 usage, 130 stopped by two signals.";
+Exit codes: 0 done, 1 invalid configuration or failed command, 2 usage, 75 refused (acquire and peek), 130 stopped by two\nsignals.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -78,6 +90,16 @@ enum Command {
         files: Vec<PathBuf>,
         #[command(flatten)]
         args: check::CheckArgs,
+    },
+    /// Write a configuration of rate-sync, a Python library, in tollgate's own form.
+    ///
+    /// Prints TOML, with a comment that says what each key became. It has the same limits as the file, which serve takes
+    /// as it is, too. No store is contacted.
+    #[command(after_help = "Examples:\n  tollgate convert rate-sync.toml > tollgate.toml")]
+    Convert {
+        /// A file of rate-sync in TOML or YAML, or a directory of them.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
     /// Show how the rules treat a request.
     ///
@@ -165,6 +187,42 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         lines: usize,
     },
+    /// Take units or slots of a running server, and run a command under their lease.
+    ///
+    /// With --limiter, the entries are the key of that limiter; without, the rules of the domain decide them as those of a
+    /// gateway. Waits up to --wait for its turn. The command's lease is renewed while it runs and released when it ends;
+    /// signals are passed on, and its exit code is that of the command. If the lease cannot be renewed, the command gets
+    /// SIGTERM, and SIGKILL before the lease ends. Without a command, prints the lease.
+    #[command(
+        after_help = "Examples:\n  tollgate acquire jobs --limiter stripe_api --wait 30s -- ./charge.sh 4711\n  \
+                      tollgate acquire jobs --limiter nightly --lease 15s --wait 0s -- ./nightly.sh\n  \
+                      lease=$(tollgate acquire jobs --limiter uploads account=bob)\n\nExit codes: that of the command; \
+                      128 and the signal's number if a signal ended it; 126, 127 if it cannot be run, or is not there; \
+                      without a command 0; 1 failed, 2 usage, 75 refused."
+    )]
+    Acquire {
+        #[command(flatten)]
+        ask: AskArgs,
+        #[command(flatten)]
+        hold: HoldArgs,
+    },
+    /// End a lease that `acquire` printed.
+    ///
+    /// Prints its fate: done; expired, if it had ended already; or unknown, if it was released before or is none.
+    #[command(after_help = "Examples:\n  tollgate release \"$lease\"")]
+    Release {
+        #[command(flatten)]
+        server: ApiArgs,
+        /// The lease.
+        lease: String,
+    },
+    /// Show whether units or slots would be granted now, and what is left. Takes nothing.
+    #[command(after_help = "Examples:\n  tollgate peek jobs --limiter stripe_api\n  tollgate peek edge path=/login \
+                      account=bob\n\nExit codes: 0 it would be granted, 1 failed, 2 usage, 75 it would be refused.")]
+    Peek {
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Prepare external stores.
     Store {
         #[command(subcommand)]
@@ -200,6 +258,7 @@ pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { config } => serve::serve(config.as_deref()),
         Command::Check { files, args } => check::check(&files, args),
+        Command::Convert { file } => convert::convert(&file),
         Command::Explain { server, domain, entries } => match server.named() {
             true => {
                 exit_code(server.client().and_then(|client| explain::explain_on_server(&client, &domain, &entries)))
@@ -217,6 +276,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Top { server, minutes, lines } => {
             exit_code(server.client().and_then(|client| state::top(&client, minutes, lines)))
         }
+        Command::Acquire { ask, hold } => code_or_error(acquire::acquire(&ask, &hold)),
+        Command::Release { server, lease } => exit_code(acquire::release(&server, &lease)),
+        Command::Peek { ask } => code_or_error(acquire::peek(&ask)),
         Command::Store { command: StoreCommand::Migrate { config } } => store::migrate_all(config.as_deref()),
         Command::Schema => {
             print(&format!("{:#}\n", tollgate::config::json_schema()));
@@ -233,18 +295,16 @@ pub(crate) fn run() -> ExitCode {
 
 /// The exit code of a request to a server. Prints its error.
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    code_or_error(result.map(|()| ExitCode::SUCCESS))
+}
+
+/// The exit code of a command that has several. Prints its error.
+fn code_or_error(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("tollgate: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn entry(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected ENTRY=VALUE, such as account=bob".to_owned()),
     }
 }

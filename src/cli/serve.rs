@@ -82,6 +82,9 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
             None if prepared.settings.admin.listen.is_some() => ", no admin port".to_owned(),
             None => String::new(),
         };
+        if let Some(api) = app.api_address() {
+            print_status(format_args!("API on {api}"));
+        }
         print_status(format_args!("gRPC on {}, HTTP on {}{admin}", app.grpc_address(), app.http_address()));
         anyhow::Ok(until_stopped(app, &mut signals).await)
     });

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::problem::Problem;
+use super::document::problem::{Note, Problem};
 use super::document::warning::WarningKind;
 use super::schema::values::Hidden;
 use crate::rules::RuleBook;
@@ -25,6 +25,8 @@ pub struct Config {
     pub accepted_warnings: Vec<WarningKind>,
     /// Warnings: the configuration works, but these deserve attention.
     pub warnings: Vec<Problem>,
+    /// What became of each key of a file of rate-sync. Empty for other files.
+    pub notes: Vec<Note>,
     /// The names of the files that were read. Empty when none was found.
     pub files: Vec<String>,
 }

@@ -11,6 +11,7 @@ use super::document::origin::Origin;
 use super::document::problem::{Errors, Problems};
 use super::document::warning::WarningKind;
 use super::lint;
+use super::rate_sync;
 use super::schema;
 use super::schema::decode::{Field, field};
 use crate::settings::Listen;
@@ -100,25 +101,56 @@ fn compose(sources: &[SourceText], variables: &dyn Fn(&str) -> Option<String>, d
         Field::Given(file) => build(&file, disk, &mut problems),
         Field::Absent | Field::Invalid => Config::default(),
     };
+    config.notes = problems.take_notes();
     config.warnings = problems.finish()?;
     config.files = files;
     Ok(config)
 }
 
+/// The file of rate-sync at `path` in our own form, as TOML with comments. It loads to the same limits.
+///
+/// # Errors
+///
+/// The file cannot be read, has errors, or is not one of rate-sync.
+#[cfg(feature = "server")]
+pub fn convert(path: &Path) -> Result<String, Errors> {
+    let disk = Disk::default();
+    let sources = files::read(path, &disk)?;
+    let files: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+    let mut problems = Problems::of(files.clone());
+    let tree = files::merged_tree(&sources, &variable, &disk, &mut problems);
+    let file = field::<schema::File>(&tree, String::new(), &mut problems);
+    let built = file.get().map(|file| (file, Config { files, ..build(file, &disk, &mut problems) }));
+    problems.finish()?;
+    match built {
+        Some((file, config)) if rate_sync::is_rate_sync(file) => Ok(rate_sync::convert::text(&tree, file, &config)),
+        _ => Err(Errors::one(
+            path.display().to_string(),
+            "is no file of rate-sync, which has no rules, a limiter with rate_per_second, window_seconds or timeout, and \
+             none with direct",
+        )),
+    }
+}
+
 fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
     let stores = stores::stores(file, disk, problems);
     let names: Vec<String> = stores.iter().map(|store| store.name.clone()).collect();
-    let limiters = limiters::limiters(file, &names, problems);
     let settings = server::server(file, problems);
+    let limiters = limiters::limiters(file, &names, &settings.bounds, problems);
     let mut book = server::book(file, problems);
     book.stores = names;
+    book.max_wait = settings.bounds.max_wait;
     (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
     book.limiters = limiters.into_built();
     let accepted_warnings = accepted_warnings(file);
     accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
     lint::warn(file, &settings, &book, problems);
     let clear_text_accepted = file.server.get().is_some_and(|server| server.clear_text.get().is_some());
-    Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, ..Config::default() }
+    let config = Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, ..Config::default() };
+    if rate_sync::is_rate_sync(file) {
+        rate_sync::note(file, &config, problems);
+    }
+    config
 }
 
 /// The kinds of warnings that the files accept, each once.

@@ -5,6 +5,7 @@
 //!   schema/     that tree -> typed tables; the same tables are the JSON Schema
 //!   build/      typed tables -> settings, stores, limiters, rules
 //!   lint/       warnings about what is valid and probably not meant, one file for each subject
+//!   rate_sync/  files of rate-sync, a Python library: what their keys became, and the same in our own form
 //!   loader      all of it in order
 //!   print       the effective configuration as YAML; restart: the settings in it that change only with a restart
 //!   document/watch   notices changes of the files
@@ -23,6 +24,7 @@ mod lint;
 mod loader;
 #[cfg(feature = "server")]
 mod print;
+mod rate_sync;
 #[cfg(feature = "server")]
 mod restart;
 mod schema;
@@ -30,10 +32,12 @@ mod schema;
 pub use self::configuration::{Config, NamedStore, SnapshotSettings};
 pub use self::document::files::{CONFIG_VARIABLE, SourceText, search_paths};
 pub use self::document::origin::Origin;
-pub use self::document::problem::{Errors, Problem};
+pub use self::document::problem::{Errors, Note, Problem};
 pub use self::document::warning::WarningKind;
 #[cfg(feature = "server")]
 pub use self::document::watch::ConfigWatcher;
+#[cfg(feature = "server")]
+pub use self::loader::convert;
 #[cfg(feature = "server")]
 pub use self::restart::RestartSettings;
 #[cfg(feature = "server")]

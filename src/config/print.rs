@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::configuration::{Config, NamedStore};
 use super::document::node::{MASK, masked};
-use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Schedule};
+use super::schema::values::shown_duration;
+use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Schedule, WorkerSettings};
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
 };
@@ -33,11 +34,12 @@ pub(super) fn tree(config: &Config) -> Value {
         "grpc": config.server.grpc.to_string(),
         "http": config.server.http.to_string(),
         "admin": config.server.admin.listen.as_ref().map_or("off".to_owned(), ToString::to_string),
+        "api_domain": config.server.api.domain,
         "mode": mode(book.shadow),
         "release_entry": book.release_entry,
         "settle_entry": book.settle_entry,
-        "drain_delay": duration(config.server.drain.delay),
-        "drain_timeout": duration(config.server.drain.timeout),
+        "drain_delay": shown_duration(config.server.drain.delay),
+        "drain_timeout": shown_duration(config.server.drain.timeout),
         "headers": { "rls": families(config.server.rls_headers), "authz": families(config.server.authz_headers), "names": config.server.authz_headers.names },
         "bounds": bounds(&book.bounds, &config.server.bounds),
     });
@@ -49,6 +51,15 @@ pub(super) fn tree(config: &Config) -> Value {
     }
     if config.server.admin.token.is_some() {
         server["admin_token"] = MASK.into();
+    }
+    let api = &config.server.api;
+    if let Some(listen) = &api.listen {
+        server["api"] = listen.to_string().into();
+    }
+    match &api.tokens[..] {
+        [] => {}
+        [_] => server["api_token"] = MASK.into(),
+        tokens => server["api_token"] = vec![MASK; tokens.len()].into(),
     }
     let log = &config.server.log;
     let authz = &config.server.authz;
@@ -97,9 +108,11 @@ fn bounds(of_request: &RequestBounds, bounds: &Bounds) -> Value {
         "requests": bounds.requests,
         "connections": bounds.connections,
         "streams": bounds.streams,
-        "head_timeout": duration(bounds.head_timeout),
-        "request_timeout": duration(bounds.request_timeout),
-        "idle_timeout": bounds.idle_timeout.map_or("off".to_owned(), duration),
+        "head_timeout": shown_duration(bounds.head_timeout),
+        "request_timeout": shown_duration(bounds.request_timeout),
+        "idle_timeout": bounds.idle_timeout.map_or("off".to_owned(), shown_duration),
+        "max_wait": shown_duration(bounds.max_wait),
+        "waiters": bounds.waiters,
     })
 }
 
@@ -143,7 +156,7 @@ fn entry_source(source: &EntrySource) -> Value {
 }
 
 fn store(store: &NamedStore) -> Value {
-    let mut table = json!({ "engine": store.config.kind(), "timeout": duration(store.timeout) });
+    let mut table = json!({ "engine": store.config.kind(), "timeout": shown_duration(store.timeout) });
     if let StoreConfig::Memory(settings) = &store.config {
         table["max_memory"] = settings.max_memory.into();
         if let Some(keys) = settings.max_keys {
@@ -151,7 +164,7 @@ fn store(store: &NamedStore) -> Value {
         }
         if let Some(snapshot) = &store.snapshot {
             table["snapshot"] = snapshot.path.to_string_lossy().into();
-            table["snapshot_interval"] = duration(snapshot.interval).into();
+            table["snapshot_interval"] = shown_duration(snapshot.interval).into();
         }
     }
     if let Some(url) = &store.url {
@@ -186,7 +199,7 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
             set("algorithm", algorithm.into());
             set("limit", quota.limit.into());
             if !quota.follows_calendar() {
-                set("window", duration(quota.window).into());
+                set("window", shown_duration(quota.window).into());
             }
             match &quota.algorithm {
                 Algorithm::TokenBucket { burst, max_debt } => {
@@ -219,7 +232,7 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
     }
     if let Some(slots) = limiter.concurrency {
         set("max_concurrent", slots.max.into());
-        set("lease", duration(Duration::from_micros(slots.lease)).into());
+        set("lease", shown_duration(Duration::from_micros(slots.lease)).into());
     }
     let on_store_error = match limiter.on_store_error {
         OnStoreError::Allow => "allow",
@@ -227,6 +240,13 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
         OnStoreError::Local => "local",
     };
     set("on_store_error", on_store_error.into());
+    let WorkerSettings { direct, wait, timeout, queue } = limiter.workers;
+    set("direct", direct.into());
+    set("wait", wait.into());
+    set("queue", queue.into());
+    if let Some(timeout) = timeout {
+        set("timeout", shown_duration(timeout).into());
+    }
     if let Some(store) = stores.get(usize::from(limiter.store)) {
         set("store", store.name.as_str().into());
     }
@@ -370,7 +390,7 @@ fn apply(apply: &Apply) -> Value {
         },
     });
     if let Some(hold) = apply.hold {
-        table["hold"] = duration(hold.length).into();
+        table["hold"] = shown_duration(hold.length).into();
         table["lost"] = if hold.lost == Lost::Release { "release" } else { "charge" }.into();
     }
     if let Some(otherwise) = &apply.otherwise {
@@ -392,17 +412,6 @@ fn key_part(part: &KeyEntry) -> Value {
         table["ipv6_prefix"] = bits.into();
     }
     table
-}
-
-/// Formats a duration as an integer of the largest possible unit.
-pub(super) fn duration(duration: Duration) -> String {
-    let micros = duration.as_micros();
-    let units: [(u128, &str); 5] =
-        [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
-    match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
-        Some((unit, name)) => format!("{}{name}", micros / unit),
-        None => format!("{micros}us"),
-    }
 }
 
 #[cfg(test)]
@@ -433,6 +442,8 @@ mod tests {
   secret: sixteen letters and more
   clear_text: accepted
   admin_token: sixteen letters and more
+  api: 127.0.0.1:9091
+  api_token: sixteen letters and more
 check: { accept: [unused_limiter] }
 authz:
   entries:
@@ -448,7 +459,7 @@ domains:
 stores:
   main: { engine: memory, max_keys: 7, snapshot: kept }
 limiters:
-  api_free: { algorithm: token_bucket, limit: 5, window: 1m, max_debt: 3, max_concurrent: 2 }
+  api_free: { algorithm: token_bucket, limit: 5, window: 1m, max_debt: 3, max_concurrent: 2, timeout: 5 }
   first: { algorithm: fixed_window, limit: 5, window: 1m, alignment: first_hit }
   days: { algorithm: fixed_window, limit: 5, calendar: day, timezone: Europe/Berlin }
 rules:

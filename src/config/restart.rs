@@ -79,6 +79,8 @@ mod tests {
         assert_eq!(of("stores.a.snapshot_interval"), Some("90s"));
         assert_eq!(of("stores.b.max_memory"), None, "a Redis store has none");
         assert_eq!(of("stores.b.snapshot"), Some(ABSENT));
-        assert_eq!(settings.len(), 4 + 12 + 6 + 4, "{:?}", settings.keys());
+        assert_eq!(of("server.api"), Some(ABSENT));
+        assert_eq!(of("server.bounds.max_wait"), None, "it is reloaded");
+        assert_eq!(settings.len(), 5 + 12 + 6 + 4, "{:?}", settings.keys());
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct ReportedCharge {
     pub(crate) at: Timestamp,
     /// Microseconds from then until the counter is empty, as reported with the charge.
     pub(crate) reset: u64,
+    /// Takes it back only if nothing was charged since. Only for buckets.
+    pub(crate) only_if_last: bool,
 }
 
 impl ReportedCharge {

@@ -61,7 +61,7 @@ impl Hold {
             Limit::TokenBucket(bucket) => (bucket.unit(), bucket.drain()),
             _ => (0, 0),
         };
-        let ReportedCharge { charged, at, reset } = charged;
+        let ReportedCharge { charged, at, reset, .. } = charged;
         Self { id, charged, at, reset, rate, since: at, length, lost, ended: false }
     }
 
@@ -102,7 +102,7 @@ impl Hold {
         if charged == 0 || matches!(state, State::Empty) {
             return false;
         }
-        let charge = ReportedCharge { charged, at: self.at, reset: self.reset };
+        let charge = ReportedCharge { charged, at: self.at, reset: self.reset, only_if_last: false };
         let own = match (limit, self.rate) {
             (Limit::TokenBucket(_), (unit, drain)) if unit > 0 => Limit::TokenBucket(TokenBucket::of_rate(unit, drain)),
             (limit, _) => *limit,

@@ -86,6 +86,15 @@ impl Leases {
         (if lease.expires > now { LeaseStatus::Done } else { LeaseStatus::Expired }, true)
     }
 
+    /// The status that a release would have now.
+    pub(crate) fn status(&self, id: LeaseId, now: Timestamp) -> LeaseStatus {
+        match self.leases.iter().find(|lease| lease.id == id) {
+            Some(lease) if lease.expires > now => LeaseStatus::Done,
+            Some(_) => LeaseStatus::Expired,
+            None => LeaseStatus::Unknown,
+        }
+    }
+
     /// Makes a held lease expire `length` microseconds from now, or its own length. Returns its status, and whether
     /// anything changed.
     pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: Option<u64>) -> (LeaseStatus, bool) {

@@ -27,6 +27,17 @@
 //! state does not say how many its last bucket did. [`TokenBucket::with_drain`] makes that so for the tiers of a
 //! template.
 //!
+//! Workers that wait are granted ahead (semantics 46): their check may fit `ahead` microseconds later, and is charged now.
+//! The level then says when the last of them is let through, so the buckets of such a limiter can owe what drains in the
+//! longest wait.
+//!
+//! ```text
+//!   full + ahead x drain  +---------------+  too long a wait
+//!                         |    granted    |
+//!                         |     ahead     |
+//!                   full  +---------------+
+//! ```
+//!
 //! Source of the algorithm: ITU-T I.371, generic cell rate algorithm. In its words the arrival time is
 //! `at + level / drain` and the emission interval is `unit / drain`.
 
@@ -37,6 +48,8 @@ use crate::clock::Timestamp;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct TokenBucket {
     burst: u32,
+    /// Microseconds after which a cost may fit that does not fit now.
+    ahead: u32,
     /// Burst and maximum debt together, in tokens.
     capacity: u64,
     /// Levels in a token.
@@ -94,19 +107,48 @@ impl TokenBucket {
         };
         let capacity =
             u64::from(burst).saturating_add(max_debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
-        Ok(Self { burst, capacity, unit, drain })
+        Ok(Self { burst, ahead: 0, capacity, unit, drain })
+    }
+
+    /// This bucket where a cost passes that fits within `micros` microseconds. At most what it can owe is granted ahead.
+    #[must_use]
+    pub fn granting_ahead(self, micros: u32) -> Self {
+        Self { ahead: micros, ..self }
+    }
+
+    /// This bucket where it can owe at least what drains in `micros` microseconds, as far as that can be counted.
+    #[must_use]
+    pub fn owing(self, micros: u64) -> Self {
+        let debt = micros.saturating_mul(self.drain).div_ceil(self.unit);
+        let owing = u64::from(self.burst).saturating_add(debt).min(MAX_LEVEL / self.unit);
+        Self { capacity: self.capacity.max(owing), ..self }
+    }
+
+    /// Whether a cost passes that does not fit yet.
+    pub(crate) fn grants_ahead(&self) -> bool {
+        self.ahead > 0
+    }
+
+    /// Levels beyond the burst that may be granted ahead.
+    pub(crate) fn levels_ahead(&self) -> u64 {
+        u64::from(self.ahead).saturating_mul(self.drain).min(self.capacity * self.unit - self.full())
+    }
+
+    /// Microseconds until a charge fits that was granted ahead, by the reset that was reported with it.
+    pub(crate) fn fits_in(&self, reset: u64) -> u64 {
+        reset.saturating_sub(self.full() / self.drain)
     }
 
     /// A bucket of this rate that owes as much as can be counted: it takes back what one with this rate charged.
     pub(super) fn of_rate(unit: u64, drain: u64) -> Self {
-        Self { burst: 1, capacity: MAX_LEVEL / unit, unit, drain }
+        Self { burst: 1, ahead: 0, capacity: MAX_LEVEL / unit, unit, drain }
     }
 
     /// A bucket with these numbers, as [`TokenBucket::numbers`] returns them. `None` if they are of no bucket.
     pub(crate) fn of_numbers([burst, capacity, unit, drain]: [u64; 4]) -> Option<Self> {
         let burst = u32::try_from(burst).ok()?;
         let counts = unit > 0 && drain > 0 && drain <= MAX_LEVEL && capacity.checked_mul(unit)? <= MAX_LEVEL;
-        (counts && burst > 0 && capacity >= u64::from(burst)).then_some(Self { burst, capacity, unit, drain })
+        (counts && burst > 0 && capacity >= u64::from(burst)).then_some(Self { burst, ahead: 0, capacity, unit, drain })
     }
 
     /// The burst, the capacity, the unit and the drain.
@@ -143,7 +185,7 @@ impl TokenBucket {
         let debt = (slow.capacity - u64::from(slow.burst)).max(fast.capacity - u64::from(fast.burst));
         let capacity =
             u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / slow.unit).max(u64::from(burst));
-        Self { burst, capacity, ..slow }
+        Self { burst, ahead: slow.ahead.min(fast.ahead), capacity, ..slow }
     }
 
     /// The least drain that this bucket and another with `drain` can both have. `None` where it exceeds what can be
@@ -178,7 +220,7 @@ impl TokenBucket {
             false => (self.unit, (self.drain / u64::from(instances)).max(1)),
         };
         let capacity = u64::from(burst).saturating_add(debt).min(MAX_EXACT_INTEGER / 2 / unit).max(u64::from(burst));
-        Self { burst, capacity, unit, drain }
+        Self { burst, capacity, unit, drain, ..self }
     }
 
     /// This bucket with `drain` levels that drain in a microsecond, and as many more levels in a token: the same rate.
@@ -279,8 +321,19 @@ impl Arithmetic for TokenBucket {
     /// Subtracts what was charged from the level. If something else was charged since, the part of the charge that has
     /// drained already is not given back: what drained beyond the level before the charge. So later charges stay, and
     /// the bucket holds no more tokens than without the charge.
+    ///
+    /// A charge that was granted ahead is given back only if nothing was charged since: what was granted after it would
+    /// otherwise be let through together with the next one.
     fn undo(&self, state: &mut BucketLevel, now: Timestamp, charged: &ReportedCharge, _: LeaseId) -> bool {
         let levels = charged.charged.min(MAX_LEVEL);
+        if charged.only_if_last {
+            let last =
+                (state.at, state.unit) == (charged.at, self.unit) && state.level.div_ceil(self.drain) == charged.reset;
+            if last {
+                self.give_back(state, now, levels);
+            }
+            return last;
+        }
         if (state.at, state.unit) == (charged.at, self.unit) {
             self.give_back(state, now, levels);
             return true;
@@ -300,9 +353,10 @@ impl Arithmetic for TokenBucket {
         };
         let used = self.used(state, now);
         let needed = used.counted + room;
-        match needed > self.full() {
+        let most = self.full() + self.levels_ahead();
+        match needed > most {
             false => Wait::Met,
-            true => Wait::For(self.drains_in(needed - self.full(), &used)),
+            true => Wait::For(self.drains_in(needed - most, &used)),
         }
     }
 

@@ -67,7 +67,8 @@ impl StateCell {
         if let Some((length, lost)) = check.holding.terms()
             && units > 0
         {
-            let charged = ReportedCharge { charged: outcome.charged, at: now, reset: outcome.reset };
+            let charged =
+                ReportedCharge { charged: outcome.charged, at: now, reset: outcome.reset, only_if_last: false };
             let hold = Hold::of(&check.limit, lease, charged, length, lost);
             if self.holds.get_or_insert_default().insert(hold) {
                 outcome.held = units;
@@ -228,6 +229,7 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
         LeaseAction::Release => leases.release(change.lease, now),
         LeaseAction::Renew(length) => leases.renew(change.lease, now, Some(length)),
         LeaseAction::RenewOwn => leases.renew(change.lease, now, None),
+        LeaseAction::Look => (leases.status(change.lease, now), false),
     };
     held.wrote |= wrote;
     status
@@ -270,7 +272,12 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
     if matches!(held.state, State::Empty) {
         return;
     }
-    let charged = ReportedCharge { charged: undo.charged, at: undo.at.min(now), reset: undo.reset };
+    let charged = ReportedCharge {
+        charged: undo.charged,
+        at: undo.at.min(now),
+        reset: undo.reset,
+        only_if_last: undo.only_if_last,
+    };
     held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
         // Not `||`: both have to run.
         algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)

@@ -124,6 +124,8 @@ pub struct Undo {
     pub at: Timestamp,
     /// The reset reported with the charge: microseconds until the counter is empty.
     pub reset: u64,
+    /// Takes the charge of a bucket back only if nothing was charged since (semantics 46).
+    pub only_if_last: bool,
     /// Whether the charge may be held; the hold is forgotten then.
     pub holds: bool,
 }
@@ -134,7 +136,8 @@ impl Undo {
         let &Check { counter, store, limit, .. } = check;
         let &Outcome { charged, reset, held, .. } = outcome;
         let holds = check.holding.holds();
-        (charged > 0 || holds && held > 0).then_some(Self { counter, store, limit, charged, at, reset, holds })
+        let charged_or_held = charged > 0 || holds && held > 0;
+        charged_or_held.then_some(Self { counter, store, limit, charged, at, reset, only_if_last: false, holds })
     }
 
     /// A check of the same counter that needs nothing and charges nothing.
@@ -152,4 +155,6 @@ pub enum LeaseAction {
     Renew(u64),
     /// Makes a held lease expire its own length from now.
     RenewOwn,
+    /// Changes nothing: only its status is of interest.
+    Look,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::limiter::{Limit, Lost, OnStoreError};
+use crate::limiter::{Limit, Lost, MAX_HOLD, OnStoreError};
 
 /// The name of a counter: a keyed hash (semantics 1 and 2), so that no identity reaches a store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -89,6 +89,21 @@ impl Holding {
             Holding::Hold { millis, lost } => Some((u64::from(millis.max(1)) * 1_000, lost)),
             Holding::None | Holding::Kept | Holding::Released | Holding::Reported => None,
         }
+    }
+
+    /// The same with this many microseconds for the length of a hold.
+    pub(crate) fn lasting(self, length: u64) -> Self {
+        match self {
+            Holding::Hold { lost, .. } => {
+                Holding::Hold { millis: u32::try_from(length.min(MAX_HOLD).div_ceil(1_000)).unwrap_or(u32::MAX), lost }
+            }
+            other => other,
+        }
+    }
+
+    /// The same without a hold.
+    pub(crate) fn looking(self) -> Self {
+        if self.holds() { Holding::Released } else { self }
     }
 
     /// Both: the longest hold, and `charge` before `release`.

@@ -63,6 +63,12 @@ impl Plan {
         self.checks.is_empty() && self.changes.is_empty() && self.holds.is_empty() && self.undos.is_empty()
     }
 
+    /// Whether its lease has a name by which its caller finds it again: it looks at what is held under it (semantics 53).
+    /// Slots of such a lease are not released because an answer was not heard.
+    pub(crate) fn has_named_lease(&self) -> bool {
+        self.changes.iter().any(|change| change.action == LeaseAction::Look)
+    }
+
     /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.
     /// `process` tells the ids of one process from those of others.
     pub(crate) fn once_name(&self, process: u64) -> Option<CounterName> {

@@ -6,6 +6,7 @@ use super::{Matcher, Normaliser};
 use crate::limiter::{Limiter, Lost, MAX_HOLD};
 use crate::plan::Holding;
 use crate::secret::Secret;
+use crate::settings::Bounds;
 
 /// Everything that decides which limiters apply, as configured.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct RuleBook {
     pub settle_entry: String,
     /// The bounds of a request.
     pub bounds: RequestBounds,
+    /// The longest wait of a worker. Buckets of limiters with `wait = true` can owe what drains in it (semantics 46).
+    pub max_wait: Duration,
 }
 
 impl Default for RuleBook {
@@ -45,6 +48,7 @@ impl Default for RuleBook {
             release_entry: "release".to_owned(),
             settle_entry: "settle".to_owned(),
             bounds: RequestBounds::default(),
+            max_wait: Bounds::default().max_wait,
         }
     }
 }

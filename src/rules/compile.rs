@@ -1,19 +1,22 @@
 //! Compiles a [`RuleBook`] into [`Rules`].
 
+use std::time::Duration;
+
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Action, Apply, Charge, Domain, Rule, RuleBook, RuleHeaders};
+use super::book::{Action, Apply, Charge, Domain, KeyEntry, PartitionedStore, Rule, RuleBook, RuleHeaders};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LeaseEntries, LimiterTarget,
-    LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, template_parts,
+    LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit, template_parts,
 };
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};
-use crate::limiter::{Algorithm, Limit, Lost};
+use crate::limiter::{Algorithm, Limit, Lost, Quota};
 use crate::plan::Holding;
+use crate::secret::{Partitions, Secret};
 
 /// A fault of a [`RuleBook`]. Configuration reports these earlier, with file and line; a program that builds its own
 /// book gets them here.
@@ -142,6 +145,51 @@ fn produced(parts: &[TemplatePart], name: &str, forms: &Forms) -> Vec<String> {
     found.into_iter().filter(|(end, _)| *end == name.len()).map(|(_, made)| made).collect()
 }
 
+/// A key in the order of its entries, with the form of each value: an address is cut unless the key says how.
+pub(super) fn compiled_key(key: impl IntoIterator<Item = KeyEntry>, forms: &Forms) -> Vec<CompiledKeyEntry> {
+    let compiled = key.into_iter().map(|part| {
+        let mut normalise = part.normalise;
+        let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
+        if !cut && forms.get(&part.entry).is_some_and(Form::is_address) {
+            normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
+        }
+        CompiledKeyEntry { entry: part.entry, form: Form::by(normalise) }
+    });
+    let mut key: Vec<CompiledKeyEntry> = compiled.collect();
+    key.sort_by(|a, b| a.entry.cmp(&b.entry));
+    key
+}
+
+/// The partitions of counters with this key, and the index of the entry that determines them.
+pub(super) fn partitions(
+    secret: &Secret,
+    partitioned: &[PartitionedStore],
+    domain: &str,
+    key: &[CompiledKeyEntry],
+) -> Option<(Partitions, usize)> {
+    let tag = partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
+    let tagged = key.iter().position(|part| Some(part.entry.as_str()) == tag).unwrap_or(0);
+    key.get(tagged).map(|part| (secret.partitions(domain, &part.entry), tagged))
+}
+
+/// For each reference to a limiter, the rules that apply it and the indexes of those applies.
+fn references(rules: &[CompiledRule]) -> HashMap<String, Vec<(u32, usize)>, RandomState> {
+    let mut references: HashMap<String, Vec<(u32, usize)>, RandomState> = HashMap::default();
+    for (number, rule) in rules.iter().enumerate() {
+        let CompiledAction::Apply(applies) = &rule.action else { continue };
+        for (index, apply) in applies.iter().enumerate() {
+            let number = u32::try_from(number).expect("rules are fewer than 2^32");
+            references.entry(apply.reference.clone()).or_default().push((number, index));
+        }
+    }
+    references
+}
+
+/// Microseconds of a duration, at most those that 32 bits count: the longest wait of a check.
+fn micros(duration: Duration) -> u64 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX).into()
+}
+
 struct Compiler {
     book: RuleBook,
     errors: Vec<CompileError>,
@@ -180,6 +228,7 @@ impl Compiler {
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
         let rules = std::mem::take(&mut self.book.rules);
         self.set_debts(&rules);
+        let rules_reach = self.reached_by(&rules);
         self.set_drains(&rules);
         let mut settings = std::mem::take(&mut self.book.domains);
         let mut names: Vec<String> = settings.iter().map(|domain| domain.name.clone()).collect();
@@ -199,7 +248,9 @@ impl Compiler {
             let rule = self.rule(rule, &settings[domain], &forms[domain]);
             compiled[domain].push(rule);
         }
+        let direct = self.direct(&rules_reach);
         let domains = settings.into_iter().zip(forms).zip(compiled).map(|((domain, forms), rules)| CompiledDomain {
+            references: references(&rules),
             name: domain.name,
             unmatched: domain.unmatched,
             shadow: domain.shadow || self.book.shadow,
@@ -220,7 +271,10 @@ impl Compiler {
             shadow: self.book.shadow,
             limiters: self.book.limiters,
             debts: self.debts,
+            max_wait: micros(self.book.max_wait),
             targets: self.targets,
+            direct,
+            partitioned: self.book.partitioned,
             hides_headers: domains.iter().flat_map(|domain| &domain.rules).any(|rule| rule.headers != RuleHeaders::All),
             domains,
             by_name,
@@ -251,6 +305,44 @@ impl Compiler {
         }
     }
 
+    /// The limit of a quota of this limiter.
+    fn quota_limit(&self, limiter: usize, quota: &Quota) -> Limit {
+        quota_limit(quota, &self.book.limiters[limiter], self.debts[limiter], micros(self.book.max_wait))
+    }
+
+    /// Whether any rule applies each limiter, by index.
+    fn reached_by(&self, rules: &[Rule]) -> Vec<bool> {
+        let mut reached = vec![false; self.book.limiters.len()];
+        for rule in rules {
+            let Action::Apply(applies) = &rule.action else { continue };
+            applies.iter().flat_map(|apply| self.reached(apply)).for_each(|number| reached[number] = true);
+        }
+        reached
+    }
+
+    /// The targets of the limiters that no rule applies and that workers can ask for by name. Their names and limits are
+    /// those of each ask.
+    fn direct(&mut self, reached: &[bool]) -> HashMap<String, u32, RandomState> {
+        let mut direct = HashMap::default();
+        for (number, limiter) in self.book.limiters.iter().enumerate() {
+            if limiter.workers.direct && !reached[number] {
+                let limiter_number = u32::try_from(number).expect("limiters are fewer than 2^32");
+                let target = LimiterTarget {
+                    at: None,
+                    limiter: limiter_number,
+                    tier: None,
+                    quota: None,
+                    slots: None,
+                    lease_tag: self.book.secret.limiter_tag(&limiter.name),
+                };
+                self.targets.push(target);
+                let target = u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32");
+                direct.insert(limiter.name.clone(), target);
+            }
+        }
+        direct
+    }
+
     /// The indexes of the limiters that a reference can resolve to.
     fn reached(&self, apply: &Apply) -> Vec<usize> {
         let parts = template_parts(&apply.limiter);
@@ -273,7 +365,7 @@ impl Compiler {
                 let reference = (rule.domain.clone(), apply.limiter.clone());
                 for number in self.reached(apply) {
                     let limiter = &self.book.limiters[number];
-                    let limit = limiter.quota.as_ref().map(|quota| quota.limit(self.debts[number]));
+                    let limit = limiter.quota.as_ref().map(|quota| self.quota_limit(number, quota));
                     let Some(Limit::TokenBucket(bucket)) = limit else { continue };
                     let drain = self.drains.entry(reference.clone()).or_insert(1);
                     *drain = bucket.common_drain(*drain).unwrap_or(*drain);
@@ -362,24 +454,9 @@ impl Compiler {
             self.errors.push(CompileError::HeldSlots { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         }
-        let mut key: Vec<CompiledKeyEntry> = apply
-            .key
-            .into_iter()
-            .map(|part| {
-                let mut normalise = part.normalise;
-                let cut = normalise.iter().any(|normaliser| matches!(normaliser, Normaliser::Ipv6Prefix(_)));
-                if !cut && forms.get(&part.entry).is_some_and(Form::is_address) {
-                    normalise.push(Normaliser::Ipv6Prefix(DEFAULT_IPV6_PREFIX));
-                }
-                CompiledKeyEntry { entry: part.entry, form: Form::by(normalise) }
-            })
-            .collect();
-        key.sort_by(|a, b| a.entry.cmp(&b.entry));
-        let tag = self.book.partitioned.iter().find_map(|partitioned| partitioned.tag.as_deref());
-        let tagged = key.iter().position(|part: &CompiledKeyEntry| Some(part.entry.as_str()) == tag).unwrap_or(0);
-        let partitions = key.get(tagged).map(|part| (self.book.secret.partitions(&domain.name, &part.entry), tagged));
+        let key = compiled_key(apply.key, forms);
         Some(CompiledApply {
-            partitions,
+            partitions: partitions(&self.book.secret, &self.book.partitioned, &domain.name, &key),
             domain: domain.name.clone(),
             reference: apply.limiter,
             template,
@@ -452,7 +529,7 @@ impl Compiler {
         let prefix = |kind: &str| name_prefix(secret, &domain.name, &apply.limiter, kind, first, partitioned);
         let quota = configured.quota.as_ref().map(|quota| QuotaTarget {
             prefix: prefix(&quota.kind()),
-            limit: match (quota.limit(self.debts[limiter as usize]), drain) {
+            limit: match (self.quota_limit(limiter as usize, quota), drain) {
                 (Limit::TokenBucket(bucket), Some(&drain)) => {
                     Limit::TokenBucket(bucket.with_drain(drain).unwrap_or(bucket))
                 }
@@ -462,7 +539,7 @@ impl Compiler {
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));
         let lease_tag = secret.limiter_tag(&apply.limiter);
-        self.targets.push(LimiterTarget { at: self.at, limiter, tier, quota, slots, lease_tag });
+        self.targets.push(LimiterTarget { at: Some(self.at), limiter, tier, quota, slots, lease_tag });
         u32::try_from(self.targets.len() - 1).expect("targets are fewer than 2^32")
     }
 }

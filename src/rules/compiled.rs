@@ -3,11 +3,11 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Charge, HoldFor, Missing, RefusalText, RequestBounds, RuleHeaders, Unmatched};
+use super::book::{Charge, HoldFor, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched};
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
-use crate::limiter::{Limit, Limiter, OnStoreError};
+use crate::limiter::{Limit, Limiter, Quota};
 use crate::plan::Holding;
 use crate::secret::{NamePrefix, Partitions, Secret};
 
@@ -23,9 +23,14 @@ pub struct Rules {
     pub(super) limiters: Vec<Limiter>,
     /// The default maximum debt of each limiter's bucket (semantics 9).
     pub(super) debts: Vec<u64>,
+    /// The longest wait of a worker, in microseconds.
+    pub(super) max_wait: u64,
     pub(super) targets: Vec<LimiterTarget>,
     pub(super) domains: Vec<CompiledDomain>,
     pub(super) by_name: HashMap<String, usize, RandomState>,
+    /// The limiters that no rule applies and that workers can ask for by name, with their targets.
+    pub(super) direct: HashMap<String, u32, RandomState>,
+    pub(super) partitioned: Vec<PartitionedStore>,
     /// Whether responses show less than everything of any rule.
     pub(super) hides_headers: bool,
 }
@@ -69,6 +74,8 @@ pub(super) struct CompiledDomain {
     pub(super) listed: Vec<String>,
     pub(super) rules: Vec<CompiledRule>,
     pub(super) index: Index,
+    /// For each reference to a limiter, the rules that apply it and the indexes of those applies.
+    pub(super) references: HashMap<String, Vec<(u32, usize)>, RandomState>,
 }
 
 #[derive(Debug)]
@@ -118,7 +125,7 @@ pub(super) struct CompiledApply {
     pub(super) hold: Option<HoldFor>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CompiledKeyEntry {
     pub(super) entry: String,
     /// The form of its value in this key, besides the one in its domain.
@@ -150,6 +157,26 @@ impl LimiterTemplate {
         });
         one.into_iter().chain(several)
     }
+
+    /// The target where no limiter has the resulting name.
+    #[cfg(feature = "server")]
+    pub(super) fn otherwise(&self) -> Option<u32> {
+        match self {
+            LimiterTemplate::Fixed(_) => None,
+            LimiterTemplate::One { otherwise, .. } | LimiterTemplate::Many { otherwise, .. } => *otherwise,
+        }
+    }
+
+    /// Every target that it can resolve to, in order.
+    pub(super) fn targets(&self) -> Vec<u32> {
+        let mut all: Vec<u32> = match self {
+            LimiterTemplate::Fixed(target) => vec![*target],
+            LimiterTemplate::One { by_value: by, otherwise, .. }
+            | LimiterTemplate::Many { by_name: by, otherwise, .. } => by.values().chain(otherwise).copied().collect(),
+        };
+        all.sort_unstable();
+        all
+    }
 }
 
 /// A part of a reference.
@@ -162,8 +189,8 @@ pub(super) enum TemplatePart {
 /// One limiter as resolved from one reference.
 #[derive(Debug)]
 pub(super) struct LimiterTarget {
-    /// The indexes of its domain and of its rule in the domain.
-    pub(super) at: (usize, u32),
+    /// The indexes of its domain and of its rule in the domain. `None` if no rule applies it.
+    pub(super) at: Option<(usize, u32)>,
     pub(super) limiter: u32,
     /// The value of the placeholder.
     pub(super) tier: Option<String>,
@@ -197,6 +224,19 @@ impl Rules {
         &self.secret
     }
 
+    /// The limit of a quota of this limiter.
+    pub(super) fn quota_limit(&self, limiter: usize, quota: &Quota) -> Limit {
+        quota_limit(quota, &self.limiters[limiter], self.debts[limiter], self.max_wait)
+    }
+
+    /// What a check of a target that holds nothing itself has to do with holds. Workers may hold what they ask for by the
+    /// name of a limiter.
+    pub(super) fn holding(&self, target: u32) -> Holding {
+        let target = &self.targets[target as usize];
+        let direct = if target.at.is_none() { Holding::Released } else { Holding::None };
+        target.quota.as_ref().map_or(direct, |quota| quota.holding)
+    }
+
     /// The limiter of a target.
     pub(crate) fn limiter(&self, target: u32) -> &Limiter {
         &self.limiters[self.targets[target as usize].limiter as usize]
@@ -217,8 +257,9 @@ impl Rules {
         self.domains.iter().map(|domain| (domain.name.as_str(), domain.rules.iter().map(RuleLabel::of)))
     }
 
-    /// Every target in order: the indexes of its domain and rule, and the limiter's name.
-    pub(crate) fn target_names(&self) -> impl Iterator<Item = ((usize, u32), &str)> {
+    /// Every target in order: the indexes of its domain and rule, and the limiter's name. A limiter that no rule applies
+    /// has neither.
+    pub(crate) fn target_names(&self) -> impl Iterator<Item = (Option<(usize, u32)>, &str)> {
         let name = |target: &LimiterTarget| self.limiters[target.limiter as usize].name.as_str();
         self.targets.iter().map(move |target| (target.at, name(target)))
     }
@@ -253,6 +294,15 @@ impl Rules {
     pub(crate) fn rule_headers(&self, domain: usize, rule: u32) -> RuleHeaders {
         let rule = self.domains.get(domain).and_then(|domain| domain.rules.get(rule as usize));
         rule.map_or_else(RuleHeaders::default, |rule| rule.headers)
+    }
+}
+
+/// The limit of a quota of a limiter. The bucket of one that grants ahead can owe what drains in the longest wait, for
+/// whoever asks: it decides by what it can owe.
+pub(super) fn quota_limit(quota: &Quota, limiter: &Limiter, debt: u64, max_wait: u64) -> Limit {
+    match quota.limit(debt) {
+        Limit::TokenBucket(bucket) if limiter.workers.wait => Limit::TokenBucket(bucket.owing(max_wait)),
+        limit => limit,
     }
 }
 
@@ -308,11 +358,4 @@ pub(super) fn name_prefix(
         prefix.text(first);
     }
     prefix
-}
-
-impl LimiterTarget {
-    /// The policy when the store does not answer.
-    pub(super) fn on_store_error(&self, rules: &Rules) -> OnStoreError {
-        rules.limiters[self.limiter as usize].on_store_error
-    }
 }

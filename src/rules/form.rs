@@ -94,7 +94,7 @@ fn bit(entry: &str) -> u64 {
 }
 
 /// The form of one entry's values.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Form {
     steps: Vec<Normaliser>,
     /// Whether the values are addresses.

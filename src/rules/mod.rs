@@ -7,9 +7,15 @@
 //!   Request -> normalise -> index: candidates -> matchers: rules in order -> limiters and keys -> merged checks
 //! ```
 //!
+//! `Rules::plan_asks` does the same for what a worker asks for.
+//!
 //! The cost of planning grows with the number of rules that match, not with the number of rules.
 
 mod address;
+#[cfg(feature = "server")]
+mod ask;
+#[cfg(feature = "server")]
+mod askable;
 mod book;
 mod compile;
 mod compiled;
@@ -28,6 +34,8 @@ mod resolve;
 mod terms;
 
 pub use self::address::address;
+#[cfg(feature = "server")]
+pub(crate) use self::askable::AskableLimiter;
 pub use self::book::{
     Action, Apply, Charge, Domain, HoldFor, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule,
     RuleBook, RuleHeaders, Unmatched,

@@ -8,15 +8,14 @@ use super::terms::{quota_terms, slot_terms};
 use crate::descriptor::{Descriptor, Hits, LimitOverride, Request};
 use crate::lease::{LeaseCommand, LeaseToken, MAX_PLACES_PER_LEASE, Units};
 use crate::limiter::{LeaseId, Limit};
-use crate::plan::{Charges, Check, Holding, Plan};
+use crate::plan::{Charges, Check, CounterName, Holding, Plan};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
 
 impl Rules {
     /// Turns a request into checks. Slots will be held under `lease`.
     pub fn plan(&self, request: &Request<'_>, lease: LeaseId) -> Box<Planned> {
-        let mut walk = Walk { rules: self, planned: Box::default(), places_requested: 0 };
-        walk.planned.plan.lease = lease;
+        let mut walk = Walk::new(self, lease);
         let domain = self.by_name.get(request.domain).copied();
         walk.planned.domain = domain;
         if request.descriptors.len() > self.bounds.descriptors {
@@ -44,12 +43,30 @@ impl Rules {
     }
 }
 
-struct Walk<'r> {
+/// A plan in the making.
+pub(super) struct Walk<'r> {
     rules: &'r Rules,
     /// Boxed: it is several hundred bytes, and moving it would copy them.
-    planned: Box<Planned>,
+    pub(super) planned: Box<Planned>,
     /// Number of slots and holds requested, those of merged checks included.
     places_requested: usize,
+}
+
+/// A rule and a target of it, from which checks of a descriptor come.
+#[derive(Clone, Copy)]
+pub(super) struct CheckOrigin {
+    pub(super) descriptor: u16,
+    pub(super) rule: u32,
+    pub(super) target: u32,
+    pub(super) shadow: bool,
+}
+
+impl<'r> Walk<'r> {
+    pub(super) fn new(rules: &'r Rules, lease: LeaseId) -> Self {
+        let mut walk = Walk { rules, planned: Box::default(), places_requested: 0 };
+        walk.planned.plan.lease = lease;
+        walk
+    }
 }
 
 impl Walk<'_> {
@@ -70,7 +87,7 @@ impl Walk<'_> {
         planned
     }
 
-    fn finish(self) -> Box<Planned> {
+    pub(super) fn finish(self) -> Box<Planned> {
         let mut planned = self.planned;
         match planned.refused {
             Some(
@@ -133,7 +150,7 @@ impl Walk<'_> {
         true
     }
 
-    fn descriptor(
+    pub(super) fn descriptor(
         &mut self,
         descriptor_number: u16,
         descriptor: &Descriptor<'_>,
@@ -192,7 +209,7 @@ impl Walk<'_> {
     }
 
     /// Adds the checks of one limiter. Returns the refusal when the request cannot be counted.
-    fn apply(
+    pub(super) fn apply(
         &mut self,
         descriptor_number: u16,
         descriptor: &Descriptor<'_>,
@@ -260,23 +277,14 @@ impl Walk<'_> {
         target_number: u32,
     ) -> Option<()> {
         let target = &self.rules.targets[target_number as usize];
-        let limiter = self.rules.limiter(target_number);
-        let source = |check, slots, shadow, applied_override| CheckSource {
-            descriptor: descriptor_number,
-            check,
-            rule: rule_number,
-            target: target_number,
-            slots,
-            shadow,
-            applied_override,
-        };
+        let origin = CheckOrigin { descriptor: descriptor_number, rule: rule_number, target: target_number, shadow };
         if let Some(quota) = &target.quota {
             let mut applied_override = None;
             let mut always_denied = false;
             let mut limit = quota.limit;
             let override_prefix;
             let mut prefix = &quota.prefix;
-            if let (Some(requested), true) = (descriptor.limit, limiter.overridable) {
+            if let (Some(requested), true) = (descriptor.limit, self.rules.limiter(target_number).overridable) {
                 match self.apply_override(apply, target, requested) {
                     Some(AppliedOverride::AlwaysDenied) => (applied_override, always_denied) = (Some(requested), true),
                     Some(AppliedOverride::Limit(prefix_of_override, limit_of_override)) => {
@@ -287,46 +295,73 @@ impl Walk<'_> {
                 }
             }
             let counter = apply.name(prefix, descriptor)?;
-            let (needs, charges, refund) = quota_terms(descriptor.hits, apply);
-            let check = Check {
-                counter,
-                store: limiter.store,
-                limit,
-                needs,
-                charges,
-                refund,
-                shadow,
-                always_denied: always_denied && refund == 0,
-                on_store_error: target.on_store_error(self.rules),
-                holding: match apply.hold {
-                    Some(hold) if charges.admitted > 0 => hold.holding(),
-                    _ => quota.holding,
-                },
-            };
-            let number = self.add(check);
-            self.places_requested += usize::from(check.holding.holds());
-            self.planned.sources.push(source(number, false, check.shadow, applied_override));
+            self.check_quota(origin, counter, limit, descriptor.hits, apply, (applied_override, always_denied));
         }
         if let Some((prefix, limit)) = &target.slots {
             let counter = apply.name(prefix, descriptor)?;
-            let Some((needs, charges)) = slot_terms(descriptor.hits) else { return Some(()) };
-            let check = Check {
-                counter,
-                store: limiter.store,
-                limit: *limit,
-                needs,
-                charges,
-                refund: 0,
-                shadow,
-                always_denied: false,
-                on_store_error: target.on_store_error(self.rules),
-                holding: Holding::None,
-            };
-            let number = self.add(check);
-            self.places_requested += usize::from(charges.admitted > 0);
-            self.planned.sources.push(source(number, true, check.shadow, None));
+            self.check_slots(origin, counter, *limit, descriptor.hits);
         }
         Some(())
+    }
+
+    /// Adds the check of a quota.
+    #[inline]
+    pub(super) fn check_quota(
+        &mut self,
+        origin: CheckOrigin,
+        counter: CounterName,
+        limit: Limit,
+        hits: Hits,
+        apply: &CompiledApply,
+        (applied_override, always_denied): (Option<LimitOverride>, bool),
+    ) {
+        let limiter = self.rules.limiter(origin.target);
+        let (needs, charges, refund) = quota_terms(hits, apply);
+        let check = Check {
+            counter,
+            store: limiter.store,
+            limit,
+            needs,
+            charges,
+            refund,
+            shadow: origin.shadow,
+            always_denied: always_denied && refund == 0,
+            on_store_error: limiter.on_store_error,
+            holding: match apply.hold {
+                Some(hold) if charges.admitted > 0 => hold.holding(),
+                _ => self.rules.holding(origin.target),
+            },
+        };
+        self.places_requested += usize::from(check.holding.holds());
+        self.add_from(origin, check, false, applied_override);
+    }
+
+    /// Adds the check of a limiter's slots. A refund has none.
+    #[inline]
+    pub(super) fn check_slots(&mut self, origin: CheckOrigin, counter: CounterName, limit: Limit, hits: Hits) {
+        let limiter = self.rules.limiter(origin.target);
+        let Some((needs, charges)) = slot_terms(hits) else { return };
+        let check = Check {
+            counter,
+            store: limiter.store,
+            limit,
+            needs,
+            charges,
+            refund: 0,
+            shadow: origin.shadow,
+            always_denied: false,
+            on_store_error: limiter.on_store_error,
+            holding: Holding::None,
+        };
+        self.places_requested += usize::from(charges.admitted > 0);
+        self.add_from(origin, check, true, None);
+    }
+
+    #[inline]
+    fn add_from(&mut self, origin: CheckOrigin, check: Check, slots: bool, applied_override: Option<LimitOverride>) {
+        let CheckOrigin { descriptor, rule, target, shadow } = origin;
+        let check = self.add(check);
+        self.planned.sources.push(CheckSource { descriptor, check, rule, target, slots, shadow, applied_override });
     }
 
     /// The override that came with the request; `None` when configuration would reject its numbers.
@@ -346,7 +381,7 @@ impl Walk<'_> {
         let partitioned = target.quota.as_ref().is_some_and(|quota| quota.prefix.is_partitioned());
         let prefix =
             name_prefix(&self.rules.secret, &apply.domain, &apply.reference, &quota.kind(), first, partitioned);
-        let limit = match (quota.limit(self.rules.debts[limiter]), target.quota.as_ref()?.limit) {
+        let limit = match (self.rules.quota_limit(limiter, &quota), target.quota.as_ref()?.limit) {
             // The same drain as the buckets with which it shares its counter.
             (Limit::TokenBucket(bucket), Limit::TokenBucket(configured)) => {
                 Limit::TokenBucket(bucket.with_drain(configured.drain()).unwrap_or(bucket))
@@ -358,7 +393,7 @@ impl Walk<'_> {
 
     /// Whether the request takes more slots and holds than a lease has room for. Those in shadow are not counted: what finds
     /// no room cannot be released.
-    fn takes_too_many_places(&self) -> bool {
+    pub(super) fn takes_too_many_places(&self) -> bool {
         let takes = |check: &&Check| (check.takes_slot() || check.holding.holds()) && !check.shadow;
         self.places_requested > MAX_PLACES_PER_LEASE
             && self.planned.plan.checks.iter().filter(takes).count() > MAX_PLACES_PER_LEASE

@@ -40,7 +40,7 @@ pub struct CheckSource {
     pub descriptor: u16,
     /// The check, in the plan's order.
     pub check: u16,
-    /// The rule, in the domain's order.
+    /// The rule, in the domain's order. [`CheckSource::NO_RULE`] if a worker asked for a limiter that no rule applies.
     pub rule: u32,
     /// The limiter that the rule's reference resolved to, as an index into the targets of the rules.
     pub(crate) target: u32,
@@ -50,6 +50,11 @@ pub struct CheckSource {
     pub shadow: bool,
     /// The limit that came with the request, if it was applied.
     pub applied_override: Option<LimitOverride>,
+}
+
+impl CheckSource {
+    /// The rule of a limiter that no rule applies.
+    pub const NO_RULE: u32 = u32::MAX;
 }
 
 /// How the walk of a descriptor ended.

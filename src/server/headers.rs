@@ -164,10 +164,10 @@ pub(super) fn status(refusal: &Refusal<'_>) -> u16 {
         return status;
     }
     match refusal.reason {
-        Reason::Limit | Reason::MissingKey | Reason::NoLimiter | Reason::TooLarge => 429,
+        Reason::Limit | Reason::MissingKey | Reason::NoLimiter | Reason::TooLarge | Reason::QueueFull => 429,
         Reason::Repeated => 400,
         Reason::Denied | Reason::Unmatched => 403,
-        Reason::StoreError => 503,
+        Reason::StoreError | Reason::Draining => 503,
     }
 }
 
@@ -205,6 +205,8 @@ pub(super) fn detail(refusal: &Refusal<'_>) -> &'static str {
         (Reason::NoLimiter, _) => "no limit is configured for this kind of client",
         (Reason::StoreError, _) => "rate limiting is temporarily unavailable; try again later",
         (Reason::TooLarge, _) => "this request is too large to be checked",
+        (Reason::QueueFull, _) => "too many callers wait for this limit already; try again later",
+        (Reason::Draining, _) => "this instance is stopping; try again",
     }
 }
 

@@ -84,6 +84,35 @@ impl Stores {
         applied
     }
 
+    /// Takes back what an admitted plan charged, without waiting for the stores. With `only_if_last`, a bucket gives its
+    /// charge back only if nothing was charged since.
+    pub(crate) fn take_back(&self, plan: &Plan, applied: &Applied, only_if_last: bool, now: Timestamp) {
+        let mut plans: SmallVec<[(Partition, Plan); 1]> = SmallVec::new();
+        for (check, answer) in plan.checks.iter().zip(&applied.answers) {
+            let undo = answer.as_ref().ok().and_then(|outcome| Undo::of(check, outcome, applied.at));
+            let Some(undo) = undo.map(|undo| Undo { only_if_last, ..undo }) else { continue };
+            let partition = self.partition(check.store, &check.counter);
+            match plans.iter_mut().find(|(known, _)| *known == partition) {
+                Some((_, known)) => known.undos.push(undo),
+                None => {
+                    plans.push((partition, Plan { undos: vec![undo], lease: plan.lease, ..Plan::default() }));
+                }
+            }
+        }
+        for (partition, plan) in plans {
+            self.post(partition, plan, applied.degraded, now);
+        }
+    }
+
+    /// Executes a compensation without waiting for its answer.
+    fn post(&self, partition: Partition, plan: Plan, by_fallback: bool, now: Timestamp) {
+        match (self.shared(partition.0), by_fallback) {
+            (None, _) => drop(self.memory.apply(&plan, now)),
+            (Some(shared), true) => drop(shared.apply_in_fallback(&plan, now)),
+            (Some(shared), false) => shared.post(plan),
+        }
+    }
+
     /// Executes a plan of one change of a lease or a hold.
     async fn change_in(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> LeaseStatus {
         let applied = self.execute_in(partition, plan, now, deadline).await;
@@ -211,11 +240,7 @@ impl Drop for UndecidedCharges<'_> {
     fn drop(&mut self) {
         let Self { stores, now, .. } = *self;
         for Compensation { partition, plan, by_fallback, .. } in self.compensations.drain(..) {
-            match (stores.shared(partition.0), by_fallback) {
-                (None, _) => drop(stores.memory.apply(&plan, now)),
-                (Some(shared), true) => drop(shared.apply_in_fallback(&plan, now)),
-                (Some(shared), false) => shared.post(plan),
-            }
+            stores.post(partition, plan, by_fallback, now);
         }
     }
 }

@@ -25,7 +25,8 @@ pub use self::password::Password;
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Redis, RedisSettings, Topology};
+pub(crate) use self::shared::HearHint;
 pub use self::shared::{
-    Backend, DropReason, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper,
+    Backend, DropReason, HearText, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper,
 };
 pub use self::stores::{NextStore, StoreHandle, StoreStatus, Stores};

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::memory::{MemorySettings, MemoryStores, MemoryUsage, SnapshotError, SnapshotOwner};
 use super::route::PlanRoute;
-use super::shared::{SharedStore, StoreObserver};
+use super::shared::{HearHint, SharedStore, StoreObserver};
 use crate::clock::Timestamp;
 use crate::plan::{Applied, CounterName, Fault, Plan};
 
@@ -199,6 +199,30 @@ impl Stores {
             if let Some(shared) = shared {
                 shared.queue().observe(observer(index));
             }
+        }
+    }
+
+    /// Sends the hints of other instances here: that something of a counter was given back.
+    pub(crate) fn hear_hints(&self, hear: &HearHint) {
+        self.shared.iter().flatten().for_each(|shared| shared.hear_hints(hear.clone()));
+    }
+
+    /// Listens to the hints of other instances from now on.
+    pub(crate) fn listen_to_hints(&self) {
+        self.shared.iter().flatten().for_each(|shared| shared.listen_to_hints());
+    }
+
+    /// Says to other instances that a caller waits for a counter.
+    pub(crate) fn hint_wanted(&self, store: u16, counter: CounterName) {
+        if let Some(shared) = self.shared(store) {
+            shared.hint_wanted(counter);
+        }
+    }
+
+    /// Says to other instances that something of a counter was given back.
+    pub(crate) fn hint_freed(&self, store: u16, counter: CounterName) {
+        if let Some(shared) = self.shared(store) {
+            shared.hint_freed(counter);
         }
     }
 

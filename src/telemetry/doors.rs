@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::settings::Bound;
-use crate::telemetry::{MetricFamily, Mistakes};
+use crate::telemetry::{MetricFamily, Mistakes, RejectedTokens};
 
 /// How often each bound was exceeded.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub struct DoorMetrics {
     pub panics: AtomicU64,
     /// Requests in flight.
     pub in_flight: AtomicU64,
+    /// Workers that wait.
+    pub waiting: AtomicU64,
     /// Memory held for unfinished requests, in bytes.
     pub unfinished_bytes: AtomicUsize,
     /// Open connections of the gRPC door.
@@ -40,6 +42,10 @@ pub struct DoorMetrics {
     pub http_connections: AtomicU64,
     /// Open connections of the admin port.
     pub admin_connections: AtomicU64,
+    /// Open connections of the API's own port.
+    pub api_connections: AtomicU64,
+    /// Calls of the API that were rejected for their token.
+    pub rejected_tokens: RejectedTokens,
 }
 
 impl DoorMetrics {
@@ -52,6 +58,7 @@ impl DoorMetrics {
             ("grpc", now(&self.grpc_connections)),
             ("http", now(&self.http_connections)),
             ("admin", now(&self.admin_connections)),
+            ("api", now(&self.api_connections)),
         ];
         let one = |count| vec![("", count)];
         let unfinished = self.unfinished_bytes.load(Ordering::Relaxed) as u64;
@@ -70,9 +77,23 @@ impl DoorMetrics {
                 self.mistakes.counts().map(|(mistake, count)| (mistake.name(), count)).collect(),
                 false,
             ),
+            family(
+                REJECTED_TOKENS,
+                "Calls of the API that were rejected because they had no token of server.api_token.",
+                None,
+                one(self.rejected_tokens.counted()),
+                false,
+            ),
             family(REQUEST_PANICS, "Requests that panicked.", None, one(now(&self.panics)), false),
             family(OPEN_CONNECTIONS, "Open connections by door.", Some("door"), open.into(), true),
             family(REQUESTS_IN_FLIGHT, "Requests in flight.", None, one(now(&self.in_flight)), true),
+            family(
+                WAITING,
+                "Workers that wait, those who were granted ahead included.",
+                None,
+                one(now(&self.waiting)),
+                true,
+            ),
             family(UNFINISHED_BYTES, "Memory held for unfinished requests.", None, one(unfinished), true),
         ]
     }
@@ -80,9 +101,11 @@ impl DoorMetrics {
 
 const BOUNDS_EXCEEDED: &str = "tollgate_bounds_exceeded_total";
 const GATEWAY_MISTAKES: &str = "tollgate_gateway_mistakes_total";
+const REJECTED_TOKENS: &str = "tollgate_api_rejected_tokens_total";
 const REQUEST_PANICS: &str = "tollgate_panics_total";
 const OPEN_CONNECTIONS: &str = "tollgate_connections";
 const REQUESTS_IN_FLIGHT: &str = "tollgate_requests_under_way";
+const WAITING: &str = "tollgate_waiting_callers";
 const UNFINISHED_BYTES: &str = "tollgate_unfinished_bytes";
 
 #[cfg(test)]

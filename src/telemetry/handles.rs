@@ -24,6 +24,7 @@ const OTHER_RULES: &str = "(others)";
 /// Metric handles for the decisions of one version of the rules.
 pub struct Handles {
     domains: Vec<DomainCounters>,
+    /// Those of the targets that rules apply. The others are those of each domain.
     targets: Vec<TargetCounters>,
     /// Allowed requests for an unknown domain.
     no_domain: Counter,
@@ -46,6 +47,8 @@ struct DomainCounters {
     repeated: Vec<(String, Counter)>,
     /// For each rule: denied, missing key, no limiter, repeated.
     rules: Vec<[Counter; 4]>,
+    /// For each limiter that no rule applies and that workers ask for.
+    direct: Vec<TargetCounters>,
 }
 
 /// Counters of one limiter as applied by one rule.
@@ -57,7 +60,36 @@ struct TargetCounters {
     shadow: [Counter; 3],
 }
 
+impl TargetCounters {
+    fn new(registry: &Registry<'_>, [domain, rule, limiter]: [&str; 3], enforced: bool, shadow: bool) -> Self {
+        let checks = |mode: &'static str, counted: bool| {
+            ["passed", "refused", "failed"].map(|verdict| {
+                let labels =
+                    [("domain", domain), ("rule", rule), ("limiter", limiter), ("verdict", verdict), ("mode", mode)];
+                if counted { registry.counter(CHECKS, &labels) } else { Counter::noop() }
+            })
+        };
+        Self {
+            decided: [Reason::Limit, Reason::StoreError].map(|why| match enforced {
+                true => registry.decisions(domain, rule, limiter, "refused", why.name()),
+                false => Counter::noop(),
+            }),
+            enforced: checks("enforced", enforced),
+            shadow: checks("shadow", shadow),
+        }
+    }
+}
+
 impl Handles {
+    /// The counters of a target: those of the limiters that no rule applies come last, in each domain.
+    fn target(&self, domain: Option<usize>, target: u32) -> &TargetCounters {
+        let target = target as usize;
+        match (self.targets.get(target), domain) {
+            (Some(counters), _) => counters,
+            (None, domain) => &self.domains[domain.unwrap_or_default()].direct[target - self.targets.len()],
+        }
+    }
+
     pub(super) fn new(rules: &Rules, authz: &AuthzSettings, registry: &Registry<'_>) -> Self {
         let sources = || authz.entries.iter().filter(|(_, source)| source.from.repeats());
         let repeatable = || sources().map(|(entry, _)| entry.as_str()).chain(["host"]);
@@ -71,7 +103,17 @@ impl Handles {
             labels_left -= own.len();
             labels.push(own.iter().map(|rule| rule.name).chain(others.iter().map(|_| OTHER_RULES)).collect());
         }
+        let direct: Vec<&str> =
+            rules.target_names().filter(|(at, _)| at.is_none()).map(|(_, limiter)| limiter).collect();
+        let is_labelled = direct.len() * domains.len() <= MAX_LABELLED_RULES;
         let domain = |((name, _), labels): (&(&str, Vec<RuleLabel<'_>>), &Vec<&str>)| DomainCounters {
+            direct: direct
+                .iter()
+                .map(|limiter| {
+                    let limiter = if is_labelled { limiter } else { OTHER_RULES };
+                    TargetCounters::new(registry, [name, "", limiter], true, true)
+                })
+                .collect(),
             allowed: registry.decisions(name, "", "", "allowed", ""),
             skipped: registry.counter(CHECKS_SKIPPED, &[("domain", name)]),
             overrides: registry.counter(OVERRIDES_IGNORED, &[("domain", name)]),
@@ -95,35 +137,17 @@ impl Handles {
                 })
                 .collect(),
         };
-        let target = |((domain_index, rule), limiter): ((usize, u32), &str)| {
+        let target = |(at, limiter): (Option<(usize, u32)>, &str)| {
+            let (domain_index, rule) = at?;
             let (domain, rules) = &domains[domain_index];
             let (rule_modes, rule) = (rules[rule as usize], labels[domain_index][rule as usize]);
             // Each of these rules may have its own limiter, so limiters are counted together too.
             let limiter = if rule == OTHER_RULES { OTHER_RULES } else { limiter };
-            let checks = |mode: &'static str, counted: bool| {
-                ["passed", "refused", "failed"].map(|verdict| {
-                    let labels = [
-                        ("domain", *domain),
-                        ("rule", rule),
-                        ("limiter", limiter),
-                        ("verdict", verdict),
-                        ("mode", mode),
-                    ];
-                    if counted { registry.counter(CHECKS, &labels) } else { Counter::noop() }
-                })
-            };
-            TargetCounters {
-                decided: [Reason::Limit, Reason::StoreError].map(|why| match rule_modes.enforced {
-                    true => registry.decisions(domain, rule, limiter, "refused", why.name()),
-                    false => Counter::noop(),
-                }),
-                enforced: checks("enforced", rule_modes.enforced),
-                shadow: checks("shadow", rule_modes.shadow),
-            }
+            Some(TargetCounters::new(registry, [domain, rule, limiter], rule_modes.enforced, rule_modes.shadow))
         };
         Self {
             domains: domains.iter().zip(&labels).map(domain).collect(),
-            targets: rules.target_names().map(target).collect(),
+            targets: rules.target_names().filter_map(target).collect(),
             no_domain: registry.decisions("", "", "", "allowed", ""),
             no_domain_too_large: registry.decisions("", "", "", "refused", Reason::TooLarge.name()),
         }
@@ -138,7 +162,7 @@ impl Handles {
                 Some(Ok(Outcome { passes: false, .. })) => 1,
                 Some(Err(_)) | None => 2,
             };
-            let target = &self.targets[source.target as usize];
+            let target = self.target(planned.domain, source.target);
             let counters = if source.shadow { &target.shadow } else { &target.enforced };
             counters[verdict].increment(1);
         }
@@ -166,7 +190,7 @@ impl Handles {
         };
         let by_rule =
             |index: usize| rule.and_then(|rule| domain.rules.get(rule as usize)).map(|counters| &counters[index]);
-        let by_target = |index: usize| target.map(|target| &self.targets[target as usize].decided[index]);
+        let by_target = |index: usize| target.map(|target| &self.target(planned.domain, target).decided[index]);
         let counter = match why {
             Reason::Limit => by_target(0),
             Reason::StoreError => by_target(1),
@@ -176,6 +200,8 @@ impl Handles {
             Reason::Repeated => by_rule(3),
             Reason::Unmatched => Some(&domain.unmatched),
             Reason::TooLarge => Some(&domain.too_large),
+            // The call of a worker is refused so, and counted by the service. A decision never is.
+            Reason::QueueFull | Reason::Draining => None,
         };
         if let Some(counter) = counter {
             counter.increment(1);

@@ -11,10 +11,11 @@ use metrics_process::Collector;
 
 use super::handles::Handles;
 use super::series::{
-    BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION, DESCRIPTIONS,
-    DOOR_REQUESTS, DURATION_BUCKETS, HOLDS_NOT_REMEMBERED, HOLDS_OUTSTANDING, HOLDS_SETTLED, LAST_RELOAD_SUCCESSFUL,
-    LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, MetricKind, READY, Registry, STORE_BACKLOG,
-    STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED,
+    ACQUIRES, BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION,
+    DESCRIPTIONS, DOOR_REQUESTS, DURATION_BUCKETS, HOLDS_NOT_REMEMBERED, HOLDS_OUTSTANDING, HOLDS_SETTLED,
+    LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, MetricKind, READY, Registry,
+    STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES,
+    STORE_SUSPENDED, WAIT_BUCKETS, WAIT_DURATION,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -33,6 +34,8 @@ pub struct Metrics {
     settled: [Counter; 3],
     not_remembered: Counter,
     acquired: Counter,
+    acquires: [Counter; AcquireResult::ALL.len()],
+    waited: Histogram,
     process: Collector,
 }
 
@@ -88,6 +91,8 @@ pub enum Door {
     AuthzGrpc,
     /// ext_authz over plain HTTP.
     AuthzHttp,
+    /// The API of workers, over gRPC and HTTP/JSON.
+    Api,
 }
 
 /// How a door answered a request.
@@ -104,7 +109,7 @@ pub enum Reply {
 }
 
 impl Door {
-    const ALL: [Door; 3] = [Door::Rls, Door::AuthzGrpc, Door::AuthzHttp];
+    const ALL: [Door; 4] = [Door::Rls, Door::AuthzGrpc, Door::AuthzHttp, Door::Api];
 
     /// The name in labels and logs.
     pub fn name(self) -> &'static str {
@@ -112,6 +117,40 @@ impl Door {
             Door::Rls => "rls",
             Door::AuthzGrpc => "ext_authz_grpc",
             Door::AuthzHttp => "ext_authz_http",
+            Door::Api => "api",
+        }
+    }
+}
+
+/// How an acquire of a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AcquireResult {
+    Granted,
+    GrantedAhead,
+    Refused,
+    QueueFull,
+    Draining,
+    Cancelled,
+}
+
+impl AcquireResult {
+    const ALL: [AcquireResult; 6] = [
+        AcquireResult::Granted,
+        AcquireResult::GrantedAhead,
+        AcquireResult::Refused,
+        AcquireResult::QueueFull,
+        AcquireResult::Draining,
+        AcquireResult::Cancelled,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            AcquireResult::Granted => "granted",
+            AcquireResult::GrantedAhead => "granted_ahead",
+            AcquireResult::Refused => "refused",
+            AcquireResult::QueueFull => "queue_full",
+            AcquireResult::Draining => "draining",
+            AcquireResult::Cancelled => "cancelled",
         }
     }
 }
@@ -141,6 +180,7 @@ impl Metrics {
             .and_then(|buckets| {
                 buckets.set_buckets_for_metric(Matcher::Full(STORE_CALL_PLANS.to_owned()), &BATCH_BUCKETS)
             })
+            .and_then(|buckets| buckets.set_buckets_for_metric(Matcher::Full(WAIT_DURATION.to_owned()), &WAIT_BUCKETS))
             .expect("the buckets are not empty");
         let recorder = buckets.build_recorder();
         for (name, kind, text) in DESCRIPTIONS {
@@ -166,6 +206,8 @@ impl Metrics {
             settled: ["in_time", "late", "unknown"].map(|when| registry.counter(HOLDS_SETTLED, &[("when", when)])),
             not_remembered: registry.counter(HOLDS_NOT_REMEMBERED, &[]),
             acquired: registry.counter(LEASES_ACQUIRED, &[]),
+            acquires: AcquireResult::ALL.map(|result| registry.counter(ACQUIRES, &[("result", result.name())])),
+            waited: registry.histogram(WAIT_DURATION, &[]),
             process,
             recorder,
         }
@@ -200,6 +242,14 @@ impl Metrics {
     /// Counts an answer that no decision made.
     pub fn record_reply(&self, door: Door, reply: Reply) {
         self.doors[door as usize][reply as usize].increment(1);
+    }
+
+    /// Counts the result of an acquire, and the time that its caller waited, if it did.
+    pub(crate) fn record_acquire(&self, result: AcquireResult, waited: Duration) {
+        self.acquires[result as usize].increment(1);
+        if !waited.is_zero() {
+            self.waited.record(waited);
+        }
     }
 
     /// Counts a released lease.

@@ -20,6 +20,7 @@ mod refusals;
 mod sample;
 mod series;
 mod store;
+mod tokens;
 mod top;
 mod unmatched;
 
@@ -28,9 +29,11 @@ use std::time::Duration;
 
 pub use self::doors::{DoorMetrics, Exceeded};
 pub use self::handles::Handles;
+pub(crate) use self::metrics::AcquireResult;
 pub use self::metrics::{Door, MetricFamily, Metrics, ReloadStatus, Reply, ScrapeInput};
 pub use self::mistakes::{Mistake, Mistakes};
 pub use self::refusals::RefusalLog;
+pub use self::tokens::RejectedTokens;
 pub use self::top::{Top, TopEntry, TopRefusals};
 use crate::clock::Timestamp;
 use crate::decision::Decision;

@@ -16,6 +16,8 @@ pub(super) const LEASES_RELEASED: &str = "tollgate_leases_released_total";
 pub(super) const LEASES_ACQUIRED: &str = "tollgate_leases_acquired_total";
 pub(super) const LEASES_EXPIRED: &str = "tollgate_leases_expired_total";
 pub(super) const LEASES_HELD: &str = "tollgate_leases_held";
+pub(super) const ACQUIRES: &str = "tollgate_acquires_total";
+pub(super) const WAIT_DURATION: &str = "tollgate_wait_duration_seconds";
 pub(super) const HOLDS_SETTLED: &str = "tollgate_holds_settled_total";
 pub(super) const HOLDS_NOT_REMEMBERED: &str = "tollgate_holds_not_remembered_total";
 pub(super) const HOLDS_OUTSTANDING: &str = "tollgate_holds_outstanding";
@@ -46,11 +48,21 @@ pub(super) const BUILD_INFO: &str = "tollgate_build_info";
 pub(super) const DURATION_BUCKETS: [f64; 14] =
     [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2];
 
+/// Buckets in seconds of the time that workers wait, up to the default of the longest wait.
+pub(super) const WAIT_BUCKETS: [f64; 14] =
+    [1e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+
 /// Buckets of plans in a call: powers of two up to the default batch limit.
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 38] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 40] = [
+    (
+        ACQUIRES,
+        MetricKind::Counter,
+        "Acquires of workers by result: granted, granted_ahead (charged before its moment), refused, queue_full, draining, or cancelled (the caller went away while it waited).",
+    ),
+    (WAIT_DURATION, MetricKind::Histogram, "Time that workers waited, of those who did, until they were answered."),
     (DECISIONS, MetricKind::Counter, "Requests decided. A refusal has the rule, limiter and reason that decided it."),
     (
         CHECKS,

@@ -28,7 +28,7 @@ impl Random {
 fn a_mutilated_file_never_causes_a_panic() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut random = Random(0x7011_6a7e);
-    for directory in ["config", "examples/envoy", "examples/nginx", "tests/config/broken"] {
+    for directory in ["config", "examples/envoy", "examples/nginx", "examples/workers", "tests/config/broken"] {
         for entry in std::fs::read_dir(root.join(directory)).expect("the directory is there") {
             let path = entry.expect("readable").path();
             let name = path.file_name().expect("a file").to_string_lossy().into_owned();

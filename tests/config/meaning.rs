@@ -1,4 +1,4 @@
-//! The meaning of a configuration: samples, schema, variables, directories, and files of rate-sync.
+//! The meaning of a configuration: samples, schema, variables, and directories.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -709,108 +709,6 @@ fn unreadable_paths_are_reported() {
     std::fs::write(binary.path().join("a.toml"), b"# a\n# \xff\n").expect("written");
     let errors = Config::load(Some(&binary.path().join("a.toml"))).expect_err("binary").to_string();
     assert!(errors.ends_with("a.toml: not UTF-8 at line 2"), "{errors}");
-}
-
-// Files of rate-sync
-
-#[test]
-fn a_rate_sync_file_is_read_unchanged() {
-    let text = r#"
-[stores.local]
-engine = "memory"
-
-[stores.redis_main]
-engine = "redis"
-url = "${REDIS_URL:-redis://localhost:6379/0}"
-db = 1
-password = "12345678"
-key_prefix = "myapp"
-pool_min_size = 2
-pool_max_size = 10
-timing_margin_ms = 10.0
-socket_timeout = 5.0
-socket_connect_timeout = 5
-
-[stores.db]
-engine = "postgres"
-url = "postgresql://localhost/app"
-table_name = "rate_limiter_state"
-schema_name = "public"
-auto_create = true
-pool_min_size = 2
-pool_max_size = 10
-timing_margin_ms = 10
-
-[limiters.payments]
-store = "redis_main"
-rate_per_second = 90.0
-timeout = 30.0
-fail_closed = true
-
-[limiters.uploads]
-store = "local"
-max_concurrent = 5
-
-[limiters.api]
-store = "db"
-algorithm = "token_bucket"
-rate_per_second = 2.5
-max_concurrent = 10
-fail_closed = false
-
-[limiters.login]
-store = "redis_main"
-algorithm = "sliding_window"
-limit = 5
-window_seconds = 300
-
-[limiters.only_slots]
-store = "local"
-algorithm = "token_bucket"
-max_concurrent = 2
-
-[fastapi]
-trusted_proxy_networks = ["10.0.0.0/8", "::1"]
-"#;
-    let config = read(text);
-    let login = limiter(&config, "login");
-    assert_eq!(login.quota.as_ref().map(|quota| (quota.limit, quota.window)), Some((5, Duration::from_secs(300))));
-    assert_eq!(config.stores[usize::from(login.store)].name, "redis_main");
-    assert_eq!(limiter(&config, "payments").on_store_error, OnStoreError::Deny);
-    let api = limiter(&config, "api");
-    assert_eq!(api.on_store_error, OnStoreError::Allow);
-    assert!(api.quota.is_some() && api.concurrency.is_some_and(|slots| slots.max == 10), "joined: two checks");
-    assert!(limiter(&config, "only_slots").quota.is_none());
-    let schema = jsonschema::validator_for(&json_schema()).expect("a schema");
-    assert_eq!(schema_errors(&schema, &SourceText { name: "a.toml".to_owned(), text: text.to_owned() }), "");
-}
-
-#[test]
-fn e1_what_rate_sync_refuses_is_refused() {
-    let limiter = |keys: &str| refused(&format!("[limiters.a]\n{keys}\n"));
-    for (keys, reason) in [
-        ("rate_per_second = 0", "a.toml:2: limiters.a.rate_per_second is 0, expected more than zero"),
-        ("rate_per_second = -2.5", "a.toml:2: limiters.a.rate_per_second is -2.5, expected more than zero"),
-        ("max_concurrent = 0", "a.toml:2: limiters.a.max_concurrent is 0, expected more than zero"),
-        (
-            "algorithm = 'sliding_window'\nlimit = 0\nwindow_seconds = 60",
-            "a.toml:3: limiters.a.limit is 0, expected more than zero",
-        ),
-        (
-            "algorithm = 'sliding_window'\nlimit = 5\nwindow_seconds = -60",
-            "a.toml:4: limiters.a.window_seconds is -60, expected more than zero",
-        ),
-        (
-            "algorithm = 'sliding_window'\nwindow_seconds = 60",
-            "a.toml:1: limiters.a.limit is missing, expected a whole number more than zero",
-        ),
-        (
-            "rate_per_second = 5\nlimit = 5\nwindow_seconds = 60",
-            "a.toml:3: limiters.a.limit is 5, but rate_per_second is given too; expected a rate, or a limit and a window",
-        ),
-    ] {
-        assert_eq!(limiter(keys), reason);
-    }
 }
 
 #[test]

@@ -194,11 +194,11 @@ async fn a_slot_acquired_before_a_reload_can_be_released_after_it() {
     // The indexes of its store and limiter have changed.
     served.apply(&exports("[stores.first]\nengine = 'memory'\n[stores.main]\nengine = 'memory'\n", 1)).await;
     assert_eq!(served.passes("ada").await, 0);
-    assert_eq!(served.service.release(&first).await, Some(LeaseStatus::Done));
+    assert_eq!(served.service.release(&first).await, LeaseStatus::Done);
     assert_eq!(served.passes("ada").await, 0, "the other slot is still held");
     // Slots can be released even if no rule applies the limiter.
     served.apply("[stores.main]\nengine = 'memory'\n").await;
-    assert_eq!(served.service.release(&second).await, Some(LeaseStatus::Done));
+    assert_eq!(served.service.release(&second).await, LeaseStatus::Done);
     served.apply(&exports("[stores.main]\nengine = 'memory'\n", 1)).await;
     assert_eq!(served.passes("ada").await, 1);
 }

@@ -452,7 +452,8 @@ fn a_limiter_that_no_rule_applies_causes_a_warning() {
     let text = format!(
         "{limiters}[[rules]]\ndomain = 'edge'\nname = 'a'\napply = [{{ limiter = 'api_{{plan}}', otherwise = 'b' }}]\n"
     );
-    let unused = "unused_limiter: is applied by no rule, so it limits nothing; apply it in a rule, or remove it";
+    let unused = "unused_limiter: is applied by no rule, so it limits nothing; apply it in a rule, remove it, or, if workers \
+                  ask for it by name, set direct = true";
     assert_eq!(warnings(&text), [format!("1:11 limiters.a {unused}"), format!("9:11 limiters.apifree {unused}")]);
     let yaml = read_as(
         "a.yaml",
@@ -495,23 +496,102 @@ fn numbers_that_admit_more_or_longer_than_they_say_cause_warnings() {
 }
 
 #[test]
-fn a_file_of_rate_sync_causes_warnings() {
+fn a_file_of_rate_sync_causes_no_warnings_and_its_keys_elsewhere_do() {
     let file =
         "limiters:\n  login:\n    algorithm: sliding_window\n    limit: 60\n    window_seconds: 60\n    timeout: 5.0\n";
-    let found: Vec<String> = read_as("a.yaml", file).warnings.iter().map(shown).collect();
+    assert!(read_as("a.yaml", file).warnings.is_empty());
+    let store =
+        "[stores.main]\nengine = 'redis'\nurl = 'redis://h'\npool_max_size = 9\nsocket_timeout = 1\n[fastapi]\n";
+    let rule = "[[rules]]\ndomain = 'edge'\nname = 'a'\naction = 'deny'\n";
+    assert_eq!(warnings(&format!("{store}[limiters.a]\nrate_per_second = 5\n")), [""; 0]);
+    let found = warnings(&format!("{store}{rule}"));
+    assert!(found.len() == 3 && found.iter().all(|warning| warning.contains("ignored_key")), "{found:?}");
+}
+
+#[test]
+fn a_limiter_without_rules_causes_a_warning_unless_workers_can_ask_for_it() {
+    let slots = "[limiters.a]\nmax_concurrent = 1\n";
     assert_eq!(
-        found,
+        warnings(slots),
         [
-            "2:3 limiters.login no_rules: is applied by no rule: there are no rules, so every request passes; add one: \
-             [[rules]] with domain = \"edge\", name = \"login\" and apply = [{ limiter = \"login\", key = \
-             [\"remote_address\"] }]",
-            "6:5 limiters.login.timeout ignored_key: is 5.0, which has no effect: requests at a gateway do not wait for a \
-             limit; remove it",
+            "1:11 limiters.a no_rules: is applied by no rule: there are no rules, so every request passes; add one: [[rules]] \
+             with domain = \"edge\", name = \"a\" and apply = [{ limiter = \"a\", key = [\"remote_address\"] }], or, if \
+             workers ask for it by name, direct = true"
         ]
     );
-    let store = "[stores.main]\nengine = 'redis'\nurl = 'redis://h'\npool_max_size = 9\nsocket_timeout = 1\n[[rules]]\ndomain = 'edge'\nname = 'a'\naction = 'deny'\n";
-    let found = warnings(store);
-    assert!(found.len() == 2 && found.iter().all(|warning| warning.contains("ignored_key")), "{found:?}");
+    assert_eq!(warnings(&format!("{slots}direct = true\n")), [""; 0]);
+    let second = format!("{slots}direct = true\n[limiters.b]\nmax_concurrent = 1\n");
+    assert!(warnings(&second)[0].starts_with("4:11 limiters.b no_rules:"));
+    let rule = "[[rules]]\ndomain = 'edge'\nname = 'a'\naction = 'deny'\n";
+    assert_eq!(
+        warnings(&format!("{slots}{rule}")),
+        [
+            "1:11 limiters.a unused_limiter: is applied by no rule, so it limits nothing; apply it in a rule, remove it, or, \
+             if workers ask for it by name, set direct = true"
+        ]
+    );
+    assert_eq!(warnings(&format!("{slots}direct = true\n{rule}")), [""; 0]);
+    assert_eq!(warnings(&format!("{slots}direct = true\n[domains.jobs]\nmode = 'shadow'\n{rule}")), [""; 0]);
+}
+
+#[test]
+fn semantics_46_wait_on_a_limiter_whose_callers_cannot_be_granted_ahead_causes_a_warning() {
+    let limiter = |keys: &str| format!("[limiters.a]\ndirect = true\nwait = true\n{keys}\n");
+    assert_eq!(
+        warnings(&limiter("max_concurrent = 2")),
+        [
+            "3:1 limiters.a.wait queued_wait: is true, but a limiter that is no token_bucket grants nobody ahead: its callers \
+             queue in each instance in the order of their arrival there, and one that does not wait can be ahead of them; \
+             remove it: timeout and max_wait alone let them wait"
+        ]
+    );
+    let joined = warnings(&limiter("rate_per_second = 5\nmax_concurrent = 2"));
+    assert!(joined[0].contains("but a limiter with max_concurrent grants nobody ahead"), "{joined:?}");
+    assert_eq!(
+        kinds(&limiter("algorithm = 'fixed_window'\nlimit = 2\nwindow = '1m'")),
+        BTreeSet::from(["queued_wait"])
+    );
+    assert_eq!(warnings(&limiter("rate_per_second = 5")), [""; 0]);
+    assert_eq!(warnings(&limiter("max_concurrent = 2").replace("wait = true", "wait = false")), [""; 0]);
+}
+
+#[test]
+fn semantics_50_direct_on_a_limiter_that_rules_apply_causes_a_warning() {
+    let text = |reference: &str, more: &str| {
+        format!(
+            "[check]\naccept = ['unknown_entry']\n[limiters.api_free]\nmax_concurrent = 1\ndirect = true\n[limiters.other]\nmax_concurrent = 1\ndirect = true\n\
+             [[rules]]\ndomain = 'edge'\nname = 'plans'\nmatch = {{ tier = '*' }}\n\
+             apply = [{{ limiter = '{reference}', key = ['account']{more} }}]\n"
+        )
+    };
+    let warning = |reference: &str| {
+        format!(
+            "5:1 limiters.api_free.direct direct_applied: is true, but rule \"plans\" applies it, and workers ask for it as that \
+             rule does, in the domain \"edge\" as {reference:?} by the entries of its key; direct is for limiters that no \
+             rule applies, so remove it, or give workers a limiter of their own"
+        )
+    };
+    assert_eq!(warnings(&text("api_free", "")), [warning("api_free")]);
+    let template = warnings(&text("api_{tier}", ", otherwise = 'other'"));
+    assert_eq!((template.len(), &template[0]), (2, &warning("api_{tier}")), "{template:?}");
+    assert!(template[1].contains("limiters.other.direct direct_applied: is true, but rule \"plans\" applies it"));
+    assert_eq!(warnings(&text("api_free", "").replacen("direct = true\n", "", 1)), [""; 0]);
+}
+
+#[test]
+fn a_domain_of_the_api_without_rules_causes_a_warning() {
+    let text = |domain: &str| {
+        format!("[server]\napi_domain = '{domain}'\n[[rules]]\ndomain = 'edge'\nname = 'a'\naction = 'deny'\n")
+    };
+    assert_eq!(
+        warnings(&text("egde")),
+        [
+            "2:1 server.api_domain api_without_rules: is \"egde\", which has no rules and no limiter with direct = true, so \
+             calls that name no domain fail; did you mean \"edge\"?"
+        ]
+    );
+    assert_eq!(warnings(&text("edge")), [""; 0]);
+    assert_eq!(warnings(&format!("{}[limiters.a]\nmax_concurrent = 1\ndirect = true\n", text("jobs"))), [""; 0]);
 }
 
 #[test]
@@ -530,6 +610,7 @@ fn a_port_in_clear_text_that_others_can_reach_causes_a_warning() {
         "http = '10.1.2.3:8080'",
         "grpc = '[::ffff:10.1.2.3]:1'",
         "admin = '0.0.0.0:9090'\nadmin_token = 'sixteen letters and more'",
+        "api = '0.0.0.0:9091'\napi_token = ['sixteen letters and more', 'another of these']",
     ] {
         assert_eq!(kinds(&server(open)), BTreeSet::from(["clear_text"]), "{open}");
         assert_eq!(warnings(&server(&format!("{open}\nclear_text = 'accepted'"))), [""; 0], "{open}");

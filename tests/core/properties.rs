@@ -112,7 +112,7 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
             let renew = match action {
                 LeaseAction::Renew(length) => Some(length),
                 LeaseAction::Release => None,
-                LeaseAction::RenewOwn => unreachable!("no step renews so"),
+                LeaseAction::RenewOwn | LeaseAction::Look => unreachable!("no step does so"),
             };
             model.change(lease, renew, now, status);
         } else {
@@ -315,7 +315,7 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                     (LeaseAction::Renew(length), LeaseStatus::Done) => {
                         held.insert(change.lease, now.micros() + length);
                     }
-                    (LeaseAction::Renew(_) | LeaseAction::RenewOwn, _) => {}
+                    (LeaseAction::Renew(_) | LeaseAction::RenewOwn | LeaseAction::Look, _) => {}
                 }
             }
             let mut answers = applied.answers.iter();

@@ -1560,7 +1560,9 @@ fn page() -> Vec<usize> {
         let number = heading.split_once(". ").and_then(|(number, _)| number.parse::<usize>().ok());
         number.unwrap_or_else(|| panic!("docs/semantics.md: the heading {heading:?} has no number"))
     };
-    page.lines().filter_map(|line| line.strip_prefix("### ")).map(number).collect()
+    // A part of another section, such as 50a.
+    let is_part = |heading: &str| heading[digits(heading).len()..].starts_with(|rest: char| rest.is_ascii_lowercase());
+    page.lines().filter_map(|line| line.strip_prefix("### ")).filter(|heading| !is_part(heading)).map(number).collect()
 }
 
 /// The files below a folder of the project: the path and the text of each.
@@ -1609,7 +1611,7 @@ fn cited(text: &str) -> BTreeSet<usize> {
 }
 
 /// The numbers that the page keeps for what comes next.
-const KEPT: RangeInclusive<usize> = 45..=62;
+const KEPT: RangeInclusive<usize> = 54..=62;
 
 #[test]
 fn every_number_of_the_page_has_a_test_and_no_test_has_another() {
@@ -1645,7 +1647,10 @@ fn every_number_that_is_cited_is_one_of_the_page() {
     let page = page();
     for (file, text) in ["src", "tests", "docs"].into_iter().flat_map(texts) {
         for number in cited(&text) {
-            assert!(page.contains(&number), "{file} cites {number}, which docs/semantics.md does not have");
+            assert!(
+                page.contains(&number) || KEPT.contains(&number),
+                "{file} cites {number}, which docs/semantics.md does not have"
+            );
         }
     }
 }

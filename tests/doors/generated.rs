@@ -11,7 +11,9 @@ use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
 /// The services that are served, except health and reflection.
-const SERVED: [&str; 2] = ["envoy/service/ratelimit/v3/rls.proto", "envoy/service/auth/v3/external_auth.proto"];
+const SERVED: [&str; 3] = ["envoy/service/ratelimit/v3/rls.proto", "envoy/service/auth/v3/external_auth.proto", LIMITS];
+
+const LIMITS: &str = "tollgate/v1/limits.proto";
 
 #[test]
 fn the_rate_limit_service_is_generated_from_proto() {
@@ -36,6 +38,84 @@ fn the_rate_limit_service_is_generated_from_proto() {
     for (name, text) in generated {
         agrees(&root("src/server/grpc/generated").join(name), &text);
     }
+}
+
+/// Fields of the API whose JSON is not that of their type: how serde reads or writes them, by a function of
+/// `server::api::forms`, and their schema there.
+const FORMS: [(&str, &str, &str); 6] = [
+    ("deserialize_with entries", "EntryMap", "AcquireRequest.key AcquireRequest.entries Ask.key Ask.entries"),
+    (
+        "deserialize_with duration",
+        "DurationText",
+        "AcquireRequest.hold AcquireRequest.max_wait AcquireRequest.lease Ask.hold RenewRequest.length",
+    ),
+    (
+        "serialize_with duration",
+        "DurationText",
+        "AcquireResponse.lease_ends_in AcquireResponse.waited AcquireResponse.retry_after Limit.window Limit.reset \
+         RenewResponse.lease_ends_in",
+    ),
+    ("deserialize_with units", "UnitCount", "AcquireRequest.cost Ask.cost"),
+    ("deserialize_with asks", "", "AcquireRequest.asks"),
+    ("", "LostWord", "AcquireRequest.lost Ask.lost"),
+];
+
+/// Requests: what the API reads as JSON.
+const REQUESTS: [&str; 5] = ["AcquireRequest", "Ask", "RenewRequest", "ReleaseRequest", "SettleRequest"];
+
+/// Answers: what it writes as JSON.
+const RESPONSES: [&str; 8] = [
+    "AcquireResponse",
+    "Limit",
+    "RenewResponse",
+    "ReleaseResponse",
+    "SettleResponse",
+    "PeekResponse",
+    "ListLimitersResponse",
+    "Limiter",
+];
+
+/// The messages are also those of HTTP/JSON, and their comments the descriptions of the OpenAPI document.
+#[test]
+fn the_api_of_workers_is_generated_from_proto() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let set = protox::compile([LIMITS], [root("proto")]).expect("proto/ compiles");
+    let message = |name: &str| format!(".tollgate.v1.{name}");
+    let mut config = tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false)
+        .build_transport(false)
+        .btree_map(".tollgate")
+        .out_dir(directory.path());
+    for name in REQUESTS {
+        config = config
+            .message_attribute(message(name), "#[derive(::serde::Deserialize, ::schemars::JsonSchema)]")
+            .message_attribute(message(name), "#[serde(default, deny_unknown_fields)]");
+    }
+    for name in RESPONSES {
+        config = config.message_attribute(message(name), "#[derive(::serde::Serialize, ::schemars::JsonSchema)]");
+    }
+    for (form, schema, fields) in FORMS {
+        for field in fields.split_whitespace().map(message) {
+            if let Some((with, form)) = form.split_once(' ') {
+                let function = with.trim_end_matches("_with");
+                let attribute = format!("#[serde({with} = \"crate::server::api::forms::{form}::{function}\")]");
+                config = config.field_attribute(&field, attribute);
+            }
+            if !schema.is_empty() {
+                let attribute = format!("#[schemars(with = \"crate::server::api::forms::{schema}\")]");
+                config = config.field_attribute(&field, attribute);
+            }
+        }
+    }
+    // JSON made from protobuf has lowerCamelCase.
+    for (field, alias) in [("AcquireRequest.max_wait", "maxWait"), ("AcquireRequest.idempotency_key", "idempotencyKey")]
+    {
+        config = config.field_attribute(message(field), format!("#[serde(alias = \"{alias}\")]"));
+    }
+    config.compile_fds(set).expect("the code is generated");
+    let text = fs::read(directory.path().join("tollgate.v1.rs")).expect("a generated file");
+    agrees(&root("src/server/grpc/generated/tollgate.v1.rs"), &text);
 }
 
 #[test]

@@ -49,7 +49,8 @@ fn findings(out: &str) -> Vec<Finding> {
     out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-const UNUSED: &str = "limiters.a is applied by no rule, so it limits nothing; apply it in a rule, or remove it";
+const UNUSED: &str = "limiters.a is applied by no rule, so it limits nothing; apply it in a rule, remove it, or, if workers \
+                      ask for it by name, set direct = true";
 const REGULAR: &str = "rules[0].match.path is \"^/login$\", which looks like a regular expression for its \"^\": only * is \
                        special here; write \"/login\"";
 

@@ -23,12 +23,12 @@ fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn read(name: &str) -> String {
+pub(super) fn read(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 /// Compares a file with its expected content, or writes it if requested.
-fn is_written(name: &str, made: &str) {
+pub(super) fn is_written(name: &str, made: &str) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(file(name), made).expect("writable");
     }

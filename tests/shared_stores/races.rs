@@ -307,7 +307,8 @@ async fn identities_bring_neither_connections_nor_their_names_to_postgres() {
     };
     let store = format!("engine = 'postgres'\nurl = '{}'\npool_max_size = 2", server.url(&database));
     let (_, after) = three_hundred_identities(&store, connections).await;
-    assert!(after <= 2 * INSTANCES, "{after} connections");
+    // Those of the pool, and one for hints.
+    assert!(after <= 3 * INSTANCES, "{after} connections");
     for table in ["counters_v1", "grants_v1", "leases_v1"] {
         let all = server.value(&database, &format!("SELECT string_agg(t::text, ' ') FROM tollgate.{table} t"));
         let all = all.expect("rows");

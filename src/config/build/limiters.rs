@@ -6,13 +6,15 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
+use crate::config::rate_sync::is_rate_sync;
 use crate::config::schema;
 use crate::config::schema::decode::{Choice, Field, Located, SchemaTable};
-use crate::config::schema::values::{Item, Positive};
+use crate::config::schema::values::{Item, Positive, shown_duration};
 use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
     SpecError, WorkerSettings,
 };
+use crate::settings::Bounds;
 
 /// The default lease of a slot: the time after which it is free even if it is not released.
 const DEFAULT_LEASE: Duration = Duration::from_secs(60);
@@ -41,6 +43,11 @@ impl Limiters {
         self.all[*self.indexes.get(name)?].1.as_ref()
     }
 
+    /// Whether workers can ask for this limiter by name although no rule applies it.
+    pub(in crate::config) fn is_direct(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|limiter| limiter.workers.direct)
+    }
+
     /// The valid limiters.
     pub(in crate::config) fn into_built(self) -> Vec<Limiter> {
         self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
@@ -48,11 +55,18 @@ impl Limiters {
 }
 
 /// Builds all limiters. `stores` are the names of the stores, in order.
-pub(in crate::config) fn limiters(file: &schema::File, stores: &[String], problems: &mut Problems) -> Limiters {
+pub(in crate::config) fn limiters(
+    file: &schema::File,
+    stores: &[String],
+    bounds: &Bounds,
+    problems: &mut Problems,
+) -> Limiters {
+    let rate_sync = is_rate_sync(file);
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
-        let limiter =
-            written.and_then(|written| LimiterBuilder { item, written, stores, problems: &mut *problems }.limiter());
+        let limiter = written.and_then(|written| {
+            LimiterBuilder { item, written, stores, bounds, rate_sync, problems: &mut *problems }.limiter()
+        });
         (item.name.clone(), limiter)
     };
     let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
@@ -65,6 +79,9 @@ struct LimiterBuilder<'a> {
     item: &'a Item<schema::Limiter>,
     written: &'a schema::Limiter,
     stores: &'a [String],
+    bounds: &'a Bounds,
+    /// Whether it is in a file of rate-sync.
+    rate_sync: bool,
     problems: &'a mut Problems,
 }
 
@@ -84,6 +101,9 @@ impl<'a> LimiterBuilder<'a> {
         if quota.is_none() && concurrency.is_none() {
             return None;
         }
+        let bucket_alone = concurrency.is_none()
+            && quota.as_ref().is_some_and(|quota| matches!(quota.algorithm, Algorithm::TokenBucket { .. }));
+        let workers = self.workers(bucket_alone);
         Some(Limiter {
             name: self.item.name.clone(),
             store: store?,
@@ -91,7 +111,7 @@ impl<'a> LimiterBuilder<'a> {
             concurrency,
             on_store_error,
             overridable: self.written.overridable.copied().is_some_and(|switch| switch.0),
-            workers: WorkerSettings::default(),
+            workers,
         })
     }
 
@@ -133,6 +153,38 @@ impl<'a> LimiterBuilder<'a> {
             (None, Some(_)) => OnStoreError::Allow,
             (None, None) => OnStoreError::default(),
         }
+    }
+
+    /// How workers acquire it. A limiter of rate-sync waits for ever by default, as long as it may.
+    fn workers(&mut self, bucket_alone: bool) -> WorkerSettings {
+        let (written, bounds) = (self.written, self.bounds);
+        let mut workers = WorkerSettings::default();
+        if self.rate_sync {
+            let timeout = Some(bounds.max_wait);
+            workers = WorkerSettings { direct: true, wait: bucket_alone, timeout, ..workers };
+        }
+        if let Some(timeout) = written.timeout.get() {
+            if timeout.0 > bounds.max_wait {
+                let reason =
+                    format!("expected at most server.bounds.max_wait, which is {}", shown_duration(bounds.max_wait));
+                self.problems.refuse(&timeout.location, reason);
+            }
+            workers.timeout = Some(timeout.0);
+        }
+        if let Some(queue) = written.queue.get() {
+            if u32::from(queue.value) > bounds.waiters {
+                let reason = format!("expected at most server.bounds.waiters, which is {}", bounds.waiters);
+                self.problems.refuse(&queue.location, reason);
+            }
+            workers.queue = queue.value.into();
+        }
+        if let Some(wait) = written.wait.copied() {
+            workers.wait = wait.0;
+        }
+        if let Some(direct) = written.direct.copied() {
+            workers.direct = direct.0;
+        }
+        workers
     }
 
     fn concurrency(&mut self) -> Option<Concurrency> {

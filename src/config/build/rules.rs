@@ -42,8 +42,12 @@ pub(in crate::config) fn rules(
     }
     let ruled =
         |name: &str| file.rules.items().iter().any(|rule| rule.domain.get().is_some_and(|domain| **domain == name));
-    if !domains.iter().any(|domain| domain.name == authz.domain) && ruled(&authz.domain) {
-        domains.push(Domain { name: authz.domain.clone(), ..Domain::default() });
+    // Limiters that workers can ask for by name are in the domain of calls that name none, even without rules there.
+    let direct = limiters.names().any(|name| limiters.is_direct(name));
+    for (name, used) in [(&authz.domain, ruled(&authz.domain)), (&server.api.domain, direct)] {
+        if used && !domains.iter().any(|domain| domain.name == *name) {
+            domains.push(Domain { name: name.clone(), ..Domain::default() });
+        }
     }
     for domain in domains.iter_mut().filter(|domain| domain.name == authz.domain) {
         set_authz_forms(&mut domain.normalise);
@@ -69,7 +73,7 @@ pub(in crate::config) fn rules(
             RuleBuilder { written, limiters, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
         rules.extend(builder.rule());
     }
-    warn_of_missing_rules(file, server, &domains, &rules, problems);
+    warn_of_missing_rules(file, server, limiters, &domains, &rules, problems);
     (domains, rules)
 }
 
@@ -94,6 +98,7 @@ fn fixed_limiters(file: &schema::File) -> BTreeSet<&str> {
 fn warn_of_missing_rules(
     file: &schema::File,
     server: &Settings,
+    limiters: &Limiters,
     domains: &[Domain],
     rules: &[Rule],
     problems: &mut Problems,
@@ -102,7 +107,7 @@ fn warn_of_missing_rules(
     if rules.is_empty() {
         // Without any file this is intended, and `serve` prints a notice.
         if problems.has_files() && !domains.iter().any(|domain| refuses(&domain.name)) {
-            warn_of_no_rules(file, problems);
+            warn_of_no_rules(file, limiters, problems);
         }
         return;
     }
@@ -130,15 +135,19 @@ fn warn_of_missing_rules(
     }
 }
 
-/// Warns that nothing is ever refused. A file of rate-sync has limiters, which its callers name themselves.
-fn warn_of_no_rules(file: &schema::File, problems: &mut Problems) {
-    let Some(limiter) = file.limiters.named().first() else {
+/// Warns that nothing is ever refused, unless there are only limiters that workers ask for by name.
+fn warn_of_no_rules(file: &schema::File, limiters: &Limiters, problems: &mut Problems) {
+    let mut items = file.limiters.named().iter();
+    if items.len() == 0 {
         return problems.warn_of_all(WarningKind::NoRules, "there are no rules, so every request passes");
-    };
+    }
+    // Workers ask for the others by name.
+    let Some(limiter) = items.find(|item| !limiters.is_direct(&item.name)) else { return };
     let name = &limiter.name;
     let reason = format!(
         "is applied by no rule: there are no rules, so every request passes; add one: [[rules]] with domain = \"edge\", \
-         name = {name:?} and apply = [{{ limiter = {name:?}, key = [\"remote_address\"] }}]"
+         name = {name:?} and apply = [{{ limiter = {name:?}, key = [\"remote_address\"] }}], or, if workers ask for it by \
+         name, direct = true"
     );
     problems.warn_of(WarningKind::NoRules, &limiter.location, reason);
 }

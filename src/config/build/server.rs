@@ -1,10 +1,10 @@
 //! Builds the settings of the ports, of ext_authz, of the log and of the whole process.
 
-use crate::config::document::problem::Problems;
+use crate::config::document::problem::{Location, Problems};
 use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::{Field, Located, SchemaTable};
-use crate::config::schema::values::{Item, Switch, shown_size};
+use crate::config::schema::values::{Hidden, Item, Switch, shown_size};
 use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
 use crate::settings::{
@@ -23,12 +23,12 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
         }
         if let Some(http) = server.http.get() {
             settings.http = http.0.clone();
-            let zero = matches!(&http.0, Listen::Tcp(address) if address.port() == 0);
-            if settings.http == settings.grpc && !zero {
+            if settings.http == settings.grpc && !takes_any_port(&http.0) {
                 problems.refuse(&http.location, "but server.grpc has the same address; expected another address");
             }
         }
         set_admin(&mut settings, server, problems);
+        set_api(&mut settings, server, problems);
         if let Some(delay) = server.drain_delay.copied() {
             settings.drain.delay = delay.0;
         }
@@ -47,13 +47,6 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
     if let Some(written) = file.server.get().and_then(|server| server.bounds.get()) {
         settings.bounds = bounds(written, problems);
     }
-    if let Some(fastapi) = file.fastapi.get() {
-        problems.warn(
-            WarningKind::IgnoredKey,
-            &fastapi.location,
-            "which has no effect here; authz.trusted_hops selects the proxies to trust",
-        );
-    }
     settings.log = log(file);
     if let Some(written) = file.authz.get() {
         settings.authz = authz(written, problems);
@@ -63,41 +56,73 @@ pub(in crate::config) fn server(file: &schema::File, problems: &mut Problems) ->
 
 /// Sets the admin port. It must not reveal identities to other machines without a token.
 fn set_admin(settings: &mut Settings, server: &schema::Server, problems: &mut Problems) {
-    if let Some(token) = server.admin_token.get() {
-        match token.0.chars().count() {
-            0 => problems.refuse(&token.location, "expected at least one character"),
-            _ if token.0.trim() != token.0
-                || token.0.chars().any(|letter| !letter.is_ascii_graphic() && letter != ' ') =>
-            {
-                problems.refuse(&token.location, "expected ASCII without surrounding spaces: it is sent in a header");
-            }
-            1..16 => {
-                problems.warn(
-                    WarningKind::WeakSecret,
-                    &token.location,
-                    "shorter than 16 characters: it can be guessed",
-                );
-            }
-            _ => {}
-        }
-        settings.admin.token = Some(Token(token.0.clone()));
-    }
+    settings.admin.token = server.admin_token.get().map(|written| token(written, problems));
     let Some(written) = server.admin.get() else { return };
     settings.admin.listen.clone_from(&written.0);
     settings.admin.chosen = true;
     let Some(listen) = &written.0 else { return };
-    let zero = matches!(listen, Listen::Tcp(address) if address.port() == 0);
-    if !zero && [&settings.grpc, &settings.http].contains(&listen) {
+    if !takes_any_port(listen) && [&settings.grpc, &settings.http].contains(&listen) {
         problems
             .refuse(&written.location, "but server.grpc or server.http has the same address; expected another address");
     }
-    let open = matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
-    if open && server.admin_token.is_absent() {
-        problems.refuse(
-            &written.location,
-            "expected server.admin_token too, because other machines can reach this address",
-        );
+    needs_token(listen, &written.location, &server.admin_token, "server.admin_token", problems);
+}
+
+/// Sets the API of workers. It must not let other machines charge limits without a token.
+fn set_api(settings: &mut Settings, server: &schema::Server, problems: &mut Problems) {
+    if let Some(written) = server.api_token.get() {
+        settings.api.tokens = written.0.iter().map(|written| token(written, problems)).collect();
     }
+    if let Some(domain) = server.api_domain.get() {
+        if domain.is_empty() {
+            problems.refuse(&domain.location, "expected the name of a domain");
+        }
+        settings.api.domain.clone_from(&domain.value);
+    }
+    let Some(written) = server.api.get() else { return };
+    let listen = &written.0;
+    settings.api.listen = Some(listen.clone());
+    let others = [
+        (Some(&settings.grpc), "server.grpc"),
+        (Some(&settings.http), "server.http"),
+        (settings.admin.listen.as_ref(), "server.admin"),
+    ];
+    if let Some((_, key)) = others.into_iter().find(|(other, _)| *other == Some(listen) && !takes_any_port(listen)) {
+        // Without an address of its own the API is at the gRPC and HTTP ports.
+        let remedy = if key == "server.admin" { "" } else { ", or no such key: without it the API is there" };
+        problems.refuse(&written.location, format!("but {key} has the same address; expected another address{remedy}"));
+    }
+    needs_token(listen, &written.location, &server.api_token, "server.api_token", problems);
+}
+
+/// Whether each listener on this address gets a port of its own.
+fn takes_any_port(listen: &Listen) -> bool {
+    matches!(listen, Listen::Tcp(address) if address.port() == 0)
+}
+
+/// Refuses an address that other machines can reach without a token.
+fn needs_token<T>(listen: &Listen, location: &Location, token: &Field<T>, key: &str, problems: &mut Problems) {
+    let open = matches!(listen, Listen::Tcp(address) if !address.ip().to_canonical().is_loopback());
+    if open && token.is_absent() {
+        problems.refuse(location, format!("expected {key} too, because other machines can reach this address"));
+    }
+}
+
+/// Checks a token, which is sent in a header.
+fn token(written: &Located<Hidden>, problems: &mut Problems) -> Token {
+    let text = &written.0;
+    match text.chars().count() {
+        0 => problems.refuse(&written.location, "expected at least one character"),
+        _ if text.trim() != text || text.chars().any(|letter| !letter.is_ascii_graphic() && letter != ' ') => {
+            problems.refuse(&written.location, "expected ASCII without surrounding spaces: it is sent in a header");
+        }
+        1..16 => {
+            let reason = "shorter than 16 characters: it can be guessed";
+            problems.warn(WarningKind::WeakSecret, &written.location, reason);
+        }
+        _ => {}
+    }
+    Token(text.clone())
 }
 
 fn log(file: &schema::File) -> Log {
@@ -142,7 +167,8 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
         head_timeout: written.head_timeout.copied().map_or(default.head_timeout, |span| span.0),
         request_timeout: written.request_timeout.copied().map_or(default.request_timeout, |span| span.0),
         idle_timeout: written.idle_timeout.copied().map_or(default.idle_timeout, |span| span.0),
-        ..default
+        max_wait: written.max_wait.copied().map_or(default.max_wait, |span| span.0),
+        waiters: written.waiters.copied().map_or(default.waiters, u32::from),
     };
     // Each of these bounds must be at least as large as the one before it.
     let [message, connection, all] = [

@@ -33,6 +33,30 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A sentence about a key that is in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// The name of the file.
+    pub file: String,
+    /// The line, counted from one. None if it is about the whole file.
+    pub line: Option<u32>,
+    /// The column in characters, counted from one. None if only the line is known.
+    pub column: Option<u32>,
+    /// The path of the key. Empty if it is about the whole file.
+    pub path: String,
+    /// The path, the value, and what it means.
+    pub text: String,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: note: {}", self.file, self.text),
+            None => write!(f, "{}: note: {}", self.file, self.text),
+        }
+    }
+}
+
 /// All errors of a configuration, in the order of its files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Errors(pub(in crate::config) Vec<Problem>);
@@ -69,6 +93,7 @@ pub(crate) struct Problems {
     files: Vec<String>,
     errors: Vec<Report>,
     warnings: Vec<Report>,
+    notes: Vec<Report>,
     /// The kinds of warnings that the configuration accepts.
     accepted: Vec<WarningKind>,
     /// Syntax errors. Further errors on their lines are dropped, and nothing is reported as missing.
@@ -158,6 +183,20 @@ impl Problems {
         self.warnings.push(Report { position, path, warning: Some(kind), text: text.into() });
     }
 
+    /// Notes what a key means. The path is put before `text`.
+    pub(crate) fn note(&mut self, position: Position, path: &str, text: impl fmt::Display) {
+        let text = if path.is_empty() { text.to_string() } else { format!("{path} {text}") };
+        self.notes.push(Report { position, path: path.to_owned(), warning: None, text });
+    }
+
+    /// Takes the notes, in the order of the files.
+    pub(crate) fn take_notes(&mut self) -> Vec<Note> {
+        let mut notes = std::mem::take(&mut self.notes);
+        notes.sort_by_key(|report| report.position);
+        let notes = notes.into_iter().map(|report| self.problem(report));
+        notes.map(|Problem { file, line, column, path, text, .. }| Note { file, line, column, path, text }).collect()
+    }
+
     /// Reports a syntax error. Part of the file may be absent from the tree.
     pub(crate) fn syntax_error(&mut self, position: Position, text: impl Into<String>) {
         self.syntax_errors.push(position);
@@ -219,15 +258,18 @@ impl Problems {
     fn sorted(&self, mut problems: Vec<Report>) -> Vec<Problem> {
         problems.sort_by_key(|report| report.position);
         problems.dedup_by(|a, b| a.position.file_and_line() == b.position.file_and_line() && a.text == b.text);
-        let problem = |Report { position, path, warning, text }| Problem {
+        problems.into_iter().map(|report| self.problem(report)).collect()
+    }
+
+    fn problem(&self, Report { position, path, warning, text }: Report) -> Problem {
+        Problem {
             file: self.file(position).to_owned(),
             line: (position.line > 0).then_some(position.line),
             column: (position.column > 0).then_some(position.column),
             path,
             warning,
             text,
-        };
-        problems.into_iter().map(problem).collect()
+        }
     }
 
     fn file(&self, position: Position) -> &str {

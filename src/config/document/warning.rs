@@ -35,11 +35,14 @@ macro_rules! kinds {
 
 kinds! {
     NoRules "no_rules":
-        "There are no rules, as in a file of rate-sync, so every request passes.",
-        "Add a rule that applies the limiters.";
+        "There are no rules, and a limiter that workers cannot ask for by name, so every request passes.",
+        "Add a rule that applies the limiter, or set `direct = true` if workers ask for it by name.";
     AuthzWithoutRules "authz_without_rules":
         "The domain of `[authz]` has no rules, so every ext_authz request passes.",
         "Correct `authz.domain`, or add rules to that domain.";
+    ApiWithoutRules "api_without_rules":
+        "`server.api_domain` has no rules, and no limiter says `direct = true`, so calls that name no domain fail.",
+        "Correct the name, or add rules to that domain.";
     UnusedDomain "unused_domain":
         "The settings of a domain that has no rules.",
         "Correct the name, or remove the table.";
@@ -117,7 +120,13 @@ kinds! {
         "Give them one algorithm, window and store.";
     UnusedLimiter "unused_limiter":
         "A limiter that no rule applies.",
-        "Apply it in a rule, or remove it.";
+        "Apply it in a rule, remove it, or set `direct = true` if workers ask for it by name.";
+    DirectApplied "direct_applied":
+        "`direct = true` on a limiter that rules apply: workers ask for it as the rules do, and `direct` has no effect.",
+        "Remove it, or give workers a limiter of their own.";
+    QueuedWait "queued_wait":
+        "`wait = true` on a limiter that is not a token_bucket alone, so that nobody is granted ahead.",
+        "Remove it: `timeout` and `max_wait` alone let callers wait, in a queue of each instance.";
     LargeBurst "large_burst":
         "A `burst` with which the first second, or the first window, admits more than the rate says.",
         "Lower `burst`, or leave it out.";

@@ -20,8 +20,10 @@ pub(super) fn unused(checked: &Checked<'_>, problems: &mut Problems) {
         return;
     }
     let of_authz = |name: &str| name == checked.settings.authz.domain && checked.file.authz.get().is_some();
+    // Workers ask for these limiters in any domain.
+    let has_direct = checked.book.limiters.iter().any(|limiter| limiter.workers.direct);
     for item in checked.file.domains.named() {
-        if ruled.contains_key(item.name.as_str()) || of_authz(&item.name) {
+        if ruled.contains_key(item.name.as_str()) || of_authz(&item.name) || has_direct {
             continue;
         }
         let near = nearest(&item.name, ruled.keys().copied());

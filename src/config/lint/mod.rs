@@ -28,10 +28,13 @@ pub(super) fn warn(file: &schema::File, settings: &Settings, book: &RuleBook, pr
     }
     let checked = Checked::of(file, settings, book);
     server::clear_text(&checked, problems);
+    server::api_domain(&checked, problems);
     limiters::unused(&checked, problems);
     limiters::large_burst(&checked, problems);
     limiters::long_window(&checked, problems);
     limiters::ignored_key(&checked, problems);
+    limiters::queued_wait(&checked, problems);
+    limiters::direct_applied(&checked, problems);
     domains::unused(&checked, problems);
     domains::similar(&checked, problems);
     entries::misnamed(&checked, problems);

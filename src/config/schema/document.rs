@@ -12,7 +12,8 @@ use super::file::File;
 use super::json::{choice, inlined, referenced, variable};
 use super::rule::{KeyTable, Match, WrittenKeyEntry};
 use super::values::{
-    ByName, Hidden, IgnoredNumber, List, Pause, Positive, SPAN_PATTERN, Seconds, Span, SpanOrOff, Switch,
+    ByName, Hidden, IgnoredNumber, List, OneOrTwo, Pause, Positive, SPAN_PATTERN, Seconds, Span, SpanOrOff, Switch,
+    Wait,
 };
 use crate::config::document::warning::WarningKind;
 
@@ -55,17 +56,8 @@ referenced!(
         "pattern": format!("{SPAN_PATTERN}|^off$"),
     })
 );
-referenced!(
-    Seconds,
-    "Seconds",
-    schema!({
-        "description": "A duration with its unit, or a bare number of seconds.",
-        "anyOf": [
-            { "type": "number", "exclusiveMinimum": 0 },
-            { "type": "string", "pattern": format!("{SPAN_PATTERN}|^[0-9.]+$") },
-        ],
-    })
-);
+referenced!(Seconds, "Seconds", seconds("exclusiveMinimum"));
+referenced!(Wait, "SecondsOrNone", seconds("minimum"));
 
 fn duration() -> Schema {
     schema!({
@@ -73,6 +65,31 @@ fn duration() -> Schema {
         "type": "string",
         "pattern": SPAN_PATTERN,
     })
+}
+
+fn seconds(bound: &str) -> Schema {
+    schema!({
+        "description": "A duration with its unit, or a bare number of seconds.",
+        "anyOf": [
+            { "type": "number", bound: 0 },
+            { "type": "string", "pattern": format!("{SPAN_PATTERN}|^[0-9.]+$") },
+        ],
+    })
+}
+
+impl<T: JsonSchema> JsonSchema for OneOrTwo<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("OneOrTwoOf{}", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let each = generator.subschema_for::<T>();
+        schema!({ "anyOf": [each, { "type": "array", "minItems": 1, "maxItems": 2, "items": each }] })
+    }
 }
 
 impl<T: JsonSchema> JsonSchema for List<T> {

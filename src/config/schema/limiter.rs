@@ -1,7 +1,7 @@
 //! The table of a limiter.
 
 use super::decode::{choice, table};
-use super::values::{Amount, Positive, Seconds, Span, Switch, Units};
+use super::values::{Amount, Positive, Seconds, Span, Switch, Units, Wait};
 
 table! {
     /// A named algorithm with its numbers, its store, and its answer when the store cannot decide. A rate or a window, a number of concurrent requests, or both.
@@ -46,9 +46,14 @@ table! {
         timezone: String,
         /// The name of the store that keeps the counters. By default the only one, else the one named `main`, else the first.
         store: String,
-        [unprinted("it has no effect")]
-        /// For rate-sync files: how long its callers wait. Requests at a gateway do not wait.
-        timeout: Seconds,
+        /// How long workers wait that do not say `max_wait`: a duration, or a number of seconds as in rate-sync files. Without it they do not wait; 0 says so. At most `server.bounds.max_wait`. Requests at a gateway never wait.
+        timeout: Wait,
+        /// Whether workers that wait are granted ahead: charged at once, and answered at the moment at which the bucket has their tokens. So they are served in order over all instances, and who does not wait comes behind them. Only for a token_bucket without `max_concurrent`; others queue in each instance. `false` by default.
+        wait: Switch,
+        /// The most workers that wait for one counter in one instance: 1000 by default. A further one is refused.
+        queue: Units,
+        /// Whether workers can ask for it by name with any key although no rule applies it. `false` by default; `true` in a rate-sync file.
+        direct: Switch,
         [unprinted("printed as on_store_error")]
         /// For rate-sync files: `true` is `on_store_error = "deny"`, `false` is `"allow"`.
         fail_closed: Switch,

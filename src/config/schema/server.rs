@@ -5,7 +5,7 @@ use super::decode::{choice, table};
 use super::rule::Mode;
 use super::values::{
     BodyBytes, Checks, Connections, Count, Descriptors, Entries, HeaderBytes, HeaderCount, Hidden, Lines, MessageBytes,
-    Pause, Span, SpanOrOff, Streams, Switch, UnfinishedBytes,
+    OneOrTwo, Pause, Span, SpanOrOff, Streams, Switch, UnfinishedBytes, Units,
 };
 
 table! {
@@ -24,6 +24,13 @@ table! {
         clear_text: ClearText,
         /// The bearer token that requests about identities, such as `state` and `lift`, need. Metrics and health are open. Keep it in a file: `${file:/run/secrets/tollgate-admin}`.
         admin_token: Hidden,
+        [restart]
+        /// An address of its own for the API of workers, gRPC and HTTP/JSON. By default the API is at `grpc` and `http`. An address that other machines can reach needs `api_token`.
+        api: ListenAddress,
+        /// The bearer token of the API of workers, or a list of two, so that callers can move from one to the other. Without it the API answers only where its address is loopback or a Unix socket. Keep it in a file: `${file:/run/secrets/tollgate-api}`.
+        api_token: OneOrTwo<Hidden>,
+        /// The domain of calls of the API that name none: `default` by default.
+        api_domain: String,
         /// The deployment's secret: hashes identities and seals leases. Instances that share a store must share it. A change starts all counters at zero. Without it a public constant is used, with a warning. Keep it in a file: `${file:/run/secrets/tollgate}`.
         secret: Hidden,
         /// `shadow` counts and reports but never denies, whatever the rules say: the kill switch. `enforce` by default.
@@ -99,7 +106,7 @@ table! {
 }
 
 table! {
-    /// Bounds of requests and connections. A request that exceeds one is refused and never answered with an error; `docs/limits.md` has the whole table. Only `descriptors`, `entries` and `checks` change with a reload; the others need a restart.
+    /// Bounds of requests and connections. A request that exceeds one is refused and never answered with an error; `docs/limits.md` has the whole table. Those of requests and of waiting (`descriptors`, `entries`, `checks`, `max_wait`, `waiters`) change with a reload; the others need a restart.
     Bounds {
         /// Descriptors in a request: 100 by default, 1000 at most.
         descriptors: Descriptors,
@@ -143,5 +150,9 @@ table! {
         [restart]
         /// How long a connection stays open without a request in flight: `1h` by default, or `off`.
         idle_timeout: SpanOrOff,
+        /// The longest wait that a worker may ask for: `10m` by default.
+        max_wait: Span,
+        /// Workers that wait at the same time: 10000 by default. A further one is refused.
+        waiters: Units,
     }
 }

@@ -115,6 +115,7 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
                 charged: made.charged,
                 at,
                 reset: made.reset,
+                only_if_last: false,
                 holds: false,
             };
             undo(&mut undone, &charged, LeaseId(2), now);

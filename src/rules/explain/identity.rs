@@ -3,7 +3,7 @@
 use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Holding, Needs};
-use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTemplate, Rules};
+use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules};
 use crate::rules::resolve::{Resolved, rewrite};
 
 /// Maximum number of keys listed in an error.
@@ -139,13 +139,7 @@ impl CompiledApply {
         if let Resolved::Target(target) = self.target(descriptor) {
             return vec![target];
         }
-        let mut all: Vec<u32> = match &self.template {
-            LimiterTemplate::Fixed(target) => vec![*target],
-            LimiterTemplate::One { by_value: by, otherwise, .. }
-            | LimiterTemplate::Many { by_name: by, otherwise, .. } => by.values().chain(otherwise).copied().collect(),
-        };
-        all.sort_unstable();
-        all
+        self.template.targets()
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -37,11 +37,13 @@ use self::api::{
     CounterReading, CounterState, ErrorBody, IdentityQuery, LiftRequest, LiftedCounter, MistakeCount, RefusalCount,
     TopRefused,
 };
+use super::api::is_from_web_page;
 use super::body;
 use super::connection::{self, AcceptOptions, Activity, Port};
 use super::http::{health, respond};
 use super::listen::Listener;
 use super::panics;
+use super::token::is_bearer;
 use crate::clock::Timestamp;
 use crate::descriptor::Descriptor;
 use crate::plan::{Fault, Outcome};
@@ -387,21 +389,10 @@ fn reveals(text: &str, value: &str) -> bool {
     value.chars().count() > 2 && text.to_lowercase().contains(&value.to_lowercase())
 }
 
-/// Whether a browser marks the request as sent by a web page. A page can send requests to this machine under any name.
-fn is_from_web_page(headers: &HeaderMap) -> bool {
-    headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site")
-}
-
-/// Whether the request has the token, if one is configured. Compares all bytes, so the time reveals nothing.
+/// Whether the request has the token, if one is configured.
 fn is_authorised(headers: &HeaderMap, current: &Current) -> bool {
     let Some(token) = &current.settings.admin.token else { return true };
-    let token_bytes = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let token_bytes = match token_bytes.split_at_checked(b"Bearer ".len()) {
-        Some((scheme, token_bytes)) if scheme.eq_ignore_ascii_case(b"Bearer ") => token_bytes,
-        _ => b"",
-    };
-    let differ = token_bytes.iter().zip(token.0.as_bytes()).fold(0, |differ, (a, b)| differ | (a ^ b));
-    token_bytes.len() == token.0.len() && differ == 0
+    is_bearer(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default(), token)
 }
 
 /// Reads a JSON body.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::framing::{FrameScanner, MID_HEAD};
 use super::opening::Opening;
 use super::target::ReceivedTarget;
+use crate::server::lease_guard::LeaseGuard;
 use crate::settings::{Bound, Bounds};
 use crate::telemetry::DoorMetrics;
 
@@ -47,6 +48,9 @@ pub(in crate::server) struct Activity {
     received_target: Mutex<Option<ReceivedTarget>>,
     /// Whether input is discarded before the connection is closed.
     discard_at_close: AtomicBool,
+    /// The leases of answers that are not written yet.
+    unwritten: Mutex<Vec<LeaseGuard>>,
+    has_unwritten: AtomicBool,
     directive: AtomicU8,
     waker: AtomicWaker,
     max_requests: u64,
@@ -77,6 +81,8 @@ impl Activity {
             opening: Mutex::new(Opening::Unknown),
             received_target: Mutex::new(None),
             discard_at_close: AtomicBool::new(false),
+            unwritten: Mutex::default(),
+            has_unwritten: AtomicBool::new(false),
             directive: AtomicU8::new(Directive::Serve as u8),
             waker: AtomicWaker::new(),
             max_requests: bounds.requests,
@@ -127,6 +133,22 @@ impl Activity {
 
     pub(super) fn discards_at_close(&self) -> bool {
         self.discard_at_close.load(Ordering::Relaxed)
+    }
+
+    /// Keeps the guard of a lease whose answer is about to be written. If the connection ends before, the lease is
+    /// released.
+    pub(in crate::server) fn keep_until_written(&self, guard: LeaseGuard) {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).push(guard);
+        self.has_unwritten.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything was written.
+    pub(super) fn record_written(&self) {
+        if self.has_unwritten.load(Ordering::Relaxed) && self.has_unwritten.swap(false, Ordering::Relaxed) {
+            for mut guard in std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)) {
+                guard.disarm();
+            }
+        }
     }
 
     /// Begins a call of unlimited length, which does not count towards the requests of the process.

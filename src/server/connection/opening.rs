@@ -43,6 +43,8 @@ pub(in crate::server) enum Port {
     Grpc,
     Http,
     Admin,
+    /// The API's own address, over HTTP/1, HTTP/2 and gRPC.
+    Api,
 }
 
 impl Port {
@@ -52,6 +54,7 @@ impl Port {
             Port::Grpc => "gRPC",
             Port::Http => "HTTP",
             Port::Admin => "admin",
+            Port::Api => "API",
         };
         match address {
             Some(address) => format!("{port} port, from {address}"),
@@ -66,8 +69,8 @@ impl Port {
             (Opening::Http2, Port::Admin) => Some(Mistake::GrpcAtOtherPort),
             (Opening::Tls, _) => Some(Mistake::Tls),
             (Opening::Proxy, _) => Some(Mistake::ProxyProtocol),
-            (Opening::Http1, Port::Http | Port::Admin)
-            | (Opening::Http2, Port::Grpc | Port::Http)
+            (Opening::Http1, Port::Http | Port::Admin | Port::Api)
+            | (Opening::Http2, Port::Grpc | Port::Http | Port::Api)
             | (Opening::Unknown | Opening::Other, _) => None,
         }
     }

@@ -14,10 +14,11 @@ use tonic_health::pb::health_server::Health;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
+use super::limits::SERVICE_NAME as LIMITS;
 
 /// The names whose status is known. The empty one is the whole process; `ratelimit` is what envoyproxy/ratelimit calls
 /// itself, so configurations made for it have that name.
-const NAMES: [&str; 4] = ["", RLS, AUTHZ, "ratelimit"];
+const NAMES: [&str; 5] = ["", RLS, AUTHZ, LIMITS, "ratelimit"];
 
 /// The health of the process, as clients see it.
 #[derive(Clone, Debug)]

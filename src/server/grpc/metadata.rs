@@ -16,7 +16,7 @@ const DEGRADED: &str = "degraded";
 fn facts<'a>(decision: &'a Decision, refusal: Option<&Refusal<'a>>) -> impl Iterator<Item = (&'static str, &'a str)> {
     let (rule, limiter) = match refusal {
         Some(refusal) => (refusal.rule, refusal.limiter),
-        None => decision.tightest().map(|counted| (counted.rule, counted.limiter)).unzip(),
+        None => decision.tightest().map_or((None, None), |counted| (counted.rule, Some(counted.limiter))),
     };
     let facts = [
         ("lease", decision.lease()),

@@ -1,14 +1,14 @@
-//! The gRPC door: RLS, ext_authz, health and reflection, served directly by hyper's HTTP/2.
+//! The gRPC door: RLS, ext_authz, the API of workers, health and reflection, served directly by hyper's HTTP/2.
 //!
-//! The handlers never return a gRPC error. So a status in the *head* of a response means that the request could not be
+//! The handlers of gateways never return a gRPC error. So a status in the *head* of a response means that the request could not be
 //! read, and `refuse_unreadable` replaces it by a refusal: Envoy lets requests pass on errors.
 
 mod authz;
-mod budget;
 mod frame;
 mod generated;
+mod guarded_body;
 mod health;
-mod lease_guard;
+mod limits;
 mod metadata;
 mod rls;
 mod unary;
@@ -33,13 +33,16 @@ use tonic_health::pb::health_server::{HealthServer, SERVICE_NAME as HEALTH};
 use tower::Service as _;
 use tower::util::BoxCloneSyncService;
 
-use self::budget::{Budget, MeteredBody, TotalBudget};
 use self::frame::RefusalFrame;
 use self::generated::envoy::service::ratelimit::v3::rate_limit_service_server::SERVICE_NAME as RLS;
+pub(super) use self::guarded_body::GuardedBody;
 use self::health::HealthService;
-use self::lease_guard::{GuardedBody, HandedOutLease, LeaseGuard};
+use self::limits::{GrpcLimits, LimitsMethod, SERVICE_NAME as LIMITS};
 use self::unary::ReadError;
+use super::api::Reach;
+use super::budget::{Budget, MeteredBody, TotalBudget};
 use super::connection::{self, AcceptOptions, Activity, Port};
+use super::lease_guard::{HandedOutLease, LeaseGuard};
 use super::listen::Listener;
 use super::panics;
 use crate::server::head;
@@ -49,6 +52,8 @@ use crate::telemetry::{Door, Mistake, Reply};
 
 /// The generated messages of RLS.
 pub use self::generated::envoy as messages;
+/// The generated messages of the API of workers.
+pub use self::generated::tollgate::v1 as limits_messages;
 
 /// Envoy resets every call that timed out, so a burst of resets means a slow moment, not an attack. hyper's default of
 /// 20 would close the connection, and with it all calls that are in time.
@@ -82,27 +87,55 @@ struct Services {
     health: HealthServer<HealthService>,
     reflection: Reflection,
     reflection_alpha: Reflection,
+    limits: GrpcLimits,
     /// Whether health is reported as SERVING. `None` once the process has ended all watches.
-    serving: Mutex<Option<watch::Sender<bool>>>,
+    serving: Arc<Mutex<Option<watch::Sender<bool>>>>,
+    /// Whether RLS and ext_authz are served here.
+    serves_gateways: bool,
+    /// Whether the API of workers is served here.
+    serves_workers: bool,
     bounds: Bounds,
 }
 
 impl Grpc {
-    /// Creates the gRPC door of a service, with its current bounds. Reports the health of the service.
+    /// Creates the gRPC door of a service, with its current bounds. Reports the health of the service. Serves the API of
+    /// workers too, unless that has an address of its own.
     pub fn new(service: Arc<Service>) -> Self {
+        let serves_workers = service.current().settings.api.listen.is_none();
+        let serving = Arc::new(Mutex::new(Some(watch::Sender::new(service.health().ready()))));
+        Self::serving(service, serving, true, serves_workers)
+    }
+
+    /// The same for the API's own address: without RLS and ext_authz. It reports the same health.
+    pub(super) fn for_workers(&self) -> Self {
+        Self::serving(self.0.service.clone(), self.0.serving.clone(), false, true)
+    }
+
+    fn serving(
+        service: Arc<Service>,
+        serving: Arc<Mutex<Option<watch::Sender<bool>>>>,
+        serves_gateways: bool,
+        serves_workers: bool,
+    ) -> Self {
         let bounds = service.current().settings.bounds.clone();
-        let serving = watch::Sender::new(service.health().ready());
+        let watched = match &*lock(&serving) {
+            Some(serving) => serving.subscribe(),
+            None => watch::Sender::new(false).subscribe(),
+        };
         let rls = rls::Rls::new(service.clone());
         let authz = authz::GrpcAuthz::new(service.clone());
         let (reflection, reflection_alpha) = reflection();
         Self(Arc::new(Services {
+            limits: GrpcLimits::new(service.clone()),
             service,
             rls,
             authz,
-            health: HealthServer::new(HealthService::new(serving.subscribe())),
+            health: HealthServer::new(HealthService::new(watched)),
             reflection,
             reflection_alpha,
-            serving: Mutex::new(Some(serving)),
+            serving,
+            serves_gateways,
+            serves_workers,
             bounds,
         }))
     }
@@ -122,13 +155,13 @@ impl Grpc {
 
     /// Reports NOT_SERVING because the process is about to stop. Calls are still answered.
     pub fn set_draining(&self) {
-        self.0.service.health().set_stopping();
+        self.0.service.begin_to_stop();
         self.report(false);
     }
 
     /// Ends the streams that watch health. They have received the last status and would keep their connections open.
     pub fn end_watches(&self) {
-        *self.serving() = None;
+        *lock(&self.0.serving) = None;
     }
 
     /// Serves a listener until `stop`, and then its connections until they have finished.
@@ -148,9 +181,10 @@ impl Grpc {
             doors: doors.clone(),
             open: |doors| &doors.grpc_connections,
         };
+        let reach = Reach::of(listener.bound());
         connection::accept(listener, stop, options, |stream, _, activity| {
             let services = self.0.clone();
-            let connection_state = ConnectionState { activity: activity.clone(), budget: total.connection() };
+            let connection_state = ConnectionState { activity: activity.clone(), budget: total.connection(), reach };
             let answer = service_fn(move |request| services.answer(request, &connection_state));
             let connection = connection::drive(builder.serve_connection(TokioIo::new(stream), answer), activity);
             async move {
@@ -163,7 +197,7 @@ impl Grpc {
     }
 
     /// Answers one call without a connection, for programs that have a listener of their own. `frame` and the result are
-    /// gRPC frames; `method` is `ShouldRateLimit` or `Check`.
+    /// gRPC frames; `method` is `ShouldRateLimit`, `Check` or `Acquire`, whose errors have no frame.
     ///
     /// # Panics
     ///
@@ -178,6 +212,12 @@ impl Grpc {
         let (door, refusal, call): (Door, RefusalFrame, BoxedCall) = match method {
             "ShouldRateLimit" => (Door::Rls, rls::UNREADABLE_REFUSAL, Box::pin(self.0.clone().rls(request(RLS)))),
             "Check" => (Door::AuthzGrpc, authz::UNREADABLE_REFUSAL, Box::pin(self.0.clone().authz(request(AUTHZ)))),
+            "Acquire" => {
+                let (request, limit) = (request(LIMITS), self.0.bounds.message_bytes);
+                let answer = self.0.limits.answer(LimitsMethod::Acquire, request, Reach::Socket, limit).await;
+                let answer = self.0.reply(answer).into_body().collect().await;
+                return answer.expect("an answer is there as a whole").to_bytes();
+            }
             other => panic!("{other} is no method that decides"),
         };
         let Ok(response) = call.await;
@@ -186,20 +226,31 @@ impl Grpc {
     }
 
     fn report(&self, serving: bool) {
-        if let Some(health) = &*self.serving() {
+        if let Some(health) = &*lock(&self.0.serving) {
             health.send_replace(serving);
         }
     }
 
-    fn serving(&self) -> MutexGuard<'_, Option<watch::Sender<bool>>> {
-        self.0.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Answers a call of a connection.
+    pub(super) fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        connection_state: &ConnectionState,
+    ) -> impl Future<Output = DoorResult> + use<> {
+        self.0.answer(request, connection_state)
     }
 }
 
+fn lock(serving: &Mutex<Option<watch::Sender<bool>>>) -> MutexGuard<'_, Option<watch::Sender<bool>>> {
+    serving.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// State of a connection.
-struct ConnectionState {
-    activity: Arc<Activity>,
-    budget: Arc<Budget>,
+#[derive(Debug)]
+pub(super) struct ConnectionState {
+    pub(super) activity: Arc<Activity>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) reach: Reach,
 }
 
 /// A method of the door.
@@ -207,6 +258,7 @@ struct ConnectionState {
 enum Method {
     ShouldRateLimit,
     Check,
+    Limits(LimitsMethod),
     Health,
     Reflection,
     ReflectionAlpha,
@@ -219,6 +271,7 @@ impl Method {
         match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
             Some((RLS, "ShouldRateLimit")) => Self::ShouldRateLimit,
             Some((AUTHZ, "Check")) => Self::Check,
+            Some((LIMITS, method)) => LimitsMethod::of(method).map_or(Self::Unknown, Self::Limits),
             Some((HEALTH, _)) => Self::Health,
             Some((REFLECTION, _)) => Self::Reflection,
             Some((REFLECTION_ALPHA, _)) => Self::ReflectionAlpha,
@@ -231,7 +284,7 @@ impl Method {
         match self {
             Self::ShouldRateLimit => Some((Door::Rls, rls::UNREADABLE_REFUSAL)),
             Self::Check => Some((Door::AuthzGrpc, authz::UNREADABLE_REFUSAL)),
-            Self::Health | Self::Reflection | Self::ReflectionAlpha | Self::Unknown => None,
+            Self::Limits(_) | Self::Health | Self::Reflection | Self::ReflectionAlpha | Self::Unknown => None,
         }
     }
 }
@@ -244,13 +297,13 @@ impl Services {
         request: http::Request<Incoming>,
         connection_state: &ConnectionState,
     ) -> impl Future<Output = DoorResult> + use<> {
-        let method = Method::of(request.uri().path());
+        let method = self.served(Method::of(request.uri().path()));
         let in_flight = match method {
             Method::Health => Some(connection_state.activity.begin_long_call()),
             _ => connection_state.activity.begin(),
         };
         let call: BoxedCall = match MeteredBody::request(request, connection_state.budget.clone()) {
-            Ok(request) if in_flight.is_some() => self.call(method, request),
+            Ok(request) if in_flight.is_some() => self.call(method, request, connection_state.reach),
             Ok(_) => over_bound(),
             Err(bound) => {
                 self.service.doors().exceeded.count(bound);
@@ -260,6 +313,12 @@ impl Services {
         let services = self.clone();
         async move {
             let result = panics::catch(services.service.doors(), call).await;
+            if let Method::Limits(_) = method {
+                return Ok(match result {
+                    Some(Ok(response)) => services.reply(response),
+                    None => services.fail(Some(Door::Api)),
+                });
+            }
             Ok(match (result, method.refusal_if_unreadable()) {
                 (Some(Ok(response)), None) => response.map(|body| GuardedBody::streaming(body, in_flight)),
                 (Some(Ok(response)), Some((door, refusal))) => {
@@ -270,8 +329,22 @@ impl Services {
         }
     }
 
-    fn call(self: &Arc<Self>, method: Method, request: http::Request<MeteredBody>) -> BoxedCall {
+    /// The method, if it is served at this address.
+    fn served(&self, method: Method) -> Method {
         match method {
+            Method::ShouldRateLimit | Method::Check if !self.serves_gateways => Method::Unknown,
+            Method::Limits(_) if !self.serves_workers => Method::Unknown,
+            method => method,
+        }
+    }
+
+    fn call(self: &Arc<Self>, method: Method, request: http::Request<MeteredBody>, reach: Reach) -> BoxedCall {
+        match method {
+            Method::Limits(method) => {
+                let services = self.clone();
+                let limit = self.bounds.message_bytes;
+                Box::pin(async move { Ok(services.limits.answer(method, request, reach, limit).await) })
+            }
             Method::ShouldRateLimit => Box::pin(self.clone().rls(request)),
             Method::Check => Box::pin(self.clone().authz(request)),
             Method::Health => self.health.clone().call(request),

@@ -18,8 +18,8 @@ use hyper::body::{Body as HttpBody, Frame};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::lease_guard::HandedOutLease;
 use crate::server::headers::clean;
+use crate::server::lease_guard::HandedOutLease;
 
 /// Bytes of the flag and the length.
 const FRAME_HEAD_BYTES: usize = 5;

@@ -56,7 +56,7 @@ pub enum SnapshotError {
         moved_to: PathBuf,
     },
     /// Another version of tollgate wrote it.
-    #[error("{path} has version {found} and this tollgate reads {SNAPSHOT_VERSION}; nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
+    #[error("{path} has version {found} and this tollgate reads at most {SNAPSHOT_VERSION}; nothing was loaded from it, and it was moved to {moved_to}", path = path.display(), moved_to = moved_to.display())]
     Version {
         /// The file.
         path: PathBuf,

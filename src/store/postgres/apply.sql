@@ -130,7 +130,12 @@ BEGIN
     IF kind = 1 THEN
         unit := shape[4];
         drain := shape[5];
-        IF moment = stamp AND b = unit THEN
+        IF reset < 0 THEN
+            IF moment <> stamp OR b <> unit OR (a + drain - 1) / drain <> -1 - reset THEN
+                RETURN;
+            END IF;
+            owed := units;
+        ELSIF moment = stamp AND b = unit THEN
             owed := units;
         ELSE
             before := greatest(greatest(reset - 1, 0) * drain - units, 0);
@@ -452,12 +457,12 @@ $body$;
 --   program    the plans:
 --                plan    refused (and 2 with holds), index of its lease, numbers of changes, undos and groups; with
 --                        holds the number of their changes; then changes, changes of holds, undos and groups
---                change  counter, index of the lease, microseconds to renew it for, -1 to release it, or -2 to renew it for
---                        its own length
+--                change  counter, index of the lease, microseconds to renew it for, -1 to release it, -2 to renew it for
+--                        its own length, or -9 to look at it
 --                change of a hold   counter, shape, index of the lease; 0 to settle as charged, 1 to settle, 2 to renew
 --                        for its own length, 3 to renew; units or microseconds
---                undo    counter, shape, what was charged, time of the charge, reset reported with it; with holds whether
---                        it may be held
+--                undo    counter, shape, what was charged, time of the charge, reset reported with it, or -1 - reset if
+--                        it is taken back only where nothing was charged since; with holds whether it may be held
 --                group   number of checks, then those
 --                check   counter, shape; with holds 0, or 1 to look at them, 2 to report them, 3 to hold; the length of
 --                        the hold, and whether it is given back at its end
@@ -466,7 +471,8 @@ $body$;
 --
 -- A shape:
 --
---    1 kind      2 maximum units    3 to 7 parameters    8 room needed, -1 for none    9 whether it can never fit
+--    1 kind      2 maximum units    3 to 7 parameters, of a bucket capacity, unit, drain, and the levels that may be
+--    granted ahead     8 room needed, -1 for none    9 whether it can never fit
 --   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
 --   13 refund   14 shadow   15 always denied
 --
@@ -653,7 +659,12 @@ BEGIN
             next := next + 3;
             fate := 2;
             IF kinds[i] = 5 THEN
-                IF wait = -1 THEN
+                IF wait = -9 THEN
+                    SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
+                    IF FOUND THEN
+                        fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
+                    END IF;
+                ELSIF wait = -1 THEN
                     DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
                     IF FOUND THEN
                         fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
@@ -863,7 +874,8 @@ BEGIN
                         END IF;
                         wait := 0;
                         IF room >= 0 THEN
-                            owed := level + room * unit - most * unit;
+                            -- What is granted ahead may be beyond the limit.
+                            owed := level + room * unit - most * unit - shapes[s + 6];
                             IF owed > 0 THEN
                                 wait := (least(owed, lasts) + drain - 1) / drain;
                             END IF;

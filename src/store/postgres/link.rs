@@ -115,7 +115,7 @@ impl Link {
         }
     }
 
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.shared.load(Ordering::Relaxed)
     }
 

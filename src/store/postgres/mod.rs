@@ -14,6 +14,7 @@
 //! set up, remains usable for the next caller.
 
 mod error;
+mod hints;
 mod link;
 mod migrate;
 mod names;
@@ -38,6 +39,7 @@ use tokio_postgres::types::{FromSqlOwned, Type};
 use tokio_postgres::{Error, Row};
 
 use self::error::with_causes;
+use self::hints::HintChannel;
 use self::link::{Connector, Link, Parameter};
 pub use self::migrate::{MigrateError, Migrated};
 use self::names::SchemaNames;
@@ -45,7 +47,7 @@ use self::settings::ParsedSettings;
 pub use self::settings::{PostgresSettings, PostgresSettingsError};
 use self::wire::{ApplyAnswer, ApplyArguments, Uuid, bigint};
 use super::remedy::with_remedy;
-use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock, process_id};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, HearText, StoreClock, process_id};
 use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
 use crate::limiter::{Alignment, FixedWindow, Limit};
@@ -95,6 +97,7 @@ pub struct Postgres {
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
+    hints: HintChannel,
 }
 
 /// The connection pool with the statements of the store, shared by its tasks.
@@ -146,6 +149,7 @@ impl Postgres {
         };
         let warnings = Arc::new(Warnings::of(name));
         let link = Arc::new(Link::new(settings, shared, warnings.clone()));
+        let hints = HintChannel::new(&names, config.clone(), tls.clone(), link.clone());
         let connector = Connector { link: link.clone(), tls };
         let manager =
             Manager::from_connect(config, connector, ManagerConfig { recycling_method: RecyclingMethod::Fast });
@@ -166,7 +170,7 @@ impl Postgres {
         if settings.sweep {
             tasks.push(tokio::spawn(sweep_periodically(pool.clone())));
         }
-        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default() })
+        Ok(Self { pool, tasks, clock: None, server_clock: StoreClock::default(), hints })
     }
 
     /// Decides by this clock instead of the server's own, for tests. It is read once for each call; sweeps follow the
@@ -304,6 +308,14 @@ impl Backend for Postgres {
 
     async fn forget(&self, counter: CounterName) -> Result<bool, Fault> {
         detached(self.pool.clone(), move |pool| async move { pool.forget(counter).await }).await
+    }
+
+    async fn publish(&self, message: String) {
+        self.hints.publish(message).await;
+    }
+
+    async fn listen(&self, hear: HearText) {
+        self.hints.listen(hear).await;
     }
 
     async fn probe(&self) -> Result<(), Fault> {

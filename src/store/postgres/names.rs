@@ -18,6 +18,13 @@ impl SchemaNames {
         &self.schema
     }
 
+    /// The name of the channel of hints, unquoted.
+    pub(super) fn channel(&self) -> String {
+        let Self { schema, prefix } = self;
+        // PostgreSQL cuts longer names, and refuses longer channels.
+        format!("{schema}.{prefix}hints").chars().take(63).collect()
+    }
+
     /// The quoted name of a table, index or function, with its schema where SQL takes one.
     pub(super) fn of(&self, object: &str) -> String {
         let Self { schema, prefix } = self;

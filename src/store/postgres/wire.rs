@@ -118,6 +118,7 @@ impl PlanEncoder {
                 LeaseAction::Release => -1,
                 LeaseAction::Renew(length) => bigint(length),
                 LeaseAction::RenewOwn => -2,
+                LeaseAction::Look => -9,
             };
             self.put([counter, lease, renewal]);
         }
@@ -141,7 +142,9 @@ impl PlanEncoder {
                 _ => MAX_EXACT_INTEGER,
             };
             let charged = bigint(undo.charged.min(MAX_EXACT_INTEGER));
-            self.put([counter, shape, charged, bigint(undo.at.micros()), bigint(undo.reset.min(max_reset))]);
+            let reset = bigint(undo.reset.min(max_reset));
+            let reset = if undo.only_if_last { -1 - reset } else { reset };
+            self.put([counter, shape, charged, bigint(undo.at.micros()), reset]);
             if holds {
                 self.put([undo.holds.into()]);
             }
@@ -270,6 +273,7 @@ fn shape_of_limit(limit: &Limit, at: Timestamp) -> ShapeNumbers {
         Limit::TokenBucket(bucket) => {
             shape[0] = 1;
             (shape[2], shape[3], shape[4]) = (bigint(bucket.capacity()), bigint(bucket.unit()), bigint(bucket.drain()));
+            shape[5] = bigint(bucket.levels_ahead());
         }
         Limit::SlidingWindow(window) => {
             shape[0] = 2;

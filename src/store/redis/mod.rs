@@ -13,6 +13,7 @@ mod cluster;
 mod connection;
 mod dial;
 mod hash_slot;
+mod hints;
 mod product;
 mod sentinel;
 mod settings;
@@ -29,11 +30,12 @@ use self::cluster::Cluster;
 use self::connection::{RedisConnection, ServerChoice};
 use self::dial::Dial;
 use self::hash_slot::hash_slot;
+use self::hints::HintChannel;
 use self::sentinel::Sentinels;
 pub use self::settings::{Address, Credentials, RedisSettings, Topology};
 use self::takeovers::Takeovers;
 use self::wire::{CommandError, Keys, Reply, ScriptRef};
-use super::shared::{Backend, CALENDAR_ATTEMPTS, StoreClock};
+use super::shared::{Backend, CALENDAR_ATTEMPTS, HearText, StoreClock};
 use super::warnings::Warnings;
 use crate::clock::{Clock, Timestamp};
 use crate::plan::{Applied, CounterName, Fault, Plan};
@@ -52,6 +54,7 @@ pub struct Redis {
     /// Replaces the server's own clock, in tests.
     clock: Option<Arc<dyn Clock>>,
     server_clock: StoreClock,
+    hints: HintChannel,
 }
 
 /// The connections to one server, or to the nodes of a cluster.
@@ -80,6 +83,7 @@ impl Redis {
         let warnings = Arc::new(Warnings::of(name));
         let tls = settings.tls.as_ref().map(TlsClient::new).transpose()?;
         let dial = Dial::new(settings, &settings.credentials, settings.db, tls.clone());
+        let tls_of_hints = tls.clone();
         let takeovers = Takeovers::default();
         let single =
             |server| Servers::Single(RedisConnection::open(server, dial.clone(), warnings.clone(), takeovers.clone()));
@@ -101,6 +105,7 @@ impl Redis {
             warnings,
             clock: None,
             server_clock: StoreClock::default(),
+            hints: HintChannel::new(settings, dial, tls_of_hints),
         })
     }
 
@@ -242,6 +247,19 @@ impl Backend for Redis {
             Ok(_) => Err(Fault::Script),
             Err(error) => Err(self.warn(&error)),
         }
+    }
+
+    async fn publish(&self, message: String) {
+        if self.hints.is_allowed() {
+            let cmd = redis::cmd("PUBLISH").arg(self.hints.channel()).arg(message).take();
+            if let Err(error) = self.send(0, &cmd).await {
+                self.hints.note(&error.text);
+            }
+        }
+    }
+
+    async fn listen(&self, hear: HearText) {
+        self.hints.listen(hear).await;
     }
 
     /// Writes a key that holds no counter: only a write shows that writes are accepted.

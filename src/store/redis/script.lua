@@ -13,11 +13,11 @@
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
 --             first call with it
 --             '<H' the number of changes of holds, with holds
---             '<BHdc16' a change: 0 to release, 1 to renew, 2 to renew by its own length; key, duration, lease
+--             '<BHdc16' a change: 0 to release, 1 to renew, 2 to renew by its own length, 4 to look; key, duration, lease
 --             '<HHHBdc16' a change of a hold: shape, key, key of its holds; 0 to settle as charged, 1 to settle, 2 to
 --             renew by its own length, 3 to renew; units or duration, lease
---             '<HHdd' an undo: shape, key, time of the charge, reset reported with it; with holds '<H' the key of its
---             holds, or 0
+--             '<HHdd' an undo: shape, key, time of the charge, reset reported with it, or -1 - reset if it is taken back
+--             only where nothing was charged since; with holds '<H' the key of its holds, or 0
 --             '<H' a group: checks, each '<HH' shape, key; with holds '<HHHH', then the key of its holds and a shape of
 --             holds, or 0 and 0
 --
@@ -211,6 +211,11 @@ local function others()
   -- `when` is the moment of the undo.
   function bucket.undo(shape, state, at, reset, _, when)
     local charged, drain = shape[4], shape[11]
+    if reset < 0 then
+      local last = state.at == at and state.unit == shape[10] and ceil(state.level / drain) == -1 - reset
+      if last then give_back(shape, state, charged) end
+      return last
+    end
     if state.at == at and state.unit == shape[10] then
       give_back(shape, state, charged, when)
       return true
@@ -657,11 +662,16 @@ local function others()
     call('ZREM', state.by_start, id)
   end
 
-  local function release(state, id)
+  local function status(state, id)
     local ends = call('ZSCORE', state.by_end, id)
     if not ends then return 2 end
-    remove(state, id)
     return tonumber(ends) > now and 0 or 1
+  end
+
+  local function release(state, id)
+    local fate = status(state, id)
+    if fate < 2 then remove(state, id) end
+    return fate
   end
 
   local function renew(state, id, length)
@@ -1018,12 +1028,14 @@ local function others()
       local state = leases.read(change.number)
       local wrote = leases.correct(nil, state)
       local fate
-      if change.renew > 0 then
+      if change.renew == 4 then
+        fate = status(state, change.lease)
+      elseif change.renew > 0 then
         fate = renew(state, change.lease, change.renew == 1 and change.length)
       else
         fate = release(state, change.lease)
       end
-      if wrote or fate == 0 then leases.write(nil, state) end
+      if wrote or (fate == 0 and change.renew ~= 4) then leases.write(nil, state) end
       out[#out + 1] = fate
     end
     for _, change in ipairs(hold_changes) do

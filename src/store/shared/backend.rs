@@ -1,6 +1,7 @@
 //! The interface to a store outside this process, which executes a batch of plans in one round trip.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -52,6 +53,17 @@ pub trait Backend: Send + Sync + 'static {
     /// The reason why it does not.
     fn probe(&self) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Sends a text to all instances that listen, this one included, if the store can do that. Nothing depends on it.
+    fn publish(&self, _message: String) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
+    /// Passes on the texts of all instances, over a connection of its own, until it is dropped. Returns where the store
+    /// cannot do that.
+    fn listen(&self, _hear: HearText) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// Opens what calls need, such as connections and statements, so that the first calls do not wait for them.
     ///
     /// # Errors
@@ -83,6 +95,9 @@ pub trait Backend: Send + Sync + 'static {
     }
 }
 
+/// Takes a text that an instance sent through the store.
+pub type HearText = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// A boxed future: one allocation for each call, which carries a whole batch.
 pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -94,6 +109,8 @@ pub(super) trait DynBackend: Send + Sync {
     fn takeovers(&self) -> Option<watch::Receiver<()>>;
     fn forget(&self, counter: CounterName) -> BoxFuture<'_, Result<bool, Fault>>;
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>>;
+    fn publish(&self, message: String) -> BoxFuture<'_, ()>;
+    fn listen(&self, hear: HearText) -> BoxFuture<'_, ()>;
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>>;
     fn lanes(&self) -> usize;
     fn lane(&self, plan: &Plan) -> usize;
@@ -123,6 +140,14 @@ impl<B: Backend> DynBackend for B {
 
     fn probe(&self) -> BoxFuture<'_, Result<(), Fault>> {
         Box::pin(Backend::probe(self))
+    }
+
+    fn publish(&self, message: String) -> BoxFuture<'_, ()> {
+        Box::pin(Backend::publish(self, message))
+    }
+
+    fn listen(&self, hear: HearText) -> BoxFuture<'_, ()> {
+        Box::pin(Backend::listen(self, hear))
     }
 
     fn warm_up(&self) -> BoxFuture<'_, Result<(), String>> {

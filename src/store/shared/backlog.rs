@@ -351,6 +351,7 @@ impl Backlog {
     pub(super) fn change_slots(&self, plan: &Plan) {
         for change in &plan.changes {
             match change.action {
+                LeaseAction::Look => {}
                 LeaseAction::Release => self.cancel_slot(change.counter, change.lease),
                 LeaseAction::Renew(_) | LeaseAction::RenewOwn => {
                     let mut state = self.owed.lock();

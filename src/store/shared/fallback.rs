@@ -48,7 +48,8 @@ impl Fallback {
             applied.statuses = self.change(queue, plan, memory, now);
         }
         let mut checks_by_policy = [0; 3];
-        let mut decision = PolicyDecision { checks: SmallVec::new(), lease: plan.lease, at: now };
+        let mut decision =
+            PolicyDecision { checks: SmallVec::new(), lease: plan.lease, named: plan.has_named_lease(), at: now };
         for group in plan.groups() {
             let denies =
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);

@@ -82,7 +82,7 @@ async fn taken_over(takeovers: &mut Option<watch::Receiver<()>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Waits until a moment, if there is one.

@@ -337,8 +337,10 @@ impl QueueInner {
             return Plan { undos: undos.collect(), ..Plan::default() };
         }
         let mut taken = Plan::default();
-        for (check, _) in charged.filter(|(_, outcome)| outcome.charged > 0 || outcome.held > 0) {
-            giving_back(check, plan.lease, &mut taken);
+        if !plan.has_named_lease() {
+            for (check, _) in charged.filter(|(_, outcome)| outcome.charged > 0 || outcome.held > 0) {
+                giving_back(check, plan.lease, &mut taken);
+            }
         }
         taken
     }
@@ -495,7 +497,9 @@ async fn execute_batch(inner: Arc<QueueInner>, lane: usize, batch: Vec<QueuedPla
 /// The plan that gives back the slots and holds that a plan of unknown fate may have taken, for one that nobody waits for.
 fn giving_all_back(plan: &Plan) -> Plan {
     let mut taken = Plan::default();
-    plan.checks.iter().for_each(|check| giving_back(check, plan.lease, &mut taken));
+    if !plan.has_named_lease() {
+        plan.checks.iter().for_each(|check| giving_back(check, plan.lease, &mut taken));
+    }
     taken
 }
 

@@ -6,6 +6,7 @@ mod backlog;
 mod breaker;
 mod fallback;
 mod hand_over;
+mod hints;
 mod lane;
 mod metrics;
 mod owed;
@@ -22,9 +23,11 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use self::backend::Backend;
+pub use self::backend::{Backend, HearText};
 use self::backlog::Backlog;
 use self::fallback::Fallback;
+pub(crate) use self::hints::HearHint;
+use self::hints::Hints;
 pub use self::lane::QueueSettings;
 pub use self::metrics::{DropReason, StoreObserver, Wrapper};
 use self::owed::is_owed_check;
@@ -86,6 +89,7 @@ pub struct SharedStore {
     refusal_cache: Option<RefusalCache>,
     quota_leases: Option<QuotaLeases>,
     fallback: Fallback,
+    hints: Hints,
     /// When a difference of the clocks was last logged.
     last_clock_warning: Mutex<Option<Instant>>,
 }
@@ -110,7 +114,8 @@ impl SharedStore {
         let refusal_cache = settings.refusal_cache.map(RefusalCache::new);
         let quota_leases = settings.quota_lease.map(QuotaLeases::new);
         let fallback = Fallback::new(settings.instances);
-        Self { queue, settings, refusal_cache, quota_leases, fallback, last_clock_warning: Mutex::new(None) }
+        let (hints, last_clock_warning) = (Hints::new(), Mutex::new(None));
+        Self { queue, settings, refusal_cache, quota_leases, fallback, hints, last_clock_warning }
     }
 
     /// Its name, for the log.
@@ -269,6 +274,27 @@ impl SharedStore {
             self.post(plan);
         }
         self.fallback.sweep(now);
+        self.hints.sweep();
+    }
+
+    /// Sends the hints of other instances here.
+    pub(super) fn hear_hints(&self, hear: HearHint) {
+        self.hints.hear(hear);
+    }
+
+    /// Listens to the hints of other instances from now on.
+    pub(super) fn listen_to_hints(&self) {
+        self.hints.listen(&self.queue);
+    }
+
+    /// Says to other instances that a caller waits for a counter.
+    pub(super) fn hint_wanted(&self, counter: CounterName) {
+        self.hints.want(&self.queue, counter);
+    }
+
+    /// Says to other instances that something of a counter was given back.
+    pub(super) fn hint_freed(&self, counter: CounterName) {
+        self.hints.free(&self.queue, counter);
     }
 }
 

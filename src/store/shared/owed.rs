@@ -68,6 +68,7 @@ pub(super) fn useful_for(plan: &Plan, now: Timestamp) -> Duration {
         LeaseAction::Release => RELEASE_RETENTION,
         LeaseAction::Renew(length) => Duration::from_micros(length),
         LeaseAction::RenewOwn => RENEWAL_RETENTION,
+        LeaseAction::Look => Duration::ZERO,
     });
     let holds = plan.holds.iter().map(|change| match change.action {
         HoldAction::Settle(_) => HOLD_RETENTION,
@@ -93,6 +94,7 @@ pub(super) fn remaining(plan: &Plan, made: Timestamp, waited: Duration) -> Plan 
     let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
     plan.changes.retain(|change| match &mut change.action {
         LeaseAction::Release | LeaseAction::RenewOwn => true,
+        LeaseAction::Look => false,
         LeaseAction::Renew(length) => {
             *length = length.saturating_sub(micros);
             *length > 0

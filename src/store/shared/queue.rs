@@ -20,9 +20,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::backend::Backend;
+use super::backend::{Backend, HearText};
 use super::backlog::Backlog;
 use super::hand_over::hand_over;
 use super::lane::{CallerKind, Lanes, QueueInner, QueueSettings};
@@ -57,6 +58,21 @@ impl Queue {
     /// The deadline of a decision that begins now.
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.inner.settings.timeout
+    }
+
+    /// Sends a text to all instances after a while, without waiting for it.
+    pub(super) fn publish(&self, message: String, after: Duration) {
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            inner.backend.publish(message).await;
+        });
+    }
+
+    /// Passes on the texts of all instances, in a task of its own.
+    pub(super) fn listen(&self, hear: HearText) -> JoinHandle<()> {
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.backend.listen(hear).await })
     }
 
     /// Executes a plan on the store.

@@ -229,7 +229,16 @@ impl QuotaBlock {
     /// The undo of the unused units, if there are any.
     fn undo_unused(&self, counter: CounterName) -> Option<Undo> {
         let &Self { store, limit, unused, charged_at: at, outcome: Outcome { reset, .. }, .. } = self;
-        (unused > 0).then_some(Undo { counter, store, limit, charged: self.charged(unused), at, reset, holds: false })
+        (unused > 0).then_some(Undo {
+            counter,
+            store,
+            limit,
+            charged: self.charged(unused),
+            at,
+            reset,
+            only_if_last: false,
+            holds: false,
+        })
     }
 
     /// What these units of the block added to the counter.
@@ -246,7 +255,11 @@ fn leasable_check(plan: &Plan) -> Option<&Check> {
     let [check] = plan.checks.as_slice() else { return None };
     let no_changes = plan.changes.is_empty() && plan.holds.is_empty() && plan.undos.is_empty();
     let only_this = no_changes && !plan.refused;
-    let right_limit = matches!(check.limit, Limit::TokenBucket(_) | Limit::FixedWindow(_));
+    let right_limit = match &check.limit {
+        // What is granted ahead is granted in order over all instances.
+        Limit::TokenBucket(bucket) => !bucket.grants_ahead(),
+        limit => matches!(limit, Limit::FixedWindow(_)),
+    };
     let needs_its_charge = check.needs == Needs { fits: check.charges.admitted, ..Needs::default() };
     let plain = check.refund == 0 && !check.shadow && !check.always_denied && check.charges.admitted > 0;
     let charges_on_admission = check.charges.passed == 0 && check.charges.refused == 0;

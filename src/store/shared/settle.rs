@@ -36,6 +36,8 @@ impl From<Fault> for Unanswered {
 pub(super) struct PolicyDecision {
     pub(super) checks: SmallVec<[DecidedCheck; 3]>,
     pub(super) lease: LeaseId,
+    /// Whether the caller finds the lease again by its name.
+    pub(super) named: bool,
     pub(super) at: Timestamp,
 }
 
@@ -74,7 +76,7 @@ impl QueueInner {
 
     /// Adds what the fallback charged to the backlog, where it waits to be settled.
     fn expect(&self, decision: &mut PolicyDecision) {
-        let PolicyDecision { checks, lease, at } = decision;
+        let PolicyDecision { checks, lease, at, .. } = decision;
         for DecidedCheck { check, units, counted } in checks.iter_mut().filter(|decided| decided.units > 0) {
             let dropped = match &check.limit {
                 Limit::Concurrency(slots) => self.backlog().expect_slot(check, *lease, slots),
@@ -100,7 +102,7 @@ impl QueueInner {
                 continue;
             }
             let held = units > 0 && self.backlog().settle_slot(check.counter, decision.lease, in_store);
-            if check.takes_slot() && may_be_in_store && !held {
+            if check.takes_slot() && may_be_in_store && !held && !decision.named {
                 self.owe(releasing(check.store, check.counter, decision.lease), false);
             }
         }

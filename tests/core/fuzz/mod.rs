@@ -53,6 +53,11 @@ fn a_snapshot_is_read_whole_or_not_at_all() {
     fuzz("snapshot", &[], targets::snapshot::run, 5_000);
 }
 
+#[test]
+fn a_call_of_a_worker_is_answered_and_what_makes_no_sense_charges_nothing() {
+    fuzz("workers", &[], targets::workers::run, 10_000);
+}
+
 /// The longest input, in bytes.
 const LONGEST: usize = 32 << 10;
 

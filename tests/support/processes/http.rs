@@ -14,12 +14,25 @@ pub struct Ask {
     target: String,
     headers: Vec<(String, String)>,
     body: String,
+    /// The header `host`.
+    host: &'static str,
 }
 
 impl Ask {
     /// A request with this method and target, sent as they are.
     pub fn new(method: &str, target: &str) -> Self {
-        Self { method: method.to_owned(), target: target.to_owned(), headers: Vec::new(), body: String::new() }
+        Self {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: String::new(),
+            host: "gateway.test",
+        }
+    }
+
+    /// Names the server by its loopback address, as programs on its machine do.
+    pub fn loopback(self) -> Self {
+        Self { host: "127.0.0.1", ..self }
     }
 
     /// A `GET`.
@@ -67,7 +80,7 @@ impl Ask {
     fn begin_on(&self, mut stream: TcpStream) -> io::Result<TcpStream> {
         stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         let mut head =
-            format!("{} {} HTTP/1.1\r\nhost: gateway.test\r\nconnection: close\r\n", self.method, self.target);
+            format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.target, self.host);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

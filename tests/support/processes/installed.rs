@@ -66,6 +66,13 @@ pub fn redis_6() -> Option<PathBuf> {
     found("Redis 6.2", named.or_else(local))
 }
 
+/// schemathesis: `TOLLGATE_SCHEMATHESIS`, else from `PATH`, else the one in the project's virtual environment.
+pub fn schemathesis() -> Option<PathBuf> {
+    let named = env::var_os("TOLLGATE_SCHEMATHESIS").map(PathBuf::from);
+    let local = || Some(project().join(".venv/bin/schemathesis")).filter(|path| path.exists());
+    found("schemathesis", named.or_else(|| on_path("schemathesis")).or_else(local))
+}
+
 /// twemproxy, which Debian keeps off the `PATH` of users.
 pub fn twemproxy() -> Option<PathBuf> {
     let system = || Some(PathBuf::from("/usr/sbin/nutcracker")).filter(|path| path.exists());

@@ -24,8 +24,13 @@ const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_tollgate");
 impl Tollgate {
     /// Serves this configuration, whose ports 8081 (gRPC) and 8080 (HTTP) are replaced.
     pub fn start(toml: &str, ports: &Ports) -> Self {
+        Self::start_file("tollgate.toml", toml, ports)
+    }
+
+    /// Serves a configuration in a file of this name.
+    pub fn start_file(name: &str, toml: &str, ports: &Ports) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let file = directory.path().join("tollgate.toml");
+        let file = directory.path().join(name);
         fs::write(&file, ports.rewrite(toml)).expect("a file in the test's directory");
         let mut command = Command::new(BINARY.expect("cargo sets it for tests and benches"));
         command.arg("serve").arg("--config").arg(&file).current_dir(directory.path());

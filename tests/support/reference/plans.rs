@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
-use tollgate::limiter::{Alignment, Holds, LeaseId, Lost, OnStoreError, State};
+use tollgate::limiter::{Alignment, Holds, LeaseId, Limit, Lost, OnStoreError, State};
 use tollgate::plan::{
     Applied, Charges, Check, CounterName, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan,
     StateCell, advance, change_hold, change_lease, undo,
@@ -107,12 +107,15 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
     let holds = if scope.holds { 0..4_usize } else { 0..1 };
     let changes = (vec(change(), changes), vec(hold_change(scope), holds));
     let plan = (vec(group(scope), groups), changes, rare(scope.every_verdict, 12));
-    vec((moves(scope.backwards), plan), count).prop_map(|plans| {
+    vec((moves(scope.backwards), plan), count).prop_map(move |plans| {
         let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, (mut changes, holds), refused)))| {
             let mut plan = Plan { refused, lease: LeaseId(number as u128), ..Plan::default() };
             for group in groups {
                 plan.checks.extend(group);
                 plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
+            }
+            if scope.changing {
+                grant_ahead(&mut plan, number);
             }
             for (back, change) in &mut changes {
                 change.lease = LeaseId(number.saturating_sub(*back) as u128);
@@ -126,6 +129,16 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
         });
         numbered.collect()
     })
+}
+
+/// Lets some checks of buckets pass a while before they fit, up to ten seconds.
+fn grant_ahead(plan: &mut Plan, number: usize) {
+    for (index, check) in plan.checks.iter_mut().enumerate().filter(|(index, _)| (number + index).is_multiple_of(3)) {
+        if let Limit::TokenBucket(bucket) = check.limit {
+            let micros = u32::try_from((number + 3 * index) % 41 * 250_000).expect("it is a few seconds");
+            check.limit = Limit::TokenBucket(bucket.granting_ahead(micros));
+        }
+    }
 }
 
 /// Mostly small steps forwards; sometimes none, one across a boundary, a long one, or one back.
@@ -247,6 +260,7 @@ fn change() -> impl Strategy<Value = (usize, LeaseChange)> {
         3 => Just(LeaseAction::Release),
         1 => (1..9 * SECOND).prop_map(LeaseAction::Renew),
         1 => Just(LeaseAction::RenewOwn),
+        1 => Just(LeaseAction::Look),
     ];
     (0..12_usize, prop::sample::select(slots), action).prop_map(|(back, counter, action)| {
         (back, LeaseChange { counter: counter.name, store: counter.store, lease: LeaseId::default(), action })

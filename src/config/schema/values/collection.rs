@@ -48,6 +48,37 @@ impl<T: Decode> Decode for List<T> {
     }
 }
 
+/// One value, or a list of one or two.
+#[derive(Clone, Debug)]
+pub(crate) struct OneOrTwo<T>(pub Vec<Located<T>>);
+
+impl<T: Decode> Decode for OneOrTwo<T> {
+    const SECRET: bool = T::SECRET;
+
+    fn expected() -> String {
+        format!("{}, or a list of two", T::expected())
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        let Value::List(items) = &node.value else {
+            let value = T::decode(node, location, problems)?;
+            return Some(Self(vec![Located { value, location: location.clone() }]));
+        };
+        if items.is_empty() || items.len() > 2 {
+            let count = format!("has {} items, expected one or two", items.len());
+            problems.error(location.position, &location.path, count);
+            return None;
+        }
+        let items = items.iter().enumerate();
+        let items =
+            items.filter_map(|(index, item)| match field(item, format!("{}[{index}]", location.path), problems) {
+                Field::Given(value) => Some(value),
+                Field::Absent | Field::Invalid => None,
+            });
+        Some(Self(items.collect()))
+    }
+}
+
 /// Checks that a text can be a name, which appears in headers and on lines of the log.
 pub(crate) fn name(text: &str) -> Result<(), &'static str> {
     match text {

@@ -113,6 +113,28 @@ impl Decode for Seconds {
     }
 }
 
+/// A duration that may be zero, or a bare number of seconds as in rate-sync files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Wait(pub Duration);
+
+impl Decode for Wait {
+    fn expected() -> String {
+        Seconds::expected()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match number(node) {
+            Some(number) if number.float == 0.0 => Some(Wait(Duration::ZERO)),
+            Some(number) if number.float < 0.0 => {
+                problems.refuse(location, "expected zero or more");
+                None
+            }
+            Some(_) => Seconds::decode(node, location, problems).map(|seconds| Wait(seconds.0)),
+            None => Pause::decode(node, location, problems).map(|pause| Wait(pause.0)),
+        }
+    }
+}
+
 /// A duration, or `"off"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SpanOrOff(pub Option<Duration>);
@@ -131,5 +153,16 @@ impl Decode for SpanOrOff {
             }
             _ => Span::decode(node, location, problems).map(|span| SpanOrOff(Some(span.0))),
         }
+    }
+}
+
+/// Formats a duration as an integer of the largest possible unit.
+pub(in crate::config) fn shown_duration(duration: Duration) -> String {
+    let micros = duration.as_micros();
+    let units: [(u128, &str); 5] =
+        [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
+    match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", micros / unit),
+        None => format!("{micros}us"),
     }
 }

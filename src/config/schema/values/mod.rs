@@ -6,10 +6,10 @@ mod number;
 mod size;
 mod text;
 
-pub(in crate::config) use self::collection::{ByName, Item, List, name};
+pub(in crate::config) use self::collection::{ByName, Item, List, OneOrTwo, name};
 #[cfg(feature = "server")]
 pub(super) use self::duration::SPAN_PATTERN;
-pub(in crate::config) use self::duration::{Pause, Seconds, Span, SpanOrOff};
+pub(in crate::config) use self::duration::{Pause, Seconds, Span, SpanOrOff, Wait, shown_duration};
 pub(in crate::config) use self::number::{
     Amount, Checks, Connections, Count, Descriptors, Entries, HeaderCount, IgnoredNumber, Lines, Percent, Positive,
     PrefixLength, Status, Streams, Units,

@@ -14,10 +14,10 @@ use tonic::body::Body;
 use self::borrowed::BorrowedCheck;
 use self::decoded::DecodedCheck;
 use super::frame::RefusalFrame;
-use super::lease_guard::HandedOutLease;
 use super::unary;
 use super::wire::MessageWriter;
 use crate::server::ext_authz::{AuthzRequest, descriptor_request, is_grpc};
+use crate::server::lease_guard::HandedOutLease;
 use crate::service::Service;
 use crate::telemetry::Door;
 

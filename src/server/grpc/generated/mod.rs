@@ -42,3 +42,9 @@ pub mod envoy {
         }
     }
 }
+
+pub(super) mod tollgate {
+    pub mod v1 {
+        include!("tollgate.v1.rs");
+    }
+}

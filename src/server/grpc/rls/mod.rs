@@ -14,9 +14,9 @@ use tonic::body::Body;
 use super::frame::{RefusalFrame, frame};
 use super::generated::envoy::service::ratelimit::v3::rate_limit_response::Code;
 use super::generated::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use super::lease_guard::HandedOutLease;
 use super::unary;
 use super::wire::MessageWriter;
+use crate::server::lease_guard::HandedOutLease;
 use crate::service::Service;
 use crate::telemetry::Door;
 

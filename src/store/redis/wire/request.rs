@@ -149,6 +149,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
             LeaseAction::Release => (0, 0),
             LeaseAction::Renew(length) => (1, length),
             LeaseAction::RenewOwn => (2, 0),
+            LeaseAction::Look => (4, 0),
         };
         program.push(renew);
         put_u16(program, counters.next());
@@ -173,7 +174,9 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         put_u16(program, shapes.of_undo(undo));
         put_u16(program, counters.next());
         put_f64(program, undo.at.micros());
-        put_f64(program, undo.reset);
+        // A negative one stands for a charge that is taken back only if it is the last.
+        let reset = undo.reset as f64;
+        program.extend_from_slice(&if undo.only_if_last { -1.0 - reset } else { reset }.to_le_bytes());
         if holds {
             put_u16(program, if undo.holds { counters.next() } else { 0 });
         }

@@ -119,7 +119,11 @@ fn room(check: &Check, holds: u32, units: impl Fn(u32) -> u64) -> f64 {
         (_, one_left) if fits > 0 || one_left => units(fits.max(one_left.into())),
         (_, _) => return ROOM_ALWAYS,
     };
-    units as f64
+    match &check.limit {
+        // What is granted ahead may be beyond the limit: less room than none is needed.
+        Limit::TokenBucket(bucket) if units != ROOM_NEVER => units as f64 - bucket.levels_ahead() as f64,
+        _ => units as f64,
+    }
 }
 
 /// The two-byte code of a unit m * 10^e with m below 4096 and e below 16, or 0 for any other unit.

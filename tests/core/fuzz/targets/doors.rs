@@ -56,13 +56,15 @@ impl Doors {
 
     /// The response of the gRPC door to a message.
     pub fn call(&self, method: &str, message: &[u8]) -> Bytes {
-        let mut frame = BytesMut::with_capacity(5 + message.len());
-        frame.put_u8(0);
-        frame.put_u32(u32::try_from(message.len()).expect("it is short"));
-        frame.put_slice(message);
-        let mut answer = wait(self.grpc.answer_call(method, frame.freeze()));
+        let mut answer = wait(self.grpc.answer_call(method, framed(message)));
         assert_eq!(answer.first(), Some(&0), "it is not compressed");
         answer.split_off(5)
+    }
+
+    /// The same of a method that answers what makes no sense with an error, which has no message.
+    pub fn call_or_error(&self, method: &str, message: &[u8]) -> Option<Bytes> {
+        let mut answer = wait(self.grpc.answer_call(method, framed(message)));
+        (!answer.is_empty()).then(|| answer.split_off(5))
     }
 
     /// The decision on a request, without a door.
@@ -86,6 +88,14 @@ impl Doors {
 
 fn stores() -> Stores {
     Stores::memory(&[MemorySettings { max_memory: 256 << 10, max_keys: None }])
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(5 + message.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).expect("it is short"));
+    frame.put_slice(message);
+    frame.freeze()
 }
 
 /// Waits for a future on this thread.

@@ -13,3 +13,4 @@ pub mod http;
 pub mod leases;
 pub mod paths;
 pub mod snapshot;
+pub mod workers;

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
@@ -24,25 +25,25 @@ const REQUEST_OVERHEAD_BYTES: usize = 1 << 10;
 
 /// The budget of all connections. Its use is counted in the metrics of the doors.
 #[derive(Debug)]
-pub(super) struct TotalBudget {
+pub(in crate::server) struct TotalBudget {
     bounds: Bounds,
     doors: Arc<DoorMetrics>,
 }
 
 impl TotalBudget {
-    pub(super) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
+    pub(in crate::server) fn new(bounds: &Bounds, doors: &Arc<DoorMetrics>) -> Arc<Self> {
         Arc::new(Self { bounds: bounds.clone(), doors: doors.clone() })
     }
 
     /// The budget of a new connection.
-    pub(super) fn connection(self: &Arc<Self>) -> Arc<Budget> {
+    pub(in crate::server) fn connection(self: &Arc<Self>) -> Arc<Budget> {
         Arc::new(Budget { used: AtomicUsize::new(0), total: self.clone() })
     }
 }
 
 /// The budget of a connection.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(in crate::server) struct Budget {
     used: AtomicUsize,
     total: Arc<TotalBudget>,
 }
@@ -77,7 +78,7 @@ fn take(used: &AtomicUsize, bytes: usize, limit: usize) -> bool {
 
 /// The body of a request, within a budget and a timeout.
 #[derive(Debug)]
-pub(super) struct MeteredBody {
+pub(in crate::server) struct MeteredBody {
     body: Incoming,
     /// Bytes of the head that have not been taken from the budget.
     head: usize,
@@ -91,9 +92,31 @@ pub(super) struct MeteredBody {
 
 impl MeteredBody {
     /// Puts the body of a request under a budget, or returns the bound that its head exceeds.
-    pub(super) fn request(request: http::Request<Incoming>, budget: Arc<Budget>) -> Result<http::Request<Self>, Bound> {
-        let head = REQUEST_OVERHEAD_BYTES + head::bytes(&budget.total.bounds, request.uri(), request.headers())?;
-        Ok(request.map(|body| Self { body, head, used: 0, budget, deadline: None, refused: false }))
+    pub(in crate::server) fn request(
+        request: http::Request<Incoming>,
+        budget: Arc<Budget>,
+    ) -> Result<http::Request<Self>, Bound> {
+        let (head, body) = request.into_parts();
+        match Self::new(&head, body, budget) {
+            Ok(body) => Ok(http::Request::from_parts(head, body)),
+            Err((bound, _)) => Err(bound),
+        }
+    }
+
+    /// The same for a request in its parts. A body that is not put under the budget comes back.
+    pub(in crate::server) fn new(head: &Parts, body: Incoming, budget: Arc<Budget>) -> Result<Self, (Bound, Incoming)> {
+        match head::bytes(&budget.total.bounds, &head.uri, &head.headers) {
+            Ok(bytes) => {
+                let head = REQUEST_OVERHEAD_BYTES + bytes;
+                Ok(Self { body, head, used: 0, budget, deadline: None, refused: false })
+            }
+            Err(bound) => Err((bound, body)),
+        }
+    }
+
+    /// The body itself, for its rest.
+    pub(in crate::server) fn incoming(&mut self) -> &mut Incoming {
+        &mut self.body
     }
 
     /// Whether there is time left to wait for an incomplete body.
@@ -121,7 +144,7 @@ impl Drop for MeteredBody {
 /// An unfinished request that exceeded a bound.
 #[derive(Debug, thiserror::Error)]
 #[error("the unfinished request exceeds server.bounds.{}", .0.name())]
-struct BudgetError(Bound);
+pub(in crate::server) struct BudgetError(pub(in crate::server) Bound);
 
 impl Body for MeteredBody {
     type Data = Bytes;

@@ -1,11 +1,8 @@
-//! Releases a lease whose response did not reach Envoy.
+//! The body of a gRPC response, which may release the lease that it hands out.
 //!
-//! Envoy resets a call that timed out and forgets it: it will never release the lease of that call. hyper drops the
-//! body of a stream that was reset, so a body dropped before its end releases the lease. A response lost later, between
-//! our kernel and Envoy, leaves a lease that expires.
+//! hyper drops the body of a stream that was reset, so a body dropped before its end releases the lease.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -14,40 +11,11 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::server::connection::InFlight;
-use crate::service::Service;
-
-/// The lease that a response hands out; among the extensions of the response.
-#[derive(Clone, Debug)]
-pub(super) struct HandedOutLease(pub(super) Arc<str>);
-
-/// Releases a lease when dropped.
-#[derive(Debug)]
-pub(super) struct LeaseGuard(Option<(Arc<Service>, Arc<str>)>);
-
-impl LeaseGuard {
-    pub(super) fn new(service: Arc<Service>, lease: HandedOutLease) -> Self {
-        Self(Some((service, lease.0)))
-    }
-
-    fn disarm(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for LeaseGuard {
-    fn drop(&mut self) {
-        // Without a runtime the process is ending, and the lease expires.
-        if let Some((service, lease)) = self.0.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(async move { service.release(&lease).await });
-        }
-    }
-}
+use crate::server::lease_guard::LeaseGuard;
 
 /// The body of a response, which may guard a lease.
 #[derive(Debug)]
-pub(super) struct GuardedBody {
+pub(in crate::server) struct GuardedBody {
     body: Body,
     guard: Option<LeaseGuard>,
     /// Set for a streaming call, which is in flight until its body ends.

@@ -1,0 +1,96 @@
+//! From what the service answers to a message for the worker.
+
+use std::time::Duration;
+
+use super::forms::message_duration;
+use crate::decision::{CheckStatus, Decision};
+use crate::limiter::LeaseStatus;
+use crate::server::grpc::limits_messages::{AcquireResponse, Limit, PeekResponse};
+use crate::service::Acquisition;
+
+/// The answer to an acquire.
+pub(in crate::server) fn acquired(acquisition: &Acquisition) -> AcquireResponse {
+    let Acquisition { decision, ask, units, waited, lease, refused } = acquisition;
+    let why = Refused::of(acquisition);
+    AcquireResponse {
+        granted: refused.is_none(),
+        lease: lease.as_ref().map(|lease| lease.text.clone()),
+        lease_ends_in: lease.as_ref().map(|lease| duration(lease.ends_in)),
+        waited: Some(duration(*waited)),
+        units: u64::from(*units),
+        ask: u32::try_from(*ask).unwrap_or(u32::MAX),
+        reason: refused.map(|reason| reason.name().to_owned()),
+        limiter: why.limiter,
+        rule: why.rule,
+        retry_after: why.retry_after.map(duration),
+        retry_after_ms: why.retry_after.map(millis),
+        degraded: decision.degraded(),
+        signals: String::new(),
+        limits: limits(decision),
+    }
+}
+
+/// The answer to a peek.
+pub(in crate::server) fn peeked(acquisition: &Acquisition) -> PeekResponse {
+    let why = Refused::of(acquisition);
+    let granted = acquisition.refused.is_none();
+    PeekResponse {
+        would_grant: granted,
+        reason: acquisition.refused.map(|reason| reason.name().to_owned()),
+        limiter: why.limiter,
+        rule: why.rule,
+        retry_after_ms: if granted { Some(0) } else { why.retry_after.map(millis) },
+        degraded: acquisition.decision.degraded(),
+        limits: limits(&acquisition.decision),
+    }
+}
+
+/// What refused, and when it is worth another try.
+struct Refused {
+    limiter: Option<String>,
+    rule: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+impl Refused {
+    fn of(acquisition: &Acquisition) -> Self {
+        let refusal = acquisition.decision.refusal().filter(|_| acquisition.refused.is_some());
+        Self {
+            limiter: refusal.as_ref().and_then(|refusal| refusal.limiter).map(str::to_owned),
+            rule: refusal.as_ref().and_then(|refusal| refusal.rule).map(str::to_owned),
+            retry_after: refusal.and_then(|refusal| refusal.retry_after),
+        }
+    }
+}
+
+fn limits(decision: &Decision) -> Vec<Limit> {
+    let limit = |status: CheckStatus<'_>| Limit {
+        limiter: status.limiter.to_owned(),
+        rule: status.rule.map(str::to_owned),
+        limit: status.limit,
+        window: status.window.map(duration),
+        remaining: status.remaining,
+        reset: Some(duration(status.reset)),
+    };
+    decision.checks().map(limit).collect()
+}
+
+/// The word of a lease's fate.
+pub(super) fn fate(status: LeaseStatus) -> String {
+    let word = match status {
+        LeaseStatus::Done => "done",
+        LeaseStatus::Expired => "expired",
+        LeaseStatus::Unknown => "unknown",
+    };
+    word.to_owned()
+}
+
+/// A duration in whole microseconds, as all counting is.
+pub(super) fn duration(duration: Duration) -> prost_types::Duration {
+    message_duration(Duration::new(duration.as_secs(), duration.subsec_micros() * 1000))
+}
+
+/// Milliseconds, rounded up: who waits that long is not too early.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+}
