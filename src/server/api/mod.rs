@@ -9,7 +9,7 @@
 //!                          forms.rs, units.rs
 //! ```
 //!
-//! The messages are generated from `proto/tollgate/v1/limits.proto`. [`openapi`] makes its document of the same types,
+//! The messages are generated from `proto/tollgate/v1/limits.proto`. `openapi.rs` makes its document of the same types,
 //! with the comments of that file.
 
 pub use super::grpc::limits_messages as messages;
