@@ -65,7 +65,11 @@ impl Version {
             true => Applied::default(),
             false => self.stores.apply(&plan, now).await,
         };
-        Ok(Some(LeaseStatus::of_several(applied.statuses)))
+        let changes = plan.changes.len() + plan.holds.len();
+        Ok(Some(match applied.statuses.len() < changes {
+            true => LeaseStatus::Unanswered,
+            false => LeaseStatus::of_several(applied.statuses),
+        }))
     }
 
     /// Reads counters without charging them: one answer for each check.

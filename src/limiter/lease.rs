@@ -12,6 +12,8 @@ pub enum LeaseStatus {
     Expired,
     /// It is unknown: never acquired, already released, or expired and removed.
     Unknown,
+    /// The store did not answer. A release or a settlement reaches it later.
+    Unanswered,
 }
 
 impl LeaseStatus {
@@ -20,7 +22,7 @@ impl LeaseStatus {
         let rank = |status: &Self| match status {
             LeaseStatus::Expired => 2,
             LeaseStatus::Done => 1,
-            LeaseStatus::Unknown => 0,
+            LeaseStatus::Unknown | LeaseStatus::Unanswered => 0,
         };
         statuses.into_iter().max_by_key(rank).unwrap_or(LeaseStatus::Unknown)
     }

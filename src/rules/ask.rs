@@ -284,6 +284,7 @@ impl CompiledApply {
         self.key == other.key
             && self.charge == other.charge
             && self.overdraw == other.overdraw
+            && self.hold == other.hold
             && otherwise(self) == otherwise(other)
     }
 }

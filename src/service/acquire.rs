@@ -91,9 +91,9 @@ impl Service {
         command: &LeaseCommand<'_>,
     ) -> Result<LeaseStatus, UnknownLimiter> {
         let version = self.current().version.clone();
-        let status = version.change_lease(lease, command, self.now()).await?;
-        self.note_lease_given_back(lease, &version);
-        Ok(status.unwrap_or(LeaseStatus::Unknown))
+        let status = version.change_lease(lease, command, self.now()).await?.unwrap_or(LeaseStatus::Unknown);
+        self.note_lease_changed(lease, command, status, &version);
+        Ok(status)
     }
 }
 

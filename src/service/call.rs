@@ -15,9 +15,9 @@ use crate::ask::{Acquire, Ask, AskError, AskErrorKind};
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
 use crate::lease::LeaseIds;
-use crate::limiter::{LeaseStatus, Limit, OnStoreError, TokenBucket, WorkerSettings};
-use crate::plan::{Charges, Check, CounterName, LeaseChange, Plan};
-use crate::rules::Planned;
+use crate::limiter::{LeaseStatus, Limit, Lost, OnStoreError, TokenBucket, WorkerSettings};
+use crate::plan::{Charges, Check, CounterName, Holding, LeaseChange, Plan};
+use crate::rules::{CheckSource, Planned};
 use crate::telemetry::{AcquireResult, Door};
 
 /// The plans of a call, by one version of the rules: one of all its asks, or one for each of which any will do.
@@ -32,6 +32,8 @@ pub(super) struct Call {
 pub(super) struct Alternative {
     ask: usize,
     pub(super) planned: Box<Planned>,
+    /// Whether an earlier call with the same idempotency key holds all its slots.
+    is_held: bool,
 }
 
 /// The answer to a try, with the version that decided it and the time that it took.
@@ -73,7 +75,7 @@ impl Call {
 
     /// The bucket on which it can be granted ahead, with its limiter's settings (semantics 46).
     pub(super) fn granted_ahead(&mut self) -> Option<(&mut TokenBucket, CounterName, WorkerSettings)> {
-        let [Alternative { planned, .. }] = self.alternatives.as_mut_slice() else { return None };
+        let [Alternative { planned, is_held: false, .. }] = self.alternatives.as_mut_slice() else { return None };
         let ([source], None) = (planned.sources.as_slice(), planned.refused) else { return None };
         let workers = self.current.version.rules.limiter(source.target).workers;
         let [check] = planned.plan.checks.as_mut_slice() else { return None };
@@ -112,7 +114,7 @@ impl Alternative {
                 check.holding = check.holding.lasting(micros(length));
             }
         }
-        Ok(Self { ask, planned })
+        Ok(Self { ask, planned, is_held: false })
     }
 
     /// Changes what its checks charge, as the purpose needs it.
@@ -151,11 +153,11 @@ impl Service {
         Ok(refused.expect("a call has an ask"))
     }
 
-    /// Of several asks of which any will do, leaves only the one that an earlier call with the same idempotency key got.
+    /// Finds what an earlier call with the same idempotency key got. Of several asks of which any will do, only that is left.
     pub(super) async fn find_held(&self, call: &mut Call) {
         let looks: SmallVec<[LeaseChange; 1]> =
             call.alternatives.iter().flat_map(|alternative| alternative.planned.plan.changes.iter().copied()).collect();
-        if call.alternatives.len() < 2 || looks.is_empty() {
+        if looks.is_empty() {
             return;
         }
         let plan = Plan { changes: looks, ..Plan::default() };
@@ -168,7 +170,7 @@ impl Service {
         };
         if let Some(held) = call.alternatives.iter().position(is_held) {
             let held = call.alternatives.swap_remove(held);
-            call.alternatives = SmallVec::from_iter([held]);
+            call.alternatives = SmallVec::from_iter([Alternative { is_held: true, ..held }]);
         }
     }
 
@@ -198,16 +200,26 @@ impl Service {
         behind: &[CounterName],
     ) -> Result<Answered, AskError> {
         let (now, began) = (self.clock.now(), Instant::now());
+        // What is held is only looked at: charged and taken back, it would lose its holds.
+        let terms: SmallVec<[(Charges, Holding); 3]> = match alternative.is_held {
+            true => alternative.planned.plan.checks.iter().map(|check| (check.charges, check.holding)).collect(),
+            false => SmallVec::new(),
+        };
+        let purpose = if alternative.is_held { Purpose::Look } else { purpose };
         alternative.prepare(purpose);
-        let Alternative { ask, planned } = alternative;
+        let Alternative { ask, planned, is_held } = alternative;
         let (mut planned, mut applied) = InFlight::new(self, current, planned, now, purpose).await;
+        for (check, (charges, holding)) in planned.plan.checks.iter_mut().zip(terms) {
+            (check.charges, check.holding) = (charges, holding);
+        }
         let held = take_held(&mut planned, &mut applied);
         if held != Held::None && applied.admitted {
             current.version.stores.take_back(&planned.plan, &applied, false, self.clock.now());
         }
         match held {
-            Held::None => {}
-            Held::Some => {
+            Held::None if !is_held => {}
+            // One that was held ends meanwhile.
+            Held::None | Held::Some => {
                 let message = "a part of what an earlier call with this key took is still held; release it, or use another \
                                key";
                 return Err(AskError { kind: AskErrorKind::Conflict, ..AskError::invalid("idempotency_key", message) });
@@ -342,6 +354,16 @@ pub(super) struct Obstacle {
     by_time: bool,
 }
 
+/// Whether rules hold on the limiter of a check so that a hold that is lost is given back (semantics 45).
+fn is_released_by_rules(source: &CheckSource, check: &Check) -> bool {
+    let released = match check.holding {
+        Holding::None | Holding::Kept => false,
+        Holding::Released | Holding::Reported => true,
+        Holding::Hold { lost, .. } => lost == Lost::Release,
+    };
+    released && source.rule != CheckSource::NO_RULE
+}
+
 /// The counters that refused a decision, if waiting for at most `rest` can help (semantics 45).
 pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstacle; 1]> {
     let none = SmallVec::new();
@@ -362,7 +384,7 @@ pub(super) fn obstacles(decision: &Decision, rest: Duration) -> SmallVec<[Obstac
                 wanted: (check.counter, most),
                 store: check.store,
                 retry_after: outcome.retry_after,
-                by_time: !matches!(check.limit, Limit::Concurrency(_)) && !check.holding.looks(),
+                by_time: !matches!(check.limit, Limit::Concurrency(_)) && !is_released_by_rules(source, check),
             },
             Err(_) if check.on_store_error == OnStoreError::Allow => continue,
             Err(_) => Obstacle { wanted: (check.counter, most), store: check.store, retry_after: None, by_time: false },

@@ -82,6 +82,8 @@ pub(super) fn admit_held(planned: &mut Planned, applied: &mut Applied) {
         }
         if let Ok(outcome) = answer {
             (outcome.passes, outcome.retry_after, outcome.charged) = (true, None, 0);
+            // Its hold is one that the lease names, as in the first answer.
+            outcome.held = outcome.held.max(u32::from(check.holding.holds()));
         }
     }
 }

@@ -20,7 +20,8 @@ use crate::ask::{Acquire, AskError};
 use crate::clock::Clock;
 use crate::decision::{Decision, Reason};
 use crate::engine::Version;
-use crate::lease::LeaseToken;
+use crate::lease::{LeaseCommand, LeaseToken};
+use crate::limiter::LeaseStatus;
 use crate::plan::{Applied, Check, Plan};
 use crate::store::Stores;
 use crate::telemetry::AcquireResult;
@@ -82,10 +83,24 @@ impl Service {
         }
     }
 
-    /// Wakes those who wait for what a lease gave back.
-    pub(super) fn note_lease_given_back(&self, lease: &str, version: &Version) {
-        if let Some(token) = LeaseToken::open(lease, version.rules.secret(), version.rules.stores()) {
-            token.places.iter().for_each(|place| self.queues.given_back(&version.stores, place.store, place.counter));
+    /// Counts what a lease gave back, and wakes those who wait for it. A renewal gives nothing back.
+    pub(super) fn note_lease_changed(
+        &self,
+        lease: &str,
+        command: &LeaseCommand<'_>,
+        status: LeaseStatus,
+        version: &Version,
+    ) {
+        if matches!(command, LeaseCommand::Renew(_)) {
+            return;
+        }
+        let Some(token) = LeaseToken::open(lease, version.rules.secret(), version.rules.stores()) else { return };
+        for place in &token.places {
+            match place.charged_by {
+                Some(_) => self.telemetry().metrics.record_settlement(status),
+                None => self.telemetry().metrics.record_release(status),
+            }
+            self.queues.given_back(&version.stores, place.store, place.counter);
         }
     }
 }

@@ -332,6 +332,6 @@ fn when(status: LeaseStatus) -> usize {
     match status {
         LeaseStatus::Done => 0,
         LeaseStatus::Expired => 1,
-        LeaseStatus::Unknown => 2,
+        LeaseStatus::Unknown | LeaseStatus::Unanswered => 2,
     }
 }

@@ -15,9 +15,9 @@ use tollgate::decision::Reason;
 use tollgate::descriptor::{Descriptor, Hits, Request};
 use tollgate::engine::Version;
 use tollgate::lease::LeaseCommand;
-use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, WorkerSettings};
-use tollgate::rules::{Action, Charge, Rule, RuleBook, Rules};
-use tollgate::service::{Acquisition, Service};
+use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, Lost, WorkerSettings};
+use tollgate::rules::{Action, Apply, Charge, HoldFor, Rule, RuleBook, Rules};
+use tollgate::service::{Acquisition, Service, Units};
 use tollgate::settings::{Bounds, Settings};
 use tollgate::store::{MemorySettings, Stores};
 use tollgate::telemetry::Door;
@@ -555,7 +555,7 @@ fn semantics_47_any_of_several_asks_waits_in_all_their_queues_and_leaves_the_oth
 fn semantics_48_who_is_cancelled_or_times_out_has_charged_nothing_and_holds_nothing() {
     simulated(async {
         let own = apply("tries", &["x"]);
-        let own = tollgate::rules::Apply { charge: Charge::Always, ..own };
+        let own = Apply { charge: Charge::Always, ..own };
         let limiters = vec![slots("jobs", 1, secs(60)), window("calls", 9, secs(60)), window("tries", 9, secs(600))];
         let rules = vec![applies("all", vec![apply("jobs", &["x"]), apply("calls", &["x"]), own])];
         let workers = Workers::of(Settings::default(), limiters, rules);
@@ -733,6 +733,28 @@ fn semantics_53_a_repeated_call_gets_the_lease_of_the_first_one_and_charges_noth
         let after = workers.acquire(call()).await;
         assert!(after.granted());
         assert_eq!(workers.left("calls").await, 2);
+    });
+}
+
+#[test]
+fn semantics_53_a_repeated_call_keeps_the_hold_of_the_first_one_and_what_always_charges() {
+    simulated(async {
+        let limiters =
+            vec![slots("jobs", 2, secs(60)), window("tokens", 10, secs(600)), window("calls", 100, secs(600))];
+        let held = Apply { hold: Some(HoldFor { length: secs(60), lost: Lost::Charge }), ..apply("tokens", &["x"]) };
+        let always = Apply { charge: Charge::Always, ..apply("calls", &["x"]) };
+        let workers =
+            Workers::of(Settings::default(), limiters, vec![applies("all", vec![apply("jobs", &["x"]), held, always])]);
+        let call = || named("a random key", costing(4, all(&["jobs", "tokens", "calls"], None)));
+        let first = workers.acquire(call()).await;
+        let again = workers.acquire(call()).await;
+        let text = |acquisition: &Acquisition| acquisition.lease.as_ref().map(|lease| lease.text.clone());
+        assert!(first.granted() && again.granted());
+        assert_eq!(text(&again), text(&first), "with its hold");
+        assert_eq!((workers.left("tokens").await, workers.left("calls").await), (6, 96));
+        let text = text(&again).expect("it holds a slot");
+        assert_eq!(workers.service.settle(&text, Units::Each(1)).await, Ok(LeaseStatus::Done));
+        assert_eq!((workers.left("tokens").await, workers.left("jobs").await), (9, 2));
     });
 }
 

@@ -65,12 +65,12 @@ impl Limits {
             }
         })?;
         let (status, ends_in) = self.service.renew(&message.lease, length).await;
-        Ok(RenewResponse { fate: response::fate(status), lease_ends_in: ends_in.map(response::duration) })
+        Ok(RenewResponse { fate: response::fate(status)?, lease_ends_in: ends_in.map(response::duration) })
     }
 
     pub(in crate::server) async fn release(&self, message: ReleaseRequest) -> Result<ReleaseResponse, ApiError> {
         self.read(|| there(&message.lease))?;
-        Ok(ReleaseResponse { fate: response::fate(self.service.release(&message.lease).await) })
+        Ok(ReleaseResponse { fate: response::fate(self.service.release(&message.lease).await)? })
     }
 
     pub(in crate::server) async fn settle(&self, message: SettleRequest) -> Result<SettleResponse, ApiError> {
@@ -96,7 +96,7 @@ impl Limits {
             }
         })?;
         match self.service.settle(&lease, units).await {
-            Ok(status) => Ok(SettleResponse { fate: response::fate(status) }),
+            Ok(status) => Ok(SettleResponse { fate: response::fate(status)? }),
             Err(error) => Err(self.unreadable(error.into())),
         }
     }

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use super::error::{ApiError, ApiErrorKind};
 use super::forms::message_duration;
-use crate::decision::{CheckStatus, Decision};
+use crate::decision::{CheckStatus, Decision, Reason};
 use crate::limiter::LeaseStatus;
 use crate::server::grpc::limits_messages::{AcquireResponse, Limit, PeekResponse};
 use crate::service::Acquisition;
+
+/// The time after which a change of a lease that a store did not answer is worth another try.
+const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// The answer to an acquire.
 pub(in crate::server) fn acquired(acquisition: &Acquisition) -> AcquireResponse {
@@ -15,7 +19,8 @@ pub(in crate::server) fn acquired(acquisition: &Acquisition) -> AcquireResponse 
     AcquireResponse {
         granted: refused.is_none(),
         lease: lease.as_ref().map(|lease| lease.text.clone()),
-        lease_ends_in: lease.as_ref().map(|lease| duration(lease.ends_in)),
+        // When the lease of an earlier call ends is not known.
+        lease_ends_in: lease.as_ref().filter(|lease| !lease.ends_in.is_zero()).map(|lease| duration(lease.ends_in)),
         waited: Some(duration(*waited)),
         units: u64::from(*units),
         ask: u32::try_from(*ask).unwrap_or(u32::MAX),
@@ -76,13 +81,24 @@ fn limits(decision: &Decision) -> Vec<Limit> {
 }
 
 /// The word of a lease's fate.
-pub(super) fn fate(status: LeaseStatus) -> String {
+///
+/// # Errors
+///
+/// The store did not answer.
+pub(super) fn fate(status: LeaseStatus) -> Result<String, ApiError> {
     let word = match status {
         LeaseStatus::Done => "done",
         LeaseStatus::Expired => "expired",
         LeaseStatus::Unknown => "unknown",
+        LeaseStatus::Unanswered => {
+            let kind = ApiErrorKind::Unavailable { retry_after: STORE_RETRY, reason: Reason::StoreError.name() };
+            return Err(ApiError::new(
+                kind,
+                "a store did not answer: what became of the lease is not known; try again",
+            ));
+        }
     };
-    word.to_owned()
+    Ok(word.to_owned())
 }
 
 /// A duration in whole microseconds, as all counting is.
