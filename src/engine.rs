@@ -65,10 +65,11 @@ impl Version {
             true => Applied::default(),
             false => self.stores.apply(&plan, now).await,
         };
-        let changes = plan.changes.len() + plan.holds.len();
-        Ok(Some(match applied.statuses.len() < changes {
-            true => LeaseStatus::Unanswered,
-            false => LeaseStatus::of_several(applied.statuses),
+        let (changes, answered) = (plan.changes.len() + plan.holds.len(), applied.statuses.len());
+        Ok(Some(match LeaseStatus::of_several(applied.statuses) {
+            // A fallback knows what it gave itself, and nothing of what the store holds.
+            LeaseStatus::Unknown if applied.degraded || answered < changes => LeaseStatus::Unanswered,
+            status => status,
         }))
     }
 

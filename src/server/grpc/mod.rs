@@ -1,7 +1,7 @@
 //! The gRPC door: RLS, ext_authz, the API of workers, health and reflection, served directly by hyper's HTTP/2.
 //!
-//! The handlers of gateways never return a gRPC error. So a status in the *head* of a response means that the request could not be
-//! read, and `refuse_unreadable` replaces it by a refusal: Envoy lets requests pass on errors.
+//! The handlers of gateways never return a gRPC error. So a status in the *head* of a response means that the request
+//! could not be read, and `refuse_unreadable` replaces it by a refusal: Envoy lets requests pass on errors.
 
 mod authz;
 mod frame;
@@ -58,6 +58,10 @@ pub use self::generated::tollgate::v1 as limits_messages;
 /// Envoy resets every call that timed out, so a burst of resets means a slow moment, not an attack. hyper's default of
 /// 20 would close the connection, and with it all calls that are in time.
 const MAX_PENDING_RESETS: usize = 4096;
+
+/// Each frame of a refused call that is on its way already counts as an error of its client, and hyper's default of 1024
+/// would close the connection of one that had begun a few dozen large calls. A client that does nothing else reaches this.
+const MAX_LATE_FRAMES: usize = 65_536;
 
 /// OUT_OF_RANGE, which here means only a message past its bound.
 const GRPC_OUT_OF_RANGE: &str = "11";
@@ -172,6 +176,7 @@ impl Grpc {
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_LATE_FRAMES)
             .max_header_list_size(head::decoder_limit(bounds))
             .auto_date_header(false);
         let total = TotalBudget::new(bounds, doors);

@@ -54,6 +54,9 @@ const MAX_PATH_BYTES: u64 = u16::MAX as u64 - 1;
 /// As at the gRPC door: a burst of cancelled calls is no attack.
 const MAX_PENDING_RESETS: usize = 4096;
 
+/// As at the gRPC door: frames of refused calls that are on their way already are no attack.
+const MAX_LATE_FRAMES: usize = 65_536;
+
 const LARGE_HEAD: &str = "the request head is too large\n";
 
 /// The HTTP door.
@@ -149,6 +152,7 @@ impl Http {
             .http2()
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_LATE_FRAMES)
             .max_header_list_size(head::decoder_limit(bounds));
         let options = AcceptOptions {
             port,
