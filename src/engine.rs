@@ -56,7 +56,7 @@ impl Version {
     pub async fn change_lease(
         &self,
         lease: &str,
-        command: &LeaseCommand<'_>,
+        command: &LeaseCommand,
         now: Timestamp,
     ) -> Result<Option<LeaseStatus>, UnknownLimiter> {
         let Some(token) = LeaseToken::open(lease, self.rules.secret(), self.rules.stores()) else { return Ok(None) };
@@ -179,7 +179,7 @@ impl Engine {
     pub async fn change_lease(
         &self,
         lease: &str,
-        command: &LeaseCommand<'_>,
+        command: &LeaseCommand,
     ) -> Result<Option<LeaseStatus>, UnknownLimiter> {
         self.current.load_full().change_lease(lease, command, self.clock.now()).await
     }

@@ -93,11 +93,11 @@ impl LeaseToken {
     /// # Errors
     ///
     /// [`UnknownLimiter`] if units are given for a limiter of which the lease holds nothing.
-    pub(crate) fn changes(&self, command: &LeaseCommand<'_>, secret: &Secret) -> Result<Plan, UnknownLimiter> {
+    pub(crate) fn changes(&self, command: &LeaseCommand, secret: &Secret) -> Result<Plan, UnknownLimiter> {
         if let LeaseCommand::Settle(Units::ByLimiter(units)) = command {
             let known = |name: &str| self.places.iter().any(|place| place.limiter == secret.limiter_tag(name));
             if let Some((name, _)) = units.iter().find(|(name, _)| !known(name)) {
-                return Err(UnknownLimiter((*name).to_owned()));
+                return Err(UnknownLimiter(name.clone()));
             }
         }
         let mut plan = Plan::default();
@@ -176,42 +176,41 @@ impl LeaseToken {
 
 /// What to do with everything that a lease took.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum LeaseCommand<'a> {
+pub enum LeaseCommand {
     /// Gives slots and units back: the same as settling zero units.
     Release,
     /// Makes slots and holds end so many microseconds from now, or each its own length.
     Renew(Option<u64>),
     /// Gives slots back, and corrects what was charged to what was used (semantics 39).
-    Settle(Units<'a>),
+    Settle(Units),
 }
 
 /// The units that were used.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Units<'a> {
+pub enum Units {
     /// Those that were charged.
     Charged,
     /// This many, of each hold alike.
-    Each(u64),
+    Each(u32),
     /// For each limiter, named as rules write it, this many. One that is not named keeps what it charged.
-    ByLimiter(&'a [(&'a str, u64)]),
+    ByLimiter(Vec<(String, u32)>),
 }
 
 /// Units are given for a limiter of which the lease holds nothing.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the lease holds nothing of limiter {0:?}")]
+#[error("the lease holds no units of limiter {0:?}")]
 pub struct UnknownLimiter(pub String);
 
-impl LeaseCommand<'_> {
+impl LeaseCommand {
     fn of_hold(&self, place: &LeasePlace, secret: &Secret) -> HoldAction {
-        let saturated = |units: u64| u32::try_from(units).unwrap_or(u32::MAX);
         match self {
             LeaseCommand::Release => HoldAction::Settle(Some(0)),
             LeaseCommand::Renew(length) => HoldAction::Renew(length.map(|length| length.min(MAX_HOLD))),
             LeaseCommand::Settle(Units::Charged) => HoldAction::Settle(None),
-            LeaseCommand::Settle(Units::Each(units)) => HoldAction::Settle(Some(saturated(*units))),
+            LeaseCommand::Settle(Units::Each(units)) => HoldAction::Settle(Some(*units)),
             LeaseCommand::Settle(Units::ByLimiter(units)) => {
                 let named = units.iter().find(|(name, _)| secret.limiter_tag(name) == place.limiter);
-                HoldAction::Settle(named.map(|(_, units)| saturated(*units)))
+                HoldAction::Settle(named.map(|(_, units)| *units))
             }
         }
     }
@@ -383,7 +382,10 @@ mod tests {
         let named = |name, limit| LeasePlace { limiter: secret.limiter_tag(name), ..place(0, 7, limit) };
         let places = [named("tokens", limits()[1]), named("requests", limits()[2]), named("calls", None)];
         let token = LeaseToken { id: LeaseId(5), places: places.into_iter().collect() };
-        let settle = |units: &[(&str, u64)]| token.changes(&LeaseCommand::Settle(Units::ByLimiter(units)), &secret);
+        let settle = |units: &[(&str, u32)]| {
+            let units = units.iter().map(|(name, units)| ((*name).to_owned(), *units)).collect();
+            token.changes(&LeaseCommand::Settle(Units::ByLimiter(units)), &secret)
+        };
         let plan = settle(&[("tokens", 150), ("calls", 1)]).expect("it holds both");
         let actions: Vec<HoldAction> = plan.holds.iter().map(|change| change.action).collect();
         assert_eq!(actions, [HoldAction::Settle(Some(150)), HoldAction::Settle(None)]);

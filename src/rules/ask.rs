@@ -147,6 +147,13 @@ impl Rules {
             let Some(&target) = self.direct.get(limiter) else {
                 return Err(AskError::not_found(format!("{place}.limiter"), self.no_reference(domain, limiter)));
             };
+            if ask.hold.is_some() && self.limiter(target).quota.is_none() {
+                let message = format!(
+                    "expected none: limiter {limiter:?} has slots only, which are held as its lease says; ask for another \
+                     length with lease"
+                );
+                return Err(AskError::invalid(format!("{place}.hold"), message));
+            }
             self.plan_direct(walk, index, descriptor, domain, (target, ask));
             return Ok(DescriptorEnd::Checked);
         };

@@ -141,7 +141,7 @@ impl Walk<'_> {
             (Hits::Refund(_), _) => LeaseCommand::Release,
             (_, false) => LeaseCommand::Settle(Units::Charged),
             (Hits::Peek, true) => LeaseCommand::Settle(Units::Each(0)),
-            (Hits::Charge(units), true) => LeaseCommand::Settle(Units::Each(units.into())),
+            (Hits::Charge(units), true) => LeaseCommand::Settle(Units::Each(units)),
         };
         if let (false, Ok(Plan { changes, holds, .. })) = (changed, token.changes(&command, secret)) {
             plan.changes.extend(changes);

@@ -70,12 +70,22 @@ impl Service {
 
     /// Makes what a lease holds end so much later than now, or each its own length. Returns its status, and the time until
     /// it ends, which is not known of its own length.
-    pub async fn renew(&self, lease: &str, length: Option<Duration>) -> (LeaseStatus, Option<Duration>) {
-        let length = length.map(|length| length.min(MAX_LEASE));
-        match self.change_lease(lease, &LeaseCommand::Renew(length.map(micros))).await {
+    ///
+    /// # Errors
+    ///
+    /// The length is zero, or longer than a day.
+    pub async fn renew(
+        &self,
+        lease: &str,
+        length: Option<Duration>,
+    ) -> Result<(LeaseStatus, Option<Duration>), AskError> {
+        if let Some(length) = length {
+            check_length("length", length)?;
+        }
+        Ok(match self.change_lease(lease, &LeaseCommand::Renew(length.map(micros))).await {
             Ok(LeaseStatus::Done) => (LeaseStatus::Done, length),
             status => (status.unwrap_or(LeaseStatus::Unknown), None),
-        }
+        })
     }
 
     /// Gives everything back that a lease holds. Doing so again or late is not an error, and a text that is no lease is
@@ -88,7 +98,7 @@ impl Service {
     pub(super) async fn change_lease(
         &self,
         lease: &str,
-        command: &LeaseCommand<'_>,
+        command: &LeaseCommand,
     ) -> Result<LeaseStatus, UnknownLimiter> {
         let version = self.current().version.clone();
         let status = version.change_lease(lease, command, self.now()).await?.unwrap_or(LeaseStatus::Unknown);

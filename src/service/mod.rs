@@ -21,4 +21,3 @@ pub use self::acquisition::{Acquisition, Lease};
 pub(crate) use self::current::unix_seconds;
 pub use self::current::{Current, CurrentGuard, Service};
 pub use self::health::Health;
-pub use self::settle::Units;

@@ -87,7 +87,7 @@ impl Service {
     pub(super) fn note_lease_changed(
         &self,
         lease: &str,
-        command: &LeaseCommand<'_>,
+        command: &LeaseCommand,
         status: LeaseStatus,
         version: &Version,
     ) {

@@ -47,12 +47,12 @@ fn lease(decision: &Decision) -> String {
     decision.lease().expect("it holds something").to_owned()
 }
 
-fn change(world: &World, lease: &str, command: &LeaseCommand<'_>) -> Option<LeaseStatus> {
+fn change(world: &World, lease: &str, command: &LeaseCommand) -> Option<LeaseStatus> {
     let changed = world.engine.change_lease(lease, command).now_or_never().expect("the memory store never waits");
     changed.expect("no limiter is named")
 }
 
-fn settle(world: &World, lease: &str, units: u64) -> Option<LeaseStatus> {
+fn settle(world: &World, lease: &str, units: u32) -> Option<LeaseStatus> {
     change(world, lease, &LeaseCommand::Settle(Units::Each(units)))
 }
 
@@ -205,7 +205,8 @@ fn semantics_39_units_by_limiter() {
     let all = ["tokens", "requests"].map(|name| held(name, secs(60), Lost::Charge));
     let world = World::new(limiters, vec![applies("all", all)]);
     let first = lease(&charge(&world, 4));
-    let settle = |units: &[(&str, u64)]| {
+    let settle = |units: &[(&str, u32)]| {
+        let units = units.iter().map(|(name, units)| ((*name).to_owned(), *units)).collect();
         let command = LeaseCommand::Settle(Units::ByLimiter(units));
         world.engine.change_lease(&first, &command).now_or_never().expect("the memory store never waits")
     };

@@ -23,8 +23,9 @@ pub fn workers() -> RuleBook {
         workers: WorkerSettings { direct: true, ..WorkerSettings::default() },
         ..bucket("stripe_api", 90, 1, 9)
     };
+    let room = Limiter { workers: direct.workers, ..slots("room", 1) };
     book(
-        [window("login", 2, 60), slots("uploads", 2), direct],
+        [window("login", 2, 60), slots("uploads", 2), direct, room],
         [
             rule("login", &[("path", "/login")], &[("login", &["account"])]),
             rule("uploads", &[("slot", "*")], &[("uploads", &["slot"])]),
@@ -272,6 +273,14 @@ fn senseless() -> Vec<(&'static str, String, u16, &'static str, &'static str)> {
         ),
         (
             acquire,
+            of(r#"{"domain": "edge", "limiter": "stripe_api", "max_wait": "4000d"}"#),
+            400,
+            "max_wait",
+            "server.bounds.max_wait",
+        ),
+        (acquire, of(r#"{"domain": "edge", "limiter": "room", "hold": "5m"}"#), 400, "hold", "has slots only"),
+        (
+            acquire,
             of(r#"{"domain": "edge", "limiter": "stripe_api", "maxWait": "-1s"}"#),
             400,
             "maxWait",
@@ -333,10 +342,13 @@ fn senseless() -> Vec<(&'static str, String, u16, &'static str, &'static str)> {
         ("/v1/peek", of(r#"{"domain": "edge", "limiter": "upload"}"#), 404, "limiter", "uploads"),
         ("/v1/peek", of(r#"{"domain": "edge", "limiter": "stripe_api", "cost": -1}"#), 400, "cost", "expected"),
         ("/v1/renew", of("{}"), 400, "lease", "expected the lease"),
-        ("/v1/renew", of(r#"{"lease": "a", "length": "0s"}"#), 400, "length", "more than zero"),
+        ("/v1/renew", of(r#"{"lease": "a", "length": "0s"}"#), 400, "length", "is zero, expected more"),
+        ("/v1/renew", of(r#"{"lease": "a", "length": "86401s"}"#), 400, "length", "expected at most 1d"),
+        ("/v1/renew", of(r#"{"lease": "a", "length": "99999999999999999999d"}"#), 400, "length", "expected at most 1d"),
         ("/v1/renew", of(r#"{"lease": "a", "lenght": "1s"}"#), 400, "lenght", "did you mean length?"),
         ("/v1/release", of(r#"{"lease": 7}"#), 400, "lease", "expected a text"),
         ("/v1/settle", of(r#"{"lease": "a", "units": -1}"#), 400, "units", "expected a whole number"),
+        ("/v1/settle", of(r#"{"lease": "a", "units": 4294967296}"#), 400, "units", "expected 0 to 4294967295"),
         ("/v1/settle", of(r#"{"lease": "a", "units": 9007199254740992}"#), 400, "units", "huge"),
         (
             "/v1/settle",
@@ -482,6 +494,7 @@ async fn the_limiters_that_can_be_asked_for_are_listed() {
             { "domain": "edge", "limiter": "login", "rule": "login", "key": ["account"], "fills": [] },
             { "domain": "edge", "limiter": "uploads", "rule": "uploads", "key": ["slot"], "fills": [] },
             { "domain": null, "limiter": "stripe_api", "rule": null, "key": [], "fills": [] },
+            { "domain": null, "limiter": "room", "rule": null, "key": [], "fills": [] },
         ] })
     );
 }

@@ -92,7 +92,7 @@ async fn semantics_50_every_method_is_served_over_grpc() {
     assert_eq!(settled.fate, "unknown");
     let listed: ListLimitersResponse =
         client.call("/tollgate.v1.Limits/ListLimiters", ListLimitersRequest {}).await.expect("an answer");
-    assert_eq!(listed.limiters.len(), 3);
+    assert_eq!(listed.limiters.len(), 4);
 }
 
 #[tokio::test]

@@ -14,9 +14,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
-/// The largest number that JSON carries exactly everywhere, 2^53 - 1.
-pub(in crate::server) const MAX_NUMBER: u64 = (1 << 53) - 1;
-
 /// The most units of one ask.
 pub(in crate::server) const MAX_COST: u64 = u32::MAX as u64;
 
@@ -227,14 +224,19 @@ pub(in crate::server) fn shown(text: &str) -> String {
     }
 }
 
-/// Reads a duration as the API does: one or more parts, each a number with its unit, `1.5s` or `1h30m`. At most ten years.
+/// Reads a duration as the API does: one or more parts, each a number with its unit, `1.5s` or `1h30m`. More than ten
+/// thousand years, the most of protobuf, are as long.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    const MAX_NANOS: u128 = 3650 * 86_400 * 1_000_000_000;
+    const MAX_NANOS: u128 = 315_576_000_000 * 1_000_000_000;
     let mut nanos: u128 = 0;
     let mut rest = text;
     while !rest.is_empty() || text.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let whole: u128 = rest[..digits].parse::<u64>().ok()?.into();
+        if digits == 0 {
+            return None;
+        }
+        // Only digits: what does not fit is too long.
+        let whole: u128 = rest[..digits].parse::<u64>().unwrap_or(u64::MAX).into();
         rest = &rest[digits..];
         let mut fraction = "";
         if let Some(after) = rest.strip_prefix('.') {
@@ -256,9 +258,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         rest = &rest[unit..];
         let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse::<u64>().ok()?.into() };
         nanos += whole * unit_nanos + part * unit_nanos / 10_u128.pow(u32::try_from(fraction.len()).ok()?);
-        if nanos > MAX_NANOS {
-            return None;
-        }
+        nanos = nanos.min(MAX_NANOS);
     }
     let seconds = u64::try_from(nanos / 1_000_000_000).ok()?;
     Some(Duration::new(seconds, u32::try_from(nanos % 1_000_000_000).ok()?))
@@ -301,11 +301,13 @@ mod tests {
             ("1h30m", (5400, 0)),
             ("0.5d", (43_200, 0)),
             ("3650d", (315_360_000, 0)),
+            ("4000d", (345_600_000, 0)),
+            ("99999999999999999999s", (315_576_000_000, 0)),
+            ("18446744073709551615d18446744073709551615d", (315_576_000_000, 0)),
         ] {
             assert_eq!(read(text), Some(expected), "{text}");
         }
-        let bad =
-            ["", "30", "s", "-1s", "1,5s", "1.s", ".5s", "1e3s", "1 s", "1y", "1us", "3651d", "99999999999999999999s"];
+        let bad = ["", "30", "s", "-1s", "1,5s", "1.s", ".5s", "1e3s", "1 s", "1y", "1us"];
         for text in bad.into_iter().chain(["1.0000000001s", "\u{0661}s", "1s ", "1s\u{20ac}"]) {
             assert_eq!(read(text), None, "{text}");
         }

@@ -6,15 +6,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::error::{ApiError, ApiErrorKind};
-use super::forms::MAX_NUMBER;
+use super::forms::MAX_COST;
 use super::{request, response};
 use crate::ask::AskError;
 use crate::decision::Reason;
+use crate::lease::Units;
 use crate::server::grpc::limits_messages::{
     AcquireRequest, Limiter, ListLimitersResponse, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
     SettleRequest, SettleResponse,
 };
-use crate::service::{Acquisition, Service, Units};
+use crate::service::{Acquisition, Service};
 use crate::telemetry::{Door, Reply};
 
 /// When it is worth another try after the process stops: about the time in which a client finds another instance.
@@ -58,13 +59,10 @@ impl Limits {
     pub(in crate::server) async fn renew(&self, message: RenewRequest) -> Result<RenewResponse, ApiError> {
         let length = self.read(|| {
             there(&message.lease)?;
-            let length = request::duration(message.length, "length")?;
-            match length {
-                Some(Duration::ZERO) => Err(ApiError::at("length", "0s, expected more than zero")),
-                length => Ok(length),
-            }
+            request::duration(message.length, "length")
         })?;
-        let (status, ends_in) = self.service.renew(&message.lease, length).await;
+        let renewed = self.service.renew(&message.lease, length).await;
+        let (status, ends_in) = renewed.map_err(|error| self.unreadable(error.into()))?;
         Ok(RenewResponse { fate: response::fate(status)?, lease_ends_in: ends_in.map(response::duration) })
     }
 
@@ -78,9 +76,9 @@ impl Limits {
         let units = self.read(|| {
             there(&lease)?;
             let Some(units) = units else { return Ok(Units::Charged) };
-            let number = |units: u64, place: &str| match units {
-                0..=MAX_NUMBER => Ok(units),
-                _ => Err(ApiError::at(place, format!("a negative or huge number, expected 0 to {MAX_NUMBER}"))),
+            let number = |units: u64, place: &str| {
+                let huge = |_| ApiError::at(place, format!("a negative or huge number, expected 0 to {MAX_COST}"));
+                u32::try_from(units).map_err(huge)
             };
             match (units.each, units.by_limiter.is_empty()) {
                 (Some(each), true) => Ok(Units::Each(number(each, "units")?)),

@@ -19,6 +19,9 @@ pub(super) fn document(needs_token: bool) -> &'static Value {
     if needs_token { &CLOSED } else { &OPEN }
 }
 
+const PARTLY_HELD: &str = "The idempotency key has a lease of which a part is gone.";
+const UNANSWERED: &str = "A store did not answer, so it is not known what became of the lease. Try again.";
+
 /// A method as a path of the document.
 struct Operation {
     path: &'static str,
@@ -111,7 +114,7 @@ fn operations(requests: &mut SchemaGenerator, responses: &mut SchemaGenerator) -
                 ("200", "It was granted.", reference::<AcquireResponse>(responses)),
                 ("429", "It was refused. Nothing is taken.", reference::<RefusalProblem>(responses)),
                 ("404", "No such domain or limiter, or entries that no rule matches.", Value::Null),
-                ("409", "The idempotency key has a lease of which some slots are gone.", Value::Null),
+                ("409", PARTLY_HELD, Value::Null),
                 ("503", "A store did not answer, or the server is stopping. Nothing is taken.", Value::Null),
             ],
         ),
@@ -124,6 +127,7 @@ fn operations(requests: &mut SchemaGenerator, responses: &mut SchemaGenerator) -
             vec![
                 ("200", "Whether it would be granted now.", reference::<PeekResponse>(responses)),
                 ("404", "No such domain or limiter, or entries that no rule matches.", Value::Null),
+                ("409", PARTLY_HELD, Value::Null),
                 ("503", "A store did not answer.", Value::Null),
             ],
         ),
@@ -133,7 +137,10 @@ fn operations(requests: &mut SchemaGenerator, responses: &mut SchemaGenerator) -
             "Hold a lease for longer",
             "Lets every slot and hold of a lease end its own length from now.",
             (reference::<RenewRequest>(requests), json!({ "lease": lease, "length": "15s" })),
-            vec![("200", "What became of the lease.", reference::<RenewResponse>(responses))],
+            vec![
+                ("200", "What became of the lease.", reference::<RenewResponse>(responses)),
+                ("503", UNANSWERED, Value::Null),
+            ],
         ),
         post(
             "/v1/release",
@@ -141,7 +148,10 @@ fn operations(requests: &mut SchemaGenerator, responses: &mut SchemaGenerator) -
             "End a lease",
             "Its slots are free, and what it held is given back. Again or late is no error.",
             (reference::<ReleaseRequest>(requests), json!({ "lease": lease })),
-            vec![("200", "What became of the lease.", reference::<ReleaseResponse>(responses))],
+            vec![
+                ("200", "What became of the lease.", reference::<ReleaseResponse>(responses)),
+                ("503", UNANSWERED, Value::Null),
+            ],
         ),
         post(
             "/v1/settle",
@@ -149,7 +159,10 @@ fn operations(requests: &mut SchemaGenerator, responses: &mut SchemaGenerator) -
             "End a lease with what was used",
             "Corrects what the lease charged. Its slots are free.",
             (reference::<SettleRequest>(requests), json!({ "lease": lease, "units": 150 })),
-            vec![("200", "What became of the lease.", reference::<SettleResponse>(responses))],
+            vec![
+                ("200", "What became of the lease.", reference::<SettleResponse>(responses)),
+                ("503", UNANSWERED, Value::Null),
+            ],
         ),
         Operation {
             path: "/v1/limiters",

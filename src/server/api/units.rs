@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
-use super::forms::{MAX_NUMBER, unique};
+use super::forms::{MAX_COST, unique};
 use crate::server::grpc::limits_messages::Units;
 
 impl<'de> Deserialize<'de> for Units {
@@ -21,7 +21,7 @@ impl<'de> Visitor<'de> for SettleVisitor {
     type Value = Units;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a whole number from 0 to {MAX_NUMBER}, or an object of one for each limiter")
+        write!(f, "a whole number from 0 to {MAX_COST}, or an object of one for each limiter")
     }
 
     fn visit_u64<E: Error>(self, each: u64) -> Result<Units, E> {
@@ -43,7 +43,7 @@ impl JsonSchema for Units {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let number = json_schema!({ "type": "integer", "minimum": 0, "maximum": MAX_NUMBER });
+        let number = json_schema!({ "type": "integer", "minimum": 0, "maximum": MAX_COST });
         json_schema!({ "oneOf": [number, { "type": "object", "additionalProperties": number }] })
     }
 }

@@ -126,7 +126,8 @@ pub struct AcquireResponse {
     #[serde(serialize_with = "crate::server::api::forms::duration::serialize")]
     #[schemars(with = "crate::server::api::forms::DurationText")]
     pub waited: ::core::option::Option<::prost_types::Duration>,
-    /// The units that were taken; fewer than `cost` only with `partial`.
+    /// The units that were taken; fewer than `cost` only with `partial`. Of several asks the sum of their costs, although a
+    /// counter that two of them share is charged once, by the larger one.
     #[prost(uint64, tag = "5")]
     pub units: u64,
     /// With `any`, the number of the ask that was granted, from zero.
@@ -194,7 +195,7 @@ pub struct RenewRequest {
     /// The lease.
     #[prost(string, tag = "1")]
     pub lease: ::prost::alloc::string::String,
-    /// How long its slots and holds are held from now. By default their own lengths.
+    /// How long its slots and holds are held from now, at most a day. By default their own lengths.
     #[prost(message, optional, tag = "2")]
     #[serde(deserialize_with = "crate::server::api::forms::duration::deserialize")]
     #[schemars(with = "crate::server::api::forms::DurationText")]
