@@ -9,11 +9,11 @@ use clap::Args;
 use http::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tollgate::config::Config;
 use tollgate::server::admin::api::{ErrorBody, IdentityQuery};
 use tollgate::settings::Settings;
 
-use super::address::{ServerAddress, token_in, variable};
+use super::address::ServerAddress;
+use super::port::Port;
 
 /// The timeout of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,33 +53,18 @@ impl ServerArgs {
 
     /// Finds the address of the admin port and its token.
     pub(super) fn client(&self) -> anyhow::Result<AdminClient> {
-        let named = self.server.clone().or_else(|| variable("TOLLGATE_ADMIN"));
-        // A named configuration is read even if the address is known, because it may have the token.
-        let settings = match named.is_none() || self.config.is_some() {
-            true => Some(load_settings(self.config.as_deref())?),
-            false => None,
-        };
-        let address = match (&named, &settings) {
-            (Some(named), _) => ServerAddress::parse(named)?,
-            (None, Some(settings)) => configured_address(settings)?,
-            (None, None) => configured_address(&Settings::default())?,
-        };
-        let token = match &self.token_file {
-            Some(file) => Some(token_in(file)?),
-            None => variable("TOLLGATE_ADMIN_TOKEN")
-                .or_else(|| settings.and_then(|settings| settings.admin.token).map(|token| token.0)),
-        };
+        let ServerArgs { server, token_file, config } = self;
+        let (address, token) = ADMIN.find(server.as_deref(), token_file.as_deref(), config.as_deref())?;
         Ok(AdminClient { address, token })
     }
 }
 
-/// Loads the settings of a configuration.
-pub(super) fn load_settings(path: Option<&Path>) -> anyhow::Result<Settings> {
-    let load = Config::load(path);
-    load.map(|config| config.server).map_err(|errors| {
-        anyhow!("{errors}\nthe configuration has the address of the server; name it with --server instead")
-    })
-}
+const ADMIN: Port = Port {
+    address_variable: "TOLLGATE_ADMIN",
+    token_variable: "TOLLGATE_ADMIN_TOKEN",
+    address: configured_address,
+    token: |settings| settings.admin.token.map(|token| token.0),
+};
 
 fn configured_address(settings: &Settings) -> anyhow::Result<ServerAddress> {
     let Some(listen) = &settings.admin.listen else {

@@ -17,6 +17,7 @@ mod entry;
 mod explain;
 mod hold;
 mod load;
+mod port;
 mod serve;
 mod state;
 mod store;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tollgate::server::api::parse_duration;
 use tollgate::settings::Settings;
 
-use super::address::{ServerAddress, token_in, variable};
-use super::client::load_settings;
+use super::address::ServerAddress;
+use super::port::Port;
 
 /// The timeout of a request, in addition to what it waits for its turn.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,27 +69,18 @@ impl ApiAnswer {
 impl ApiArgs {
     /// Finds the address of the API and a token for it.
     pub(super) fn client(&self) -> anyhow::Result<ApiClient> {
-        let named = self.server.clone().or_else(|| variable("TOLLGATE_API"));
-        // A named configuration is read even if the address is known, because it may have the token.
-        let settings = match named.is_none() || self.config.is_some() {
-            true => Some(load_settings(self.config.as_deref())?),
-            false => None,
-        };
-        let address = match (&named, &settings) {
-            (Some(named), _) => ServerAddress::parse(named)?,
-            (None, Some(settings)) => configured_address(settings)?,
-            (None, None) => configured_address(&Settings::default())?,
-        };
-        let token = match &self.token_file {
-            Some(file) => Some(token_in(file)?),
-            None => variable("TOLLGATE_API_TOKEN").or_else(|| {
-                let tokens = settings.map(|settings| settings.api.tokens).unwrap_or_default();
-                tokens.into_iter().next().map(|token| token.0)
-            }),
-        };
+        let ApiArgs { server, token_file, config } = self;
+        let (address, token) = API.find(server.as_deref(), token_file.as_deref(), config.as_deref())?;
         Ok(ApiClient { address, token })
     }
 }
+
+const API: Port = Port {
+    address_variable: "TOLLGATE_API",
+    token_variable: "TOLLGATE_API_TOKEN",
+    address: configured_address,
+    token: |settings| settings.api.tokens.into_iter().next().map(|token| token.0),
+};
 
 fn configured_address(settings: &Settings) -> anyhow::Result<ServerAddress> {
     let listen = settings.api.listen.as_ref().unwrap_or(&settings.http);
@@ -112,17 +103,25 @@ impl ApiClient {
     pub(super) async fn renew(&self, lease: &str, length: Duration) -> anyhow::Result<Result<Duration, String>> {
         let body = json!({ "lease": lease, "length": seconds(length) });
         let answer = self.call("renew", &body, Duration::ZERO).await?;
-        match (answer.text("fate"), answer.duration("lease_ends_in")) {
-            (Some("done"), Some(ends_in)) => Ok(Ok(ends_in)),
-            (Some(fate), _) => Ok(Err(fate.to_owned())),
-            (None, _) => bail!("{} does not answer as the API", self.address),
+        match (self.fate(&answer)?, answer.duration("lease_ends_in")) {
+            ("done", Some(ends_in)) => Ok(Ok(ends_in)),
+            (fate, _) => Ok(Err(fate.to_owned())),
         }
     }
 
     /// Releases a lease, and returns its fate.
     pub(super) async fn release(&self, lease: &str) -> anyhow::Result<String> {
         let answer = self.call("release", &json!({ "lease": lease }), Duration::ZERO).await?;
-        answer.text("fate").map(str::to_owned).with_context(|| format!("{} does not answer as the API", self.address))
+        self.fate(&answer).map(str::to_owned)
+    }
+
+    /// What became of a lease.
+    fn fate<'a>(&self, answer: &'a ApiAnswer) -> anyhow::Result<&'a str> {
+        match (answer.text("fate"), answer.text("detail")) {
+            (Some(fate), _) => Ok(fate),
+            (None, Some(detail)) => bail!("{}: {detail}", self.address),
+            (None, None) => bail!("{} does not answer as the API", self.address),
+        }
     }
 
     fn answer(&self, status: StatusCode, body: &Bytes) -> anyhow::Result<ApiAnswer> {

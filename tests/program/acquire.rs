@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::binary::{DOORS, Served, WAIT_TIMEOUT, both};
+use crate::support::binary::{DOORS, Served, WAIT_TIMEOUT, both, exchange};
+use crate::support::processes::redis::Redis;
 
 const JOBS: &str = r#"
 [limiters.one]
@@ -185,6 +186,76 @@ fn a_command_whose_lease_cannot_be_renewed_is_stopped_before_the_lease_ends() {
         // The start of the processes counts too.
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
+}
+
+/// Leases on a Redis whose silence is noticed at once.
+fn served_by(redis: &Redis) -> Served {
+    let store = format!(
+        "secret = 'of this test, and no other'\n\n[stores.main]\nengine = 'redis'\nurl = 'redis://127.0.0.1:{}'\n\
+         timeout = '100ms'\n",
+        redis.port
+    );
+    Served::start(&format!("{DOORS}{store}{JOBS}"), &[]).ready()
+}
+
+#[test]
+fn a_command_runs_on_through_a_stall_of_the_store_that_is_shorter_than_its_lease() {
+    let Some(redis) = Redis::start() else { return };
+    let served = served_by(&redis);
+    let mut shell = Shell::start(&served, &[&ONE[..], &["--lease", "60s"]].concat(), UNTIL_INPUT_ENDS);
+    shell.until("ready");
+    let mut brief = Shell::start(
+        &served,
+        &["acquire", "jobs", "kind=upload", "account=al", "--lease", "6s", "--on-lost", "kill"],
+        UNTIL_INPUT_ENDS,
+    );
+    brief.until("ready");
+    redis.freeze();
+    let mut errors = BufReader::new(brief.child.stderr.take().expect("it was piped"));
+    let mut said = String::new();
+    errors.read_line(&mut said).expect("it is read");
+    redis.thaw();
+    assert!(said.starts_with("tollgate: the lease is not renewed yet, trying again: "), "{said}");
+    assert!(said.contains("did not answer"), "it has the text of the server: {said}");
+    let answered = || served.metric("tollgate_requests_total{door=\"api\",result=\"allowed\"}");
+    let before = answered();
+    until("it is renewed again", || answered() > before);
+    for held in [brief, shell] {
+        let mut held = held;
+        held.let_end();
+        assert_eq!(held.wait().0, Some(0));
+    }
+    assert!(is_free(&served));
+}
+
+#[test]
+fn semantics_51_a_lease_of_a_store_that_does_not_answer_is_503_and_not_unknown() {
+    let Some(redis) = Redis::start() else { return };
+    let served = served_by(&redis);
+    let lease = both(&run(&served, &ONE));
+    let lease = lease.trim_end();
+    let change = |method: &str, more: &str| {
+        let body = format!("{{\"lease\": \"{lease}\"{more}}}");
+        let head = format!("POST /v1/{method} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json");
+        let length = body.len();
+        exchange(
+            &served.http,
+            format!("{head}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}").as_bytes(),
+        )
+    };
+    redis.freeze();
+    for (method, more) in
+        [("renew", ", \"length\": \"60s\""), ("renew", ""), ("settle", ", \"units\": 1"), ("release", "")]
+    {
+        let answer = change(method, more);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{method}: {answer}");
+        assert!(answer.contains("retry-after: 1\r\n"), "{method}: {answer}");
+        assert!(answer.contains("application/problem+json"), "{method}: {answer}");
+    }
+    redis.thaw();
+    // It is released at last: by the call that was answered 503, which is sent again, or by this one.
+    until("it is released", || change("release", "").contains("\"unknown\""));
+    assert!(is_free(&served));
 }
 
 #[test]
