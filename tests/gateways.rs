@@ -16,11 +16,14 @@ mod gateways {
     mod envoy_doors;
     mod envoy_examples;
     mod envoy_outages;
-    mod envoy_recipes;
     mod forward_auth;
     mod haproxy;
     mod mistakes;
     mod nginx;
+    mod recipe_ext_authz;
+    mod recipe_failed_logins;
+    mod recipe_tokens;
+    mod recipes;
     mod repeats;
     mod rolling_restart;
     mod site;

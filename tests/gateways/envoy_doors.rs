@@ -2,6 +2,7 @@
 
 use std::thread;
 
+use super::recipes::{Recipe, settled};
 use crate::support::processes::{Answer, Ask, Gateway, read, until};
 
 fn example(name: &str) -> String {
@@ -257,3 +258,44 @@ fn envoy_reaches_the_grpc_door_over_a_unix_socket() {
         gateway.ask(&order).expect(status);
     }
 }
+
+/// The last event of a stream names the usage. A client that hangs up before it has paid its estimate.
+#[test]
+fn semantics_44_the_usage_of_a_stream_of_events_is_settled() {
+    let envoy = example("tokens.yaml");
+    let start = envoy.find("              response_rules:\n").expect("the sample reads responses");
+    let end = start + envoy[start..].find("          # ").expect("the next filter has a comment");
+    let Some(gateway) = Recipe::new("tokens").envoy(&envoy[start..end], SSE_TO_METADATA).start() else { return };
+    let begin = |account: &str| {
+        let before = gateway.upstream.held();
+        let call = Ask::post("/v1/stream?tokens=150").account(account);
+        let client = call.begin(gateway.port(10_000)).expect("Envoy accepts");
+        until("the first event to be sent", || gateway.upstream.held() == before + 1);
+        client
+    };
+    let (stays, goes) = (begin("ada"), begin("bob"));
+    drop(goes);
+    until("Envoy to see that it is gone", || gateway.stat("cluster.upstream.upstream_rq_active") == 1);
+    gateway.upstream.open_gate();
+    let answer = Answer::read(stays).expect("an answer").expect(200);
+    assert!(answer.body.contains("Certainly") && answer.body.contains("150"), "{answer:?}");
+    for (account, used) in [("ada", 150), ("bob", 400)] {
+        // A token drains in 3.6 seconds.
+        let found = settled(&gateway, "llm", "tokens", ("account", account));
+        assert!((used - 10..=used).contains(&found), "{account}: {found}");
+    }
+}
+
+const SSE_TO_METADATA: &str = r#"          - name: envoy.filters.http.sse_to_metadata
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.sse_to_metadata.v3.SseToMetadata
+              response_rules:
+                content_parser:
+                  name: json
+                  typed_config:
+                    "@type": type.googleapis.com/envoy.extensions.content_parsers.json.v3.JsonContentParser
+                    rules:
+                    - rule:
+                        selectors: [{key: usage}, {key: total_tokens}]
+                        on_present: {metadata_namespace: llm, key: total, type: NUMBER}
+"#;

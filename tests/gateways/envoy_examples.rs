@@ -1,5 +1,5 @@
-//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules. Those of `failed_logins` and `tokens` are
-//! in `envoy_recipes.rs`.
+//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules. Those that hold what they charge are in
+//! `recipe_failed_logins.rs`, `recipe_tokens.rs` and `recipe_ext_authz.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,10 +7,11 @@ use std::fs;
 use crate::support::processes::{Answer, Ask, Gateway, project, until};
 
 /// The examples that have tests: a new example without one fails one here.
-const TESTED: [&str; 11] = [
+const TESTED: [&str; 12] = [
     "concurrency.yaml",
     "ext_authz_grpc.yaml",
     "ext_authz_http.yaml",
+    "ext_authz_settle.yaml",
     "failed_logins.yaml",
     "gateway.yaml",
     "login.yaml",

@@ -22,9 +22,11 @@ fn without_tollgate_the_examples_that_protect_something_refuse_with_503() {
 }
 
 #[test]
-fn without_tollgate_both_ext_authz_examples_refuse_with_503() {
-    for example in ["ext_authz_grpc", "ext_authz_http"] {
-        let Some(mut gateway) = Gateway::example(example, "ext_authz") else { return };
+fn without_tollgate_the_ext_authz_examples_refuse_with_503() {
+    for (example, rules) in
+        [("ext_authz_grpc", "ext_authz"), ("ext_authz_http", "ext_authz"), ("ext_authz_settle", "ext_authz_settle")]
+    {
+        let Some(mut gateway) = Gateway::example(example, rules) else { return };
         gateway.stop_tollgate();
         gateway.ask(&Ask::get("/").from("203.0.113.1")).expect(503);
     }

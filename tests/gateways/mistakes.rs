@@ -133,10 +133,19 @@ fn a_tls_socket_to_the_grpc_port_is_named() {
 
 #[test]
 fn traffic_that_is_meant_to_pass_is_no_mistake() {
-    let samples =
-        ["login", "tokens", "concurrency", "failed_logins", "rls_filter", "rls_routes", "tiers", "ext_authz_grpc"];
+    let samples = [
+        "login",
+        "tokens",
+        "concurrency",
+        "failed_logins",
+        "rls_filter",
+        "rls_routes",
+        "tiers",
+        "ext_authz_grpc",
+        "ext_authz_settle",
+    ];
     for envoy in samples {
-        let rules = if envoy.starts_with("ext_authz") { "ext_authz" } else { envoy };
+        let rules = if envoy == "ext_authz_grpc" { "ext_authz" } else { envoy };
         let Some(gateway) = Gateway::example(envoy, rules) else { return };
         for path in ["/", "/login?a=b", "/other", "/login"] {
             gateway.ask(&Ask::get(path));

@@ -76,7 +76,8 @@ fn on_loopback(envoy: &str) -> String {
         .fold(envoy.to_owned(), |text, host| text.replace(&format!("address: {host},"), "address: 127.0.0.1,"))
 }
 
-/// Raises the timeouts for a busy machine, so that a slow call neither admits nor refuses a request.
+/// Raises the timeouts for a busy machine, so that a slow call neither admits nor refuses a request. The longest time
+/// between two tries is also the timeout of each.
 fn patient(envoy: &str) -> String {
-    envoy.replace("timeout: 0.25s", "timeout: 10s")
+    envoy.replace("timeout: 0.25s", "timeout: 10s").replace("max_interval: 0.1s", "max_interval: 10s")
 }

@@ -4,11 +4,14 @@
 //! ```text
 //!   POST /login              200 where x-password is "secret", 500 where it is "broken", else 401
 //!   GET  /slow               answers when the test opens the gate
-//!   GET  /v1/chat?tokens=N   a JSON body that says it used N tokens, of the type in x-answer-type
+//!   any  /v1/chat?tokens=N   a JSON body that says it used N tokens, of the type in x-answer-type, with x-tokens if the
+//!                            request has x-answer-tokens
+//!   any  /v1/stream?tokens=N the same as two server-sent events; the second, with the usage, waits for the gate
 //!   anything else            200 and the target
 //! ```
 //!
-//! A request with the header `x-wait: gate` waits at the gate like a slow one.
+//! A request with the header `x-wait: gate` waits at the gate like a slow one. The first N requests with
+//! `x-unavailable: N` are answered 503.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -113,16 +116,26 @@ impl Shared {
         self.held.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Records a request. Returns whether it is one of those to be answered 503.
+    fn remember(&self, request: &Seen) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = request.header("x-unavailable").and_then(|first| first.parse().ok()).unwrap_or(0);
+        let before = seen.iter().filter(|seen| seen.header("x-unavailable").is_some()).count();
+        seen.push(request.clone());
+        before < first
+    }
+
     fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         let Some(request) = read_request(&stream)? else { return Ok(()) };
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        let unavailable = self.remember(&request);
         let (method, target) = request.line.split_once(' ').unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         if request.header("x-wait") == Some("gate") {
             self.wait_at_gate();
         }
         let (status, kind, body) = match (method, path) {
+            _ if unavailable => ("503 Service Unavailable", "text/plain", "try again".into()),
             ("POST", "/login") if request.header("x-password") == Some("secret") => {
                 ("200 OK", "text/plain", "welcome".into())
             }
@@ -139,13 +152,23 @@ impl Shared {
                 let kind = request.header("x-answer-type").unwrap_or("application/json");
                 ("200 OK", kind, format!("{{\"usage\": {{\"total_tokens\": {tokens}}}}}"))
             }
+            (_, "/v1/stream") => return self.stream(&mut stream, query.strip_prefix("tokens=").unwrap_or("100")),
             _ => ("200 OK", "text/plain", request.line.clone()),
         };
         let length = body.len();
+        let used =
+            request.header("x-answer-tokens").map(|tokens| format!("x-tokens: {tokens}\r\n")).unwrap_or_default();
         write!(
             stream,
-            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\n{used}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
         )
+    }
+
+    fn stream(&self, stream: &mut TcpStream, tokens: &str) -> io::Result<()> {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+        write!(stream, "{head}data: {{\"choices\": [\"Certainly\"]}}\n\n")?;
+        self.wait_at_gate();
+        write!(stream, "data: {{\"usage\": {{\"total_tokens\": {tokens}}}}}\n\ndata: [DONE]\n\n")
     }
 }
 
