@@ -157,12 +157,12 @@ fn semantics_44_behind_ext_authz_a_second_rate_limit_filter_settles_its_own_leas
     assert_eq!((charged(&gateway, "ada"), second()), (2, 3));
 }
 
-/// A filter behind ext_authz that answers itself: the rate limit filter, which stands before both, still ends the lease.
+/// The filter that answers stands right behind ext_authz. The rate limit filter, which stands before both, still ends the
+/// lease.
 #[test]
 fn semantics_44_a_filter_that_answers_after_ext_authz_leaves_no_slot_taken() {
-    let router = "          - name: envoy.filters.http.router\n";
-    let lua = "          - name: envoy.filters.http.lua\n            typed_config:\n              \"@type\": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua\n              default_source_code:\n                inline_string: |\n                  function envoy_on_request(handle)\n                    handle:respond({[\":status\"] = \"401\"}, \"no\")\n                  end\n";
-    let Some(gateway) = recipe().envoy(router, &format!("{lua}{router}")).start() else { return };
+    let end = "              validate_mutations: true\n";
+    let Some(gateway) = recipe().envoy(end, &format!("{end}{ANSWERS_ITSELF}")).start() else { return };
     for _ in 0..6 {
         gateway.ask(&export("ada")).expect(401);
         slots(&gateway, "ada", 0);
@@ -183,3 +183,63 @@ fn behind_ext_authz_a_request_without_an_account_is_refused_and_other_pages_need
     assert_eq!(gateway.upstream.seen().len(), 0);
     gateway.ask(&Ask::get("/")).expect(200);
 }
+
+/// Over plain HTTP the lease is a header of the answer, which Envoy copies to the metadata under the header's name.
+#[test]
+fn semantics_44_ext_authz_over_plain_http_is_ended_in_the_same_way() {
+    let namespace = "metadata_key: {key: envoy.filters.http.ext_authz, path: [{key: ";
+    let recipe = ["release", "settle"].into_iter().fold(recipe(), |recipe, entry| {
+        let of = |lease: &str| format!("descriptor_key: {entry}\n                    {namespace}{lease}}}]}}");
+        recipe.envoy(&of("lease"), &of("x-tollgate-lease"))
+    });
+    let recipe = recipe
+        .envoy("              encode_raw_headers: true\n", "              allowed_headers: {patterns: [{prefix: x-}]}\n")
+        .envoy(
+            "              grpc_service:\n                envoy_grpc: {cluster_name: tollgate}\n                timeout: 0.25s\n",
+            HTTP_SERVICE,
+        )
+        .envoy("  - name: tollgate\n", &format!("{HTTP_CLUSTER}  - name: tollgate\n"));
+    let Some(gateway) = recipe.start() else { return };
+    let statuses = at_once(&gateway, &vec![guess("ada"); 40]);
+    assert_eq!((count(&statuses, 401), count(&statuses, 429)), (3, 37), "{statuses:?}");
+    for number in 1..=12 {
+        gateway.ask(&right("bob")).expect(200);
+        ended(&gateway, 3 + number);
+    }
+    assert_eq!((charged(&gateway, "ada"), charged(&gateway, "bob")), (3, 0));
+    let running = vec![begin(&gateway, &export("cyd")), begin(&gateway, &export("cyd"))];
+    gateway.ask(&export("cyd")).expect(429);
+    hang_up(&gateway, running);
+    slots(&gateway, "cyd", 0);
+    // The lease goes to no client, and to no upstream.
+    let answer = gateway.ask(&right("bob")).expect(200);
+    assert!(answer.headers.iter().all(|(name, _)| !name.contains("lease")), "{answer:?}");
+    let seen = gateway.upstream.seen();
+    assert!(seen.iter().all(|request| request.header("x-tollgate-lease").is_none()), "{seen:?}");
+}
+
+const HTTP_SERVICE: &str = r#"              http_service:
+                server_uri: {uri: "http://tollgate", cluster: tollgate_http, timeout: 0.25s}
+                path_prefix: /authz/envoy
+                authorization_response:
+                  dynamic_metadata_from_headers: {patterns: [{prefix: x-tollgate-}]}
+"#;
+
+const HTTP_CLUSTER: &str = r#"  - name: tollgate_http
+    type: STATIC
+    load_assignment:
+      cluster_name: tollgate_http
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 8080}}}
+"#;
+
+const ANSWERS_ITSELF: &str = r#"          - name: envoy.filters.http.lua
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+              default_source_code:
+                inline_string: |
+                  function envoy_on_request(handle)
+                    handle:respond({[":status"] = "401"}, "no")
+                  end
+"#;
