@@ -20,6 +20,7 @@ mod gateways {
     mod haproxy;
     mod mistakes;
     mod nginx;
+    mod recipe_concurrency;
     mod recipe_ext_authz;
     mod recipe_failed_logins;
     mod recipe_tokens;

@@ -124,7 +124,7 @@ fn a_rule(fragment: &str) -> String {
 fn every_filter_is_accepted_by_a_real_envoy() {
     let Some(envoy) = installed::envoy() else { return };
     let filters = all("yaml");
-    assert_eq!(filters.len(), 4, "docs/envoy.md shows ext_authz, RLS, the check before Envoy 1.38, and folded repeats");
+    assert_eq!(filters.len(), 4, "docs/envoy.md shows ext_authz, RLS, the end of a lease, and folded repeats");
     for block in filters {
         let filter: String = block.text.lines().map(|line| format!("          {line}\n")).collect();
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,5 +1,5 @@
-//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules. Those that hold what they charge are in
-//! `recipe_failed_logins.rs`, `recipe_tokens.rs` and `recipe_ext_authz.rs`.
+//! Every configuration in `examples/envoy/`, run by a real Envoy with its rules. Those that hold what they charge, and
+//! the endings of requests, are in `recipe_*.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;

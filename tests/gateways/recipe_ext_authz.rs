@@ -1,6 +1,6 @@
 //! The recipe of `ext_authz_settle.yaml`: ext_authz decides, and a rate limit filter ends what it decided.
 
-use super::recipes::{Recipe, at_once, begin, count, hang_up, settlements, used};
+use super::recipes::{Recipe, at_once, begin, count, hang_up, settled, settlements, until_taken, used};
 use crate::support::processes::{Answer, Ask, Gateway, until};
 
 fn recipe() -> Recipe {
@@ -32,7 +32,7 @@ fn ended(gateway: &Gateway, logins: u64) {
 
 /// Waits until an account holds so many slots.
 fn slots(gateway: &Gateway, account: &str, slots: u64) {
-    until("the slots to be taken or free", || used(gateway, "edge", "exports", ("account", account)).used == slots);
+    until_taken(gateway, "edge", "exports", ("account", account), slots);
 }
 
 /// How often Envoy has asked by the rate limit filter before a request, and been answered.
@@ -142,7 +142,7 @@ fn semantics_44_behind_ext_authz_what_envoy_repeats_is_charged_once() {
 #[test]
 fn semantics_44_behind_ext_authz_a_second_rate_limit_filter_settles_its_own_lease() {
     let Some(gateway) = recipe().with_a_second_filter().start() else { return };
-    let second = || super::recipes::settled(&gateway, "second", "second", ("filter", "second"));
+    let second = || settled(&gateway, "second", "second", ("filter", "second"));
     gateway.ask(&right("ada")).expect(200);
     ended(&gateway, 2);
     assert_eq!((charged(&gateway, "ada"), second()), (0, 1));

@@ -183,6 +183,31 @@ fn semantics_44_a_login_that_envoy_repeats_is_charged_once_and_ends_as_its_last_
     assert_eq!(charged(&gateway, "cyd"), 1);
 }
 
+/// Another way to say it: every try is settled, with its number of failures.
+#[test]
+fn semantics_44_a_try_can_be_settled_with_no_failure_or_with_one() {
+    let outcome = r#"                - extension:
+                    name: outcome
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor
+                      descriptor_key: outcome
+                      text: "{200: 'right'}[response.code]"
+"#;
+    let recipe = recipe()
+        .envoy(outcome, "                hits_addend: {format: \"%CEL(response.code == 200 ? 0 : 1)%\"}\n")
+        .envoy("descriptor_key: release", "descriptor_key: settle");
+    let Some(gateway) = recipe.start() else { return };
+    for _ in 0..12 {
+        gateway.ask(&right("ada")).expect(200);
+    }
+    given_back(&gateway, 12);
+    assert_eq!(charged(&gateway, "ada"), 0);
+    let statuses = at_once(&gateway, &vec![guess("ada"); 40]);
+    assert_eq!((count(&statuses, 401), count(&statuses, 429)), (3, 37), "{statuses:?}");
+    given_back(&gateway, 15);
+    gateway.ask(&right("ada")).expect(429);
+}
+
 /// Both return their leases in one namespace.
 #[test]
 fn semantics_44_two_rate_limit_filters_in_one_chain_end_each_its_own_lease() {

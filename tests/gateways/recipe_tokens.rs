@@ -232,6 +232,22 @@ const HEADER_TO_METADATA: &str = r#"          - name: envoy.filters.http.header_
                 on_header_present: {metadata_namespace: llm, key: used, type: NUMBER}
 "#;
 
+#[test]
+fn semantics_44_what_envoy_counts_itself_is_settled_in_the_same_way() {
+    let usage = chat("10").account("ada");
+    let body = "{\"usage\": {\"total_tokens\": 10}}".len() as u64;
+    for (format, used) in [
+        ("%BYTES_SENT%", body..=body),
+        ("%DURATION%", 0..=399),
+        ("%CEL(int(metadata.filter_metadata['llm']['total']) * 2)%", 20..=20),
+    ] {
+        let Some(gateway) = recipe().envoy("%DYNAMIC_METADATA(llm:total)%", format).start() else { return };
+        gateway.ask(&usage).expect(200);
+        let found = tokens(&gateway, "ada");
+        assert!(used.contains(&found), "{format}: {found}");
+    }
+}
+
 /// Only the newest Envoy knows the headers of a response when the stream ends. Others drop the descriptor, so that every
 /// call costs its estimate.
 #[test]

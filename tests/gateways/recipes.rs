@@ -107,31 +107,34 @@ const SECOND_FILTER: &str = r#"          - name: envoy.filters.http.ratelimit
                 grpc_service: {envoy_grpc: {cluster_name: tollgate}}
 "#;
 
-/// What a counter has.
+/// What a counter of units has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Units used, or slots taken.
+    /// Units used.
     pub used: u64,
     /// Those of them that a lease can still correct.
     pub held: u64,
 }
 
-/// What the counter of a limiter has for an account, or for another entry.
-pub fn used(gateway: &Gateway, domain: &str, limiter: &str, (entry, value): (&str, &str)) -> Used {
-    let query = json!({"domain": domain, "entries": [[entry, value]]});
-    let answer = gateway.ask_at(ADMIN, &Ask::post("/state").loopback().json(&query.to_string())).expect(200);
-    let counters: Vec<Value> = serde_json::from_str(&answer.body).expect("a list of counters");
-    let counter = counters.iter().find(|counter| counter["limiter"] == limiter);
-    let counter = counter.unwrap_or_else(|| panic!("{limiter}: {}", answer.body));
-    let number =
-        |name: &str| find(counter, name).and_then(Value::as_u64).unwrap_or_else(|| panic!("{name}: {counter}"));
+/// What the counter of a limiter has used for an account, or for another entry.
+pub fn used(gateway: &Gateway, domain: &str, limiter: &str, entry: (&str, &str)) -> Used {
+    let counter = counter(gateway, domain, limiter, false, entry);
+    let number = |name: &str| counter[name].as_u64().unwrap_or_else(|| panic!("{name}: {counter}"));
     Used { used: number("used"), held: number("held") }
 }
 
-/// The field of this name, at any depth.
-fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    let fields = value.as_object()?;
-    fields.get(name).or_else(|| fields.values().find_map(|field| find(field, name)))
+/// Waits until so many slots of a limiter are taken.
+pub fn until_taken(gateway: &Gateway, domain: &str, limiter: &str, entry: (&str, &str), slots: u64) {
+    until("the slots to be taken or free", || counter(gateway, domain, limiter, true, entry)["used"] == slots);
+}
+
+/// The state of a counter, as the admin page says it.
+fn counter(gateway: &Gateway, domain: &str, limiter: &str, slots: bool, (entry, value): (&str, &str)) -> Value {
+    let query = json!({"domain": domain, "entries": [[entry, value]]});
+    let answer = gateway.ask_at(ADMIN, &Ask::post("/state").loopback().json(&query.to_string())).expect(200);
+    let counters: Vec<Value> = serde_json::from_str(&answer.body).expect("a list of counters");
+    let counter = counters.iter().find(|counter| counter["limiter"] == limiter && counter["slots"] == slots);
+    counter.unwrap_or_else(|| panic!("{limiter}: {}", answer.body))["holds"].clone()
 }
 
 /// Waits until every lease of a counter has ended, and returns what it has used.
