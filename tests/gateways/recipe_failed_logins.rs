@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use super::recipes::{Recipe, at_once, begin, count, hang_up, settled, settlements, used};
-use crate::support::processes::{Answer, Ask, Gateway, until};
+use crate::support::processes::{Answer, Ask, Gateway, Redis, until};
 
 fn recipe() -> Recipe {
     Recipe::new("failed_logins")
@@ -54,6 +54,21 @@ fn semantics_44_of_forty_parallel_guesses_three_reach_the_password_check() {
     assert_eq!(charged(&gateway, "ada"), 3);
     assert_eq!(settlements(&gateway), (0, 0), "no refused request gave anything back");
     gateway.ask(&guess("bob")).expect(401);
+}
+
+#[test]
+fn semantics_44_failed_logins_count_the_same_in_redis() {
+    let Some(redis) = Redis::start() else { return };
+    let Some(gateway) = recipe().on(&redis).start() else { return };
+    for _ in 0..12 {
+        gateway.ask(&right("ada")).expect(200);
+    }
+    given_back(&gateway, 12);
+    let statuses = at_once(&gateway, &vec![guess("ada"); 40]);
+    assert_eq!((count(&statuses, 401), count(&statuses, 429)), (3, 37), "{statuses:?}");
+    gateway.ask(&right("ada")).expect(429);
+    assert_eq!(charged(&gateway, "ada"), 3);
+    assert!(redis.ask::<usize>(&["DBSIZE"]) > 0, "it counts there");
 }
 
 /// A second in place of the five minutes.

@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use super::recipes::{Recipe, at_once, begin, count, hang_up, settled, settlements};
-use crate::support::processes::{Answer, Ask, Gateway, until};
+use crate::support::processes::{Answer, Ask, Gateway, Redis, until};
 
 /// A bucket that refills so slowly that no token comes back while a test runs.
 fn recipe() -> Recipe {
@@ -43,6 +43,15 @@ fn semantics_44_of_fifty_parallel_calls_two_pass_at_once_and_seven_hundred_token
     assert_eq!(settlements(&gateway), (2, 0), "no refused call settled anything");
     // Holding 400 of the rest.
     assert_eq!(gateway.ask(&chat("0").account("ada")).expect(200).remaining(), Some(300));
+}
+
+#[test]
+fn semantics_44_seven_hundred_tokens_are_left_exactly_in_redis_too() {
+    let Some(redis) = Redis::start() else { return };
+    let Some(gateway) = recipe().on(&redis).start() else { return };
+    assert_eq!(fifty_calls(&gateway), (2, 48));
+    assert_eq!(tokens(&gateway, "ada"), 300, "of a thousand");
+    assert!(redis.ask::<usize>(&["DBSIZE"]) > 0, "it counts there");
 }
 
 /// As it is, the sample refills a token in 3.6 seconds.

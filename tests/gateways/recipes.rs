@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::support::processes::{Ask, Gateway, read, until};
+use crate::support::processes::{Ask, Gateway, Redis, read, until};
 
 /// The port of tollgate's admin page in the rules that these tests start.
 const ADMIN: u16 = 8_082;
@@ -58,6 +58,15 @@ impl Recipe {
         let router = "          - name: envoy.filters.http.router\n";
         self.rules.push_str(SECOND_RULES);
         self.envoy(router, &format!("{SECOND_FILTER}{router}"))
+    }
+
+    /// Counts in this Redis, with a timeout for a busy machine.
+    pub fn on(mut self, redis: &Redis) -> Self {
+        let url = redis.url();
+        self.rules.push_str(&format!(
+            "\n[stores.main]\nengine = \"redis\"\nurl = \"{url}\"\nrequired = true\ntimeout = \"5s\"\n"
+        ));
+        self
     }
 
     /// Starts it. None when Envoy is not installed.
