@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use tollgate::server::api::parse_duration;
+use tollgate::settings::parse_duration;
 
 use super::entry::entry;
 use super::hold::{Holder, Signals};

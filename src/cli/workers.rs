@@ -8,8 +8,8 @@ use bytes::Bytes;
 use clap::Args;
 use http::StatusCode;
 use serde_json::{Value, json};
-use tollgate::server::api::parse_duration;
 use tollgate::settings::Settings;
+use tollgate::settings::parse_duration;
 
 use super::address::ServerAddress;
 use super::port::Port;

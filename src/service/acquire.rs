@@ -187,7 +187,9 @@ fn check_text(place: impl FnOnce() -> String, text: &str) -> Result<(), AskError
 
 fn check_length(place: &str, length: Duration) -> Result<(), AskError> {
     match length {
-        Duration::ZERO => Err(AskError::invalid(place, "is zero, expected more")),
+        length if micros(length) == 0 => {
+            Err(AskError::invalid(place, format!("is {length:?}, expected at least a microsecond")))
+        }
         length if length > MAX_LEASE => Err(AskError::invalid(place, format!("is {length:?}, expected at most 1d"))),
         _ => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 mod authz;
 mod bounds;
+mod duration;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 pub use self::authz::{AuthzSettings, EntrySource, Repeated, RequestPart};
 pub use self::bounds::{Bound, Bounds};
+pub use self::duration::{LONGEST_DURATION, parse_duration};
 
 /// The settings of all ports.
 #[derive(Clone, Debug, PartialEq, Eq)]

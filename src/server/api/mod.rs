@@ -28,7 +28,6 @@ mod units;
 
 pub(super) use self::access::{Reach, check, is_from_web_page};
 pub(super) use self::error::{ApiError, ApiErrorKind};
-pub use self::forms::parse_duration;
 pub(super) use self::limits::Limits;
 pub(super) use self::response::{acquired, peeked};
 pub(super) use self::routes::{ApiRequest, HttpApi, is_path};

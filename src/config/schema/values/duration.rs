@@ -6,14 +6,15 @@ use super::number::number;
 use crate::config::document::node::{TreeNode, Value, WrittenText};
 use crate::config::document::problem::{Location, Problems};
 use crate::config::schema::decode::Decode;
+use crate::settings::{LONGEST_DURATION, parse_duration};
 
-/// A duration more than zero: `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"1d"`, or several units: `"1h30m"`.
+/// A duration more than zero: `"250ms"`, `"30s"`, `"5m"`, `"1h"`, `"1d"`, or several units: `"1h30m"`. Whole microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Span(pub Duration);
 
 /// Matches the texts that are durations, and those with a variable.
 #[cfg(feature = "server")]
-pub(crate) const SPAN_PATTERN: &str = "\\$|^([0-9]+(us|ms|s|m|h|d|w))+$";
+pub(crate) const SPAN_PATTERN: &str = "\\$|^([0-9]+(\\.[0-9]{1,9})?(us|ms|s|m|h|d|w))+$";
 
 impl Decode for Span {
     fn expected() -> String {
@@ -60,34 +61,13 @@ impl Decode for Pause {
 
 /// Reads a duration, which may be zero.
 fn span(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\"";
-    if text.starts_with('-') {
-        return Err("expected more than zero");
+    match parse_duration(text) {
+        Some(duration) if duration >= LONGEST_DURATION => Err("expected at most 3650d"),
+        Some(duration) if !duration.subsec_nanos().is_multiple_of(1_000) => Err("expected whole microseconds"),
+        Some(duration) => Ok(duration),
+        None if text.starts_with('-') => Err("expected more than zero"),
+        None => Err("expected a duration such as \"250ms\", \"30s\", \"5m\", \"1h\" or \"1d\""),
     }
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
-        let micros: u64 = match &rest[digits..unit] {
-            "us" => 1,
-            "ms" => 1_000,
-            "s" => 1_000_000,
-            "m" => 60_000_000,
-            "h" => 3_600_000_000,
-            "d" => 86_400_000_000,
-            "w" => 604_800_000_000,
-            _ => return Err(EXPECTED),
-        };
-        if digits == 0 {
-            return Err(EXPECTED);
-        }
-        let count: u64 = rest[..digits].parse().map_err(|_| "expected at most 3650d")?;
-        let part = count.checked_mul(micros).ok_or("expected at most 3650d")?;
-        total = total.checked_add(Duration::from_micros(part)).ok_or("expected at most 3650d")?;
-        rest = &rest[unit..];
-    }
-    if text.is_empty() { Err(EXPECTED) } else { Ok(total) }
 }
 
 /// A duration, or a bare number of seconds as in rate-sync files.
