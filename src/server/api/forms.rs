@@ -59,7 +59,7 @@ pub(in crate::server) mod duration {
     use prost_types::Duration;
     use serde::{Deserializer, Serializer};
 
-    use super::{DurationVisitor, duration_text};
+    use super::{DurationVisitor, InSeconds};
 
     pub(in crate::server) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         from.deserialize_any(DurationVisitor)
@@ -68,7 +68,7 @@ pub(in crate::server) mod duration {
     #[expect(clippy::ref_option, reason = "the signature that serde calls")]
     pub(in crate::server) fn serialize<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
         match duration {
-            Some(duration) => to.serialize_str(&duration_text(duration)),
+            Some(duration) => to.collect_str(&InSeconds(duration)),
             None => to.serialize_none(),
         }
     }
@@ -234,12 +234,20 @@ pub(in crate::server) fn message_duration(duration: Duration) -> prost_types::Du
     }
 }
 
-/// Writes a duration in seconds, `"0.34s"`.
-fn duration_text(duration: &prost_types::Duration) -> String {
-    let fraction = format!("{:09}", duration.nanos);
-    match fraction.trim_end_matches('0') {
-        "" => format!("{}s", duration.seconds),
-        fraction => format!("{}.{fraction}s", duration.seconds),
+/// A duration in seconds, `0.34s`, without zeros at its end.
+struct InSeconds<'a>(&'a prost_types::Duration);
+
+impl fmt::Display for InSeconds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prost_types::Duration { seconds, nanos } = *self.0;
+        if nanos == 0 {
+            return write!(f, "{seconds}s");
+        }
+        let (mut fraction, mut digits) = (nanos, 9);
+        while fraction % 10 == 0 {
+            (fraction, digits) = (fraction / 10, digits - 1);
+        }
+        write!(f, "{seconds}.{fraction:0digits$}s")
     }
 }
 
@@ -250,9 +258,9 @@ mod tests {
     #[test]
     fn durations_are_written_in_seconds_without_zeros_at_their_end() {
         for (seconds, nanos, expected) in
-            [(15, 0, "15s"), (0, 340_000_000, "0.34s"), (1, 1_000, "1.000001s"), (0, 0, "0s")]
+            [(15, 0, "15s"), (0, 340_000_000, "0.34s"), (1, 1_000, "1.000001s"), (0, 1, "0.000000001s"), (0, 0, "0s")]
         {
-            let text = duration_text(&prost_types::Duration { seconds, nanos });
+            let text = InSeconds(&prost_types::Duration { seconds, nanos }).to_string();
             assert_eq!(text, expected);
             let read = parse_duration(&text).map(message_duration);
             assert_eq!(read, Some(prost_types::Duration { seconds, nanos }));

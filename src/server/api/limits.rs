@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::error::{ApiError, ApiErrorKind};
 use super::forms::MAX_COST;
 use super::{request, response};
-use crate::ask::AskError;
+use crate::ask::{Acquire, AskError};
 use crate::decision::Reason;
 use crate::lease::Units;
 use crate::server::grpc::limits_messages::{
@@ -44,7 +44,17 @@ impl Limits {
     ) -> Result<Acquisition, ApiError> {
         let flat = message.asks.is_empty();
         let acquire = self.read(|| request::acquire(message))?;
-        let answer = self.service.acquire(&acquire, deadline).await;
+        self.acquire_asked(&acquire, flat, deadline).await
+    }
+
+    /// Acquires what was asked for, `flat` without a list of asks.
+    pub(in crate::server) async fn acquire_asked(
+        &self,
+        acquire: &Acquire,
+        flat: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Acquisition, ApiError> {
+        let answer = self.service.acquire(acquire, deadline).await;
         self.answered(answer.map_err(|error| placed(error, flat)))
     }
 

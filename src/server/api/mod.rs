@@ -29,5 +29,7 @@ mod units;
 pub(super) use self::access::{Reach, check, is_from_web_page};
 pub(super) use self::error::{ApiError, ApiErrorKind};
 pub(super) use self::limits::Limits;
-pub(super) use self::response::{acquired, peeked};
+pub(super) use self::response::{Refused, millis, peeked};
 pub(super) use self::routes::{ApiRequest, HttpApi, is_path};
+#[cfg(test)]
+pub(super) use self::{request::acquire as asked, response::acquired};

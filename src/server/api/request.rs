@@ -10,7 +10,7 @@ use crate::server::grpc::limits_messages;
 use crate::server::grpc::limits_messages::AcquireRequest;
 
 /// Reads what a call asks for.
-pub(super) fn acquire(request: AcquireRequest) -> Result<Acquire, ApiError> {
+pub(in crate::server) fn acquire(request: AcquireRequest) -> Result<Acquire, ApiError> {
     let AcquireRequest {
         domain,
         limiter,

@@ -25,8 +25,8 @@ pub(in crate::server) fn acquired(acquisition: &Acquisition) -> AcquireResponse 
         units: u64::from(*units),
         ask: u32::try_from(*ask).unwrap_or(u32::MAX),
         reason: refused.map(|reason| reason.name().to_owned()),
-        limiter: why.limiter,
-        rule: why.rule,
+        limiter: why.limiter.map(str::to_owned),
+        rule: why.rule.map(str::to_owned),
         retry_after: why.retry_after.map(duration),
         retry_after_ms: why.retry_after.map(millis),
         degraded: decision.degraded(),
@@ -42,8 +42,8 @@ pub(in crate::server) fn peeked(acquisition: &Acquisition) -> PeekResponse {
     PeekResponse {
         would_grant: granted,
         reason: acquisition.refused.map(|reason| reason.name().to_owned()),
-        limiter: why.limiter,
-        rule: why.rule,
+        limiter: why.limiter.map(str::to_owned),
+        rule: why.rule.map(str::to_owned),
         retry_after_ms: if granted { Some(0) } else { why.retry_after.map(millis) },
         degraded: acquisition.decision.degraded(),
         limits: limits(&acquisition.decision),
@@ -51,18 +51,18 @@ pub(in crate::server) fn peeked(acquisition: &Acquisition) -> PeekResponse {
 }
 
 /// What refused, and when it is worth another try.
-struct Refused {
-    limiter: Option<String>,
-    rule: Option<String>,
-    retry_after: Option<Duration>,
+pub(in crate::server) struct Refused<'a> {
+    pub(in crate::server) limiter: Option<&'a str>,
+    pub(in crate::server) rule: Option<&'a str>,
+    pub(in crate::server) retry_after: Option<Duration>,
 }
 
-impl Refused {
-    fn of(acquisition: &Acquisition) -> Self {
+impl<'a> Refused<'a> {
+    pub(in crate::server) fn of(acquisition: &'a Acquisition) -> Self {
         let refusal = acquisition.decision.refusal().filter(|_| acquisition.refused.is_some());
         Self {
-            limiter: refusal.as_ref().and_then(|refusal| refusal.limiter).map(str::to_owned),
-            rule: refusal.as_ref().and_then(|refusal| refusal.rule).map(str::to_owned),
+            limiter: refusal.as_ref().and_then(|refusal| refusal.limiter),
+            rule: refusal.as_ref().and_then(|refusal| refusal.rule),
             retry_after: refusal.and_then(|refusal| refusal.retry_after),
         }
     }
@@ -107,6 +107,6 @@ pub(super) fn duration(duration: Duration) -> prost_types::Duration {
 }
 
 /// Milliseconds, rounded up: who waits that long is not too early.
-fn millis(duration: Duration) -> u64 {
+pub(in crate::server) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }

@@ -13,8 +13,10 @@ use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use super::acquire;
 use super::frame::frame;
 use super::unary::{self, ReadError};
+use super::wire::MessageWriter;
 use crate::server::api::{self, ApiError, ApiErrorKind, Limits, Reach};
 use crate::server::grpc::generated::tollgate::v1::{
     AcquireRequest, ListLimitersRequest, ReleaseRequest, RenewRequest, SettleRequest,
@@ -112,13 +114,20 @@ impl GrpcLimits {
         let limits = &self.limits;
         let answer = match method {
             LimitsMethod::Acquire => {
-                let message: AcquireRequest = self.decode(message)?;
-                let keyed = message.idempotency_key.is_some();
-                let acquisition = limits.acquire(message, deadline).await?;
-                let message = api::acquired(&acquisition);
+                let (acquisition, keyed) = match acquire::borrowed(&message) {
+                    Some(asked) => {
+                        (limits.acquire_asked(&asked, true, deadline).await?, asked.idempotency_key.is_some())
+                    }
+                    None => {
+                        let message: AcquireRequest = self.decode(message)?;
+                        let keyed = message.idempotency_key.is_some();
+                        (limits.acquire(message, deadline).await?, keyed)
+                    }
+                };
+                let frame = MessageWriter::frame(|writer| acquire::write(&acquisition, writer));
                 // Who repeats a call with its key gets the same lease, so it is not released when an answer is lost.
-                let lease = message.lease.as_deref().filter(|_| !keyed).map(|lease| HandedOutLease(lease.into()));
-                return Ok(unary::response(frame(&message), lease));
+                let lease = acquisition.lease.filter(|_| !keyed).map(|lease| HandedOutLease(lease.text.into()));
+                return Ok(unary::response(frame, lease));
             }
             LimitsMethod::Peek => frame(&api::peeked(&limits.peek(self.decode(message)?).await?)),
             LimitsMethod::Renew => frame(&limits.renew(self.decode::<RenewRequest>(message)?).await?),

@@ -3,6 +3,7 @@
 //! The handlers of gateways never return a gRPC error. So a status in the *head* of a response means that the request
 //! could not be read, and `refuse_unreadable` replaces it by a refusal: Envoy lets requests pass on errors.
 
+mod acquire;
 mod authz;
 mod frame;
 mod generated;

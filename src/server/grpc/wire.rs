@@ -6,6 +6,7 @@
 use std::cell::Cell;
 
 use bytes::Bytes;
+use prost::Message;
 use prost::encoding::{WireType, decode_varint};
 
 /// Takes the next byte: the key of a field with a number below 16.
@@ -55,12 +56,23 @@ impl MessageWriter {
         frame
     }
 
+    /// Writes what the generated types encode.
+    pub(super) fn generated(&mut self, message: &impl Message) {
+        message.encode(&mut self.0).expect("the buffer grows");
+    }
+
     /// Writes a number. Proto3 omits zero.
     pub(super) fn number(&mut self, field: u32, number: u64) {
         if number != 0 {
             self.key(field, WireType::Varint);
             self.varint(number);
         }
+    }
+
+    /// Writes a number of an `optional` field, which is present even when zero.
+    pub(super) fn oneof_number(&mut self, field: u32, number: u64) {
+        self.key(field, WireType::Varint);
+        self.varint(number);
     }
 
     /// Writes a string or bytes. Proto3 omits an empty one.
