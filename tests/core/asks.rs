@@ -311,7 +311,7 @@ fn semantics_50_a_call_that_makes_no_sense_is_an_error_with_its_place_and_charge
         (Acquire { domain: Some(long.clone()), ..of([ask()]) }, "domain", "100000 bytes"),
         (Acquire { max_wait: Some(secs(365 * 86_400)), ..of([ask()]) }, "max_wait", "server.bounds.max_wait"),
         (Acquire { max_wait: Some(secs(601)), ..of([ask()]) }, "max_wait", "at most 600s"),
-        (Acquire { lease: Some(Duration::ZERO), ..of([ask()]) }, "lease", "zero"),
+        (Acquire { lease: Some(Duration::ZERO), ..of([ask()]) }, "lease", "at least a microsecond"),
         (Acquire { lease: Some(secs(86_401)), ..of([ask()]) }, "lease", "1d"),
         (Acquire { partial: true, ..of([ask(), ask()]) }, "partial", "single ask"),
         (Acquire { partial: true, any: true, ..of([ask()]) }, "partial", "single ask"),
@@ -319,7 +319,7 @@ fn semantics_50_a_call_that_makes_no_sense_is_an_error_with_its_place_and_charge
         (key_of(""), "idempotency_key", "random"),
         (key_of(&long), "idempotency_key", "100000 bytes"),
         (of([Ask { release_lost: true, ..ask() }]), "asks[0].lost", "without hold"),
-        (of([Ask { hold: Some(Duration::ZERO), ..ask() }]), "asks[0].hold", "zero"),
+        (of([Ask { hold: Some(Duration::ZERO), ..ask() }]), "asks[0].hold", "at least a microsecond"),
     ];
     for (acquire, place, words) in cases {
         let error = workers.error(&acquire);
