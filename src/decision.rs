@@ -157,6 +157,11 @@ impl Decision {
     /// Judges the stores' answers to a plan.
     pub(crate) fn judge(rules: Arc<Rules>, mut planned: Box<Planned>, applied: Applied) -> Self {
         planned.applied = applied;
+        Self::judge_applied(rules, planned)
+    }
+
+    /// Judges the answers that are in the planned request.
+    pub(crate) fn judge_applied(rules: Arc<Rules>, planned: Box<Planned>) -> Self {
         let (refused, lease) = match planned.refused.is_none() && planned.applied.admitted {
             true => (None, seal_lease(&rules, &planned)),
             false => (Some(RefusalIndexes::find(&planned)), None),

@@ -12,7 +12,7 @@ use crate::descriptor::Request;
 use crate::lease::{LeaseCommand, LeaseIds, LeaseToken, UnknownLimiter};
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{Applied, Check, Plan};
-use crate::rules::Rules;
+use crate::rules::{Planned, Rules};
 use crate::store::Stores;
 
 /// Rules, and the stores they refer to by index. A request is decided by one version.
@@ -27,13 +27,14 @@ pub struct Version {
 impl Version {
     /// Decides one request at `now`. Slots that it takes are held under `lease`.
     pub async fn decide(&self, request: &Request<'_>, now: Timestamp, lease: LeaseId) -> Decision {
-        let planned = self.rules.plan(request, lease);
+        let mut planned = self.rules.plan(request, lease);
+        let Planned { plan, applied, .. } = &mut *planned;
         // Not `apply`: one more future costs 6 % of the instructions of a decision in memory.
-        let applied = match planned.plan.is_empty() {
-            true => Applied { admitted: !planned.plan.refused, ..Applied::default() },
-            false => self.stores.apply(&planned.plan, now).await,
-        };
-        Decision::judge(self.rules.clone(), planned, applied)
+        match plan.is_empty() {
+            true => applied.admitted = !plan.refused,
+            false => self.stores.apply_into(plan, now, applied).await,
+        }
+        Decision::judge_applied(self.rules.clone(), planned)
     }
 
     /// Executes a plan, if it has anything to do.

@@ -131,7 +131,10 @@ impl TokenBucket {
 
     /// Levels beyond the burst that may be granted ahead.
     pub(crate) fn levels_ahead(&self) -> u64 {
-        u64::from(self.ahead).saturating_mul(self.drain).min(self.capacity * self.unit - self.full())
+        match self.ahead {
+            0 => 0,
+            ahead => u64::from(ahead).saturating_mul(self.drain).min(self.capacity * self.unit - self.full()),
+        }
     }
 
     /// Microseconds until a charge fits that was granted ahead, by the reset that was reported with it.

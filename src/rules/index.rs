@@ -79,6 +79,7 @@ impl Index {
     }
 
     /// The rules that may match, in order, each once.
+    #[inline(always)]
     pub(super) fn candidates(&self, descriptor: &Descriptor<'_>) -> SmallVec<[u32; 8]> {
         let mut found: SmallVec<[u32; 8]> = SmallVec::new();
         add(&mut found, &self.always);

@@ -93,6 +93,7 @@ impl EntryTest {
 
 impl CompiledRule {
     /// Whether every entry passes its test.
+    #[inline(always)]
     pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
         self.matches.iter().all(|required| required.passes(descriptor))
     }

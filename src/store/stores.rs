@@ -92,19 +92,26 @@ impl Stores {
     /// not at all.
     ///
     /// `now` is this process's clock. A shared store decides by its own.
-    #[expect(clippy::missing_panics_doc, reason = "the route names a shared store")]
     pub async fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
+        let mut applied = Applied::default();
+        self.apply_into(plan, now, &mut applied).await;
+        applied
+    }
+
+    /// Executes a plan, and writes the answers into an empty [`Applied`]: a decision in memory would move them four times,
+    /// which is 3 % of its instructions.
+    pub(crate) async fn apply_into(&self, plan: &Plan, now: Timestamp, applied: &mut Applied) {
         if self.shared.is_empty() {
-            return self.memory.apply(plan, now);
+            return self.memory.apply_into(plan, now, applied);
         }
         // Boxed, because a decision in memory would pay for the size of these futures: 2 % of its instructions.
         match self.route(plan) {
-            PlanRoute::Memory => self.memory.apply(plan, now),
+            PlanRoute::Memory => self.memory.apply_into(plan, now, applied),
             PlanRoute::Store(store) => {
                 let shared = self.shared(store).expect("the route names a shared store");
-                Box::pin(shared.apply(plan, now, shared.queue().deadline())).await
+                *applied = Box::pin(shared.apply(plan, now, shared.queue().deadline())).await;
             }
-            PlanRoute::Several => Box::pin(self.apply_saga(plan, now)).await,
+            PlanRoute::Several => *applied = Box::pin(self.apply_saga(plan, now)).await,
         }
     }
 

@@ -72,7 +72,14 @@ impl MemoryStores {
 
     /// Executes a plan.
     pub fn apply(&self, plan: &Plan, now: Timestamp) -> Applied {
-        let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
+        let mut applied = Applied::default();
+        self.apply_into(plan, now, &mut applied);
+        applied
+    }
+
+    /// Executes a plan, and writes the answers into an empty [`Applied`].
+    pub(in crate::store) fn apply_into(&self, plan: &Plan, now: Timestamp, applied: &mut Applied) {
+        (applied.admitted, applied.at) = (!plan.refused, now);
         for change in &plan.changes {
             let mut shard = self.lock(self.shard(change.store, &change.counter));
             let entry = shard.find(&change.counter);
@@ -93,9 +100,8 @@ impl MemoryStores {
             self.undo_charge(charge, plan.lease, now);
         }
         for group in plan.groups() {
-            applied.admitted &= self.apply_group(group, plan, now, &mut applied);
+            applied.admitted &= self.apply_group(group, plan, now, applied);
         }
-        applied
     }
 
     fn apply_group(&self, checks: &[Check], plan: &Plan, now: Timestamp, applied: &mut Applied) -> bool {
