@@ -49,7 +49,7 @@ impl Version {
     /// deployment.
     ///
     /// Doing so twice or late is not an error. Of several slots and holds the fate is `Expired` if that of one is, else
-    /// `Done` if that of one is, else `Unknown`.
+    /// `Done`, or after a renewal `Held`, if that of one is, else `Unknown`.
     ///
     /// # Errors
     ///

@@ -15,6 +15,8 @@ mod stores {
     mod contract;
     mod fake;
     mod held;
+    mod keys;
+    mod leases;
     mod memory;
     mod pooler;
     mod postgres;

@@ -246,6 +246,18 @@ impl Holds {
         Some(self.holds.remove(index))
     }
 
+    /// Whether the lease has a hold, and for how long. A hold whose end has passed is ended by the next check or change.
+    pub(crate) fn status(&self, id: LeaseId, now: Timestamp) -> LeaseStatus {
+        let Some(hold) = self.holds.iter().find(|hold| hold.id == id) else { return LeaseStatus::Unknown };
+        // As it is once its moments are corrected.
+        let hold = Hold { since: hold.since.min(now), ..*hold };
+        match hold.ends() {
+            ends if !hold.ended && ends > now => LeaseStatus::Held(ends - now),
+            _ if hold.forgotten() > now => LeaseStatus::Expired,
+            _ => LeaseStatus::Unknown,
+        }
+    }
+
     /// Makes the hold of a lease end its length from now, or `length` if there is one. Ended ones were ended before.
     pub(crate) fn renew(&mut self, id: LeaseId, now: Timestamp, length: Option<u64>) -> LeaseStatus {
         let Some(hold) = self.holds.iter().find(|hold| hold.id == id) else { return LeaseStatus::Unknown };
@@ -254,7 +266,7 @@ impl Holds {
         }
         let renewed = Hold { since: now, length: length.unwrap_or(hold.length), ..*hold };
         self.insert(renewed);
-        LeaseStatus::Done
+        LeaseStatus::Held(renewed.length)
     }
 
     /// Settles the hold of a lease with the units that were used, or those that were charged, and forgets it: fewer give

@@ -2,13 +2,16 @@
 
 use crate::clock::Timestamp;
 
-/// The result of releasing or renewing a lease.
+/// The result of a change of a slot or a hold under a lease, or of a look at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum LeaseStatus {
-    /// It was held and is now released or renewed.
+    /// It was held and is now released or settled.
     Done,
-    /// It had expired; another request may have its slot already.
+    /// It is held: it was renewed, or a look found it. It ends in so many microseconds, unless it is renewed.
+    Held(u64),
+    /// It had ended; another request may have its slot already. A renewal was not made because of that, or because
+    /// something else of the lease had ended (semantics 50).
     Expired,
     /// It is unknown: never acquired, already released, or expired and removed.
     Unknown,
@@ -17,14 +20,32 @@ pub enum LeaseStatus {
 }
 
 impl LeaseStatus {
-    /// The fate of a lease over several slots and holds: expired if one of them was, else done if one was.
+    /// The fate of a lease over several slots and holds: expired if one of them was, else done or held if one was. Of
+    /// those that are held, the first to end counts.
     pub fn of_several(statuses: impl IntoIterator<Item = Self>) -> Self {
-        let rank = |status: &Self| match status {
+        statuses.into_iter().fold(LeaseStatus::Unknown, |fate, status| match (fate, status) {
+            (LeaseStatus::Held(one), LeaseStatus::Held(other)) => LeaseStatus::Held(one.min(other)),
+            (fate, status) if status.rank() > fate.rank() => status,
+            (fate, _) => fate,
+        })
+    }
+
+    fn rank(self) -> u8 {
+        match self {
             LeaseStatus::Expired => 2,
-            LeaseStatus::Done => 1,
+            LeaseStatus::Done | LeaseStatus::Held(_) => 1,
             LeaseStatus::Unknown | LeaseStatus::Unanswered => 0,
-        };
-        statuses.into_iter().max_by_key(rank).unwrap_or(LeaseStatus::Unknown)
+        }
+    }
+
+    /// Whether it is held.
+    pub(crate) fn is_held(self) -> bool {
+        matches!(self, LeaseStatus::Held(_))
+    }
+
+    /// The status of a renewal that is not made, by a look.
+    pub(crate) fn not_renewed(self) -> Self {
+        if self.is_held() { LeaseStatus::Expired } else { self }
     }
 }
 
@@ -88,10 +109,10 @@ impl Leases {
         (if lease.expires > now { LeaseStatus::Done } else { LeaseStatus::Expired }, true)
     }
 
-    /// The status that a release would have now.
+    /// Whether a lease is held, and for how long. Moments after now were corrected before.
     pub(crate) fn status(&self, id: LeaseId, now: Timestamp) -> LeaseStatus {
         match self.leases.iter().find(|lease| lease.id == id) {
-            Some(lease) if lease.expires > now => LeaseStatus::Done,
+            Some(lease) if lease.expires > now => LeaseStatus::Held(lease.expires - now),
             Some(_) => LeaseStatus::Expired,
             None => LeaseStatus::Unknown,
         }
@@ -109,7 +130,7 @@ impl Leases {
         let lease = self.leases.remove(index);
         let length = length.unwrap_or(lease.expires - lease.acquired);
         self.insert(Lease { acquired: now, expires: now.plus(length), ..lease });
-        (LeaseStatus::Done, true)
+        (LeaseStatus::Held(length), true)
     }
 
     /// Moves acquisitions after `now` to `now`, and each expiry by as much. Returns whether anything moved.

@@ -235,8 +235,11 @@ pub fn change_lease(held: &mut StateCell, change: &LeaseChange, now: Timestamp) 
     status
 }
 
-/// Settles or renews a hold, of which more is charged by the limit of the change. Returns its status.
+/// Settles or renews a hold, of which more is charged by the limit of the change, or looks at it. Returns its status.
 pub fn change_hold(held: &mut StateCell, change: &HoldChange, now: Timestamp) -> LeaseStatus {
+    if change.action == HoldAction::Look {
+        return held.holds.as_deref().map_or(LeaseStatus::Unknown, |holds| holds.status(change.lease, now));
+    }
     if !held.holds.as_deref().is_some_and(|holds| holds.iter().any(|hold| hold.id == change.lease)) {
         return LeaseStatus::Unknown;
     }
@@ -251,9 +254,10 @@ pub fn change_hold(held: &mut StateCell, change: &HoldChange, now: Timestamp) ->
         }
         HoldAction::Renew(length) => {
             let status = holds.renew(change.lease, now, length);
-            held.wrote_holds |= status == LeaseStatus::Done;
+            held.wrote_holds |= status.is_held();
             status
         }
+        HoldAction::Look => LeaseStatus::Unknown,
     }
 }
 

@@ -42,6 +42,18 @@ pub enum HoldAction {
     Settle(Option<u32>),
     /// Makes it end so many microseconds from now, or its own length.
     Renew(Option<u64>),
+    /// Changes nothing: only its status is of interest.
+    Look,
+}
+
+impl HoldAction {
+    /// Whether it lets a hold end later.
+    pub(crate) fn renews(self) -> bool {
+        match self {
+            HoldAction::Renew(_) => true,
+            HoldAction::Settle(_) | HoldAction::Look => false,
+        }
+    }
 }
 
 impl HoldChange {
@@ -157,4 +169,14 @@ pub enum LeaseAction {
     RenewOwn,
     /// Changes nothing: only its status is of interest.
     Look,
+}
+
+impl LeaseAction {
+    /// Whether it lets a slot end later.
+    pub(crate) fn renews(self) -> bool {
+        match self {
+            LeaseAction::Renew(_) | LeaseAction::RenewOwn => true,
+            LeaseAction::Release | LeaseAction::Look => false,
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 mod advance;
 mod change;
+mod changes;
 mod check;
 mod fault;
 mod merge;
@@ -16,20 +17,22 @@ use smallvec::SmallVec;
 pub(crate) use self::advance::advance_each;
 pub use self::advance::{GroupOutcome, StateCell, advance, change_hold, change_lease, undo};
 pub use self::change::{HoldAction, HoldChange, HoldChanges, LeaseAction, LeaseChange, Undo};
+pub use self::changes::Change;
 pub use self::check::{Charges, Check, CounterName, Holding, Needs};
 pub use self::fault::Fault;
 pub use self::outcome::{Applied, Outcome};
-use crate::limiter::LeaseId;
+use crate::limiter::{LeaseId, LeaseStatus};
 
 /// All checks of one request, as plain data (semantics 6).
 ///
-/// Changes of leases come first, then those of holds, then charges are taken back. Then the groups are decided in order. Each is admitted whole
-/// or not at all, and sees the charges of those before it.
+/// Changes of slots come first, then those of holds, then charges are taken back. Then the groups are decided in order.
+/// Each is admitted whole or not at all, and sees the charges of those before it. If the plan looks at a slot or a hold
+/// that is held, they charge nothing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
-    /// Releases and renewals, which take effect regardless of the verdict.
+    /// Slots that are released, renewed or looked at, regardless of the verdict.
     pub changes: SmallVec<[LeaseChange; 1]>,
-    /// Holds that are settled or renewed, regardless of the verdict too.
+    /// Holds that are settled, renewed or looked at, regardless of the verdict too.
     pub holds: HoldChanges,
     /// Charges to take back, which were made under this plan's lease.
     pub undos: Vec<Undo>,
@@ -64,9 +67,53 @@ impl Plan {
     }
 
     /// Whether its lease has a name by which its caller finds it again: it looks at what is held under it (semantics 53).
-    /// Slots of such a lease are not released because an answer was not heard.
+    /// What such a lease took is not given back because an answer was not heard.
     pub(crate) fn has_named_lease(&self) -> bool {
-        self.changes.iter().any(|change| change.action == LeaseAction::Look)
+        self.each_change().any(|change| change.looks())
+    }
+
+    /// Its changes of slots and then of holds, in the order of [`Applied::statuses`](crate::plan::Applied::statuses).
+    pub fn each_change(&self) -> impl Iterator<Item = Change> {
+        self.changes.iter().copied().map(Change::Slot).chain(self.holds.iter().copied().map(Change::Hold))
+    }
+
+    /// Makes its changes in order by `make`, which makes one and returns its status. If something has ended that the plan
+    /// renews, nothing of that lease is renewed.
+    pub fn make_changes(&self, mut make: impl FnMut(Change) -> LeaseStatus) -> SmallVec<[LeaseStatus; 1]> {
+        let renewals = || self.each_change().filter(Change::renews);
+        let mut ended: SmallVec<[LeaseId; 1]> = SmallVec::new();
+        if renewals().nth(1).is_some() {
+            let gone = renewals().filter(|renewal| renewal.has_ended(make(renewal.as_look())));
+            ended.extend(gone.map(|renewal| renewal.lease()));
+        }
+        let made = self.each_change().map(|change| match change.renews() && ended.contains(&change.lease()) {
+            true => make(change.as_look()).not_renewed(),
+            false => make(change),
+        });
+        made.collect()
+    }
+
+    /// Whether its changes are made in one step with each other, and with its groups: it renews more than one slot or
+    /// hold, or looks at one.
+    pub(crate) fn is_joint(&self) -> bool {
+        self.has_named_lease() || self.each_change().filter(Change::renews).nth(1).is_some()
+    }
+
+    /// Whether one of its looks found something held: its groups are then only looked at, as in [`Plan::looking`].
+    pub fn found_held(&self, statuses: &[LeaseStatus]) -> bool {
+        self.each_change().zip(statuses).any(|(change, status)| change.looks() && status.is_held())
+    }
+
+    /// The same plan, whose checks charge, refund and hold nothing.
+    #[must_use]
+    pub fn looking(&self) -> Self {
+        let look = |check: &Check| Check {
+            charges: Charges::default(),
+            refund: 0,
+            holding: check.holding.looking(),
+            ..*check
+        };
+        Self { checks: self.checks.iter().map(look).collect(), ..self.clone() }
     }
 
     /// The name under which a shared store remembers the id of [`Plan::once`], in the partition of the plan's counters.

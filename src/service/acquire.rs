@@ -69,7 +69,7 @@ impl Service {
     }
 
     /// Makes what a lease holds end so much later than now, or each its own length. Returns its status, and the time until
-    /// it ends, which is not known of its own length.
+    /// the first of it ends.
     ///
     /// # Errors
     ///
@@ -82,9 +82,11 @@ impl Service {
         if let Some(length) = length {
             check_length("length", length)?;
         }
-        Ok(match self.change_lease(lease, &LeaseCommand::Renew(length.map(micros))).await {
-            Ok(LeaseStatus::Done) => (LeaseStatus::Done, length),
-            status => (status.unwrap_or(LeaseStatus::Unknown), None),
+        let status = self.change_lease(lease, &LeaseCommand::Renew(length.map(micros))).await;
+        let status = status.unwrap_or(LeaseStatus::Unknown);
+        Ok(match status {
+            LeaseStatus::Held(ends_in) => (status, Some(Duration::from_micros(ends_in))),
+            _ => (status, None),
         })
     }
 

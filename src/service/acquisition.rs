@@ -33,8 +33,8 @@ impl Acquisition {
 pub struct Lease {
     /// The sealed text.
     pub text: String,
-    /// The time until the first of its slots is free again, unless it is renewed. Zero for a lease that an earlier call
-    /// with the same idempotency key got: it is not known.
+    /// The time until the first of its slots and holds ends, unless it is renewed. Zero for a lease of what only rules in
+    /// shadow took.
     pub ends_in: Duration,
 }
 

@@ -9,14 +9,14 @@ use tokio::time::Instant;
 use super::acquisition::{Acquisition, Lease, micros};
 use super::current::{Current, Service};
 use super::in_flight::{InFlight, Purpose};
-use super::named::{Held, admit_held, look_at_lease, named_lease, take_held};
+use super::named::{Held, admit_held, look_at_lease, looks_of, named_lease, take_held};
 use super::queues::Wanted;
 use crate::ask::{Acquire, Ask, AskError, AskErrorKind};
 use crate::clock::Timestamp;
 use crate::decision::{Decision, Reason};
 use crate::lease::LeaseIds;
-use crate::limiter::{LeaseStatus, Limit, Lost, OnStoreError, TokenBucket, WorkerSettings};
-use crate::plan::{Charges, Check, CounterName, Holding, LeaseChange, Plan};
+use crate::limiter::{Limit, Lost, OnStoreError, TokenBucket, WorkerSettings};
+use crate::plan::{Charges, Check, CounterName, Holding, Plan};
 use crate::rules::{CheckSource, Planned};
 use crate::telemetry::{AcquireResult, Door};
 
@@ -32,8 +32,6 @@ pub(super) struct Call {
 pub(super) struct Alternative {
     ask: usize,
     pub(super) planned: Box<Planned>,
-    /// Whether an earlier call with the same idempotency key holds all its slots.
-    is_held: bool,
 }
 
 /// The answer to a try, with the version that decided it and the time that it took.
@@ -75,7 +73,7 @@ impl Call {
 
     /// The bucket on which it can be granted ahead, with its limiter's settings (semantics 46).
     pub(super) fn granted_ahead(&mut self) -> Option<(&mut TokenBucket, CounterName, WorkerSettings)> {
-        let [Alternative { planned, is_held: false, .. }] = self.alternatives.as_mut_slice() else { return None };
+        let [Alternative { planned, .. }] = self.alternatives.as_mut_slice() else { return None };
         let ([source], None) = (planned.sources.as_slice(), planned.refused) else { return None };
         let workers = self.current.version.rules.limiter(source.target).workers;
         let [check] = planned.plan.checks.as_mut_slice() else { return None };
@@ -114,7 +112,7 @@ impl Alternative {
                 check.holding = check.holding.lasting(micros(length));
             }
         }
-        Ok(Self { ask, planned, is_held: false })
+        Ok(Self { ask, planned })
     }
 
     /// Changes what its checks charge, as the purpose needs it.
@@ -155,22 +153,25 @@ impl Service {
 
     /// Finds what an earlier call with the same idempotency key got. Of several asks of which any will do, only that is left.
     pub(super) async fn find_held(&self, call: &mut Call) {
-        let looks: SmallVec<[LeaseChange; 1]> =
-            call.alternatives.iter().flat_map(|alternative| alternative.planned.plan.changes.iter().copied()).collect();
-        if looks.is_empty() {
+        let plans = || call.alternatives.iter().map(|alternative| &alternative.planned.plan);
+        // A single plan looks for itself.
+        if call.alternatives.len() < 2 || !plans().any(Plan::has_named_lease) {
             return;
         }
-        let plan = Plan { changes: looks, ..Plan::default() };
-        let applied = call.current.version.apply(&plan, self.clock.now()).await;
-        let mut statuses = applied.statuses.iter();
-        let is_held = |alternative: &Alternative| {
-            let looks = alternative.planned.plan.changes.len();
-            let held = statuses.by_ref().take(looks).filter(|status| **status == LeaseStatus::Done).count();
-            looks > 0 && held == looks
+        let changes = plans().flat_map(|plan| plan.changes.iter().copied()).collect();
+        let holds = plans().flat_map(|plan| plan.holds.iter().copied()).collect();
+        let looks = Plan { changes, holds, ..Plan::default() };
+        let applied = call.current.version.apply(&looks, self.clock.now()).await;
+        // Those of all slots come first.
+        let (slots, holds) = applied.statuses.split_at(looks.changes.len().min(applied.statuses.len()));
+        let (mut slots, mut holds) = (slots.iter(), holds.iter());
+        let is_held = |plan: &Plan| {
+            let slots = slots.by_ref().take(plan.changes.len());
+            matches!(Held::of(slots.chain(holds.by_ref().take(plan.holds.len()))), Held::All(_))
         };
-        if let Some(held) = call.alternatives.iter().position(is_held) {
+        if let Some(held) = plans().position(is_held) {
             let held = call.alternatives.swap_remove(held);
-            call.alternatives = SmallVec::from_iter([Alternative { is_held: true, ..held }]);
+            call.alternatives = SmallVec::from_iter([held]);
         }
     }
 
@@ -200,31 +201,38 @@ impl Service {
         behind: &[CounterName],
     ) -> Result<Answered, AskError> {
         let (now, began) = (self.clock.now(), Instant::now());
-        // What is held is only looked at: charged and taken back, it would lose its holds.
-        let terms: SmallVec<[(Charges, Holding); 3]> = match alternative.is_held {
+        let named = alternative.planned.plan.has_named_lease();
+        // What the call takes, for the lease of one that was held before: a look takes nothing.
+        let terms: SmallVec<[(Charges, Holding); 3]> = match named {
             true => alternative.planned.plan.checks.iter().map(|check| (check.charges, check.holding)).collect(),
             false => SmallVec::new(),
         };
-        let purpose = if alternative.is_held { Purpose::Look } else { purpose };
+        let looks = named.then(|| looks_of(&alternative.planned.plan));
         alternative.prepare(purpose);
-        let Alternative { ask, planned, is_held } = alternative;
+        let Alternative { ask, planned } = alternative;
         let (mut planned, mut applied) = InFlight::new(self, current, planned, now, purpose).await;
-        for (check, (charges, holding)) in planned.plan.checks.iter_mut().zip(terms) {
-            (check.charges, check.holding) = (charges, holding);
-        }
-        let held = take_held(&mut planned, &mut applied);
-        if held != Held::None && applied.admitted {
-            current.version.stores.take_back(&planned.plan, &applied, false, self.clock.now());
-        }
-        match held {
-            Held::None if !is_held => {}
-            // One that was held ends meanwhile.
-            Held::None | Held::Some => {
-                let message = "a part of what an earlier call with this key took is still held; release it, or use another \
-                               key";
-                return Err(AskError { kind: AskErrorKind::Conflict, ..AskError::invalid("idempotency_key", message) });
+        let mut held = Held::None;
+        if let Some(looks) = looks {
+            held = take_held(&mut planned, &mut applied);
+            if held != Held::None && applied.admitted {
+                // A fallback knew of it, and its store did not.
+                current.version.stores.take_back(&planned.plan, &applied, false, self.clock.now());
             }
-            Held::All => admit_held(&mut planned, &mut applied),
+            if held == Held::Some {
+                held = self.look_again(current, &looks).await;
+                if !matches!(held, Held::All(_)) {
+                    let message = "a part of what an earlier call with this key took is still held; release it, or use \
+                                   another key";
+                    let error = AskError::invalid("idempotency_key", message);
+                    return Err(AskError { kind: AskErrorKind::Conflict, ..error });
+                }
+            }
+        }
+        if let Held::All(_) = held {
+            for (check, (charges, holding)) in planned.plan.checks.iter_mut().zip(terms) {
+                (check.charges, check.holding) = (charges, holding);
+            }
+            admit_held(&mut planned, &mut applied);
         }
         for (check, answer) in planned.plan.checks.iter().zip(&mut applied.answers) {
             if let (Limit::TokenBucket(bucket), Ok(outcome)) = (&check.limit, &mut *answer)
@@ -234,7 +242,8 @@ impl Service {
                 let ahead = bucket.levels_ahead() / bucket.drain();
                 outcome.retry_after = outcome.retry_after.map(|wait| wait.saturating_add(ahead));
             }
-            if behind.contains(&check.counter)
+            if held == Held::None
+                && behind.contains(&check.counter)
                 && let Ok(outcome) = answer
                 && outcome.passes
             {
@@ -246,7 +255,7 @@ impl Service {
         let took = began.elapsed();
         let refused = decision.refusal().map(|refusal| refusal.reason);
         let ends_in = match held {
-            Held::All => Duration::ZERO,
+            Held::All(ends_in) => Duration::from_micros(ends_in),
             Held::None | Held::Some => {
                 shortest_lease(&decision).saturating_sub(Duration::from_micros(self.clock.now() - now))
             }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::current::{Current, Service};
-use super::named::take_held;
 use crate::clock::{Clock, Timestamp};
 use crate::plan::Applied;
 use crate::rules::Planned;
@@ -25,7 +24,8 @@ pub(super) enum Purpose {
 trait Answering: Future<Output = (Box<Planned>, Applied)> + Send {}
 impl<F: Future<Output = (Box<Planned>, Applied)> + Send> Answering for F {}
 
-/// A plan in the hands of the stores. Dropped before their answer, it is still awaited, and what it took is given back.
+/// A plan in the hands of the stores. Dropped before their answer, it is still awaited, and what it took is given back. What
+/// it took under an idempotency key stays: a repeated call may have found it already.
 pub(super) struct InFlight {
     answer: Option<Pin<Box<dyn Answering>>>,
     current: Arc<Current>,
@@ -42,12 +42,13 @@ impl InFlight {
         purpose: Purpose,
     ) -> Self {
         let version = current.version.clone();
+        let takes = purpose != Purpose::Look && !planned.plan.has_named_lease();
         let answer = async move {
             let applied = version.apply(&planned.plan, now).await;
             (planned, applied)
         };
         let (current, clock) = (current.clone(), service.clock.clone());
-        Self { answer: Some(Box::pin(answer)), current, clock, takes: purpose != Purpose::Look }
+        Self { answer: Some(Box::pin(answer)), current, clock, takes }
     }
 }
 
@@ -71,8 +72,7 @@ impl Drop for InFlight {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (current, clock) = (self.current.clone(), self.clock.clone());
         runtime.spawn(async move {
-            let (mut planned, mut applied) = answer.await;
-            take_held(&mut planned, &mut applied);
+            let (planned, applied) = answer.await;
             if applied.admitted && planned.refused.is_none() {
                 current.version.stores.take_back(&planned.plan, &applied, false, clock.now());
             }

@@ -19,7 +19,7 @@ use super::route::PlanRoute;
 use super::stores::Stores;
 use crate::clock::Timestamp;
 use crate::limiter::LeaseStatus;
-use crate::plan::{Applied, Check, CounterName, Fault, Outcome, Plan, Undo};
+use crate::plan::{Applied, Change, Check, CounterName, Fault, HoldChanges, Outcome, Plan, Undo};
 
 /// A store and a partition of it. Its counters are decided atomically. All memory stores are one partition, the last.
 type Partition = (u16, u16);
@@ -27,10 +27,13 @@ type Partition = (u16, u16);
 /// The partition of all memory stores.
 const MEMORY_PARTITION: Partition = (u16::MAX, 0);
 
-/// The checks of a group in one partition.
+/// The changes of a plan, or the checks of a group, in one partition.
+#[derive(Default)]
 struct SagaStep {
     partition: Partition,
     plan: Plan,
+    /// The indices of its changes among the statuses.
+    changes: SmallVec<[usize; 3]>,
     /// The indices of its checks in the group.
     checks: SmallVec<[usize; 3]>,
 }
@@ -64,24 +67,43 @@ impl Stores {
     pub(super) async fn apply_saga(&self, plan: &Plan, now: Timestamp) -> Applied {
         let deadline = self.deadline(plan);
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
-        for change in &plan.changes {
-            let plan = Plan { changes: SmallVec::from_iter([*change]), ..Plan::default() };
-            let partition = self.partition(change.store, &change.counter);
-            applied.statuses.push(self.change_in(partition, &plan, now, deadline).await);
+        applied.statuses.resize(plan.changes.len() + plan.holds.len(), LeaseStatus::Unknown);
+        let changes = self.changes(plan);
+        if plan.has_named_lease() && plan.groups.len() == 1 {
+            // Each partition looks in the step that counts there.
+            let steps = self.steps(&plan.checks, plan, changes);
+            let answers = self.apply_steps(steps, now, deadline, plan.checks.len(), &mut applied).await;
+            applied.answers = answers;
+            return applied;
         }
-        for change in &plan.holds {
-            let plan = Plan { holds: [*change].into_iter().collect(), ..Plan::default() };
-            let partition = self.partition(change.store, &change.counter);
-            applied.statuses.push(self.change_in(partition, &plan, now, deadline).await);
+        for step in changes {
+            let answer = self.execute_in(step.partition, &step.plan, now, deadline).await;
+            applied.degraded |= answer.degraded;
+            step.put_statuses(&answer, &mut applied);
         }
+        let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
+        let plan = looking.as_ref().unwrap_or(plan);
         for group in plan.groups() {
-            let steps = self.steps(group, plan);
-            let (admitted, degraded, answers) = self.apply_steps(steps, now, deadline, group.len()).await;
-            applied.admitted &= admitted;
-            applied.degraded |= degraded;
+            let steps = self.steps(group, plan, Vec::new());
+            let answers = self.apply_steps(steps, now, deadline, group.len(), &mut applied).await;
             applied.answers.extend(answers);
         }
         applied
+    }
+
+    /// Splits the changes of a plan by partition, in the order in which they name them.
+    fn changes(&self, plan: &Plan) -> Vec<SagaStep> {
+        let mut steps: Vec<SagaStep> = Vec::new();
+        for (index, change) in plan.each_change().enumerate() {
+            let (store, counter) = change.place();
+            let step = step_in(&mut steps, self.partition(store, &counter), plan);
+            step.changes.push(index);
+            match change {
+                Change::Slot(change) => step.plan.changes.push(change),
+                Change::Hold(change) => step.plan.holds.push(change),
+            }
+        }
+        steps
     }
 
     /// Takes back what an admitted plan charged, without waiting for the stores. With `only_if_last`, a bucket gives its
@@ -113,66 +135,64 @@ impl Stores {
         }
     }
 
-    /// Executes a plan of one change of a lease or a hold.
-    async fn change_in(&self, partition: Partition, plan: &Plan, now: Timestamp, deadline: Instant) -> LeaseStatus {
-        let applied = self.execute_in(partition, plan, now, deadline).await;
-        applied.statuses.first().copied().unwrap_or(LeaseStatus::Unknown)
-    }
-
-    /// Splits a group by partition: shared stores in their order, then memory.
-    fn steps(&self, group: &[Check], plan: &Plan) -> Vec<SagaStep> {
-        let mut steps: Vec<SagaStep> = Vec::new();
+    /// Splits a group by partition: shared stores in their order, then memory. `steps` have the changes that are made with
+    /// it.
+    fn steps(&self, group: &[Check], plan: &Plan, mut steps: Vec<SagaStep>) -> Vec<SagaStep> {
         for (index, check) in group.iter().enumerate() {
-            let partition = self.partition(check.store, &check.counter);
-            let known = steps.iter().position(|step| step.partition == partition);
-            let position = known.unwrap_or_else(|| {
-                let plan = Plan { lease: plan.lease, refused: plan.refused, ..Plan::default() };
-                steps.push(SagaStep { partition, plan, checks: SmallVec::new() });
-                steps.len() - 1
-            });
-            steps[position].plan.checks.push(*check);
-            steps[position].checks.push(index);
+            let step = step_in(&mut steps, self.partition(check.store, &check.counter), plan);
+            step.plan.checks.push(*check);
+            step.checks.push(index);
         }
-        for step in &mut steps {
+        for step in steps.iter_mut().filter(|step| !step.checks.is_empty()) {
             step.plan.groups.push(u16::try_from(step.checks.len()).expect("it has no more checks than its plan"));
         }
         steps.sort_by_key(|step| step.partition);
         steps
     }
 
-    /// Executes the steps of one group, and compensates if one refuses. Returns whether the group is admitted, whether a
-    /// fallback answered a step, and the answers.
+    /// Executes the steps of one group, and compensates if one refuses, or finds held what the plan looks at. Adds to the
+    /// answer to the plan, and returns the answers of the checks.
     async fn apply_steps(
         &self,
         steps: Vec<SagaStep>,
         now: Timestamp,
         deadline: Instant,
         checks: usize,
-    ) -> (bool, bool, Answers) {
+        applied: &mut Applied,
+    ) -> Answers {
         let mut answers: Answers = smallvec::smallvec![Err(Fault::Unreachable); checks];
         let mut charged = UndecidedCharges { stores: self, now, compensations: Vec::new() };
-        let (mut refused, mut degraded) = (false, false);
+        let (mut refused, mut held) = (false, false);
         for mut step in steps {
             step.plan.refused |= refused;
+            if held {
+                step.plan = step.plan.looking();
+            }
             let answer = self.execute_in(step.partition, &step.plan, now, deadline).await;
             refused |= !answer.admitted;
-            degraded |= answer.degraded;
+            held |= step.plan.found_held(&answer.statuses);
+            applied.degraded |= answer.degraded;
+            step.put_statuses(&answer, applied);
             step.checks.iter().zip(&answer.answers).for_each(|(&index, answer)| answers[index] = *answer);
-            if !refused {
+            if !refused && !held {
                 charged.compensations.extend(Compensation::of(step, &answer));
             }
         }
-        if !refused {
+        applied.admitted &= !refused;
+        if !refused && !held {
             charged.compensations.clear();
         }
         // Popped before the await: if the request is dropped meanwhile, the store's queue has the compensation already.
-        while let Some(compensation) = charged.compensations.pop() {
+        while let Some(mut compensation) = charged.compensations.pop() {
+            if held {
+                compensation.plan = compensation.plan.looking();
+            }
             let answer = self.compensate(&compensation, now, deadline).await;
             if let Some(answer) = answer {
                 compensation.checks.iter().zip(answer.answers).for_each(|(&index, answer)| answers[index] = answer);
             }
         }
-        (!refused, degraded, answers)
+        answers
     }
 
     /// Executes a plan in one partition.
@@ -200,6 +220,26 @@ impl Stores {
     }
 }
 
+/// The step in a partition, which is added if there is none.
+fn step_in<'a>(steps: &'a mut Vec<SagaStep>, partition: Partition, plan: &Plan) -> &'a mut SagaStep {
+    let known = steps.iter().position(|step| step.partition == partition);
+    let position = known.unwrap_or_else(|| {
+        let plan = Plan { lease: plan.lease, refused: plan.refused, ..Plan::default() };
+        steps.push(SagaStep { partition, plan, ..SagaStep::default() });
+        steps.len() - 1
+    });
+    &mut steps[position]
+}
+
+impl SagaStep {
+    /// Puts the statuses of its changes among those of the whole plan.
+    fn put_statuses(&self, answer: &Applied, applied: &mut Applied) {
+        for (&index, status) in self.changes.iter().zip(&answer.statuses) {
+            applied.statuses[index] = *status;
+        }
+    }
+}
+
 /// The plan that compensates a charged step if its group is refused: the undos, then the checks as refused.
 struct Compensation {
     partition: Partition,
@@ -222,7 +262,8 @@ impl Compensation {
         let undos: Vec<Undo> = step.plan.checks.iter().zip(&applied.answers).filter_map(undo).collect();
         // A refund is applied once.
         let checks = step.plan.checks.iter().map(|check| Check { refund: 0, ..*check }).collect();
-        let plan = Plan { undos, checks, refused: true, ..step.plan };
+        let plan =
+            Plan { undos, checks, refused: true, changes: SmallVec::new(), holds: HoldChanges::default(), ..step.plan };
         let SagaStep { partition, checks, .. } = step;
         (!plan.undos.is_empty()).then_some(Self { partition, plan, by_fallback: applied.degraded, checks })
     }

@@ -330,7 +330,7 @@ impl std::fmt::Debug for Metrics {
 /// The index of the counter for a status: in time, late, unknown.
 fn when(status: LeaseStatus) -> usize {
     match status {
-        LeaseStatus::Done => 0,
+        LeaseStatus::Done | LeaseStatus::Held(_) => 0,
         LeaseStatus::Expired => 1,
         LeaseStatus::Unknown | LeaseStatus::Unanswered => 2,
     }

@@ -358,13 +358,13 @@ fn semantics_50_a_lease_has_the_length_that_was_asked_for_and_its_end_is_reporte
     let next = acquire(None).lease.expect("the first lease ended");
     assert_eq!(next.ends_in, MINUTE);
     let renew = |lease: &str, length| workers.service.renew(lease, length).now_or_never().expect("nobody waits");
-    assert_eq!(renew(&next.text, Some(secs(90))), Ok((LeaseStatus::Done, Some(secs(90)))));
+    assert_eq!(renew(&next.text, Some(secs(90))), Ok((LeaseStatus::Held(90_000_000), Some(secs(90)))));
     for senseless in [Duration::ZERO, secs(86_401)] {
         let error = renew(&next.text, Some(senseless)).expect_err("it is not renewed by less than was asked for");
         assert_eq!(error.place, "length");
     }
     workers.clock.advance(secs(40));
-    assert_eq!(renew(&next.text, None), Ok((LeaseStatus::Done, None)));
+    assert_eq!(renew(&next.text, None), Ok((LeaseStatus::Held(90_000_000), Some(secs(90)))));
     workers.clock.advance(secs(89));
     assert_eq!(acquire(None).refused, Some(Reason::Limit), "its own length is that of the last renewal");
     assert_eq!(renew("forged", Some(secs(90))), Ok((LeaseStatus::Unknown, None)));

@@ -359,10 +359,10 @@ fn semantics_41_a_renewed_hold_lives_its_own_length_or_another_from_now() {
     let world = tokens(Lost::Release);
     let first = lease(&charge(&world, 400));
     world.wait(secs(50));
-    assert_eq!(change(&world, &first, &LeaseCommand::Renew(None)), Some(LeaseStatus::Done));
+    assert_eq!(change(&world, &first, &LeaseCommand::Renew(None)), Some(LeaseStatus::Held(60_000_000)));
     world.wait(secs(59));
     assert_eq!(world.left(A), 600);
-    assert_eq!(change(&world, &first, &LeaseCommand::Renew(Some(600_000_000))), Some(LeaseStatus::Done));
+    assert_eq!(change(&world, &first, &LeaseCommand::Renew(Some(600_000_000))), Some(LeaseStatus::Held(600_000_000)));
     world.wait(secs(599));
     assert_eq!(world.left(A), 600);
     world.wait(secs(1));

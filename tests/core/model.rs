@@ -194,7 +194,8 @@ impl Model {
         let held = slots.leases.iter_mut().find(|held| held.id == lease);
         let expected = match (&held, renew) {
             (None, _) => LeaseStatus::Unknown,
-            (Some(held), _) if held.expires > now => LeaseStatus::Done,
+            (Some(held), Some(length)) if held.expires > now => LeaseStatus::Held(length),
+            (Some(held), None) if held.expires > now => LeaseStatus::Done,
             (Some(_), _) => LeaseStatus::Expired,
         };
         assert_eq!(status, expected, "status of {lease:?}");

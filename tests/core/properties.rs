@@ -229,6 +229,7 @@ const PLAIN: Scope = Scope {
     backwards: false,
     several_groups: false,
     holds: false,
+    alike: false,
 };
 
 /// The numbers that decide a check of the plans, where they do not change.
@@ -312,11 +313,15 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                 let held = leases.entry(change.counter).or_default();
                 match (change.action, status) {
                     (LeaseAction::Release, _) => drop(held.remove(&change.lease)),
-                    (LeaseAction::Renew(length), LeaseStatus::Done) => {
+                    (LeaseAction::Renew(length), LeaseStatus::Held(_)) => {
                         held.insert(change.lease, now.micros() + length);
                     }
                     (LeaseAction::Renew(_) | LeaseAction::RenewOwn | LeaseAction::Look, _) => {}
                 }
+            }
+            if plan.found_held(&applied.statuses) {
+                // It charged nothing.
+                return;
             }
             let mut answers = applied.answers.iter();
             for group in plan.groups() {

@@ -1306,7 +1306,7 @@ fn semantics_24_a_renewed_lease_lives_on() {
     let held = lease(&world.ask(A));
     world.wait(secs(50));
     let renewed = world.engine.renew(&held, 60_000_000).now_or_never().expect("the memory store never waits");
-    assert_eq!(renewed, Some(LeaseStatus::Done));
+    assert_eq!(renewed, Some(LeaseStatus::Held(60_000_000)));
     assert_eq!(retry_after(&world.ask(A)), Some(secs(60)));
 }
 

@@ -759,12 +759,167 @@ fn semantics_53_a_repeated_call_keeps_the_hold_of_the_first_one_and_what_always_
     });
 }
 
+/// Workers of two budgets that a rule holds for so many seconds, and of a rate beside them.
+fn budgets(tokens: u64, requests: u64) -> Workers {
+    let limiters = vec![
+        window("tokens", 100, secs(600)),
+        quota("requests", 10, secs(600), bucket(None)),
+        window("calls", 50, secs(600)),
+    ];
+    let held = |name: &str, length: u64, lost| Apply {
+        hold: Some(HoldFor { length: secs(length), lost }),
+        ..apply(name, &["x"])
+    };
+    let applied =
+        vec![held("tokens", tokens, Lost::Charge), held("requests", requests, Lost::Release), apply("calls", &["x"])];
+    Workers::of(Settings::default(), limiters, vec![applies("all", applied)])
+}
+
+async fn budgets_left(workers: &Workers) -> [u32; 3] {
+    [workers.left("tokens").await, workers.left("requests").await, workers.left("calls").await]
+}
+
+fn text(acquisition: &Acquisition) -> Option<String> {
+    acquisition.lease.as_ref().map(|lease| lease.text.clone())
+}
+
+fn ends_in(acquisition: &Acquisition) -> Option<Duration> {
+    acquisition.lease.as_ref().map(|lease| lease.ends_in)
+}
+
 #[test]
-fn semantics_53_a_key_needs_slots_and_finds_the_ask_that_an_earlier_call_got() {
+fn semantics_53_a_call_that_only_holds_is_charged_once_until_its_lease_is_settled() {
+    simulated(async {
+        let workers = budgets(60, 90);
+        let call = || named("a random key", costing(4, all(&["tokens", "requests", "calls"], None)));
+        let first = workers.acquire(call()).await;
+        assert!(first.granted() && first.lease.is_some());
+        assert_eq!((budgets_left(&workers).await, ends_in(&first)), ([96, 6, 46], Some(secs(60))));
+        sleep(secs(20)).await;
+        for _ in 0..3 {
+            let again = workers.acquire(call()).await;
+            assert!(again.granted());
+            assert_eq!((text(&again), again.units), (text(&first), 12));
+            assert_eq!(ends_in(&again), Some(secs(40)), "it is not renewed");
+        }
+        let peeked = workers.service.peek(&call()).await.expect("it makes sense");
+        assert!(peeked.granted() && peeked.lease.is_none());
+        assert_eq!(budgets_left(&workers).await, [96, 6, 46], "and a rate beside the holds is not charged again");
+        // Other units, another key and fewer limiters are other leases.
+        let others = [
+            named("a random key", costing(1, all(&["tokens", "requests", "calls"], None))),
+            named("another key", costing(1, all(&["tokens", "requests", "calls"], None))),
+            named("a random key", costing(1, all(&["tokens", "calls"], None))),
+        ];
+        for other in others {
+            let other = workers.acquire(other).await;
+            assert!(other.granted() && text(&other) != text(&first));
+        }
+        assert_eq!(budgets_left(&workers).await, [93, 4, 43]);
+        // Settled, it is gone: a repeated call is charged anew, and can be settled anew.
+        let lease = text(&first).expect("it holds");
+        assert_eq!(workers.service.settle(&lease, Units::Each(1)).await, Ok(LeaseStatus::Done));
+        assert_eq!(budgets_left(&workers).await, [96, 7, 43]);
+        let anew = workers.acquire(call()).await;
+        assert_eq!((anew.granted(), text(&anew), ends_in(&anew)), (true, text(&first), Some(secs(60))));
+        assert_eq!(budgets_left(&workers).await, [92, 3, 39]);
+        assert_eq!(workers.release(&anew).await, LeaseStatus::Done);
+        assert_eq!(workers.release(&anew).await, LeaseStatus::Unknown);
+        assert_eq!(budgets_left(&workers).await, [96, 7, 39]);
+    });
+}
+
+#[test]
+fn semantics_53_where_only_some_holds_are_left_a_repeated_call_is_an_error_and_lost_ones_are_none() {
+    simulated(async {
+        let workers = budgets(60, 90);
+        let call = || named("a random key", costing(4, all(&["tokens", "requests", "calls"], None)));
+        let first = workers.acquire(call()).await;
+        sleep(secs(60)).await;
+        // The hold of the tokens is lost and still known, and that of the requests is held.
+        let conflict = workers.service.acquire(&call(), None).await.expect_err("a part of it has ended");
+        assert_eq!((conflict.kind, conflict.place.as_str()), (AskErrorKind::Conflict, "idempotency_key"));
+        assert_eq!(budgets_left(&workers).await, [96, 7, 46], "one request has drained");
+        let renewed = workers.service.renew(&text(&first).expect("it holds"), None).await;
+        assert_eq!(renewed, Ok((LeaseStatus::Expired, None)), "and nothing of it is renewed");
+        sleep(secs(30)).await;
+        // Both are lost: the tokens stay charged, and the requests came back.
+        assert_eq!(budgets_left(&workers).await, [96, 10, 46]);
+        let anew = workers.acquire(call()).await;
+        assert_eq!((anew.granted(), text(&anew)), (true, text(&first)));
+        assert_eq!(budgets_left(&workers).await, [92, 6, 42]);
+        let lease = text(&anew).expect("it holds");
+        assert_eq!(workers.service.settle(&lease, Units::Each(0)).await, Ok(LeaseStatus::Done), "the new one");
+        assert_eq!(budgets_left(&workers).await, [96, 10, 42]);
+    });
+}
+
+#[test]
+fn semantics_53_a_repeated_call_that_holds_is_granted_when_nothing_is_left_and_others_wait() {
+    simulated(async {
+        let limiters = vec![
+            window("tokens", 10, secs(600)),
+            Limiter {
+                workers: WorkerSettings { direct: true, ..WorkerSettings::default() },
+                ..window("direct", 10, secs(600))
+            },
+        ];
+        let held = Apply { hold: Some(HoldFor { length: secs(60), lost: Lost::Charge }), ..apply("tokens", &["x"]) };
+        let workers = Workers::of(Settings::default(), limiters, vec![applies("all", vec![held])]);
+        let by_itself = |wait| {
+            let direct = Ask { hold: Some(secs(60)), cost: 8, ..ask("direct") };
+            Acquire { asks: vec![direct], ..of("direct", wait) }
+        };
+        for call in [costing(8, of("tokens", LONG)), by_itself(LONG)] {
+            let mine = || named("mine", call.clone());
+            let first = workers.acquire(mine()).await;
+            let other = workers.begin(named("other", call.clone())).await;
+            assert_eq!(workers.waiting(), 1);
+            let began = workers.elapsed();
+            let again = workers.acquire(mine()).await;
+            assert!(again.granted() && first.lease.is_some());
+            assert_eq!((text(&again), workers.elapsed()), (text(&first), began), "it does not wait for itself");
+            assert_eq!(workers.release(&again).await, LeaseStatus::Done);
+            let (other, _) = other.await.expect("it does not panic");
+            assert!(other.granted() && text(&other) != text(&first));
+            workers.release(&other).await;
+        }
+        // Of two asks of which any will do, the one that is held is found, whatever the first has left meanwhile.
+        let any = || named("any", Acquire { any: true, ..costing(8, all(&["tokens", "direct"], None)) });
+        let any = || {
+            let mut any = any();
+            any.asks[1].hold = Some(secs(60));
+            any
+        };
+        let blocker = workers.acquire(costing(8, of("tokens", None))).await;
+        let first = workers.acquire(any()).await;
+        assert_eq!((first.granted(), first.ask), (true, 1));
+        workers.release(&blocker).await;
+        let again = workers.acquire(any()).await;
+        assert_eq!((again.granted(), again.ask, text(&again)), (true, 1, text(&first)));
+        assert_eq!((workers.left("tokens").await, workers.left("direct").await), (10, 2));
+    });
+}
+
+#[test]
+fn semantics_53_a_charge_that_is_not_admitted_leaves_no_lease_to_find() {
+    simulated(async {
+        let workers = budgets(60, 90);
+        let call = || named("a random key", costing(8, all(&["tokens", "requests", "calls"], None)));
+        let blocker = workers.acquire(costing(8, all(&["requests"], None))).await;
+        assert_eq!(workers.acquire(call()).await.refused, Some(Reason::Limit));
+        workers.release(&blocker).await;
+        assert!(workers.acquire(call()).await.granted());
+        assert_eq!(budgets_left(&workers).await, [92, 2, 42]);
+    });
+}
+
+#[test]
+fn semantics_53_a_key_needs_slots_or_holds_and_finds_the_ask_that_an_earlier_call_got() {
     simulated(async {
         let workers =
             Workers::new(vec![slots("a", 1, secs(60)), slots("b", 1, secs(60)), window("calls", 5, secs(60))]);
-        let error = workers.service.acquire(&named("k", of("calls", None)), None).await.expect_err("it takes no slot");
+        let error = workers.service.acquire(&named("k", of("calls", None)), None).await.expect_err("it only counts");
         assert_eq!((error.kind, error.place.as_str()), (AskErrorKind::Invalid, "idempotency_key"));
         assert_eq!(workers.left("calls").await, 5);
         let held = workers.acquire(of("a", None)).await;

@@ -158,6 +158,43 @@ async fn semantics_50_a_lease_is_renewed_released_once_and_settled_once() {
 }
 
 #[tokio::test]
+async fn semantics_53_a_repeated_call_and_a_renewal_by_its_own_length_say_when_the_lease_ends() {
+    let service = Doors::start(workers()).await;
+    let held = json!({
+        "domain": "edge", "limiter": "stripe_api", "cost": 4, "hold": "60s", "idempotency_key": "a random key"
+    });
+    let slot = json!({
+        "domain": "edge", "limiter": "uploads", "key": { "slot": "a" }, "lease": "60s", "idempotency_key": "a random key"
+    });
+    for (ask, left) in [(held, 5), (slot, 1)] {
+        let mut peek = ask.clone();
+        peek.as_object_mut().expect("an object").remove("idempotency_key");
+        let (status, first) = acquire(&service, &ask).await;
+        assert_eq!((status, &first["lease_ends_in"]), (200, &json!("60s")), "{first}");
+        let remaining = call(&service, "/v1/peek", &peek).await.1["limits"][0]["remaining"].clone();
+        assert_eq!(remaining, left);
+        service.clock.advance(Duration::from_secs(1));
+        let (status, again) = acquire(&service, &ask).await;
+        assert_eq!(
+            (status, &again["lease_ends_in"], &again["lease"]),
+            (200, &json!("59s"), &first["lease"]),
+            "{again}"
+        );
+        let renewed = call(&service, "/v1/renew", &json!({ "lease": first["lease"] })).await;
+        assert_eq!(renewed, (200, json!({ "fate": "done", "lease_ends_in": "60s" })));
+        service.clock.advance(Duration::from_secs(59));
+        assert_eq!(acquire(&service, &ask).await.1["lease_ends_in"], "1s");
+        let released = call(&service, "/v1/release", &json!({ "lease": first["lease"] })).await;
+        assert_eq!(released, (200, json!({ "fate": "done" })));
+    }
+    // What only counts could not be found again.
+    let counts = json!({ "domain": "edge", "limiter": "stripe_api", "idempotency_key": "a random key" });
+    let (status, problem) = acquire(&service, &counts).await;
+    assert_eq!((status, &problem["place"]), (400, &json!("idempotency_key")));
+    assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("needs slots or holds")), "{problem}");
+}
+
+#[tokio::test]
 async fn semantics_50_an_expired_a_forged_and_a_foreign_lease_change_nothing() {
     let service = Doors::start(workers()).await;
     let (_, granted) =

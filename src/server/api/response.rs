@@ -19,7 +19,7 @@ pub(in crate::server) fn acquired(acquisition: &Acquisition) -> AcquireResponse 
     AcquireResponse {
         granted: refused.is_none(),
         lease: lease.as_ref().map(|lease| lease.text.clone()),
-        // When the lease of an earlier call ends is not known.
+        // What only rules in shadow took ends unnoticed.
         lease_ends_in: lease.as_ref().filter(|lease| !lease.ends_in.is_zero()).map(|lease| duration(lease.ends_in)),
         waited: Some(duration(*waited)),
         units: u64::from(*units),
@@ -87,7 +87,7 @@ fn limits(decision: &Decision) -> Vec<Limit> {
 /// The store did not answer.
 pub(super) fn fate(status: LeaseStatus) -> Result<String, ApiError> {
     let word = match status {
-        LeaseStatus::Done => "done",
+        LeaseStatus::Done | LeaseStatus::Held(_) => "done",
         LeaseStatus::Expired => "expired",
         LeaseStatus::Unknown => "unknown",
         LeaseStatus::Unanswered => {

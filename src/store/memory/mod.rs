@@ -31,8 +31,8 @@ use self::table::EntryIndex;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{
-    Applied, Check, CounterName, HoldAction, HoldChange, Plan, StateCell, Undo, advance, change_hold, change_lease,
-    undo,
+    Applied, Change, Check, CounterName, HoldAction, HoldChange, LeaseChange, Plan, StateCell, Undo, advance,
+    change_hold, change_lease, undo,
 };
 
 /// Neighbour shards to evict from when a check finds no room: frees a few hundred KiB in about 1 ms.
@@ -80,27 +80,54 @@ impl MemoryStores {
     /// Executes a plan, and writes the answers into an empty [`Applied`].
     pub(in crate::store) fn apply_into(&self, plan: &Plan, now: Timestamp, applied: &mut Applied) {
         (applied.admitted, applied.at) = (!plan.refused, now);
-        for change in &plan.changes {
-            let mut shard = self.lock(self.shard(change.store, &change.counter));
-            let entry = shard.find(&change.counter);
-            let mut cell = StateCell::from(shard.take(entry));
-            applied.statuses.push(change_lease(&mut cell, change, now));
-            match cell.wrote {
-                true => {
-                    let outcome = leases_outcome(&cell.state, now);
-                    shard.put(&change.counter, entry, cell.state, &outcome, outcome.reset, now);
-                }
-                false => shard.put_back(entry, cell.state),
+        if !plan.changes.is_empty() || !plan.holds.is_empty() {
+            if plan.is_joint() {
+                return self.apply_jointly(plan, applied);
             }
-        }
-        for change in &plan.holds {
-            applied.statuses.push(self.change_hold(change, now));
+            applied.statuses = plan.make_changes(|change| {
+                let (store, counter) = change.place();
+                make_change(&mut self.lock(self.shard(store, &counter)), &change, now)
+            });
         }
         for charge in &plan.undos {
-            self.undo_charge(charge, plan.lease, now);
+            undo_charge(&mut self.lock(self.shard(charge.store, &charge.counter)), charge, plan.lease, now);
         }
         for group in plan.groups() {
             applied.admitted &= self.apply_group(group, plan, now, applied);
+        }
+    }
+
+    /// Executes a plan under the locks of all its counters: nothing else happens between its changes and its groups.
+    #[cold]
+    fn apply_jointly(&self, plan: &Plan, applied: &mut Applied) {
+        let now = applied.at;
+        let checks = plan.checks.iter().map(|check| (check.store, check.counter));
+        let undos = plan.undos.iter().map(|undo| (undo.store, undo.counter));
+        let places = plan.each_change().map(|change| change.place()).chain(undos).chain(checks);
+        let mut shards: Vec<ShardId> = places.map(|(store, counter)| self.shard(store, &counter)).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut locked: Vec<ShardGuard<'_>> = shards.iter().map(|shard| self.lock(*shard)).collect();
+        let guard = |store: u16, counter: &CounterName| {
+            let shard = self.shard(store, counter);
+            (shard, shards.binary_search(&shard).expect("the shards of the plan are locked"))
+        };
+        applied.statuses = plan.make_changes(|change| {
+            let (store, counter) = change.place();
+            make_change(&mut locked[guard(store, &counter).1], &change, now)
+        });
+        let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
+        let plan = looking.as_ref().unwrap_or(plan);
+        for charge in &plan.undos {
+            undo_charge(&mut locked[guard(charge.store, &charge.counter).1], charge, plan.lease, now);
+        }
+        for checks in plan.groups() {
+            let lookup = |check: &Check| {
+                let (shard, guard) = guard(check.store, &check.counter);
+                Lookup { shard, guard, entry: None }
+            };
+            let mut lookups: Lookups = checks.iter().map(lookup).collect();
+            applied.admitted &= self.apply_locked(checks, &mut lookups, &mut locked, plan, now, applied);
         }
     }
 
@@ -110,8 +137,20 @@ impl MemoryStores {
         let mut lookups = Lookups::new();
         lookups.extend(checks.iter().map(lookup));
         let mut guards = self.lock_all(&mut lookups);
-        let (lookups, locked) = (lookups.as_mut_slice(), guards.as_mut_slice());
+        self.apply_locked(checks, &mut lookups, &mut guards, plan, now, applied)
+    }
 
+    /// Decides a group under the locks of its shards.
+    #[inline]
+    fn apply_locked(
+        &self,
+        checks: &[Check],
+        lookups: &mut [Lookup],
+        locked: &mut [ShardGuard<'_>],
+        plan: &Plan,
+        now: Timestamp,
+        applied: &mut Applied,
+    ) -> bool {
         for (check, lookup) in checks.iter().zip(&*lookups) {
             locked[lookup.guard].prefetch(&check.counter);
         }
@@ -129,36 +168,6 @@ impl MemoryStores {
             find(checks, lookups, locked);
         }
         decide(checks, lookups, locked, plan, plan.refused, now, |outcome| applied.answers.push(Ok(outcome)))
-    }
-
-    fn undo_charge(&self, charge: &Undo, lease: LeaseId, now: Timestamp) {
-        let mut shard = self.lock(self.shard(charge.store, &charge.counter));
-        let entry = shard.find(&charge.counter);
-        let mut cell = StateCell::from(shard.take(entry));
-        if charge.holds {
-            cell.holds = shard.take_holds(&charge.counter);
-        }
-        undo(&mut cell, charge, lease, now);
-        keep(&mut shard, entry, cell, &charge.look(), now);
-    }
-
-    fn change_hold(&self, change: &HoldChange, now: Timestamp) -> LeaseStatus {
-        let mut shard = self.lock(self.shard(change.store, &change.counter));
-        let Some(held) = shard.held_units(&change.counter, change.lease) else { return LeaseStatus::Unknown };
-        let mut change = *change;
-        if let HoldAction::Settle(units) = change.action {
-            let growth = shard.growth(&change.look(units.unwrap_or(held)), shard.find(&change.counter));
-            // What finds no room is not charged. Only a log can need some.
-            if !shard.make_room(growth, &change.counter, &[change.counter], now) {
-                change.action = HoldAction::Settle(Some(units.unwrap_or(held).min(held)));
-            }
-        }
-        let entry = shard.find(&change.counter);
-        let mut cell = StateCell::from(shard.take(entry));
-        cell.holds = shard.take_holds(&change.counter);
-        let status = change_hold(&mut cell, &change, now);
-        keep(&mut shard, entry, cell, &change.look(0), now);
-        status
     }
 
     /// Locks the shards of a group in order, and sets the guard index of each lookup.
@@ -299,6 +308,55 @@ impl MemoryStores {
         shard.copy_to_snapshot();
         shard
     }
+}
+
+fn make_change(shard: &mut Shard, change: &Change, now: Timestamp) -> LeaseStatus {
+    match change {
+        Change::Slot(change) => change_slot(shard, change, now),
+        Change::Hold(change) => change_hold_in(shard, change, now),
+    }
+}
+
+fn change_slot(shard: &mut Shard, change: &LeaseChange, now: Timestamp) -> LeaseStatus {
+    let entry = shard.find(&change.counter);
+    let mut cell = StateCell::from(shard.take(entry));
+    let status = change_lease(&mut cell, change, now);
+    match cell.wrote {
+        true => {
+            let outcome = leases_outcome(&cell.state, now);
+            shard.put(&change.counter, entry, cell.state, &outcome, outcome.reset, now);
+        }
+        false => shard.put_back(entry, cell.state),
+    }
+    status
+}
+
+fn change_hold_in(shard: &mut Shard, change: &HoldChange, now: Timestamp) -> LeaseStatus {
+    let Some(held) = shard.held_units(&change.counter, change.lease) else { return LeaseStatus::Unknown };
+    let mut change = *change;
+    if let HoldAction::Settle(units) = change.action {
+        let growth = shard.growth(&change.look(units.unwrap_or(held)), shard.find(&change.counter));
+        // What finds no room is not charged. Only a log can need some.
+        if !shard.make_room(growth, &change.counter, &[change.counter], now) {
+            change.action = HoldAction::Settle(Some(units.unwrap_or(held).min(held)));
+        }
+    }
+    let entry = shard.find(&change.counter);
+    let mut cell = StateCell::from(shard.take(entry));
+    cell.holds = shard.take_holds(&change.counter);
+    let status = change_hold(&mut cell, &change, now);
+    keep(shard, entry, cell, &change.look(0), now);
+    status
+}
+
+fn undo_charge(shard: &mut Shard, charge: &Undo, lease: LeaseId, now: Timestamp) {
+    let entry = shard.find(&charge.counter);
+    let mut cell = StateCell::from(shard.take(entry));
+    if charge.holds {
+        cell.holds = shard.take_holds(&charge.counter);
+    }
+    undo(&mut cell, charge, lease, now);
+    keep(shard, entry, cell, &charge.look(), now);
 }
 
 /// Writes a state back that no check has changed; `look` is a check of its counter that changes nothing.

@@ -56,7 +56,8 @@ BEGIN
 END
 $body$;
 
--- Moves the moment of a state ahead of now to now (semantics 3). Logs and leases are corrected when they are loaded.
+-- Moves the moment of a state ahead of now to now (semantics 3). Leases are corrected when they are loaded, and logs by
+-- the next function.
 CREATE OR REPLACE FUNCTION {correct}(
     now bigint,
     shape bigint[],
@@ -92,6 +93,46 @@ BEGIN
                       ELSE greatest(shape[7], now + 1) END
         END;
     END IF;
+END
+$body$;
+
+-- Moves the grants of a log from now on to now: their rows are deleted, because what is granted now is written last.
+-- Returns the last grant that is a row.
+CREATE OR REPLACE FUNCTION {correct_log}(name uuid, now bigint, gone bigint) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    edge bigint;
+BEGIN
+    SELECT upto INTO edge FROM {grants} WHERE counter = name AND upto > gone AND at < now ORDER BY upto DESC LIMIT 1;
+    edge := coalesce(edge, gone);
+    DELETE FROM {grants} WHERE counter = name AND upto > edge;
+    RETURN edge;
+END
+$body$;
+
+-- Whether a lease has a hold: the status of a change, or 3 more than the microseconds until it ends.
+CREATE OR REPLACE FUNCTION {hold_status}(name uuid, id uuid, now bigint) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    hold record;
+    ends bigint;
+BEGIN
+    SELECT since, length, ended INTO hold FROM {holds} WHERE counter = name AND lease = id;
+    IF NOT FOUND THEN
+        RETURN 2;
+    END IF;
+    -- As it is once its moments are corrected.
+    ends := least(hold.since, now) + hold.length;
+    IF NOT hold.ended AND ends > now THEN
+        RETURN 3 + ends - now;
+    END IF;
+    RETURN CASE WHEN ends + hold.length > now THEN 1 ELSE 2 END;
 END
 $body$;
 
@@ -455,12 +496,15 @@ $body$;
 --   holders    the ids of leases, likewise
 --   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
---                plan    refused (and 2 with holds), index of its lease, numbers of changes, undos and groups; with
---                        holds the number of their changes; then changes, changes of holds, undos and groups
+--                plan    refused (and 2 with holds, and 4 of instances of version 5 of the schema, with changes), index
+--                        of its lease, numbers of changes, undos and groups; with holds the number of their changes;
+--                        then changes, changes of holds, undos and groups
 --                change  counter, index of the lease, microseconds to renew it for, -1 to release it, -2 to renew it for
 --                        its own length, or -9 to look at it
 --                change of a hold   counter, shape, index of the lease; 0 to settle as charged, 1 to settle, 2 to renew
---                        for its own length, 3 to renew; units or microseconds
+--                        for its own length, 3 to renew, 4 to look; units or microseconds
+--                With 4, a lease of which something has ended renews nothing, and if a look finds something held, the
+--                groups charge, refund and hold nothing.
 --                undo    counter, shape, what was charged, time of the charge, reset reported with it, or -1 - reset if
 --                        it is taken back only where nothing was charged since; with holds whether it may be held
 --                group   number of checks, then those
@@ -477,8 +521,8 @@ $body$;
 --   13 refund   14 shadow   15 always denied
 --
 -- The result: the time; nothing else if the windows of a calendar do not contain it; then for each plan 1 if it is
--- admitted, else 0; the status of each change and of each change of a hold (0 done, 1 expired, 2 unknown); and for each
--- check the remaining units, the reset, the wait (-2 if it passes, -1 if it never will), what was charged (levels of a
+-- admitted, else 0; the status of each change and of each change of a hold (0 done, 1 expired, 2 unknown, and with 4 of
+-- what is held 3 more than the microseconds until it ends); and for each check the remaining units, the reset, the wait (-2 if it passes, -1 if it never will), what was charged (levels of a
 -- bucket, else units), and with holds 1 if its charge is held, or all held units if it reports them.
 CREATE OR REPLACE FUNCTION {apply}(
     injected bigint,
@@ -515,7 +559,8 @@ DECLARE
     expiries bigint[];
     wrote bigint[];
     wrote_any boolean := false;
-    -- Log: the last grant that is a row; later ones are at `now`. Leases: the number of expired ones.
+    -- Log: the last grant that is a row, and later ones are at `now`; -1 if grants may be ahead. Leases: the number of
+    -- expired ones.
     edges bigint[];
     -- Log: the last grant outside the window, which is in `windows`. Leases: the last expiry, or -1 if not known.
     seens bigint[];
@@ -531,6 +576,11 @@ DECLARE
     id uuid;
     changes integer; undos integer; groups integer; checks integer;
     holding boolean;                    -- the plan has something to do with holds
+    joint boolean;                      -- its renewals are all or nothing, and its looks count
+    looking boolean;                    -- a look found something held: the groups charge nothing
+    renewals integer;
+    gone_leases uuid[];                 -- leases of which something has ended, which renew nothing
+    blocked boolean;
     hold_changes integer;
     stride integer;                     -- numbers of a check in the program
     mode bigint;                        -- of a check: 1 looks at holds, 2 reports them, 3 holds
@@ -608,19 +658,11 @@ BEGIN
     ) AS counters;
     waits := ARRAY[0, 0, 0, 0];
 
-    -- Logs and leases of a clock that was ahead are corrected here (semantics 3), because their times are rows.
+    -- Leases of a clock that was ahead are corrected here (semantics 3), because their times are rows. So are those of
+    -- logs, but a change of an unknown hold does not correct one: that waits for the first use.
     FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
         IF kinds[i] = 2 THEN
-            IF moments[i] < now THEN
-                edges[i] := bs[i];
-            ELSE
-                SELECT upto INTO mark FROM {grants}
-                WHERE counter = names[i] AND upto > as_[i] AND at < now ORDER BY upto DESC LIMIT 1;
-                edges[i] := coalesce(mark, as_[i]);
-                DELETE FROM {grants} WHERE counter = names[i] AND upto > edges[i];
-                moments[i] := now;
-                wrote[i] := 1;
-            END IF;
+            edges[i] := CASE WHEN moments[i] < now THEN bs[i] ELSE -1 END;
         ELSIF kinds[i] = 5 THEN
             IF moments[i] > now THEN
                 UPDATE {leases} SET expires = now + (expires - acquired), acquired = now
@@ -635,7 +677,9 @@ BEGIN
 
     WHILE next <= length LOOP
         refused := program[next] % 2 = 1;
-        holding := program[next] >= 2;
+        holding := program[next] % 4 >= 2;
+        joint := program[next] >= 4;
+        looking := false;
         holder := holders[program[next + 1]];
         changes := program[next + 2];
         undos := program[next + 3];
@@ -652,6 +696,33 @@ BEGIN
         verdict := last;
         answer[verdict] := CASE WHEN refused THEN 0 ELSE 1 END;
 
+        -- Only an expired slot is forgotten; the hold of a counter that was evicted is unknown, and ends nothing else.
+        gone_leases := ARRAY[]::uuid[];
+        IF joint AND changes + hold_changes > 1 THEN
+            renewals := 0;
+            FOR n IN 0..changes + hold_changes - 1 LOOP
+                IF n < changes THEN
+                    CONTINUE WHEN program[next + 3 * n + 2] IN (-1, -9);
+                    i := program[next + 3 * n];
+                    id := holders[program[next + 3 * n + 1]];
+                    renewals := renewals + 1;
+                    CONTINUE WHEN kinds[i] = 5 AND EXISTS (
+                        SELECT FROM {leases} WHERE counter = names[i] AND lease = id AND expires > now
+                    );
+                ELSE
+                    mark := next + 3 * changes + 5 * (n - changes);
+                    CONTINUE WHEN program[mark + 3] NOT IN (2, 3);
+                    id := holders[program[mark + 2]];
+                    renewals := renewals + 1;
+                    CONTINUE WHEN {hold_status}(names[program[mark]], id, now) <> 1;
+                END IF;
+                gone_leases := gone_leases || id;
+            END LOOP;
+            IF renewals < 2 THEN
+                gone_leases := ARRAY[]::uuid[];
+            END IF;
+        END IF;
+
         FOR n IN 1..changes LOOP
             i := program[next];
             id := holders[program[next + 1]];
@@ -659,10 +730,12 @@ BEGIN
             next := next + 3;
             fate := 2;
             IF kinds[i] = 5 THEN
-                IF wait = -9 THEN
+                blocked := wait NOT IN (-1, -9) AND id = ANY (gone_leases);
+                IF wait = -9 OR blocked THEN
                     SELECT expires INTO stamp FROM {leases} WHERE counter = names[i] AND lease = id;
                     IF FOUND THEN
-                        fate := CASE WHEN stamp > now THEN 0 ELSE 1 END;
+                        fate := CASE WHEN stamp <= now OR blocked THEN 1 WHEN joint THEN 3 + stamp - now ELSE 0 END;
+                        looking := looking OR fate > 2;
                     END IF;
                 ELSIF wait = -1 THEN
                     DELETE FROM {leases} WHERE counter = names[i] AND lease = id RETURNING expires INTO stamp;
@@ -677,10 +750,10 @@ BEGIN
                     SELECT expires, expires - acquired INTO stamp, mark FROM {leases}
                     WHERE counter = names[i] AND lease = id;
                     IF FOUND AND stamp > now THEN
-                        fate := 0;
                         IF wait = -2 THEN
                             wait := mark;
                         END IF;
+                        fate := CASE WHEN joint THEN 3 + wait ELSE 0 END;
                         UPDATE {leases} SET acquired = now, expires = now + wait
                         WHERE counter = names[i] AND lease = id;
                         IF wait = 0 THEN
@@ -721,6 +794,11 @@ BEGIN
                         CONTINUE WHEN {drop_hold}(names[i], holder);
                     END IF;
                     CONTINUE WHEN kinds[i] <> shapes[s + 1];
+                    IF edges[i] < 0 THEN
+                        edges[i] := {correct_log}(names[i], now, as_[i]);
+                        moments[i] := now;
+                        wrote[i] := 1;
+                    END IF;
                     SELECT * INTO old FROM {take_back}(names[i], now, now, shapes[s + 1:s + 15], units, stamp, reset, holder,
                         as_[i], bs[i], moments[i], edges[i], seens[i], windows[i]);
                     as_[i] := old.a;
@@ -738,11 +816,29 @@ BEGIN
                 i := program[next];
                 s := program[next + 1];
                 id := holders[program[next + 2]];
+                blocked := program[next + 3] IN (2, 3) AND id = ANY (gone_leases);
+                IF program[next + 3] = 4 OR blocked THEN
+                    fate := {hold_status}(names[i], id, now);
+                    IF blocked AND fate > 2 THEN
+                        fate := 1;
+                    END IF;
+                    looking := looking OR fate > 2;
+                    next := next + 5;
+                    last := last + 1;
+                    answer[last] := fate;
+                    CONTINUE;
+                END IF;
+                IF edges[i] < 0 AND EXISTS (SELECT FROM {holds} WHERE counter = names[i] AND lease = id) THEN
+                    edges[i] := {correct_log}(names[i], now, as_[i]);
+                    moments[i] := now;
+                    wrote[i] := 1;
+                END IF;
                 SELECT * INTO changed FROM {change_hold}(names[i], now, shapes[s + 1:s + 15], id, program[next + 3],
                     program[next + 4], kinds[i], as_[i], bs[i], moments[i], edges[i], seens[i], windows[i]);
-                next := next + 5;
                 last := last + 1;
-                answer[last] := least(changed.fate, 2);
+                answer[last] := CASE WHEN joint AND changed.fate = 0 AND program[next + 3] >= 2
+                    THEN {hold_status}(names[i], id, now) ELSE least(changed.fate, 2) END;
+                next := next + 5;
                 CONTINUE WHEN changed.fate = 2;
                 as_[i] := changed.a;
                 bs[i] := changed.b;
@@ -777,6 +873,11 @@ BEGIN
                     END IF;
                     kind := shapes[s + 1];
                     held := kinds[i] = kind;
+                    IF stage = 1 AND edges[i] < 0 THEN
+                        edges[i] := {correct_log}(names[i], now, as_[i]);
+                        moments[i] := now;
+                        wrote[i] := 1;
+                    END IF;
                     IF mode > 0 AND stage = 1 THEN
                         SELECT * INTO changed FROM {end_holds}(names[i], now, shapes[s + 1:s + 15], kinds[i], as_[i], bs[i],
                             moments[i], edges[i], seens[i], windows[i]);
@@ -797,7 +898,7 @@ BEGIN
                     refund := 0;
                     taken := 0;
                     IF stage = 1 THEN
-                        IF held THEN
+                        IF held AND NOT looking THEN
                             refund := shapes[s + 13];
                         END IF;
                     ELSE
@@ -805,6 +906,8 @@ BEGIN
                         IF g < 0 THEN
                             units := CASE kind WHEN 1 THEN least(changed.more, shapes[s + 3])
                                 WHEN 2 THEN least(changed.more, most) ELSE changed.more END;
+                        ELSIF looking THEN
+                            units := 0;
                         ELSIF admitted AND (passes OR shapes[s + 14] = 0) THEN
                             units := shapes[s + 10];
                         ELSIF shapes[s + 14] = 0 THEN
@@ -1201,6 +1304,23 @@ BEGIN
     answer[1] := now;
     RETURN answer;
 END
+$body$;
+
+-- The function that instances of version 4 of the schema call: each change stands alone, and no answer says when what is
+-- held ends.
+CREATE OR REPLACE FUNCTION {apply_of_4}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer,
+    charged boolean[] DEFAULT NULL
+) RETURNS bigint[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+    SELECT {apply}(injected, names, holders, shapes, program, answers, charged)
 $body$;
 
 -- The function that instances of version 3 of the schema call: it knows of no holds.

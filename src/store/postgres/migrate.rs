@@ -15,7 +15,7 @@ use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this release creates and uses. A schema is compared by its version only, so a changed
 /// statement in `schema.sql` or `apply.sql` needs a new one.
-const SCHEMA_VERSION: i32 = 4;
+const SCHEMA_VERSION: i32 = 5;
 
 /// The oldest version whose releases can use a schema of [`SCHEMA_VERSION`].
 const OLDEST_COMPATIBLE_VERSION: i32 = 1;
@@ -25,11 +25,13 @@ const APPLY_SQL: &str = include_str!("apply.sql");
 
 /// The tables and functions that this release uses.
 const TABLES: [&str; 5] = ["counters", "grants", "leases", "holds", "held"];
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 13] = [
     "apply",
     "bucket",
     "rescale",
     "correct",
+    "correct_log",
+    "hold_status",
     "take_back",
     "drop_hold",
     "hold",

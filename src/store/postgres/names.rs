@@ -31,11 +31,12 @@ impl SchemaNames {
         match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            // Of version 4 of the schema, beside the functions that instances of earlier versions call.
+            // Of version 5 of the schema, beside the functions that instances of earlier versions call.
             "apply_of_1" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1"))),
             "apply_of_2" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
             "apply_of_3" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_3"))),
-            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_4"))),
+            "apply_of_4" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_4"))),
+            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_5"))),
             "holds_by_due" => quoted(&format!("{prefix}holds_v1_by_due")),
             object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
@@ -53,10 +54,13 @@ impl SchemaNames {
             "apply_of_1",
             "apply_of_2",
             "apply_of_3",
+            "apply_of_4",
             "holds",
             "held",
             "holds_by_due",
             "correct",
+            "correct_log",
+            "hold_status",
             "take_back",
             "drop_hold",
             "hold",

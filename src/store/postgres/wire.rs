@@ -106,7 +106,8 @@ impl PlanEncoder {
     fn plan(&mut self, plan: &Plan) {
         let holder = self.lease(plan.lease);
         let holds = has_holds(plan);
-        let refused = i64::from(plan.refused) + 2 * i64::from(holds);
+        let changes = !plan.changes.is_empty() || !plan.holds.is_empty();
+        let refused = i64::from(plan.refused) + 2 * i64::from(holds) + 4 * i64::from(changes);
         self.put([refused, holder, count(plan.changes.len()), count(plan.undos.len())]);
         self.put([count(plan.groups.len())]);
         if holds {
@@ -128,6 +129,7 @@ impl PlanEncoder {
                 HoldAction::Settle(Some(units)) => (1, units.into()),
                 HoldAction::Renew(None) => (2, 0),
                 HoldAction::Renew(Some(length)) => (3, bigint(length)),
+                HoldAction::Look => (4, 0),
             };
             let (counter, lease) = (self.counter(change.counter), self.lease(change.lease));
             let shape = self.shape(shape_of_limit(&change.limit, self.at));
@@ -345,6 +347,7 @@ pub(super) fn decode(plans: &[Plan], answer: &[i64]) -> Option<ApplyAnswer> {
             applied.statuses.push(match next(&mut rest)? {
                 0 => LeaseStatus::Done,
                 1 => LeaseStatus::Expired,
+                held @ 3.. => LeaseStatus::Held(held.abs_diff(3)),
                 _ => LeaseStatus::Unknown,
             });
         }

@@ -15,7 +15,9 @@
 --             '<H' the number of changes of holds, with holds
 --             '<BHdc16' a change: 0 to release, 1 to renew, 2 to renew by its own length, 4 to look; key, duration, lease
 --             '<HHHBdc16' a change of a hold: shape, key, key of its holds; 0 to settle as charged, 1 to settle, 2 to
---             renew by its own length, 3 to renew; units or duration, lease
+--             renew by its own length, 3 to renew, 4 to look; units or duration, lease
+--             (a lease of which something has ended renews nothing; if a look finds something held, the groups charge,
+--             refund and hold nothing)
 --             '<HHdd' an undo: shape, key, time of the charge, reset reported with it, or -1 - reset if it is taken back
 --             only where nothing was charged since; with holds '<H' the key of its holds, or 0
 --             '<H' a group: checks, each '<HH' shape, key; with holds '<HHHH', then the key of its holds and a shape of
@@ -32,8 +34,8 @@
 --             is too large or small enough for any counter.
 --
 --   reply     the time, negative and nothing else if the windows of a calendar do not contain it; then for each plan
---             either one text, an error, or the statuses of its changes (0 done, 1 expired, 2 unknown), and for each
---             check the counted units, or -1 - units if it refuses, and what the caller cannot compute from them. In
+--             either one text, an error, or the statuses of its changes (0 done, 1 expired, 2 unknown, or held for 3 less
+--             microseconds), and for each check the counted units, or -1 - units if it refuses, and what the caller cannot compute from them. In
 --             place of the counted units is a list of them, the microseconds until the counter is empty for everybody
 --             (or -1 if the caller's rate says that), and what was charged, where those microseconds are fewer or less
 --             was charged than asked for. The list of a check that looks at holds has two more: the microseconds until
@@ -665,13 +667,13 @@ local function others()
   local function status(state, id)
     local ends = call('ZSCORE', state.by_end, id)
     if not ends then return 2 end
-    return tonumber(ends) > now and 0 or 1
+    return tonumber(ends) > now and 3 + ends - now or 1
   end
 
   local function release(state, id)
     local fate = status(state, id)
-    if fate < 2 then remove(state, id) end
-    return fate
+    if fate ~= 2 then remove(state, id) end
+    return fate > 2 and 0 or fate
   end
 
   local function renew(state, id, length)
@@ -681,7 +683,7 @@ local function others()
     length = length or ends - call('ZSCORE', state.by_start, id)
     call('ZADD', state.by_end, text(now + length), id)
     call('ZADD', state.by_start, instant, id)
-    return 0
+    return 3 + length
   end
 
   function leases.refund() return false end
@@ -863,6 +865,16 @@ local function others()
     return min(units, 4294967295)
   end
 
+  -- Whether a lease has a hold, and for how long.
+  function holds.status(set, id)
+    local hold = hold_at(set, id)
+    if not hold then return 2 end
+    -- As it is once its moments are corrected.
+    local ends = min(hold.since, now) + hold.length
+    if not hold.ended and ends > now then return 3 + ends - now end
+    return ends + hold.length > now and 1 or 2
+  end
+
   -- Settles or renews a hold. Returns its fate.
   function holds.change(change, kind, shape, set)
     if not hold_at(set, change.lease) then return 2 end
@@ -875,6 +887,7 @@ local function others()
         hold.since = now
         if change.action == 3 then hold.length = change.number_ end
         hold_put(set, hold)
+        fate = 3 + hold.length
       end
     elseif hold then
       hold_remove(set, change.lease)
@@ -897,8 +910,9 @@ local function others()
     return fate
   end
 
-  -- `again` says that an earlier call has executed what is executed once.
-  local function decide(group, admitted, lease, again)
+  -- `again` says that an earlier call has executed what is executed once, and `looking` that nothing is charged, refunded
+  -- or held.
+  local function decide(group, admitted, lease, again, looking)
     local count = #group
     for place = 1, count do
       local check = group[place]
@@ -908,7 +922,7 @@ local function others()
       if check.holds then check.wrote = holds.finish(kind, shape, state, check.holds) end
       if state.counted then
         if kind.correct(shape, state) then check.wrote = true end
-        if shape[7] > 0 and not again and kind.refund(shape, state) then check.wrote = true end
+        if shape[7] > 0 and not again and not looking and kind.refund(shape, state) then check.wrote = true end
       end
       local passes = kind.passes(shape, state)
       check.passes = passes
@@ -919,7 +933,7 @@ local function others()
       local check = group[place]
       local kind, shape, state, passes = check.kind, check.shape, check.state, check.passes
       local units = passes and (admitted and shape[4] or shape[5]) or shape[6]
-      if again and shape[6] > 0 then units = 0 end
+      if looking or again and shape[6] > 0 then units = 0 end
       local charged = units > 0 and kind.charge(shape, state, units, lease) or 0
       if check.wrote or units > 0 then kind.write(shape, state) end
       local counted, second, third, lasts = kind.tell(shape, state, passes)
@@ -1024,22 +1038,57 @@ local function others()
       call('SET', KEYS[id], '', 'PX', ONCE)
       held[id] = ''
     end
+    -- The leases of which something has ended. Only an expired slot is forgotten; the hold of a counter that was evicted is
+    -- unknown, and ends nothing else.
+    local ended, looking, renewals = {}, false, 0
+    for _, change in ipairs(changes) do
+      change.renews = change.renew == 1 or change.renew == 2
+      if change.renews then renewals = renewals + 1 end
+    end
+    for _, change in ipairs(hold_changes) do
+      change.renews = change.action == 2 or change.action == 3
+      if change.renews then renewals = renewals + 1 end
+    end
+    if renewals > 1 then
+      for _, change in ipairs(changes) do
+        if change.renews then
+          local state = leases.read(change.number)
+          if leases.correct(nil, state) then leases.write(nil, state) end
+          if status(state, change.lease) < 3 then ended[change.lease] = true end
+        end
+      end
+      for _, change in ipairs(hold_changes) do
+        if change.renews and holds.status(holds.read(change.set), change.lease) == 1 then ended[change.lease] = true end
+      end
+    end
     for _, change in ipairs(changes) do
       local state = leases.read(change.number)
       local wrote = leases.correct(nil, state)
       local fate
-      if change.renew == 4 then
+      if change.renew == 4 or change.renews and ended[change.lease] then
         fate = status(state, change.lease)
+        if fate > 2 and change.renews then fate = 1 end
+        looking = looking or fate > 2
       elseif change.renew > 0 then
         fate = renew(state, change.lease, change.renew == 1 and change.length)
+        wrote = wrote or fate > 2
       else
         fate = release(state, change.lease)
+        wrote = wrote or fate == 0
       end
-      if wrote or (fate == 0 and change.renew ~= 4) then leases.write(nil, state) end
+      if wrote then leases.write(nil, state) end
       out[#out + 1] = fate
     end
     for _, change in ipairs(hold_changes) do
-      out[#out + 1] = holds.change(change, change.kind, change.shape, holds.read(change.set))
+      local set, fate = holds.read(change.set), nil
+      if change.action == 4 or change.renews and ended[change.lease] then
+        fate = holds.status(set, change.lease)
+        if fate > 2 and change.renews then fate = 1 end
+        looking = looking or fate > 2
+      else
+        fate = holds.change(change, change.kind, change.shape, set)
+      end
+      out[#out + 1] = fate
     end
     for _, undo in ipairs(undos) do
       local state = undo.kind.read(undo.number)
@@ -1059,7 +1108,7 @@ local function others()
       for _, check in ipairs(groups[number]) do
         if check.holds and (number > 1 or hold_count + undo_count > 0) then check.holds = holds.read(check.set) end
       end
-      decide(groups[number], refused == 0, lease, again)
+      decide(groups[number], refused == 0, lease, again, looking)
     end
   end
 end

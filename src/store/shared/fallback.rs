@@ -47,6 +47,8 @@ impl Fallback {
         if let Some(memory) = &memory {
             applied.statuses = self.change(queue, plan, memory, now);
         }
+        let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
+        let plan = looking.as_ref().unwrap_or(plan);
         let mut checks_by_policy = [0; 3];
         let mut decision =
             PolicyDecision { checks: SmallVec::new(), lease: plan.lease, named: plan.has_named_lease(), at: now };

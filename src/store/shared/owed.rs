@@ -25,10 +25,7 @@ const REFUND_MARGIN_MICROS: u64 = 1_000_000;
 
 /// Whether anything of a plan is owed.
 pub(super) fn is_owed(plan: &Plan) -> bool {
-    !plan.undos.is_empty()
-        || !plan.changes.is_empty()
-        || !plan.holds.is_empty()
-        || plan.checks.iter().any(is_owed_check)
+    !plan.undos.is_empty() || plan.each_change().any(|change| !change.looks()) || plan.checks.iter().any(is_owed_check)
 }
 
 /// Whether a check gives units back or records what was used, and its caller gets OK for it without the store.
@@ -74,6 +71,7 @@ pub(super) fn useful_for(plan: &Plan, now: Timestamp) -> Duration {
         HoldAction::Settle(_) => HOLD_RETENTION,
         HoldAction::Renew(Some(length)) => Duration::from_micros(length),
         HoldAction::Renew(None) => RENEWAL_RETENTION,
+        HoldAction::Look => Duration::ZERO,
     });
     let undos = plan.undos.iter().map(|undo| Duration::from_micros(undo.reset));
     let checks = plan.checks.iter().map(|check| check_is_useful_for(check, now));
@@ -102,6 +100,7 @@ pub(super) fn remaining(plan: &Plan, made: Timestamp, waited: Duration) -> Plan 
     });
     plan.holds.retain(|change| match &mut change.action {
         HoldAction::Settle(_) | HoldAction::Renew(None) => true,
+        HoldAction::Look => false,
         HoldAction::Renew(Some(length)) => {
             *length = length.saturating_sub(micros);
             *length > 0

@@ -9,8 +9,8 @@ use proptest::sample::{Index, subsequence};
 use tollgate::clock::Timestamp;
 use tollgate::limiter::{Alignment, Holds, LeaseId, Limit, Lost, OnStoreError, State};
 use tollgate::plan::{
-    Applied, Charges, Check, CounterName, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan,
-    StateCell, advance, change_hold, change_lease, undo,
+    Applied, Change, Charges, Check, CounterName, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs,
+    Plan, StateCell, advance, change_hold, change_lease, undo,
 };
 
 use super::numbers::Numbers;
@@ -49,8 +49,10 @@ pub struct Scope {
     pub backwards: bool,
     /// Plans of several groups, and lease changes.
     pub several_groups: bool,
-    /// Charges that are held, and settled, renewed or lost.
+    /// Charges that are held, and settled, renewed or lost, and calls that are repeated under one lease.
     pub holds: bool,
+    /// Checks of one counter all look at its holds, or none of these is given back: as the rules of one limiter are.
+    pub alike: bool,
 }
 
 /// Every feature.
@@ -62,6 +64,7 @@ pub const ANYTHING: Scope = Scope {
     backwards: true,
     several_groups: true,
     holds: false,
+    alike: false,
 };
 
 /// A counter of the plans: its store, and its numbers, of which the first is used when they do not change.
@@ -127,8 +130,45 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
             }
             (by, plan)
         });
-        numbered.collect()
+        let mut numbered: Vec<(i64, Plan)> = numbered.collect();
+        if scope.holds {
+            for number in 1..numbered.len() {
+                let (before, rest) = numbered.split_at_mut(number);
+                let (before, plan) = (&before[number - 1].1, &mut rest[0].1);
+                match number % 8 {
+                    3 => renew_all(before, plan),
+                    5 | 6 => repeat(before, plan),
+                    _ => {}
+                }
+            }
+        }
+        numbered
     })
+}
+
+/// Renews what the plan before takes, and nothing else, but for its own changes.
+fn renew_all(before: &Plan, plan: &mut Plan) {
+    for check in &before.checks {
+        let &Check { counter, store, limit, .. } = check;
+        if matches!(limit, Limit::Concurrency(_)) {
+            plan.changes.push(LeaseChange { counter, store, lease: before.lease, action: LeaseAction::RenewOwn });
+        } else if matches!(check.holding, Holding::Hold { .. }) {
+            plan.holds.push(HoldChange { counter, store, limit, lease: before.lease, action: HoldAction::Renew(None) });
+        }
+    }
+}
+
+/// Makes a plan the one before, which looks at what that may hold already.
+fn repeat(before: &Plan, plan: &mut Plan) {
+    *plan = Plan { changes: [].into_iter().collect(), holds: [].into_iter().collect(), ..before.clone() };
+    for check in &before.checks {
+        let &Check { counter, store, limit, .. } = check;
+        if matches!(limit, Limit::Concurrency(_)) {
+            plan.changes.push(LeaseChange { counter, store, lease: before.lease, action: LeaseAction::Look });
+        } else if matches!(check.holding, Holding::Hold { .. }) {
+            plan.holds.push(HoldChange { counter, store, limit, lease: before.lease, action: HoldAction::Look });
+        }
+    }
 }
 
 /// Lets some checks of buckets pass a while before they fit, up to ten seconds.
@@ -172,7 +212,7 @@ fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
 fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
     let most = counter.numbers[0].holds();
     let verdict = (any::<Index>(), rare(scope.every_verdict, 6), rare(scope.every_verdict, 40));
-    let rest = (verdict, holding(scope));
+    let rest = (verdict, holding(scope, counter.name));
     (asks(scope, most), rest).prop_map(move |((mut needs, charges, refund), (verdict, holding))| {
         let (numbers, shadow, always_denied) = verdict;
         let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
@@ -196,15 +236,21 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
 }
 
 /// Mostly holds, of a moment to half a minute; and checks of rules that only know of them, or not even that.
-fn holding(scope: Scope) -> BoxedStrategy<Holding> {
+fn holding(scope: Scope, counter: CounterName) -> BoxedStrategy<Holding> {
     if !scope.holds {
         return Just(Holding::None).boxed();
     }
     let millis = prop_oneof![1 => Just(1), 3 => 1..12_000_u32, 2 => (1..40_u32).prop_map(|halves| halves * 500)];
+    if scope.alike && (counter.0[0] / 2).is_multiple_of(2) {
+        let kept = millis.prop_map(|millis| Holding::Hold { millis, lost: Lost::Charge });
+        return prop_oneof![1 => Just(Holding::Kept), 3 => kept].boxed();
+    }
     let lost = prop_oneof![Just(Lost::Charge), Just(Lost::Release)];
+    let blind = if scope.alike { Holding::Released } else { Holding::None };
+    let knowing = if scope.alike { Holding::Released } else { Holding::Kept };
     prop_oneof![
-        1 => Just(Holding::None),
-        1 => Just(Holding::Kept),
+        1 => Just(blind),
+        1 => Just(knowing),
         1 => Just(Holding::Released),
         1 => Just(Holding::Reported),
         4 => (millis, lost).prop_map(|(millis, lost)| Holding::Hold { millis, lost }),
@@ -222,6 +268,7 @@ fn hold_change(scope: Scope) -> impl Strategy<Value = (usize, HoldChange)> {
         5 => units.prop_map(HoldAction::Settle),
         1 => Just(HoldAction::Renew(None)),
         1 => (1..9 * SECOND).prop_map(|length| HoldAction::Renew(Some(length))),
+        1 => Just(HoldAction::Look),
     ];
     let back = prop_oneof![6 => 1..3_usize, 1 => 0..12_usize];
     (back, prop::sample::select(counters), any::<Index>(), action).prop_map(move |(back, counter, numbers, action)| {
@@ -277,16 +324,18 @@ pub struct Reference {
 impl Reference {
     pub fn apply(&mut self, plan: &Plan, now: Timestamp) -> Applied {
         let mut applied = Applied { admitted: !plan.refused, at: now, ..Applied::default() };
-        for change in &plan.changes {
-            let mut held = self.held(change.store, change.counter);
-            applied.statuses.push(change_lease(&mut held, change, now));
-            self.keep(change.store, change.counter, held);
-        }
-        for change in &plan.holds {
-            let mut held = self.held(change.store, change.counter);
-            applied.statuses.push(change_hold(&mut held, change, now));
-            self.keep(change.store, change.counter, held);
-        }
+        applied.statuses = plan.make_changes(|change| {
+            let (store, counter) = change.place();
+            let mut held = self.held(store, counter);
+            let status = match change {
+                Change::Slot(change) => change_lease(&mut held, &change, now),
+                Change::Hold(change) => change_hold(&mut held, &change, now),
+            };
+            self.keep(store, counter, held);
+            status
+        });
+        let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
+        let plan = looking.as_ref().unwrap_or(plan);
         for done in &plan.undos {
             let mut held = self.held(done.store, done.counter);
             undo(&mut held, done, plan.lease, now);

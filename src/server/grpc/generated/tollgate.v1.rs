@@ -63,7 +63,7 @@ pub struct AcquireRequest {
     #[prost(bool, tag = "12")]
     pub partial: bool,
     /// A random text. A call that is repeated with it, asking for the same, has the lease of the first one and charges
-    /// nothing. Only where something is held.
+    /// nothing while its slots and holds are held. Only for calls that take slots or hold what they charge.
     #[prost(string, optional, tag = "13")]
     #[serde(alias = "idempotencyKey")]
     pub idempotency_key: ::core::option::Option<::prost::alloc::string::String>,
@@ -116,7 +116,7 @@ pub struct AcquireResponse {
     /// The lease, if slots or holds were taken. Who has it can end it: it belongs in no log.
     #[prost(string, optional, tag = "2")]
     pub lease: ::core::option::Option<::prost::alloc::string::String>,
-    /// When the lease ends unless it is renewed, counted from this answer.
+    /// When the first of its slots and holds ends unless it is renewed, counted from this answer.
     #[prost(message, optional, tag = "3")]
     #[serde(serialize_with = "crate::server::api::forms::duration::serialize")]
     #[schemars(with = "crate::server::api::forms::DurationText")]
@@ -208,7 +208,7 @@ pub struct RenewResponse {
     /// was ended before, ended long ago, or is no lease of this deployment.
     #[prost(string, tag = "1")]
     pub fate: ::prost::alloc::string::String,
-    /// When the lease ends. Only if it was renewed.
+    /// When the first of its slots and holds ends. Only if it was renewed.
     #[prost(message, optional, tag = "2")]
     #[serde(serialize_with = "crate::server::api::forms::duration::serialize")]
     #[schemars(with = "crate::server::api::forms::DurationText")]

@@ -58,10 +58,12 @@ impl ReplyReader<'_> {
                 Some(0) => LeaseStatus::Done,
                 Some(1) => LeaseStatus::Expired,
                 Some(2) => LeaseStatus::Unknown,
+                Some(held @ 3..) => LeaseStatus::Held(held.abs_diff(3)),
                 _ => return Err(CommandError::malformed_reply()),
             });
         }
-        for group in plan.groups() {
+        let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
+        for group in looking.as_ref().unwrap_or(plan).groups() {
             self.group(group, plan.refused, now, &mut applied).ok_or_else(CommandError::malformed_reply)?;
         }
         Ok(applied)

@@ -162,6 +162,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
             HoldAction::Settle(Some(units)) => (1, units.into()),
             HoldAction::Renew(None) => (2, 0),
             HoldAction::Renew(Some(length)) => (3, length),
+            HoldAction::Look => (4, 0),
         };
         put_u16(program, shapes.of_check(&change.look(0)));
         put_u16(program, counters.next());
