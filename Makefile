@@ -31,10 +31,11 @@ test: servers ## formatting, clippy, docs, all tests, instructions per decision 
 	cargo bench --locked --profile test --bench engine -- instructions
 endif
 
-contract: servers ## a million random plans for each store, compared with the reference; stores that blink for a minute; this version beside an earlier one; repeated entries and recipes with older versions of Envoy
+contract: servers ## a million random plans for each store, compared with the reference; stores that blink for a minute; workers and instances that are killed; this version beside an earlier one; repeated entries and recipes with older versions of Envoy
 	TOLLGATE_CONTRACT=10 $(WITH_SERVERS) cargo test --locked --test stores -- the_contract decided_as_if --skip stores::postgres
 	TOLLGATE_CONTRACT=50 $(WITH_SERVERS) cargo test --locked --test stores -- postgres_keeps_the_contract
 	TOLLGATE_BLINKS=40 $(WITH_SERVERS) cargo test --locked --test shared_stores -- blips::semantics_31
+	TOLLGATE_KILLS=30 $(WITH_SERVERS) cargo test --locked --test shared_stores -- killed_workers --nocapture
 	$(WITH_SERVERS) scripts/fleet
 	for version in 1.36 1.38; do $(WITH_SERVERS) TOLLGATE_ENVOY="$$(scripts/envoy $$version)" cargo test --locked --test gateways -- repeats:: recipe_ || exit; done
 

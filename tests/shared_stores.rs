@@ -22,6 +22,7 @@ mod shared_stores {
     mod faults;
     mod idle;
     mod in_process;
+    mod killed_workers;
     mod load;
     mod races;
     mod reloads;
