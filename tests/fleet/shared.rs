@@ -1,8 +1,11 @@
 //! Two versions on one shared store.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use super::version::{Instance, Version};
-use crate::support::processes::Postgres;
 use crate::support::processes::redis::Setup;
+use crate::support::processes::{Ask, Postgres};
 use crate::support::service::{OK, lease};
 
 /// Every algorithm with 60 units in a window that does not end during a test. A year keeps its boundary away from the
@@ -155,15 +158,33 @@ async fn share_tiers(before: &Instance, now: &Instance) {
     assert_eq!((before.left(LARGE).await, now.left(LARGE).await), (5, 5));
 }
 
+/// The version of a lease text (semantics 38).
+fn version_of(lease: &str) -> u8 {
+    URL_SAFE_NO_PAD.decode(lease).expect("base64url")[0]
+}
+
+/// Takes a slot over the API.
+fn take_as_a_worker(instance: &Instance) -> String {
+    let ask = Ask::post("/v1/acquire").loopback();
+    let ask = ask.json("{\"domain\": \"edge\", \"entries\": {\"use\": \"slots\", \"account\": \"a\"}}");
+    let port = instance.served.http.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
+    let answer = ask.send(port).expect("it answers").expect(200);
+    let answer: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+    answer["lease"].as_str().expect("a slot is free").to_owned()
+}
+
 async fn release_leases_of_each_other(before: &Instance, now: &Instance) {
     const SLOT: &[(&str, &str)] = &[("use", "slots"), ("account", "a")];
     let take = async |instance: &Instance| lease(&instance.rls.one(SLOT).await).expect("a slot is free");
     let mut by_before = Vec::new();
     let mut by_now = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..3 {
         by_before.push(take(before).await);
         by_now.push(take(now).await);
     }
+    by_before.push(take(before).await);
+    by_now.push(take_as_a_worker(now));
+    assert!(by_now.iter().all(|lease| version_of(lease) == 1), "slots alone are written as before: {by_now:?}");
     assert_eq!(admitted([before, now], SLOT, 16).await, 0, "all slots are taken");
     for (slot, left) in by_before.iter().zip(1..) {
         now.release(slot).await;
@@ -181,6 +202,7 @@ async fn count_what_this_version_holds(before: &Instance, now: &Instance) {
     for limiter in COUNTING {
         let entries = &[("held", limiter), ("account", "a")];
         let held = lease(&now.ask(entries, 20).await).expect("it is held");
+        assert_eq!(version_of(&held), 2, "the version of what is held");
         assert_eq!(before.left(entries).await, 40, "{limiter}");
         assert_eq!(before.ask(entries, 10).await.overall_code, OK, "{limiter}");
         before.release(&held).await;
@@ -212,6 +234,21 @@ async fn upgrade_and_go_back(store: &str) {
         assert_eq!(again.left(of(limiter)).await, 0, "{limiter}: what this version used stays used");
     }
     assert_eq!(again.left(&[("use", "slots"), ("account", "a")]).await, 0);
+}
+
+/// So lease texts that the version before cannot read are written by nothing that it can be configured with too.
+#[test]
+fn semantics_38_the_version_before_refuses_a_configuration_that_can_hold() {
+    let store = "engine = 'redis'\nurl = 'redis://127.0.0.1:6379'\n";
+    let (plain, holding) = (configuration(store, ""), configuration(store, ", hold = '5m'"));
+    let direct = plain.replace("lease = '10m'", "lease = '10m'\ndirect = true");
+    assert_ne!(plain, direct);
+    assert_eq!(Version::Before.complaint(&plain), None);
+    for (toml, key) in [(holding, "hold"), (direct, "direct")] {
+        assert_eq!(Version::Now.complaint(&toml), None, "{key}");
+        let complaint = Version::Before.complaint(&toml).unwrap_or_else(|| panic!("the version before knows {key}"));
+        assert!(complaint.contains(key), "{complaint}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,9 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::support::binary::Served;
+use crate::support::binary::{Served, both};
 use crate::support::service::{Rls, descriptor, question};
 use tollgate::server::grpc::messages::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use tollgate::server::grpc::messages::service::ratelimit::v3::RateLimitResponse;
@@ -28,6 +29,15 @@ impl Version {
             }
             Version::Now => env!("CARGO_BIN_EXE_tollgate").into(),
         }
+    }
+
+    /// Checks a configuration. Returns what is wrong with it.
+    pub fn complaint(self, toml: &str) -> Option<String> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("tollgate.toml");
+        std::fs::write(&file, toml).expect("a file in the test's directory");
+        let output = Command::new(self.program()).arg("check").arg(&file).output().expect("the program runs");
+        (!output.status.success()).then(|| both(&output))
     }
 
     /// Serves a configuration.
