@@ -87,7 +87,7 @@ pub fn the_contract(runs: u32, to: &RedisSettings) {
     the_contract_of(ANYTHING, runs, to);
 }
 
-fn the_contract_of(scope: Scope, runs: u32, to: &RedisSettings) {
+pub fn the_contract_of(scope: Scope, runs: u32, to: &RedisSettings) {
     let (runtime, done) = (runtime(), AtomicU32::new(0));
     always(runs, plans(scope, 250), |steps| {
         let run = done.fetch_add(1, Ordering::Relaxed);
@@ -103,6 +103,9 @@ fn the_contract_of(scope: Scope, runs: u32, to: &RedisSettings) {
     });
 }
 
+/// Plans that hold what they charge, and settle, renew and lose it.
+pub const HOLDS: Scope = Scope { holds: true, ..ANYTHING };
+
 /// Weakness A7: an algorithm differs between memory and Redis.
 #[test]
 fn redis_keeps_the_contract() {
@@ -113,7 +116,7 @@ fn redis_keeps_the_contract() {
 #[test]
 fn semantics_37_to_42_redis_keeps_the_contract_of_holds() {
     let Some(server) = Server::start() else { return };
-    the_contract_of(Scope { holds: true, ..ANYTHING }, 400, &at(server.port));
+    the_contract_of(HOLDS, 400, &at(server.port));
 }
 
 #[test]
@@ -121,6 +124,13 @@ fn valkey_keeps_the_contract() {
     let Some(setup) = Setup::valkey() else { return };
     let server = setup.start();
     the_contract(400, &at(server.port));
+}
+
+#[test]
+fn semantics_37_to_42_valkey_keeps_the_contract_of_holds() {
+    let Some(setup) = Setup::valkey() else { return };
+    let server = setup.start();
+    the_contract_of(HOLDS, 100, &at(server.port));
 }
 
 #[test]

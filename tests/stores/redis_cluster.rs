@@ -10,13 +10,14 @@ use tollgate::limiter::{
     Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, OnStoreError, SlidingCounter, SlidingWindow,
     TokenBucket,
 };
-use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, Needs, Plan};
+use tollgate::plan::{Applied, Charges, Check, CounterName, Fault, HoldChange, Needs, Plan};
 use tollgate::store::{
     Address, Backend, Credentials, Password, QueueSettings, Redis, RedisSettings, SharedSettings, SharedStore,
     StoreHandle, Stores, Topology,
 };
 use tollgate::tls::{ClientCertificate, PemFile, TlsSettings};
 
+use super::redis::HOLDS;
 use super::redis_client::{one, plan};
 use super::undone::as_is_undone;
 use crate::support::processes::redis::Setup;
@@ -103,29 +104,31 @@ fn same(place: &str, expected: &Applied, found: &Applied) {
     }
 }
 
-/// 400 runs of 250 plans, decided by the cluster and by `advance`, answer by answer. `prepare` gets the number of the
-/// run.
-fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
+/// Gives the counters of a plan other names, in the first store.
+fn rename(plan: &mut Plan, name: impl Fn(CounterName) -> CounterName) {
+    plan.checks.iter_mut().for_each(|check| (check.store, check.counter) = (0, name(check.counter)));
+    plan.changes.iter_mut().for_each(|change| (change.store, change.counter) = (0, name(change.counter)));
+    let change = |change: &HoldChange| HoldChange { store: 0, counter: name(change.counter), ..*change };
+    plan.holds = plan.holds.iter().map(change).collect();
+}
+
+/// Runs of 250 plans, decided by the cluster and by `advance`, answer by answer. `prepare` gets the number of the run.
+fn step_by_step(runs: u32, scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
     let Some(cluster) = Cluster::start(3, 0) else { return };
-    let (runtime, runs) = (runtime(), AtomicU32::new(0));
+    let (runtime, done) = (runtime(), AtomicU32::new(0));
     let clock = ManualClock::at(START);
     let stores = runtime.block_on(async {
         let redis = connected(&settings(&cluster)).await;
         stores_of(redis.with_clock(Arc::new(clock.clone())), LONG)
     });
-    always(400, plans(scope, 250), |steps| {
-        let run = runs.fetch_add(1, Ordering::Relaxed);
+    always(runs, plans(scope, 250), |steps| {
+        let run = done.fetch_add(1, Ordering::Relaxed);
         let (mut reference, mut now) = (Reference::default(), START);
         runtime.block_on(async {
             for (number, (by, plan)) in steps.iter().enumerate() {
                 now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
                 let mut plan = plan.clone();
-                let checks = plan.checks.iter_mut().map(|check| (&mut check.store, &mut check.counter));
-                let changes = plan.changes.iter_mut().map(|change| (&mut change.store, &mut change.counter));
-                for (store, CounterName([first, _])) in checks.chain(changes) {
-                    *store = 0;
-                    *first |= u64::from(run) << 32;
-                }
+                rename(&mut plan, |CounterName([first, second])| CounterName([first | u64::from(run) << 32, second]));
                 prepare(run, &mut plan);
                 let expected = reference.apply(&plan, now);
                 // Undos are executed before the plan is answered: none is left for the next time.
@@ -136,23 +139,36 @@ fn step_by_step(scope: Scope, prepare: impl Fn(u32, &mut Plan)) {
     });
 }
 
+/// Puts the counters of a plan into one partition, another one in each run, and so in another hash slot.
+fn together(run: u32, plan: &mut Plan) {
+    let partition = u64::from((run as u16).wrapping_mul(40_503));
+    rename(plan, |CounterName([first, second])| CounterName([first, second & !0xffff | partition]));
+}
+
 #[test]
 fn a_cluster_keeps_the_contract_where_counters_share_a_partition() {
-    step_by_step(ANYTHING, |run, plan| {
-        // Another partition each time, and so another hash slot.
-        let live = |CounterName([_, second]): &mut CounterName| {
-            *second = *second & !0xffff | u64::from((run as u16).wrapping_mul(40_503));
-        };
-        plan.checks.iter_mut().for_each(|check| live(&mut check.counter));
-        plan.changes.iter_mut().for_each(|change| live(&mut change.counter));
-    });
+    step_by_step(400, ANYTHING, together);
+}
+
+#[test]
+fn semantics_37_to_42_a_cluster_keeps_the_contract_of_holds_where_counters_share_a_partition() {
+    step_by_step(40, HOLDS, together);
 }
 
 #[test]
 fn a_plan_over_many_slots_is_decided_as_if_they_were_one() {
     // As in the tests of compensation: the effect of an undone charge on a clock or on other numbers remains.
     let scope = Scope { backwards: false, changing: false, ..ANYTHING };
-    step_by_step(scope, |_, plan| {
+    step_by_step(400, scope, |_, plan| {
+        plan.changes.clear();
+        as_is_undone(plan);
+    });
+}
+
+#[test]
+fn semantics_43_a_plan_that_holds_over_many_slots_is_decided_as_if_they_were_one() {
+    let scope = Scope { backwards: false, changing: false, ..HOLDS };
+    step_by_step(25, scope, |_, plan| {
         plan.changes.clear();
         as_is_undone(plan);
     });

@@ -6,7 +6,7 @@ use tollgate::limiter::{Limit, SlidingWindow};
 use tollgate::plan::Fault;
 use tollgate::store::{Backend, Password, Redis, RedisSettings};
 
-use super::redis::the_contract;
+use super::redis::{HOLDS, the_contract, the_contract_of};
 use super::redis_client::{at, counter, decide, one, runtime};
 use crate::support::processes::redis::{Redis as Server, Setup};
 use crate::support::processes::{Cluster, RedisProxy, ScriptServer, Sentinel};
@@ -17,6 +17,8 @@ fn redis_6_keeps_the_contract() {
     let server = setup.start();
     assert!(server.info("server", "redis_version").starts_with("6.2."));
     the_contract(200, &at(server.port));
+    server.ask::<()>(&["FLUSHALL"]);
+    the_contract_of(HOLDS, 100, &at(server.port));
 }
 
 #[test]
@@ -24,6 +26,8 @@ fn the_script_keeps_the_contract_in_every_version_of_lua() {
     for version in ["5.1", "5.2", "5.3", "5.4"] {
         let Some(server) = ScriptServer::start(version) else { return };
         the_contract(20, &at(server.port));
+        let Some(server) = ScriptServer::start(version) else { return };
+        the_contract_of(HOLDS, 10, &at(server.port));
     }
 }
 

@@ -63,7 +63,7 @@ function struct.unpack(form, bytes, from)
   return listed(values)
 end
 
-local texts, sets, expiries = {}, {}, {}
+local texts, sets, hashes, expiries = {}, {}, {}, {}
 
 local function fail(text) error({ err = text }, 0) end
 
@@ -72,15 +72,18 @@ local function whole(word)
   return tonumber(word)
 end
 
-local function text_at(key)
-  if sets[key] then fail('WRONGTYPE Operation against a key holding the wrong kind of value') end
-  return texts[key]
+local function of_kind(kind, key)
+  for _, other in ipairs({ texts, sets, hashes }) do
+    if other ~= kind and other[key] then
+      fail('WRONGTYPE Operation against a key holding the wrong kind of value')
+    end
+  end
+  return kind[key]
 end
 
-local function set_at(key)
-  if texts[key] then fail('WRONGTYPE Operation against a key holding the wrong kind of value') end
-  return sets[key] or {}
-end
+local function text_at(key) return of_kind(texts, key) end
+local function set_at(key) return of_kind(sets, key) or {} end
+local function hash_at(key) return of_kind(hashes, key) or {} end
 
 local function score(number) return string.format('%.17g', number) end
 
@@ -137,7 +140,7 @@ end
 
 function commands.SET(key, value, unit, duration)
   assert(unit == nil or unit == 'PX' and whole(duration) > 0)
-  texts[key], sets[key], expiries[key] = value, nil, duration and os.time() * 1000 + whole(duration)
+  texts[key], sets[key], hashes[key], expiries[key] = value, nil, nil, duration and os.time() * 1000 + whole(duration)
   return 'OK'
 end
 
@@ -156,7 +159,7 @@ function commands.SETRANGE(key, offset, value)
 end
 
 function commands.PEXPIREAT(key, moment)
-  if not texts[key] and not sets[key] then return 0 end
+  if not texts[key] and not sets[key] and not hashes[key] then return 0 end
   assert(whole(moment) > os.time() * 1000)
   expiries[key] = whole(moment)
   return 1
@@ -186,9 +189,10 @@ function commands.ZCARD(key) return #ordered(key) end
 function commands.ZCOUNT(key, least, most) return #between(key, least, most) end
 
 function commands.ZRANGE(key, first, last, scores)
-  assert(first == '-1' and last == '-1' and scores == 'WITHSCORES')
-  local all = ordered(key)
-  return listing({ all[#all] }, true)
+  local all, some = ordered(key), {}
+  local function place(number) return number < 0 and #all + 1 + number or number + 1 end
+  for number = place(whole(first)), place(whole(last)) do some[#some + 1] = all[number] end
+  return listing(some, scores == 'WITHSCORES')
 end
 
 function commands.ZRANGEBYSCORE(key, least, most, scores, limit, offset, count)
@@ -198,6 +202,41 @@ function commands.ZRANGEBYSCORE(key, least, most, scores, limit, offset, count)
     all = { all[whole(offset) + 1] }
   end
   return listing(all, scores == 'WITHSCORES')
+end
+
+function commands.HGET(key, field) return hash_at(key)[field] or false end
+
+function commands.HMGET(key, ...)
+  local out = {}
+  for number, field in ipairs({ ... }) do out[number] = hash_at(key)[field] or false end
+  return out
+end
+
+function commands.HSET(key, ...)
+  local hash, words, added = hash_at(key), { ... }, 0
+  for place = 1, #words, 2 do
+    if not hash[words[place]] then added = added + 1 end
+    hash[words[place]] = words[place + 1]
+  end
+  hashes[key] = hash
+  return added
+end
+
+function commands.HDEL(key, field)
+  local hash = hash_at(key)
+  local there = hash[field] and 1 or 0
+  hash[field] = nil
+  if next(hash) == nil then hashes[key], expiries[key] = nil, nil end
+  return there
+end
+
+function commands.DEL(...)
+  local there = 0
+  for _, key in ipairs({ ... }) do
+    if texts[key] or sets[key] or hashes[key] then there = there + 1 end
+    texts[key], sets[key], hashes[key], expiries[key] = nil, nil, nil, nil
+  end
+  return there
 end
 
 local function run(name, ...)
