@@ -3,11 +3,16 @@
 
 #![expect(
     clippy::disallowed_methods,
+    clippy::print_stdout,
     unreachable_pub,
-    reason = "a test: no other crate uses it, it waits for real servers"
+    reason = "a test: no other crate uses it, what it measures is printed, it waits for real servers"
 )]
 
 mod support;
+
+/// That of the program, so that what a waiter takes is what it takes there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod core {
     mod asks;

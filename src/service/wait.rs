@@ -53,10 +53,36 @@ impl Service {
         let place = self.queues.arrive();
         let mut waiter =
             Waiter { service: self, acquire, place, began, end, waited: false, ahead: false, answered: false };
-        let acquired = waiter.acquire(call).await;
+        // Boxed each, so that a caller has only the memory of what it waits for.
+        let acquired = Box::pin(waiter.acquire(call)).await;
         // A call that makes no sense any more is no caller that went away.
-        waiter.answered = true;
-        acquired
+        waiter.answered = acquired.is_err();
+        let (answered, moment) = acquired?;
+        if moment.is_zero() {
+            return Ok(waiter.answer(*answered));
+        }
+        (waiter.waited, waiter.ahead) = (true, true);
+        let charge = AheadCharge { answered: Some(answered), clock: self.clock.clone() };
+        let answered = match Box::pin(self.stops_within(moment)).await {
+            false => charge.keep(),
+            true => refused(charge.give_back(), Reason::Draining),
+        };
+        Ok(waiter.answer(*answered))
+    }
+
+    /// Waits for so long, or until the process stops. Returns whether it does.
+    async fn stops_within(&self, wait: Duration) -> bool {
+        let stop = self.queues.stop().notified();
+        tokio::pin!(stop);
+        stop.as_mut().enable();
+        if self.queues.is_draining() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = sleep_until(Instant::now() + wait) => false,
+            () = stop => true,
+        }
     }
 
     /// Wakes those who wait for what a decision gave back: by refunds, releases, or because another store refused it.
@@ -136,7 +162,8 @@ enum Wake {
 }
 
 impl Waiter<'_> {
-    async fn acquire(&mut self, mut call: Call) -> Result<Acquisition, AskError> {
+    /// Asks until it is answered. Returns the answer, and the time until its moment if it was granted ahead.
+    async fn acquire(&mut self, mut call: Call) -> Result<(Box<Answered>, Duration), AskError> {
         let mut poll = FIRST_POLL;
         let mut last = false;
         loop {
@@ -144,21 +171,18 @@ impl Waiter<'_> {
             let asked = Instant::now();
             // Boxed, because who waits needs none of their memory.
             let (answered, obstacles) = match Box::pin(self.ask_ahead(&mut call)).await? {
-                Some((answered, _, wait)) if !wait.is_zero() => {
-                    let answered = Box::pin(self.await_moment(answered, wait)).await;
-                    return Ok(self.answer(answered));
-                }
+                Some((answered, _, wait)) if !wait.is_zero() => return Ok((Box::new(answered), wait)),
                 Some((answered, obstacles, _)) => (answered, obstacles),
                 None => Box::pin(self.ask_each(call)).await?,
             };
             if answered.acquisition.granted() || obstacles.is_empty() || last {
-                return Ok(self.answer(answered));
+                return Ok((Box::new(answered), Duration::ZERO));
             }
             if self.service.queues.is_draining() {
-                return Ok(self.refuse(answered, Reason::Draining));
+                return Ok((refused(Box::new(answered), Reason::Draining), Duration::ZERO));
             }
             if self.stand(&obstacles).is_err() {
-                return Ok(self.refuse(answered, Reason::QueueFull));
+                return Ok((refused(Box::new(answered), Reason::QueueFull), Duration::ZERO));
             }
             for obstacle in &obstacles {
                 answered.current.version.stores.hint_wanted(obstacle.store, obstacle.wanted.0);
@@ -180,7 +204,7 @@ impl Waiter<'_> {
             call = self.service.call(self.acquire)?;
             if matches!(wake, Wake::Draining) {
                 let answered = Box::pin(self.service.ask_each(call, self.acquire, Purpose::Look)).await?;
-                return Ok(self.refuse(answered, Reason::Draining));
+                return Ok((refused(Box::new(answered), Reason::Draining), Duration::ZERO));
             }
         }
     }
@@ -265,11 +289,6 @@ impl Waiter<'_> {
         answered.acquisition
     }
 
-    fn refuse(&mut self, mut answered: Answered, reason: Reason) -> Acquisition {
-        answered.acquisition.refused = Some(reason);
-        self.answer(answered)
-    }
-
     /// Grants a call ahead, if it is of one bucket alone. Returns the answer, what stands in the way if waiting can help,
     /// and the time until a grant's moment. `None` if it is another call.
     async fn ask_ahead(&mut self, call: &mut Call) -> Result<Option<AskedAhead>, AskError> {
@@ -301,28 +320,11 @@ impl Waiter<'_> {
         let wait = outcome.map_or(0, |outcome| bucket.fits_in(outcome.reset));
         Ok(Some((answered, SmallVec::new(), Duration::from_micros(wait))))
     }
+}
 
-    /// Waits for the moment of a charge that was granted ahead.
-    async fn await_moment(&mut self, answered: Answered, wait: Duration) -> Answered {
-        (self.waited, self.ahead) = (true, true);
-        let charge = AheadCharge { answered: Some(answered), clock: self.service.clock.clone() };
-        let queues = &self.service.queues;
-        let stop = queues.stop().notified();
-        tokio::pin!(stop);
-        stop.as_mut().enable();
-        let stopped = queues.is_draining()
-            || tokio::select! {
-                biased;
-                () = sleep_until(Instant::now() + wait) => false,
-                () = stop => true,
-            };
-        if !stopped {
-            return charge.keep();
-        }
-        let mut answered = charge.give_back();
-        answered.acquisition.refused = Some(Reason::Draining);
-        answered
-    }
+fn refused(mut answered: Box<Answered>, reason: Reason) -> Box<Answered> {
+    answered.acquisition.refused = Some(reason);
+    answered
 }
 
 impl Drop for Waiter<'_> {
@@ -335,17 +337,17 @@ impl Drop for Waiter<'_> {
 
 /// A charge that was granted ahead. Dropped before its moment, it is given back if nothing was charged since.
 struct AheadCharge {
-    answered: Option<Answered>,
+    answered: Option<Box<Answered>>,
     clock: Arc<dyn Clock>,
 }
 
 impl AheadCharge {
     /// The moment has come.
-    fn keep(mut self) -> Answered {
+    fn keep(mut self) -> Box<Answered> {
         self.answered.take().expect("it is kept once")
     }
 
-    fn give_back(mut self) -> Answered {
+    fn give_back(mut self) -> Box<Answered> {
         let answered = self.answered.take().expect("it is given back once");
         take_back(&answered.current, &answered.acquisition.decision, &self.clock);
         answered

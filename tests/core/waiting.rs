@@ -1,7 +1,7 @@
 //! Waiting of workers, over simulated time (semantics 45 to 49, and the behaviour cases C, P and W about waiting).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -946,32 +946,110 @@ fn semantics_53_a_key_needs_slots_or_holds_and_finds_the_ask_that_an_earlier_cal
     });
 }
 
+/// The most callers that wait in a process.
+const MANY: usize = 10_000;
+
+/// A limiter of which nothing is left at first, and for which so many can wait.
+fn for_many(limiter: Limiter) -> Limiter {
+    let settings = WorkerSettings { queue: 2 * MANY as u32, ..limiter.workers };
+    Limiter { workers: settings, ..limiter }
+}
+
+/// The resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux").split(' ').nth(1).map(str::to_owned);
+    pages.and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4_096
+}
+
+/// The bytes of a caller that waits for this limiter.
+fn bytes_of_a_waiter(limiter: Limiter) -> u64 {
+    simulated(async {
+        let workers = Workers::new(vec![for_many(limiter)]);
+        let _held = workers.acquire(of("jobs", None)).await;
+        let acquire = Arc::new(of("jobs", LONG));
+        let mut waiters = Vec::with_capacity(MANY);
+        let before = resident();
+        for _ in 0..MANY {
+            let (service, acquire) = (workers.service.clone(), acquire.clone());
+            waiters.push(tokio::spawn(async move { service.acquire(&acquire, None).await.is_ok() }));
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(workers.waiting(), MANY as u64);
+        (resident() - before) / MANY as u64
+    })
+}
+
 #[test]
-fn waiters_are_cheap() {
-    let rss = || {
-        let pages = std::fs::read_to_string("/proc/self/statm").expect("Linux").split(' ').nth(1).map(str::to_owned);
-        pages.and_then(|pages| pages.parse::<u64>().ok()).expect("a number") * 4_096
-    };
-    let cost = || {
-        simulated(async {
-            let settings = WorkerSettings { queue: 20_000, ..WorkerSettings::default() };
-            let workers = Workers::new(vec![Limiter { workers: settings, ..slots("jobs", 1, secs(60)) }]);
-            let _held = workers.acquire(of("jobs", None)).await;
-            let acquire = Arc::new(of("jobs", LONG));
-            let mut waiters = Vec::with_capacity(10_000);
-            let before = rss();
-            for _ in 0..10_000 {
-                let (service, acquire) = (workers.service.clone(), acquire.clone());
-                waiters.push(tokio::spawn(async move { service.acquire(&acquire, None).await.is_ok() }));
-                tokio::task::yield_now().await;
+fn a_waiter_takes_two_kibibytes() {
+    const KIND: &str = "TOLLGATE_TEST_WAITERS";
+    // One that is granted ahead has its decision already, with its plan.
+    let limiters = [("queued", slots("jobs", 1, secs(60)), 2_048), ("granted ahead", paced("jobs", 100), 2_432)];
+    if let Ok(kind) = std::env::var(KIND) {
+        let limiter = limiters.into_iter().find(|(name, ..)| *name == kind).expect("one of them").1;
+        println!("\n{} bytes a waiter", bytes_of_a_waiter(limiter));
+        return;
+    }
+    // Each in a process of its own, which has no memory of other tests to use again.
+    for (kind, _, most) in limiters {
+        let mut itself = std::process::Command::new(std::env::current_exe().expect("a path"));
+        itself.args(["--exact", "core::waiting::a_waiter_takes_two_kibibytes", "--nocapture"]);
+        let output = itself.env(KIND, kind).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let bytes = said.lines().find_map(|line| line.strip_suffix(" bytes a waiter")?.parse::<u64>().ok());
+        let bytes = bytes.unwrap_or_else(|| panic!("it says no bytes: {said}"));
+        println!("{bytes} bytes a waiter that is {kind}");
+        assert!((100..=most).contains(&bytes), "{bytes} bytes a waiter that is {kind}");
+    }
+}
+
+/// Lets many callers acquire and release at once. Returns their numbers and moments, in the order of the grants.
+async fn granted_in_order(workers: &Workers) -> Vec<(usize, Duration)> {
+    let granted = Arc::new(Mutex::new(Vec::with_capacity(MANY)));
+    let mut waiters = Vec::with_capacity(MANY);
+    for number in 0..MANY {
+        let (workers, granted) = (workers.clone(), granted.clone());
+        waiters.push(tokio::spawn(async move {
+            let acquisition = workers.acquire(of("jobs", LONG)).await;
+            assert!(acquisition.granted(), "{number}: {:?}", acquisition.refused);
+            granted.lock().expect("no panic").push((number, workers.elapsed()));
+            if acquisition.lease.is_some() {
+                assert_eq!(workers.release(&acquisition).await, LeaseStatus::Done);
             }
-            assert_eq!(workers.waiting(), 10_000);
-            (rss().saturating_sub(before)) / 10_000
-        })
-    };
-    // Other tests of this process take memory too.
-    let costs = [(); 3].map(|()| cost());
-    assert!(costs.iter().min().is_some_and(|cost| *cost <= 2_048), "{costs:?}");
+        }));
+        tokio::task::yield_now().await;
+    }
+    for waiter in waiters {
+        waiter.await.expect("it does not panic");
+    }
+    granted.lock().expect("no panic").clone()
+}
+
+#[test]
+fn semantics_46_47_ten_thousand_waiters_are_granted_in_order_within_milliseconds_of_their_moment() {
+    simulated(async {
+        // Each moment is a millisecond after the one before.
+        let workers = Workers::new(vec![for_many(paced("jobs", 1_000))]);
+        let first = workers.acquire(of("jobs", None)).await;
+        assert!(first.granted());
+        let granted = granted_in_order(&workers).await;
+        assert!(granted.iter().map(|(number, _)| *number).eq(0..MANY), "in order");
+        for (number, at) in granted {
+            assert!(near(at, 1 + number as u64), "waiter {number} at {at:?}");
+        }
+        // Nothing but the one before stands in the way of a slot.
+        let workers = Workers::new(vec![for_many(slots("jobs", 1, secs(600)))]);
+        let held = workers.acquire(of("jobs", None)).await;
+        let releases = workers.clone();
+        tokio::spawn(async move {
+            sleep(ms(100)).await;
+            releases.release(&held).await;
+        });
+        let granted = granted_in_order(&workers).await;
+        assert!(granted.iter().map(|(number, _)| *number).eq(0..MANY), "in order");
+        for (number, at) in granted {
+            assert!(near(at, 100), "waiter {number} at {at:?}");
+        }
+    });
 }
 
 /// A worker of the property: when it comes, how long it waits, and what it asks for.
