@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::clock::{ManualClock, Timestamp};
-use tollgate::limiter::{LeaseId, Limit, SlidingWindow, TokenBucket};
-use tollgate::plan::{Check, CounterName, Plan};
+use tollgate::limiter::{LeaseId, LeaseStatus, Limit, Lost, SlidingWindow, TokenBucket};
+use tollgate::plan::{Applied, Check, CounterName, HoldAction, HoldChange, Holding, Plan};
 use tollgate::store::{Address, Backend, Redis, RedisSettings, Topology};
 
 use crate::server::Server;
@@ -58,7 +58,12 @@ async fn measure() {
     for round in 0..ROUNDS {
         keep("bare GCRA, 64 buckets in one call", bare(&server, 64).await);
         for batch in [64, 8, 1] {
-            keep(&format!("a bucket, {batch} plans in one call"), buckets(&server, &store, batch).await);
+            keep(&of_buckets(batch), buckets(&server, &store, batch).await);
+        }
+        for batch in [64, 1] {
+            for used in [1, HELD, HELD + 1] {
+                keep(&of_holds(batch, used), holds(&server, &store, batch, used).await);
+            }
         }
         keep("one bucket, 64 plans in one call", one_bucket(&server, &store).await);
         keep("bare GCRA, one call each", bare(&server, 1).await);
@@ -80,6 +85,24 @@ async fn measure() {
     for (name, all) in &rows {
         println!("{name:<54} {:>12.2} {:>10.2}", median(all), median(all) / bare);
     }
+    let of = |name: &str| rows.iter().find(|(row, _)| row == name).map_or(f64::NAN, |(_, all)| median(all));
+    for batch in [64, 1] {
+        for used in [1, HELD, HELD + 1] {
+            let (row, charge) = (of_holds(batch, used), of_buckets(batch));
+            println!("{row}: {:.2} x {charge}", of(&row) / of(&charge));
+        }
+    }
+}
+
+/// The units of a hold.
+const HELD: u32 = 2;
+
+fn of_buckets(batch: usize) -> String {
+    format!("a bucket, {batch} plans in one call")
+}
+
+fn of_holds(batch: usize, used: u32) -> String {
+    format!("a hold of {HELD} settled with {used}, {batch} in one call")
 }
 
 /// A store that decides by a clock of this benchmark.
@@ -179,9 +202,13 @@ async fn incrby(server: &Server) -> f64 {
     .await
 }
 
-async fn ask(store: &Redis, plans: &[Plan]) -> Vec<bool> {
+async fn applied(store: &Redis, plans: &[Plan]) -> Vec<Applied> {
     let answers = store.execute(plans).await;
-    answers.into_iter().map(|answer| answer.expect("it answers").admitted).collect()
+    answers.into_iter().map(|answer| answer.expect("it answers")).collect()
+}
+
+async fn ask(store: &Redis, plans: &[Plan]) -> Vec<bool> {
+    applied(store, plans).await.into_iter().map(|answer| answer.admitted).collect()
 }
 
 async fn buckets(server: &Server, store: &Redis, batch: usize) -> f64 {
@@ -190,6 +217,32 @@ async fn buckets(server: &Server, store: &Redis, batch: usize) -> f64 {
     cost(server, decisions, || async {
         for batch in plans.chunks(batch).cycle().take(decisions / batch) {
             ask(store, batch).await;
+        }
+    })
+    .await
+}
+
+/// Holds units of buckets, and settles them in other calls.
+async fn holds(server: &Server, store: &Redis, batch: usize, used: u32) -> f64 {
+    let decisions = if batch == 1 { DECISIONS / 8 } else { DECISIONS };
+    let hold = |number: usize| {
+        let check = Check::charge(counter(number), bucket(), HELD);
+        let holding = Holding::Hold { millis: 60_000, lost: Lost::Charge };
+        Plan { lease: LeaseId(number as u128), ..Plan::of([Check { holding, ..check }]) }
+    };
+    let settle = |number: usize| {
+        let action = HoldAction::Settle(Some(used));
+        let lease = LeaseId(number as u128);
+        let change = HoldChange { counter: counter(number), store: 0, limit: bucket(), lease, action };
+        Plan { holds: [change].into_iter().collect(), ..Plan::default() }
+    };
+    let holds: Vec<Plan> = (0..COUNTERS).map(hold).collect();
+    let settles: Vec<Plan> = (0..COUNTERS).map(settle).collect();
+    cost(server, decisions, || async {
+        for (holds, settles) in holds.chunks(batch).zip(settles.chunks(batch)).cycle().take(decisions / batch) {
+            assert!(ask(store, holds).await.iter().all(|admitted| *admitted), "it is not used up");
+            let settled = applied(store, settles).await;
+            assert!(settled.iter().all(|settled| settled.statuses[..] == [LeaseStatus::Done]), "each once");
         }
     })
     .await
