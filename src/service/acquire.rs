@@ -57,7 +57,8 @@ impl Service {
     /// The call makes no sense.
     pub async fn peek(&self, acquire: &Acquire) -> Result<Acquisition, AskError> {
         let call = self.call(acquire)?;
-        let acquisition = self.ask_each(call, acquire, Purpose::Look).await?.acquisition;
+        // Boxed: every request of the HTTP door has room for the largest future of its methods, and moves it.
+        let acquisition = Box::pin(self.ask_each(call, acquire, Purpose::Look)).await?.acquisition;
         Ok(Acquisition { lease: None, ..acquisition })
     }
 
