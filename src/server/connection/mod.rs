@@ -5,7 +5,6 @@
 //! accepting task checks all connections of its door on a tick: a request costs a few counters and no timer.
 
 mod activity;
-mod executor;
 mod framing;
 mod opening;
 mod target;
@@ -27,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::activity::WatchedConnection;
 pub(super) use self::activity::{Activity, InFlight};
-pub(super) use self::executor::EagerExecutor;
 use self::framing::FrameScanner;
 use self::opening::OpeningScanner;
 pub(super) use self::opening::{Opening, Port};

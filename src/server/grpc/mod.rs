@@ -25,7 +25,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -42,7 +42,7 @@ use self::limits::{GrpcLimits, LimitsMethod, SERVICE_NAME as LIMITS};
 use self::unary::ReadError;
 use super::api::Reach;
 use super::budget::{Budget, MeteredBody, TotalBudget};
-use super::connection::{self, AcceptOptions, Activity, EagerExecutor, Port};
+use super::connection::{self, AcceptOptions, Activity, Port};
 use super::lease_guard::{HandedOutLease, LeaseGuard};
 use super::listen::Listener;
 use super::panics;
@@ -173,7 +173,7 @@ impl Grpc {
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let Services { bounds, service, .. } = &*self.0;
         let doors = service.doors();
-        let mut builder = http2::Builder::new(EagerExecutor);
+        let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .max_concurrent_streams(bounds.streams)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)

@@ -28,7 +28,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ use super::answer_body::AnswerBody;
 use super::api::{self, ApiRequest, HttpApi, Reach};
 use super::body;
 use super::budget::{Budget, MeteredBody, TotalBudget};
-use super::connection::{self, AcceptOptions, Activity, EagerExecutor, InFlight, Opening, Port};
+use super::connection::{self, AcceptOptions, Activity, InFlight, Opening, Port};
 use super::grpc::{ConnectionState, Grpc};
 use super::listen::{self, Listener};
 use super::panics;
@@ -142,7 +142,7 @@ impl Http {
         let port = self.0.port();
         let reach = Reach::of(listener.bound());
         let total = TotalBudget::new(bounds, doors);
-        let mut builder = auto::Builder::new(EagerExecutor);
+        let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
             // The watchdog of `connection` costs less: hyper makes a new timer for each request.
