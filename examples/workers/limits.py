@@ -53,20 +53,32 @@ class Limits:
             connection = http.client.HTTPConnection(self.server.hostname, self.server.port)
             self.threads.connection = connection
         connection.timeout = timeout
-        if connection.sock is not None:
+        kept = connection.sock is not None
+        if kept:
             connection.sock.settimeout(timeout)
+        request = ("POST", f"/v1/{method}", json.dumps(message), headers)
         try:
-            connection.request("POST", f"/v1/{method}", json.dumps(message), headers)
+            status, answer = self.exchange(connection, request)
+        except ConnectionError:
+            # The server has closed a connection that was idle, or was restarted. What a lost answer took is given back.
+            if not kept:
+                raise
+            status, answer = self.exchange(connection, request)
+        if status == 200:
+            return answer
+        if status == 429 or status == 503 and "reason" in answer:
+            raise Refused(answer)
+        raise Failed(f"{status}: {answer.get('detail') or answer}")
+
+    @staticmethod
+    def exchange(connection, request):
+        try:
+            connection.request(*request)
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            return response.status, json.loads(response.read())
         except Exception:
             connection.close()
             raise
-        if response.status == 200:
-            return answer
-        if response.status == 429 or response.status == 503 and "reason" in answer:
-            raise Refused(answer)
-        raise Failed(f"{response.status}: {answer.get('detail') or answer}")
 
 
 class Lease:
@@ -78,6 +90,9 @@ class Lease:
         self.text = answer.get("lease")
         self.lost = threading.Event()
         self.ended = threading.Event()
+        self.renewing = None
+        if answer.get("lease_ends_in") is None:
+            self.text = None  # what only rules in shadow took ends by itself
         if self.text is not None:
             self.length = seconds(answer["lease_ends_in"])
             self.until = time.monotonic() + self.length
@@ -88,10 +103,14 @@ class Lease:
             self.renewing.start()
         return self
 
-    def __exit__(self, *_):
+    def stop_renewing(self):
         self.ended.set()
-        if self.text is not None:
+        if self.renewing is not None:
             self.renewing.join()
+
+    def __exit__(self, *_):
+        self.stop_renewing()
+        if self.text is not None:
             try:
                 self.limits.call("release", {"lease": self.text})
             except (Refused, Failed, OSError):
@@ -114,6 +133,7 @@ class Lease:
 
     def settle(self, units):
         """Corrects what a hold has charged to what was used, and ends the lease."""
+        self.stop_renewing()
         lease, self.text = self.text, None
         return self.limits.call("settle", {"lease": lease, "units": units})["fate"]
 

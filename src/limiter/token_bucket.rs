@@ -137,9 +137,13 @@ impl TokenBucket {
         }
     }
 
-    /// Microseconds until a charge fits that was granted ahead, by the reset that was reported with it.
+    /// Microseconds until a charge fits that was granted ahead, by the reset that was reported with it. The reset is a whole
+    /// number of microseconds, which a full bucket may not be: a part of a microsecond is no wait.
     pub(crate) fn fits_in(&self, reset: u64) -> u64 {
-        reset.saturating_sub(self.full() / self.drain)
+        match reset <= self.full().div_ceil(self.drain) {
+            true => 0,
+            false => reset - self.full() / self.drain,
+        }
     }
 
     /// A bucket of this rate that owes as much as can be counted: it takes back what one with this rate charged.

@@ -221,7 +221,7 @@ impl Service {
             if held == Held::Some {
                 held = self.look_again(current, &looks).await;
                 if !matches!(held, Held::All(_)) {
-                    let message = "a part of what an earlier call with this key took is still held; release it, or use \
+                    let message = "of what an earlier call with this key took, a part has ended; release the rest, or use \
                                    another key";
                     let error = AskError::invalid("idempotency_key", message);
                     return Err(AskError { kind: AskErrorKind::Conflict, ..error });

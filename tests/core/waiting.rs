@@ -407,6 +407,22 @@ fn semantics_46_who_waits_for_a_bucket_is_granted_ahead_in_order_and_told_at_its
     });
 }
 
+/// A full bucket of most rates is no whole number of microseconds.
+#[test]
+fn semantics_46_what_fits_at_once_does_not_wait_whatever_the_rate() {
+    simulated(async {
+        for limit in [1, 3, 6, 7, 9, 11, 13, 999_983] {
+            let workers = Workers::new(vec![ahead(quota("calls", limit, secs(1), bucket(Some(1))))]);
+            let first = workers.begin(of("calls", LONG)).await;
+            assert_eq!(workers.waiting(), 0, "{limit} a second");
+            let (granted, _) = first.await.expect("it does not panic");
+            assert!(granted.granted() && granted.waited.is_zero(), "{limit} a second: {:?}", granted.waited);
+            let second = workers.acquire(of("calls", LONG)).await;
+            assert!(second.granted() && !second.waited.is_zero(), "{limit} a second: {:?}", second.waited);
+        }
+    });
+}
+
 #[test]
 fn semantics_46_a_caller_that_goes_away_gives_back_only_if_nobody_was_granted_after_it() {
     simulated(async {

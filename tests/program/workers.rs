@@ -282,15 +282,36 @@ fn the_client_of_the_recipes_tells_a_refusal_from_a_mistake() {
                   try: Limits(sys.argv[1]).acquire(limiter=sys.argv[2], key={'job': 'report'})\n\
                   except Refused as refused: print('refused', refused.reason, 0 < refused.retry_after <= 10)\n\
                   except Failed as failed: print('failed', failed)\n";
-    let said = |limiter: &str| {
-        let python = installed::python().expect("the tests of workers need Python");
-        let mut command = Command::new(python);
-        command.args(["-c", client, &server.url, limiter]).current_dir(project().join("examples/workers"));
-        let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().expect("Python runs");
-        String::from_utf8(output.stdout).expect("text")
-    };
+    let said = |limiter: &str| printed(client, &[&server.url, limiter]);
     assert_eq!(said("leader"), "refused limit True\n");
     assert!(said("laeder").starts_with("failed 404: ") && said("laeder").contains("leader"), "{}", said("laeder"));
     let ask = Ask::post("/v1/acquire").json(&asked.to_string());
     assert_eq!(server.tollgate.ask(&ask).status, 403, "the host is no loopback address, so a page could have asked");
+}
+
+/// A server closes connections that are idle for long, and a restart closes all: a lease is released all the same.
+#[test]
+fn the_client_of_the_recipes_opens_a_connection_again_that_was_closed() {
+    let server = Server::start(&recipe("uploads", &[]));
+    let client = "import socket, sys; from limits import *\n\
+                  limits = Limits(sys.argv[1])\n\
+                  def close(): limits.threads.connection.sock.shutdown(socket.SHUT_RDWR)\n\
+                  with limits.acquire(limiter='uploads', key={'account': 'bob'}): close()\n\
+                  close()\n\
+                  with limits.acquire(limiter='uploads', key={'account': 'bob'}) as slot: print(slot.settle(0), slot.lost.is_set())\n";
+    assert_eq!(printed(client, &[&server.url]), "done False\n");
+    let asked = serde_json::json!({ "limiter": "uploads", "key": { "account": "bob" } });
+    let peek = server.post("peek", &asked).expect(200);
+    let peek: serde_json::Value = serde_json::from_str(&peek.body).expect("JSON");
+    assert_eq!(peek["limits"][0]["remaining"], 10, "{peek}");
+}
+
+/// What a program of Python prints, which has the client of the recipes.
+fn printed(program: &str, arguments: &[&str]) -> String {
+    let python = installed::python().expect("the tests of workers need Python");
+    let mut command = Command::new(python);
+    command.args(["-c", program]).args(arguments).current_dir(project().join("examples/workers"));
+    let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
 }

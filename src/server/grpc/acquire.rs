@@ -28,6 +28,10 @@ const ENTRY_VALUE: u8 = 2 << 3 | 2;
 const SECONDS: u8 = 1 << 3;
 const NANOS: u8 = 2 << 3;
 
+/// The most entries that are read in place, one after the other into their order. A call with more has a map of the
+/// generated types, which does not take longer and longer for each of them.
+const MAX_ENTRIES: usize = 16;
+
 /// Reads a call of one ask without a hold. `None` for any other call.
 pub(super) fn borrowed(mut message: &[u8]) -> Option<Acquire> {
     let mut acquire = Acquire::default();
@@ -55,7 +59,8 @@ pub(super) fn borrowed(mut message: &[u8]) -> Option<Acquire> {
     Some(acquire)
 }
 
-/// Adds an entry in the order of the names, in which the generated types have them. `None` for a second one of its name.
+/// Adds an entry in the order of the names, in which the generated types have them. `None` for a second one of its name, and
+/// for one too many.
 fn push_entry(entries: &mut Vec<(String, String)>, mut entry: &[u8]) -> Option<()> {
     let (mut name, mut value) = ("", "");
     while let Some(field) = byte(&mut entry) {
@@ -66,7 +71,7 @@ fn push_entry(entries: &mut Vec<(String, String)>, mut entry: &[u8]) -> Option<(
         }
     }
     let place = entries.iter().position(|(known, _)| known.as_str() >= name).unwrap_or(entries.len());
-    if entries.get(place).is_some_and(|(known, _)| known == name) {
+    if entries.len() == MAX_ENTRIES || entries.get(place).is_some_and(|(known, _)| known == name) {
         return None;
     }
     entries.insert(place, (name.to_owned(), value.to_owned()));
@@ -224,6 +229,19 @@ mod tests {
         }
         let holds = AcquireRequest { limiter: Some("a".into()), hold: seconds(1), ..Default::default() };
         assert_eq!(borrowed(&holds.encode_to_vec()), None);
+    }
+
+    #[test]
+    fn a_call_of_very_many_entries_is_left_to_the_generated_types() {
+        let many = |count| (0..count).map(|number: usize| (format!("{number:05}"), String::new())).collect();
+        let limiter = |count| AcquireRequest { limiter: Some("a".into()), key: many(count), ..Default::default() };
+        let entries = |count| AcquireRequest { entries: many(count), ..Default::default() };
+        for message in [limiter(MAX_ENTRIES), entries(MAX_ENTRIES)] {
+            assert!(borrowed(&message.encode_to_vec()).is_some());
+        }
+        for message in [limiter(MAX_ENTRIES + 1), entries(MAX_ENTRIES + 1), limiter(100_000), entries(100_000)] {
+            assert_eq!(borrowed(&message.encode_to_vec()), None);
+        }
     }
 
     #[test]
