@@ -256,7 +256,7 @@ fn d11_a_rule_with_a_rate_and_concurrency_works_on_a_cluster() {
                 counter: held.counter,
                 store: 0,
                 lease: LeaseId(1),
-                action: tollgate::plan::LeaseAction::Release,
+                action: LeaseAction::Release,
             };
             let release = Plan { changes: [release].into_iter().collect(), ..Plan::default() };
             assert_eq!(stores.apply(&release, START).await.statuses[0], LeaseStatus::Done);
