@@ -44,7 +44,9 @@ impl Rules {
     ) -> Result<Box<Planned>, AskError> {
         let Some(&domain_index) = self.by_name.get(domain) else {
             let names = self.domains.iter().map(|domain| domain.name.as_str());
-            return Err(AskError::not_found("domain", unknown("domain", domain, names)));
+            let unknown = unknown("domain", domain, names);
+            let message = format!("{unknown}; domains are those of the rules, and of [domains]");
+            return Err(AskError::not_found("domain", message));
         };
         let domain = &self.domains[domain_index];
         let mut walk = Walk::new(self, lease);
