@@ -179,7 +179,7 @@ impl LeaseToken {
 pub enum LeaseCommand {
     /// Gives slots and units back: the same as settling zero units.
     Release,
-    /// Makes slots and holds end so many microseconds from now, or each its own length.
+    /// Makes slots and holds end after this many microseconds from now, or each after its own length.
     Renew(Option<u64>),
     /// Gives slots back, and corrects what was charged to what was used (semantics 39).
     Settle(Units),

@@ -97,7 +97,7 @@ impl Hold {
         u64::from(units).saturating_mul(self.rate.0.max(1)).min(self.charged)
     }
 
-    /// Takes a part of its charge out of the state, as of a moment. `limit` is any limit of the counter.
+    /// Takes a part of its charge out of the state at a moment, which may have passed. `limit` is any limit of the counter.
     fn give_back(&self, limit: &Limit, state: &mut State, charged: u64, now: Timestamp) -> bool {
         if charged == 0 || matches!(state, State::Empty) {
             return false;
@@ -195,9 +195,9 @@ impl Holds {
         true
     }
 
-    /// Ends the holds whose end has passed, in order of their ends: those with [`Lost::Release`] are given back, by the
-    /// numbers by which they were charged, as of their ends. Forgets those that were lost for their length. Returns
-    /// whether holds changed, and whether the state did.
+    /// Ends the holds whose end has passed, in order of their ends. Those with [`Lost::Release`] are given back by the
+    /// numbers that charged them, as if that had happened when they ended. Forgets those that were lost for their length.
+    /// Returns whether holds changed, and whether the state did.
     ///
     /// `limit` is any limit of the counter. Moments of the state ahead of now are corrected.
     pub(crate) fn end(&mut self, limit: &Limit, state: &mut State, now: Timestamp) -> (bool, bool) {

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 pub enum LeaseStatus {
     /// It was held and is now released or settled.
     Done,
-    /// It is held: it was renewed, or a look found it. It ends in so many microseconds, unless it is renewed.
+    /// It is held: it was renewed, or a look found it. It ends after this many microseconds, unless it is renewed.
     Held(u64),
     /// It had ended; another request may have its slot already. A renewal was not made because of that, or because
     /// something else of the lease had ended (semantics 50).

@@ -40,7 +40,7 @@ pub struct HoldChange {
 pub enum HoldAction {
     /// Corrects the charge to the units that were used, or to those that are held, and forgets the hold (semantics 39).
     Settle(Option<u32>),
-    /// Makes it end so many microseconds from now, or its own length.
+    /// Makes it end after this many microseconds from now, or after its own length.
     Renew(Option<u64>),
     /// Changes nothing: only its status is of interest.
     Look,

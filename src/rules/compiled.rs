@@ -297,8 +297,8 @@ impl Rules {
     }
 }
 
-/// The limit of a quota of a limiter. The bucket of one that grants ahead can owe what drains in the longest wait, for
-/// whoever asks: it decides by what it can owe.
+/// The limit of a quota of a limiter. The bucket of one that grants ahead can owe what drains in the longest wait, in
+/// the plan of every caller: it decides by what it can owe.
 pub(super) fn quota_limit(quota: &Quota, limiter: &Limiter, debt: u64, max_wait: u64) -> Limit {
     match quota.limit(debt) {
         Limit::TokenBucket(bucket) if limiter.workers.wait => Limit::TokenBucket(bucket.owing(max_wait)),

@@ -56,7 +56,7 @@ pub(super) fn look_at_lease(planned: &mut Planned) -> Result<(), AskError> {
 pub(super) enum Held {
     None,
     Some,
-    /// All of it, and the first to end does so in so many microseconds.
+    /// All of it. The first of it ends after this many microseconds.
     All(u64),
 }
 

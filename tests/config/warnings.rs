@@ -415,8 +415,8 @@ fn semantics_40_a_hold_that_is_given_back_when_it_is_lost_causes_a_warning() {
     assert_eq!(
         warnings(&holds(", lost = 'release'")),
         [
-            "12:56 rules[0].apply[0].lost lost_release: is \"release\", whoever breaks a request off pays nothing: expected \
-             \"charge\", unless that is meant"
+            "12:56 rules[0].apply[0].lost lost_release: is \"release\", a client that breaks a request off pays nothing: \
+             expected \"charge\", unless that is meant"
         ]
     );
     assert_eq!(warnings(&holds(", lost = 'charge'")), [""; 0]);

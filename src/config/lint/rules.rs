@@ -27,7 +27,8 @@ pub(super) fn lost_release(checked: &Checked<'_>, problems: &mut Problems) {
     for (written, _) in checked.rules() {
         for apply in written.apply.items() {
             if let Some(lost) = apply.value.lost.get().filter(|lost| lost.value == Lost::Release) {
-                let reason = "whoever breaks a request off pays nothing: expected \"charge\", unless that is meant";
+                let reason =
+                    "a client that breaks a request off pays nothing: expected \"charge\", unless that is meant";
                 problems.warn(WarningKind::LostRelease, &lost.location, reason);
             }
         }

@@ -134,7 +134,7 @@ choice! {
     Lost {
         /// It stays charged: the default. Who hangs up before the end does not go free.
         "charge" => Charge,
-        /// It is given back at its end, so whoever breaks off pays nothing.
+        /// It is given back at its end, so a client that breaks a request off pays nothing.
         "release" => Release,
     }
 }

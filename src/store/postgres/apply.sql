@@ -136,7 +136,7 @@ BEGIN
 END
 $body$;
 
--- Takes a charge out of the state of a counter, as of a moment: plan::undo. `shape` is that of the limit which charged.
+-- Takes a charge out of the state of a counter at a moment, which may have passed: plan::undo. `shape` is that of the limit which charged.
 CREATE OR REPLACE FUNCTION {take_back}(
     name uuid,
     now bigint,
