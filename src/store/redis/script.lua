@@ -1,13 +1,17 @@
 -- Executes a batch of plans on the counters: `plan::advance`, `plan::change_lease`, `plan::change_hold` and `plan::undo`
 -- in Lua.
 --
---   KEYS      the counters: first those whose state is a short string, then logs, then leases (two keys each), then the
---             holds of counters (two keys each)
---   ARGV[1]   the program: '<dH' the time (negative: read the clock) and the number of short strings, then the plans
+--   KEYS      the counters: first those whose state is a short string, then the holds of counters, then logs, then leases
+--             (two keys each), then the orders of those holds
+--   ARGV[1]   the program: '<dH' the time (negative: read the clock) and the number of short strings and holds, then the
+--             plans
 --   ARGV[2..] shapes: checks without their counters, as doubles; each is sent once
 --
 --   plan      '<BHH'  0, shape, key            a single check of a bucket, the most common plan
 --             '<BHH'  2, checks, 0             a group of checks, each '<HH' shape, key, of short strings
+--             '<BHHHHc16' 3, shape, key, key of its holds, shape of holds, lease: a single check of a bucket that looks at
+--             holds
+--             '<BHHHBdc16' 4, then a change of a hold of a bucket: a single settlement
 --             '<BI4'  1, length of the rest    any other:
 --             '<BHHHc16' refused (and 2 if it has an id, and 4 with holds), changes, undos, groups, lease
 --             '<H' the key of its id, if it has one: refunds, and checks that charge a refusal, take effect only in the
@@ -39,7 +43,8 @@
 --             place of the counted units is a list of them, the microseconds until the counter is empty for everybody
 --             (or -1 if the caller's rate says that), and what was charged, where those microseconds are fewer or less
 --             was charged than asked for. The list of a check that looks at holds has two more: the microseconds until
---             the first one is given back, or -1; and 1 if its charge is held, or the held units that it reports.
+--             the first one is given back, or -1; and 1 if its charge is held, or the held units that it reports. Without a
+--             list, what such a check charged is held, if it passes.
 --
 -- Numbers are integers below 2^53, whatever subtype a Lua of 5.1 to 5.4 gives them: numbers that go to commands are
 -- written by `text`, and those of the reply become integers at the end. A plan that fails has written nothing: whatever
@@ -51,6 +56,9 @@
 
 local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.pcall
 local CELL, SLACK, CODED, HOLDS = 33554432, 60000, 1099511627776, 4503599627370496
+local NEVER = 9007199254740991
+-- The packed form of holds: its summary, with its bytes; a record without its lease, with its bytes; the most records.
+local PACK, PACKED, RECORD, RECORDED, FEW = '<BI7I7I7', 22, '<I7I7I7I7I7I7I7B', 50, 16
 -- How long an id is remembered.
 local ONCE = '60000'
 
@@ -726,34 +734,27 @@ local function others()
   local kinds = { bucket, fixed, pair, log, leases }
 
   -- Holds (limiter/hold.rs): a hash of records by lease, and a sorted set of the leases. The record without a name says
-  -- when the newest hold was made, when something is due at the earliest, and when the keys expire.
+  -- when the newest hold was made, when something is due at the earliest, and when the keys expire. A string in place of
+  -- the hash is the packed form of a few, see below.
   --
   --   record     '<I7I7I7I7I7I7I7B' charged, time of the charge, reset reported with it, unit, drain, since, length, flags
   --              (1 given back if lost, 2 ended)
   --   score      -2^53 + when it is forgotten, if it has ended; its end, if it is given back then; else its end + 2^52
   --
   -- So the lost holds are first, those that are forgotten first before the others.
-  local RECORD, SUMMARY = '<I7I7I7I7I7I7I7B', '<I7I7I7'
-  local NEVER, ENDED, MOST = 9007199254740991, -9007199254740992, 10000
+  local SUMMARY, ENDED, MOST = '<I7I7I7', -9007199254740992, 10000
   local holds = {}
 
-  -- The holds of a counter, with their summary. Fails if a key has the wrong type.
-  function holds.read(number)
-    local set = { hash = KEYS[number], order = KEYS[number + 1] }
-    set.count = call('ZCARD', set.order)
-    local summary = call('HGET', set.hash, '')
-    set.newest, set.due, set.expires = 0, NEVER, 0
-    if summary then set.newest, set.due, set.expires = unpack_(SUMMARY, summary) end
-    return set
-  end
-
-  local function hold_at(set, id)
-    local record = set.count > 0 and call('HGET', set.hash, id)
-    if not record then return nil end
+  local function hold_of(id, record)
     local hold = { id = id }
     hold.charged, hold.at, hold.reset, hold.unit, hold.drain, hold.since, hold.length, hold.flags = unpack_(RECORD, record)
     hold.ended, hold.released = hold.flags >= 2, hold.flags % 2 == 1
     return hold
+  end
+
+  local function hold_at(set, id)
+    local record = set.count > 0 and call('HGET', set.hash, id)
+    return record and hold_of(id, record) or nil
   end
 
   -- Writes a hold, and its place in the order.
@@ -784,6 +785,25 @@ local function others()
       call('DEL', set.hash)
       set.newest, set.due, set.expires = 0, NEVER, 0
     end
+  end
+
+  -- The holds of a counter, with their summary. Fails if a key has the wrong type. The packed form becomes the sorted one.
+  function holds.read(number)
+    local set = { hash = KEYS[number], order = KEYS[number + #KEYS - strings] }
+    set.count = call('ZCARD', set.order)
+    set.newest, set.due, set.expires = 0, NEVER, 0
+    local packed = held[number]
+    if packed then
+      call('DEL', set.hash, set.order)
+      held[number], set.count = false, 0
+      for place = PACKED + 1, PACKED + unpack_('<B', packed) * (16 + RECORDED), 16 + RECORDED do
+        hold_put(set, hold_of(string.sub(packed, place, place + 15), string.sub(packed, place + 16)))
+      end
+      return set
+    end
+    local summary = call('HGET', set.hash, '')
+    if summary then set.newest, set.due, set.expires = unpack_(SUMMARY, summary) end
+    return set
   end
 
   -- Takes a part of the charge of a hold out of the state, as of `when`.
@@ -984,8 +1004,26 @@ local function others()
     return group, place
   end
 
+  -- Reads a change of a hold, and fails if the counter has the wrong type.
+  local function hold_change_at(place)
+    local change, shape = {}, nil
+    shape, change.number, change.set, change.action, change.number_, change.lease, place =
+      unpack_('<HHHBdc16', program, place)
+    change.shape = shapes[shape] or shape_of(shape)
+    change.kind = kinds[change.shape[1]]
+    change.kind.check(change.number)
+    return change, place
+  end
+
   return function(op, place, first)
-    if op ~= 1 then
+    if op == 3 then
+      local group, after = group_at(place - 4, 1, true)
+      return decide(group, true, (unpack_('<c16', program, after)))
+    elseif op == 4 then
+      local change = hold_change_at(place - 4)
+      out[#out + 1] = holds.change(change, change.kind, change.shape, holds.read(change.set))
+      return nil
+    elseif op ~= 1 then
       local group = group_at(op == 0 and place - 4 or place, op == 0 and 1 or first)
       return decide(group, true)
     end
@@ -1007,14 +1045,8 @@ local function others()
       changes[number] = change
     end
     for number = 1, hold_count do
-      local change, shape = {}, nil
-      shape, change.number, change.set, change.action, change.number_, change.lease, place =
-        unpack_('<HHHBdc16', program, place)
-      change.shape = shapes[shape] or shape_of(shape)
-      change.kind = kinds[change.shape[1]]
-      change.kind.check(change.number)
-      holds.read(change.set)
-      hold_changes[number] = change
+      hold_changes[number], place = hold_change_at(place)
+      holds.read(hold_changes[number].set)
     end
     for number = 1, undo_count do
       local undo, shape, set = {}, nil, 0
@@ -1187,6 +1219,117 @@ local function buckets(place, count, told)
   return told + count
 end
 
+-- Holds of such buckets, where a counter has few of them, all made before now and none of them due: the packed form, a
+-- string in place of the hash.
+--
+--   '<BI7I7I7'         how many, when the newest was made, when something is due at the earliest, when the key expires
+--   'c16I7I7I7I7I7I7I7B' each: its lease and the record above
+--
+-- What follows the records counts for nothing: a string that is written in place keeps its allocation and its expiry. Both
+-- functions return nil if they cannot decide; then nothing was written, and the packed form becomes the sorted one.
+local hold, settle
+local function held_buckets()
+  local ceil, min, find, sub = math.ceil, math.min, string.find, string.sub
+  local SIZE = 16 + RECORDED
+
+  -- A check that looks at holds. Returns its answer.
+  function hold(shape, key, place)
+    local set, terms, lease = unpack_('<HHc16', program, place)
+    terms = shapes[terms] or shape_of(terms)
+    local level, at, class = look(key, shape)
+    if not level or shape[7] > 0 then return nil end
+    local packed, count, newest, due_, expires = held[set], 0, 0, NEVER, 0
+    if packed then
+      count, newest, due_, expires = unpack_(PACK, packed)
+      if newest > now or due_ <= now then return nil end
+    end
+    local passes = level + shape[3] <= shape[8]
+    if not passes or terms[2] ~= 3 or shape[4] == 0 then
+      -- Nothing is held. Whether something is, the string says, or that there is none of either form.
+      if count > 0 or shape[2] == 1 and not passes then return nil end
+      if not packed and try('STRLEN', KEYS[set]) ~= 0 then return nil end
+      local units = passes and shape[4] or shape[6]
+      local charged = min(units, shape[9] - level)
+      if units > 0 and not keep(key, shape, level + charged, at, class) then return nil end
+      if passes and charged == units then return level + charged end
+      return { passes and level + charged or -1 - level - charged, -1, charged, -1, 0 }
+    end
+    local units = shape[4]
+    if count >= FEW or level + units >= CODED then return nil end
+    local before = count > 0 and sub(packed, PACKED + 1, PACKED + count * SIZE) or ''
+    if count > 0 and find(before, lease, 1, true) then return nil end
+    if not held[key] and try('STRLEN', KEYS[key]) ~= 0 then return nil end
+    local charged = min(units, shape[9] - level)
+    level = level + charged
+    local length = terms[3]
+    local ends = now + length
+    local late = ends + length > expires
+    if late then expires = ends + length + CELL end
+    packed = pack(PACK, count + 1, now, min(due_, ends), expires)
+      .. before
+      .. lease
+      .. pack(RECORD, charged, now, ceil(level / shape[11]), shape[10], shape[11], now, length, terms[4])
+    -- It is refused where the sorted form is.
+    if type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then return nil end
+    held[set] = packed
+    if late then
+      call('PEXPIREAT', KEYS[set], string.format('%d', math.floor((real + expires - now) / 1000 + SLACK)))
+    end
+    if not keep(key, shape, level, at, class) then return 'ERR a counter could not be written after its holds' end
+    return charged < units and { level, -1, charged, -1, 1 } or level
+  end
+
+  -- A settlement. Returns its fate.
+  function settle(shape, key, place)
+    local set, action, used, lease = unpack_('<HBdc16', program, place)
+    local packed = held[set]
+    if not packed then return nil end
+    local count, newest, due_, expires = unpack_(PACK, packed)
+    if newest > now or due_ <= now then return nil end
+    local from = count > 0 and find(packed, lease, PACKED + 1, true)
+    if not from or (from - PACKED - 1) % SIZE ~= 0 or from > PACKED + count * SIZE then return nil end
+    local charged, charged_at, reset, unit, drain = unpack_('<I7I7I7I7I7', packed, from + 16)
+    local level, at, class = look(key, shape)
+    if not level or not held[key] or unit ~= shape[10] or drain ~= shape[11] then return nil end
+    local units = min(ceil(charged / unit), 4294967295)
+    local more = action == 1 and used > units and min((used - units) * unit, shape[9] - level) or nil
+    if level + (more or 0) >= CODED then return nil end
+
+    if count > 1 then
+      packed = pack(PACK, count - 1, newest, due_, expires)
+        .. sub(packed, PACKED + 1, from - 1)
+        .. sub(packed, from + SIZE, PACKED + count * SIZE)
+    else
+      packed = pack(PACK, 0, 0, NEVER, expires)
+    end
+    if count == 1 and expires - now > CELL * 16 then
+      call('DEL', KEYS[set])
+      packed = false
+    elseif type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then
+      return nil
+    end
+    held[set] = packed
+
+    local back = action == 1 and charged - min(used * unit, charged) or 0
+    if more then
+      if not keep(key, shape, level + more, at, class) then return 'ERR a counter could not be written after its holds' end
+    elseif back > 0 then
+      -- As `bucket.undo`: the moment stays, and so does the expiry.
+      local levels = back
+      if at ~= charged_at then
+        local before = math.max(0, math.max(0, reset - 1) * drain - back)
+        levels = math.max(0, back - math.max(0, (now - charged_at) * drain - before))
+      end
+      local left = level > 0 and math.max(0, level + (now - at) * drain - levels) or 0
+      local low = at % 281474976710656
+      local value = pack('<I6BI5H', low, (at - low) / 281474976710656 + class, left, shape[12])
+      call('SETRANGE', KEYS[key], '0', value)
+      held[key] = value
+    end
+    return 0
+  end
+end
+
 local told, last = 1, #program
 while place <= last do
   local op, first, second, after = unpack_('<BHH', program, place)
@@ -1209,6 +1352,15 @@ while place <= last do
   elseif op == 2 then
     decided = buckets(after, first, told)
     after = after + 4 * first
+  elseif op >= 3 then
+    if not hold then held_buckets() end
+    local shape = shapes[first] or shape_of(first)
+    local answer = (op == 3 and hold or settle)(shape, second, after)
+    if answer then
+      decided = told + 1
+      out[decided] = answer
+    end
+    after = after + (op == 3 and 20 or 27)
   end
   if decided then
     told = decided

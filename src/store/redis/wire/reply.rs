@@ -78,6 +78,9 @@ impl ReplyReader<'_> {
             let (mut outcome, Counted { charged, holds, .. }) = self.outcome(check, now)?;
             admitted &= outcome.passes || check.shadow;
             all_charged.push(charged);
+            if check.holding.holds() && outcome.passes {
+                outcome.held = check.charges.admitted;
+            }
             if let Some((first_end, says)) = holds {
                 outcome.retry_after = outcome.retry_after.map(|wait| first_end.map_or(wait, |end| wait.min(end)));
                 outcome.held = match says {

@@ -7,7 +7,7 @@ use super::keys::{ACQUIRED_SUFFIX, HOLDS_BY_END_SUFFIX, HOLDS_SUFFIX, Keys};
 use super::shapes::Shapes;
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
-use crate::plan::{Check, CounterName, HoldAction, LeaseAction, Plan};
+use crate::plan::{Check, CounterName, HoldAction, HoldChange, LeaseAction, Plan};
 use crate::store::shared::process_id;
 
 /// The script that decides.
@@ -67,7 +67,7 @@ pub(in crate::store::redis) fn encode(
     let mut shapes = Shapes::at(at);
     let mut program = Vec::with_capacity(10 + 16 * plans.len());
     program.extend_from_slice(&now.map_or(-1.0, |now| now.micros() as f64).to_le_bytes());
-    put_u16(&mut program, counters.lists[0].len());
+    put_u16(&mut program, counters.lists[STRING_KEYS].len() + counters.lists[HOLD_KEYS].len());
     for plan in plans {
         encode_plan(plan, &mut counters, &mut shapes, &mut program);
     }
@@ -78,23 +78,20 @@ pub(in crate::store::redis) fn encode(
     };
     cmd.arg(counters.keys());
     let mut key = Vec::with_capacity(40);
-    for (kind, list) in counters.lists.iter().enumerate() {
-        for &counter in list {
-            keys.write(counter, &mut key);
-            if kind == HOLD_KEYS {
-                key.push(HOLDS_SUFFIX);
-            }
-            cmd.arg(&key[..]);
-            if kind == LEASE_KEYS {
-                key.push(ACQUIRED_SUFFIX);
-                cmd.arg(&key[..]);
-            } else if kind == HOLD_KEYS {
-                key.pop();
-                key.push(HOLDS_BY_END_SUFFIX);
-                cmd.arg(&key[..]);
-            }
-        }
+    let mut put = |counter: CounterName, suffix: &[u8]| {
+        keys.write(counter, &mut key);
+        key.extend_from_slice(suffix);
+        cmd.arg(&key[..]);
+    };
+    let [strings, logs, leases, holds] = &counters.lists;
+    strings.iter().for_each(|&counter| put(counter, &[]));
+    holds.iter().for_each(|&counter| put(counter, &[HOLDS_SUFFIX]));
+    logs.iter().for_each(|&counter| put(counter, &[]));
+    for &counter in leases {
+        put(counter, &[]);
+        put(counter, &[ACQUIRED_SUFFIX]);
     }
+    holds.iter().for_each(|&counter| put(counter, &[HOLDS_BY_END_SUFFIX]));
     cmd.arg(&program[..]);
     let mut bytes = Vec::new();
     for shape in &shapes.list {
@@ -107,28 +104,8 @@ pub(in crate::store::redis) fn encode(
 
 fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
     let holds = has_holds(plan);
-    let only_checks = plan.changes.is_empty() && plan.undos.is_empty() && plan.once.is_none() && !holds;
-    if let ([group], true) = (&plan.groups[..], only_checks && !plan.refused) {
-        let bucket = |check: &Check| matches!(check.limit, Limit::TokenBucket(_)) && check.refund == 0;
-        match &plan.checks[..] {
-            [check] if bucket(check) => {
-                program.push(0);
-                put_u16(program, shapes.of_check(check));
-                put_u16(program, counters.next());
-                return;
-            }
-            checks if checks.iter().all(|check| key_group(&check.limit) == STRING_KEYS) => {
-                program.push(2);
-                put_u16(program, (*group).into());
-                put_u16(program, 0);
-                for check in checks {
-                    put_u16(program, shapes.of_check(check));
-                    put_u16(program, counters.next());
-                }
-                return;
-            }
-            _ => {}
-        }
+    if encode_common(plan, holds, counters, shapes, program) {
+        return;
     }
     program.push(1);
     let start = program.len();
@@ -157,19 +134,7 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         program.extend_from_slice(&change.lease.0.to_be_bytes());
     }
     for change in &plan.holds {
-        let (action, number) = match change.action {
-            HoldAction::Settle(None) => (0, 0),
-            HoldAction::Settle(Some(units)) => (1, units.into()),
-            HoldAction::Renew(None) => (2, 0),
-            HoldAction::Renew(Some(length)) => (3, length),
-            HoldAction::Look => (4, 0),
-        };
-        put_u16(program, shapes.of_check(&change.look(0)));
-        put_u16(program, counters.next());
-        put_u16(program, counters.next());
-        program.push(action);
-        put_f64(program, number);
-        program.extend_from_slice(&change.lease.0.to_be_bytes());
+        put_hold_change(change, counters, shapes, program);
     }
     for undo in &plan.undos {
         put_u16(program, shapes.of_undo(undo));
@@ -185,17 +150,83 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
     for group in plan.groups() {
         put_u16(program, group.len());
         for check in group {
-            put_u16(program, shapes.of_check(check));
-            put_u16(program, counters.next());
-            if holds {
-                let looks = check.holding.looks();
-                put_u16(program, if looks { counters.next() } else { 0 });
-                put_u16(program, if looks { shapes.of_holding(check.holding) } else { 0 });
+            match holds {
+                true => put_held_check(check, counters, shapes, program),
+                false => put_check(check, counters, shapes, program),
             }
         }
     }
     let length = u32::try_from(program.len() - start - 4).expect("a plan with 16 bits of references is short");
     program[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Encodes a plan that has a short form of its own. Returns whether it has.
+fn encode_common(
+    plan: &Plan,
+    holds: bool,
+    counters: &mut CounterTable,
+    shapes: &mut Shapes,
+    program: &mut Vec<u8>,
+) -> bool {
+    if !plan.changes.is_empty() || !plan.undos.is_empty() || plan.once.is_some() || plan.refused {
+        return false;
+    }
+    let bucket = |limit: &Limit| matches!(limit, Limit::TokenBucket(_));
+    let mut changes = plan.holds.iter();
+    match (changes.next(), &plan.groups[..], &plan.checks[..]) {
+        (None, [_], [check]) if bucket(&check.limit) && check.refund == 0 && holds => {
+            program.push(3);
+            put_held_check(check, counters, shapes, program);
+            program.extend_from_slice(&plan.lease.0.to_be_bytes());
+        }
+        (None, [_], [check]) if bucket(&check.limit) && check.refund == 0 => {
+            program.push(0);
+            put_check(check, counters, shapes, program);
+        }
+        (None, [group], checks) if !holds && checks.iter().all(|check| key_group(&check.limit) == STRING_KEYS) => {
+            program.push(2);
+            put_u16(program, (*group).into());
+            put_u16(program, 0);
+            checks.iter().for_each(|check| put_check(check, counters, shapes, program));
+        }
+        (Some(change), [], [])
+            if bucket(&change.limit) && matches!(change.action, HoldAction::Settle(_)) && changes.next().is_none() =>
+        {
+            program.push(4);
+            put_hold_change(change, counters, shapes, program);
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn put_check(check: &Check, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
+    put_u16(program, shapes.of_check(check));
+    put_u16(program, counters.next());
+}
+
+/// A check of a plan with holds.
+fn put_held_check(check: &Check, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
+    put_check(check, counters, shapes, program);
+    let looks = check.holding.looks();
+    put_u16(program, if looks { counters.next() } else { 0 });
+    put_u16(program, if looks { shapes.of_holding(check.holding) } else { 0 });
+}
+
+fn put_hold_change(change: &HoldChange, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
+    let (action, number) = match change.action {
+        HoldAction::Settle(None) => (0, 0),
+        HoldAction::Settle(Some(units)) => (1, units.into()),
+        HoldAction::Renew(None) => (2, 0),
+        HoldAction::Renew(Some(length)) => (3, length),
+        HoldAction::Look => (4, 0),
+    };
+    put_u16(program, shapes.of_check(&change.look(0)));
+    put_u16(program, counters.next());
+    put_u16(program, counters.next());
+    program.push(action);
+    put_f64(program, number);
+    program.extend_from_slice(&change.lease.0.to_be_bytes());
 }
 
 fn put_u16(program: &mut Vec<u8>, number: usize) {
@@ -207,7 +238,7 @@ fn put_f64(program: &mut Vec<u8>, number: u64) {
     program.extend_from_slice(&(number as f64).to_le_bytes());
 }
 
-/// The groups of `KEYS`. Short strings are first, because the script reads them with one `MGET`.
+/// The groups of `KEYS`. Short strings and holds are first, because the script reads them with one `MGET`.
 const STRING_KEYS: usize = 0;
 const LOG_KEYS: usize = 1;
 const LEASE_KEYS: usize = 2;
@@ -281,12 +312,12 @@ impl CounterTable {
     fn next(&mut self) -> usize {
         let (kind, place) = self.references[self.next];
         self.next += 1;
-        let [strings, logs, leases, _] = &self.lists;
+        let [strings, logs, _, holds] = &self.lists;
         1 + match kind {
             STRING_KEYS => place,
-            LOG_KEYS => strings.len() + place,
-            LEASE_KEYS => strings.len() + logs.len() + 2 * place,
-            _ => strings.len() + logs.len() + 2 * leases.len() + 2 * place,
+            HOLD_KEYS => strings.len() + place,
+            LOG_KEYS => strings.len() + holds.len() + place,
+            _ => strings.len() + holds.len() + logs.len() + 2 * place,
         }
     }
 
