@@ -58,7 +58,7 @@ local unpack_, pack, call, try = struct.unpack, struct.pack, redis.call, redis.p
 local CELL, SLACK, CODED, HOLDS = 33554432, 60000, 1099511627776, 4503599627370496
 local NEVER = 9007199254740991
 -- The packed form of holds: its summary, with its bytes; a record without its lease, with its bytes; the most records.
-local PACK, PACKED, RECORD, RECORDED, FEW = '<BI7I7I7', 22, '<I7I7I7I7I7I7I7B', 50, 16
+local PACK, PACKED, RECORD, RECORDED, FEW = '<I7BI7I7', 22, '<I7I7I7I7I7I7I7B', 50, 16
 -- How long an id is remembered.
 local ONCE = '60000'
 
@@ -737,7 +737,7 @@ local function others()
   -- when the newest hold was made, when something is due at the earliest, and when the keys expire. A string in place of
   -- the hash is the packed form of a few, see below.
   --
-  --   record     '<I7I7I7I7I7I7I7B' charged, time of the charge, reset reported with it, unit, drain, since, length, flags
+  --   record     '<I7I7I7I7I7I7I7B' charged, reset reported with it, unit, drain, time of the charge, since, length, flags
   --              (1 given back if lost, 2 ended)
   --   score      -2^53 + when it is forgotten, if it has ended; its end, if it is given back then; else its end + 2^52
   --
@@ -747,7 +747,7 @@ local function others()
 
   local function hold_of(id, record)
     local hold = { id = id }
-    hold.charged, hold.at, hold.reset, hold.unit, hold.drain, hold.since, hold.length, hold.flags = unpack_(RECORD, record)
+    hold.charged, hold.reset, hold.unit, hold.drain, hold.at, hold.since, hold.length, hold.flags = unpack_(RECORD, record)
     hold.ended, hold.released = hold.flags >= 2, hold.flags % 2 == 1
     return hold
   end
@@ -769,7 +769,7 @@ local function others()
     local expires = set.expires
     if forgotten > expires then set.expires = forgotten + hold.length end
     call('HSET', set.hash, hold.id,
-      pack(RECORD, hold.charged, hold.at, hold.reset, hold.unit, hold.drain, hold.since, hold.length, flags), '',
+      pack(RECORD, hold.charged, hold.reset, hold.unit, hold.drain, hold.at, hold.since, hold.length, flags), '',
       pack(SUMMARY, set.newest, set.due, set.expires))
     set.count = set.count + call('ZADD', set.order, text(score), hold.id)
     if set.expires ~= expires then
@@ -796,7 +796,7 @@ local function others()
     if packed then
       call('DEL', set.hash, set.order)
       held[number], set.count = false, 0
-      for place = PACKED + 1, PACKED + unpack_('<B', packed) * (16 + RECORDED), 16 + RECORDED do
+      for place = PACKED + 1, PACKED + string.byte(packed, 8) * (16 + RECORDED), 16 + RECORDED do
         hold_put(set, hold_of(string.sub(packed, place, place + 15), string.sub(packed, place + 16)))
       end
       return set
@@ -1222,15 +1222,16 @@ end
 -- Holds of such buckets, where a counter has few of them, all made before now and none of them due: the packed form, a
 -- string in place of the hash.
 --
---   '<BI7I7I7'         how many, when the newest was made, when something is due at the earliest, when the key expires
---   'c16I7I7I7I7I7I7I7B' each: its lease and the record above
+--   '<I7BI7I7'  when the key expires, how many, when the newest was made, when something is due at the earliest
+--   'c16' and a record, as above, of each
 --
--- What follows the records counts for nothing: a string that is written in place keeps its allocation and its expiry. Both
--- functions return nil if they cannot decide; then nothing was written, and the packed form becomes the sorted one.
+-- What follows the records counts for nothing, without any all but the first two numbers: a string that is written in
+-- place keeps its allocation and its expiry. Both functions return nil if they cannot decide; then nothing was written, and
+-- the packed form becomes the sorted one.
 local hold, settle
 local function held_buckets()
-  local ceil, min, find, sub = math.ceil, math.min, string.find, string.sub
-  local SIZE = 16 + RECORDED
+  local ceil, max, min, byte, find, sub, type = math.ceil, math.max, math.min, string.byte, string.find, string.sub, type
+  local SIZE, FIRST = 16 + RECORDED, PACKED + 1
 
   -- A check that looks at holds. Returns its answer.
   function hold(shape, key, place)
@@ -1238,10 +1239,13 @@ local function held_buckets()
     terms = shapes[terms] or shape_of(terms)
     local level, at, class = look(key, shape)
     if not level or shape[7] > 0 then return nil end
-    local packed, count, newest, due_, expires = held[set], 0, 0, NEVER, 0
-    if packed then
-      count, newest, due_, expires = unpack_(PACK, packed)
+    local packed = held[set]
+    local count, expires, newest, due_ = packed and byte(packed, 8) or 0, 0, 0, NEVER
+    if count > 0 then
+      expires, count, newest, due_ = unpack_(PACK, packed)
       if newest > now or due_ <= now then return nil end
+    elseif packed then
+      expires = unpack_('<I7', packed)
     end
     local passes = level + shape[3] <= shape[8]
     if not passes or terms[2] ~= 3 or shape[4] == 0 then
@@ -1256,8 +1260,6 @@ local function held_buckets()
     end
     local units = shape[4]
     if count >= FEW or level + units >= CODED then return nil end
-    local before = count > 0 and sub(packed, PACKED + 1, PACKED + count * SIZE) or ''
-    if count > 0 and find(before, lease, 1, true) then return nil end
     if not held[key] and try('STRLEN', KEYS[key]) ~= 0 then return nil end
     local charged = min(units, shape[9] - level)
     level = level + charged
@@ -1265,10 +1267,24 @@ local function held_buckets()
     local ends = now + length
     local late = ends + length > expires
     if late then expires = ends + length + CELL end
-    packed = pack(PACK, count + 1, now, min(due_, ends), expires)
-      .. before
-      .. lease
-      .. pack(RECORD, charged, now, ceil(level / shape[11]), shape[10], shape[11], now, length, terms[4])
+    -- What is the same in all holds of a call with these terms, and with this rate.
+    local made, rate = terms.made, shape.rate
+    if not made then
+      made = pack('<I7I7I7B', now, now, length, terms[4])
+      terms.made, terms.single = made, pack('<BI7I7', 1, now, ends)
+    end
+    if not rate then
+      rate = pack('<I7I7', shape[10], shape[11])
+      shape.rate = rate
+    end
+    local lapse, record = late and pack('<I7', expires) or sub(packed, 1, 7), pack('<I7I7', charged, ceil(level / shape[11]))
+    if count == 0 then
+      packed = lapse .. terms.single .. lease .. record .. rate .. made
+    else
+      local before = sub(packed, FIRST, PACKED + count * SIZE)
+      if find(before, lease, 1, true) then return nil end
+      packed = lapse .. pack('<BI7I7', count + 1, now, min(due_, ends)) .. before .. lease .. record .. rate .. made
+    end
     -- It is refused where the sorted form is.
     if type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then return nil end
     held[set] = packed
@@ -1284,28 +1300,31 @@ local function held_buckets()
     local set, action, used, lease = unpack_('<HBdc16', program, place)
     local packed = held[set]
     if not packed then return nil end
-    local count, newest, due_, expires = unpack_(PACK, packed)
+    if byte(packed, 8) == 0 then return nil end
+    local expires, count, newest, due_ = unpack_(PACK, packed)
     if newest > now or due_ <= now then return nil end
-    local from = count > 0 and find(packed, lease, PACKED + 1, true)
-    if not from or (from - PACKED - 1) % SIZE ~= 0 or from > PACKED + count * SIZE then return nil end
-    local charged, charged_at, reset, unit, drain = unpack_('<I7I7I7I7I7', packed, from + 16)
+    local from = find(packed, lease, FIRST, true)
+    if not from or (from - FIRST) % SIZE ~= 0 or from > PACKED + count * SIZE then return nil end
+    local charged, reset, unit, drain, charged_at = unpack_('<I7I7I7I7I7', packed, from + 16)
     local level, at, class = look(key, shape)
     if not level or not held[key] or unit ~= shape[10] or drain ~= shape[11] then return nil end
     local units = min(ceil(charged / unit), 4294967295)
     local more = action == 1 and used > units and min((used - units) * unit, shape[9] - level) or nil
     if level + (more or 0) >= CODED then return nil end
 
+    local key_, offset, written = KEYS[set], '7', '\0'
     if count > 1 then
-      packed = pack(PACK, count - 1, newest, due_, expires)
-        .. sub(packed, PACKED + 1, from - 1)
+      packed = pack(PACK, expires, count - 1, newest, due_)
+        .. sub(packed, FIRST, from - 1)
         .. sub(packed, from + SIZE, PACKED + count * SIZE)
+      offset, written = '0', packed
     else
-      packed = pack(PACK, 0, 0, NEVER, expires)
+      packed = sub(packed, 1, 7) .. written
     end
     if count == 1 and expires - now > CELL * 16 then
-      call('DEL', KEYS[set])
+      call('DEL', key_)
       packed = false
-    elseif type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then
+    elseif type(try('SETRANGE', key_, offset, written)) ~= 'number' then
       return nil
     end
     held[set] = packed
@@ -1317,10 +1336,10 @@ local function held_buckets()
       -- As `bucket.undo`: the moment stays, and so does the expiry.
       local levels = back
       if at ~= charged_at then
-        local before = math.max(0, math.max(0, reset - 1) * drain - back)
-        levels = math.max(0, back - math.max(0, (now - charged_at) * drain - before))
+        local before = max(0, max(0, reset - 1) * drain - back)
+        levels = max(0, back - max(0, (now - charged_at) * drain - before))
       end
-      local left = level > 0 and math.max(0, level + (now - at) * drain - levels) or 0
+      local left = level > 0 and max(0, level + (now - at) * drain - levels) or 0
       local low = at % 281474976710656
       local value = pack('<I6BI5H', low, (at - low) / 281474976710656 + class, left, shape[12])
       call('SETRANGE', KEYS[key], '0', value)

@@ -330,7 +330,8 @@ impl CounterTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{SlidingWindow, TokenBucket};
+    use crate::limiter::{LeaseId, Lost, SlidingWindow, TokenBucket};
+    use crate::plan::Holding;
 
     fn check(number: u64, limit: Limit) -> Check {
         Check::charge(CounterName([number, 0]), limit, 1)
@@ -354,6 +355,13 @@ mod tests {
         words.collect()
     }
 
+    /// The program of a plan.
+    fn program(plan: &Plan) -> Vec<u8> {
+        let words = words(std::slice::from_ref(plan));
+        let keys: usize = String::from_utf8_lossy(&words[2]).parse().expect("a number of keys");
+        words[3 + keys].clone()
+    }
+
     #[test]
     fn a_counter_and_a_shape_that_occur_twice_are_sent_once() {
         let words = words(&[plan(&[check(1, bucket())]), plan(&[check(1, bucket())]), plan(&[check(2, bucket())])]);
@@ -365,6 +373,33 @@ mod tests {
     fn a_plan_of_one_bucket_takes_five_bytes() {
         let words = words(&[plan(&[check(1, bucket())]), plan(&[check(2, bucket())])]);
         assert_eq!(words[5][10..], [0, 2, 0, 1, 0, 0, 2, 0, 2, 0]);
+    }
+
+    #[test]
+    fn a_held_bucket_and_its_settlement_have_short_forms() {
+        let holding = Holding::Hold { millis: 1_000, lost: Lost::Charge };
+        let held = Check { holding, ..check(1, bucket()) };
+        let hold = plan(&[held]);
+        let settled = |change: HoldChange| Plan { holds: [change].into_iter().collect(), ..Plan::default() };
+        let (counter, lease, action) = (held.counter, LeaseId(7), HoldAction::Settle(None));
+        let settle = HoldChange { counter, store: 0, limit: bucket(), lease, action };
+        let words = words(std::slice::from_ref(&hold));
+        let [key, _, holds, order] = Keys::new("p:", false).of(counter);
+        assert_eq!(words[3..6], [key, holds, order]);
+        assert_eq!(words[6][8..10], [2, 0], "the holds are read with the counters");
+        assert_eq!((words[6][10], words[6].len()), (3, 10 + 25));
+        let settlement = program(&settled(settle));
+        assert_eq!((settlement[10], settlement.len()), (4, 10 + 32));
+        let others = [
+            Plan { refused: true, ..hold.clone() },
+            plan(&[held, check(2, bucket())]),
+            plan(&[Check { refund: 1, ..held }]),
+            settled(HoldChange { action: HoldAction::Renew(None), ..settle }),
+            Plan { holds: [settle].into_iter().collect(), ..hold },
+        ];
+        for other in others {
+            assert_eq!(program(&other)[10], 1, "{other:?}");
+        }
     }
 
     #[test]
