@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::{self, subsequence};
 use tollgate::clock::{ManualClock, Timestamp};
 use tollgate::limiter::{
-    Alignment, Concurrency, FixedWindow, LeaseId, Limit, SlidingCounter, SlidingWindow, TokenBucket,
+    Alignment, Concurrency, FixedWindow, LeaseId, LeaseStatus, Limit, Lost, SlidingCounter, SlidingWindow, TokenBucket,
 };
-use tollgate::plan::{Applied, Charges, Check, Fault, Needs, Outcome, Plan, Undo};
+use tollgate::plan::{Applied, Charges, Check, Fault, HoldAction, HoldChange, Holding, Needs, Outcome, Plan, Undo};
 use tollgate::store::{Address, Backend, Credentials, RedisSettings, Topology};
 
 use super::redis_client::{self, apply, at, connected, connected_with_clock, counter, decide, one, plan, runtime};
@@ -262,6 +262,38 @@ fn a_server_without_memory_refuses_only_what_writes() {
             );
             assert_eq!(left.await.expect("there is memory again").remaining, 1, "nothing was charged: {limit:?}");
         }
+    });
+}
+
+#[test]
+fn a_server_without_memory_holds_no_more_and_still_settles_what_it_holds() {
+    let Some(server) = Server::start() else { return };
+    let holding = Holding::Hold { millis: 60_000, lost: Lost::Charge };
+    let held = |number| Check { holding, ..one(counter(number), bucket(10, 3_600 * SECOND)) };
+    let hold =
+        |lease, checks: &[u64]| Plan { lease: LeaseId(lease), ..plan(checks.iter().map(|&number| held(number))) };
+    let settle = |lease| {
+        let Check { counter, store, limit, .. } = held(0);
+        let action = HoldAction::Settle(Some(0));
+        let change = HoldChange { counter, store, limit, lease: LeaseId(lease), action };
+        Plan { holds: [change].into_iter().collect(), ..Plan::default() }
+    };
+    runtime().block_on(async {
+        let redis = connected(&at(server.port)).await;
+        for lease in [1, 2, 3] {
+            assert!(apply(&redis, hold(lease, &[0])).await.expect("there is memory").admitted);
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+        for checks in [&[0][..], &[1], &[0, 1]] {
+            assert_eq!(apply(&redis, hold(4, checks)).await.err(), Some(Fault::OutOfMemory), "{checks:?}");
+        }
+        for lease in [1, 2] {
+            let settled = apply(&redis, settle(lease)).await.expect("what is given back takes no memory");
+            assert_eq!(settled.statuses[..], [LeaseStatus::Done]);
+        }
+        server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+        let left = decide(&redis, Check { needs: Needs::default(), charges: Charges::default(), ..held(0) }).await;
+        assert_eq!(left.expect("there is memory again").remaining, 9, "only the third is held");
     });
 }
 

@@ -119,6 +119,9 @@ end
 local out = { now }
 local slow
 
+-- The text of an error, which in some servers is a table.
+local function words_of(problem) return type(problem) == 'table' and problem.err or tostring(problem) end
+
 -- Everything except buckets in the compact layout. Created on first use, because most calls do not need it.
 local function others()
   local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
@@ -787,13 +790,15 @@ local function others()
     end
   end
 
-  -- The holds of a counter, with their summary. Fails if a key has the wrong type. The packed form becomes the sorted one.
-  function holds.read(number)
+  -- The holds of a counter, with their summary. Fails if a key has the wrong type. The packed form becomes the sorted one:
+  -- for a plan that may charge, its first write is one that is refused for lack of memory.
+  function holds.read(number, charging)
     local set = { hash = KEYS[number], order = KEYS[number + #KEYS - strings] }
     set.count = call('ZCARD', set.order)
     set.newest, set.due, set.expires = 0, NEVER, 0
     local packed = held[number]
     if packed then
+      if charging then call('SETRANGE', set.hash, '0', packed) end
       call('DEL', set.hash, set.order)
       held[number], set.count = false, 0
       for place = PACKED + 1, PACKED + string.byte(packed, 8) * (16 + RECORDED), 16 + RECORDED do
@@ -997,7 +1002,7 @@ local function others()
       kind.check(key)
       group[number] = { number = key, shape = shape, kind = kind, state = false, passes = false, wrote = false }
       if terms and terms > 0 then
-        group[number].holds, group[number].terms = holds.read(set), shapes[terms] or shape_of(terms)
+        group[number].holds, group[number].terms = holds.read(set, true), shapes[terms] or shape_of(terms)
         group[number].set = set
       end
     end
@@ -1285,8 +1290,12 @@ local function held_buckets()
       if find(before, lease, 1, true) then return nil end
       packed = lapse .. pack('<BI7I7', count + 1, now, min(due_, ends)) .. before .. lease .. record .. rate .. made
     end
-    -- It is refused where the sorted form is.
-    if type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then return nil end
+    -- It is refused where the sorted form is. A string can only be refused for lack of memory.
+    if type(try('SETRANGE', KEYS[set], '0', packed)) ~= 'number' then
+      if not held[set] then return nil end
+      local _, problem = pcall(call, 'SETRANGE', KEYS[set], '0', packed)
+      return words_of(problem)
+    end
     held[set] = packed
     if late then
       call('PEXPIREAT', KEYS[set], string.format('%d', math.floor((real + expires - now) / 1000 + SLACK)))
@@ -1299,8 +1308,7 @@ local function held_buckets()
   function settle(shape, key, place)
     local set, action, used, lease = unpack_('<HBdc16', program, place)
     local packed = held[set]
-    if not packed then return nil end
-    if byte(packed, 8) == 0 then return nil end
+    if not packed or byte(packed, 8) == 0 then return nil end
     local expires, count, newest, due_ = unpack_(PACK, packed)
     if newest > now or due_ <= now then return nil end
     local from = find(packed, lease, FIRST, true)
@@ -1393,7 +1401,7 @@ while place <= last do
     else
       for number = #out, told + 1, -1 do out[number] = nil end
       told = told + 1
-      out[told] = type(problem) == 'table' and problem.err or tostring(problem)
+      out[told] = words_of(problem)
     end
   end
   place = after
