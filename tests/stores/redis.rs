@@ -2,7 +2,7 @@
 //! many.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -294,6 +294,41 @@ fn a_server_without_memory_holds_no_more_and_still_settles_what_it_holds() {
         server.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
         let left = decide(&redis, Check { needs: Needs::default(), charges: Charges::default(), ..held(0) }).await;
         assert_eq!(left.expect("there is memory again").remaining, 9, "only the third is held");
+    });
+}
+
+#[test]
+fn holds_that_are_long_forgotten_or_were_evicted_in_part_hold_up_no_plan() {
+    let Some(server) = Server::start() else { return };
+    let clock = ManualClock::at(Timestamp::from_micros(1_700_000_000 * SECOND));
+    let limits = [bucket(10, 20 * SECOND), Limit::SlidingWindow(SlidingWindow { limit: 10, window: 20 * SECOND })];
+    let hold = |limit, lease, lost| {
+        let held = Check { holding: Holding::Hold { millis: 5_000, lost }, ..one(counter(0), limit) };
+        Plan { lease: LeaseId(lease), ..plan([held]) }
+    };
+    runtime().block_on(async {
+        let redis = connected_with_clock(&at(server.port), &clock).await;
+        for limit in limits {
+            let holds = async |lease, lost| {
+                assert!(apply(&redis, hold(limit, lease, lost)).await.expect("it is decided").admitted);
+                let nothing = (Needs::default(), Charges::default());
+                let look = Check { holding: Holding::Reported, ..one(counter(0), limit) };
+                let look = Check { needs: nothing.0, charges: nothing.1, ..look };
+                decide(&redis, look).await.expect("it is decided").held
+            };
+            for lost in [Lost::Charge, Lost::Release] {
+                assert_eq!(holds(1, lost).await, 1);
+                clock.advance(Duration::from_secs(1_000));
+                assert_eq!(holds(2, Lost::Charge).await, 1, "what the second holds, under {limit:?}");
+                clock.advance(Duration::from_secs(1_000));
+            }
+            assert_eq!(holds(3, Lost::Charge).await, 1);
+            for key in server.ask::<Vec<Vec<u8>>>(&["KEYS", "*h"]) {
+                server.ask::<u64>(&[&b"DEL"[..], &key]);
+            }
+            assert_eq!(holds(4, Lost::Charge).await, 1, "what the fourth holds, under {limit:?}");
+            server.ask::<()>(&["FLUSHALL"]);
+        }
     });
 }
 

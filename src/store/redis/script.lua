@@ -129,8 +129,8 @@ local function others()
   -- A number as an argument of a command. A fraction is dropped.
   local function text(number) return string.format('%d', floor(number)) end
 
-  -- Sets the expiry of a key that counts until `moment`.
-  local function expire(key, moment) call('PEXPIREAT', key, text((real + moment - now) / 1000 + SLACK)) end
+  -- Sets the expiry of a key that counts until `moment`. One that counts no longer stays while this plan uses it.
+  local function expire(key, moment) call('PEXPIREAT', key, text((real + max(moment - now, 0)) / 1000 + SLACK)) end
 
   -- Replaces a short string, and returns whether that was in place, which keeps its expiry and allocation.
   local function replace(number, value)
@@ -807,7 +807,13 @@ local function others()
       return set
     end
     local summary = call('HGET', set.hash, '')
-    if summary then set.newest, set.due, set.expires = unpack_(SUMMARY, summary) end
+    if summary then
+      set.newest, set.due, set.expires = unpack_(SUMMARY, summary)
+    elseif set.count > 0 then
+      -- A server without memory has evicted the records.
+      call('DEL', set.order)
+      set.count = 0
+    end
     return set
   end
 
