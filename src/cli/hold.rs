@@ -8,12 +8,11 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
-use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -65,8 +64,12 @@ impl Holder {
         signals: Signals,
     ) -> anyhow::Result<ExitCode> {
         let (program, arguments) = command.split_first().expect("there is a command");
+        let ended_children = signal(SignalKind::child())?;
         let code = match Command::new(program).args(arguments).spawn() {
-            Ok(child) => self.watch(child, held.clone(), length, granted, signals).await?,
+            Ok(child) => {
+                let running = Running { child, ended_children };
+                self.watch(running, held.clone(), length, granted, signals).await?
+            }
             Err(error) => {
                 eprintln!("tollgate: cannot run {}: {error}", program.display());
                 ExitCode::from(if error.kind() == ErrorKind::NotFound { NOT_FOUND_CODE } else { NOT_RUN_CODE })
@@ -82,16 +85,16 @@ impl Holder {
 
     async fn watch(
         &self,
-        mut child: Child,
+        mut running: Running,
         held: Option<(String, Duration)>,
         length: Option<Duration>,
         granted: Instant,
         mut signals: Signals,
     ) -> anyhow::Result<ExitCode> {
-        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = Pid::from_child(&running.child);
         let send = |signal| {
             // It fails only if the command has ended.
-            let _ = pid.map(|pid| kill_process(pid, signal));
+            let _ = kill_process(pid, signal);
         };
         let (news, mut received) = mpsc::channel(4);
         let mut deadlines = None;
@@ -104,7 +107,7 @@ impl Holder {
         loop {
             let stop_at = deadlines.as_ref().filter(|_| self.kill).map(|deadlines| deadlines.next);
             tokio::select! {
-                ended = child.wait() => return Ok(exit_code(ended?)),
+                ended = running.end() => return Ok(exit_code(ended?)),
                 caught = signals.next() => {
                     if caught.is_passed_on() {
                         send(caught.signal);
@@ -133,6 +136,27 @@ impl Holder {
                     deadlines.advance();
                 }
             }
+        }
+    }
+}
+
+/// A command that runs. The process driver of tokio, which would wait for it too, costs every request of a server that
+/// is built with it.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    /// Since before it was started.
+    ended_children: SignalStream,
+}
+
+impl Running {
+    /// Waits for its end.
+    async fn end(&mut self) -> std::io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            self.ended_children.recv().await;
         }
     }
 }
