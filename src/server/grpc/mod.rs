@@ -226,8 +226,9 @@ impl Grpc {
             }
             other => panic!("{other} is no method that decides"),
         };
-        let Ok(response) = call.await;
-        let answer = self.0.reply(self.0.refuse_unreadable(response, door, refusal)).into_body().collect().await;
+        let Ok(mut response) = call.await;
+        self.0.refuse_unreadable(&mut response, door, refusal);
+        let answer = self.0.reply(response).into_body().collect().await;
         answer.expect("an answer is there as a whole").to_bytes()
     }
 
@@ -327,8 +328,9 @@ impl Services {
             }
             Ok(match (result, method.refusal_if_unreadable()) {
                 (Some(Ok(response)), None) => response.map(|body| GuardedBody::streaming(body, in_flight)),
-                (Some(Ok(response)), Some((door, refusal))) => {
-                    services.reply(services.refuse_unreadable(response, door, refusal))
+                (Some(Ok(mut response)), Some((door, refusal))) => {
+                    services.refuse_unreadable(&mut response, door, refusal);
+                    services.reply(response)
                 }
                 (None, deciding) => services.fail(deciding.map(|(door, _)| door)),
             })
@@ -365,9 +367,10 @@ impl Services {
 
     async fn rls<B: unary::RequestBody>(self: Arc<Self>, request: http::Request<B>) -> CallResult {
         Ok(match unary::read_message(request, self.bounds.message_bytes).await {
-            Ok(message) => {
-                self.rls.answer(message).await.unwrap_or_else(|| unary::error_response(&ReadError::Malformed))
-            }
+            Ok(message) => match self.rls.answer(message).await {
+                Some(response) => response,
+                None => unary::error_response(&ReadError::Malformed),
+            },
             Err(error) => self.unreadable(&error),
         })
     }
@@ -398,13 +401,8 @@ impl Services {
     }
 
     /// Replaces the error about a request that is too large or malformed by a refusal.
-    fn refuse_unreadable(
-        &self,
-        response: http::Response<Body>,
-        door: Door,
-        refusal: RefusalFrame,
-    ) -> http::Response<Body> {
-        let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return response };
+    fn refuse_unreadable(&self, response: &mut http::Response<Body>, door: Door, refusal: RefusalFrame) {
+        let Some(status) = response.headers().get(Status::GRPC_STATUS) else { return };
         if status == GRPC_OUT_OF_RANGE {
             self.service.doors().exceeded.count(Bound::MessageBytes);
         }
@@ -412,9 +410,8 @@ impl Services {
         let mut trailers = http::HeaderMap::with_capacity(1);
         trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("0"));
         let body = Full::new(refusal()).with_trailers(async { Some(Ok(trailers)) });
-        let mut response = http::Response::new(Body::new(body));
+        *response = http::Response::new(Body::new(body));
         response.headers_mut().insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-        response
     }
 
     /// A response that releases the lease it hands out unless it is sent to its end.
