@@ -52,6 +52,8 @@ pub enum Reason {
     Unmatched,
     /// The request names an entry that a rule needs several times.
     Repeated,
+    /// An entry that a rule needs is in a body that cannot be read.
+    Unreadable,
     /// An entry of a key is missing, and its `apply` has `missing = "deny"`.
     MissingKey,
     /// No limiter has the name to which a template was filled.
@@ -74,6 +76,7 @@ impl Reason {
             Reason::Denied => "denied",
             Reason::Unmatched => "unmatched",
             Reason::Repeated => "repeated",
+            Reason::Unreadable => "unreadable",
             Reason::MissingKey => "missing_key",
             Reason::NoLimiter => "no_limiter",
             Reason::StoreError => "store_error",
@@ -453,6 +456,7 @@ impl RefusalIndexes {
             Some(RefusedBy::Unmatched) => by_rule(Reason::Unmatched, None),
             Some(RefusedBy::TooLarge(_)) => by_rule(Reason::TooLarge, None),
             Some(RefusedBy::Repeated { rule }) => by_rule(Reason::Repeated, Some(rule)),
+            Some(RefusedBy::Unreadable { rule }) => by_rule(Reason::Unreadable, Some(rule)),
             Some(RefusedBy::MissingKey { rule }) => by_rule(Reason::MissingKey, Some(rule)),
             Some(RefusedBy::NoLimiter { rule }) => by_rule(Reason::NoLimiter, Some(rule)),
             None => Self::by_checks(planned),

@@ -64,13 +64,19 @@ impl<'a> Descriptor<'a> {
 
     /// Adds an entry that is a list.
     pub fn push_list(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
-        self.push_values(ListValue { key, values, repeated: false });
+        self.push_values(ListValue { key, values, repeated: false, unreadable: false });
     }
 
     /// Adds an entry that the request names several times, with each value that it may have. A rule that needs the entry
     /// refuses the request (semantics 63).
     pub fn push_repeated(&mut self, key: &'a str, values: Vec<Cow<'a, str>>) {
-        self.push_values(ListValue { key, values, repeated: true });
+        self.push_values(ListValue { key, values, repeated: true, unreadable: false });
+    }
+
+    /// Adds an entry that is in the request, but whose value cannot be read: it may be any. A rule that needs the entry
+    /// refuses the request (semantics 62).
+    pub fn push_unreadable(&mut self, key: &'a str) {
+        self.push_values(ListValue { key, values: Vec::new(), repeated: true, unreadable: true });
     }
 
     fn push_values(&mut self, list: ListValue<'a>) {
@@ -121,6 +127,8 @@ pub struct ListValue<'a> {
     pub values: Vec<Cow<'a, str>>,
     /// Whether the request names the entry several times, and so means one of the values.
     pub repeated: bool,
+    /// Whether the value is not known at all.
+    pub unreadable: bool,
 }
 
 /// One fact about the request.

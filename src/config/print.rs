@@ -12,7 +12,7 @@ use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Sched
 use crate::rules::{
     Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
 };
-use crate::settings::{Bounds, EntrySource, HeaderFamilies, Repeated, RequestPart};
+use crate::settings::{BodyField, BodyFormat, Bounds, EntrySource, HeaderFamilies, Repeated, RequestPart};
 use crate::store::StoreConfig;
 
 impl Config {
@@ -103,6 +103,7 @@ fn bounds(of_request: &RequestBounds, bounds: &Bounds) -> Value {
         "headers": bounds.headers,
         "header_bytes": bounds.header_bytes,
         "body_bytes": bounds.body_bytes,
+        "authz_body_bytes": bounds.authz_body_bytes,
         "unfinished_bytes_per_connection": bounds.unfinished_bytes_per_connection,
         "unfinished_bytes": bounds.unfinished_bytes,
         "requests": bounds.requests,
@@ -139,6 +140,8 @@ fn entry_source(source: &EntrySource) -> Value {
             }
         }
         RequestPart::Principal => json!({ "principal": true }),
+        RequestPart::Body(fields) if source.default.is_none() => return fields.iter().map(body_field).collect(),
+        RequestPart::Body(fields) => fields.first().map_or_else(|| json!({}), body_field),
     };
     if let Some(default) = &source.default {
         table["default"] = default.as_str().into();
@@ -151,6 +154,20 @@ fn entry_source(source: &EntrySource) -> Value {
             Repeated::Join => "join",
         };
         table["repeated"] = word.into();
+    }
+    table
+}
+
+fn body_field(field: &BodyField) -> Value {
+    let mut table = match &field.format {
+        BodyFormat::Json(path) => {
+            let escaped = path.iter().map(|name| format!("/{}", name.replace('~', "~0").replace('/', "~1")));
+            json!({ "json": escaped.collect::<String>() })
+        }
+        BodyFormat::Form(name) => json!({ "form": name }),
+    };
+    if field.absent_if_unreadable {
+        table["unreadable"] = "absent".into();
     }
     table
 }

@@ -93,7 +93,11 @@ impl Walk<'_> {
         let mut planned = self.planned;
         match planned.refused {
             Some(
-                RefusedBy::Denied { .. } | RefusedBy::Unmatched | RefusedBy::Repeated { .. } | RefusedBy::TooLarge(_),
+                RefusedBy::Denied { .. }
+                | RefusedBy::Unmatched
+                | RefusedBy::Repeated { .. }
+                | RefusedBy::Unreadable { .. }
+                | RefusedBy::TooLarge(_),
             ) => {
                 // Nothing is charged. The other descriptors still report their remaining units (semantics 16).
                 let ends = &planned.ends;
@@ -204,7 +208,11 @@ impl Walk<'_> {
                 return end;
             }
             // This refusal charges nothing, so it takes precedence over those that still charge.
-            if !matches!(self.planned.refused, Some(RefusedBy::Denied { .. } | RefusedBy::Repeated { .. })) {
+            let by_rule = matches!(
+                self.planned.refused,
+                Some(RefusedBy::Denied { .. } | RefusedBy::Repeated { .. } | RefusedBy::Unreadable { .. })
+            );
+            if !by_rule {
                 self.planned.refused = Some(RefusedBy::Unmatched);
             }
             return DescriptorEnd::Refused;
@@ -261,13 +269,17 @@ impl Walk<'_> {
         rule: &CompiledRule,
     ) -> bool {
         let Some(entry) = rule.repeated_entry(descriptor) else { return false };
-        let noted = &mut self.planned.repeated.get_or_insert_default().0;
-        if !noted.iter().any(|known| known == entry) {
-            noted.push(entry.to_owned());
+        let unreadable = descriptor.list(entry).is_some_and(|list| list.unreadable);
+        if !unreadable {
+            let noted = &mut self.planned.repeated.get_or_insert_default().0;
+            if !noted.iter().any(|known| known == entry) {
+                noted.push(entry.to_owned());
+            }
         }
-        match shadow {
-            true => self.refuse_in_shadow(rule_number),
-            false => self.planned.refused = Some(RefusedBy::Repeated { rule: rule_number }),
+        match (shadow, unreadable) {
+            (true, _) => self.refuse_in_shadow(rule_number),
+            (false, true) => self.planned.refused = Some(RefusedBy::Unreadable { rule: rule_number }),
+            (false, false) => self.planned.refused = Some(RefusedBy::Repeated { rule: rule_number }),
         }
         true
     }

@@ -89,6 +89,11 @@ pub enum RefusedBy {
         /// The rule.
         rule: u32,
     },
+    /// An entry that a rule needs cannot be read. Nothing is charged (semantics 62).
+    Unreadable {
+        /// The rule.
+        rule: u32,
+    },
     /// An entry of a key is missing. Checks that charge on refusals still do.
     MissingKey {
         /// The rule.

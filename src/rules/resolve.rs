@@ -142,9 +142,13 @@ impl Rollout {
         let value = |entry: &str| descriptor.value(entry);
         match (repeated.next(), repeated.next()) {
             (None, _) => self.enforces_key(value),
-            (Some(part), None) => descriptor.repeated(&part.entry).unwrap_or_default().iter().any(|one| {
-                self.enforces_key(|entry| if entry == part.entry { Some(&**one) } else { descriptor.value(entry) })
-            }),
+            (Some(part), None) => match descriptor.repeated(&part.entry) {
+                Some(values) if !values.is_empty() => values.iter().any(|one| {
+                    self.enforces_key(|entry| if entry == part.entry { Some(&**one) } else { descriptor.value(entry) })
+                }),
+                // It cannot be read: any value may be meant.
+                _ => self.percent > 0,
+            },
             (Some(_), Some(_)) => self.percent > 0,
         }
     }

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::headers::{self, Header};
 use super::named::{self, Named, Values, trimmed};
+use super::request_body::{self, Field, Unreadable};
 use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules::{self, Normaliser};
@@ -43,10 +44,19 @@ pub(super) trait AuthzRequest {
 
     /// The principal of the client's certificate.
     fn principal(&self) -> Option<&str>;
+
+    /// The body, as far as it came.
+    fn body(&self) -> Option<&[u8]>;
 }
 
 /// Makes the request that the rules decide: one descriptor with the entries of `authz_request`.
-pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, settings: &'a AuthzSettings) -> Request<'a> {
+/// Of entries that are in a body that cannot be read, `unreadable` gets the reason.
+pub(super) fn descriptor_request<'a>(
+    authz_request: &'a impl AuthzRequest,
+    settings: &'a AuthzSettings,
+    max_body_bytes: usize,
+    mut unreadable: impl FnMut(Unreadable),
+) -> Request<'a> {
     let (authority, target) = authz_request.target().map(origin_form).unzip();
     let path = target.clone().map(|target| Normaliser::Path.apply(target));
     let host = authz_request.host().or_else(|| authority.flatten());
@@ -61,6 +71,18 @@ pub(super) fn descriptor_request<'a>(authz_request: &'a impl AuthzRequest, setti
         Repeated::Deny.push(&mut descriptor, "host", hosts(host));
     }
     for (key, source) in &settings.entries {
+        if let RequestPart::Body(fields) = &source.from {
+            let default = source.default.as_deref().map(Cow::Borrowed);
+            match request_body::field(authz_request, fields, max_body_bytes) {
+                Field::Unreadable(reason) => {
+                    unreadable(reason);
+                    descriptor.push_unreadable(key);
+                }
+                Field::Value(value) => descriptor.entries.push(Entry { key, value }),
+                Field::Absent => descriptor.entries.extend(default.map(|value| Entry { key, value })),
+            }
+            continue;
+        }
         let (mut values, repeated) = values(authz_request, target.as_deref(), source);
         if values.is_empty() {
             values.extend(source.default.as_deref().map(Cow::Borrowed));
@@ -102,6 +124,7 @@ fn values<'a>(request: &'a impl AuthzRequest, target: Option<&str>, source: &'a 
         RequestPart::Context(key) => request.context(key).map(Cow::Borrowed).into_iter().collect(),
         RequestPart::Metadata { namespace, path } => request.metadata(namespace, path).into(),
         RequestPart::Principal => request.principal().map(Cow::Borrowed).into_iter().collect(),
+        RequestPart::Body(_) => Values::new(),
     };
     (values, source.repeated)
 }

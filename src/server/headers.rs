@@ -165,7 +165,7 @@ pub(super) fn status(refusal: &Refusal<'_>) -> u16 {
     }
     match refusal.reason {
         Reason::Limit | Reason::MissingKey | Reason::NoLimiter | Reason::TooLarge | Reason::QueueFull => 429,
-        Reason::Repeated => 400,
+        Reason::Repeated | Reason::Unreadable => 400,
         Reason::Denied | Reason::Unmatched => 403,
         Reason::StoreError | Reason::Draining => 503,
     }
@@ -201,6 +201,7 @@ pub(super) fn detail(refusal: &Refusal<'_>) -> &'static str {
         (Reason::Denied, _) => "this request is not allowed",
         (Reason::Unmatched, _) => "no rule allows this request",
         (Reason::Repeated, _) => "this request gives several values where its limit needs one",
+        (Reason::Unreadable, _) => "the body of this request cannot be read, and its limit needs a value in it",
         (Reason::MissingKey, _) => "this request lacks a value that its limit needs",
         (Reason::NoLimiter, _) => "no limit is configured for this kind of client",
         (Reason::StoreError, _) => "rate limiting is temporarily unavailable; try again later",

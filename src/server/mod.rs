@@ -12,7 +12,7 @@
 //!   http/         ext_authz over plain HTTP for Envoy, nginx, Caddy and Traefik, and /healthcheck
 //!   api/          the API of workers: its methods, and HTTP/JSON; grpc/limits.rs has it over gRPC
 //!   admin/        metrics, health, and the requests of operators
-//!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it
+//!   ext_authz.rs  shared by both ext_authz doors: entries of a request, the verdict on it; request_body.rs reads bodies
 //!   headers.rs    headers and bodies of answers
 //!   panics.rs     a panic ends one request and nothing else
 //! ```
@@ -35,6 +35,7 @@ mod lease_guard;
 mod listen;
 mod named;
 mod panics;
+mod request_body;
 mod token;
 
 pub use self::admin::Admin;

@@ -105,7 +105,7 @@ fn alike<'a>(pair: &str, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
 ///
 /// PHP removes spaces in front, ends a key at a NUL, and reads spaces, dots and an open bracket as underscores. PHP, Rack
 /// and qs read `account[]` and `account[0]` as values of `account`, Rack and qs also `[account]`.
-fn is_alike(key: &str, name: &str) -> bool {
+pub(super) fn is_alike(key: &str, name: &str) -> bool {
     let folded = |c: char| if matches!(c, ' ' | '.' | '[') { '_' } else { c };
     let key = key.split('\0').next().unwrap_or(key);
     let key = key.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '[' | ']'));

@@ -23,6 +23,11 @@ pub struct AuthzSettings {
 }
 
 impl AuthzSettings {
+    /// Whether an entry comes from the body.
+    pub fn reads_bodies(&self) -> bool {
+        self.entries.iter().any(|(_, source)| matches!(source.from, RequestPart::Body(_)))
+    }
+
     /// The descriptor of a request with these entries, as ext_authz makes it: an entry that is named several times is
     /// what its `repeated` says. Of entries that are not configured, the first counts.
     pub fn descriptor<'a>(&self, named: &'a [(String, String)]) -> Descriptor<'a> {
@@ -118,6 +123,26 @@ pub enum RequestPart {
     },
     /// The client certificate's principal (`source.principal`).
     Principal,
+    /// A field of the body. The media type decides which of them.
+    Body(Vec<BodyField>),
+}
+
+/// A field of the body of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyField {
+    /// The format of the body, and the place in it.
+    pub format: BodyFormat,
+    /// Whether the entry is absent if the body cannot be read. Else a rule that needs the entry refuses the request.
+    pub absent_if_unreadable: bool,
+}
+
+/// The format of a body, and the place of a field in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyFormat {
+    /// JSON: the names and indexes that lead to the value (RFC 6901).
+    Json(Vec<String>),
+    /// A form, `application/x-www-form-urlencoded`: the name of the field.
+    Form(String),
 }
 
 impl RequestPart {
@@ -125,7 +150,9 @@ impl RequestPart {
     pub fn repeats(&self) -> bool {
         match self {
             RequestPart::Header(_) | RequestPart::Cookie(_) | RequestPart::Query(_) => true,
-            RequestPart::Context(_) | RequestPart::Metadata { .. } | RequestPart::Principal => false,
+            RequestPart::Context(_) | RequestPart::Metadata { .. } | RequestPart::Principal | RequestPart::Body(_) => {
+                false
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Bytes of a gRPC message. RLS requests consist of request headers, which Envoy limits to 60 KiB by default.
-    /// ext_authz requests may include a body, which is ignored.
+    /// ext_authz requests may include a body.
     pub message_bytes: usize,
     /// Number of headers of a request.
     pub headers: usize,
@@ -24,6 +24,8 @@ pub struct Bounds {
     pub header_bytes: usize,
     /// Bytes of a body that the HTTP port reads and discards to keep the connection.
     pub body_bytes: u64,
+    /// Bytes of a body from which ext_authz reads entries.
+    pub authz_body_bytes: usize,
     /// Memory for the unfinished requests of a connection: enough for a few requests of the maximum size, or for the
     /// maximum number of streams with a kilobyte each.
     pub unfinished_bytes_per_connection: usize,
@@ -57,6 +59,7 @@ impl Default for Bounds {
             headers: 512,
             header_bytes: 256 << 10,
             body_bytes: 64 << 10,
+            authz_body_bytes: 64 << 10,
             unfinished_bytes_per_connection: 8 << 20,
             unfinished_bytes: 128 << 20,
             requests: 200_000,

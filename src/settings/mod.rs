@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use self::authz::{AuthzSettings, EntrySource, Repeated, RequestPart};
+pub use self::authz::{AuthzSettings, BodyField, BodyFormat, EntrySource, Repeated, RequestPart};
 pub use self::bounds::{Bound, Bounds};
 pub use self::duration::{LONGEST_DURATION, parse_duration};
 

@@ -45,8 +45,8 @@ struct DomainCounters {
     too_large: Counter,
     /// For each entry of ext_authz that its rules need and requests can repeat.
     repeated: Vec<(String, Counter)>,
-    /// For each rule: denied, missing key, no limiter, repeated.
-    rules: Vec<[Counter; 4]>,
+    /// For each rule: denied, missing key, no limiter, repeated, unreadable.
+    rules: Vec<[Counter; 5]>,
     /// For each limiter that no rule applies and that workers ask for.
     direct: Vec<TargetCounters>,
 }
@@ -132,7 +132,7 @@ impl Handles {
             rules: labels
                 .iter()
                 .map(|rule| {
-                    [Reason::Denied, Reason::MissingKey, Reason::NoLimiter, Reason::Repeated]
+                    [Reason::Denied, Reason::MissingKey, Reason::NoLimiter, Reason::Repeated, Reason::Unreadable]
                         .map(|why| registry.decisions(name, rule, "", "refused", why.name()))
                 })
                 .collect(),
@@ -198,6 +198,7 @@ impl Handles {
             Reason::MissingKey => by_rule(1),
             Reason::NoLimiter => by_rule(2),
             Reason::Repeated => by_rule(3),
+            Reason::Unreadable => by_rule(4),
             Reason::Unmatched => Some(&domain.unmatched),
             Reason::TooLarge => Some(&domain.too_large),
             // The call of a worker is refused so, and counted by the service. A decision never is.

@@ -60,11 +60,13 @@ pub enum Mistake {
     Encoding,
     /// A request head that is not valid HTTP.
     UnreadableHead,
+    /// A body from which an entry cannot be read.
+    UnreadableBody,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Mistake; 12] = [
+    pub const ALL: [Mistake; 13] = [
         Mistake::UnknownDomain,
         Mistake::EmptyDomain,
         Mistake::NoDescriptors,
@@ -77,6 +79,7 @@ impl Mistake {
         Mistake::UnknownMethod,
         Mistake::Encoding,
         Mistake::UnreadableHead,
+        Mistake::UnreadableBody,
     ];
 
     /// The value of labels and log fields.
@@ -94,6 +97,7 @@ impl Mistake {
             Mistake::UnknownMethod => "unknown_method",
             Mistake::Encoding => "encoding",
             Mistake::UnreadableHead => "unreadable_head",
+            Mistake::UnreadableBody => "unreadable_body",
         }
     }
 
@@ -134,6 +138,9 @@ impl Mistake {
                 "gRPC requests refused: grpc-encoding is not supported; let the client send gzip or no compression"
             }
             Mistake::UnreadableHead => "HTTP requests refused: request heads are not valid HTTP",
+            Mistake::UnreadableBody => {
+                "an entry of [authz.entries] cannot be read from bodies, so rules that need it refuse the requests; in Envoy's ext_authz filter, with_request_body sends bodies and its max_request_bytes has to be large enough, and over raw HTTP allowed_headers has to list content-type and content-encoding. The bodies are"
+            }
         }
     }
 

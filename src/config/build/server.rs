@@ -8,7 +8,8 @@ use crate::config::schema::values::{Hidden, Item, Switch, shown_size};
 use crate::rules::{RequestBounds, RuleBook};
 use crate::secret::Secret;
 use crate::settings::{
-    AuthzSettings, Bounds, EntrySource, HeaderFamilies, Listen, Log, Repeated, RequestPart, Settings, Token,
+    AuthzSettings, BodyField, BodyFormat, Bounds, EntrySource, HeaderFamilies, Listen, Log, Repeated, RequestPart,
+    Settings, Token,
 };
 
 /// The entries that ext_authz requests have without configuration.
@@ -156,6 +157,7 @@ fn bounds(written: &schema::Bounds, problems: &mut Problems) -> Bounds {
         headers: written.headers.copied().map_or(default.headers, usize::from),
         header_bytes: written.header_bytes.copied().map_or(default.header_bytes, usize::from),
         body_bytes: written.body_bytes.copied().map_or(default.body_bytes, |bytes| bytes.0),
+        authz_body_bytes: written.authz_body_bytes.copied().map_or(default.authz_body_bytes, usize::from),
         unfinished_bytes_per_connection: written
             .unfinished_bytes_per_connection
             .copied()
@@ -210,30 +212,60 @@ fn authz(written: &schema::Authz, problems: &mut Problems) -> AuthzSettings {
         if FIXED_ENTRIES.contains(&&*item.name) {
             problems.error(item.location.position, &item.location.path, "is a built-in entry, expected another name");
         }
-        if let Some(source) = item.value.as_ref().and_then(|source| entry_source(item, source, problems)) {
+        if let Some(source) = item.value.as_ref().and_then(|written| written_entry(item, written, problems)) {
             authz.entries.push((item.name.clone(), source));
         }
     }
     authz
 }
 
-fn entry_source(
-    item: &Item<schema::EntrySource>,
-    written: &schema::EntrySource,
+fn written_entry(
+    item: &Item<schema::WrittenEntry>,
+    written: &schema::WrittenEntry,
     problems: &mut Problems,
 ) -> Option<EntrySource> {
-    const PARTS: &str = "header, cookie, query, context, metadata or principal";
-    let parts: Vec<_> =
-        written.given().into_iter().filter(|(key, _)| !["default", "repeated"].contains(&key.name)).collect();
-    let fields = [&written.header, &written.cookie, &written.query, &written.context];
+    let list = match written {
+        schema::WrittenEntry::Source(source) => return entry_source(&item.location, source, problems),
+        schema::WrittenEntry::Fields(list) => list,
+    };
+    if list.is_empty {
+        problems.refuse(&item.location, "expected { json = ... } or { form = ... } in the list");
+    }
+    let mut fields: Vec<BodyField> = Vec::new();
+    for part in &list.items {
+        let source = entry_source(&part.location, part, problems)?;
+        let RequestPart::Body(mut more) = source.from else {
+            problems.refuse(&part.location, "but only json and form can be in a list; expected one table");
+            return None;
+        };
+        if let Some(default) = part.default.get() {
+            problems.refuse(&default.location, "but an entry with a list has no default; expected no such key");
+        }
+        fields.append(&mut more);
+    }
+    let is_json = |field: &&BodyField| matches!(field.format, BodyFormat::Json(_));
+    if fields.iter().filter(is_json).count() > 1 || fields.iter().filter(|field| !is_json(field)).count() > 1 {
+        problems.refuse(&item.location, "expected at most one json and one form: a body has one format");
+    }
+    (!fields.is_empty()).then(|| EntrySource::from(RequestPart::Body(fields)))
+}
+
+fn entry_source(location: &Location, written: &schema::EntrySource, problems: &mut Problems) -> Option<EntrySource> {
+    const PARTS: &str = "header, cookie, query, context, metadata, principal, json or form";
+    let parts: Vec<_> = written
+        .given()
+        .into_iter()
+        .filter(|(key, _)| !["default", "repeated", "unreadable"].contains(&key.name))
+        .collect();
+    let fields = [&written.header, &written.cookie, &written.query, &written.context, &written.json, &written.form];
     match parts[..] {
         [_] => {}
         [] => {
             let others_absent = written.metadata.is_absent() && written.principal.is_absent();
             if fields.iter().all(|field| field.is_absent()) && others_absent {
                 problems.missing(
-                    item.location.position,
-                    &item.location.path,
+                    location.position,
+                    &location.path,
                     format!("names no part of the request, expected {PARTS}"),
                 );
             }
@@ -265,6 +297,10 @@ fn entry_source(
         RequestPart::Context(context)
     } else if let Some(metadata) = written.metadata.get() {
         metadata_source(metadata, problems)?
+    } else if let Some(pointer) = written.json.get() {
+        body_field(BodyFormat::Json(json_path(pointer, problems)), written)
+    } else if let Some(name) = named(&written.form, problems) {
+        body_field(BodyFormat::Form(name), written)
     } else {
         let principal = written.principal.get()?;
         if !principal.0 {
@@ -272,8 +308,28 @@ fn entry_source(
         }
         RequestPart::Principal
     };
+    if let (Some(word), false) = (written.unreadable.get(), matches!(from, RequestPart::Body(_))) {
+        problems.refuse(&word.location, "but only json and form can be unreadable; expected no such key");
+    }
     let repeated = repeated(&from, &written.repeated, problems);
     Some(EntrySource { from, default: written.default.get().map(|default| default.value.clone()), repeated })
+}
+
+fn body_field(format: BodyFormat, written: &schema::EntrySource) -> RequestPart {
+    let absent_if_unreadable =
+        written.unreadable.get().is_some_and(|word| word.value == schema::UnreadableBody::Absent);
+    RequestPart::Body(vec![BodyField { format, absent_if_unreadable }])
+}
+
+/// The names that a JSON pointer consists of (RFC 6901).
+fn json_path(pointer: &Located<String>, problems: &mut Problems) -> Vec<String> {
+    let mut parts = pointer.value.split('/');
+    let is_escape = |rest: &str| rest.starts_with(['0', '1']);
+    let escaped_well = pointer.value.split('~').skip(1).all(is_escape);
+    if parts.next() != Some("") || pointer.value.is_empty() || !escaped_well {
+        problems.refuse(&pointer.location, "expected a JSON pointer, such as \"/user/name\"");
+    }
+    parts.map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
 }
 
 /// What counts if a request names the part several times, where it can.

@@ -10,8 +10,8 @@ use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest};
 use crate::config::document::warning::WarningKind;
 use crate::config::schema;
-use crate::config::schema::WrittenKeyEntry;
 use crate::config::schema::decode::Located;
+use crate::config::schema::{WrittenEntry, WrittenKeyEntry};
 use crate::rules::{Action, Matcher, Missing, Normaliser, similar};
 
 /// The names that Envoy gives to the entries of its rate limit actions, besides those of ext_authz.
@@ -238,7 +238,8 @@ pub(super) fn absent_key(checked: &Checked<'_>, problems: &mut Problems) {
 pub(super) fn header_underscore(checked: &Checked<'_>, problems: &mut Problems) {
     let Some(authz) = checked.file.authz.get() else { return };
     for item in authz.entries.named() {
-        let Some(header) = item.value.as_ref().and_then(|source| source.header.get()) else { continue };
+        let Some(WrittenEntry::Source(source)) = &item.value else { continue };
+        let Some(header) = source.header.get() else { continue };
         if header.value.contains('_') {
             let reason = "which nginx drops, and Envoy with headers_with_underscores_action: name a header with dashes";
             problems.warn(WarningKind::HeaderUnderscore, &header.location, reason);

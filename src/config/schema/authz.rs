@@ -15,8 +15,8 @@ table! {
         trusted_hops: Amount,
         /// Whether the address in `x-envoy-external-address` overrides the one of `X-Forwarded-For`; `false` by default. Envoy writes that header with `use_remote_address: true` for clients with a public address; for other clients it passes on what they sent. Set it only if every client has a public address: other clients could choose theirs.
         trust_external_address: Switch,
-        /// More entries, by name, each from one place of the request. If the place has no value, the entry is absent.
-        entries: ByName<EntrySource>,
+        /// More entries, by name, each from one place of the request. If the place has no value, the entry is absent. A list names fields of bodies, of which the media type of the body selects one: `[{ json = "/user/name" }, { form = "username" }]`.
+        entries: ByName<WrittenEntry>,
     }
 }
 
@@ -35,6 +35,12 @@ table! {
         metadata: WrittenMetadata,
         /// The client certificate's principal.
         principal: Switch,
+        /// A field of a JSON body that Envoy sends (`with_request_body`), as a JSON pointer: `/user/name`. Text, whole numbers below 2^53, true and false have a value; a body or a field that cannot be read refuses the request if a rule needs the entry.
+        json: String,
+        /// A field of an HTML form (`application/x-www-form-urlencoded`) that Envoy sends (`with_request_body`).
+        form: String,
+        /// What a body that cannot be read means: `refuse` by default.
+        unreadable: UnreadableBody,
         /// The value if the place has none.
         default: String,
         /// What counts if the request names the header, cookie or parameter several times: `deny` by default.
@@ -53,6 +59,48 @@ choice! {
         "last" => Last,
         /// All values with commas between them.
         "join" => Join,
+    }
+}
+
+choice! {
+    /// What a body means from which an entry cannot be read.
+    UnreadableBody {
+        /// The entry may have any value: a rule that needs it refuses the request, with status 400 unless the rule sets another.
+        "refuse" => Refuse,
+        /// The request does not have the entry.
+        "absent" => Absent,
+    }
+}
+
+/// An entry as written: one place, or a list of fields of bodies.
+#[derive(Clone, Debug)]
+pub(crate) enum WrittenEntry {
+    /// One place.
+    Source(Box<EntrySource>),
+    /// Fields of bodies of several formats.
+    Fields(List<EntrySource>),
+}
+
+impl Decode for WrittenEntry {
+    fn expected() -> String {
+        "a table, or a list of { json = ... } and { form = ... }".to_owned()
+    }
+
+    fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
+        match &node.value {
+            Value::List(_) => List::decode(node, location, problems).map(WrittenEntry::Fields),
+            Value::Table(_) => {
+                EntrySource::decode(node, location, problems).map(|source| WrittenEntry::Source(Box::new(source)))
+            }
+            _ => {
+                problems.refuse(location, format!("expected {}", Self::expected()));
+                None
+            }
+        }
+    }
+
+    fn keys(path: &str, keys: &mut Vec<(String, KeyInfo)>) {
+        EntrySource::keys(path, keys);
     }
 }
 

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema as schema};
 use serde_json::Value;
 
 use super::address::{AdminListen, ListenAddress};
-use super::authz::{MetadataTable, WrittenMetadata};
+use super::authz::{EntrySource, MetadataTable, WrittenEntry, WrittenMetadata};
 use super::file::File;
 use super::json::{choice, inlined, referenced, variable};
 use super::rule::{KeyTable, Match, WrittenKeyEntry};
@@ -129,6 +129,20 @@ impl JsonSchema for WrittenKeyEntry {
         schema!({
             "description": "An entry of a key: its name, or a table that says more.",
             "anyOf": [{ "type": "string" }, generator.subschema_for::<KeyTable>()],
+        })
+    }
+}
+
+impl JsonSchema for WrittenEntry {
+    fn schema_name() -> Cow<'static, str> {
+        "Entry".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let source = generator.subschema_for::<EntrySource>();
+        schema!({
+            "description": "Where an entry's value comes from: one place of the request, or a list of fields of bodies.",
+            "anyOf": [source, { "type": "array", "minItems": 1, "items": source }],
         })
     }
 }

@@ -24,7 +24,7 @@ mod server;
 mod store;
 pub(super) mod values;
 
-pub(super) use self::authz::{Authz, EntrySource, Repeated, WrittenMetadata};
+pub(super) use self::authz::{Authz, EntrySource, Repeated, UnreadableBody, WrittenEntry, WrittenMetadata};
 #[cfg(feature = "server")]
 pub use self::document::json_schema;
 pub(super) use self::file::File;

@@ -126,6 +126,8 @@ table! {
         [restart]
         /// Size of a request body that the HTTP port reads and drops to keep the connection open: `64KiB` by default. A request with a larger body is answered, and its connection closed.
         body_bytes: BodyBytes,
+        /// Size of a body from which ext_authz reads entries: `64KiB` by default. From a larger one they cannot be read.
+        authz_body_bytes: MessageBytes,
         [restart]
         /// Memory for the unfinished requests of one connection: `8MiB` by default, `message_bytes` at least.
         unfinished_bytes_per_connection: UnfinishedBytes,

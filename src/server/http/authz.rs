@@ -25,7 +25,7 @@ use crate::server::ext_authz::{Verdict, descriptor_request, is_grpc};
 use crate::server::headers::clean;
 use crate::service::Service;
 use crate::settings::HeaderFamilies;
-use crate::telemetry::{Door, Reply};
+use crate::telemetry::{Door, Mistake, Reply};
 
 /// Answers ext_authz requests by a service.
 #[derive(Debug)]
@@ -42,8 +42,14 @@ impl HttpAuthz {
         &self.service
     }
 
-    pub(super) async fn answer(&self, gateway: Gateway, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        let request = match GatewayRequest::read(gateway, head, peer) {
+    pub(super) async fn answer(
+        &self,
+        gateway: Gateway,
+        head: &Parts,
+        body: Option<&[u8]>,
+        peer: Option<IpAddr>,
+    ) -> Response<Full<Bytes>> {
+        let request = match GatewayRequest::read(gateway, head, body, peer) {
             Ok(request) => request,
             Err(error) => {
                 self.service.telemetry().metrics.record_reply(Door::AuthzHttp, Reply::Unreadable);
@@ -52,7 +58,11 @@ impl HttpAuthz {
         };
         let current = self.service.current();
         let is_grpc = gateway == Gateway::Envoy && is_grpc(&request);
-        let request = descriptor_request(&request, &current.settings.authz);
+        let mistakes = &self.service.doors().mistakes;
+        let request =
+            descriptor_request(&request, &current.settings.authz, current.settings.bounds.authz_body_bytes, |reason| {
+                mistakes.record(Mistake::UnreadableBody, reason.text())
+            });
         let decision = current.decide(Door::AuthzHttp, &request).await;
         let refusal = decision.refusal();
         let Verdict { refusal_status, headers: for_client, body } =

@@ -73,11 +73,17 @@ pub(super) struct GatewayRequest<'a> {
     method: Cow<'a, str>,
     target: Cow<'a, str>,
     host: Option<Cow<'a, str>>,
+    body: Option<&'a [u8]>,
 }
 
 impl<'a> GatewayRequest<'a> {
-    /// Reads the request that a gateway asks about.
-    pub(super) fn read(gateway: Gateway, head: &'a Parts, peer: Option<IpAddr>) -> Result<Self, GatewayError> {
+    /// Reads the request that a gateway asks about. `body` is what came of the client's body.
+    pub(super) fn read(
+        gateway: Gateway,
+        head: &'a Parts,
+        body: Option<&'a [u8]>,
+        peer: Option<IpAddr>,
+    ) -> Result<Self, GatewayError> {
         let host = match (gateway, head.uri.authority()) {
             // HTTP/2 sends the host as the authority.
             (Gateway::Envoy | Gateway::Nginx, Some(authority)) => Some(Cow::Borrowed(authority.as_str())),
@@ -92,7 +98,7 @@ impl<'a> GatewayRequest<'a> {
             }
             Gateway::ForwardAuth => (one(head, &["x-forwarded-method"])?, one(head, &["x-forwarded-uri"])?, host),
         };
-        Ok(Self { gateway, head, peer, method, target, host })
+        Ok(Self { gateway, head, peer, method, target, host, body })
     }
 }
 
@@ -214,5 +220,9 @@ impl AuthzRequest for GatewayRequest<'_> {
 
     fn principal(&self) -> Option<&str> {
         None
+    }
+
+    fn body(&self) -> Option<&[u8]> {
+        self.body
     }
 }

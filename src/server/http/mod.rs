@@ -125,7 +125,7 @@ impl Http {
     /// Answers one request by its head, without a connection, for programs that have a listener of their own. `peer` is the
     /// address of the connection.
     pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        answer_head(&self.0.authz, head, peer).await
+        answer_head(&self.0.authz, head, None, peer).await
     }
 
     /// Answers the body of one call of the API of workers, without a connection. `None` where the API is not served.
@@ -227,8 +227,9 @@ impl RequestHandler {
         let (mut response, mut body) = match (self.over_bound(door, &head, in_flight.is_some()), api) {
             (Some(refusal), _) => (refusal, RequestBody::Unread(body)),
             (None, Some(api)) => self.answer_worker(api, &head, body, client).await,
+            (None, None) if self.reads_body(&head) => self.answer_by_body(&head, body, client).await,
             // The body decides nothing, so it is not waited for.
-            (None, None) => (self.answer_gateway(&head, client.address).await, RequestBody::Unread(body)),
+            (None, None) => (self.answer_gateway(&head, None, client.address).await, RequestBody::Unread(body)),
         };
         // HTTP/2 can end the stream and keep the connection.
         if head.version != Version::HTTP_2 {
@@ -266,8 +267,39 @@ impl RequestHandler {
         (answered.unwrap_or_else(|| self.fail(Door::Api)), RequestBody::Metered(body))
     }
 
+    /// Whether the body of a request decides: only Envoy sends that of its client.
+    fn reads_body(&self, head: &Parts) -> bool {
+        Gateway::of(head.uri.path()) == Some(Gateway::Envoy) && self.service.current().settings.authz.reads_bodies()
+    }
+
+    /// Answers Envoy once the body has come.
+    async fn answer_by_body(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        client: &Client,
+    ) -> (Response<AnswerBody>, RequestBody) {
+        let mut body = match MeteredBody::new(head, body, client.budget.clone()) {
+            Ok(body) => body,
+            Err((bound, body)) => {
+                self.service.doors().exceeded.count(bound);
+                let refusal = self.refuse(Door::AuthzHttp, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEAD);
+                return (refusal, RequestBody::Unread(body));
+            }
+        };
+        let most = self.service.current().settings.bounds.authz_body_bytes;
+        let mut bytes = Vec::new();
+        // More than the bound says that it is too large, and less than announced that it is cut short.
+        while bytes.len() <= most
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        }
+        (self.answer_gateway(head, Some(&bytes), client.address).await, RequestBody::Metered(body))
+    }
+
     /// Answers a gateway, or a health check.
-    async fn answer_gateway(&self, head: &Parts, peer: Option<IpAddr>) -> Response<AnswerBody> {
+    async fn answer_gateway(&self, head: &Parts, body: Option<&[u8]>, peer: Option<IpAddr>) -> Response<AnswerBody> {
         let port = self.port();
         if Gateway::of(head.uri.path()).is_none() && head::is_grpc(&head.headers) {
             self.service.doors().mistakes.record(Mistake::GrpcAtOtherPort, &port.client(peer));
@@ -275,7 +307,7 @@ impl RequestHandler {
         let answer = async {
             match port {
                 Port::Api => health(self.service.health(), head.uri.path()),
-                _ => answer_head(&self.authz, head, peer).await,
+                _ => answer_head(&self.authz, head, body, peer).await,
             }
         };
         let answered = panics::catch(self.service.doors(), answer).await;
@@ -323,9 +355,14 @@ impl RequestHandler {
     }
 }
 
-async fn answer_head(authz: &authz::HttpAuthz, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
+async fn answer_head(
+    authz: &authz::HttpAuthz,
+    head: &Parts,
+    body: Option<&[u8]>,
+    peer: Option<IpAddr>,
+) -> Response<Full<Bytes>> {
     match Gateway::of(head.uri.path()) {
-        Some(gateway) => authz.answer(gateway, head, peer).await,
+        Some(gateway) => authz.answer(gateway, head, body, peer).await,
         None => health(authz.service().health(), head.uri.path()),
     }
 }

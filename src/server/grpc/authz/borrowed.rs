@@ -37,6 +37,8 @@ pub(super) struct BorrowedCheck<'a> {
     /// The downstream peer: its address and the principal of its certificate.
     source: Peer<'a>,
     extensions: SmallVec<[Pair<'a>; 2]>,
+    body: &'a [u8],
+    raw_body: &'a [u8],
 }
 
 #[derive(Default)]
@@ -132,9 +134,10 @@ impl<'a> BorrowedCheck<'a> {
                 PATH => self.target = text(&mut bytes)?,
                 HOST => self.host = text(&mut bytes)?,
                 // Strings must be UTF-8, even unused ones.
-                ID | SCHEME | QUERY | FRAGMENT | PROTOCOL | BODY => drop(text(&mut bytes)?),
+                ID | SCHEME | QUERY | FRAGMENT | PROTOCOL => drop(text(&mut bytes)?),
+                BODY => self.body = text(&mut bytes)?.as_bytes(),
                 SIZE => drop(decode_varint(&mut bytes).ok()?),
-                RAW_BODY => drop(part(&mut bytes)?),
+                RAW_BODY => self.raw_body = part(&mut bytes)?,
                 HEADER_MAP => once(&mut raw, part(&mut bytes)?)?,
                 _ => return None,
             }
@@ -294,6 +297,10 @@ impl AuthzRequest for BorrowedCheck<'_> {
 
     fn principal(&self) -> Option<&str> {
         Some(self.source.principal).filter(|principal| !principal.is_empty())
+    }
+
+    fn body(&self) -> Option<&[u8]> {
+        Some(if self.raw_body.is_empty() { self.body } else { self.raw_body })
     }
 }
 

@@ -85,6 +85,11 @@ impl AuthzRequest for DecodedCheck<'_> {
     fn principal(&self) -> Option<&str> {
         self.source().map(|source| source.principal.as_str()).filter(|principal| !principal.is_empty())
     }
+
+    fn body(&self) -> Option<&[u8]> {
+        let http = self.http?;
+        Some(if http.raw_body.is_empty() { http.body.as_bytes() } else { &http.raw_body })
+    }
 }
 
 fn value<'a>(metadata: &'a Metadata, namespace: &str, path: &[String]) -> Option<&'a Value> {

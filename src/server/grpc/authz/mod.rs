@@ -19,7 +19,7 @@ use super::wire::MessageWriter;
 use crate::server::ext_authz::{AuthzRequest, descriptor_request, is_grpc};
 use crate::server::lease_guard::HandedOutLease;
 use crate::service::Service;
-use crate::telemetry::Door;
+use crate::telemetry::{Door, Mistake};
 
 mod address;
 mod answer;
@@ -53,7 +53,11 @@ impl GrpcAuthz {
     async fn decide(&self, request: &impl AuthzRequest) -> Response<Body> {
         let current = self.service.current();
         let is_grpc = is_grpc(request);
-        let request = descriptor_request(request, &current.settings.authz);
+        let mistakes = &self.service.doors().mistakes;
+        let request =
+            descriptor_request(request, &current.settings.authz, current.settings.bounds.authz_body_bytes, |reason| {
+                mistakes.record(Mistake::UnreadableBody, reason.text())
+            });
         let decision = current.decide(Door::AuthzGrpc, &request).await;
         let frame =
             MessageWriter::frame(|writer| answer::write(&decision, current.settings.authz_headers, is_grpc, writer));
