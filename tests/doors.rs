@@ -23,6 +23,7 @@ mod doors {
     mod listen;
     mod mistakes;
     mod repeats;
+    mod request_bodies;
     mod reset;
     mod rls;
     mod targets;

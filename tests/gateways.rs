@@ -23,6 +23,7 @@ mod gateways {
     mod recipe_concurrency;
     mod recipe_ext_authz;
     mod recipe_failed_logins;
+    mod recipe_login_form;
     mod recipe_tokens;
     mod recipes;
     mod repeats;

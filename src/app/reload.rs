@@ -294,8 +294,8 @@ fn until_restart(old: &Settings, new: &Settings) -> Settings {
         let domain = std::mem::take(&mut settings.api.domain);
         settings.api = ApiSettings { domain, ..old.api.clone() };
     }
-    let Bounds { max_wait, waiters, .. } = settings.bounds;
-    settings.bounds = Bounds { max_wait, waiters, ..old.bounds.clone() };
+    let Bounds { authz_body_bytes, max_wait, waiters, .. } = settings.bounds;
+    settings.bounds = Bounds { authz_body_bytes, max_wait, waiters, ..old.bounds.clone() };
     settings
 }
 
