@@ -231,7 +231,8 @@ fn write_limit(into: &mut Vec<u8>, limit: Option<&Limit>) {
         into.extend(window.to_le_bytes());
     };
     match limit {
-        None | Some(Limit::Concurrency(_)) => into.push(SLOT),
+        // Values cannot be held.
+        None | Some(Limit::Concurrency(_) | Limit::Distinct(_)) => into.push(SLOT),
         Some(Limit::TokenBucket(bucket)) => {
             into.push(BUCKET);
             into.extend(bucket.numbers().iter().flat_map(|number| number.to_le_bytes()));

@@ -6,6 +6,7 @@
 //!
 //! Every string is hashed with its length in front, so that `a:b`, `c` and `a`, `b:c` differ.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::Hasher;
 
@@ -20,6 +21,7 @@ pub struct Secret {
     counters: SipHasher24,
     leases: SipHasher24,
     partitions: SipHasher24,
+    values: SipHasher24,
     development: bool,
 }
 
@@ -34,7 +36,13 @@ impl Secret {
             let Hash128 { h1, h2 } = hasher.finish128();
             SipHasher24::new_with_keys(h1, h2)
         };
-        Self { counters: key("counters"), leases: key("leases"), partitions: key("homes"), development: false }
+        Self {
+            counters: key("counters"),
+            leases: key("leases"),
+            partitions: key("homes"),
+            values: key("values"),
+            development: false,
+        }
     }
 
     /// A constant secret, on which instances without a configured one agree. Serving with it logs a warning.
@@ -69,6 +77,22 @@ impl Secret {
         write_text(&mut hasher, domain);
         write_text(&mut hasher, entry);
         Partitions(hasher)
+    }
+
+    /// The hash of the values that these entries have in a request, for one counter: equal values of two counters have
+    /// different hashes.
+    pub(crate) fn value<'t>(
+        &self,
+        CounterName(counter): CounterName,
+        entries: impl IntoIterator<Item = (&'t str, Cow<'t, str>)>,
+    ) -> u64 {
+        let mut hasher = self.values;
+        counter.iter().for_each(|half| hasher.write(&half.to_le_bytes()));
+        for (entry, value) in entries {
+            write_text(&mut hasher, entry);
+            write_text(&mut hasher, &value);
+        }
+        hasher.finish128().h1
     }
 
     /// The id of a lease that is named by these texts.

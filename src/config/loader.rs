@@ -141,7 +141,7 @@ fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
     book.stores = names;
     book.max_wait = settings.bounds.max_wait;
     (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
-    book.limiters = limiters.into_built();
+    (book.limiters, book.values) = limiters.into_built();
     let accepted_warnings = accepted_warnings(file);
     accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
     lint::warn(file, &settings, &book, problems);

@@ -10,7 +10,8 @@ use super::document::node::{MASK, masked};
 use super::schema::values::shown_duration;
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Schedule, WorkerSettings};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyEntry, Matcher, Missing, Normaliser, RequestBounds, Rule, RuleHeaders, Unmatched,
+    Action, Apply, Charge, Domain, KeyEntry, LimiterValues, Matcher, Missing, Normaliser, RequestBounds, Rule,
+    RuleHeaders, Unmatched,
 };
 use crate::settings::{BodyField, BodyFormat, Bounds, EntrySource, HeaderFamilies, Repeated, RequestPart};
 use crate::store::StoreConfig;
@@ -69,7 +70,7 @@ pub(super) fn tree(config: &Config) -> Value {
     json!({
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
-        "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &config.stores)))),
+        "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &book.values, &config.stores)))),
         "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": {
@@ -199,7 +200,8 @@ fn shown(url: &str) -> Cow<'_, str> {
     if url.contains("://") { masked(url) } else { MASK.into() }
 }
 
-fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
+fn limiter(limiter: &Limiter, values: &[LimiterValues], stores: &[NamedStore]) -> Value {
+    let values = values.iter().find(|values| values.limiter == limiter.name).map_or(&[][..], |values| &values.of);
     let mut table = Map::new();
     let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
     match &limiter.quota {
@@ -212,6 +214,7 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
                 Algorithm::SlidingWindow => "sliding_window",
                 Algorithm::SlidingCounter => "sliding_counter",
                 Algorithm::FixedWindow(_) => "fixed_window",
+                Algorithm::Distinct { .. } => "distinct",
             };
             set("algorithm", algorithm.into());
             set("limit", quota.limit.into());
@@ -241,6 +244,11 @@ fn limiter(limiter: &Limiter, stores: &[NamedStore]) -> Value {
                     };
                     set("calendar", unit.into());
                     set("timezone", calendar.zone.iana_name().unwrap_or("UTC").into());
+                }
+                Algorithm::Distinct { of } => {
+                    let written = |entry: &String| values.iter().find(|part| part.entry == *entry);
+                    let part = |entry: &String| written(entry).map_or_else(|| entry.as_str().into(), key_part);
+                    set("of", of.iter().map(part).collect::<Vec<Value>>().into());
                 }
                 Algorithm::SlidingWindow | Algorithm::SlidingCounter => {}
             }

@@ -107,7 +107,7 @@ impl Hold {
             (Limit::TokenBucket(_), (unit, drain)) if unit > 0 => Limit::TokenBucket(TokenBucket::of_rate(unit, drain)),
             (limit, _) => *limit,
         };
-        with_algorithm!(&own, state, |algorithm, state| algorithm.undo(state, now, &charge, self.id))
+        with_algorithm!(&own, state, &[], |algorithm, state| algorithm.undo(state, now, &charge, self.id))
     }
 }
 
@@ -290,7 +290,7 @@ impl Holds {
         };
         let mut wrote = hold.give_back(limit, state, given_back, now);
         if more > 0 {
-            with_algorithm!(limit, state, |algorithm, state| algorithm.charge(state, now, more, id));
+            with_algorithm!(limit, state, &[], |algorithm, state| algorithm.charge(state, now, more, id));
             wrote = true;
         }
         (if hold.ended { LeaseStatus::Expired } else { LeaseStatus::Done }, wrote)

@@ -1,8 +1,8 @@
 //! A limit of any algorithm, and the state that belongs to it.
 
 use super::{
-    BucketLevel, Concurrency, CounterPair, FixedCount, FixedWindow, Grants, Leases, SlidingCounter, SlidingWindow,
-    TokenBucket,
+    BucketLevel, Concurrency, CounterPair, Distinct, FixedCount, FixedWindow, Grants, Leases, Remembered,
+    SlidingCounter, SlidingWindow, TokenBucket,
 };
 use crate::clock::Timestamp;
 
@@ -19,6 +19,8 @@ pub enum Limit {
     FixedWindow(FixedWindow),
     /// At most `max` leases at a time.
     Concurrency(Concurrency),
+    /// At most `limit` different values in any window.
+    Distinct(Distinct),
 }
 
 /// The state of a counter between two decisions.
@@ -37,6 +39,8 @@ pub enum State {
     Fixed(FixedCount),
     /// The state of [`Limit::Concurrency`].
     Leases(Leases),
+    /// The state of [`Limit::Distinct`].
+    Remembered(Remembered),
 }
 
 impl Limit {
@@ -61,6 +65,7 @@ impl Limit {
             Limit::SlidingCounter(window) => 2 * window.window - now.micros() % window.window,
             Limit::FixedWindow(window) => window.window(now).1 - now,
             Limit::Concurrency(slots) => slots.lease,
+            Limit::Distinct(distinct) => distinct.window,
         }
     }
 
@@ -86,20 +91,26 @@ impl Limit {
             }
             Limit::FixedWindow(window) => Limit::FixedWindow(FixedWindow { limit: part(window.limit), ..window }),
             Limit::Concurrency(slots) => Limit::Concurrency(Concurrency { max: part(slots.max), ..slots }),
+            Limit::Distinct(distinct) => Limit::Distinct(Distinct { limit: part(distinct.limit), ..distinct }),
         }
     }
 }
 
-/// Calls `$body` with the algorithm of a limit and its state. A state of another algorithm counts as empty: the
+/// Calls `$body` with the algorithm of a limit and its state; `$values` are those of the plan, among which a check of
+/// distinct ones has its own. A state of another algorithm counts as empty: the
 /// algorithm is part of a counter's name, so that is a fault of the store.
 macro_rules! with_algorithm {
-    ($limit:expr, $held:expr, |$algorithm:ident, $state:ident| $body:expr) => {
+    ($limit:expr, $held:expr, $values:expr, |$algorithm:ident, $state:ident| $body:expr) => {
         match $limit {
             $crate::limiter::Limit::TokenBucket($algorithm) => $crate::limiter::with_algorithm!(@state $held, Bucket, |$state| $body),
             $crate::limiter::Limit::SlidingWindow($algorithm) => $crate::limiter::with_algorithm!(@state $held, Grants, |$state| $body),
             $crate::limiter::Limit::SlidingCounter($algorithm) => $crate::limiter::with_algorithm!(@state $held, Pair, |$state| $body),
             $crate::limiter::Limit::FixedWindow($algorithm) => $crate::limiter::with_algorithm!(@state $held, Fixed, |$state| $body),
             $crate::limiter::Limit::Concurrency($algorithm) => $crate::limiter::with_algorithm!(@state $held, Leases, |$state| $body),
+            $crate::limiter::Limit::Distinct(distinct) => {
+                let $algorithm = &distinct.asking($values);
+                $crate::limiter::with_algorithm!(@state $held, Remembered, |$state| $body)
+            }
         }
     };
     (@state $held:expr, $variant:ident, |$state:ident| $body:expr) => {{

@@ -7,6 +7,7 @@
 mod arithmetic;
 mod calendar;
 mod concurrency;
+mod distinct;
 mod fixed_window;
 mod hold;
 mod lease;
@@ -19,6 +20,7 @@ mod token_bucket;
 pub(crate) use self::arithmetic::{Arithmetic, MAX_EXACT_INTEGER, Need, Report, ReportedCharge, Wait};
 pub use self::calendar::{Calendar, CalendarBounds, CalendarUnit};
 pub use self::concurrency::Concurrency;
+pub use self::distinct::{Asked, Distinct, MAX_ASKED, MAX_DISTINCT, Remembered, RememberedValue};
 pub use self::fixed_window::{Alignment, FixedCount, FixedWindow};
 pub use self::hold::{Hold, Holds, Lost, MAX_HOLD, MAX_HOLDS};
 pub use self::lease::{Lease, LeaseId, LeaseStatus, Leases};

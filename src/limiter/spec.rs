@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Alignment, Calendar, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
+use super::{
+    Alignment, Asked, Calendar, Concurrency, Distinct, FixedWindow, Limit, MAX_DISTINCT, SlidingCounter, SlidingWindow,
+    TokenBucket,
+};
 
 /// The largest `limit` of an exact sliding window: every grant is stored.
 pub const MAX_LOG_LIMIT: u32 = 10_000;
@@ -91,6 +94,11 @@ pub enum Algorithm {
     SlidingCounter,
     /// One count.
     FixedWindow(Schedule),
+    /// The different values of these entries together, in order of their names: at least one, and each once.
+    Distinct {
+        /// The names of the entries.
+        of: Vec<String>,
+    },
 }
 
 /// Where the windows of a fixed window start.
@@ -116,6 +124,12 @@ pub enum SpecError {
         "expected at most {MAX_LOG_LIMIT}, because sliding_window remembers every grant; sliding_counter has no such bound"
     )]
     LogTooLarge,
+    /// The limit of distinct values exceeds [`MAX_DISTINCT`].
+    #[error("expected at most {MAX_DISTINCT}, because distinct remembers every value")]
+    TooManyValues,
+    /// A limit of distinct values names no entry whose values it counts.
+    #[error("expected at least one entry, whose different values are counted")]
+    NoEntry,
     /// The window exceeds [`MAX_WINDOW`].
     #[error("expected at most 3650d")]
     WindowTooLong,
@@ -137,12 +151,22 @@ impl Quota {
         if window > MAX_WINDOW {
             return Err(SpecError::WindowTooLong);
         }
-        let quota = Self { limit, window, algorithm };
+        let mut quota = Self { limit, window, algorithm };
+        if let Algorithm::Distinct { of } = &mut quota.algorithm {
+            // Their order makes no other counter.
+            of.sort_unstable();
+            of.dedup();
+        }
         match &quota.algorithm {
             Algorithm::TokenBucket { burst: Some(0), .. } => return Err(SpecError::Zero),
             Algorithm::TokenBucket { .. } => quota.bucket(0).map(drop)?,
             Algorithm::SlidingWindow if limit > MAX_LOG_LIMIT => return Err(SpecError::LogTooLarge),
-            Algorithm::SlidingWindow | Algorithm::SlidingCounter | Algorithm::FixedWindow(_) => {}
+            Algorithm::Distinct { of } if of.is_empty() => return Err(SpecError::NoEntry),
+            Algorithm::Distinct { .. } if limit > MAX_DISTINCT => return Err(SpecError::TooManyValues),
+            Algorithm::SlidingWindow
+            | Algorithm::SlidingCounter
+            | Algorithm::FixedWindow(_)
+            | Algorithm::Distinct { .. } => {}
         }
         Ok(quota)
     }
@@ -173,6 +197,9 @@ impl Quota {
             }
             Algorithm::SlidingWindow => Limit::SlidingWindow(SlidingWindow { limit: self.limit, window }),
             Algorithm::SlidingCounter => Limit::SlidingCounter(SlidingCounter { limit: self.limit, window }),
+            Algorithm::Distinct { .. } => {
+                Limit::Distinct(Distinct { limit: self.limit, window, asked: Asked::default() })
+            }
             Algorithm::FixedWindow(schedule) => Limit::FixedWindow(FixedWindow {
                 limit: self.limit,
                 alignment: match schedule {
@@ -190,7 +217,7 @@ impl Quota {
     }
 
     /// The kind of state in a counter's name (semantics 1): the algorithm, window and alignment. The window of a bucket
-    /// is left out, because its state carries over.
+    /// is left out, because its state carries over. Of distinct values, also the entries that have them.
     pub(crate) fn kind(&self) -> String {
         let window = micros(self.window);
         match &self.algorithm {
@@ -200,6 +227,7 @@ impl Quota {
             Algorithm::FixedWindow(Schedule::Epoch) => format!("fixed_window/{window}"),
             Algorithm::FixedWindow(Schedule::FirstHit) => format!("fixed_window/{window}/first_hit"),
             Algorithm::FixedWindow(Schedule::Calendar(calendar)) => format!("fixed_window/{calendar:?}"),
+            Algorithm::Distinct { of } => format!("distinct/{window}/{of:?}"),
         }
     }
 

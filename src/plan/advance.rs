@@ -11,6 +11,21 @@ use crate::limiter::{
     with_algorithm,
 };
 
+/// Who asks for the checks of a plan, and what for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asker<'p> {
+    /// The lease under which slots and holds are taken.
+    pub lease: LeaseId,
+    /// The values of the plan, among which a check of distinct ones has its own.
+    pub values: &'p [u64],
+}
+
+impl From<LeaseId> for Asker<'_> {
+    fn from(lease: LeaseId) -> Self {
+        Self { lease, values: &[] }
+    }
+}
+
 /// The state of a counter, with whether [`advance`] changed it and a store must write it back.
 #[derive(Clone, Debug, Default)]
 pub struct StateCell {
@@ -39,9 +54,9 @@ impl StateCell {
     }
 
     /// The first half of a check: corrects, refunds, and returns the time until its needs are met.
-    fn examine(&mut self, check: &Check, now: Timestamp) -> Wait {
+    fn examine(&mut self, check: &Check, asker: Asker<'_>, now: Timestamp) -> Wait {
         let counted = !matches!(self.state, State::Empty);
-        let (wrote, wait) = with_algorithm!(&check.limit, &mut self.state, |algorithm, state| examine(
+        let (wrote, wait) = with_algorithm!(&check.limit, &mut self.state, asker.values, |algorithm, state| examine(
             algorithm, state, now, check, counted
         ));
         self.wrote |= wrote;
@@ -54,7 +69,8 @@ impl StateCell {
         let Some(holds) = self.holds.as_deref_mut().filter(|holds| !holds.is_empty()) else { return };
         self.wrote_holds |= holds.correct(now);
         if !matches!(self.state, State::Empty) {
-            self.wrote |= with_algorithm!(limit, &mut self.state, |algorithm, state| algorithm.correct(state, now));
+            self.wrote |=
+                with_algorithm!(limit, &mut self.state, &[], |algorithm, state| algorithm.correct(state, now));
         }
         let (wrote_holds, wrote) = holds.end(limit, &mut self.state, now);
         self.wrote_holds |= wrote_holds;
@@ -85,11 +101,17 @@ impl StateCell {
     }
 
     /// The second half of a check: charges, and returns the outcome.
-    pub(super) fn settle(&mut self, check: &Check, now: Timestamp, units: u32, lease: LeaseId) -> Outcome {
+    pub(super) fn settle(&mut self, check: &Check, now: Timestamp, units: u32, asker: Asker<'_>) -> Outcome {
         self.wrote |= units > 0;
         let passes = self.passes;
-        with_algorithm!(&check.limit, &mut self.state, |algorithm, state| settle(
-            algorithm, state, now, check, units, lease, passes
+        with_algorithm!(&check.limit, &mut self.state, asker.values, |algorithm, state| settle(
+            algorithm,
+            state,
+            now,
+            check,
+            units,
+            asker.lease,
+            passes
         ))
     }
 }
@@ -143,7 +165,7 @@ fn settle<A: Arithmetic>(
 impl Check {
     /// The outcome of this check, from the state after its group and the verdict that a shared store returned.
     pub(crate) fn outcome(&self, state: State, passes: bool, now: Timestamp) -> Outcome {
-        StateCell::judged(state, passes).settle(self, now, 0, LeaseId::default())
+        StateCell::judged(state, passes).settle(self, now, 0, Asker::default())
     }
 }
 
@@ -176,12 +198,12 @@ pub type GroupOutcome = (bool, SmallVec<[Outcome; 3]>);
 pub fn advance(
     checks: &[Check],
     held: &mut [StateCell],
-    lease: LeaseId,
+    asker: Asker<'_>,
     now: Timestamp,
     refused: bool,
 ) -> GroupOutcome {
     let mut outcomes = SmallVec::with_capacity(checks.len());
-    let admitted = advance_each(checks, held, lease, now, refused, |_, _, outcome| outcomes.push(outcome));
+    let admitted = advance_each(checks, held, asker, now, refused, |_, _, outcome| outcomes.push(outcome));
     (admitted, outcomes)
 }
 
@@ -191,7 +213,7 @@ pub fn advance(
 pub(crate) fn advance_each(
     checks: &[Check],
     held: &mut [StateCell],
-    lease: LeaseId,
+    asker: Asker<'_>,
     now: Timestamp,
     refused: bool,
     mut keep: impl FnMut(usize, &mut StateCell, Outcome),
@@ -202,7 +224,7 @@ pub(crate) fn advance_each(
         if check.holding.looks() {
             held.end_holds(&check.limit, now);
         }
-        held.passes = held.examine(check, now) == Wait::Met && !check.always_denied;
+        held.passes = held.examine(check, asker, now) == Wait::Met && !check.always_denied;
         admitted &= held.passes || check.shadow;
     }
     for (number, (check, held)) in checks.iter().zip(held.iter_mut()).enumerate() {
@@ -212,9 +234,9 @@ pub(crate) fn advance_each(
             (false, false, true) => check.charges.passed,
             (false, false, false) => check.charges.refused,
         };
-        let mut outcome = held.settle(check, now, units, lease);
+        let mut outcome = held.settle(check, now, units, asker);
         if check.holding.looks() {
-            held.hold(check, if admitted { units } else { 0 }, lease, now, &mut outcome);
+            held.hold(check, if admitted { units } else { 0 }, asker.lease, now, &mut outcome);
         }
         keep(number, held, outcome);
     }
@@ -261,12 +283,12 @@ pub fn change_hold(held: &mut StateCell, change: &HoldChange, now: Timestamp) ->
     }
 }
 
-/// Takes a charge back that was made under `lease`, and forgets its hold.
-pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
+/// Takes a charge back that `asker` made, and forgets its hold.
+pub fn undo(held: &mut StateCell, undo: &Undo, asker: Asker<'_>, now: Timestamp) {
     if undo.holds
         && let Some(holds) = held.holds.as_deref_mut()
     {
-        let hold = holds.remove(lease);
+        let hold = holds.remove(asker.lease);
         held.wrote_holds |= hold.is_some();
         if hold.is_some_and(|hold| hold.ended && hold.lost == Lost::Release) {
             // It was given back at its end.
@@ -282,9 +304,9 @@ pub fn undo(held: &mut StateCell, undo: &Undo, lease: LeaseId, now: Timestamp) {
         reset: undo.reset,
         only_if_last: undo.only_if_last,
     };
-    held.wrote |= with_algorithm!(undo.limit, &mut held.state, |algorithm, state| {
+    held.wrote |= with_algorithm!(&undo.limit, &mut held.state, asker.values, |algorithm, state| {
         // Not `||`: both have to run.
-        algorithm.correct(state, now) | algorithm.undo(state, now, &charged, lease)
+        algorithm.correct(state, now) | algorithm.undo(state, now, &charged, asker.lease)
     });
 }
 

@@ -192,6 +192,13 @@ impl Check {
             Limit::TokenBucket(bucket) => bucket.levels(units),
             Limit::SlidingWindow(window) => units.min(window.limit).into(),
             Limit::Concurrency(_) => units.min(1).into(),
+            Limit::Distinct(distinct) => {
+                if units > 0 {
+                    distinct.asked.count() as u64
+                } else {
+                    0
+                }
+            }
             Limit::SlidingCounter(_) | Limit::FixedWindow(_) => units.into(),
         }
     }

@@ -1,7 +1,7 @@
 //! Merges two checks of one counter.
 
 use super::check::{Charges, Check, Needs};
-use crate::limiter::{Concurrency, FixedWindow, Limit, OnStoreError, SlidingCounter, SlidingWindow};
+use crate::limiter::{Concurrency, Distinct, FixedWindow, Limit, OnStoreError, SlidingCounter, SlidingWindow};
 
 impl Check {
     /// Merges two checks of one counter in one group: the needs of both, the highest cost and charge of each kind, and
@@ -48,6 +48,8 @@ impl Limit {
             (Limit::Concurrency(a), Limit::Concurrency(b)) => {
                 Limit::Concurrency(Concurrency { max: a.max.min(b.max), lease: a.lease.max(b.lease) })
             }
+            // The values of both are asked for by the caller, who has them.
+            (Limit::Distinct(a), Limit::Distinct(b)) => Limit::Distinct(Distinct { limit: a.limit.min(b.limit), ..a }),
             // The algorithm is part of a counter's name, so the two never differ in it.
             (a, _) => a,
         }

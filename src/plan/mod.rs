@@ -9,18 +9,20 @@ mod check;
 mod fault;
 mod merge;
 mod outcome;
+mod values;
 
 use std::num::NonZeroU32;
 
 use smallvec::SmallVec;
 
 pub(crate) use self::advance::advance_each;
-pub use self::advance::{GroupOutcome, StateCell, advance, change_hold, change_lease, undo};
+pub use self::advance::{Asker, GroupOutcome, StateCell, advance, change_hold, change_lease, undo};
 pub use self::change::{HoldAction, HoldChange, HoldChanges, LeaseAction, LeaseChange, Undo};
 pub use self::changes::Change;
 pub use self::check::{Charges, Check, CounterName, Holding, Needs};
 pub use self::fault::Fault;
 pub use self::outcome::{Applied, Outcome};
+pub use self::values::Values;
 use crate::limiter::{LeaseId, LeaseStatus};
 
 /// All checks of one request, as plain data (semantics 6).
@@ -38,6 +40,8 @@ pub struct Plan {
     pub undos: Vec<Undo>,
     /// The checks of all groups, one group after the other.
     pub checks: SmallVec<[Check; 3]>,
+    /// The values that checks of distinct ones ask for.
+    pub values: Values,
     /// Where each group ends in `checks`.
     pub groups: SmallVec<[u16; 2]>,
     /// Refuses all groups regardless of their checks, which still make their charges on refusals.
@@ -59,6 +63,17 @@ impl Plan {
         let checks: SmallVec<[Check; 3]> = checks.into_iter().collect();
         let end = u16::try_from(checks.len()).expect("a plan has at most 65535 checks");
         Self { checks, groups: SmallVec::from_slice(&[end]), ..Self::default() }
+    }
+
+    /// Who asks for its checks.
+    pub fn asker(&self) -> Asker<'_> {
+        Asker { lease: self.lease, values: self.values.as_slice() }
+    }
+
+    /// A plan of the same asker that has nothing to do yet. Checks and undos of this one keep the places of their values.
+    #[must_use]
+    pub fn of_same_asker(&self) -> Self {
+        Self { lease: self.lease, values: self.values.clone(), ..Self::default() }
     }
 
     /// Whether the plan has nothing for a store to do.

@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 
 use super::book::{Charge, HoldFor, KeyEntry, Missing};
-use super::compile::{compiled_key, partitions};
+use super::compile::{compiled_key, counted_values, partitions};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, LimiterTemplate, Rules, TemplatePart, name_prefix, template_parts,
 };
@@ -22,7 +22,7 @@ use super::planned::{CheckSource, DescriptorEnd, Planned};
 use super::resolve::{Resolved, rewrite};
 use crate::ask::{Ask, AskError, Place, Subject};
 use crate::descriptor::{Descriptor, Entry, Hits};
-use crate::limiter::{LeaseId, Limit, Lost};
+use crate::limiter::{LeaseId, Limit, Lost, MAX_ASKED};
 use crate::plan::CounterName;
 
 /// Keys that an error lists at most.
@@ -72,6 +72,10 @@ impl Rules {
             if walk.planned.plan.checks.len() > self.bounds.checks {
                 let most = self.bounds.checks;
                 return Err(AskError::invalid(place.to_string(), format!("the call makes more than {most} checks")));
+            }
+            if walk.asks_too_many_values {
+                let message = format!("the call asks for more than {MAX_ASKED} different values of one counter");
+                return Err(AskError::invalid(place.to_string(), message));
             }
             if walk.takes_too_many_places() {
                 return Err(AskError::invalid(
@@ -156,7 +160,7 @@ impl Rules {
                 );
                 return Err(AskError::invalid(format!("{place}.hold"), message));
             }
-            self.plan_direct(walk, index, descriptor, domain, (target, ask));
+            self.plan_direct(walk, index, descriptor, domain, (target, ask), place)?;
             return Ok(DescriptorEnd::Checked);
         };
         rules_hold(ask, place)?;
@@ -199,9 +203,25 @@ impl Rules {
         descriptor: &Descriptor<'_>,
         domain: &CompiledDomain,
         (target, ask): (u32, &Ask),
-    ) {
+        place: Place,
+    ) -> Result<(), AskError> {
         let limiter = self.limiter(target);
-        let key = descriptor.entries.iter().map(|entry| KeyEntry { entry: entry.key.to_owned(), normalise: vec![] });
+        let quota = limiter.quota.as_ref();
+        let of = quota.and_then(|quota| counted_values(quota, &limiter.name, &self.values, &domain.forms));
+        let of = of.unwrap_or_default();
+        if let Some(absent) = of.iter().find(|part| descriptor.value(&part.entry).is_none()) {
+            let message =
+                format!("expected the entry {:?}, whose different values {:?} counts", absent.entry, limiter.name);
+            return Err(AskError::invalid(format!("{place}.key"), message));
+        }
+        if ask.hold.is_some() && !of.is_empty() {
+            let message =
+                format!("expected none: limiter {:?} counts different values, which cannot be held", limiter.name);
+            return Err(AskError::invalid(format!("{place}.hold"), message));
+        }
+        let counted = |entry: &&Entry<'_>| of.iter().any(|part| part.entry == entry.key);
+        let key = descriptor.entries.iter().filter(|entry| !counted(entry));
+        let key = key.map(|entry| KeyEntry { entry: entry.key.to_owned(), normalise: vec![] });
         let key = compiled_key(key, &domain.forms);
         let apply = CompiledApply {
             partitions: partitions(&self.secret, &self.partitioned, &domain.name, &key),
@@ -209,6 +229,7 @@ impl Rules {
             reference: limiter.name.clone(),
             template: LimiterTemplate::Fixed(target),
             key,
+            of: of.iter().map(|part| part.entry.clone()).collect(),
             charge: Charge::Admitted,
             overdraw: false,
             missing: Missing::Deny,
@@ -224,13 +245,21 @@ impl Rules {
         };
         let shadow = domain.shadow;
         let origin = CheckOrigin { descriptor: index, rule: CheckSource::NO_RULE, target, shadow };
-        if let Some(quota) = &limiter.quota {
+        if let Some(quota) = quota {
             let limit = self.quota_limit(self.targets[target as usize].limiter as usize, quota);
-            walk.check_quota(origin, name(&quota.kind()), limit, descriptor.hits, &apply, (None, false));
+            let counter = name(&quota.kind());
+            match of.is_empty() {
+                true => walk.check_quota(origin, counter, limit, descriptor.hits, &apply, (None, false)),
+                false => {
+                    let added = walk.check_values(origin, (counter, limit), descriptor, (&apply, &of), (None, false));
+                    debug_assert!(added.is_some(), "the descriptor has its entries");
+                }
+            }
         }
         if let Some(slots) = limiter.concurrency {
             walk.check_slots(origin, name("concurrency"), Limit::Concurrency(slots), descriptor.hits);
         }
+        Ok(())
     }
 
     /// Why a limiter cannot be asked for in a domain.
@@ -271,10 +300,12 @@ impl CompiledDomain {
 }
 
 impl CompiledApply {
-    /// The entries by which it is asked for: those of its key, and those that fill its reference.
+    /// The entries by which it is asked for: those of its key, those whose values are counted, and those that fill its
+    /// reference.
     fn asked_entries(&self) -> Vec<&str> {
         let key = self.key.iter().map(|part| part.entry.as_str());
-        let mut entries: Vec<&str> = key.chain(self.template.entries()).collect();
+        let of = self.of.iter().map(String::as_str);
+        let mut entries: Vec<&str> = key.chain(of).chain(self.template.entries()).collect();
         entries.sort_unstable();
         entries.dedup();
         entries

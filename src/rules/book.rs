@@ -19,6 +19,9 @@ pub struct RuleBook {
     pub partitioned: Vec<PartitionedStore>,
     /// The limiters; names are unique.
     pub limiters: Vec<Limiter>,
+    /// How limiters of distinct values normalise what they count. One that is not listed counts values as they are in the
+    /// domain.
+    pub values: Vec<LimiterValues>,
     /// The settings of domains. A domain that is not listed has the defaults.
     pub domains: Vec<Domain>,
     /// The rules, in the order of files by name and of positions in a file.
@@ -42,6 +45,7 @@ impl Default for RuleBook {
             stores: vec!["memory".to_owned()],
             partitioned: Vec::new(),
             limiters: Vec::new(),
+            values: Vec::new(),
             domains: Vec::new(),
             rules: Vec::new(),
             shadow: false,
@@ -216,7 +220,16 @@ impl HoldFor {
     }
 }
 
-/// One entry of a key.
+/// The entries whose different values a limiter counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimiterValues {
+    /// The limiter's name.
+    pub limiter: String,
+    /// Those of its entries that have normalisers.
+    pub of: Vec<KeyEntry>,
+}
+
+/// One entry of a key, or one whose values are counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyEntry {
     /// The entry.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Action, Apply, Charge, Domain, KeyEntry, PartitionedStore, Rule, RuleBook, RuleHeaders};
+use super::book::{
+    Action, Apply, Charge, Domain, KeyEntry, LimiterValues, PartitionedStore, Rule, RuleBook, RuleHeaders,
+};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LeaseEntries, LimiterTarget,
     LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit, template_parts,
@@ -60,6 +62,24 @@ pub enum CompileError {
     /// What is charged to slots is held by their lease, and there is nothing else to hold (semantics 37).
     #[error("rule {rule:?} holds what it charges to {limiter:?}, which has only slots: those are held by their lease")]
     HeldSlots {
+        /// The rule.
+        rule: String,
+        /// The reference as configured.
+        limiter: String,
+    },
+    /// Distinct values are charged on a refusal: beyond the limit they could only push out others (semantics 57).
+    #[error("rule {rule:?} applies {limiter:?}, which counts distinct values: charge must be \"admitted\" or \"own\"")]
+    ChargedValues {
+        /// The rule.
+        rule: String,
+        /// The reference as configured.
+        limiter: String,
+    },
+    /// Distinct values are overdrawn or held, which only units can be (semantics 57).
+    #[error(
+        "rule {rule:?} applies {limiter:?}, which counts distinct values: overdraw must be off, and nothing can be held"
+    )]
+    OverdrawnValues {
         /// The rule.
         rule: String,
         /// The reference as configured.
@@ -158,6 +178,22 @@ pub(super) fn compiled_key(key: impl IntoIterator<Item = KeyEntry>, forms: &Form
     let mut key: Vec<CompiledKeyEntry> = compiled.collect();
     key.sort_by(|a, b| a.entry.cmp(&b.entry));
     key
+}
+
+/// The entries whose different values a quota counts, with their forms. `None` if it counts units.
+pub(super) fn counted_values(
+    quota: &Quota,
+    limiter: &str,
+    normalised: &[LimiterValues],
+    forms: &Forms,
+) -> Option<Box<[CompiledKeyEntry]>> {
+    let Algorithm::Distinct { of } = &quota.algorithm else { return None };
+    let written = normalised.iter().find(|values| values.limiter == limiter).map_or(&[][..], |values| &values.of);
+    let entry = |entry: &String| {
+        let written = written.iter().find(|part| part.entry == *entry).cloned();
+        written.unwrap_or_else(|| KeyEntry { entry: entry.clone(), normalise: Vec::new() })
+    };
+    Some(compiled_key(of.iter().map(entry), forms).into())
 }
 
 /// The partitions of counters with this key, and the index of the entry that determines them.
@@ -270,6 +306,7 @@ impl Compiler {
             bounds: self.book.bounds.clamped(),
             shadow: self.book.shadow,
             limiters: self.book.limiters,
+            values: self.book.values,
             debts: self.debts,
             max_wait: micros(self.book.max_wait),
             targets: self.targets,
@@ -454,8 +491,24 @@ impl Compiler {
             self.errors.push(CompileError::HeldSlots { rule: rule.to_owned(), limiter: apply.limiter });
             return None;
         }
+        let counts_values = |target: &LimiterTarget| target.quota.as_ref().is_some_and(|quota| quota.of.is_some());
+        if self.targets[first_target..].iter().any(counts_values) {
+            if apply.charge == Charge::Always {
+                self.errors.push(CompileError::ChargedValues { rule: rule.to_owned(), limiter: apply.limiter });
+                return None;
+            }
+            if apply.overdraw || apply.hold.is_some() {
+                self.errors.push(CompileError::OverdrawnValues { rule: rule.to_owned(), limiter: apply.limiter });
+                return None;
+            }
+        }
+        let of = self.targets[first_target..].iter().filter_map(|target| target.quota.as_ref()?.of.as_deref());
+        let mut of: Vec<String> = of.flatten().map(|part| part.entry.clone()).collect();
+        of.sort_unstable();
+        of.dedup();
         let key = compiled_key(apply.key, forms);
         Some(CompiledApply {
+            of,
             partitions: partitions(&self.book.secret, &self.book.partitioned, &domain.name, &key),
             domain: domain.name.clone(),
             reference: apply.limiter,
@@ -472,13 +525,13 @@ impl Compiler {
         let parts = template_parts(&apply.limiter);
         if !parts.iter().any(|part| matches!(part, TemplatePart::Entry(_))) {
             let limiter = *self.limiter_by_name.get(&apply.limiter)?;
-            return Some(LimiterTemplate::Fixed(self.target(limiter, None, apply, domain)));
+            return Some(LimiterTemplate::Fixed(self.target(limiter, None, apply, domain, forms)));
         }
         let otherwise = match &apply.otherwise {
             None => None,
             Some(name) => {
                 let limiter = *self.limiter_by_name.get(name)?;
-                Some(self.target(limiter, None, apply, domain))
+                Some(self.target(limiter, None, apply, domain, forms))
             }
         };
         let names: Vec<String> = self.book.limiters.iter().map(|limiter| limiter.name.clone()).collect();
@@ -492,7 +545,7 @@ impl Compiler {
         };
         let mut found: HashMap<String, u32, RandomState> = HashMap::default();
         for name in fitting {
-            let (tier, forms) = match &one {
+            let (tier, names) = match &one {
                 Some(entry) => {
                     let tier = filled(&parts, &name).to_owned();
                     let form = forms.value(entry, tier.as_str().into()).into_owned();
@@ -501,8 +554,8 @@ impl Compiler {
                 None => (name.clone(), produced(&parts, &name, forms)),
             };
             let limiter = self.limiter_by_name[&name];
-            let target = self.target(limiter, Some(tier.clone()), apply, domain);
-            for form in forms {
+            let target = self.target(limiter, Some(tier.clone()), apply, domain, forms);
+            for form in names {
                 // Of two names with one form, the one that is written in it is meant.
                 if form == tier {
                     found.insert(form, target);
@@ -520,7 +573,7 @@ impl Compiler {
         })
     }
 
-    fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain) -> u32 {
+    fn target(&mut self, limiter: u32, tier: Option<String>, apply: &Apply, domain: &Domain, forms: &Forms) -> u32 {
         let (secret, configured) = (&self.book.secret, &self.book.limiters[limiter as usize]);
         // The entries of a key are hashed in order of their names.
         let first = apply.key.iter().map(|part| part.entry.as_str()).min();
@@ -535,6 +588,7 @@ impl Compiler {
                 }
                 (limit, _) => limit,
             },
+            of: counted_values(quota, &configured.name, &self.book.values, forms),
             holding: self.holdings[limiter as usize],
         });
         let slots = configured.concurrency.map(|slots| (prefix("concurrency"), Limit::Concurrency(slots)));

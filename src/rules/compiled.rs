@@ -3,7 +3,9 @@
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
-use super::book::{Charge, HoldFor, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched};
+use super::book::{
+    Charge, HoldFor, LimiterValues, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched,
+};
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
@@ -21,6 +23,8 @@ pub struct Rules {
     /// Never denies: the kill switch.
     pub(super) shadow: bool,
     pub(super) limiters: Vec<Limiter>,
+    /// How limiters of distinct values normalise what they count.
+    pub(super) values: Vec<LimiterValues>,
     /// The default maximum debt of each limiter's bucket (semantics 9).
     pub(super) debts: Vec<u64>,
     /// The longest wait of a worker, in microseconds.
@@ -117,6 +121,8 @@ pub(super) struct CompiledApply {
     pub(super) template: LimiterTemplate,
     /// Sorted by name, so that two rules that list the entries in different orders share a counter.
     pub(super) key: Vec<CompiledKeyEntry>,
+    /// The entries whose different values its limiters count, each once.
+    pub(super) of: Vec<String>,
     /// In a partitioned store, the index of the key's entry that determines the partition.
     pub(super) partitions: Option<(Partitions, usize)>,
     pub(super) charge: Charge,
@@ -204,6 +210,8 @@ pub(super) struct LimiterTarget {
 pub(super) struct QuotaTarget {
     pub(super) prefix: NamePrefix,
     pub(super) limit: Limit,
+    /// The entries whose different values are counted, sorted by name. `None` if the quota counts units.
+    pub(super) of: Option<Box<[CompiledKeyEntry]>>,
     /// What a check that holds nothing itself has to do with holds.
     pub(super) holding: Holding,
 }

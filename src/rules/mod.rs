@@ -37,8 +37,8 @@ pub use self::address::address;
 #[cfg(feature = "server")]
 pub(crate) use self::askable::AskableLimiter;
 pub use self::book::{
-    Action, Apply, Charge, Domain, HoldFor, KeyEntry, Missing, PartitionedStore, RefusalText, RequestBounds, Rule,
-    RuleBook, RuleHeaders, Unmatched,
+    Action, Apply, Charge, Domain, HoldFor, KeyEntry, LimiterValues, Missing, PartitionedStore, RefusalText,
+    RequestBounds, Rule, RuleBook, RuleHeaders, Unmatched,
 };
 pub use self::compile::CompileError;
 #[cfg(feature = "server")]

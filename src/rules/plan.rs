@@ -1,13 +1,15 @@
 //! Turns a request into a plan: walks the rules that match each descriptor.
 
 use super::book::{Missing, Unmatched};
-use super::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, LimiterTarget, Rules, name_prefix};
+use super::compiled::{
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, Rules, name_prefix,
+};
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
-use super::terms::{quota_terms, slot_terms};
+use super::terms::{quota_terms, slot_terms, value_terms};
 use crate::descriptor::{Descriptor, Hits, LimitOverride, Request};
 use crate::lease::{LeaseCommand, LeaseToken, MAX_PLACES_PER_LEASE, Units};
-use crate::limiter::{LeaseId, Limit};
+use crate::limiter::{Asked, Distinct, LeaseId, Limit};
 use crate::plan::{Charges, Check, CounterName, Holding, Plan};
 use crate::secret::NamePrefix;
 use crate::settings::Bound;
@@ -35,7 +37,8 @@ impl Rules {
                 }
             };
             walk.planned.ends.push(end);
-            if walk.planned.plan.checks.len() > self.bounds.checks || walk.takes_too_many_places() {
+            let too_many = walk.planned.plan.checks.len() > self.bounds.checks || walk.asks_too_many_values;
+            if too_many || walk.takes_too_many_places() {
                 return walk.refuse_outright(RefusedBy::TooLarge(Bound::Checks), request);
             }
         }
@@ -50,6 +53,8 @@ pub(super) struct Walk<'r> {
     pub(super) planned: Box<Planned>,
     /// Number of slots and holds requested, those of merged checks included.
     places_requested: usize,
+    /// Whether enforced checks of one counter ask for more values than it can decide together.
+    pub(super) asks_too_many_values: bool,
 }
 
 /// A rule and a target of it, from which checks of a descriptor come.
@@ -63,7 +68,7 @@ pub(super) struct CheckOrigin {
 
 impl<'r> Walk<'r> {
     pub(super) fn new(rules: &'r Rules, lease: LeaseId) -> Self {
-        let mut walk = Walk { rules, planned: Box::default(), places_requested: 0 };
+        let mut walk = Walk { rules, planned: Box::default(), places_requested: 0, asks_too_many_values: false };
         walk.planned.plan.lease = lease;
         walk
     }
@@ -284,7 +289,8 @@ impl Walk<'_> {
         true
     }
 
-    /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key is missing.
+    /// The checks of one limiter: its quota, its slots or both. `None` when an entry of the key, or one whose values are
+    /// counted, is missing; slots do not need the latter.
     #[inline(always)]
     fn checks(
         &mut self,
@@ -296,6 +302,7 @@ impl Walk<'_> {
     ) -> Option<()> {
         let target = &self.rules.targets[target_number as usize];
         let origin = CheckOrigin { descriptor: descriptor_number, rule: rule_number, target: target_number, shadow };
+        let mut found = Some(());
         if let Some(quota) = &target.quota {
             let mut applied_override = None;
             let mut always_denied = false;
@@ -313,13 +320,17 @@ impl Walk<'_> {
                 }
             }
             let counter = apply.name(prefix, descriptor)?;
-            self.check_quota(origin, counter, limit, descriptor.hits, apply, (applied_override, always_denied));
+            let overridden = (applied_override, always_denied);
+            match &quota.of {
+                None => self.check_quota(origin, counter, limit, descriptor.hits, apply, overridden),
+                Some(of) => found = self.check_values(origin, (counter, limit), descriptor, (apply, of), overridden),
+            }
         }
         if let Some((prefix, limit)) = &target.slots {
             let counter = apply.name(prefix, descriptor)?;
             self.check_slots(origin, counter, *limit, descriptor.hits);
         }
-        Some(())
+        found
     }
 
     /// Adds the check of a quota.
@@ -352,6 +363,45 @@ impl Walk<'_> {
         };
         self.places_requested += usize::from(check.holding.holds());
         self.add_from(origin, check, false, applied_override);
+    }
+
+    /// Adds the check of a limit of distinct values, with the value that the descriptor has. `None` when an entry of the value
+    /// is missing. A refund has no check.
+    #[cold]
+    pub(super) fn check_values(
+        &mut self,
+        origin: CheckOrigin,
+        (counter, limit): (CounterName, Limit),
+        descriptor: &Descriptor<'_>,
+        (apply, of): (&CompiledApply, &[CompiledKeyEntry]),
+        (applied_override, always_denied): (Option<LimitOverride>, bool),
+    ) -> Option<()> {
+        let value = apply.asked_value(of, counter, descriptor, &self.rules.secret)?;
+        let Some((needs, charges)) = value_terms(descriptor.hits, apply.charge) else { return Some(()) };
+        let asked = match needs.fits {
+            // A peek asks for room, whatever its value.
+            0 => Some(Asked::default()),
+            _ => self.planned.plan.values.ask([value]),
+        };
+        let (Limit::Distinct(distinct), Some(asked)) = (limit, asked) else {
+            self.asks_too_many_values = true;
+            return Some(());
+        };
+        let limiter = self.rules.limiter(origin.target);
+        let check = Check {
+            counter,
+            store: limiter.store,
+            limit: Limit::Distinct(Distinct { asked, ..distinct }),
+            needs,
+            charges,
+            refund: 0,
+            shadow: origin.shadow,
+            always_denied,
+            on_store_error: limiter.on_store_error,
+            holding: Holding::None,
+        };
+        self.add_from(origin, check, false, applied_override);
+        Some(())
     }
 
     /// Adds the check of a limiter's slots. A refund has none.
@@ -431,12 +481,30 @@ impl Walk<'_> {
                 match (known.shadow, check.shadow) {
                     (true, false) => *known = check,
                     (false, true) => {}
-                    (true, true) | (false, false) => *known = known.merge(&check),
+                    (true, true) | (false, false) => {
+                        *known = known.merge(&check);
+                        if !self.planned.plan.values.is_empty() {
+                            self.ask_for_both(number, &check);
+                        }
+                    }
                 }
                 number
             }
         };
         number as u16
+    }
+
+    /// Asks for the values of a check too that was merged into the one with this index. What a check in shadow asks for beyond
+    /// the most values is not counted.
+    #[cold]
+    fn ask_for_both(&mut self, number: usize, other: &Check) {
+        let plan = &mut self.planned.plan;
+        let check = &mut plan.checks[number];
+        let (Limit::Distinct(one), Limit::Distinct(other)) = (&mut check.limit, &other.limit) else { return };
+        match plan.values.ask_both(one.asked, other.asked) {
+            Some(both) => one.asked = both,
+            None => self.asks_too_many_values |= !check.shadow,
+        }
     }
 }
 

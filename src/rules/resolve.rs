@@ -11,7 +11,7 @@ use super::form::{Form, differing};
 use super::matcher::EntryTest;
 use crate::descriptor::{Descriptor, ListValue};
 use crate::plan::CounterName;
-use crate::secret::NamePrefix;
+use crate::secret::{NamePrefix, Secret};
 
 /// The descriptor with its values in the forms of the domain; `None` where nothing changes.
 pub(super) fn rewrite<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> Option<Descriptor<'a>> {
@@ -113,7 +113,7 @@ impl CompiledRule {
         let matched = self.matches.iter().map(|required| required.entry.as_str());
         let counted = applies.iter().flat_map(|apply| {
             let key = apply.key.iter().map(|part| part.entry.as_str());
-            key.chain(apply.template.entries())
+            key.chain(apply.of.iter().map(String::as_str)).chain(apply.template.entries())
         });
         matched.chain(counted)
     }
@@ -209,6 +209,28 @@ impl CompiledApply {
             }
         };
         found.map_or(Resolved::NoLimiter, |target| Resolved::Target(*target))
+    }
+
+    /// The hash of what a descriptor has in the entries whose different values are counted; `None` when a required one is
+    /// missing.
+    #[cold]
+    pub(super) fn asked_value(
+        &self,
+        of: &[CompiledKeyEntry],
+        counter: CounterName,
+        descriptor: &Descriptor<'_>,
+        secret: &Secret,
+    ) -> Option<u64> {
+        let value = |part: &'_ CompiledKeyEntry| match (descriptor.value(&part.entry), self.missing) {
+            (Some(value), _) => Some(value),
+            (None, Missing::Empty) => Some(""),
+            (None, Missing::Skip | Missing::Deny) => None,
+        };
+        if of.iter().any(|part| value(part).is_none()) {
+            return None;
+        }
+        let entries = of.iter().filter_map(|part| Some((part.entry.as_str(), part.value(value(part)?))));
+        Some(secret.value(counter, entries))
     }
 
     /// Completes a counter's name with the entries of the key; `None` when a required one is missing.

@@ -25,6 +25,20 @@ pub(super) fn quota_terms(hits: Hits, apply: &CompiledApply) -> (Needs, Charges,
     }
 }
 
+/// The needs and charges of a descriptor's hits on distinct values: one value, whatever the hits (semantics 57). `None` for a
+/// refund, which gives none back.
+pub(super) fn value_terms(hits: Hits, charge: Charge) -> Option<(Needs, Charges)> {
+    match hits {
+        Hits::Charge(_) => {
+            // Beyond the limit, a value could only push out another: compiling refuses `always`.
+            let passed = u32::from(charge != Charge::Admitted);
+            Some((Needs { fits: 1, ..Needs::default() }, Charges { admitted: 1, passed, refused: 0 }))
+        }
+        Hits::Peek => Some((Needs { one_left: true, ..Needs::default() }, Charges::default())),
+        Hits::Refund(_) => None,
+    }
+}
+
 /// The needs and charges of a descriptor's hits on slots. `None` for a refund: a slot is released by its lease
 /// (semantics 11).
 pub(super) fn slot_terms(hits: Hits) -> Option<(Needs, Charges)> {

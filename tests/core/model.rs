@@ -38,6 +38,7 @@ impl Model {
             Numbers::Pair { .. } => Model::Pair(Pair::default()),
             Numbers::Fixed { .. } => Model::Fixed(Fixed::default()),
             Numbers::Slots { .. } => Model::Slots(Slots::default()),
+            Numbers::Values { .. } => unreachable!("distinct.rs has their model"),
         }
     }
 

@@ -126,7 +126,8 @@ fn follow(numbers: &[Numbers], window: u64, steps: &[Step]) {
                 always_denied: step.always_denied,
                 ..blank(numbers)
             };
-            let (admitted, outcomes) = advance(&[check], std::slice::from_mut(&mut held), lease, now, step.refused);
+            let (admitted, outcomes) =
+                advance(&[check], std::slice::from_mut(&mut held), lease.into(), now, step.refused);
             let outcome: Outcome = outcomes[0];
             assert_eq!(admitted, !step.refused && (outcome.passes || step.shadow), "admitted");
             model.follow(numbers, &check, step.refused, lease, now, &outcome);
@@ -297,7 +298,9 @@ fn admits_no_more_than(numbers: Numbers, admitted: &Admitted) {
                 assert!(units <= limit, "{numbers:?}");
             }
         }
-        Numbers::Fixed { .. } | Numbers::Slots { .. } => unreachable!("not among these counters' windows"),
+        Numbers::Fixed { .. } | Numbers::Slots { .. } | Numbers::Values { .. } => {
+            unreachable!("not among these counters' windows")
+        }
     }
 }
 
@@ -307,6 +310,7 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
     always(400, plans(scope, 250), |steps| {
         let mut admitted: HashMap<CounterName, (Numbers, Admitted)> = HashMap::new();
         let mut leases: HashMap<CounterName, HashMap<LeaseId, u64>> = HashMap::new();
+        let mut tried: HashMap<CounterName, HashMap<u64, u64>> = HashMap::new();
         walk(&steps, |reference, plan, now| {
             let applied = reference.apply(plan, now);
             for (change, status) in plan.changes.iter().zip(&applied.statuses) {
@@ -330,6 +334,16 @@ fn no_interleaving_of_plans_admits_more_than_each_limit() {
                 let passes = outcomes.iter().all(|outcome| outcome.passes);
                 for (check, outcome) in group.iter().zip(&outcomes) {
                     let numbers = numbers_of(check);
+                    if let Limit::Distinct(distinct) = check.limit {
+                        let tried = tried.entry(check.counter).or_default();
+                        if passes && check.charges.admitted > 0 {
+                            let asked = distinct.asked.of(plan.values.as_slice());
+                            tried.extend(asked.iter().map(|value| (*value, now.micros())));
+                        }
+                        tried.retain(|_, at| *at + distinct.window > now.micros());
+                        assert!(tried.len() <= distinct.limit as usize, "{} values of {}", tried.len(), distinct.limit);
+                        continue;
+                    }
                     let Numbers::Slots { max, lease } = numbers else {
                         let (_, log) = admitted.entry(check.counter).or_insert((numbers, Vec::new()));
                         match (passes, outcome.passes) {
@@ -473,7 +487,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
                 ..blank(Numbers::Log { limit: 1, window: 1 })
             };
             let lease = LeaseId(number as u128);
-            let outcome = advance(&[check], std::slice::from_mut(&mut held), lease, now, false).1[0];
+            let outcome = advance(&[check], std::slice::from_mut(&mut held), lease.into(), now, false).1[0];
             assert!(outcome.remaining <= outcome.limit);
             assert!(outcome.reset <= EXACT, "reset {}", outcome.reset);
             if let State::Bucket(bucket) = &held.state {
@@ -488,7 +502,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
                 let peek = Check { charges: Charges::default(), refund: 0, ..check };
                 let passes_after = |wait: u64| {
                     let mut copy = StateCell::from(held.state.clone());
-                    advance(&[peek], std::slice::from_mut(&mut copy), lease, now.plus(wait), false).1[0].passes
+                    advance(&[peek], std::slice::from_mut(&mut copy), lease.into(), now.plus(wait), false).1[0].passes
                 };
                 assert!(passes_after(wait), "still refused after {wait}");
                 assert!(wait == 0 || !passes_after(wait - 1), "sooner than {wait}");
@@ -503,6 +517,7 @@ fn no_number_that_configuration_accepts_overflows_or_favours_the_caller() {
             Algorithm::SlidingCounter => Numbers::Pair { limit: quota.limit, window },
             // Refunds and restarts move the windows that start at the first hit; epoch windows cover the arithmetic.
             Algorithm::FixedWindow(_) => return,
+            Algorithm::Distinct { .. } => unreachable!("no quota here counts values"),
         };
         admits_no_more_than(numbers, &admitted);
     });
@@ -523,7 +538,7 @@ fn a_configured_rate_is_met_within_a_percent_and_never_exceeded() {
                 charges: Charges { admitted: if charge { cost } else { 0 }, ..Charges::default() },
                 ..blank(Numbers::Log { limit: 1, window: 1 })
             };
-            advance(&[check], std::slice::from_mut(&mut held), LeaseId::default(), START, false).1[0]
+            advance(&[check], std::slice::from_mut(&mut held), LeaseId::default().into(), START, false).1[0]
         };
         assert!(ask(bucket.burst(), true).passes, "it is full at first");
         let cost = cost.min(bucket.burst());

@@ -54,10 +54,10 @@ fn undoes_what_was_added(empty: impl Fn() -> Stores) {
             now = Timestamp::from_micros(now.micros().saturating_add_signed(*by));
             let mut plan = plan.clone();
             as_is_undone(&mut plan);
-            // Past its limit a log drops its oldest grants. Such a charge is of a refusal, and is never undone.
-            plan.checks.iter_mut().filter(|check| matches!(check.limit, Limit::SlidingWindow(_))).for_each(|check| {
-                check.charges.refused = 0;
-            });
+            // Past its limit a log drops its oldest grants, and a set its oldest values. Such a charge is of a refusal, and is
+            // never undone.
+            let dropping = |check: &&mut Check| matches!(check.limit, Limit::SlidingWindow(_) | Limit::Distinct(_));
+            plan.checks.iter_mut().filter(dropping).for_each(|check| check.charges.refused = 0);
             let found = runtime.block_on(store.apply(&plan, now));
             if number % 3 > 0 {
                 same(number, &reference.apply(&plan, now), &found);
@@ -67,7 +67,7 @@ fn undoes_what_was_added(empty: impl Fn() -> Stores) {
                 Undo::of(check, answer.as_ref().expect("it was answered"), found.at)
             };
             let undos = plan.checks.iter().zip(&found.answers).filter_map(undo).collect();
-            runtime.block_on(store.apply(&Plan { undos, lease: plan.lease, ..Plan::default() }, now));
+            runtime.block_on(store.apply(&Plan { undos, ..plan.of_same_asker() }, now));
             plan.checks.iter_mut().for_each(|check| check.charges = Charges::default());
             reference.apply(&plan, now);
         }

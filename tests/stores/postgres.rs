@@ -68,7 +68,7 @@ fn undo_plan(plan: &Plan, applied: &Applied) -> Plan {
         let undo = Undo::of(check, &answer.expect("it was answered"), applied.at);
         undos.extend(undo.map(|undo| Undo { only_if_last, ..undo }));
     }
-    Plan { undos, lease: plan.lease, ..Plan::default() }
+    Plan { undos, ..plan.of_same_asker() }
 }
 
 fn compare_random_plans(runs: u32, batch_size: usize) {

@@ -51,7 +51,7 @@ fn take_back(plan: &Plan, applied: &Applied) -> Plan {
         Some(Undo { only_if_last, ..undo })
     };
     let undos = plan.checks.iter().zip(&applied.answers).filter_map(undo);
-    Plan { undos: undos.collect(), lease: plan.lease, ..Plan::default() }
+    Plan { undos: undos.collect(), ..plan.of_same_asker() }
 }
 
 /// Executes batches, each at one moment, and compares them with the reference plan by plan. The charges of a batch's

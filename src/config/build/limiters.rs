@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
+use super::key::entries;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::rate_sync::is_rate_sync;
 use crate::config::schema;
@@ -14,6 +15,7 @@ use crate::limiter::{
     Algorithm, Calendar, CalendarUnit, Concurrency, Limiter, MAX_SLOTS, MAX_WINDOW, OnStoreError, Quota, Schedule,
     SpecError, WorkerSettings,
 };
+use crate::rules::{KeyEntry, LimiterValues};
 use crate::settings::Bounds;
 
 /// The default lease of a slot: the time after which it is free even if it is not released.
@@ -25,6 +27,8 @@ pub(in crate::config) struct Limiters {
     all: Vec<(String, Option<Limiter>)>,
     /// The index by name.
     indexes: HashMap<String, usize>,
+    /// How limiters normalise the values that they count.
+    values: Vec<LimiterValues>,
 }
 
 impl Limiters {
@@ -48,9 +52,9 @@ impl Limiters {
         self.get(name).is_some_and(|limiter| limiter.workers.direct)
     }
 
-    /// The valid limiters.
-    pub(in crate::config) fn into_built(self) -> Vec<Limiter> {
-        self.all.into_iter().filter_map(|(_, limiter)| limiter).collect()
+    /// The valid limiters, and how they normalise the values that they count.
+    pub(in crate::config) fn into_built(self) -> (Vec<Limiter>, Vec<LimiterValues>) {
+        (self.all.into_iter().filter_map(|(_, limiter)| limiter).collect(), self.values)
     }
 }
 
@@ -62,16 +66,25 @@ pub(in crate::config) fn limiters(
     problems: &mut Problems,
 ) -> Limiters {
     let rate_sync = is_rate_sync(file);
+    let mut values = Vec::new();
     let limiter = |item: &Item<schema::Limiter>| {
         let written = item.value.as_ref();
         let limiter = written.and_then(|written| {
-            LimiterBuilder { item, written, stores, bounds, rate_sync, problems: &mut *problems }.limiter()
+            let mut of = Vec::new();
+            let builder =
+                LimiterBuilder { item, written, stores, bounds, rate_sync, of: &mut of, problems: &mut *problems };
+            let limiter = builder.limiter();
+            of.retain(|part| !part.normalise.is_empty());
+            if !of.is_empty() {
+                values.push(LimiterValues { limiter: item.name.clone(), of });
+            }
+            limiter
         });
         (item.name.clone(), limiter)
     };
     let all: Vec<(String, Option<Limiter>)> = file.limiters.named().iter().map(limiter).collect();
     let indexes = all.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
-    Limiters { all, indexes }
+    Limiters { all, indexes, values }
 }
 
 /// Builds one limiter.
@@ -82,6 +95,8 @@ struct LimiterBuilder<'a> {
     bounds: &'a Bounds,
     /// Whether it is in a file of rate-sync.
     rate_sync: bool,
+    /// The entries whose different values it counts.
+    of: &'a mut Vec<KeyEntry>,
     problems: &'a mut Problems,
 }
 
@@ -254,11 +269,25 @@ impl<'a> LimiterBuilder<'a> {
             schema::Algorithm::TokenBucket => self.bucket_quota(),
             schema::Algorithm::SlidingWindow => self.window_quota(Algorithm::SlidingWindow),
             schema::Algorithm::SlidingCounter => self.window_quota(Algorithm::SlidingCounter),
+            schema::Algorithm::Distinct => self.distinct_quota(),
             schema::Algorithm::FixedWindow => {
                 let schedule = self.schedule()?;
                 self.window_quota(Algorithm::FixedWindow(schedule))
             }
         }
+    }
+
+    fn distinct_quota(&mut self) -> Option<Quota> {
+        let written = self.written;
+        if written.of.is_absent() {
+            self.missing("of", "the entries whose different values are counted, such as [\"account\"]");
+        }
+        *self.of = entries(written.of.items(), "but the list already has this entry", self.problems, |_, _, _| {});
+        let of: Vec<String> = self.of.iter().map(|part| part.entry.clone()).collect();
+        if written.of.get().is_none() {
+            return None;
+        }
+        self.window_quota(Algorithm::Distinct { of })
     }
 
     fn bucket_quota(&mut self) -> Option<Quota> {
@@ -386,7 +415,8 @@ impl<'a> LimiterBuilder<'a> {
         let numbers = written.burst.location().or(written.limit.location()).unwrap_or(location);
         let location = match error {
             SpecError::Zero | SpecError::WindowTooLong => location,
-            SpecError::LogTooLarge => written.limit.location().unwrap_or(location),
+            SpecError::LogTooLarge | SpecError::TooManyValues => written.limit.location().unwrap_or(location),
+            SpecError::NoEntry => written.of.location().unwrap_or(location),
             SpecError::Rate(_) => numbers,
         };
         let reason = match error {

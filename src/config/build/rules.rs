@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::key::{entries, normalisers};
 use super::limiters::Limiters;
 use super::server::FIXED_ENTRIES;
+use super::values::refuse_impossible;
 use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::document::warning::WarningKind;
@@ -194,19 +196,6 @@ impl KnownEntries {
         }
         Some(Self { domain: item.name.clone(), names, unlisted: UnlistedEntries::Never })
     }
-}
-
-fn normalisers(list: &[Located<schema::Normaliser>]) -> Vec<Normaliser> {
-    let normaliser = |written: &Located<schema::Normaliser>| match written.value {
-        schema::Normaliser::Lowercase => Normaliser::Lowercase,
-        schema::Normaliser::Trim => Normaliser::Trim,
-        schema::Normaliser::Path => Normaliser::Path,
-        schema::Normaliser::Host => Normaliser::Host,
-        schema::Normaliser::Method => Normaliser::Method,
-        schema::Normaliser::Bearer => Normaliser::Bearer,
-        schema::Normaliser::Nfkc => Normaliser::Nfkc,
-    };
-    list.iter().map(normaliser).collect()
 }
 
 fn domain(
@@ -448,6 +437,12 @@ impl<'a> RuleBuilder<'a> {
         }
         let key = self.key(written);
         let hold = self.hold(written, &limiters);
+        let known = self.entries;
+        for limiter in &limiters {
+            refuse_impossible(written, limiter, &key, self.problems, |entry, location, problems| {
+                check_entry(entry, location, known, problems);
+            });
+        }
         Some(Apply {
             limiter: written.limiter.get()?.value.clone(),
             otherwise: written.otherwise.get().map(|otherwise| otherwise.value.clone()),
@@ -488,29 +483,15 @@ impl<'a> RuleBuilder<'a> {
     }
 
     fn key(&mut self, written: &schema::Apply) -> Vec<KeyEntry> {
-        let mut key: Vec<KeyEntry> = Vec::new();
-        for part in written.key.items() {
-            let (entry, normalise, location) = match &part.value {
-                schema::WrittenKeyEntry::Name(entry) => (entry.clone(), Vec::new(), &part.location),
-                schema::WrittenKeyEntry::Table(table) => {
-                    let Some(entry) = table.entry.get() else { continue };
-                    let mut normalise = normalisers(table.normalise.items());
-                    if let Some(bits) = table.ipv6_prefix.copied() {
-                        normalise.push(Normaliser::Ipv6Prefix(u8::try_from(bits.0).unwrap_or(128)));
-                    }
-                    (entry.value.clone(), normalise, &entry.location)
-                }
-            };
-            check_entry(&entry, location, self.entries, self.problems);
-            if entry.is_empty() {
-                self.problems.refuse(location, "expected the name of an entry");
-            }
-            if key.iter().any(|part| part.entry == entry) {
-                self.problems.refuse(location, "but the key already has this entry");
-            }
-            key.push(KeyEntry { entry, normalise });
-        }
-        key
+        let known = self.entries;
+        entries(
+            written.key.items(),
+            "but the key already has this entry",
+            self.problems,
+            |entry, location, problems| {
+                check_entry(entry, location, known, problems);
+            },
+        )
     }
 
     /// The limiters that an apply can select. Reports names that do not exist.

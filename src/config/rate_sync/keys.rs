@@ -53,7 +53,7 @@ pub(super) fn of_limiter(key: &str, limiter: &Limiter) -> Option<String> {
             None => "slots alone, because there is no rate".to_owned(),
             Some(Algorithm::TokenBucket { .. }) => "tokens refill steadily".to_owned(),
             Some(Algorithm::SlidingWindow) => "counted exactly: every grant is remembered".to_owned(),
-            Some(Algorithm::SlidingCounter | Algorithm::FixedWindow(_)) => return None,
+            Some(Algorithm::SlidingCounter | Algorithm::FixedWindow(_) | Algorithm::Distinct { .. }) => return None,
         },
         "rate_per_second" => rate(quota?),
         "max_concurrent" => {

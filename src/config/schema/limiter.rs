@@ -1,7 +1,8 @@
 //! The table of a limiter.
 
 use super::decode::{choice, table};
-use super::values::{Amount, Positive, Seconds, Span, Switch, Units, Wait};
+use super::rule::WrittenKeyEntry;
+use super::values::{Amount, List, Positive, Seconds, Span, Switch, Units, Wait};
 
 table! {
     /// A named algorithm with its numbers, its store, and its answer when the store cannot decide. A rate or a window, a number of concurrent requests, or both.
@@ -14,6 +15,9 @@ table! {
         [only(WINDOWED)]
         /// The length of the window, such as `1m`.
         window: Span,
+        [only(&["distinct"])]
+        /// The entries whose different values `distinct` counts, such as `["account"]`: as in a key, names or tables with normalisers. Several count together: two accounts on two devices are up to four values.
+        of: List<WrittenKeyEntry>,
         [only(WINDOWED), unprinted("printed as window")]
         /// For rate-sync files: the length of the window in seconds.
         window_seconds: Seconds,
@@ -61,7 +65,7 @@ table! {
 }
 
 /// The algorithms that count in windows.
-const WINDOWED: &[&str] = &["token_bucket", "sliding_window", "sliding_counter", "fixed_window"];
+const WINDOWED: &[&str] = &["token_bucket", "sliding_window", "sliding_counter", "fixed_window", "distinct"];
 
 choice! {
     /// How units are counted.
@@ -74,6 +78,8 @@ choice! {
         "sliding_counter" => SlidingCounter,
         /// At most `limit` in each window, from one count.
         "fixed_window" => FixedWindow,
+        /// At most `limit` different values of `of` in any window, exactly; every value is remembered, as a hash.
+        "distinct" => Distinct,
         /// At most `max_concurrent` at the same time.
         "concurrency" => Concurrency,
     }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::limiter::{Alignment, Concurrency, FixedWindow, SlidingCounter, SlidingWindow, TokenBucket};
+use crate::limiter::{
+    Alignment, Asked, Concurrency, Distinct, FixedWindow, SlidingCounter, SlidingWindow, TokenBucket,
+};
 use crate::plan::{Charges, CounterName};
 
 const NOW: Timestamp = Timestamp::from_secs(1_000);
@@ -9,7 +11,7 @@ fn check(limit: Limit, cost: u32) -> Check {
     Check::charge(CounterName::default(), limit, cost)
 }
 
-fn of_each_algorithm(limit: u32) -> [Limit; 6] {
+fn of_each_algorithm(limit: u32) -> [Limit; 7] {
     let window = 10 * SECOND;
     [
         Limit::TokenBucket(TokenBucket::new(limit.into(), window, limit, 0).expect("it can be held")),
@@ -18,12 +20,15 @@ fn of_each_algorithm(limit: u32) -> [Limit; 6] {
         Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::Epoch(window) }),
         Limit::FixedWindow(FixedWindow { limit, alignment: Alignment::FirstHit(window) }),
         Limit::Concurrency(Concurrency { max: limit, lease: window }),
+        Limit::Distinct(Distinct { limit, window, asked: Asked::place(0, 1).expect("it is one value") }),
     ]
 }
 
+/// Decides a check under a lease, which also asks for a value that no other lease asks for.
 fn decide(check: Check, held: &mut StateCell, lease: u128, now: Timestamp) -> Outcome {
     held.wrote = false;
-    advance(&[check], std::slice::from_mut(held), LeaseId(lease), now, false).1[0]
+    let asker = Asker { lease: LeaseId(lease), values: &[lease as u64] };
+    advance(&[check], std::slice::from_mut(held), asker, now, false).1[0]
 }
 
 /// Weakness D11: refusals write.
@@ -118,7 +123,7 @@ fn a_charge_that_is_taken_back_changes_no_later_answer() {
                 only_if_last: false,
                 holds: false,
             };
-            undo(&mut undone, &charged, LeaseId(2), now);
+            undo(&mut undone, &charged, Asker { lease: LeaseId(2), values: &[2] }, now);
             for wait in [0, 1, 7 * SECOND, 30 * SECOND] {
                 let answer = |held: &StateCell| decide(check(limit, 1), &mut held.clone(), 4, now.plus(wait));
                 let (undone, never) = (answer(&undone), answer(&never));

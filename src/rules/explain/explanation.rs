@@ -113,6 +113,8 @@ pub(super) struct ApplyExplanation {
     pub(super) limiter: Option<String>,
     /// The entries of the key, with their values as they are counted.
     pub(super) key: Vec<(String, Option<String>)>,
+    /// The entries whose different values are counted, with what the descriptor has.
+    pub(super) of: Vec<(String, Option<String>)>,
     /// Why nothing is counted; `None` when all is.
     pub(super) not_applied: Option<NotApplied>,
     /// The counters that it checks, by their hashed names, with their limits.
@@ -166,6 +168,8 @@ pub(super) enum MissingEntries {
     LimiterName(String),
     /// Entries of the key.
     Key(Vec<String>),
+    /// Entries whose different values are counted.
+    Of(Vec<String>),
 }
 
 impl fmt::Display for MissingEntries {
@@ -173,6 +177,7 @@ impl fmt::Display for MissingEntries {
         match self {
             MissingEntries::LimiterName(entry) => write!(f, "missing entry of the limiter's name: {entry:?}"),
             MissingEntries::Key(entries) => write!(f, "missing entries of the key: {entries:?}"),
+            MissingEntries::Of(entries) => write!(f, "missing entries whose values are counted: {entries:?}"),
         }
     }
 }

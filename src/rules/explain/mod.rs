@@ -16,10 +16,13 @@ use self::explanation::{
 pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
-use super::compiled::{CompiledAction, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts};
+use super::compiled::{
+    CompiledAction, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts,
+};
 use super::matcher::EntryTest;
 use super::resolve::{Resolved, rewrite};
 use crate::descriptor::Descriptor;
+use crate::limiter::Limit;
 
 impl CompiledRule {
     /// Whether this rule ends the walk of a descriptor that it matches, as in planning.
@@ -91,21 +94,25 @@ impl Rules {
     }
 
     fn explain_apply(&self, apply: &super::compiled::CompiledApply, descriptor: &Descriptor<'_>) -> ApplyExplanation {
-        let key = apply.key.iter().map(|part| {
+        let counted = |part: &CompiledKeyEntry| {
             let value = descriptor.value(&part.entry).map(|value| part.form.value(value.into()).into_owned());
             (part.entry.clone(), value)
-        });
+        };
+        let absent = |entries: &[(String, Option<String>)]| -> Vec<String> {
+            entries.iter().filter(|(_, value)| value.is_none()).map(|(entry, _)| entry.clone()).collect()
+        };
         let mut explained = ApplyExplanation {
             reference: apply.reference.clone(),
             limiter: None,
-            key: key.collect(),
+            key: apply.key.iter().map(counted).collect(),
+            of: Vec::new(),
             not_applied: None,
             counters: Vec::new(),
             charge: apply.charge,
             overdraw: apply.overdraw,
             hold: apply.hold,
         };
-        let without = |absent| match apply.missing {
+        let without = |absent: MissingEntries| match apply.missing {
             Missing::Skip => NotApplied::Skipped(absent),
             // An entry that counts as empty is never missing.
             Missing::Deny | Missing::Empty => NotApplied::Refused(absent),
@@ -135,13 +142,17 @@ impl Rules {
         explained.limiter = Some(self.limiters[target.limiter as usize].name.clone());
         let quota = target.quota.as_ref().map(|quota| (&quota.prefix, quota.limit));
         let slots = target.slots.as_ref().map(|(prefix, limit)| (prefix, *limit));
+        explained.of = target.quota.iter().filter_map(|quota| quota.of.as_deref()).flatten().map(counted).collect();
+        let without_value = absent(&explained.of);
         for (prefix, limit) in quota.into_iter().chain(slots) {
+            if matches!(limit, Limit::Distinct(_)) && !without_value.is_empty() && apply.missing != Missing::Empty {
+                explained.not_applied = Some(without(MissingEntries::Of(without_value.clone())));
+                continue;
+            }
             match apply.name(prefix, descriptor) {
                 Some(name) => explained.counters.push((name, limit)),
                 None => {
-                    let absent = explained.key.iter().filter(|(_, value)| value.is_none());
-                    let absent = absent.map(|(entry, _)| entry.clone()).collect();
-                    explained.not_applied = Some(without(MissingEntries::Key(absent)));
+                    explained.not_applied = Some(without(MissingEntries::Key(absent(&explained.key))));
                     break;
                 }
             }

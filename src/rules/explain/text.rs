@@ -133,8 +133,7 @@ impl ExplanationText<'_> {
                 return;
             }
         }
-        let key: Vec<String> =
-            apply.key.iter().map(|(entry, value)| format!("{entry}={}", value.as_deref().unwrap_or(""))).collect();
+        let key: Vec<String> = apply.key.iter().map(|(entry, value)| counted_as(entry, value.as_deref())).collect();
         match key.is_empty() {
             true => *text += ": one counter for all\n",
             false => *text += &format!(": one counter for {}\n", key.join(", ")),
@@ -149,13 +148,15 @@ impl ExplanationText<'_> {
                 *text += &format!("    concurrency: {} at a time, each for at most {lease}\n", slots.max);
             }
         }
-        let charge = match apply.charge {
-            Charge::Admitted => "charges 1 when the whole request is admitted",
-            Charge::Own => "charges 1 when this check passes, even if another refuses",
-            Charge::Always => "charges 1 regardless of the verdict",
+        let of: Vec<String> = apply.of.iter().map(|(entry, value)| counted_as(entry, value.as_deref())).collect();
+        let charges = if of.is_empty() { "charges 1".to_owned() } else { format!("remembers {}", of.join(", ")) };
+        let when = match apply.charge {
+            Charge::Admitted => "when the whole request is admitted",
+            Charge::Own => "when this check passes, even if another refuses",
+            Charge::Always => "regardless of the verdict",
         };
         let overdraw = if apply.overdraw { "; passes while one unit is left" } else { "" };
-        *text += &format!("    {charge}{overdraw}\n");
+        *text += &format!("    {charges} {when}{overdraw}\n");
         if let Some(hold) = apply.hold {
             let lost = match hold.lost {
                 Lost::Charge => "it stays charged if no lease corrects it",
@@ -222,6 +223,11 @@ impl ExplanationText<'_> {
     }
 }
 
+/// An entry with its value as it is counted; an entry that is missing counts as empty here.
+fn counted_as(entry: &str, value: Option<&str>) -> String {
+    format!("{entry}={}", value.unwrap_or_default())
+}
+
 fn describe(quota: &Quota) -> String {
     let (limit, window) = (quota.limit, duration(quota.window));
     match &quota.algorithm {
@@ -230,6 +236,9 @@ fn describe(quota: &Quota) -> String {
             format!("token_bucket: refills {limit} in {window}, holds at most {burst}")
         }
         Algorithm::SlidingWindow => format!("sliding_window: {limit} in any {window}"),
+        Algorithm::Distinct { of } => {
+            format!("distinct: {limit} different values of {} in any {window}", of.join(" + "))
+        }
         Algorithm::SlidingCounter => format!("sliding_counter: about {limit} in any {window}"),
         Algorithm::FixedWindow(Schedule::Epoch) => format!("fixed_window: {limit} in each {window}"),
         Algorithm::FixedWindow(Schedule::FirstHit) => format!("fixed_window: {limit} in {window} from the first hit"),

@@ -51,7 +51,7 @@ pub(super) fn decide(
     };
     let mut cells: SmallVec<[StateCell; 3]> = SmallVec::new();
     cells.extend(checks.iter().zip(lookups).map(&mut take));
-    advance_each(checks, &mut cells, plan.lease, now, refused, |index, cell, outcome| {
+    advance_each(checks, &mut cells, plan.asker(), now, refused, |index, cell, outcome| {
         let (shard, entry) = (&mut locked[lookups[index].guard], lookups[index].entry);
         let state = std::mem::take(&mut cell.state);
         shard.expired_leases -= expired_leases(&state, now);

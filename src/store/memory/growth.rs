@@ -13,7 +13,9 @@ pub(super) struct Growth {
     pub(super) logs: usize,
     /// New lease sets.
     pub(super) lease_sets: usize,
-    /// Additional heap bytes of logs and lease sets.
+    /// New sets of remembered values, of counters whose entries have room for one.
+    pub(super) value_sets: usize,
+    /// Additional heap bytes of logs and sets.
     pub(super) heap_bytes: usize,
 }
 
@@ -23,6 +25,7 @@ impl Growth {
             counters: self.counters + other.counters,
             logs: self.logs + other.logs,
             lease_sets: self.lease_sets + other.lease_sets,
+            value_sets: self.value_sets + other.value_sets,
             heap_bytes: self.heap_bytes + other.heap_bytes,
         }
     }

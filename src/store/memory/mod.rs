@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 
 use self::group::{Lookup, Lookups, apply_without_full, decide, find, leases_outcome, make_room};
 use self::shard::Shard;
-use self::snapshot::SnapshotRecord;
+use self::snapshot::{FileVersion, SnapshotRecord};
 pub use self::snapshot::{SnapshotError, SnapshotOwner};
 pub use self::space::{MemorySettings, MemoryUsage};
 use self::space::{ShardGuard, ShardId, Space};
@@ -31,7 +31,7 @@ use self::table::EntryIndex;
 use crate::clock::Timestamp;
 use crate::limiter::{LeaseId, LeaseStatus};
 use crate::plan::{
-    Applied, Change, Check, CounterName, HoldAction, HoldChange, LeaseChange, Plan, StateCell, Undo, advance,
+    Applied, Asker, Change, Check, CounterName, HoldAction, HoldChange, LeaseChange, Plan, StateCell, Undo, advance,
     change_hold, change_lease, undo,
 };
 
@@ -90,7 +90,7 @@ impl MemoryStores {
             });
         }
         for charge in &plan.undos {
-            undo_charge(&mut self.lock(self.shard(charge.store, &charge.counter)), charge, plan.lease, now);
+            undo_charge(&mut self.lock(self.shard(charge.store, &charge.counter)), charge, plan.asker(), now);
         }
         for group in plan.groups() {
             applied.admitted &= self.apply_group(group, plan, now, applied);
@@ -119,7 +119,7 @@ impl MemoryStores {
         let looking = plan.found_held(&applied.statuses).then(|| plan.looking());
         let plan = looking.as_ref().unwrap_or(plan);
         for charge in &plan.undos {
-            undo_charge(&mut locked[guard(charge.store, &charge.counter).1], charge, plan.lease, now);
+            undo_charge(&mut locked[guard(charge.store, &charge.counter).1], charge, plan.asker(), now);
         }
         for checks in plan.groups() {
             let lookup = |check: &Check| {
@@ -212,17 +212,17 @@ impl MemoryStores {
         let Space { snapshot_lock, shards, .. } = &*self.spaces[space];
         let _one_at_a_time = snapshot_lock.lock();
         let (sender, copies) = mpsc::channel();
-        let has_holds = {
+        let version = {
             let mut locked: Vec<MutexGuard<'_, Shard>> = shards.iter().map(Mutex::lock).collect();
             locked.iter_mut().for_each(|shard| shard.pending_snapshot = Some(sender.clone()));
-            locked.iter().any(|shard| !shard.holds.is_empty())
+            locked.iter().map(|shard| shard.file_version()).max().unwrap_or(FileVersion::Counters)
         };
         // A plan sends its copy under the shard's lock, so all copies are sent once the last shard was locked.
         let copies_in_turn = shards.iter().flat_map(|shard| {
             shard.lock().copy_to_snapshot();
             copies.try_iter()
         });
-        let written = snapshot::write(path, owner, has_holds, copies_in_turn);
+        let written = snapshot::write(path, owner, version, copies_in_turn);
         if written.is_err() {
             shards.iter().for_each(|shard| shard.lock().pending_snapshot = None);
         }
@@ -349,13 +349,13 @@ fn change_hold_in(shard: &mut Shard, change: &HoldChange, now: Timestamp) -> Lea
     status
 }
 
-fn undo_charge(shard: &mut Shard, charge: &Undo, lease: LeaseId, now: Timestamp) {
+fn undo_charge(shard: &mut Shard, charge: &Undo, asker: Asker<'_>, now: Timestamp) {
     let entry = shard.find(&charge.counter);
     let mut cell = StateCell::from(shard.take(entry));
     if charge.holds {
         cell.holds = shard.take_holds(&charge.counter);
     }
-    undo(&mut cell, charge, lease, now);
+    undo(&mut cell, charge, asker, now);
     keep(shard, entry, cell, &charge.look(), now);
 }
 
@@ -364,7 +364,7 @@ fn keep(shard: &mut Shard, entry: Option<EntryIndex>, mut cell: StateCell, look:
     let holds = cell.holds.take();
     match cell.wrote {
         true => {
-            let (_, outcomes) = advance(&[*look], std::slice::from_mut(&mut cell), LeaseId::default(), now, false);
+            let (_, outcomes) = advance(&[*look], std::slice::from_mut(&mut cell), Asker::default(), now, false);
             let lasts = look.limit.lasts(&cell.state, now, outcomes[0].reset);
             shard.put(&look.counter, entry, cell.state, &outcomes[0], lasts, now);
         }

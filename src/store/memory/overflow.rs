@@ -1,4 +1,4 @@
-//! The overflow of a shard's table: logs of grants and lease sets, whose size varies.
+//! The overflow of a shard's table: logs of grants, lease sets and sets of remembered values, whose size varies.
 //!
 //! ```text
 //!   entry: | name | words: index, 0, 0 | ...     slab: [Grants] [Grants] ...      heap: [moments]
@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A state of fixed size is packed into the words of its entry, and so is a log of up to three grants, which most
-//! clients of a sliding window have. Other states are in a slab, and the first word is the index there.
+//! clients of a sliding window have, and a single remembered value, because most addresses try one account. Other states
+//! are in a slab, and the first word is the index there.
 
 use slab::Slab;
 use smallvec::SmallVec;
@@ -15,24 +16,30 @@ use super::growth::{Growth, MIN_STEP_DIVISOR};
 use super::snapshot::{BUCKET_KIND, FIXED_KIND, PAIR_KIND, SnapshotValue};
 use super::table::{EntryKind, SPARE_DIVISOR, TableEntry};
 use crate::clock::Timestamp;
-use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, State};
+use crate::limiter::{BucketLevel, CounterPair, FixedCount, Grants, Leases, Remembered, RememberedValue, State};
 
 /// The number of grants that fit into the words of an entry.
 const INLINE_GRANTS: usize = 3;
 
-/// Marks an unused word of an inline log. Moments end before 2^53.
+/// The number of remembered values that fit into the words of an entry.
+const INLINE_VALUES: usize = 1;
+
+/// Marks an unused word of an inline log, and the moment of no value. Moments end before 2^53.
 const UNUSED_WORD: u64 = u64::MAX;
 
 /// The heap bytes of a pooled log: the first allocation of a new log. A log of another size would grow by other steps
 /// than [`Overflow::log_growth`] computes.
 const POOLED_LOG_BYTES: usize = 4 * size_of::<u64>();
 
-/// The logs and lease sets of a shard.
+/// The logs and sets of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
     logs: OverflowSlab<Grants>,
     leases: OverflowSlab<Leases>,
-    /// The heap bytes of all logs and lease sets.
+    values: OverflowSlab<Remembered>,
+    /// The number of counters that remember values, here or in their entries.
+    remembering: usize,
+    /// The heap bytes of all logs and sets.
     heap_bytes: usize,
     /// Empty logs, as many as a typical group has checks, so that deciding on an inline log does not allocate.
     log_pool: SmallVec<[Grants; 2]>,
@@ -41,7 +48,7 @@ pub(super) struct Overflow {
 impl Overflow {
     /// Bytes held, without the allocator's overhead and the pooled logs.
     pub(super) fn bytes(&self) -> usize {
-        self.logs.bytes() + self.leases.bytes() + self.heap_bytes
+        self.logs.bytes() + self.leases.bytes() + self.values.bytes() + self.heap_bytes
     }
 
     /// A copy of an entry's state, for a snapshot.
@@ -57,12 +64,19 @@ impl Overflow {
             }
             EntryKind::Log => SnapshotValue::Grants(self.logs.slab[entry.words[0] as usize].clone()),
             EntryKind::Leases => SnapshotValue::Leases(self.leases.slab[entry.words[0] as usize].clone()),
+            EntryKind::InlineValue => SnapshotValue::Remembered(Remembered::of_one(inline_value(entry))),
+            EntryKind::Values => SnapshotValue::Remembered(self.values.slab[entry.words[0] as usize].clone()),
         }
     }
 
     /// Concurrency slots held under leases, including expired leases that are not swept yet.
     pub(super) fn held_leases(&self) -> usize {
         self.leases.slab.iter().map(|(_, leases)| leases.iter().count()).sum()
+    }
+
+    /// Whether a counter remembers values.
+    pub(super) fn remembers(&self) -> bool {
+        self.remembering > 0
     }
 
     /// Takes out the state of an entry.
@@ -93,6 +107,12 @@ impl Overflow {
                 let leases = std::mem::take(&mut self.leases.slab[a as usize]);
                 self.heap_bytes -= leases.heap_bytes();
                 State::Leases(leases)
+            }
+            EntryKind::InlineValue => State::Remembered(Remembered::of_one(inline_value(entry))),
+            EntryKind::Values => {
+                let values = std::mem::take(&mut self.values.slab[a as usize]);
+                self.heap_bytes -= values.heap_bytes();
+                State::Remembered(values)
             }
         }
     }
@@ -125,6 +145,19 @@ impl Overflow {
                 self.heap_bytes += leases.heap_bytes();
                 (EntryKind::Leases, [self.leases.store(index(EntryKind::Leases), leases), 0, 0])
             }
+            State::Remembered(values) if values.count() <= INLINE_VALUES => {
+                self.remembering += usize::from(from.is_none());
+                if let Some(index) = index(EntryKind::Values) {
+                    self.values.slab.remove(index as usize);
+                }
+                let words = values.iter().next().map(|known| [known.value, known.at.micros(), known.earlier.micros()]);
+                (EntryKind::InlineValue, words.unwrap_or([UNUSED_WORD; 3]))
+            }
+            State::Remembered(values) => {
+                self.remembering += usize::from(from.is_none());
+                self.heap_bytes += values.heap_bytes();
+                (EntryKind::Values, [self.values.store(index(EntryKind::Values), values), 0, 0])
+            }
             // `advance` creates a state of the limit's kind before it changes anything.
             State::Empty => (EntryKind::Bucket, [0; 3]),
         }
@@ -142,6 +175,10 @@ impl Overflow {
                 self.heap_bytes += leases.heap_bytes();
                 self.leases.store(Some(entry.words[0]), leases);
             }
+            (EntryKind::Values, State::Remembered(values)) => {
+                self.heap_bytes += values.heap_bytes();
+                self.values.store(Some(entry.words[0]), values);
+            }
             (_, _) => {}
         }
     }
@@ -158,6 +195,15 @@ impl Overflow {
         let index = entry.words[0] as usize;
         match entry.kind {
             EntryKind::Vacant | EntryKind::Bucket | EntryKind::Pair | EntryKind::Fixed | EntryKind::InlineLog => 0,
+            EntryKind::InlineValue => {
+                self.remembering -= 1;
+                0
+            }
+            EntryKind::Values => {
+                self.remembering -= 1;
+                self.heap_bytes -= self.values.slab.remove(index).heap_bytes();
+                0
+            }
             EntryKind::Log => {
                 self.heap_bytes -= self.logs.slab.remove(index).heap_bytes();
                 0
@@ -197,6 +243,22 @@ impl Overflow {
         }
     }
 
+    /// The most that so many values add to the set of an entry, or to a new one.
+    pub(super) fn value_growth(&self, entry: Option<&TableEntry>, values: usize) -> Growth {
+        let held = match entry.map(|entry| (entry.kind, entry)) {
+            Some((EntryKind::Values, entry)) => {
+                let heap = self.values.slab[entry.words[0] as usize].growth(values);
+                return Growth { heap_bytes: heap, ..Growth::default() };
+            }
+            Some((EntryKind::InlineValue, entry)) => usize::from(inline_value(entry).is_some()),
+            _ => 0,
+        };
+        match held + values {
+            total if total <= INLINE_VALUES => Growth::default(),
+            total => Growth { value_sets: 1, heap_bytes: Remembered::default().growth(total), ..Growth::default() },
+        }
+    }
+
     /// The growth by a state from a snapshot.
     pub(super) fn snapshot_growth(value: &SnapshotValue) -> Growth {
         match value {
@@ -206,7 +268,13 @@ impl Overflow {
             SnapshotValue::Leases(leases) => {
                 Growth { lease_sets: 1, heap_bytes: leases.heap_bytes(), ..Growth::default() }
             }
-            SnapshotValue::Packed(..) | SnapshotValue::Grants(_) | SnapshotValue::Holds(_) => Growth::default(),
+            SnapshotValue::Remembered(values) if values.count() > INLINE_VALUES => {
+                Growth { value_sets: 1, heap_bytes: values.heap_bytes(), ..Growth::default() }
+            }
+            SnapshotValue::Packed(..)
+            | SnapshotValue::Grants(_)
+            | SnapshotValue::Remembered(_)
+            | SnapshotValue::Holds(_) => Growth::default(),
         }
     }
 
@@ -215,6 +283,7 @@ impl Overflow {
         growth.heap_bytes
             + self.logs.missing(growth.logs) * size_of::<Grants>()
             + self.leases.missing(growth.lease_sets) * size_of::<Leases>()
+            + self.values.missing(growth.value_sets) * size_of::<Remembered>()
     }
 
     /// Grows the slabs as far as needed, and by some spare room out of the `left` bytes. `reserved` is the largest number
@@ -222,12 +291,14 @@ impl Overflow {
     pub(super) fn grow(&mut self, growth: Growth, left: &mut usize, reserved: usize) {
         self.logs.grow(growth.logs, left, reserved);
         self.leases.grow(growth.lease_sets, left, reserved);
+        self.values.grow(growth.value_sets, left, reserved);
     }
 
     /// Releases the free ends of the slabs.
     pub(super) fn shrink(&mut self) {
         self.logs.shrink();
         self.leases.shrink();
+        self.values.shrink();
     }
 }
 
@@ -236,7 +307,14 @@ fn inline_grants(entry: &TableEntry) -> impl Iterator<Item = Timestamp> {
     entry.words.into_iter().take_while(|word| *word != UNUSED_WORD).map(Timestamp::from_micros)
 }
 
-/// The logs of a shard, or its lease sets.
+/// The value of an entry that has room for one.
+fn inline_value(entry: &TableEntry) -> Option<RememberedValue> {
+    let [value, at, earlier] = entry.words;
+    let [at, earlier] = [at, earlier].map(Timestamp::from_micros);
+    (at.micros() != UNUSED_WORD).then_some(RememberedValue { value, at, earlier })
+}
+
+/// The logs of a shard, or its sets of one kind.
 #[derive(Debug)]
 struct OverflowSlab<T> {
     slab: Slab<T>,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Shard -- table.rs     an entry for each counter, with small states inside
-//!         |- overflow.rs  logs of grants and lease sets
+//!         |- overflow.rs  logs of grants, lease sets and sets of remembered values
 //!         |- holds.rs     charges that leases can correct
 //!         |- eviction.rs  the choice of counters to remove when the shard is full
 //!         '- pool.rs      the bytes that the shards of a store share
@@ -15,7 +15,7 @@ use super::growth::Growth;
 use super::holds::HoldTable;
 use super::overflow::Overflow;
 use super::pool::BytePool;
-use super::snapshot::{BUCKET_KIND, PAIR_KIND, SnapshotRecord, SnapshotValue};
+use super::snapshot::{BUCKET_KIND, FileVersion, PAIR_KIND, SnapshotRecord, SnapshotValue};
 use super::table::{
     CoarseSeconds, EXHAUSTED_AT_ONCE_SHARE, EXHAUSTED_SHARE, EntryIndex, EntryKind, REFUSING_SHARE, ShardTable,
     TableEntry, capacity_for, whole_seconds,
@@ -82,6 +82,15 @@ impl Shard {
         self.overflow.held_leases()
     }
 
+    /// The version of a snapshot that can have the counters.
+    pub(super) fn file_version(&self) -> FileVersion {
+        match (self.overflow.remembers(), self.holds.is_empty()) {
+            (true, _) => FileVersion::Values,
+            (false, false) => FileVersion::Holds,
+            (false, true) => FileVersion::Counters,
+        }
+    }
+
     /// Sends a copy of the counters to a snapshot that waits for it.
     #[inline]
     pub(super) fn copy_to_snapshot(&mut self) {
@@ -138,6 +147,7 @@ impl Shard {
             SnapshotValue::Packed(_, words) => (EntryKind::Fixed, words),
             SnapshotValue::Grants(grants) => self.overflow.pack(State::Grants(grants), None),
             SnapshotValue::Leases(leases) => self.overflow.pack(State::Leases(leases), None),
+            SnapshotValue::Remembered(values) => self.overflow.pack(State::Remembered(values), None),
             SnapshotValue::Holds(_) => return false,
         };
         self.table.insert(TableEntry {
@@ -276,6 +286,9 @@ impl Shard {
                 Growth { counters: new, ..self.overflow.log_growth(held, units, limit) }
             }
             Limit::Concurrency(_) => Growth { counters: new, ..self.overflow.lease_growth(held) },
+            Limit::Distinct(distinct) => {
+                Growth { counters: new, ..self.overflow.value_growth(held, distinct.asked.count()) }
+            }
         };
         if check.holding.holds() {
             growth.heap_bytes += self.holds.growth(&check.counter);

@@ -5,6 +5,7 @@
 //!   | records: name 16, expiry u32, used share u8, kind u8, then by kind:
 //!   |     bucket, pair, fixed: three u64     grants: count u32, u64 each     leases: count u32, 32 bytes each
 //!   |     holds, after their counter (version 2): count u32, 73 bytes each
+//!   |     remembered values (version 3): count u32, three u64 each
 //!   | 0xff x 16 (never the name of a record) | SipHash-2-4-128 of everything before
 //! ```
 //!
@@ -21,14 +22,12 @@ use std::path::{Path, PathBuf};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::clock::Timestamp;
-use crate::limiter::{Grants, Hold, Lease, LeaseId, Leases, Lost, MAX_HOLD};
+use crate::limiter::{Grants, Hold, Lease, LeaseId, Leases, Lost, MAX_HOLD, Remembered, RememberedValue};
 use crate::plan::CounterName;
 
 const SNAPSHOT_MAGIC: &[u8] = b"tollgate snapshot\n";
-/// The version that this release reads, and writes if a counter has holds.
-const SNAPSHOT_VERSION: u32 = 2;
-/// The version of a file without holds, which releases before holds read too.
-const VERSION_WITHOUT_HOLDS: u32 = 1;
+/// The newest version that this release reads.
+const SNAPSHOT_VERSION: u32 = FileVersion::Values as u32;
 /// The name that marks the end of the records.
 const END_NAME: CounterName = CounterName([u64::MAX; 2]);
 const CHECKSUM_BYTES: usize = 16;
@@ -77,6 +76,18 @@ pub enum SnapshotError {
     },
 }
 
+/// The versions of a file. Each is written only if it has what the one before cannot have, so that older releases read all
+/// that they know.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum FileVersion {
+    /// Counters of rates, windows and slots.
+    Counters = 1,
+    /// Some counters have holds.
+    Holds = 2,
+    /// Some counters remember values.
+    Values = 3,
+}
+
 /// The store and secret that the counters of a file belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotOwner {
@@ -102,6 +113,7 @@ pub(super) enum SnapshotValue {
     Packed(u8, [u64; 3]),
     Grants(Grants),
     Leases(Leases),
+    Remembered(Remembered),
     /// The holds of the counter of this name, whose state is in the record before.
     Holds(Vec<Hold>),
 }
@@ -114,6 +126,7 @@ const PACKED_KINDS: u8 = 3;
 const LOG_KIND: u8 = 16;
 const LEASES_KIND: u8 = 17;
 const HOLDS_KIND: u8 = 18;
+const VALUES_KIND: u8 = 19;
 
 impl SnapshotRecord {
     pub(super) fn write(&self, into: &mut Vec<u8>) {
@@ -139,6 +152,13 @@ impl SnapshotRecord {
                     into.extend(lease.expires.micros().to_le_bytes());
                 }
             }
+            SnapshotValue::Remembered(values) => {
+                into.push(VALUES_KIND);
+                write_count(into, values.count());
+                for RememberedValue { value, at, earlier } in values.iter() {
+                    into.extend([*value, at.micros(), earlier.micros()].iter().flat_map(|word| word.to_le_bytes()));
+                }
+            }
             SnapshotValue::Holds(holds) => {
                 into.push(HOLDS_KIND);
                 write_count(into, holds.len());
@@ -153,13 +173,13 @@ impl SnapshotRecord {
 pub(super) fn write(
     path: &Path,
     owner: &SnapshotOwner,
-    has_holds: bool,
+    version: FileVersion,
     records: impl IntoIterator<Item = Vec<u8>>,
 ) -> Result<(), SnapshotError> {
     let failed = |error| SnapshotError::Io { path: path.to_owned(), error };
     let mut head = Vec::with_capacity(128);
     head.extend(SNAPSHOT_MAGIC);
-    head.extend(if has_holds { SNAPSHOT_VERSION } else { VERSION_WITHOUT_HOLDS }.to_le_bytes());
+    head.extend((version as u32).to_le_bytes());
     head.extend(owner.fingerprint);
     write_count(&mut head, owner.store.len());
     head.extend(owner.store.as_bytes());
@@ -223,7 +243,7 @@ fn parse(bytes: &[u8], owner: &SnapshotOwner) -> Result<Vec<SnapshotRecord>, Rej
     let mut reader = SnapshotReader { rest };
     // The version is checked before the checksum, so that a newer file is not reported as damaged.
     let version = u32::from_le_bytes(reader.take()?);
-    if !(VERSION_WITHOUT_HOLDS..=SNAPSHOT_VERSION).contains(&version) {
+    if !(FileVersion::Counters as u32..=SNAPSHOT_VERSION).contains(&version) {
         return Err(Rejection::Version(version));
     }
     let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM_BYTES>() else {
@@ -309,6 +329,17 @@ impl<'a> SnapshotReader<'a> {
                     .collect();
                 SnapshotValue::Leases(Leases::restore(leases?))
             }
+            VALUES_KIND => {
+                let count = u32::from_le_bytes(self.take()?);
+                let values: Result<Vec<_>, Rejection> = (0..count)
+                    .map(|_| {
+                        let value = u64::from_le_bytes(self.take()?);
+                        Ok(RememberedValue { value, at: self.moment()?, earlier: self.moment()? })
+                    })
+                    .collect();
+                let restored = Remembered::restore(values?);
+                SnapshotValue::Remembered(restored.ok_or(Rejection::Damaged("values are out of order"))?)
+            }
             HOLDS_KIND => {
                 let count = u32::from_le_bytes(self.take()?);
                 SnapshotValue::Holds((0..count).map(|_| self.hold()).collect::<Result<_, Rejection>>()?)
@@ -375,7 +406,7 @@ mod tests {
             requested += 1;
             vec![0; 1000]
         });
-        write(&path, &owner, false, chunks).expect("it is written");
+        write(&path, &owner, FileVersion::Counters, chunks).expect("it is written");
         assert_eq!(requested, 4);
     }
 }

@@ -69,6 +69,10 @@ pub(super) enum EntryKind {
     Log,
     /// A lease set, in the overflow.
     Leases,
+    /// At most one remembered value, in the words of the entry.
+    InlineValue,
+    /// Several remembered values, in the overflow.
+    Values,
 }
 
 const VACANT_ENTRY: TableEntry = TableEntry {

@@ -252,7 +252,9 @@ fn shape_of_check(check: &Check, at: Timestamp) -> ShapeNumbers {
     let max_charge = match &check.limit {
         Limit::TokenBucket(_) => shape[2],
         Limit::SlidingWindow(_) => max_units,
-        Limit::SlidingCounter(_) | Limit::FixedWindow(_) | Limit::Concurrency(_) => u32::MAX.into(),
+        Limit::SlidingCounter(_) | Limit::FixedWindow(_) | Limit::Concurrency(_) | Limit::Distinct(_) => {
+            u32::MAX.into()
+        }
     };
     let clamped = |units: u32| i64::from(units).min(max_charge);
     shape[9] = clamped(charges.admitted);
@@ -300,6 +302,10 @@ fn shape_of_limit(limit: &Limit, at: Timestamp) -> ShapeNumbers {
             shape[0] = 5;
             shape[2] = bigint(slots.lease);
         }
+        Limit::Distinct(distinct) => {
+            shape[0] = 2;
+            shape[2] = bigint(distinct.window);
+        }
     }
     shape
 }
@@ -312,6 +318,7 @@ fn max_units(limit: &Limit) -> u32 {
         Limit::SlidingCounter(counter) => counter.limit,
         Limit::FixedWindow(fixed) => fixed.limit,
         Limit::Concurrency(slots) => slots.max,
+        Limit::Distinct(distinct) => distinct.limit,
     }
 }
 

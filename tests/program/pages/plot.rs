@@ -41,7 +41,7 @@ fn admitted(limit: Limit, load: &[u64]) -> Vec<u64> {
     let mut held = [StateCell::default()];
     let mut passes = |number: usize, moment: u64| {
         let now = Timestamp::from_micros(start + moment);
-        advance(&[check], &mut held, LeaseId(number as u128), now, false).0
+        advance(&[check], &mut held, LeaseId(number as u128).into(), now, false).0
     };
     load.iter().enumerate().filter(|&(number, &moment)| passes(number, moment)).map(|(_, &moment)| moment).collect()
 }

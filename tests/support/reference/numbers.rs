@@ -1,6 +1,8 @@
 //! The numbers of a limiter, shared by the model and the generators of plans.
 
-use tollgate::limiter::{Alignment, Concurrency, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket};
+use tollgate::limiter::{
+    Alignment, Asked, Concurrency, Distinct, FixedWindow, Limit, SlidingCounter, SlidingWindow, TokenBucket,
+};
 
 /// The numbers of a limiter, as a configuration has them. Windows and leases are in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +12,7 @@ pub enum Numbers {
     Pair { limit: u32, window: u64 },
     Fixed { limit: u32, alignment: Alignment },
     Slots { max: u32, lease: u64 },
+    Values { limit: u32, window: u64 },
 }
 
 impl Numbers {
@@ -23,6 +26,7 @@ impl Numbers {
             Numbers::Pair { limit, window } => Limit::SlidingCounter(SlidingCounter { limit, window }),
             Numbers::Fixed { limit, alignment } => Limit::FixedWindow(FixedWindow { limit, alignment }),
             Numbers::Slots { max, lease } => Limit::Concurrency(Concurrency { max, lease }),
+            Numbers::Values { limit, window } => Limit::Distinct(Distinct { limit, window, asked: Asked::default() }),
         }
     }
 
@@ -30,7 +34,10 @@ impl Numbers {
     pub fn holds(self) -> u32 {
         match self {
             Numbers::Bucket { burst, .. } => burst,
-            Numbers::Log { limit, .. } | Numbers::Pair { limit, .. } | Numbers::Fixed { limit, .. } => limit,
+            Numbers::Log { limit, .. }
+            | Numbers::Pair { limit, .. }
+            | Numbers::Fixed { limit, .. }
+            | Numbers::Values { limit, .. } => limit,
             Numbers::Slots { max, .. } => max,
         }
     }

@@ -83,6 +83,7 @@ pub fn counters() -> Vec<Counter> {
     let epoch = |limit| Numbers::Fixed { limit, alignment: Alignment::Epoch(10 * SECOND) };
     let first_hit = |limit| Numbers::Fixed { limit, alignment: Alignment::FirstHit(7 * SECOND) };
     let slots = |max, lease| Numbers::Slots { max, lease };
+    let values = |limit| Numbers::Values { limit, window: 10 * SECOND };
     let families = [
         vec![bucket(5, 10 * SECOND, 5, 0), bucket(1, 10 * SECOND, 2, 0), bucket(50, 60 * SECOND, 9, 9)],
         vec![bucket(10, SECOND, 3, 10), bucket(3, SECOND, 12, 0)],
@@ -94,6 +95,8 @@ pub fn counters() -> Vec<Counter> {
         vec![first_hit(4), first_hit(6)],
         vec![slots(3, 5 * SECOND), slots(1, 9 * SECOND)],
         vec![slots(2, 20 * SECOND)],
+        vec![values(4), values(2), values(7)],
+        vec![values(3)],
     ];
     let counter = |(number, numbers): (usize, Vec<Numbers>)| Counter {
         name: CounterName([number as u64, 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number as u64 + 1)]),
@@ -114,7 +117,14 @@ pub fn plans(scope: Scope, count: usize) -> impl Strategy<Value = Vec<(i64, Plan
         let numbered = plans.into_iter().enumerate().map(|(number, (by, (groups, (mut changes, holds), refused)))| {
             let mut plan = Plan { refused, lease: LeaseId(number as u128), ..Plan::default() };
             for group in groups {
-                plan.checks.extend(group);
+                for (mut check, values) in group {
+                    if let Limit::Distinct(distinct) = &mut check.limit {
+                        // A peek asks for none.
+                        let values = if check.charges == Charges::default() { Vec::new() } else { values };
+                        distinct.asked = plan.values.ask(values).expect("they are few");
+                    }
+                    plan.checks.push(check);
+                }
                 plan.groups.push(u16::try_from(plan.checks.len()).expect("a plan is short"));
             }
             if scope.changing {
@@ -204,23 +214,32 @@ fn rare(ever: bool, one_in: u32) -> BoxedStrategy<bool> {
 }
 
 /// Up to four checks on different counters.
-fn group(scope: Scope) -> impl Strategy<Value = Vec<Check>> {
+fn group(scope: Scope) -> impl Strategy<Value = Vec<(Check, Vec<u64>)>> {
     subsequence(counters(), 1..=4)
         .prop_flat_map(move |counters| counters.into_iter().map(|counter| check(scope, counter)).collect::<Vec<_>>())
 }
 
-fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
+/// A check, and the values that it asks for if it counts distinct ones: up to eight of the few that there are.
+fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = (Check, Vec<u64>)> {
     let most = counter.numbers[0].holds();
     let verdict = (any::<Index>(), rare(scope.every_verdict, 6), rare(scope.every_verdict, 40));
-    let rest = (verdict, holding(scope, counter.name));
-    (asks(scope, most), rest).prop_map(move |((mut needs, charges, refund), (verdict, holding))| {
+    let values = prop_oneof![5 => vec(value(), 1..3), 1 => vec(value(), 1..=8)];
+    let rest = (verdict, holding(scope, counter.name), values);
+    (asks(scope, most), rest).prop_map(move |((mut needs, mut charges, refund), (verdict, holding, values))| {
         let (numbers, shadow, always_denied) = verdict;
         let numbers = if scope.changing { *numbers.get(&counter.numbers) } else { counter.numbers[0] };
         if matches!(numbers, Numbers::Slots { .. }) {
             // A check of slots takes one slot, whatever the hits.
             needs.fits = needs.fits.min(1);
         }
-        Check {
+        let counts_units = !matches!(numbers, Numbers::Slots { .. } | Numbers::Values { .. });
+        if matches!(numbers, Numbers::Values { .. }) {
+            // Nor does one of values cost more than each of them once, and a refusal never pushes others out.
+            needs.fits = needs.fits.min(1);
+            let Charges { admitted, passed, .. } = charges;
+            charges = Charges { admitted: admitted.min(1), passed: passed.min(1), refused: 0 };
+        }
+        let check = Check {
             counter: counter.name,
             store: counter.store,
             limit: numbers.limit(),
@@ -230,9 +249,15 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = Check> {
             shadow,
             always_denied,
             on_store_error: OnStoreError::Local,
-            holding: if matches!(numbers, Numbers::Slots { .. }) { Holding::None } else { holding },
-        }
+            holding: if counts_units { holding } else { Holding::None },
+        };
+        (check, values)
     })
+}
+
+/// One of a few values, of which some are negative where a store has signed numbers.
+fn value() -> impl Strategy<Value = u64> {
+    (0..9_u64).prop_map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xff)
 }
 
 /// Mostly holds, of a moment to half a minute; and checks of rules that only know of them, or not even that.
@@ -260,8 +285,10 @@ fn holding(scope: Scope, counter: CounterName) -> BoxedStrategy<Holding> {
 
 /// A settlement or renewal of a hold of one of the last plans, or of this plan's own before it holds anything.
 fn hold_change(scope: Scope) -> impl Strategy<Value = (usize, HoldChange)> {
-    let counters: Vec<Counter> =
-        counters().into_iter().filter(|counter| !matches!(counter.numbers[0], Numbers::Slots { .. })).collect();
+    let counters: Vec<Counter> = counters()
+        .into_iter()
+        .filter(|counter| !matches!(counter.numbers[0], Numbers::Slots { .. } | Numbers::Values { .. }))
+        .collect();
     let units =
         prop_oneof![2 => Just(Some(0)), 4 => (0..14_u32).prop_map(Some), 1 => Just(Some(u32::MAX)), 2 => Just(None)];
     let action = prop_oneof![
@@ -338,12 +365,12 @@ impl Reference {
         let plan = looking.as_ref().unwrap_or(plan);
         for done in &plan.undos {
             let mut held = self.held(done.store, done.counter);
-            undo(&mut held, done, plan.lease, now);
+            undo(&mut held, done, plan.asker(), now);
             self.keep(done.store, done.counter, held);
         }
         for group in plan.groups() {
             let mut held: Vec<StateCell> = group.iter().map(|check| self.held(check.store, check.counter)).collect();
-            let (admitted, outcomes) = advance(group, &mut held, plan.lease, now, plan.refused);
+            let (admitted, outcomes) = advance(group, &mut held, plan.asker(), now, plan.refused);
             group.iter().zip(held).for_each(|(check, held)| self.keep(check.store, check.counter, held));
             applied.admitted &= admitted;
             applied.answers.extend(outcomes.into_iter().map(Ok));

@@ -116,7 +116,7 @@ impl ReplyReader<'_> {
                 let previous = u32::try_from(self.count()?).ok()?;
                 State::Pair(CounterPair { start, current: count()?, previous })
             }
-            Limit::SlidingWindow(_) | Limit::Concurrency(_) => {
+            Limit::SlidingWindow(_) | Limit::Concurrency(_) | Limit::Distinct(_) => {
                 let (reset, wait) = (self.count()?, self.number()?);
                 return Some((outcome_of_counted(check, passes, count()?, reset, wait), first));
             }
@@ -168,6 +168,7 @@ fn outcome_of_counted(check: &Check, passes: bool, counted: u32, reset: u64, wai
     let limit = match &check.limit {
         Limit::Concurrency(slots) => slots.max,
         Limit::SlidingWindow(window) => window.limit,
+        Limit::Distinct(distinct) => distinct.limit,
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => 0,
     };
     match check.always_denied {

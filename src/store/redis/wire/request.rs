@@ -247,7 +247,7 @@ const HOLD_KEYS: usize = 3;
 fn key_group(limit: &Limit) -> usize {
     match limit {
         Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => STRING_KEYS,
-        Limit::SlidingWindow(_) => LOG_KEYS,
+        Limit::SlidingWindow(_) | Limit::Distinct(_) => LOG_KEYS,
         Limit::Concurrency(_) => LEASE_KEYS,
     }
 }

@@ -69,6 +69,7 @@ fn shape_of(check: &Check, at: Timestamp) -> CheckShape {
         Limit::FixedWindow(window) => (2, window.limit),
         Limit::SlidingCounter(window) => (3, window.limit),
         Limit::SlidingWindow(window) => (4, window.limit),
+        Limit::Distinct(distinct) => (4, distinct.limit),
         Limit::Concurrency(slots) => (5, slots.max),
     };
     let units = |units: u32| match &check.limit {
@@ -103,6 +104,7 @@ fn shape_of(check: &Check, at: Timestamp) -> CheckShape {
             push(&[window.limit.into(), window.window, window.step(), window.steps()]);
         }
         Limit::SlidingWindow(window) => push(&[window.limit.into(), window.window]),
+        Limit::Distinct(distinct) => push(&[distinct.limit.into(), distinct.window]),
         Limit::Concurrency(slots) => push(&[slots.max.into(), slots.lease]),
     }
     shape
