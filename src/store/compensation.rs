@@ -117,7 +117,7 @@ impl Stores {
             match plans.iter_mut().find(|(known, _)| *known == partition) {
                 Some((_, known)) => known.undos.push(undo),
                 None => {
-                    plans.push((partition, Plan { undos: vec![undo], lease: plan.lease, ..Plan::default() }));
+                    plans.push((partition, Plan { undos: vec![undo], ..plan.of_same_asker() }));
                 }
             }
         }
@@ -224,7 +224,7 @@ impl Stores {
 fn step_in<'a>(steps: &'a mut Vec<SagaStep>, partition: Partition, plan: &Plan) -> &'a mut SagaStep {
     let known = steps.iter().position(|step| step.partition == partition);
     let position = known.unwrap_or_else(|| {
-        let plan = Plan { lease: plan.lease, refused: plan.refused, ..Plan::default() };
+        let plan = Plan { refused: plan.refused, ..plan.of_same_asker() };
         steps.push(SagaStep { partition, plan, ..SagaStep::default() });
         steps.len() - 1
     });

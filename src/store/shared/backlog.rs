@@ -27,9 +27,9 @@ use super::acknowledged::{Acknowledged, AcknowledgedPlan};
 use super::metrics::DropReason;
 use super::owed;
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::limiter::{Concurrency, LeaseId, Limit};
+use crate::limiter::{Concurrency, Distinct, LeaseId, Limit};
 use crate::plan::{
-    Charges, Check, CounterName, Fault, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan,
+    Charges, Check, CounterName, Fault, HoldAction, HoldChange, Holding, LeaseAction, LeaseChange, Needs, Plan, Values,
 };
 
 /// The most plans, charged counters and slots that wait, each.
@@ -77,7 +77,7 @@ impl Drop for Unsettled {
 #[derive(Debug, Default)]
 struct Owed {
     plans: VecDeque<OwedPlan>,
-    charges: HashMap<CounterName, OwedCharge, RandomState>,
+    charges: HashMap<ChargedPlace, OwedCharge, RandomState>,
     slots: HashMap<(CounterName, LeaseId), OwedSlot, RandomState>,
     /// The number of slots in [`SlotState::Waiting`].
     waiting_slots: usize,
@@ -101,7 +101,27 @@ pub(super) struct OwedPlan {
     slot: Option<(CounterName, LeaseId)>,
 }
 
-/// What the fallback admitted on one counter.
+/// What the fallback charged: a counter, or one value that a counter remembers. Charging a value twice renews it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub(super) struct ChargedPlace {
+    counter: CounterName,
+    value: Option<u64>,
+}
+
+impl ChargedPlace {
+    /// A value of a counter.
+    pub(super) fn value(counter: CounterName, value: u64) -> Self {
+        Self { counter, value: Some(value) }
+    }
+}
+
+impl From<CounterName> for ChargedPlace {
+    fn from(counter: CounterName) -> Self {
+        Self { counter, value: None }
+    }
+}
+
+/// What the fallback admitted on one counter, or of one of its values.
 #[derive(Debug)]
 struct OwedCharge {
     check: Check,
@@ -269,14 +289,21 @@ impl Backlog {
 
     /// Adds units that the fallback admitted at `now`, until [`Backlog::settle_charge`] they are not handed over.
     /// `counted` is what it counts now. Returns whether they are dropped.
-    pub(super) fn expect_charge(&self, check: &Check, units: u32, counted: u32, now: Timestamp) -> bool {
+    pub(super) fn expect_charge(
+        &self,
+        place: ChargedPlace,
+        check: &Check,
+        units: u32,
+        counted: u32,
+        now: Timestamp,
+    ) -> bool {
         let mut state = self.owed.lock();
-        if state.charges.len() >= MAX_OWED && !state.charges.contains_key(&check.counter) {
+        if state.charges.len() >= MAX_OWED && !state.charges.contains_key(&place) {
             return true;
         }
         let at = Instant::now();
         let empty = || OwedCharge { check: *check, units: 0, pending: 0, at, until: at };
-        let charge = state.charges.entry(check.counter).or_insert_with(empty);
+        let charge = state.charges.entry(place).or_insert_with(empty);
         charge.drain(at);
         if !matches!(check.limit, Limit::TokenBucket(_)) {
             // What has left the window of the fallback needs not be counted elsewhere.
@@ -289,15 +316,15 @@ impl Backlog {
     }
 
     /// Ends the wait of expected units: the store has charged them, or they are handed over.
-    pub(super) fn settle_charge(&self, counter: CounterName, units: u32, in_store: bool) {
+    pub(super) fn settle_charge(&self, place: ChargedPlace, units: u32, in_store: bool) {
         let mut state = self.owed.lock();
-        if let Some(charge) = state.charges.get_mut(&counter) {
+        if let Some(charge) = state.charges.get_mut(&place) {
             let settled = units.min(charge.pending);
             charge.drain(Instant::now());
             charge.pending -= settled;
             charge.units = charge.units.saturating_add(if in_store { 0 } else { settled });
             if charge.units == 0 && charge.pending == 0 {
-                state.charges.remove(&counter);
+                state.charges.remove(&place);
             }
         }
         self.notify_changed(state);
@@ -335,9 +362,9 @@ impl Backlog {
     }
 
     /// Takes units back that the fallback admitted, or that the store has charged after all.
-    pub(super) fn cancel_charge(&self, counter: CounterName, units: u32) {
+    pub(super) fn cancel_charge(&self, place: ChargedPlace, units: u32) {
         let mut state = self.owed.lock();
-        if let Some(charge) = state.charges.get_mut(&counter) {
+        if let Some(charge) = state.charges.get_mut(&place) {
             let rest = units.saturating_sub(charge.units);
             charge.units = charge.units.saturating_sub(units);
             charge.pending = charge.pending.saturating_sub(rest);
@@ -377,7 +404,7 @@ impl Backlog {
     /// Drops what the fallback admitted on a counter that is being removed.
     pub(super) fn forget(&self, counter: CounterName) {
         let mut state = self.owed.lock();
-        state.charges.remove(&counter);
+        state.charges.retain(|place, _| place.counter != counter);
         state.slots.retain(|(name, _), _| *name != counter);
         state.waiting_slots = state.slots.values().filter(|slot| slot.state == SlotState::Waiting).count();
         self.notify_if_empty(&state);
@@ -515,7 +542,7 @@ impl Owed {
     }
 
     fn take_charges(&mut self, most: usize, now: Instant, usable: &impl Fn(&Plan) -> bool, round: &mut Round) {
-        self.charges.retain(|_, charge| {
+        self.charges.retain(|place, charge| {
             charge.drain(now);
             if charge.until <= now {
                 round.expired += usize::from(charge.units > 0);
@@ -524,7 +551,7 @@ impl Owed {
             if charge.units == 0 || round.plans.len() >= most {
                 return charge.units > 0 || charge.pending > 0;
             }
-            let plan = Plan { once: Some(Backlog::once()), ..charging(&charge.check, charge.units) };
+            let plan = Plan { once: Some(Backlog::once()), ..charging_at(*place, &charge.check, charge.units) };
             if usable(&plan) {
                 let made_at = SystemClock::new().now();
                 let OwedCharge { until, .. } = *charge;
@@ -622,6 +649,15 @@ pub(super) fn giving_back(check: &Check, lease: LeaseId, plan: &mut Plan) {
     } else if check.holding.holds() {
         plan.holds.push(HoldChange { counter, store, limit, lease, action: HoldAction::Settle(Some(0)) });
     }
+}
+
+/// A plan that charges what was charged at a place, whatever is left.
+fn charging_at(place: ChargedPlace, check: &Check, units: u32) -> Plan {
+    let (Limit::Distinct(distinct), Some(value)) = (check.limit, place.value) else { return charging(check, units) };
+    let mut values = Values::default();
+    let asked = values.ask([value]).unwrap_or_default();
+    let check = Check { limit: Limit::Distinct(Distinct { asked, ..distinct }), ..*check };
+    Plan { values, ..charging(&check, 1) }
 }
 
 /// A plan that charges units whatever is left.

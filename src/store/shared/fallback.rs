@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use super::backlog::ChargedPlace;
 use super::metrics::StoreObserver;
 use super::owed::is_owed_check;
 use super::queue::Queue;
@@ -57,7 +58,7 @@ impl Fallback {
                 |check: &Check| !check.shadow && (check.always_denied || check.on_store_error == OnStoreError::Deny);
             let refused = plan.refused || group.iter().any(denies);
             let checks = group.iter().filter(|check| is_local(check)).map(|check| self.share_of(check));
-            let mut local_plan = Plan { checks: checks.collect(), refused, lease: plan.lease, ..Plan::default() };
+            let mut local_plan = Plan { checks: checks.collect(), refused, ..plan.of_same_asker() };
             local_plan
                 .groups
                 .push(u16::try_from(local_plan.checks.len()).expect("it has no more checks than its plan"));
@@ -82,7 +83,7 @@ impl Fallback {
                     (_, true) => answers.next().expect("one answer for each local check"),
                     (_, false) => Err(fault),
                 };
-                decision.checks.push(decided_check(check, admitted, answer.as_ref().ok()));
+                decision.checks.push(decided_check(check, plan, admitted, answer.as_ref().ok()));
                 answer
             }));
         }
@@ -104,11 +105,16 @@ impl Fallback {
                     // What was charged is in levels of this instance's share.
                     let Limit::TokenBucket(share) = undo.limit.share(self.instances) else { continue };
                     let units = u32::try_from(undo.charged.div_ceil(share.unit())).unwrap_or(u32::MAX);
-                    queue.backlog().cancel_charge(undo.counter, units);
+                    queue.backlog().cancel_charge(undo.counter.into(), units);
                 }
-                _ => {
+                Limit::Distinct(distinct) => {
+                    for value in distinct.asked.of(plan.values.as_slice()) {
+                        queue.backlog().cancel_charge(ChargedPlace::value(undo.counter, *value), 1);
+                    }
+                }
+                Limit::SlidingWindow(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {
                     let units = u32::try_from(undo.charged).unwrap_or(u32::MAX);
-                    queue.backlog().cancel_charge(undo.counter, units);
+                    queue.backlog().cancel_charge(undo.counter.into(), units);
                 }
             }
         }
@@ -116,7 +122,7 @@ impl Fallback {
         let changes = plan.changes.iter().map(|change| LeaseChange { store: 0, ..*change });
         let share = |undo: &Undo| Undo { store: 0, limit: undo.limit.share(self.instances), ..*undo };
         let (changes, undos) = (changes.collect(), plan.undos.iter().map(share).collect());
-        memory.apply(&Plan { changes, holds, undos, lease: plan.lease, ..Plan::default() }, now).statuses
+        memory.apply(&Plan { changes, holds, undos, ..plan.of_same_asker() }, now).statuses
     }
 
     /// A change of a hold as it is made here, by this instance's share of the limit. What it gives back or charges is taken
@@ -125,14 +131,14 @@ impl Fallback {
         let local = HoldChange { store: 0, limit: change.limit.share(self.instances), ..*change };
         let held = memory.held_units(0, &change.counter, change.lease);
         if let (Some(held), HoldAction::Settle(Some(units))) = (held, change.action) {
-            queue.backlog().cancel_charge(change.counter, held.saturating_sub(units));
+            queue.backlog().cancel_charge(change.counter.into(), held.saturating_sub(units));
             let more = units.saturating_sub(held);
             let check = Check::charge(change.counter, change.limit, more);
             let check = Check { store: change.store, ..check };
             // What has left the window of the fallback meanwhile is taken off by the next decision.
             let counted = u32::MAX;
-            if more > 0 && !queue.backlog().expect_charge(&check, more, counted, now) {
-                queue.backlog().settle_charge(change.counter, more, false);
+            if more > 0 && !queue.backlog().expect_charge(change.counter.into(), &check, more, counted, now) {
+                queue.backlog().settle_charge(change.counter.into(), more, false);
             }
         }
         local
@@ -187,9 +193,13 @@ fn is_local(check: &Check) -> bool {
 }
 
 /// A check with what the fallback charged for it. Recorded uses are owed by the plan that failed.
-fn decided_check(check: &Check, admitted: bool, outcome: Option<&Outcome>) -> DecidedCheck {
+fn decided_check(check: &Check, plan: &Plan, admitted: bool, outcome: Option<&Outcome>) -> DecidedCheck {
     let charged = outcome.filter(|outcome| outcome.charged > 0 && !is_owed_check(check));
     let units = charged.map_or(0, |outcome| check.units_charged(admitted, outcome.passes));
     let counted = charged.map_or(0, |outcome| outcome.limit.saturating_sub(outcome.remaining));
-    DecidedCheck { check: *check, units, counted }
+    let values = match &check.limit {
+        Limit::Distinct(distinct) => distinct.asked.of(plan.values.as_slice()).into(),
+        _ => SmallVec::new(),
+    };
+    DecidedCheck { check: *check, values, units, counted }
 }

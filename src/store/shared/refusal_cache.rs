@@ -9,11 +9,12 @@
 
 use std::time::Duration;
 
+use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 
 use crate::clock::Timestamp;
 use crate::limiter::Limit;
-use crate::plan::{Applied, Check, Holding, Outcome, Plan};
+use crate::plan::{Applied, Check, Holding, Outcome, Plan, Values};
 
 /// The maximum number of cached refusals.
 const MAX_REFUSALS: usize = 16_384;
@@ -22,7 +23,27 @@ const MAX_REFUSALS: usize = 16_384;
 #[derive(Debug)]
 pub(super) struct RefusalCache {
     max_age_micros: u64,
-    refusals: Cache<Box<[Check]>, CachedRefusal>,
+    refusals: Cache<AskedChecks, CachedRefusal>,
+}
+
+/// The checks of a plan, and the values that they ask for: a refusal is of those values.
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
+struct AskedChecks {
+    checks: Box<[Check]>,
+    values: Values,
+}
+
+/// The same of a plan that may not be in the cache.
+#[derive(Hash)]
+struct AskedOfPlan<'p> {
+    checks: &'p [Check],
+    values: &'p Values,
+}
+
+impl Equivalent<AskedChecks> for AskedOfPlan<'_> {
+    fn equivalent(&self, known: &AskedChecks) -> bool {
+        *self.checks == *known.checks && *self.values == known.values
+    }
 }
 
 /// A refusal, valid from a moment of this process's clock that is not after the store's decision.
@@ -45,7 +66,7 @@ impl RefusalCache {
         if self.refusals.is_empty() || !is_cacheable(plan) {
             return None;
         }
-        let cached = self.refusals.get(plan.checks.as_slice())?;
+        let cached = self.refusals.get(&AskedOfPlan { checks: &plan.checks, values: &plan.values })?;
         if !(cached.valid_from..cached.valid_until).contains(&now) {
             return None;
         }
@@ -75,7 +96,8 @@ impl RefusalCache {
         let Some(wait) = waits.collect::<Option<Vec<u64>>>().and_then(|waits| waits.into_iter().min()) else { return };
         let valid_until = since.plus(wait.min(self.max_age_micros));
         let refusal = CachedRefusal { applied: applied.clone(), valid_from: since, valid_until };
-        self.refusals.insert(plan.checks.as_slice().into(), refusal);
+        let asked = AskedChecks { checks: plan.checks.as_slice().into(), values: plan.values.clone() };
+        self.refusals.insert(asked, refusal);
     }
 
     /// Drops all refusals, since a counter has changed.

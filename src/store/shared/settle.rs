@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::backlog::releasing;
+use super::backlog::{ChargedPlace, releasing};
 use super::lane::{PendingAnswer, QueueInner};
 use super::metrics::DropReason;
 use crate::clock::Timestamp;
@@ -44,10 +44,24 @@ pub(super) struct PolicyDecision {
 /// A check that was decided without the store.
 pub(super) struct DecidedCheck {
     pub(super) check: Check,
+    /// The values that it asks for, if it counts distinct ones.
+    pub(super) values: SmallVec<[u64; 1]>,
     /// The units that the fallback charged.
     pub(super) units: u32,
     /// The units that the fallback counts now.
     pub(super) counted: u32,
+}
+
+impl DecidedCheck {
+    /// Where its charge is counted in the backlog: on its counter, or on each of its values.
+    fn places(&self) -> impl Iterator<Item = ChargedPlace> {
+        let counter = self.check.counter;
+        let units = match self.check.limit {
+            Limit::Distinct(_) => None,
+            _ => Some(counter.into()),
+        };
+        units.into_iter().chain(self.values.iter().map(move |value| ChargedPlace::value(counter, *value)))
+    }
 }
 
 impl PolicyDecision {
@@ -77,13 +91,16 @@ impl QueueInner {
     /// Adds what the fallback charged to the backlog, where it waits to be settled.
     fn expect(&self, decision: &mut PolicyDecision) {
         let PolicyDecision { checks, lease, at, .. } = decision;
-        for DecidedCheck { check, units, counted } in checks.iter_mut().filter(|decided| decided.units > 0) {
+        for decided in checks.iter_mut().filter(|decided| decided.units > 0) {
+            let DecidedCheck { check, units, counted, .. } = &*decided;
             let dropped = match &check.limit {
                 Limit::Concurrency(slots) => self.backlog().expect_slot(check, *lease, slots),
-                _ => self.backlog().expect_charge(check, *units, *counted, *at),
+                _ => decided.places().fold(false, |dropped, place| {
+                    dropped | self.backlog().expect_charge(place, check, *units, *counted, *at)
+                }),
             };
             if dropped {
-                *units = 0;
+                decided.units = 0;
                 self.report_dropped(DropReason::Full, 1);
             }
         }
@@ -91,13 +108,14 @@ impl QueueInner {
 
     /// Settles a decision with the answer of the call.
     fn settle_with(&self, decision: &PolicyDecision, answer: &Result<Applied, Fault>) {
-        for (place, &DecidedCheck { ref check, units, .. }) in decision.checks.iter().enumerate() {
+        for (place, decided) in decision.checks.iter().enumerate() {
+            let &DecidedCheck { ref check, units, .. } = decided;
             let charged = |applied: &Applied| applied.answers.get(place).is_some_and(charges);
             let in_store = answer.as_ref().is_ok_and(charged);
             let may_be_in_store = in_store || answer.as_ref().is_err_and(|fault| fault.may_be_executed());
             if !matches!(check.limit, Limit::Concurrency(_)) {
                 if units > 0 {
-                    self.backlog().settle_charge(check.counter, units, in_store);
+                    decided.places().for_each(|place| self.backlog().settle_charge(place, units, in_store));
                 }
                 continue;
             }
