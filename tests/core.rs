@@ -17,6 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod core {
     mod asks;
     mod behaviour;
+    mod distinct;
     mod fuzz;
     mod holds;
     mod model;

@@ -220,17 +220,29 @@ impl Arithmetic for Asking<'_> {
 
     fn wait(&self, state: &Remembered, now: Timestamp, need: Need) -> Wait {
         let remembered = self.limit.remembered(state, now);
-        if let (Need::OneLeft, _) | (Need::Fits(_), []) = (need, self.values) {
-            return self.limit.wait_beside(remembered.iter(), 1, now);
+        // Until then all values of the check are remembered.
+        let known_for = self.values.iter().map(|value| {
+            let known = remembered.iter().find(|known| known.value == *value);
+            known.map_or(0, |known| self.limit.expires(known.at) - now)
+        });
+        let known_for = known_for.min().unwrap_or_default();
+        // Those that are asked for take their room whether they are remembered or not.
+        let for_all = || {
+            let others: Vec<&RememberedValue> =
+                remembered.iter().filter(|known| !self.values.contains(&known.value)).collect();
+            self.limit.wait_beside(others.into_iter(), self.values.len(), now)
+        };
+        let for_one = || self.limit.wait_beside(remembered.iter(), 1, now);
+        match (need, self.values) {
+            (Need::OneLeft, []) | (Need::Fits(_), []) => for_one(),
+            (Need::Fits(_), _) if known_for > 0 => Wait::Met,
+            (Need::Fits(_), _) => for_all(),
+            // A peek that is merged with a charge: the values can be forgotten before there is room for another one.
+            (Need::OneLeft, _) => match for_one() {
+                Wait::For(wait) if wait >= known_for => Wait::For(wait).max(for_all()),
+                wait => wait,
+            },
         }
-        let is_known = |value: &u64| remembered.iter().any(|known| known.value == *value);
-        if self.values.iter().all(is_known) {
-            return Wait::Met;
-        }
-        // Those that are asked for too take their room whether they are remembered or not.
-        let others: Vec<&RememberedValue> =
-            remembered.iter().filter(|known| !self.values.contains(&known.value)).collect();
-        self.limit.wait_beside(others.into_iter(), self.values.len(), now)
     }
 
     /// Remembers each value, or a known one anew. Beyond the limit, the oldest values are forgotten for the newest; a set

@@ -236,6 +236,10 @@ fn check(scope: Scope, counter: Counter) -> impl Strategy<Value = (Check, Vec<u6
         if matches!(numbers, Numbers::Values { .. }) {
             // Nor does one of values cost more than each of them once, and a refusal never pushes others out.
             needs.fits = needs.fits.min(1);
+            if needs.fits == 0 && charges.admitted > 0 {
+                // Values are not overdrawn. What a fallback admitted is charged whatever is left.
+                needs.one_left = false;
+            }
             let Charges { admitted, passed, .. } = charges;
             charges = Charges { admitted: admitted.min(1), passed: passed.min(1), refused: 0 };
         }
