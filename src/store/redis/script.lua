@@ -33,6 +33,7 @@
 --             3 pair:   limit, window, step, steps
 --             4 log:    limit, window
 --             5 leases: max, length
+--             7 values: limit, window, needs (1 that its values fit, 2 that one more does), then two halves of each value
 --             A shape of holds: 6; 1 to look, 2 to report, 3 to hold; length, 1 to give back what is lost
 --             A check passes if the counted units and `room` are within the limit. For "never" and "always", the room
 --             is too large or small enough for any counter.
@@ -734,7 +735,143 @@ local function others()
     return counted, counted > 0 and ends_last(state.by_end) - now or 0, wait
   end
 
-  local kinds = { bucket, fixed, pair, log, leases }
+  -- Remembered values (limiter/distinct.rs): a sorted set of values by their moments, and of values with an 'e' by the
+  -- moments before those, negative. So the values that are forgotten are in the middle.
+  local values = {}
+
+  -- What `struct.unpack` returns ends with a position, and so does a shape.
+  local function value_of(shape, place) return pack('>I4I4', shape[place], shape[place + 1]) end
+
+  local function cutoff(shape) return max(now - shape[9], 0) end
+
+  local function moment_of(state, value)
+    local score = call('ZSCORE', state.key, value)
+    return score and tonumber(score)
+  end
+
+  local function remembered(shape, state) return call('ZCOUNT', state.key, '(' .. text(cutoff(shape)), '+inf') end
+
+  -- The time until there is room for so many more beside the values that are not `left_out`.
+  local function wait_beside(shape, state, left_out, counted, room)
+    local over = counted + room - shape[8]
+    if over <= 0 then return 0 end
+    if over > counted then return -1 end
+    local most, found = text(over + #shape), nil
+    found = call('ZRANGEBYSCORE', state.key, '(' .. text(cutoff(shape)), '+inf', 'WITHSCORES', 'LIMIT', '0', most)
+    for place = 1, #found, 2 do
+      if not left_out[found[place]] then over = over - 1 end
+      if over == 0 then return found[place + 1] + shape[9] - now end
+    end
+    return -1
+  end
+
+  -- The time until a check passes, or -1 if it never does.
+  local function wait_for_values(shape, state)
+    if shape[3] >= NEVER then return -1 end
+    local counted, asked, known, known_for = remembered(shape, state), {}, 0, NEVER
+    for place = 11, #shape - 2, 2 do
+      local value = value_of(shape, place)
+      local at, rest = moment_of(state, value), 0
+      if at and at > cutoff(shape) then
+        known, rest = known + 1, at + shape[9] - now
+      end
+      known_for, asked[value] = min(known_for, rest), true
+    end
+    local count = (#shape - 11) / 2
+    local fits, one = shape[10] % 2 == 1, shape[10] >= 2
+    local function for_all() return wait_beside(shape, state, asked, counted - known, count) end
+    local wait = 0
+    if count == 0 then
+      if fits or one then wait = wait_beside(shape, state, asked, counted, 1) end
+      return wait
+    end
+    if fits and known < count then wait = for_all() end
+    if one and wait >= 0 then
+      local room = wait_beside(shape, state, {}, counted, 1)
+      -- The values can be forgotten before there is room for another one.
+      local all = room > 0 and room >= known_for and for_all() or 0
+      if room < 0 or all < 0 then return -1 end
+      wait = max(wait, room, all)
+    end
+    return wait
+  end
+
+  function values.check(number)
+    call('ZCARD', KEYS[number])
+    instant = instant or text(now)
+  end
+
+  function values.read(number)
+    local newest = ends_last(KEYS[number])
+    return { key = KEYS[number], newest = newest, counted = newest ~= nil }
+  end
+
+  function values.correct(_, state)
+    if not state.newest or state.newest <= now then return false end
+    for _, value in ipairs(call('ZRANGEBYSCORE', state.key, '(' .. instant, '+inf')) do
+      call('ZADD', state.key, instant, value)
+    end
+    for _, value in ipairs(call('ZRANGEBYSCORE', state.key, '-inf', '(-' .. instant)) do
+      call('ZADD', state.key, '-' .. instant, value)
+    end
+    state.newest = now
+    return true
+  end
+
+  function values.refund() return false end
+
+  function values.undo(shape, state, at)
+    local undone = false
+    for place = 11, #shape - 2, 2 do
+      local value = value_of(shape, place)
+      local earlier = -(moment_of(state, value .. 'e') or 0)
+      if moment_of(state, value) == at and earlier ~= at then
+        call('ZREM', state.key, value .. 'e')
+        if earlier > cutoff(shape) then
+          call('ZADD', state.key, text(earlier), value)
+        else
+          call('ZREM', state.key, value)
+        end
+        undone = true
+      end
+    end
+    return undone
+  end
+
+  function values.passes(shape, state) return wait_for_values(shape, state) == 0 end
+
+  function values.charge(shape, state, units)
+    local gone = text(cutoff(shape))
+    call('ZREMRANGEBYSCORE', state.key, '-' .. gone, gone)
+    local full = max(call('ZCOUNT', state.key, '(0', '+inf'), shape[8])
+    for place = 11, #shape - 2, 2 do
+      local value = value_of(shape, place)
+      local at = moment_of(state, value)
+      if at then call('ZADD', state.key, '-' .. text(at), value .. 'e') end
+      call('ZADD', state.key, instant, value)
+    end
+    local beyond = call('ZCOUNT', state.key, '(0', '+inf') - full
+    if beyond > 0 then
+      for _, value in ipairs(call('ZRANGEBYSCORE', state.key, '(0', '+inf', 'LIMIT', '0', text(beyond))) do
+        call('ZREM', state.key, value)
+        call('ZREM', state.key, value .. 'e')
+      end
+    end
+    return units
+  end
+
+  function values.write(shape, state)
+    local newest = ends_last(state.key)
+    if newest then expire(state.key, newest + shape[9]) end
+  end
+
+  function values.tell(shape, state, passes)
+    local counted = remembered(shape, state)
+    local newest = counted > 0 and ends_last(state.key)
+    return counted, newest and newest + shape[9] - now or 0, passes and -1 or wait_for_values(shape, state)
+  end
+
+  local kinds = { bucket, fixed, pair, log, leases, nil, values }
 
   -- Holds (limiter/hold.rs): a hash of records by lease, and a sorted set of the leases. The record without a name says
   -- when the newest hold was made, when something is due at the earliest, and when the keys expire. A string in place of

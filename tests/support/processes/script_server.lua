@@ -195,13 +195,23 @@ function commands.ZRANGE(key, first, last, scores)
   return listing(some, scores == 'WITHSCORES')
 end
 
-function commands.ZRANGEBYSCORE(key, least, most, scores, limit, offset, count)
-  local all = between(key, least, most)
-  if limit then
-    assert(limit == 'LIMIT' and count == '1')
-    all = { all[whole(offset) + 1] }
+function commands.ZRANGEBYSCORE(key, least, most, ...)
+  local all, words = between(key, least, most), { ... }
+  local scores = words[1] == 'WITHSCORES'
+  if scores then table.remove(words, 1) end
+  if words[1] then
+    assert(words[1] == 'LIMIT')
+    local some, offset = {}, whole(words[2])
+    for number = 1, whole(words[3]) do some[number] = all[offset + number] end
+    all = some
   end
-  return listing(all, scores == 'WITHSCORES')
+  return listing(all, scores)
+end
+
+function commands.ZREMRANGEBYSCORE(key, least, most)
+  local gone = between(key, least, most)
+  for _, entry in ipairs(gone) do commands.ZREM(key, entry.member) end
+  return #gone
 end
 
 function commands.HGET(key, field) return hash_at(key)[field] or false end

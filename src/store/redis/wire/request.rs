@@ -136,8 +136,9 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
     for change in &plan.holds {
         put_hold_change(change, counters, shapes, program);
     }
+    let values = plan.values.as_slice();
     for undo in &plan.undos {
-        put_u16(program, shapes.of_undo(undo));
+        put_u16(program, shapes.of_undo(undo, values));
         put_u16(program, counters.next());
         put_f64(program, undo.at.micros());
         // A negative one stands for a charge that is taken back only if it is the last.
@@ -151,8 +152,8 @@ fn encode_plan(plan: &Plan, counters: &mut CounterTable, shapes: &mut Shapes, pr
         put_u16(program, group.len());
         for check in group {
             match holds {
-                true => put_held_check(check, counters, shapes, program),
-                false => put_check(check, counters, shapes, program),
+                true => put_held_check(check, values, counters, shapes, program),
+                false => put_check(check, values, counters, shapes, program),
             }
         }
     }
@@ -176,18 +177,18 @@ fn encode_common(
     match (changes.next(), &plan.groups[..], &plan.checks[..]) {
         (None, [_], [check]) if bucket(&check.limit) && check.refund == 0 && holds => {
             program.push(3);
-            put_held_check(check, counters, shapes, program);
+            put_held_check(check, &[], counters, shapes, program);
             program.extend_from_slice(&plan.lease.0.to_be_bytes());
         }
         (None, [_], [check]) if bucket(&check.limit) && check.refund == 0 => {
             program.push(0);
-            put_check(check, counters, shapes, program);
+            put_check(check, &[], counters, shapes, program);
         }
         (None, [group], checks) if !holds && checks.iter().all(|check| key_group(&check.limit) == STRING_KEYS) => {
             program.push(2);
             put_u16(program, (*group).into());
             put_u16(program, 0);
-            checks.iter().for_each(|check| put_check(check, counters, shapes, program));
+            checks.iter().for_each(|check| put_check(check, &[], counters, shapes, program));
         }
         (Some(change), [], [])
             if bucket(&change.limit) && matches!(change.action, HoldAction::Settle(_)) && changes.next().is_none() =>
@@ -200,14 +201,20 @@ fn encode_common(
     true
 }
 
-fn put_check(check: &Check, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
-    put_u16(program, shapes.of_check(check));
+fn put_check(check: &Check, values: &[u64], counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
+    put_u16(program, shapes.of_check(check, values));
     put_u16(program, counters.next());
 }
 
 /// A check of a plan with holds.
-fn put_held_check(check: &Check, counters: &mut CounterTable, shapes: &mut Shapes, program: &mut Vec<u8>) {
-    put_check(check, counters, shapes, program);
+fn put_held_check(
+    check: &Check,
+    values: &[u64],
+    counters: &mut CounterTable,
+    shapes: &mut Shapes,
+    program: &mut Vec<u8>,
+) {
+    put_check(check, values, counters, shapes, program);
     let looks = check.holding.looks();
     put_u16(program, if looks { counters.next() } else { 0 });
     put_u16(program, if looks { shapes.of_holding(check.holding) } else { 0 });
@@ -221,7 +228,7 @@ fn put_hold_change(change: &HoldChange, counters: &mut CounterTable, shapes: &mu
         HoldAction::Renew(Some(length)) => (3, length),
         HoldAction::Look => (4, 0),
     };
-    put_u16(program, shapes.of_check(&change.look(0)));
+    put_u16(program, shapes.of_check(&change.look(0), &[]));
     put_u16(program, counters.next());
     put_u16(program, counters.next());
     program.push(action);

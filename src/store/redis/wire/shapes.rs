@@ -28,12 +28,12 @@ impl Shapes {
         Self { at, ..Self::default() }
     }
 
-    pub(super) fn of_check(&mut self, check: &Check) -> usize {
-        self.index(shape_of(check, self.at))
+    pub(super) fn of_check(&mut self, check: &Check, values: &[u64]) -> usize {
+        self.index(shape_of(check, values, self.at))
     }
 
-    pub(super) fn of_undo(&mut self, undo: &Undo) -> usize {
-        let mut shape = shape_of(&undo.look(), self.at);
+    pub(super) fn of_undo(&mut self, undo: &Undo, values: &[u64]) -> usize {
+        let mut shape = shape_of(&undo.look(), values, self.at);
         shape[ADMITTED] = (undo.charged as f64).to_bits();
         self.index(shape)
     }
@@ -63,13 +63,14 @@ impl Shapes {
 /// Where the charge on admission is in a shape.
 const ADMITTED: usize = 3;
 
-fn shape_of(check: &Check, at: Timestamp) -> CheckShape {
+/// The shape of a check; `values` are those of its plan.
+fn shape_of(check: &Check, values: &[u64], at: Timestamp) -> CheckShape {
     let (kind, holds) = match &check.limit {
         Limit::TokenBucket(bucket) => (1, bucket.burst()),
         Limit::FixedWindow(window) => (2, window.limit),
         Limit::SlidingCounter(window) => (3, window.limit),
         Limit::SlidingWindow(window) => (4, window.limit),
-        Limit::Distinct(distinct) => (4, distinct.limit),
+        Limit::Distinct(distinct) => (7, distinct.limit),
         Limit::Concurrency(slots) => (5, slots.max),
     };
     let units = |units: u32| match &check.limit {
@@ -104,7 +105,11 @@ fn shape_of(check: &Check, at: Timestamp) -> CheckShape {
             push(&[window.limit.into(), window.window, window.step(), window.steps()]);
         }
         Limit::SlidingWindow(window) => push(&[window.limit.into(), window.window]),
-        Limit::Distinct(distinct) => push(&[distinct.limit.into(), distinct.window]),
+        Limit::Distinct(distinct) => {
+            let needs = u64::from(check.needs.fits > 0) + 2 * u64::from(check.needs.one_left);
+            push(&[distinct.limit.into(), distinct.window, needs]);
+            distinct.asked.of(values).iter().for_each(|value| push(&[value >> 32, value & 0xffff_ffff]));
+        }
         Limit::Concurrency(slots) => push(&[slots.max.into(), slots.lease]),
     }
     shape
