@@ -53,6 +53,11 @@ impl Asked {
         values.get(first..first + self.count()).unwrap_or_default()
     }
 
+    /// The index of the first value.
+    pub(crate) fn first(self) -> usize {
+        self.first.into()
+    }
+
     /// The number of values.
     pub fn count(self) -> usize {
         self.count.into()

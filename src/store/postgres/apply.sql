@@ -113,6 +113,103 @@ BEGIN
 END
 $body$;
 
+-- The time until there is room for so many values more beside those of a counter that are not `asked`, or -1 if there never
+-- is. `others` is the number of those.
+CREATE OR REPLACE FUNCTION {value_room}(
+    name uuid,
+    now bigint,
+    win bigint,
+    most bigint,
+    asked bigint[],
+    others bigint,
+    room bigint
+) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    beyond bigint := others + room - most;
+    wait bigint;
+BEGIN
+    IF beyond <= 0 THEN
+        RETURN 0;
+    ELSIF beyond > others THEN
+        RETURN -1;
+    END IF;
+    SELECT at + win - now INTO wait FROM {values}
+    WHERE counter = name AND at > now - win AND value <> ALL (asked) ORDER BY at, value OFFSET beyond - 1 LIMIT 1;
+    RETURN coalesce(wait, -1);
+END
+$body$;
+
+-- The time until a check of values passes, or -1 if it never does: limiter/distinct.rs. `fits` if the asked ones have to
+-- fit, and `one` if there has to be room for one more.
+CREATE OR REPLACE FUNCTION {value_wait}(
+    name uuid,
+    now bigint,
+    win bigint,
+    most bigint,
+    asked bigint[],
+    fits boolean,
+    one boolean
+) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    count bigint := coalesce(array_length(asked, 1), 0);
+    counted bigint;
+    known bigint;
+    known_for bigint;
+    for_all bigint := 0;
+    for_one bigint := 0;
+BEGIN
+    IF NOT fits AND NOT one THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) INTO counted FROM {values} WHERE counter = name AND at > now - win;
+    IF count = 0 THEN
+        RETURN {value_room}(name, now, win, most, asked, counted, 1);
+    END IF;
+    SELECT count(*), min(at) + win - now INTO known, known_for
+    FROM {values} WHERE counter = name AND value = ANY (asked) AND at > now - win;
+    IF known < count THEN
+        known_for := 0;
+    END IF;
+    IF one THEN
+        for_one := {value_room}(name, now, win, most, ARRAY[]::bigint[], counted, 1);
+    END IF;
+    -- The values can be forgotten before there is room for another one.
+    IF fits AND known < count OR for_one > 0 AND for_one >= known_for THEN
+        for_all := {value_room}(name, now, win, most, asked, counted - known, count);
+    END IF;
+    RETURN CASE WHEN for_one < 0 OR for_all < 0 THEN -1 ELSE greatest(for_one, for_all) END;
+END
+$body$;
+
+-- Takes back that these values were charged, and returns whether that changed anything. One that was charged again since, or
+-- twice at that moment, stays as it is.
+CREATE OR REPLACE FUNCTION {undo_values}(name uuid, now bigint, win bigint, stamp bigint, asked bigint[]) RETURNS boolean
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+#variable_conflict use_column
+DECLARE
+    gone integer;
+    back integer;
+BEGIN
+    DELETE FROM {values}
+    WHERE counter = name AND value = ANY (asked) AND at = stamp AND earlier <> stamp AND earlier <= now - win;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    UPDATE {values} SET at = earlier, earlier = 0
+    WHERE counter = name AND value = ANY (asked) AND at = stamp AND earlier <> stamp AND earlier > now - win;
+    GET DIAGNOSTICS back = ROW_COUNT;
+    RETURN gone + back > 0;
+END
+$body$;
+
 -- Whether a lease has a hold: the status of a change, or 3 more than the microseconds until it ends.
 CREATE OR REPLACE FUNCTION {hold_status}(name uuid, id uuid, now bigint) RETURNS bigint
 LANGUAGE plpgsql
@@ -496,9 +593,10 @@ $body$;
 --   holders    the ids of leases, likewise
 --   shapes     checks without their counters, 15 numbers each; the program refers to one by the offset of its first
 --   program    the plans:
---                plan    refused (and 2 with holds, and 4 of instances of version 5 of the schema, with changes), index
---                        of its lease, numbers of changes, undos and groups; with holds the number of their changes;
---                        then changes, changes of holds, undos and groups
+--                plan    refused (and 2 with holds, and 4 of instances since version 5 of the schema, with changes, and 8
+--                        with values), index of its lease, numbers of changes, undos and groups; with holds the number
+--                        of their changes; with values their number and those; then changes, changes of holds, undos
+--                        and groups
 --                change  counter, index of the lease, microseconds to renew it for, -1 to release it, -2 to renew it for
 --                        its own length, or -9 to look at it
 --                change of a hold   counter, shape, index of the lease; 0 to settle as charged, 1 to settle, 2 to renew
@@ -506,17 +604,18 @@ $body$;
 --                With 4, a lease of which something has ended renews nothing, and if a look finds something held, the
 --                groups charge, refund and hold nothing.
 --                undo    counter, shape, what was charged, time of the charge, reset reported with it, or -1 - reset if
---                        it is taken back only where nothing was charged since; with holds whether it may be held
+--                        it is taken back only where nothing was charged since; with holds whether it may be held; with values the place
+--                        of its first one, from zero, and their number
 --                group   number of checks, then those
 --                check   counter, shape; with holds 0, or 1 to look at them, 2 to report them, 3 to hold; the length of
---                        the hold, and whether it is given back at its end
+--                        the hold, and whether it is given back at its end; with values as an undo
 --   answers    the length of the result
 --   charged    for each name, whether a plan may charge it; NULL if that is so for all
 --
 -- A shape:
 --
 --    1 kind      2 maximum units    3 to 7 parameters, of a bucket capacity, unit, drain, and the levels that may be
---    granted ahead     8 room needed, -1 for none    9 whether it can never fit
+--    granted ahead, of values the window, whether they have to fit, and whether one more does     8 room needed, -1 for none    9 whether it can never fit
 --   10 charge if the group is admitted   11 charge if it is refused but this passes   12 charge if this refuses too
 --   13 refund   14 shadow   15 always denied
 --
@@ -583,6 +682,9 @@ DECLARE
     blocked boolean;
     hold_changes integer;
     stride integer;                     -- numbers of a check in the program
+    valued boolean;                     -- the plan asks for values
+    asked_at integer;                   -- index in program before the first of them
+    asked bigint[] := ARRAY[]::bigint[];
     mode bigint;                        -- of a check: 1 looks at holds, 2 reports them, 3 holds
     changed record;
     i integer;                          -- index of a counter
@@ -663,6 +765,10 @@ BEGIN
     FOR i IN 1..coalesce(array_length(names, 1), 0) LOOP
         IF kinds[i] = 2 THEN
             edges[i] := CASE WHEN moments[i] < now THEN bs[i] ELSE -1 END;
+        ELSIF kinds[i] = 6 AND moments[i] > now THEN
+            UPDATE {values} SET at = now, earlier = least(earlier, now) WHERE counter = names[i] AND at > now;
+            moments[i] := now;
+            wrote[i] := 1;
         ELSIF kinds[i] = 5 THEN
             IF moments[i] > now THEN
                 UPDATE {leases} SET expires = now + (expires - acquired), acquired = now
@@ -678,7 +784,8 @@ BEGIN
     WHILE next <= length LOOP
         refused := program[next] % 2 = 1;
         holding := program[next] % 4 >= 2;
-        joint := program[next] >= 4;
+        joint := program[next] % 8 >= 4;
+        valued := program[next] >= 8;
         looking := false;
         holder := holders[program[next + 1]];
         changes := program[next + 2];
@@ -691,6 +798,11 @@ BEGIN
             hold_changes := program[next];
             next := next + 1;
             stride := 5;
+        END IF;
+        IF valued THEN
+            asked_at := next;
+            next := next + 1 + program[next];
+            stride := stride + 2;
         END IF;
         last := last + 1;
         verdict := last;
@@ -789,11 +901,21 @@ BEGIN
                         mode := 0;
                     END IF;
                     next := next + 5;
+                    IF valued THEN
+                        asked := program[asked_at + 1 + program[next]:asked_at + program[next] + program[next + 1]];
+                        next := next + 2;
+                    END IF;
                     IF mode > 0 THEN
                         -- What was given back at the end of its hold is not taken back again.
                         CONTINUE WHEN {drop_hold}(names[i], holder);
                     END IF;
                     CONTINUE WHEN kinds[i] <> shapes[s + 1];
+                    IF kinds[i] = 6 THEN
+                        IF {undo_values}(names[i], now, shapes[s + 3], stamp, asked) THEN
+                            wrote[i] := 1;
+                        END IF;
+                        CONTINUE;
+                    END IF;
                     IF edges[i] < 0 THEN
                         edges[i] := {correct_log}(names[i], now, as_[i]);
                         moments[i] := now;
@@ -919,6 +1041,8 @@ BEGIN
                                     DELETE FROM {grants} WHERE counter = names[i];
                                 ELSIF kinds[i] = 5 THEN
                                     DELETE FROM {leases} WHERE counter = names[i];
+                                ELSIF kinds[i] = 6 THEN
+                                    DELETE FROM {values} WHERE counter = names[i];
                                 END IF;
                                 kinds[i] := kind;
                                 as_[i] := 0;
@@ -1172,6 +1296,33 @@ BEGIN
                         remaining := greatest(most - hits, 0);
                         reset := CASE WHEN hits > 0 THEN finish - now ELSE 0 END;
 
+                    ELSIF kind = 6 THEN
+                        win := shapes[s + 3];
+                        mark := next + stride * n - 2;
+                        asked := program[asked_at + 1 + program[mark]:asked_at + program[mark] + program[mark + 1]];
+                        IF units > 0 THEN
+                            taken := coalesce(array_length(asked, 1), 0);
+                            DELETE FROM {values} WHERE counter = names[i] AND at <= now - win;
+                            SELECT count(*) INTO before FROM {values} WHERE counter = names[i];
+                            INSERT INTO {values} AS known (counter, value, at, earlier)
+                            SELECT names[i], one, now, 0 FROM unnest(asked) AS one ORDER BY one
+                            ON CONFLICT (counter, value) DO UPDATE SET at = excluded.at, earlier = known.at;
+                            -- Beyond the limit the newest replace the oldest. A set larger than a limit that was lowered
+                            -- keeps its size.
+                            SELECT count(*) - greatest(before, most) INTO beyond FROM {values} WHERE counter = names[i];
+                            IF beyond > 0 THEN
+                                DELETE FROM {values} WHERE counter = names[i] AND value IN (
+                                    SELECT oldest.value FROM {values} AS oldest WHERE oldest.counter = names[i]
+                                    ORDER BY oldest.at, oldest.value LIMIT beyond
+                                );
+                            END IF;
+                            moments[i] := now;
+                        END IF;
+                        SELECT count(*), coalesce(max(at) + win - now, 0) INTO mark, reset
+                        FROM {values} WHERE counter = names[i] AND at > now - win;
+                        remaining := greatest(most - mark, 0);
+                        wait := {value_wait}(names[i], now, win, most, asked, shapes[s + 4] > 0, shapes[s + 5] > 0);
+
                     ELSE
                         mark := 0;
                         IF units > 0 THEN
@@ -1304,6 +1455,22 @@ BEGIN
     answer[1] := now;
     RETURN answer;
 END
+$body$;
+
+-- The function that instances of version 5 of the schema call: it knows of no values.
+CREATE OR REPLACE FUNCTION {apply_of_5}(
+    injected bigint,
+    names uuid[],
+    holders uuid[],
+    shapes bigint[],
+    program bigint[],
+    answers integer,
+    charged boolean[] DEFAULT NULL
+) RETURNS bigint[]
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+    SELECT {apply}(injected, names, holders, shapes, program, answers, charged)
 $body$;
 
 -- The function that instances of version 4 of the schema call: each change stands alone, and no answer says when what is

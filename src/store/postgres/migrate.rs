@@ -15,7 +15,7 @@ use super::settings::PostgresSettingsError;
 
 /// The version of the schema that this release creates and uses. A schema is compared by its version only, so a changed
 /// statement in `schema.sql` or `apply.sql` needs a new one.
-const SCHEMA_VERSION: i32 = 5;
+const SCHEMA_VERSION: i32 = 6;
 
 /// The oldest version whose releases can use a schema of [`SCHEMA_VERSION`].
 const OLDEST_COMPATIBLE_VERSION: i32 = 1;
@@ -24,13 +24,16 @@ const SCHEMA_SQL: &str = include_str!("schema.sql");
 const APPLY_SQL: &str = include_str!("apply.sql");
 
 /// The tables and functions that this release uses.
-const TABLES: [&str; 5] = ["counters", "grants", "leases", "holds", "held"];
-const FUNCTIONS: [&str; 13] = [
+const TABLES: [&str; 6] = ["counters", "grants", "leases", "values", "holds", "held"];
+const FUNCTIONS: [&str; 16] = [
     "apply",
     "bucket",
     "rescale",
     "correct",
     "correct_log",
+    "value_room",
+    "value_wait",
+    "undo_values",
     "hold_status",
     "take_back",
     "drop_hold",

@@ -31,12 +31,14 @@ impl SchemaNames {
         match object {
             "meta" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}meta"))),
             "leases_by_expiry" => quoted(&format!("{prefix}leases_v1_by_expiry")),
-            // Of version 5 of the schema, beside the functions that instances of earlier versions call.
+            "values_by_moment" => quoted(&format!("{prefix}values_v1_by_moment")),
+            // Of version 6 of the schema, beside the functions that instances of earlier versions call.
             "apply_of_1" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1"))),
             "apply_of_2" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_2"))),
             "apply_of_3" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_3"))),
             "apply_of_4" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_4"))),
-            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_5"))),
+            "apply_of_5" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_5"))),
+            "apply" => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}apply_v1_6"))),
             "holds_by_due" => quoted(&format!("{prefix}holds_v1_by_due")),
             object => format!("{}.{}", quoted(schema), quoted(&format!("{prefix}{object}_v1"))),
         }
@@ -55,6 +57,12 @@ impl SchemaNames {
             "apply_of_2",
             "apply_of_3",
             "apply_of_4",
+            "apply_of_5",
+            "values",
+            "values_by_moment",
+            "value_room",
+            "value_wait",
+            "undo_values",
             "holds",
             "held",
             "holds_by_due",

@@ -1,4 +1,4 @@
--- Version 4 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
+-- Version 6 of the schema: tables, indexes, and functions for maintenance. apply.sql decides plans.
 --
 -- {Names in braces} are replaced by quoted names: see names.rs. Times are Unix microseconds, and all numbers are
 -- integers. The states are those of plan::advance.
@@ -13,6 +13,7 @@
 --   3 pair           current    previous   start           -
 --   4 fixed          count      end        start           -
 --   5 leases         leases     -          newest lease    -
+--   6 values         -          -          newest charge   -
 --
 -- An exact log also has a row in grants for each time at which units were granted, so that a charge writes a constant
 -- number of rows. Grants are numbered from one, and a row has the number of its last grant, `upto`:
@@ -20,7 +21,7 @@
 --   grants:        (dropped) | 3 @ t1 | 4 @ t2 |   7 @ t3   |          granted = 7, dropped = 2
 --                   1    2   |   3    |   4    |  5  6  7   |          five count while t1 + window is ahead
 --
--- The lock of a counter's row also protects its grants, leases and holds.
+-- The lock of a counter's row also protects its grants, leases, values and holds.
 
 CREATE TABLE IF NOT EXISTS {meta} (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -59,6 +60,18 @@ CREATE {unlogged} TABLE IF NOT EXISTS {leases} (
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX IF NOT EXISTS {leases_by_expiry} ON {leases} (counter, expires);
+
+-- The values that counters remember (limiter/distinct.rs): keyed hashes with their highest bit flipped, so that they are
+-- in the order of unsigned numbers; the moment of the last charge, and of the one before, or zero.
+CREATE {unlogged} TABLE IF NOT EXISTS {values} (
+    counter uuid NOT NULL,
+    value bigint NOT NULL,
+    at bigint NOT NULL,
+    earlier bigint NOT NULL,
+    PRIMARY KEY (counter, value)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX IF NOT EXISTS {values_by_moment} ON {values} (counter, at, value);
 
 -- The holds of counters (limiter/hold.rs). `due` is the end of a hold, and when it is forgotten once it has ended.
 CREATE {unlogged} TABLE IF NOT EXISTS {holds} (
@@ -104,6 +117,7 @@ BEGIN
     END IF;
     DELETE FROM {grants} WHERE counter = name;
     DELETE FROM {leases} WHERE counter = name;
+    DELETE FROM {values} WHERE counter = name;
     DELETE FROM {holds} WHERE counter = name;
     DELETE FROM {held} WHERE counter = name;
     DELETE FROM {counters} WHERE counter = name;
@@ -158,6 +172,9 @@ BEGIN
             GET DIAGNOSTICS rows = ROW_COUNT;
         ELSIF old.kind = 5 THEN
             DELETE FROM {leases} WHERE counter = old.counter;
+            GET DIAGNOSTICS rows = ROW_COUNT;
+        ELSIF old.kind = 6 THEN
+            DELETE FROM {values} WHERE counter = old.counter;
             GET DIAGNOSTICS rows = ROW_COUNT;
         END IF;
         DELETE FROM {counters} WHERE counter = old.counter;

@@ -107,11 +107,16 @@ impl PlanEncoder {
         let holder = self.lease(plan.lease);
         let holds = has_holds(plan);
         let changes = !plan.changes.is_empty() || !plan.holds.is_empty();
-        let refused = i64::from(plan.refused) + 2 * i64::from(holds) + 4 * i64::from(changes);
+        let values = asks_for_values(plan);
+        let refused = i64::from(plan.refused) + 2 * i64::from(holds) + 4 * i64::from(changes) + 8 * i64::from(values);
         self.put([refused, holder, count(plan.changes.len()), count(plan.undos.len())]);
         self.put([count(plan.groups.len())]);
         if holds {
             self.put([count(plan.holds.len())]);
+        }
+        if values {
+            self.put([count(plan.values.as_slice().len())]);
+            self.arguments.program.extend(plan.values.as_slice().iter().map(|value| ordered(*value)));
         }
         for change in &plan.changes {
             let (counter, lease) = (self.counter(change.counter), self.lease(change.lease));
@@ -150,6 +155,9 @@ impl PlanEncoder {
             if holds {
                 self.put([undo.holds.into()]);
             }
+            if values {
+                self.put(place_of(&undo.limit));
+            }
         }
         for group in plan.groups() {
             self.put([count(group.len())]);
@@ -163,6 +171,9 @@ impl PlanEncoder {
                 self.put([counter, shape]);
                 if holds {
                     self.put(numbers_of(check.holding));
+                }
+                if values {
+                    self.put(place_of(&check.limit));
                 }
             }
         }
@@ -223,6 +234,26 @@ fn has_holds(plan: &Plan) -> bool {
     !plan.holds.is_empty() || looks() || plan.undos.iter().any(|undo| undo.holds)
 }
 
+/// Whether a plan asks for values, or takes back that it did.
+fn asks_for_values(plan: &Plan) -> bool {
+    let counts_values = |limit: &Limit| matches!(limit, Limit::Distinct(_));
+    plan.checks.iter().any(|check| counts_values(&check.limit))
+        || plan.undos.iter().any(|undo| counts_values(&undo.limit))
+}
+
+/// Where the values of a limit are among those of its plan: the first, from zero, and their number.
+fn place_of(limit: &Limit) -> [i64; 2] {
+    match limit {
+        Limit::Distinct(distinct) => [count(distinct.asked.first()), count(distinct.asked.count())],
+        _ => [0, 0],
+    }
+}
+
+/// A value in the order of unsigned numbers.
+fn ordered(value: u64) -> i64 {
+    (value ^ 1 << 63).cast_signed()
+}
+
 /// What a check has to do with holds: how it looks at them, the length of its own, and whether that is given back.
 fn numbers_of(holding: Holding) -> [i64; 3] {
     match (holding, holding.terms()) {
@@ -264,6 +295,9 @@ fn shape_of_check(check: &Check, at: Timestamp) -> ShapeNumbers {
         Limit::TokenBucket(_) => clamped(check.refund),
         _ => check.refund.into(),
     };
+    if let Limit::Distinct(_) = check.limit {
+        (shape[3], shape[4]) = ((needs.fits > 0).into(), needs.one_left.into());
+    }
     shape[13] = check.shadow.into();
     shape[14] = check.always_denied.into();
     shape
@@ -303,7 +337,7 @@ fn shape_of_limit(limit: &Limit, at: Timestamp) -> ShapeNumbers {
             shape[2] = bigint(slots.lease);
         }
         Limit::Distinct(distinct) => {
-            shape[0] = 2;
+            shape[0] = 6;
             shape[2] = bigint(distinct.window);
         }
     }
