@@ -1611,12 +1611,16 @@ fn cited(text: &str) -> BTreeSet<usize> {
 }
 
 /// The numbers that the page keeps for what comes next.
-const KEPT: RangeInclusive<usize> = 54..=61;
+const KEPT: [RangeInclusive<usize>; 2] = [54..=56, 58..=61];
+
+fn is_kept(number: usize) -> bool {
+    KEPT.iter().any(|kept| kept.contains(&number))
+}
 
 #[test]
 fn every_number_of_the_page_has_a_test_and_no_test_has_another() {
     let page = page();
-    let expected = (1..).filter(|number| !KEPT.contains(number));
+    let expected = (1..).filter(|number| !is_kept(*number));
     for (number, expected) in page.iter().zip(expected) {
         assert_eq!(*number, expected, "docs/semantics.md: numbers follow one another and never change");
     }
@@ -1648,7 +1652,7 @@ fn every_number_that_is_cited_is_one_of_the_page() {
     for (file, text) in ["src", "tests", "docs"].into_iter().flat_map(texts) {
         for number in cited(&text) {
             assert!(
-                page.contains(&number) || KEPT.contains(&number),
+                page.contains(&number) || is_kept(number),
                 "{file} cites {number}, which docs/semantics.md does not have"
             );
         }

@@ -127,7 +127,7 @@ fn files_of_another_version_secret_or_store_are_rejected() {
     let mut newer = whole;
     newer[18] = 9;
     std::fs::write(&path, &newer).expect("it is written");
-    assert!(refused(&owner()).contains("has version 9 and this tollgate reads at most 2"));
+    assert!(refused(&owner()).contains("has version 9 and this tollgate reads at most 3"));
 }
 
 #[test]

@@ -5,4 +5,4 @@ pub(super) mod limiters;
 pub(super) mod rules;
 pub(super) mod server;
 pub(super) mod stores;
-mod values;
+pub(super) mod values;

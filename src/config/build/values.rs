@@ -6,7 +6,7 @@ use crate::limiter::{Algorithm, Limiter};
 use crate::rules::KeyEntry;
 
 /// The entries whose different values a limiter counts.
-pub(super) fn counted(limiter: &Limiter) -> &[String] {
+pub(in crate::config) fn counted(limiter: &Limiter) -> &[String] {
     match limiter.quota.as_ref().map(|quota| &quota.algorithm) {
         Some(Algorithm::Distinct { of }) => of,
         _ => &[],

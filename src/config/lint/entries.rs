@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::checked::Checked;
 use crate::config::build::rules::NameTemplate;
 use crate::config::build::server::FIXED_ENTRIES;
+use crate::config::build::values::counted;
 use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest};
 use crate::config::document::warning::WarningKind;
@@ -193,13 +194,14 @@ pub(super) fn unused(checked: &Checked<'_>, problems: &mut Problems) {
         let used = by_domain.entry(rule.domain.as_str()).or_default();
         used.extend(uses(written).into_iter().map(|found| found.entry.into_owned()));
     }
+    let counted: BTreeSet<&str> = checked.book.limiters.iter().flat_map(counted).map(String::as_str).collect();
     for item in checked.file.domains.named() {
         // For a domain without rules there is another warning.
         let (Some(domain), Some(used)) = (&item.value, by_domain.get(item.name.as_str())) else { continue };
         let known = known_entries(checked);
         // A normaliser of what every gateway sends is no mistake: it is ready for the next rule.
-        for (entry, location) in settings(domain).filter(|(entry, _)| !used.contains(*entry) && !known.contains(entry))
-        {
+        let is_used = |entry: &str| used.contains(entry) || known.contains(entry) || counted.contains(entry);
+        for (entry, location) in settings(domain).filter(|(entry, _)| !is_used(entry)) {
             let near = nearest(entry, used.iter().map(String::as_str));
             let meant = near.map_or("remove it".to_owned(), |near| format!("did you mean {near:?}?"));
             let reason = format!("is about the entry {entry:?}, which no rule of the domain uses; {meant}");
