@@ -511,7 +511,7 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
 
         version(0, 0);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is older");
-        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 5)]);
+        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(0, 6)]);
         assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted);
 
         // Of version 1, whose instances go on with their function and the counters.
@@ -524,7 +524,7 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
             server.execute(&database, &format!("DROP FUNCTION {function}"));
         }
         version(1, 1);
-        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(1, 5)]);
+        assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(1, 6)]);
         assert!(!execute(&fresh(), &once()).await.expect("an answer").admitted, "it is counted still");
         let functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'apply_v1%'";
         assert_eq!(server.value(&database, functions).as_deref(), Some("5"));
@@ -958,9 +958,9 @@ fn tollgate_store_migrate_creates_and_reports_the_schema() {
     let stores = |url: &str| format!("[stores.limits]\nengine = \"postgres\"\nurl = \"{url}\"\n");
     let url = server.url(&server.database());
     let (code, said, _) = run(&stores(&url));
-    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": created, version 5\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": created, version 6\n"));
     let (code, said, _) = run(&stores(&url));
-    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": version 5, nothing to do\n"));
+    assert_eq!((code, said.as_str()), (Some(0), "stores.limits: schema \"tollgate\": version 6, nothing to do\n"));
 
     let (code, said, error) = run(&stores(&url.replace(postgres::PASSWORD, "guessed")));
     assert_eq!((code, said.as_str()), (Some(1), ""));

@@ -17,16 +17,20 @@ local function size_of(form, place)
 end
 
 function struct.pack(form, ...)
-  assert(sub(form, 1, 1) == '<')
+  local big = sub(form, 1, 1) == '>'
+  assert(big or sub(form, 1, 1) == '<')
   local place, values, out = 2, { ... }, {}
   for _, value in ipairs(values) do
     local kind, size
     kind, size, place = size_of(form, place)
     assert(kind ~= 'd' and kind ~= 'c' and value == floor(value) and value >= 0 and value < 2 ^ (8 * size), form)
+    local bytes = ''
     for _ = 1, size do
-      out[#out + 1] = char(floor(value % 256))
+      local first = char(floor(value % 256))
+      bytes = big and first .. bytes or bytes .. first
       value = (value - value % 256) / 256
     end
+    out[#out + 1] = bytes
   end
   assert(place == #form + 1, form)
   return table.concat(out)
