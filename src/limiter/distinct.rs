@@ -96,7 +96,7 @@ impl Remembered {
 
     /// Restores a set; `None` when its values are not in order.
     pub(crate) fn restore(values: Vec<RememberedValue>) -> Option<Self> {
-        values.iter().is_sorted_by_key(|value| value.order()).then_some(Self { values })
+        values.iter().is_sorted_by_key(RememberedValue::order).then_some(Self { values })
     }
 
     /// A set of at most one value.

@@ -45,7 +45,7 @@ fn world(limit: u32) -> World {
 }
 
 /// An attempt from address x.
-fn at<'a>(account: &'a str) -> [(&'a str, &'a str); 2] {
+fn at(account: &str) -> [(&str, &str); 2] {
     [("address", "x"), ("account", account)]
 }
 

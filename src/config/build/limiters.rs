@@ -284,9 +284,7 @@ impl<'a> LimiterBuilder<'a> {
         }
         *self.of = entries(written.of.items(), "but the list already has this entry", self.problems, |_, _, _| {});
         let of: Vec<String> = self.of.iter().map(|part| part.entry.clone()).collect();
-        if written.of.get().is_none() {
-            return None;
-        }
+        written.of.get()?;
         self.window_quota(Algorithm::Distinct { of })
     }
 
