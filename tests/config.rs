@@ -11,6 +11,7 @@ mod support;
 mod config {
     mod errors;
     mod forms;
+    mod lists;
     mod meaning;
     mod rate_sync;
     mod reload;

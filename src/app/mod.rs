@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::build::{BuildError, PreparedService, StorePlan};
 use self::connect::connect;
 use self::readiness::{RequiredStore, follow_stores};
-pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, log_warnings};
+pub use self::reload::{HangupSignals, PendingRestart, ReloadOutcome, Reloader, log_data, log_warnings};
 pub use self::snapshots::PlannedSnapshot;
 use self::snapshots::SnapshotWriter;
 use crate::clock::{Clock, SystemClock};

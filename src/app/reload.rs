@@ -23,7 +23,7 @@ use super::build::OpenedStores;
 use super::{BuildError, PreparedService, StorePlan};
 use crate::config::{ABSENT, ConfigWatcher, Origin, Problem, RestartSetting, RestartSettings, WarningKind};
 use crate::engine::Version;
-use crate::rules::Rules;
+use crate::rules::{DataSize, Rules};
 use crate::service::Service;
 use crate::settings::{ApiSettings, Bounds, Settings};
 use crate::telemetry::ReloadStatus;
@@ -56,6 +56,13 @@ pub fn log_warnings(warnings: &[Problem]) {
     for warning in warnings {
         let name = warning.warning.map_or("", WarningKind::name);
         tracing::warn!(warning = name, "{warning}");
+    }
+}
+
+/// Logs the sizes of the lists of a configuration that was applied.
+pub fn log_data(rules: &Rules) {
+    for DataSize { name: list, rows: values, bytes } in rules.lists() {
+        tracing::info!(list, values, bytes, "list loaded");
     }
 }
 
@@ -159,13 +166,17 @@ impl Reloader {
     ///
     /// New shared stores are connected first; the version in use decides until then.
     pub async fn reload(&mut self, forced: bool) -> ReloadOutcome {
-        let last_read = self.last_read.clone();
-        let Some((origin, config)) = blocking(move || last_read.read_again()).await else {
-            return self.reject(internal_error());
-        };
+        let (last_read, applied) = (self.last_read.clone(), self.applied.clone());
+        let read = blocking(move || {
+            let (origin, config) = last_read.read_again();
+            // What is not needed is freed here: a list has millions of values.
+            let config = (origin != applied).then_some(config);
+            (origin, config)
+        });
+        let Some((origin, config)) = read.await else { return self.reject(internal_error()) };
         let changed = origin != self.last_read;
         self.last_read = origin;
-        if self.last_read == self.applied {
+        let Some(config) = config else {
             let ReloadStatus { version, last_taken, .. } = self.service.reloads();
             if forced || !last_taken {
                 tracing::info!(version, "configuration unchanged");
@@ -173,8 +184,9 @@ impl Reloader {
             self.service.record_unchanged_reload();
             self.store_missing = false;
             return ReloadOutcome::Unchanged;
-        }
+        };
         if !changed && !forced {
+            blocking(move || drop(config)).await;
             return ReloadOutcome::Unchanged;
         }
         self.store_missing = false;
@@ -231,6 +243,7 @@ impl Reloader {
         let replaced = blocking(move || {
             service.replace(version, settings);
             tracing::info!(version = service.reloads().version, "configuration applied");
+            log_data(&service.current().version.rules);
             log_warnings(&warnings);
             if secret_changed {
                 tracing::warn!(

@@ -146,5 +146,6 @@ fn summary(config: &Config) -> String {
         count(config.book.limiters.len(), "limiter"),
         count(config.stores.len(), "store"),
     ];
-    parts.join(", ")
+    let lists = [count(config.lists.len(), "list")].into_iter().filter(|_| !config.lists.is_empty());
+    parts.into_iter().chain(lists).collect::<Vec<_>>().join(", ")
 }

@@ -55,6 +55,7 @@ fn start(origin: Origin, config: Config) -> anyhow::Result<Ended> {
     let warnings = config.warnings.clone();
     let prepared = PreparedService::of(config)?;
     start_logging(prepared.settings.log.json);
+    tollgate::app::log_data(&prepared.rules);
     tollgate::app::log_warnings(&warnings);
     if origin.config_path().is_none() {
         print_first_steps();

@@ -25,8 +25,10 @@ pub struct Config {
     pub accepted_warnings: Vec<WarningKind>,
     /// Warnings: the configuration works, but these deserve attention.
     pub warnings: Vec<Problem>,
-    /// What became of each key of a file of rate-sync. Empty for other files.
+    /// The sizes of lists, and what became of each key of a file of rate-sync.
     pub notes: Vec<Note>,
+    /// The lists as written.
+    pub lists: Vec<(String, PathBuf)>,
     /// The names of the files that were read. Empty when none was found.
     pub files: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::build::{limiters, rules, server, stores};
+use super::build::{limiters, lists, rules, server, stores};
 use super::configuration::Config;
 use super::document::disk::Disk;
 use super::document::files::{self, SourceText};
@@ -14,6 +14,7 @@ use super::lint;
 use super::rate_sync;
 use super::schema;
 use super::schema::decode::{Field, field};
+use super::schema::values::Item;
 use crate::settings::Listen;
 
 impl Config {
@@ -140,13 +141,20 @@ fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
     let mut book = server::book(file, problems);
     book.stores = names;
     book.max_wait = settings.bounds.max_wait;
-    (book.domains, book.rules) = rules::rules(file, &limiters, &settings, problems);
+    let lists = lists::lists(file, disk, problems);
+    (book.domains, book.rules) = rules::rules(file, &limiters, &lists, &settings, problems);
+    book.lists = lists.finish(problems);
     (book.limiters, book.values) = limiters.into_built();
     let accepted_warnings = accepted_warnings(file);
     accepted_warnings.iter().for_each(|kind| problems.accept(*kind));
     lint::warn(file, &settings, &book, problems);
     let clear_text_accepted = file.server.get().is_some_and(|server| server.clear_text.get().is_some());
-    let config = Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, ..Config::default() };
+    let list = |item: &Item<schema::ListFile>| {
+        Some((item.name.clone(), item.value.as_ref()?.file.get()?.value.clone().into()))
+    };
+    let lists = file.lists.named().iter().filter_map(list).collect();
+    let config =
+        Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, lists, ..Config::default() };
     if rate_sync::is_rate_sync(file) {
         rate_sync::note(file, &config, problems);
     }

@@ -71,6 +71,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "server": server,
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &book.values, &config.stores)))),
+        "lists": named(config.lists.iter().map(|(name, file)| (name.clone(), json!({ "file": file.to_string_lossy() })))),
         "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": {
@@ -340,6 +341,7 @@ fn matcher(matcher: &Matcher) -> Value {
         Matcher::Exact(text) => text.replace('*', "\\*").into(),
         Matcher::Pattern(pattern) => pattern.to_string().into(),
         Matcher::Cidr(block) => block.to_string().into(),
+        Matcher::List(list) => json!({ "list": list.name() }),
         Matcher::AnyOf(any) => any.iter().map(self::matcher).collect::<Vec<Value>>().into(),
         Matcher::Not(not) => json!({ "not": self::matcher(not) }),
     }

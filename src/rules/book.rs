@@ -1,8 +1,9 @@
 //! The rules as configured.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Matcher, Normaliser};
+use super::{Matcher, Normaliser, ValueList};
 use crate::limiter::{Limiter, Lost, MAX_HOLD};
 use crate::plan::Holding;
 use crate::secret::Secret;
@@ -22,6 +23,8 @@ pub struct RuleBook {
     /// How limiters of distinct values normalise what they count. One that is not listed counts values as they are in the
     /// domain.
     pub values: Vec<LimiterValues>,
+    /// The lists that rules name.
+    pub lists: Vec<Arc<ValueList>>,
     /// The settings of domains. A domain that is not listed has the defaults.
     pub domains: Vec<Domain>,
     /// The rules, in the order of files by name and of positions in a file.
@@ -46,6 +49,7 @@ impl Default for RuleBook {
             partitioned: Vec::new(),
             limiters: Vec::new(),
             values: Vec::new(),
+            lists: Vec::new(),
             domains: Vec::new(),
             rules: Vec::new(),
             shadow: false,

@@ -9,8 +9,9 @@ use super::book::{
     Action, Apply, Charge, Domain, KeyEntry, LimiterValues, PartitionedStore, Rule, RuleBook, RuleHeaders,
 };
 use super::compiled::{
-    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LeaseEntries, LimiterTarget,
-    LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit, template_parts,
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, DataSize, LeaseEntries,
+    LimiterTarget, LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit,
+    template_parts,
 };
 use super::form::{Form, Forms};
 use super::index::Index;
@@ -238,6 +239,8 @@ struct Compiler {
     limiter_by_name: HashMap<String, u32, RandomState>,
     /// The indexes of the domain and the rule being compiled.
     at: (usize, u32),
+    /// The lists that entries of domains meet, each with its number in its domain.
+    met_lists: HashMap<(usize, String, String), u32, RandomState>,
 }
 
 impl Compiler {
@@ -258,7 +261,17 @@ impl Compiler {
         }
         let (debts, holdings) = (vec![0; book.limiters.len()], vec![Holding::None; book.limiters.len()]);
         let drains = HashMap::default();
-        Self { book, errors, targets: Vec::new(), debts, holdings, drains, limiter_by_name, at: (0, 0) }
+        Self {
+            book,
+            errors,
+            targets: Vec::new(),
+            debts,
+            holdings,
+            drains,
+            limiter_by_name,
+            at: (0, 0),
+            met_lists: HashMap::default(),
+        }
     }
 
     fn compile(mut self) -> Result<Rules, Vec<CompileError>> {
@@ -312,6 +325,7 @@ impl Compiler {
             targets: self.targets,
             direct,
             partitioned: self.book.partitioned,
+            lists: self.book.lists.iter().map(|list| DataSize::of_list(list)).collect(),
             hides_headers: domains.iter().flat_map(|domain| &domain.rules).any(|rule| rule.headers != RuleHeaders::All),
             domains,
             by_name,
@@ -456,8 +470,9 @@ impl Compiler {
     /// A test whose literals are in the form of the entry's values.
     fn required(&mut self, entry: String, written: Matcher, rule: &str, forms: &Forms) -> Option<EntryTest> {
         match forms.literal(&entry, &written) {
-            Ok(test) => {
+            Ok(mut test) => {
                 let written = (test != written).then_some(written);
+                test.lists_mut(&mut |list| list.set_slot(self.slot(&entry, list.name())));
                 Some(EntryTest::new(entry, test, written))
             }
             Err(literal) => {
@@ -465,6 +480,18 @@ impl Compiler {
                 None
             }
         }
+    }
+
+    /// The number of a list among those that entries of the domain being compiled meet.
+    fn slot(&mut self, entry: &str, list: &str) -> u32 {
+        let met = (self.at.0, entry.to_owned(), list.to_owned());
+        if let Some(slot) = self.met_lists.get(&met) {
+            return *slot;
+        }
+        let before = self.met_lists.keys().filter(|(domain, ..)| *domain == self.at.0).count();
+        let slot = u32::try_from(before).expect("rules are fewer than 2^32");
+        self.met_lists.insert(met, slot);
+        slot
     }
 
     fn apply(&mut self, apply: Apply, rule: &str, domain: &Domain, forms: &Forms) -> Option<CompiledApply> {

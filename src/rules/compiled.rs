@@ -9,6 +9,7 @@ use super::book::{
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
+use super::value_list::ValueList;
 use crate::limiter::{Limit, Limiter, Quota};
 use crate::plan::Holding;
 use crate::secret::{NamePrefix, Partitions, Secret};
@@ -35,8 +36,28 @@ pub struct Rules {
     /// The limiters that no rule applies and that workers can ask for by name, with their targets.
     pub(super) direct: HashMap<String, u32, RandomState>,
     pub(super) partitioned: Vec<PartitionedStore>,
+    /// The sizes of the lists.
+    pub(super) lists: Vec<DataSize>,
     /// Whether responses show less than everything of any rule.
     pub(super) hides_headers: bool,
+}
+
+/// The size of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataSize {
+    /// Its name.
+    pub name: String,
+    /// The number of its values.
+    pub rows: usize,
+    /// The memory that it takes, in bytes.
+    pub bytes: usize,
+}
+
+impl DataSize {
+    /// The size of a list, in the forms of all entries that meet it.
+    pub fn of_list(list: &ValueList) -> Self {
+        Self { name: list.name().to_owned(), rows: list.len(), bytes: list.bytes() }
+    }
 }
 
 /// The keys of the entries that release and settle leases.
@@ -220,6 +241,11 @@ impl Rules {
     /// The names of the stores, which checks index.
     pub fn stores(&self) -> &[String] {
         &self.stores
+    }
+
+    /// The sizes of the lists.
+    pub fn lists(&self) -> &[DataSize] {
+        &self.lists
     }
 
     /// The bounds of a request.

@@ -12,6 +12,8 @@ impl Matcher {
             return true;
         }
         match (self, other) {
+            // A list is data that changes: only the list itself covers it.
+            (Matcher::List(_), Matcher::Exact(_)) => false,
             (_, Matcher::AnyOf(any)) => any.iter().all(|other| self.covers(other)),
             (Matcher::AnyOf(any), _) => any.iter().any(|one| one.covers(other)),
             (Matcher::Present, _) => !other.matches_absent(),

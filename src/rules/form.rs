@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use super::address::{address, client_block, truncated};
 use super::book::Domain;
 use super::matcher::PatternPart;
+use super::value_list::DataFaults;
 use super::{Matcher, Normaliser, Pattern};
 
 /// The entries that hold addresses in every domain: the names that Envoy gives them.
@@ -166,32 +167,43 @@ impl Form {
         value
     }
 
+    /// The form of addresses that no normaliser changes.
+    #[cfg(test)]
+    pub(super) fn of_addresses() -> Self {
+        Self { steps: Vec::new(), address: true }
+    }
+
     /// The test with its literals in this form.
-    fn literal(&self, test: &Matcher) -> Result<Matcher, NeverMet> {
+    pub(super) fn literal(&self, test: &Matcher) -> Result<Matcher, NeverMet> {
         Ok(match test {
             Matcher::Present => Matcher::Present,
             Matcher::Exact(text) => self.exact(text)?,
             Matcher::Pattern(pattern) => self.pattern(pattern)?,
             Matcher::Cidr(block) => self.block(*block)?,
+            Matcher::List(list) => Matcher::List(list.formed(self)?),
             Matcher::AnyOf(any) => Matcher::AnyOf(any.iter().map(|test| self.literal(test)).collect::<Result<_, _>>()?),
             Matcher::Not(not) => Matcher::Not(Box::new(self.literal(not)?)),
         })
     }
 
     fn exact(&self, text: &str) -> Result<Matcher, NeverMet> {
-        let value = self.value(Cow::Borrowed(text)).into_owned();
+        Ok(Matcher::Exact(self.exact_value(text)?.into_owned()))
+    }
+
+    /// A literal in this form.
+    pub(super) fn exact_value<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, NeverMet> {
+        let value = self.value(Cow::Borrowed(text));
         if self.steps.contains(&Normaliser::Host) && text.contains('/') {
             return Err(NeverMet::by(Normaliser::Host, text, &value));
         }
-        Ok(Matcher::Exact(value))
+        Ok(value)
     }
 
-    fn block(&self, block: IpNet) -> Result<Matcher, NeverMet> {
-        let block = client_block(block).map_err(|all| NeverMet {
-            literal: block.to_string(),
-            form: all.to_string(),
-            reason: "its addresses are counted as the IPv4 addresses in them",
-            remedy: "write the block of these",
+    /// A block in this form.
+    pub(super) fn block(&self, block: IpNet) -> Result<Matcher, NeverMet> {
+        let block = client_block(block).map_err(|all| {
+            let reason = "its addresses are counted as the IPv4 addresses in them";
+            NeverMet::new(&block.to_string(), &all.to_string(), reason, "write the block of these")
         })?;
         let cut = self.steps.iter().fold(block, |block, step| match (step, block) {
             (Normaliser::Ipv6Prefix(bits), IpNet::V6(block)) => IpNet::V6(truncated(block, *bits)),
@@ -201,7 +213,7 @@ impl Form {
     }
 
     /// A pattern, each part of which is normalised alone.
-    fn pattern(&self, pattern: &Pattern) -> Result<Matcher, NeverMet> {
+    pub(super) fn pattern(&self, pattern: &Pattern) -> Result<Matcher, NeverMet> {
         let mut parts: Vec<PatternPart> = pattern.parts().collect();
         let written: Vec<String> = parts.iter().map(|part| part.text.clone()).collect();
         for _ in 0..MAX_ROUNDS {
@@ -310,7 +322,7 @@ impl PatternPart {
 
 /// A pattern of addresses. Whole groups of one are a block: `10.1.*` is 10.1.0.0/16.
 fn address_pattern(pattern: &Pattern) -> Result<Matcher, NeverMet> {
-    let never = |reason, remedy| NeverMet { literal: pattern.to_string(), form: pattern.to_string(), reason, remedy };
+    let never = |reason, remedy| NeverMet::new(&pattern.to_string(), &pattern.to_string(), reason, remedy);
     let lower = pattern.to_string().to_lowercase();
     if let Some(groups) = lower.strip_suffix('*').filter(|groups| !groups.contains('*'))
         && let Some(block) = whole_groups(groups)
@@ -344,14 +356,7 @@ fn whole_groups(text: &str) -> Option<IpNet> {
 
 /// A literal that no value of its entry matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NeverMet {
-    /// The literal, or the part of a pattern.
-    literal: String,
-    /// What values have instead of it.
-    form: String,
-    reason: &'static str,
-    remedy: &'static str,
-}
+pub struct NeverMet(String);
 
 impl NeverMet {
     fn by(step: Normaliser, literal: &str, form: &str) -> Self {
@@ -372,13 +377,23 @@ impl NeverMet {
             Normaliser::Nfkc => ("\"nfkc\" changes it", "write it in Unicode Normalization Form KC"),
             Normaliser::Ipv6Prefix(_) => ("IPv6 addresses are cut", "write a block"),
         };
-        Self { literal: literal.to_owned(), form: form.to_owned(), reason, remedy }
+        Self::new(literal, form, reason, remedy)
+    }
+
+    /// A literal, or a part of a pattern, and what values have instead of it.
+    fn new(literal: &str, form: &str, reason: &str, remedy: &str) -> Self {
+        Self(format!("which no value matches: {reason}, so that {literal:?} is {form:?}; {remedy}"))
+    }
+
+    /// A list with such literals.
+    pub(super) fn in_list(list: &str, faults: &DataFaults) -> Self {
+        let (line, sentence) = faults.first.first().map_or((0, ""), |(line, sentence)| (*line, sentence.as_str()));
+        Self(format!("of list {list:?}, whose line {line} {sentence}"))
     }
 }
 
 impl fmt::Display for NeverMet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { literal, form, reason, remedy } = self;
-        write!(f, "which no value matches: {reason}, so that {literal:?} is {form:?}; {remedy}")
+        f.write_str(&self.0)
     }
 }

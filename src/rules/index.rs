@@ -1,18 +1,19 @@
 //! Finds the rules that may match a descriptor without looking at the others.
 //!
 //! Every rule is filed under one of the entries that it requires: the one that the fewest rules require. A descriptor
-//! is looked up entry by entry: once by exact value, and once for each length of prefix, suffix and address block in
-//! use. The rules found must still pass all their matchers. A rule that only requires entries to be absent is always
-//! found.
+//! is looked up entry by entry: once by exact value, once for each length of prefix, suffix and address block in
+//! use, and once in each list. The rules found must still pass all their matchers. A rule that only requires entries to
+//! be absent is always found.
 
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::Matcher;
 use super::address::clients;
 use super::matcher::EntryTest;
+use super::value_list::ListLookups;
+use super::{ListTest, Matcher};
 use crate::descriptor::{Descriptor, Entry};
 
 type Map<K, V> = HashMap<K, V, RandomState>;
@@ -39,6 +40,8 @@ struct KeyIndex {
     suffixes: Vec<(usize, Map<Box<str>, RuleNumbers>)>,
     /// By length in bits; each map holds blocks of both families.
     blocks: Vec<(u8, Map<IpNet, RuleNumbers>)>,
+    /// By list.
+    lists: Vec<(ListTest, RuleNumbers)>,
 }
 
 /// A key of the index under which a rule is filed.
@@ -48,6 +51,7 @@ enum IndexKey {
     Prefix(String),
     Suffix(String),
     Block(IpNet),
+    List(ListTest),
     Present,
 }
 
@@ -62,9 +66,12 @@ impl Index {
         let mut index = Index::default();
         for (number, matches) in rules.enumerate() {
             let number = u32::try_from(number).expect("rules are fewer than 2^32");
+            // Of two with as many users, one without a list, so that the value is looked up in the list only if needed.
             let most_users = |required: &&'a EntryTest| {
-                let of = |index_key| users.get(&(required.entry.as_str(), index_key)).copied().unwrap_or(0);
-                index_keys(&required.test).into_iter().map(of).max().unwrap_or(u32::MAX)
+                let of = |index_key: &IndexKey| users.get(&(required.entry.as_str(), index_key.clone())).copied();
+                let keys = index_keys(&required.test);
+                let most = keys.iter().map(|index_key| of(index_key).unwrap_or(0)).max().unwrap_or(u32::MAX);
+                (most, keys.iter().any(|index_key| matches!(index_key, IndexKey::List(_))))
             };
             match required(matches).min_by_key(most_users) {
                 None => index.always.push(number),
@@ -80,7 +87,7 @@ impl Index {
 
     /// The rules that may match, in order, each once.
     #[inline(always)]
-    pub(super) fn candidates(&self, descriptor: &Descriptor<'_>) -> SmallVec<[u32; 8]> {
+    pub(super) fn candidates(&self, descriptor: &Descriptor<'_>, lookups: &ListLookups) -> SmallVec<[u32; 8]> {
         let mut found: SmallVec<[u32; 8]> = SmallVec::new();
         add(&mut found, &self.always);
         for entry in &descriptor.entries {
@@ -91,6 +98,9 @@ impl Index {
                     key.look_up_list(descriptor, entry, &mut found);
                 } else {
                     key.look_up(&entry.value, &mut found);
+                }
+                if !key.lists.is_empty() {
+                    key.look_up_in_lists(descriptor, entry.key, lookups, &mut found);
                 }
             }
         }
@@ -131,6 +141,13 @@ impl KeyIndex {
             IndexKey::Prefix(text) => of_length(&mut self.prefixes, text.len()).entry(text.into()).or_default(),
             IndexKey::Suffix(text) => of_length(&mut self.suffixes, text.len()).entry(text.into()).or_default(),
             IndexKey::Block(block) => of_length(&mut self.blocks, block.prefix_len()).entry(block).or_default(),
+            IndexKey::List(list) => {
+                let position = self.lists.iter().position(|(known, _)| *known == list).unwrap_or_else(|| {
+                    self.lists.push((list, RuleNumbers::new()));
+                    self.lists.len() - 1
+                });
+                &mut self.lists[position].1
+            }
         };
         if found.last() != Some(&rule) {
             found.push(rule);
@@ -148,11 +165,34 @@ impl KeyIndex {
         }
     }
 
+    /// Adds the rules of the lists that have the value of an entry, or one of its values.
+    fn look_up_in_lists(
+        &self,
+        descriptor: &Descriptor<'_>,
+        entry: &str,
+        lookups: &ListLookups,
+        found: &mut SmallVec<[u32; 8]>,
+    ) {
+        let values = descriptor.list(entry);
+        for (list, rules) in &self.lists {
+            let met = match values {
+                // Any test of it is in doubt, and all rules are found.
+                Some(values) if values.repeated => continue,
+                Some(values) => list.contains_any(&values.values, lookups),
+                None => descriptor.value(entry).is_some_and(|value| list.has(value, lookups)),
+            };
+            if met {
+                add(found, rules);
+            }
+        }
+    }
+
     /// Adds every rule that is filed here.
     fn all(&self, found: &mut SmallVec<[u32; 8]>) {
         let texts = self.prefixes.iter().chain(&self.suffixes).flat_map(|(_, rules)| rules.values());
         let blocks = self.blocks.iter().flat_map(|(_, rules)| rules.values());
-        let rules = self.exact.values().chain(texts).chain(blocks).chain([&self.present]);
+        let lists = self.lists.iter().map(|(_, rules)| rules);
+        let rules = self.exact.values().chain(texts).chain(blocks).chain(lists).chain([&self.present]);
         rules.for_each(|rules| add(found, rules));
     }
 
@@ -194,6 +234,7 @@ fn index_keys(matcher: &Matcher) -> Vec<IndexKey> {
         Matcher::Pattern(pattern) if !pattern.suffix.is_empty() => vec![IndexKey::Suffix(pattern.suffix.clone())],
         Matcher::Present | Matcher::Not(_) | Matcher::Pattern(_) => vec![IndexKey::Present],
         Matcher::Cidr(block) => vec![IndexKey::Block(*block)],
+        Matcher::List(list) => vec![IndexKey::List(list.clone())],
         Matcher::AnyOf(any) => any.iter().flat_map(index_keys).collect(),
     }
 }
@@ -208,6 +249,10 @@ mod tests {
         Index::new(rules.iter().map(Vec::as_slice))
     }
 
+    fn candidates(index: &Index, entries: &[(&str, &str)]) -> SmallVec<[u32; 8]> {
+        index.candidates(&Descriptor::of(entries.iter().copied()), &ListLookups::default())
+    }
+
     #[test]
     fn a_rule_is_filed_under_the_entry_that_the_fewest_rules_require() {
         let index = index(&[
@@ -216,9 +261,9 @@ mod tests {
             &[("method", "POST"), ("path", "/b*")],
             &[],
         ]);
-        let found = index.candidates(&Descriptor::of([("method", "POST"), ("path", "/b")]));
+        let found = candidates(&index, &[("method", "POST"), ("path", "/b")]);
         assert_eq!(found.as_slice(), [1, 2, 3]);
-        assert_eq!(index.candidates(&Descriptor::of([("method", "POST")])).as_slice(), [3]);
+        assert_eq!(candidates(&index, &[("method", "POST")]).as_slice(), [3]);
     }
 
     #[test]
@@ -229,7 +274,7 @@ mod tests {
             &[("path", "*.css")],
             &[("path", "*x*")],
         ]);
-        let found = |key, value| index.candidates(&Descriptor::of([(key, value)])).to_vec();
+        let found = |key, value| candidates(&index, &[(key, value)]).to_vec();
         assert_eq!(found("remote_address", "10.9.8.7"), [0]);
         assert_eq!(found("remote_address", "::ffff:10.9.8.7"), [0]);
         assert_eq!(found("remote_address", "10.9.8.0/24"), [0]);

@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::ListTest;
 use super::address::clients;
+use super::value_list::{ListLookups, ValueList};
 
 /// A test of one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub enum Matcher {
     Pattern(Pattern),
     /// An address in this block, or a smaller block inside it.
     Cidr(IpNet),
+    /// A value of a list.
+    List(ListTest),
     /// Any of these.
     AnyOf(Vec<Matcher>),
     /// Any value that this does not match. The opposite of any value is that the entry is absent.
@@ -47,26 +52,62 @@ impl Matcher {
         Pattern::parse(text)
     }
 
+    /// The test whether a list has the value.
+    pub fn list(list: &Arc<ValueList>) -> Self {
+        Matcher::List(ListTest::of(list))
+    }
+
     /// Whether `value` passes the test.
     pub fn matches(&self, value: &str) -> bool {
+        self.passes(value, &ListLookups::default())
+    }
+
+    /// Whether the value of an entry passes the test, with the answers of the lists that its descriptor was looked up in.
+    pub(super) fn passes(&self, value: &str, lookups: &ListLookups) -> bool {
         match self {
             Matcher::Present => true,
             Matcher::Exact(text) => text == value,
             Matcher::Pattern(pattern) => pattern.matches(value),
             Matcher::Cidr(block) => clients(value).is_some_and(|clients| block.contains(&clients)),
-            Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.matches(value)),
-            Matcher::Not(not) => !not.matches(value),
+            Matcher::List(list) => list.has(value, lookups),
+            Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.passes(value, lookups)),
+            Matcher::Not(not) => !not.passes(value, lookups),
         }
     }
 
     /// Whether an entry with several values passes the test: if any of its values does, or with `not` if none does.
     pub fn matches_any(&self, values: &[Cow<'_, str>]) -> bool {
+        self.passes_any(values, &ListLookups::default())
+    }
+
+    pub(super) fn passes_any(&self, values: &[Cow<'_, str>], lookups: &ListLookups) -> bool {
         match self {
-            Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.matches_any(values)),
-            Matcher::Not(not) => !not.matches_any(values),
+            Matcher::AnyOf(any) => any.iter().any(|matcher| matcher.passes_any(values, lookups)),
+            Matcher::Not(not) => !not.passes_any(values, lookups),
+            Matcher::List(list) => list.contains_any(values, lookups),
             Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => {
-                values.iter().any(|value| self.matches(value))
+                values.iter().any(|value| self.passes(value, lookups))
             }
+        }
+    }
+
+    /// The lists of the test.
+    pub(crate) fn lists(&self) -> Vec<&ListTest> {
+        match self {
+            Matcher::List(list) => vec![list],
+            Matcher::AnyOf(any) => any.iter().flat_map(Matcher::lists).collect(),
+            Matcher::Not(not) => not.lists(),
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => Vec::new(),
+        }
+    }
+
+    /// Visits the lists of the test.
+    pub(super) fn lists_mut(&mut self, each: &mut impl FnMut(&mut ListTest)) {
+        match self {
+            Matcher::List(list) => each(list),
+            Matcher::AnyOf(any) => any.iter_mut().for_each(|matcher| matcher.lists_mut(each)),
+            Matcher::Not(not) => not.lists_mut(each),
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => {}
         }
     }
 
@@ -83,7 +124,7 @@ impl Matcher {
         match self {
             Matcher::AnyOf(any) => any.iter().any(Matcher::matches_absent),
             Matcher::Not(not) => not.matches_all() && !not.matches_absent(),
-            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => false,
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) | Matcher::List(_) => false,
         }
     }
 
@@ -92,7 +133,7 @@ impl Matcher {
         match self {
             Matcher::AnyOf(any) => any.iter().all(Matcher::matches_none),
             Matcher::Not(not) => not.matches_all(),
-            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) => false,
+            Matcher::Present | Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) | Matcher::List(_) => false,
         }
     }
 
@@ -101,7 +142,7 @@ impl Matcher {
         match self {
             Matcher::Present => true,
             Matcher::AnyOf(any) => any.iter().any(Matcher::matches_all),
-            Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) | Matcher::Not(_) => false,
+            Matcher::Exact(_) | Matcher::Pattern(_) | Matcher::Cidr(_) | Matcher::List(_) | Matcher::Not(_) => false,
         }
     }
 }
@@ -113,6 +154,7 @@ impl fmt::Display for Matcher {
             Matcher::Exact(text) => write!(f, "{text:?}"),
             Matcher::Pattern(pattern) => write!(f, "{:?}", pattern.to_string()),
             Matcher::Cidr(block) => write!(f, "\"{block}\""),
+            Matcher::List(list) => write!(f, "{{ list = {:?} }}", list.name()),
             Matcher::AnyOf(any) => {
                 let any: Vec<String> = any.iter().map(Matcher::to_string).collect();
                 write!(f, "[{}]", any.join(", "))
@@ -184,6 +226,11 @@ impl Pattern {
         let suffix = parts.pop().unwrap_or_default();
         let prefix = if parts.is_empty() { String::new() } else { parts.remove(0) };
         Self { prefix, middle: parts, suffix }
+    }
+
+    /// Its prefix and suffix, if nothing else is between them.
+    pub(super) fn affix(&self) -> Option<(&str, &str)> {
+        self.middle.is_empty().then_some((&self.prefix, &self.suffix))
     }
 
     /// Its parts: the first and the last can be empty.

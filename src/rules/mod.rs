@@ -32,6 +32,8 @@ mod plan;
 mod planned;
 mod resolve;
 mod terms;
+mod value_list;
+mod value_set;
 
 pub use self::address::address;
 #[cfg(feature = "server")]
@@ -43,7 +45,7 @@ pub use self::book::{
 pub use self::compile::CompileError;
 #[cfg(feature = "server")]
 pub(crate) use self::compiled::RuleLabel;
-pub use self::compiled::Rules;
+pub use self::compiled::{DataSize, Rules};
 pub use self::explain::{KnownCounter, NotCounted};
 pub use self::form::NeverMet;
 #[cfg(feature = "config")]
@@ -56,3 +58,6 @@ pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
 pub(crate) use self::normalise::split_target;
 pub use self::normalise::{Normaliser, bearer, host, lowercase, path};
 pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};
+#[cfg(feature = "config")]
+pub(crate) use self::value_list::DataFaults;
+pub use self::value_list::{ListTest, ValueList};

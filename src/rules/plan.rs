@@ -7,6 +7,7 @@ use super::compiled::{
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms, value_terms};
+use super::value_list::ListLookups;
 use crate::descriptor::{Descriptor, Hits, LimitOverride, Request};
 use crate::lease::{LeaseCommand, LeaseToken, MAX_PLACES_PER_LEASE, Units};
 use crate::limiter::{Asked, Distinct, LeaseId, Limit};
@@ -170,9 +171,10 @@ impl Walk<'_> {
         domain: &CompiledDomain,
     ) -> DescriptorEnd {
         let mut end = DescriptorEnd::Unmatched;
-        for rule_number in domain.index.candidates(descriptor) {
+        let lookups = ListLookups::default();
+        for rule_number in domain.index.candidates(descriptor, &lookups) {
             let rule = &domain.rules[rule_number as usize];
-            if !rule.matches(descriptor) {
+            if !rule.matches(descriptor, &lookups) {
                 continue;
             }
             let shadow = rule.in_shadow(descriptor);

@@ -9,6 +9,7 @@ use super::compiled::{
 };
 use super::form::{Form, differing};
 use super::matcher::EntryTest;
+use super::value_list::{ListLookups, ListTest};
 use crate::descriptor::{Descriptor, ListValue};
 use crate::plan::CounterName;
 use crate::secret::{NamePrefix, Secret};
@@ -71,31 +72,43 @@ fn rewrite_lists<'a>(descriptor: &Descriptor<'a>, domain: &CompiledDomain) -> De
 impl EntryTest {
     /// Whether the entry passes the test.
     #[inline]
-    pub(super) fn passes(&self, descriptor: &Descriptor<'_>) -> bool {
+    pub(super) fn passes(&self, descriptor: &Descriptor<'_>, lookups: &ListLookups) -> bool {
         if descriptor.has_lists()
             && let Some(list) = descriptor.list(&self.entry)
         {
-            return self.passes_list(list);
+            return self.passes_list(list, lookups);
         }
         match descriptor.value(&self.entry) {
-            Some(value) => self.test.matches(value),
+            Some(value) => self.test.passes(value, lookups),
             None => self.absent,
         }
+    }
+
+    /// The lists of the test: the entry, each list, and whether the list has the value that the entry has.
+    pub(super) fn lists<'t>(&'t self, descriptor: &Descriptor<'_>) -> Vec<(&'t str, &'t str, bool)> {
+        let lookups = ListLookups::default();
+        let met = |list: &ListTest| match (descriptor.list(&self.entry), descriptor.value(&self.entry)) {
+            (Some(values), _) => list.contains_any(&values.values, &lookups),
+            (None, Some(value)) => list.has(value, &lookups),
+            (None, None) => false,
+        };
+        let lists = self.test.lists().into_iter().filter(|_| descriptor.value(&self.entry).is_some());
+        lists.map(|list| (self.entry.as_str(), list.name(), met(list))).collect()
     }
 
     /// Whether an entry with several values passes the test. Which one a repeated entry has is in doubt, but not that it
     /// is there.
     #[cold]
-    fn passes_list(&self, list: &ListValue<'_>) -> bool {
-        if list.repeated { !self.test.matches_none() } else { self.test.matches_any(&list.values) }
+    fn passes_list(&self, list: &ListValue<'_>, lookups: &ListLookups) -> bool {
+        if list.repeated { !self.test.matches_none() } else { self.test.passes_any(&list.values, lookups) }
     }
 }
 
 impl CompiledRule {
     /// Whether every entry passes its test.
     #[inline(always)]
-    pub(super) fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
-        self.matches.iter().all(|required| required.passes(descriptor))
+    pub(super) fn matches(&self, descriptor: &Descriptor<'_>, lookups: &ListLookups) -> bool {
+        self.matches.iter().all(|required| required.passes(descriptor, lookups))
     }
 
     /// The first entry that the rule matches on or counts by, and that a descriptor which it matches repeats.

@@ -13,9 +13,9 @@ use super::handles::Handles;
 use super::series::{
     ACQUIRES, BATCH_BUCKETS, BUILD_INFO, CONFIG_LOADED_AT, CONFIG_RELOADS, CONFIG_VERSION, DECISION_DURATION,
     DESCRIPTIONS, DOOR_REQUESTS, DURATION_BUCKETS, HOLDS_NOT_REMEMBERED, HOLDS_OUTSTANDING, HOLDS_SETTLED,
-    LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, MetricKind, READY, Registry,
-    STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS, STORE_KEYS, STORE_MAX_BYTES,
-    STORE_SUSPENDED, WAIT_BUCKETS, WAIT_DURATION,
+    LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, LIST_BYTES, LIST_VALUES,
+    MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS,
+    STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED, WAIT_BUCKETS, WAIT_DURATION,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -215,7 +215,13 @@ impl Metrics {
 
     /// Prepares the handles for decisions by these rules, on entries made like this. Existing series continue.
     pub fn prepare(&self, rules: &Rules, authz: &AuthzSettings) -> Handles {
-        Handles::new(rules, authz, &Registry(&self.recorder))
+        let registry = Registry(&self.recorder);
+        for list in rules.lists() {
+            let labels = [("list", list.name.as_str())];
+            registry.gauge(LIST_VALUES, &labels).set(list.rows as f64);
+            registry.gauge(LIST_BYTES, &labels).set(list.bytes as f64);
+        }
+        Handles::new(rules, authz, &registry)
     }
 
     /// An observer that counts the calls of a shared store.

@@ -41,6 +41,8 @@ pub(super) const CONFIG_RELOADS: &str = "tollgate_config_reloads_total";
 pub(super) const LAST_RELOAD_SUCCESSFUL: &str = "tollgate_config_last_reload_successful";
 pub(super) const CONFIG_LOADED_AT: &str = "tollgate_config_loaded_timestamp_seconds";
 pub(super) const CONFIG_VERSION: &str = "tollgate_config_version";
+pub(super) const LIST_VALUES: &str = "tollgate_list_values";
+pub(super) const LIST_BYTES: &str = "tollgate_list_bytes";
 pub(super) const READY: &str = "tollgate_ready";
 pub(super) const BUILD_INFO: &str = "tollgate_build_info";
 
@@ -56,7 +58,7 @@ pub(super) const WAIT_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 40] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 42] = [
     (
         ACQUIRES,
         MetricKind::Counter,
@@ -171,6 +173,12 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 40] = [
     (LAST_RELOAD_SUCCESSFUL, MetricKind::Gauge, "1 if the configuration read last was taken, 0 if it was refused."),
     (CONFIG_LOADED_AT, MetricKind::Gauge, "When the configuration in use was read, in Unix time."),
     (CONFIG_VERSION, MetricKind::Gauge, "Configurations taken since the start, including the first."),
+    (LIST_VALUES, MetricKind::Gauge, "Values of a list that rules match."),
+    (
+        LIST_BYTES,
+        MetricKind::Gauge,
+        "Memory used by a list that rules match, in the forms of all entries that meet it.",
+    ),
     (READY, MetricKind::Gauge, "1 while this instance is ready for requests."),
     (BUILD_INFO, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
 ];

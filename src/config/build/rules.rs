@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::key::{entries, normalisers};
 use super::limiters::Limiters;
+use super::lists::Lists;
 use super::server::FIXED_ENTRIES;
 use super::values::refuse_impossible;
 use crate::config::document::node::join;
@@ -29,6 +30,7 @@ const AUTHZ_FORMS: [(&str, Normaliser); 2] = [("path", Normaliser::Path), ("host
 pub(in crate::config) fn rules(
     file: &schema::File,
     limiters: &Limiters,
+    lists: &Lists<'_>,
     server: &Settings,
     problems: &mut Problems,
 ) -> (Vec<Domain>, Vec<Rule>) {
@@ -72,7 +74,7 @@ pub(in crate::config) fn rules(
         let forms = forms.get(domain).unwrap_or(&any_domain);
         let other_domain_of_authz = server.authz != AuthzSettings::default() && domain != authz.domain;
         let mut builder =
-            RuleBuilder { written, limiters, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
+            RuleBuilder { written, limiters, lists, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
         rules.extend(builder.rule());
     }
     warn_of_missing_rules(file, server, limiters, &domains, &rules, problems);
@@ -249,6 +251,7 @@ fn check_entry(entry: &str, location: &Location, entries: Option<&KnownEntries>,
 struct RuleBuilder<'a> {
     written: &'a Located<schema::Rule>,
     limiters: &'a Limiters,
+    lists: &'a Lists<'a>,
     /// The limiters that some rule names without entries in braces.
     fixed: &'a BTreeSet<&'a str>,
     /// The known entries of its domain.
@@ -329,8 +332,28 @@ impl<'a> RuleBuilder<'a> {
                 }
                 matcher
             }
+            schema::Match::List(name) => self.list(entry, name),
             schema::Match::Any(any) => Matcher::AnyOf(any.iter().map(|item| self.matcher(entry, item)).collect()),
             schema::Match::Not(not) => Matcher::Not(Box::new(self.matcher(entry, not))),
+        }
+    }
+
+    /// The test of a list, whose values have to be in the form of the entry.
+    fn list(&mut self, entry: &str, name: &Located<String>) -> Matcher {
+        match self.lists.get(name) {
+            Err(known) => {
+                if !self.problems.has_syntax_errors() {
+                    let remedy = remedy(name, known, "lists");
+                    self.problems.refuse(&name.location, format!("but no list has this name{remedy}"));
+                }
+                Matcher::Present
+            }
+            Ok(None) => Matcher::Present,
+            Ok(Some(list)) => {
+                let any = Form::default();
+                self.lists.check(name, self.forms.get(entry).unwrap_or(&any), self.problems);
+                Matcher::list(list)
+            }
         }
     }
 
@@ -657,10 +680,10 @@ fn exact_values(test: &schema::Match) -> Option<Vec<(String, Option<Location>)>>
                     Matcher::Exact(value) => Some((value, Some(item.location.clone()))),
                     _ => None,
                 },
-                schema::Match::Any(_) | schema::Match::Not(_) => None,
+                schema::Match::Any(_) | schema::Match::List(_) | schema::Match::Not(_) => None,
             })
             .collect(),
-        schema::Match::Not(_) => None,
+        schema::Match::List(_) | schema::Match::Not(_) => None,
     }
 }
 

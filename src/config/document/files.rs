@@ -20,8 +20,18 @@ const EXTENSIONS: [&str; 3] = ["toml", "yaml", "yml"];
 const SYSTEM_DIRECTORY: &str = "/etc/tollgate";
 
 /// Tables whose keys may be spread over several files. Any other key may be defined only once.
-const MERGED_TABLES: [&str; 9] =
-    ["server", "server.headers", "server.bounds", "stores", "limiters", "domains", "authz", "authz.entries", "fastapi"];
+const MERGED_TABLES: [&str; 10] = [
+    "server",
+    "server.headers",
+    "server.bounds",
+    "stores",
+    "limiters",
+    "lists",
+    "domains",
+    "authz",
+    "authz.entries",
+    "fastapi",
+];
 
 /// The text of one file.
 #[derive(Clone, Debug)]

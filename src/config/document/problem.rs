@@ -1,6 +1,7 @@
 //! Errors and warnings of a configuration, each with its location.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use super::node::Position;
 use super::warning::WarningKind;
@@ -133,6 +134,17 @@ impl Problems {
     /// Whether the configuration has files.
     pub(crate) fn has_files(&self) -> bool {
         !self.files.is_empty()
+    }
+
+    /// Adds a file that the configuration names, and returns its number for positions.
+    pub(crate) fn add_file(&mut self, name: String) -> u16 {
+        self.files.push(name);
+        u16::try_from(self.files.len() - 1).unwrap_or(u16::MAX)
+    }
+
+    /// The directory of the file of a position, where relative paths begin.
+    pub(crate) fn directory(&self, position: Position) -> PathBuf {
+        Path::new(self.file(position)).parent().unwrap_or(Path::new("")).to_owned()
     }
 
     /// Formats a position: `a.toml:3`.

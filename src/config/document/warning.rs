@@ -118,6 +118,12 @@ kinds! {
     TiersDiffer "tiers_differ":
         "Limiters of one template that differ in algorithm, window or store cannot share a counter.",
         "Give them one algorithm, window and store.";
+    UnusedList "unused_list":
+        "A list that no rule names.",
+        "Match it, `{ list = \"NAME\" }`, or remove it.";
+    AbsentPasses "absent_passes":
+        "A rule that denies who is not in a list, and lets those pass who send no such entry.",
+        "Write `[{ not = { list = \"NAME\" } }, { not = \"*\" }]`, or deny those without the entry in a rule of their own.";
     UnusedLimiter "unused_limiter":
         "A limiter that no rule applies.",
         "Apply it in a rule, remove it, or set `direct = true` if workers ask for it by name.";

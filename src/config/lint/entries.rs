@@ -13,6 +13,7 @@ use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::Located;
 use crate::config::schema::{WrittenEntry, WrittenKeyEntry};
+use crate::config::schema::values::Item;
 use crate::rules::{Action, Matcher, Missing, Normaliser, similar};
 
 /// The names that Envoy gives to the entries of its rate limit actions, besides those of ext_authz.
@@ -54,6 +55,8 @@ struct Use<'a> {
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Match,
+    /// In a test whether a list has its value.
+    List,
     /// In a key, with the normalisers there.
     Key(&'a [Located<schema::Normaliser>]),
     Template,
@@ -63,7 +66,7 @@ enum Place<'a> {
 fn uses<'a>(rule: &'a Located<schema::Rule>) -> Vec<Use<'a>> {
     let tests = rule.matches.named().iter();
     let mut uses: Vec<Use<'a>> = tests
-        .map(|item| Use { entry: Cow::Borrowed(item.name.as_str()), location: &item.location, place: Place::Match })
+        .map(|item| Use { entry: Cow::Borrowed(item.name.as_str()), location: &item.location, place: place_of(item) })
         .collect();
     for apply in rule.apply.items() {
         if let Some((reference, template)) =
@@ -87,6 +90,19 @@ fn uses<'a>(rule: &'a Located<schema::Rule>) -> Vec<Use<'a>> {
     uses
 }
 
+/// The place of a test.
+fn place_of(item: &Item<schema::Match>) -> Place<'static> {
+    fn has_list(test: &schema::Match) -> bool {
+        match test {
+            schema::Match::List(_) => true,
+            schema::Match::Any(any) => any.iter().any(|test| has_list(&test.value)),
+            schema::Match::Not(not) => has_list(&not.value),
+            schema::Match::Text(_) => false,
+        }
+    }
+    if item.value.as_ref().is_some_and(has_list) { Place::List } else { Place::Match }
+}
+
 /// The entries that a domain's settings name in `normalise` and `addresses`, and where.
 fn settings(domain: &schema::Domain) -> impl Iterator<Item = (&str, &Location)> {
     let normalised = domain.normalise.named().iter().map(|item| (item.name.as_str(), &item.location));
@@ -99,8 +115,8 @@ fn known_entries<'a>(checked: &Checked<'a>) -> BTreeSet<&'a str> {
     FIXED_ENTRIES.into_iter().chain(ENVOY_ENTRIES).chain(authz).collect()
 }
 
-/// Warns of entries whose name is almost that of a known one, and of keys with an entry that nothing else names. For
-/// domains that declare their entries, both are errors.
+/// Warns of entries whose name is almost that of a known one, and of keys and lists with an entry that nothing else names.
+/// For domains that declare their entries, both are errors.
 pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
     let known = known_entries(checked);
     // For the domain of ext_authz, building the rules warns of similar names, and of all if [authz.entries] is given.
@@ -123,7 +139,9 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
                     let reason = format!("names the entry {entry:?}; did you mean {near:?}? Otherwise {list}");
                     problems.warn_of(WarningKind::SimilarEntry, location, reason);
                 }
-            } else if matches!(place, Place::Key(_)) && !(of_authz(&rule.domain) && (listed || near(&entry))) {
+            } else if matches!(place, Place::Key(_) | Place::List)
+                && !(of_authz(&rule.domain) && (listed || near(&entry)))
+            {
                 let alias = ALIASES.iter().find(|(_, aliases)| aliases.contains(&&*entry));
                 let meant = match alias {
                     Some((meant, _)) => format!("; did you mean {meant:?}? If"),
@@ -166,7 +184,7 @@ pub(super) fn not_normalised(checked: &Checked<'_>, problems: &mut Problems) {
                 continue;
             }
             let any = |place: Place<'_>| match place {
-                Place::Match => {
+                Place::Match | Place::List => {
                     let test = rule.matches.iter().find(|(name, _)| name == entry).map(|(_, test)| test);
                     test.is_none_or(|test| *test == Matcher::Present || test.matches_absent())
                 }

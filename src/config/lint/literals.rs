@@ -56,6 +56,7 @@ fn visit(test: &schema::Match, location: &Location, each: &mut impl FnMut(&str, 
     match test {
         schema::Match::Text(text) => each(text, location),
         schema::Match::Any(any) => any.iter().for_each(|Located { value, location }| visit(value, location, each)),
+        schema::Match::List(_) => {}
         schema::Match::Not(not) => visit(&not.value, &not.location, each),
     }
 }

@@ -7,6 +7,7 @@
 //! [`WarningKind`]: crate::config::WarningKind
 
 mod checked;
+mod data;
 mod domains;
 mod entries;
 mod limiters;
@@ -35,6 +36,8 @@ pub(super) fn warn(file: &schema::File, settings: &Settings, book: &RuleBook, pr
     limiters::ignored_key(&checked, problems);
     limiters::queued_wait(&checked, problems);
     limiters::direct_applied(&checked, problems);
+    data::unused_list(&checked, problems);
+    data::absent_passes(&checked, problems);
     domains::unused(&checked, problems);
     domains::similar(&checked, problems);
     entries::misnamed(&checked, problems);

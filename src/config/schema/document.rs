@@ -168,10 +168,16 @@ impl JsonSchema for Match {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let inner = generator.subschema_for::<Match>();
         schema!({
-            "description": "A test of one entry's value: a text, \"*\", a pattern, a block of addresses, a list of these, or { not = ... }.",
+            "description": "A test of one entry's value: a text, \"*\", a pattern, a block of addresses, { list = ... }, a list of these, or { not = ... }.",
             "anyOf": [
                 { "type": "string" },
                 { "type": "array", "minItems": 1, "items": inner },
+                {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["list"],
+                    "properties": { "list": { "type": "string" } },
+                },
                 {
                     "type": "object",
                     "additionalProperties": false,

@@ -2,6 +2,7 @@
 
 use super::authz::Authz;
 use super::check::Check;
+use super::data::ListFile;
 use super::decode::table;
 use super::limiter::Limiter;
 use super::rule::{Domain, Rule};
@@ -18,6 +19,8 @@ table! {
         stores: ByName<Store>,
         /// Named algorithms with their numbers, by name.
         limiters: ByName<Limiter>,
+        /// Lists of values in files, by name. Rules match them as `{ list = "NAME" }`.
+        lists: ByName<ListFile>,
         /// Settings of domains, by name. Other domains have the defaults.
         domains: ByName<Domain>,
         /// Which descriptors are matched, and which limiters apply to them. In the order of the file names, then of the file.

@@ -1,7 +1,7 @@
 //! Everything that a configuration can hold: the one schema of TOML and YAML.
 //!
 //! ```text
-//!   file, server, store, limiter, rule, authz, check   the tables and their keys; their documentation is what `tollgate schema` prints
+//!   file, server, store, limiter, rule, data, authz, check   the tables and their keys; their documentation is what `tollgate schema` prints
 //!   key                                        the properties of a key besides its type: required, needs a restart, ...
 //!   values/, address                           the types of values
 //!   decode                                     from a tree to these tables; the macros `table!` and `choice!`
@@ -11,6 +11,7 @@
 mod address;
 mod authz;
 mod check;
+mod data;
 pub(super) mod decode;
 #[cfg(feature = "server")]
 mod document;
@@ -25,6 +26,7 @@ mod store;
 pub(super) mod values;
 
 pub(super) use self::authz::{Authz, EntrySource, Repeated, UnreadableBody, WrittenEntry, WrittenMetadata};
+pub(super) use self::data::ListFile;
 #[cfg(feature = "server")]
 pub use self::document::json_schema;
 pub(super) use self::file::File;

@@ -71,7 +71,7 @@ table! {
         [required]
         /// The rule's name in refusals, metrics and logs; unique in its domain.
         name: String,
-        /// The entries that a descriptor must have, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, a list of these, or `{ not = ... }`. `{ not = "*" }` matches if the entry is absent. Without any, every descriptor matches.
+        /// The entries that a descriptor must have, each with its test: a text, `"*"` for any, a pattern such as `"/api/*"`, a block of addresses, `{ list = "NAME" }` for the values of a list, a list of these, or `{ not = ... }`. `{ not = "*" }` matches if the entry is absent. Without any, every descriptor matches.
         matches as "match": ByName<Match>,
         /// The limiters that apply.
         apply: List<Apply>,
@@ -215,17 +215,20 @@ pub(crate) enum Match {
     Text(String),
     /// Any of these.
     Any(Vec<Located<Match>>),
+    /// A value of the list of this name.
+    List(Located<String>),
     /// The opposite of this.
     Not(Box<Located<Match>>),
 }
 
 impl Decode for Match {
     fn expected() -> String {
-        "a text, a list of texts or { not = ... }".to_owned()
+        "a text, a list of texts, { list = ... } or { not = ... }".to_owned()
     }
 
     fn decode(node: &TreeNode, location: &Location, problems: &mut Problems) -> Option<Self> {
         const NOT: KeyInfo = KeyInfo::named("not").required();
+        const LIST: KeyInfo = KeyInfo::named("list");
         match &node.value {
             Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
                 String::decode(node, location, problems).map(Match::Text)
@@ -246,7 +249,16 @@ impl Decode for Match {
             }
             Value::Table(_) => {
                 let entries = entries(node, location, problems)?;
-                known_keys(entries, location, &[NOT], problems);
+                known_keys(entries, location, &[NOT, LIST], problems);
+                let has = |info: &KeyInfo| entries.iter().any(|(key, _)| key.text == info.name);
+                if has(&LIST) {
+                    if has(&NOT) {
+                        let reason = "has list and not; expected one of them, such as { not = { list = ... } }";
+                        problems.error(location.position, &location.path, reason);
+                    }
+                    let list = key::<String>(entries, &LIST, location, problems);
+                    return list.get().cloned().map(Match::List);
+                }
                 match key::<Match>(entries, &NOT, location, problems) {
                     Field::Given(inner) => Some(Match::Not(Box::new(inner))),
                     Field::Absent | Field::Invalid => None,

@@ -56,6 +56,8 @@ pub(super) struct RuleExplanation {
     pub(super) mismatches: Vec<Mismatch>,
     /// The tests whose literals are compared in another form than they are written in, with both forms.
     pub(super) normalised: Vec<(String, String)>,
+    /// The lists that the rule tests entries with: the entry, the list, and whether the list has its value.
+    pub(super) lists: Vec<(String, String, bool)>,
     /// The entry that the rule needs and the request repeats, so that the rule refuses.
     pub(super) repeated: Option<String>,
     /// Number of required entries that match.

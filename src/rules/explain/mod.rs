@@ -21,6 +21,7 @@ use super::compiled::{
 };
 use super::matcher::EntryTest;
 use super::resolve::{Resolved, rewrite};
+use super::value_list::ListLookups;
 use crate::descriptor::Descriptor;
 use crate::limiter::Limit;
 
@@ -49,11 +50,12 @@ impl Rules {
         let requested = descriptor;
         let descriptor = rewritten.as_ref().unwrap_or(descriptor);
         let mut ended = false;
+        let lookups = ListLookups::default();
         let rules = domain.rules.iter().map(|rule| {
             let mismatches: Vec<Mismatch> = rule
                 .matches
                 .iter()
-                .filter(|required| !required.passes(descriptor))
+                .filter(|required| !required.passes(descriptor, &lookups))
                 .map(|required| Mismatch {
                     entry: required.entry.clone(),
                     expected: expected(required),
@@ -62,6 +64,8 @@ impl Rules {
                 .collect();
             let normalised = rule.matches.iter().filter(|required| required.written.is_some());
             let normalised = normalised.map(|required| (required.entry.clone(), expected(required))).collect();
+            let lists = rule.matches.iter().flat_map(|required| required.lists(descriptor));
+            let lists = lists.map(|(entry, list, met)| (entry.to_owned(), list.to_owned(), met)).collect();
             let matched = mismatches.is_empty();
             let repeated = rule.repeated_entry(descriptor).filter(|_| matched);
             let action = match &rule.action {
@@ -76,6 +80,7 @@ impl Rules {
                 hits: rule.matches.len() - mismatches.len(),
                 mismatches,
                 normalised,
+                lists,
                 repeated: repeated.map(str::to_owned),
                 unreached: ended,
                 shadow: rule.in_shadow(descriptor),

@@ -101,6 +101,9 @@ impl ExplanationText<'_> {
         for (entry, expected) in &rule.normalised {
             *text += &format!("  {entry} passes {expected}\n");
         }
+        for (entry, list, met) in &rule.lists {
+            *text += &format!("  {entry} is {}in list {list}\n", if *met { "" } else { "not " });
+        }
         if rule.unreached {
             return;
         }
