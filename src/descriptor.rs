@@ -84,6 +84,20 @@ impl<'a> Descriptor<'a> {
         self.lists.get_or_insert_default().0.push(list);
     }
 
+    /// A descriptor that borrows the entries with such keys, so that others of a shorter life can be added.
+    pub(crate) fn with_entries(&self, is_such: impl Fn(&str) -> bool) -> Descriptor<'_> {
+        let entries = self.entries.iter().filter(|entry| is_such(entry.key));
+        let list = |list: &&ListValue<'a>| is_such(list.key);
+        let lists = self.lists.as_ref().map(|lists| Box::new(Lists(lists.0.iter().filter(list).cloned().collect())));
+        Descriptor {
+            entries: entries.map(|entry| Entry { key: entry.key, value: Cow::Borrowed(&*entry.value) }).collect(),
+            hits: self.hits,
+            own_hits: self.own_hits,
+            limit: self.limit,
+            lists,
+        }
+    }
+
     /// The value of the first entry with this key.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.entries.iter().find(|entry| entry.key == key).map(|entry| &*entry.value)

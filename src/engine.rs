@@ -146,6 +146,7 @@ impl Engine {
     ///         enforce_percent: None,
     ///         refusal: RefusalText::default(),
     ///         headers: RuleHeaders::default(),
+    ///         skip_absent: false,
     ///     }],
     ///     ..RuleBook::default()
     /// })

@@ -15,5 +15,6 @@ mod config {
     mod meaning;
     mod rate_sync;
     mod reload;
+    mod tables;
     mod warnings;
 }

@@ -68,6 +68,7 @@ pub fn rule(name: &str, matches: Vec<(String, Matcher)>, applies: Vec<Apply>) ->
         enforce_percent: None,
         refusal: RefusalText::default(),
         headers: RuleHeaders::default(),
+        skip_absent: false,
     }
 }
 

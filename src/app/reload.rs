@@ -59,10 +59,13 @@ pub fn log_warnings(warnings: &[Problem]) {
     }
 }
 
-/// Logs the sizes of the lists of a configuration that was applied.
+/// Logs the sizes of the lists and tables of a configuration that was applied.
 pub fn log_data(rules: &Rules) {
     for DataSize { name: list, rows: values, bytes } in rules.lists() {
         tracing::info!(list, values, bytes, "list loaded");
+    }
+    for DataSize { name: table, rows, bytes } in rules.tables() {
+        tracing::info!(table, rows, bytes, "table loaded");
     }
 }
 

@@ -146,6 +146,7 @@ fn summary(config: &Config) -> String {
         count(config.book.limiters.len(), "limiter"),
         count(config.stores.len(), "store"),
     ];
-    let lists = [count(config.lists.len(), "list")].into_iter().filter(|_| !config.lists.is_empty());
-    parts.into_iter().chain(lists).collect::<Vec<_>>().join(", ")
+    let data = [(config.lists.len(), "list"), (config.tables.len(), "table")];
+    let data = data.into_iter().filter(|(number, _)| *number > 0).map(|(number, noun)| count(number, noun));
+    parts.into_iter().chain(data).collect::<Vec<_>>().join(", ")
 }

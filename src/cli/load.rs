@@ -10,15 +10,21 @@ use tollgate::settings::AuthzSettings;
 /// Loads the rules of a configuration, and how ext_authz makes entries. Prints its errors.
 pub(super) fn rules(path: Option<&Path>) -> Result<(Rules, AuthzSettings), ExitCode> {
     let config = Config::load(path).map_err(|errors| report_errors(&errors))?;
-    if config.files.is_empty() {
-        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_paths());
-        return Err(ExitCode::FAILURE);
-    }
+    require_files(&config)?;
     let rules = Rules::compile(config.book).map_err(|errors| {
         errors.iter().for_each(|error| eprintln!("tollgate: {error}"));
         ExitCode::FAILURE
     })?;
     Ok((rules, config.server.authz))
+}
+
+/// Says that no configuration was found, if none was.
+pub(super) fn require_files(config: &Config) -> Result<(), ExitCode> {
+    if config.files.is_empty() {
+        eprintln!("tollgate: no configuration found; looked at {}. Name one with --config", searched_paths());
+        return Err(ExitCode::FAILURE);
+    }
+    Ok(())
 }
 
 /// Lists the paths that are searched for a configuration that is not named.

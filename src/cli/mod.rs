@@ -17,6 +17,7 @@ mod entry;
 mod explain;
 mod hold;
 mod load;
+mod lookup;
 mod port;
 mod serve;
 mod state;
@@ -224,6 +225,11 @@ enum Command {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Look at the tables that entries are derived from.
+    Table {
+        #[command(subcommand)]
+        command: TableCommand,
+    },
     /// Prepare external stores.
     Store {
         #[command(subcommand)]
@@ -236,6 +242,25 @@ enum Command {
     Completions {
         /// The shell.
         shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TableCommand {
+    /// Show the row that a table has for a value, and what domains derive from it.
+    ///
+    /// Uses the tables of a file; no server is contacted. The value is normalised, and hashed if the table has digests, as
+    /// a request's is.
+    #[command(after_help = "Examples:\n  tollgate table lookup keys ak_7f3b\n  pass show api-key | tollgate table \
+                            lookup keys -\n\nExit codes: 0 there is a row, 1 there is none or failed, 2 usage.")]
+    Lookup {
+        /// A file in TOML or YAML, or a directory of them. By default the one that serve would use.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+        /// The table.
+        name: String,
+        /// The value, as a client sends it; `-` reads it from standard input.
+        value: String,
     },
 }
 
@@ -280,6 +305,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Acquire { ask, hold } => code_or_error(acquire::acquire(&ask, &hold)),
         Command::Release { server, lease } => exit_code(acquire::release(&server, &lease)),
         Command::Peek { ask } => code_or_error(acquire::peek(&ask)),
+        Command::Table { command: TableCommand::Lookup { config, name, value } } => {
+            lookup::lookup(config.as_deref(), &name, &value)
+        }
         Command::Store { command: StoreCommand::Migrate { config } } => store::migrate_all(config.as_deref()),
         Command::Schema => {
             print(&format!("{:#}\n", tollgate::config::json_schema()));

@@ -29,8 +29,23 @@ pub struct Config {
     pub notes: Vec<Note>,
     /// The lists as written.
     pub lists: Vec<(String, PathBuf)>,
+    /// The tables as written.
+    pub tables: Vec<NamedTable>,
     /// The names of the files that were read. Empty when none was found.
     pub files: Vec<String>,
+}
+
+/// A table of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedTable {
+    /// Its name.
+    pub name: String,
+    /// The path of its file as written.
+    pub file: PathBuf,
+    /// The column by whose values rows are found.
+    pub by: String,
+    /// Whether that column has digests.
+    pub hashed: bool,
 }
 
 /// A store of the configuration.

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::build::{limiters, lists, rules, server, stores};
-use super::configuration::Config;
+use super::build::{limiters, lists, rules, server, stores, tables};
+use super::configuration::{Config, NamedTable};
 use super::document::disk::Disk;
 use super::document::files::{self, SourceText};
 use super::document::origin::Origin;
@@ -142,7 +142,9 @@ fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
     book.stores = names;
     book.max_wait = settings.bounds.max_wait;
     let lists = lists::lists(file, disk, problems);
-    (book.domains, book.rules) = rules::rules(file, &limiters, &lists, &settings, problems);
+    let tables = tables::tables(file, disk, problems);
+    (book.domains, book.rules) = rules::rules(file, &limiters, &lists, &tables, &settings, problems);
+    book.tables = tables.finish(problems);
     book.lists = lists.finish(problems);
     (book.limiters, book.values) = limiters.into_built();
     let accepted_warnings = accepted_warnings(file);
@@ -153,8 +155,25 @@ fn build(file: &schema::File, disk: &Disk, problems: &mut Problems) -> Config {
         Some((item.name.clone(), item.value.as_ref()?.file.get()?.value.clone().into()))
     };
     let lists = file.lists.named().iter().filter_map(list).collect();
-    let config =
-        Config { server: settings, stores, book, clear_text_accepted, accepted_warnings, lists, ..Config::default() };
+    let table = |item: &Item<schema::TableFile>| {
+        let written = item.value.as_ref()?;
+        Some(NamedTable {
+            name: item.name.clone(),
+            file: written.file.get()?.value.clone().into(),
+            by: written.by.get()?.value.clone(),
+            hashed: written.hashed.get().is_some(),
+        })
+    };
+    let config = Config {
+        tables: file.tables.named().iter().filter_map(table).collect(),
+        server: settings,
+        stores,
+        book,
+        clear_text_accepted,
+        accepted_warnings,
+        lists,
+        ..Config::default()
+    };
     if rate_sync::is_rate_sync(file) {
         rate_sync::note(file, &config, problems);
     }

@@ -29,7 +29,7 @@ mod rate_sync;
 mod restart;
 mod schema;
 
-pub use self::configuration::{Config, NamedStore, SnapshotSettings};
+pub use self::configuration::{Config, NamedStore, NamedTable, SnapshotSettings};
 pub use self::document::files::{CONFIG_VARIABLE, SourceText, search_paths};
 pub use self::document::origin::Origin;
 pub use self::document::problem::{Errors, Note, Problem};

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::configuration::{Config, NamedStore};
+use super::configuration::{Config, NamedStore, NamedTable};
 use super::document::node::{MASK, masked};
 use super::schema::values::shown_duration;
 use crate::limiter::{Algorithm, CalendarUnit, Limiter, Lost, OnStoreError, Schedule, WorkerSettings};
 use crate::rules::{
-    Action, Apply, Charge, Domain, KeyEntry, LimiterValues, Matcher, Missing, Normaliser, RequestBounds, Rule,
+    Action, Apply, Charge, Derive, Domain, KeyEntry, LimiterValues, Matcher, Missing, Normaliser, RequestBounds, Rule,
     RuleHeaders, Unmatched,
 };
 use crate::settings::{BodyField, BodyFormat, Bounds, EntrySource, HeaderFamilies, Repeated, RequestPart};
@@ -72,6 +72,7 @@ pub(super) fn tree(config: &Config) -> Value {
         "stores": named(config.stores.iter().map(|written| (written.name.clone(), store(written)))),
         "limiters": named(book.limiters.iter().map(|written| (written.name.clone(), limiter(written, &book.values, &config.stores)))),
         "lists": named(config.lists.iter().map(|(name, file)| (name.clone(), json!({ "file": file.to_string_lossy() })))),
+        "tables": named(config.tables.iter().map(|written| (written.name.clone(), table(written)))),
         "domains": named(book.domains.iter().map(|written| (written.name.clone(), domain(written)))),
         "rules": book.rules.iter().map(rule).collect::<Vec<Value>>(),
         "authz": {
@@ -286,9 +287,26 @@ fn domain(domain: &Domain) -> Value {
         "mode": mode(domain.shadow),
         "normalise": named(rewritings),
         "addresses": domain.addresses,
+        "derive": named(domain.derive.iter().map(|written| (written.entry.clone(), derive(written)))),
     });
     if let Some(entries) = &domain.entries {
         table["entries"] = entries.as_slice().into();
+    }
+    table
+}
+
+fn table(written: &NamedTable) -> Value {
+    let mut table = json!({ "file": written.file.to_string_lossy(), "by": written.by });
+    if written.hashed {
+        table["hashed"] = "sha256".into();
+    }
+    table
+}
+
+fn derive(derive: &Derive) -> Value {
+    let mut table = json!({ "table": derive.table.name(), "from": derive.from, "column": derive.column });
+    if let Some(otherwise) = &derive.otherwise {
+        table["otherwise"] = otherwise.as_str().into();
     }
     table
 }
@@ -308,6 +326,9 @@ fn rule(rule: &Rule) -> Value {
         Action::Apply(applies) => table["apply"] = applies.iter().map(apply).collect::<Vec<Value>>().into(),
         Action::Allow => table["action"] = "allow".into(),
         Action::Deny => table["action"] = "deny".into(),
+    }
+    if rule.skip_absent {
+        table["missing"] = "skip".into();
     }
     table["final"] = rule.last.into();
     match rule.enforce_percent {

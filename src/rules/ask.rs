@@ -16,6 +16,7 @@ use super::compile::{compiled_key, counted_values, partitions};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, LimiterTemplate, Rules, TemplatePart, name_prefix, template_parts,
 };
+use super::derive::GivenEntries;
 use super::nearest::nearest;
 use super::plan::{CheckOrigin, Walk};
 use super::planned::{CheckSource, DescriptorEnd, Planned};
@@ -65,7 +66,13 @@ impl Rules {
                     let descriptor = self.ask_descriptor(key, ask.cost, place, "key")?;
                     let rewritten = rewrite(&descriptor, domain);
                     let descriptor = rewritten.as_ref().unwrap_or(&descriptor);
-                    self.plan_limiter(&mut walk, index, descriptor, domain, (limiter, ask), place)?
+                    match domain.derived.is_empty() {
+                        true => self.plan_limiter(&mut walk, index, descriptor, domain, (limiter, ask), place)?,
+                        false => {
+                            let derived = domain.derive(descriptor, GivenEntries::Dropped);
+                            self.plan_limiter(&mut walk, index, &derived, domain, (limiter, ask), place)?
+                        }
+                    }
                 }
             };
             walk.planned.ends.push(end);
@@ -117,10 +124,9 @@ impl Rules {
         place: Place,
     ) -> Result<DescriptorEnd, AskError> {
         let domain = &self.domains[domain_index];
-        let rewritten = rewrite(descriptor, domain);
         let before = walk.planned.plan.checks.len();
         let (skipped, in_shadow) = (walk.planned.notes.skipped, walk.planned.notes.shadow_refusals);
-        let end = walk.descriptor(index, rewritten.as_ref().unwrap_or(descriptor), domain);
+        let end = walk.requested(index, descriptor, domain);
         let counted = walk.planned.sources.iter().any(|source| source.descriptor == index);
         let judged = counted || walk.planned.notes.shadow_refusals > in_shadow;
         let uncounted = match end {
@@ -166,9 +172,9 @@ impl Rules {
         rules_hold(ask, place)?;
         let found = applies.iter().filter_map(|&(rule, index)| Some((rule, domain.apply(rule, index)?)));
         let found: Vec<(u32, &CompiledApply)> = found.collect();
-        let mut fitting = found.iter().copied().filter(|(_, apply)| apply.is_asked_by(descriptor));
+        let mut fitting = found.iter().copied().filter(|(_, apply)| apply.is_asked_by(descriptor, domain));
         let Some((mut rule, mut apply)) = fitting.next() else {
-            let known = found.iter().map(|(_, apply)| apply.asked_entries().join(" + "));
+            let known = found.iter().map(|(_, apply)| apply.asked_entries(domain).join(" + "));
             return Err(AskError::not_found(format!("{place}.key"), other_keys(domain, limiter, descriptor, known)));
         };
         let in_shadow = |rule: u32| domain.rules[rule as usize].in_shadow(descriptor);
@@ -190,9 +196,16 @@ impl Rules {
             let filled = filled(limiter, descriptor);
             return Err(AskError::not_found(format!("{place}.key"), unknown("limiter", &filled, names)));
         }
+        let skipped = walk.planned.notes.skipped;
         let refused = walk.apply(index, descriptor, (rule, in_shadow(rule)), apply);
-        debug_assert!(refused.is_none(), "all entries of the key are there");
-        Ok(if refused.is_some() { DescriptorEnd::Refused } else { DescriptorEnd::Checked })
+        if walk.planned.notes.skipped > skipped {
+            let message = format!("no row of a table has this key, so {limiter:?} counts nothing (missing = \"skip\")");
+            return Err(AskError::not_found(format!("{place}.key"), message));
+        }
+        let Some(refused) = refused else { return Ok(DescriptorEnd::Checked) };
+        debug_assert!(!domain.derived.is_empty(), "all entries that are not derived are there");
+        walk.planned.refused.get_or_insert(refused);
+        Ok(DescriptorEnd::Refused)
     }
 
     /// Plans a limiter that no rule applies, by any key.
@@ -301,20 +314,22 @@ impl CompiledDomain {
 
 impl CompiledApply {
     /// The entries by which it is asked for: those of its key, those whose values are counted, and those that fill its
-    /// reference.
-    fn asked_entries(&self) -> Vec<&str> {
+    /// reference. For one that is derived, what it is derived from.
+    fn asked_entries<'e>(&'e self, domain: &'e CompiledDomain) -> Vec<&'e str> {
         let key = self.key.iter().map(|part| part.entry.as_str());
         let of = self.of.iter().map(String::as_str);
-        let mut entries: Vec<&str> = key.chain(of).chain(self.template.entries()).collect();
+        let named = key.chain(of).chain(self.template.entries());
+        let mut entries: Vec<&str> = named.map(|entry| domain.sent(entry)).collect();
         entries.sort_unstable();
         entries.dedup();
         entries
     }
 
     /// Whether a descriptor has the entries by which it is asked for, and no others.
-    fn is_asked_by(&self, descriptor: &Descriptor<'_>) -> bool {
-        let asked = self.asked_entries();
-        asked.len() == descriptor.entries.len() && asked.iter().all(|entry| descriptor.value(entry).is_some())
+    fn is_asked_by(&self, descriptor: &Descriptor<'_>, domain: &CompiledDomain) -> bool {
+        let asked = self.asked_entries(domain);
+        let given = descriptor.entries.iter().filter(|entry| domain.derivation(entry.key).is_none()).count();
+        asked.len() == given && asked.iter().all(|entry| descriptor.value(entry).is_some())
     }
 
     /// Whether another apply of the same reference counts the same, in the same way.

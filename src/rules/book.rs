@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Matcher, Normaliser, ValueList};
+use super::{LookupTable, Matcher, Normaliser, ValueList};
 use crate::limiter::{Limiter, Lost, MAX_HOLD};
 use crate::plan::Holding;
 use crate::secret::Secret;
@@ -25,6 +25,8 @@ pub struct RuleBook {
     pub values: Vec<LimiterValues>,
     /// The lists that rules name.
     pub lists: Vec<Arc<ValueList>>,
+    /// The tables that entries are derived from.
+    pub tables: Vec<Arc<LookupTable>>,
     /// The settings of domains. A domain that is not listed has the defaults.
     pub domains: Vec<Domain>,
     /// The rules, in the order of files by name and of positions in a file.
@@ -50,6 +52,7 @@ impl Default for RuleBook {
             limiters: Vec::new(),
             values: Vec::new(),
             lists: Vec::new(),
+            tables: Vec::new(),
             domains: Vec::new(),
             rules: Vec::new(),
             shadow: false,
@@ -114,8 +117,25 @@ pub struct Domain {
     pub normalise: Vec<(String, Vec<Normaliser>)>,
     /// Entries that hold addresses, in addition to `remote_address`.
     pub addresses: Vec<String>,
+    /// The entries that are derived from tables. They are never a client's.
+    pub derive: Vec<Derive>,
     /// All entries that its clients send, if they are listed. One that no rule uses is then no misspelling.
     pub entries: Option<Vec<String>>,
+}
+
+/// An entry that is derived from a table (semantics 59).
+#[derive(Clone, Debug)]
+pub struct Derive {
+    /// The derived entry.
+    pub entry: String,
+    /// The entry whose value finds a row. It is not derived itself.
+    pub from: String,
+    /// The table.
+    pub table: Arc<LookupTable>,
+    /// The column of the value.
+    pub column: String,
+    /// The value where the table has no row or an empty cell. Without it the entry is absent.
+    pub otherwise: Option<String>,
 }
 
 /// The verdict for a descriptor that no rule matches (semantics 26).
@@ -150,6 +170,9 @@ pub struct Rule {
     pub refusal: RefusalText,
     /// What responses show of its checks and of its name.
     pub headers: RuleHeaders,
+    /// Does not match where a derived entry of `matches` is absent. Otherwise the rule then refuses, if the others of
+    /// `matches` are met.
+    pub skip_absent: bool,
 }
 
 /// What responses show of a rule to the client (semantics 19).

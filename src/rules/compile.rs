@@ -6,13 +6,14 @@ use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::book::{
-    Action, Apply, Charge, Domain, KeyEntry, LimiterValues, PartitionedStore, Rule, RuleBook, RuleHeaders,
+    Action, Apply, Charge, Derive, Domain, KeyEntry, LimiterValues, PartitionedStore, Rule, RuleBook, RuleHeaders,
 };
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, DataSize, LeaseEntries,
     LimiterTarget, LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit,
     template_parts,
 };
+use super::derive::{DerivedEntry, DerivedFrom};
 use super::form::{Form, Forms};
 use super::index::Index;
 use super::matcher::EntryTest;
@@ -85,6 +86,42 @@ pub enum CompileError {
         rule: String,
         /// The reference as configured.
         limiter: String,
+    },
+    /// A derived entry is derived from another one.
+    #[error("domain {domain:?} derives {entry:?} from {from:?}, which is derived itself")]
+    DerivedFromDerived {
+        /// The domain.
+        domain: String,
+        /// The derived entry.
+        entry: String,
+        /// The entry that it is derived from.
+        from: String,
+    },
+    /// A derived entry is derived twice.
+    #[error("domain {domain:?} derives {entry:?} twice")]
+    DerivedTwice {
+        /// The domain.
+        domain: String,
+        /// The derived entry.
+        entry: String,
+    },
+    /// A table has no such column.
+    #[error("table {table:?} has no column {column:?}")]
+    NoColumn {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// A row of a table cannot be found.
+    #[error("table {table:?}, line {line}, {fault}")]
+    Row {
+        /// The table.
+        table: String,
+        /// The line of the row.
+        line: u32,
+        /// A sentence about it without a subject.
+        fault: String,
     },
     /// A rule matches an entry by a literal that its values never are, because they are normalised (semantics 27).
     #[error("rule {rule:?} matches {entry:?} by a literal {literal}")]
@@ -298,7 +335,11 @@ impl Compiler {
             compiled[domain].push(rule);
         }
         let direct = self.direct(&rules_reach);
-        let domains = settings.into_iter().zip(forms).zip(compiled).map(|((domain, forms), rules)| CompiledDomain {
+        let derived: Vec<Vec<DerivedFrom>> =
+            settings.iter().zip(&forms).map(|(domain, forms)| self.derived(domain, forms)).collect();
+        let domains = settings.into_iter().zip(forms).zip(derived).zip(compiled);
+        let domains = domains.map(|(((domain, forms), derived), rules)| CompiledDomain {
+            derived,
             references: references(&rules),
             name: domain.name,
             unmatched: domain.unmatched,
@@ -326,6 +367,7 @@ impl Compiler {
             direct,
             partitioned: self.book.partitioned,
             lists: self.book.lists.iter().map(|list| DataSize::of_list(list)).collect(),
+            tables: self.book.tables.iter().map(|table| DataSize::of_table(table)).collect(),
             hides_headers: domains.iter().flat_map(|domain| &domain.rules).any(|rule| rule.headers != RuleHeaders::All),
             domains,
             by_name,
@@ -434,9 +476,13 @@ impl Compiler {
             ),
         };
         let name = rule.name.as_str();
-        let matches =
+        let mut matches: Vec<EntryTest> =
             rule.matches.into_iter().filter_map(|(entry, test)| self.required(entry, test, name, forms)).collect();
+        for test in matches.iter_mut().filter(|test| !rule.skip_absent && !test.absent) {
+            test.derived = domain.derive.iter().any(|derive| derive.entry == test.entry);
+        }
         CompiledRule {
+            needs_derived: matches.iter().any(|test| test.derived),
             matches,
             name: rule.name,
             rollout: rule.enforce_percent.map(|percent| self.rollout(percent, &action, domain)),
@@ -447,6 +493,53 @@ impl Compiler {
             refusal: rule.refusal,
             headers: rule.headers,
         }
+    }
+
+    /// The entries that a domain derives, together where one row gives several.
+    fn derived(&mut self, domain: &Domain, forms: &Forms) -> Vec<DerivedFrom> {
+        let mut derived: Vec<DerivedFrom> = Vec::new();
+        let any = Form::default();
+        for (number, Derive { entry, from, table, column, otherwise }) in domain.derive.iter().enumerate() {
+            let (domain_name, table_name) = (|| domain.name.clone(), || table.name().to_owned());
+            if domain.derive.iter().any(|other| other.entry == *from) {
+                let (domain, entry, from) = (domain_name(), entry.clone(), from.clone());
+                self.errors.push(CompileError::DerivedFromDerived { domain, entry, from });
+            }
+            if domain.derive[..number].iter().any(|other| other.entry == *entry) {
+                self.errors.push(CompileError::DerivedTwice { domain: domain_name(), entry: entry.clone() });
+            }
+            let Some(column) = table.column(column) else {
+                self.errors.push(CompileError::NoColumn { table: table_name(), column: column.clone() });
+                continue;
+            };
+            let rows = match table.rows(forms.get(from).unwrap_or(&any)) {
+                Ok(rows) => rows,
+                Err(faults) => {
+                    let fault = |(line, fault): &(u32, String)| CompileError::Row {
+                        table: table_name(),
+                        line: *line,
+                        fault: fault.clone(),
+                    };
+                    self.errors.extend(faults.first.iter().map(fault));
+                    continue;
+                }
+            };
+            let derived_entry = DerivedEntry {
+                entry: entry.clone(),
+                values: table.values(column, forms.get(entry).unwrap_or(&any)),
+                otherwise: otherwise.as_ref().map(|value| forms.value(entry, value.as_str().into()).into_owned()),
+            };
+            match derived.iter_mut().find(|known| known.from == *from && known.table == table.name()) {
+                Some(known) => known.entries.push(derived_entry),
+                None => derived.push(DerivedFrom {
+                    from: from.clone(),
+                    table: table_name(),
+                    rows,
+                    entries: vec![derived_entry],
+                }),
+            }
+        }
+        derived
     }
 
     /// The share of keys for which a rule with this action is enforced.

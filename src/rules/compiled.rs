@@ -6,8 +6,10 @@ use hashbrown::HashMap;
 use super::book::{
     Charge, HoldFor, LimiterValues, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched,
 };
+use super::derive::DerivedFrom;
 use super::form::{Form, Forms};
 use super::index::Index;
+use super::lookup_table::LookupTable;
 use super::matcher::EntryTest;
 use super::value_list::ValueList;
 use crate::limiter::{Limit, Limiter, Quota};
@@ -38,16 +40,18 @@ pub struct Rules {
     pub(super) partitioned: Vec<PartitionedStore>,
     /// The sizes of the lists.
     pub(super) lists: Vec<DataSize>,
+    /// The sizes of the tables.
+    pub(super) tables: Vec<DataSize>,
     /// Whether responses show less than everything of any rule.
     pub(super) hides_headers: bool,
 }
 
-/// The size of a list.
+/// The size of a list or a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataSize {
     /// Its name.
     pub name: String,
-    /// The number of its values.
+    /// The number of its values or rows.
     pub rows: usize,
     /// The memory that it takes, in bytes.
     pub bytes: usize,
@@ -57,6 +61,11 @@ impl DataSize {
     /// The size of a list, in the forms of all entries that meet it.
     pub fn of_list(list: &ValueList) -> Self {
         Self { name: list.name().to_owned(), rows: list.len(), bytes: list.bytes() }
+    }
+
+    /// The size of what is looked up of a table, for all domains that derive entries from it.
+    pub fn of_table(table: &LookupTable) -> Self {
+        Self { name: table.name().to_owned(), rows: table.len(), bytes: table.bytes() }
     }
 }
 
@@ -95,6 +104,8 @@ pub(super) struct CompiledDomain {
     pub(super) shadow: bool,
     /// The forms of its entries.
     pub(super) forms: Forms,
+    /// The entries that it derives from tables.
+    pub(super) derived: Vec<DerivedFrom>,
     /// The entries that the configuration lists for its clients.
     pub(super) listed: Vec<String>,
     pub(super) rules: Vec<CompiledRule>,
@@ -107,6 +118,8 @@ pub(super) struct CompiledDomain {
 pub(super) struct CompiledRule {
     pub(super) name: String,
     pub(super) matches: Vec<EntryTest>,
+    /// Whether it refuses where a derived entry is absent that it names.
+    pub(super) needs_derived: bool,
     pub(super) action: CompiledAction,
     pub(super) last: bool,
     /// In shadow: set on the rule, its domain or the server.
@@ -248,6 +261,11 @@ impl Rules {
         &self.lists
     }
 
+    /// The sizes of the tables.
+    pub fn tables(&self) -> &[DataSize] {
+        &self.tables
+    }
+
     /// The bounds of a request.
     pub(crate) fn bounds(&self) -> RequestBounds {
         self.bounds
@@ -298,10 +316,12 @@ impl Rules {
         self.targets.iter().map(move |target| (target.at, name(target)))
     }
 
-    /// Whether a rule of a domain matches on an entry or counts by it.
+    /// Whether a rule of a domain matches on an entry or counts by it, or by what is derived from it.
     pub(crate) fn needs(&self, domain: &str, entry: &str) -> bool {
         let domain = self.by_name.get(domain).map(|&domain| &self.domains[domain]);
-        domain.is_some_and(|domain| domain.rules.iter().any(|rule| rule.entries().any(|needed| needed == entry)))
+        domain.is_some_and(|domain| {
+            domain.rules.iter().any(|rule| rule.entries().any(|needed| domain.sent(needed) == entry))
+        })
     }
 
     /// The name of the domain with this index.

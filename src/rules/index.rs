@@ -26,6 +26,8 @@ pub(super) struct Index {
     always: Vec<u32>,
     /// The others, by the key of the entry they are filed under.
     keys: Map<Box<str>, KeyIndex>,
+    /// The rules that refuse descriptors without a derived entry, by that entry.
+    absent: Vec<(Box<str>, RuleNumbers)>,
     /// Bit `n` for a key of `n` bytes. It skips most keys without rules for less than a tenth of the
     /// cost of a lookup.
     lengths: u64,
@@ -66,6 +68,7 @@ impl Index {
         let mut index = Index::default();
         for (number, matches) in rules.enumerate() {
             let number = u32::try_from(number).expect("rules are fewer than 2^32");
+            required(matches).filter(|test| test.derived).for_each(|test| index.file_absent(&test.entry, number));
             // Of two with as many users, one without a list, so that the value is looked up in the list only if needed.
             let most_users = |required: &&'a EntryTest| {
                 let of = |index_key: &IndexKey| users.get(&(required.entry.as_str(), index_key.clone())).copied();
@@ -85,11 +88,24 @@ impl Index {
         index
     }
 
-    /// The rules that may match, in order, each once.
+    fn file_absent(&mut self, entry: &str, rule: u32) {
+        let position = self.absent.iter().position(|(known, _)| **known == *entry).unwrap_or_else(|| {
+            self.absent.push((entry.into(), RuleNumbers::new()));
+            self.absent.len() - 1
+        });
+        self.absent[position].1.push(rule);
+    }
+
+    /// The rules that may match, or refuse because a derived entry is absent, in order, each once.
     #[inline(always)]
     pub(super) fn candidates(&self, descriptor: &Descriptor<'_>, lookups: &ListLookups) -> SmallVec<[u32; 8]> {
         let mut found: SmallVec<[u32; 8]> = SmallVec::new();
         add(&mut found, &self.always);
+        for (entry, rules) in &self.absent {
+            if descriptor.value(entry).is_none() {
+                add(&mut found, rules);
+            }
+        }
         for entry in &descriptor.entries {
             if self.lengths & length_bit(entry.key) != 0
                 && let Some(key) = self.keys.get(entry.key)

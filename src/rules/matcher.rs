@@ -174,12 +174,14 @@ pub(super) struct EntryTest {
     pub(super) written: Option<Matcher>,
     /// Whether the entry can be absent.
     pub(super) absent: bool,
+    /// Whether the entry is derived, and the rule refuses where it is absent.
+    pub(super) derived: bool,
 }
 
 impl EntryTest {
     pub(super) fn new(entry: String, test: Matcher, written: Option<Matcher>) -> Self {
         let absent = test.matches_absent();
-        Self { entry, test, written, absent }
+        Self { entry, test, written, absent, derived: false }
     }
 }
 

@@ -4,7 +4,7 @@
 //! a whole. [`Rules::plan`] turns a request into checks. Nothing here awaits or counts.
 //!
 //! ```text
-//!   Request -> normalise -> index: candidates -> matchers: rules in order -> limiters and keys -> merged checks
+//!   Request -> normalise, derive -> index: candidates -> matchers: rules in order -> limiters and keys -> merged checks
 //! ```
 //!
 //! `Rules::plan_asks` does the same for what a worker asks for.
@@ -21,9 +21,11 @@ mod compile;
 mod compiled;
 #[cfg(feature = "config")]
 mod coverage;
+mod derive;
 mod explain;
 mod form;
 mod index;
+mod lookup_table;
 mod matcher;
 #[cfg(feature = "config")]
 mod nearest;
@@ -31,6 +33,7 @@ mod normalise;
 mod plan;
 mod planned;
 mod resolve;
+mod table_lookup;
 mod terms;
 mod value_list;
 mod value_set;
@@ -39,7 +42,7 @@ pub use self::address::address;
 #[cfg(feature = "server")]
 pub(crate) use self::askable::AskableLimiter;
 pub use self::book::{
-    Action, Apply, Charge, Domain, HoldFor, KeyEntry, LimiterValues, Missing, PartitionedStore, RefusalText,
+    Action, Apply, Charge, Derive, Domain, HoldFor, KeyEntry, LimiterValues, Missing, PartitionedStore, RefusalText,
     RequestBounds, Rule, RuleBook, RuleHeaders, Unmatched,
 };
 pub use self::compile::CompileError;
@@ -50,6 +53,7 @@ pub use self::explain::{KnownCounter, NotCounted};
 pub use self::form::NeverMet;
 #[cfg(feature = "config")]
 pub(crate) use self::form::{Form, Forms};
+pub use self::lookup_table::{Digest, LookupTable, MAX_TABLE_VALUE_BYTES};
 pub use self::matcher::{Matcher, Pattern};
 #[cfg(feature = "config")]
 pub(crate) use self::nearest::{nearest, similar};
@@ -58,6 +62,7 @@ pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
 pub(crate) use self::normalise::split_target;
 pub use self::normalise::{Normaliser, bearer, host, lowercase, path};
 pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};
+pub use self::table_lookup::TableLookup;
 #[cfg(feature = "config")]
 pub(crate) use self::value_list::DataFaults;
 pub use self::value_list::{ListTest, ValueList};

@@ -4,6 +4,7 @@ use super::book::{Missing, Unmatched};
 use super::compiled::{
     CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTarget, Rules, name_prefix,
 };
+use super::derive::GivenEntries;
 use super::planned::{CheckSource, DescriptorEnd, Planned, RefusedBy};
 use super::resolve::{Resolved, rewrite};
 use super::terms::{quota_terms, slot_terms, value_terms};
@@ -33,8 +34,7 @@ impl Rules {
                 (false, None) => DescriptorEnd::Unmatched,
                 (false, Some(domain)) => {
                     let domain = &self.domains[domain];
-                    let rewritten = rewrite(descriptor, domain);
-                    walk.descriptor(number as u16, rewritten.as_ref().unwrap_or(descriptor), domain)
+                    walk.requested(number as u16, descriptor, domain)
                 }
             };
             walk.planned.ends.push(end);
@@ -163,8 +163,35 @@ impl Walk<'_> {
         true
     }
 
+    /// Walks a descriptor as it was requested: normalises it, and derives entries.
     #[inline(always)]
-    pub(super) fn descriptor(
+    pub(super) fn requested(
+        &mut self,
+        descriptor_number: u16,
+        descriptor: &Descriptor<'_>,
+        domain: &CompiledDomain,
+    ) -> DescriptorEnd {
+        let rewritten = rewrite(descriptor, domain);
+        let descriptor = rewritten.as_ref().unwrap_or(descriptor);
+        match domain.derived.is_empty() {
+            true => self.descriptor(descriptor_number, descriptor, domain),
+            false => self.derived(descriptor_number, descriptor, domain),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn derived(
+        &mut self,
+        descriptor_number: u16,
+        normalised: &Descriptor<'_>,
+        domain: &CompiledDomain,
+    ) -> DescriptorEnd {
+        self.descriptor(descriptor_number, &domain.derive(normalised, GivenEntries::Dropped), domain)
+    }
+
+    #[inline(always)]
+    fn descriptor(
         &mut self,
         descriptor_number: u16,
         descriptor: &Descriptor<'_>,
@@ -175,12 +202,15 @@ impl Walk<'_> {
         for rule_number in domain.index.candidates(descriptor, &lookups) {
             let rule = &domain.rules[rule_number as usize];
             if !rule.matches(descriptor, &lookups) {
+                if rule.needs_derived && rule.lacking(descriptor, &lookups).is_some() {
+                    end = self.refuse_lacking(descriptor, rule_number, rule).unwrap_or(end);
+                }
                 continue;
             }
             let shadow = rule.in_shadow(descriptor);
             // On its own: the rule's mode, or a key for which it is not enforced yet.
             let shadow_only = rule.shadow_only || (shadow && !rule.shadow);
-            let repeats = descriptor.has_lists() && self.refuse_repeat(descriptor, (rule_number, shadow), rule);
+            let repeats = descriptor.has_lists() && self.refuse_repeat(descriptor, domain, (rule_number, shadow), rule);
             match &rule.action {
                 _ if repeats && shadow => {}
                 _ if repeats => return DescriptorEnd::Refused,
@@ -267,18 +297,35 @@ impl Walk<'_> {
         self.planned.shadow_refused_by.get_or_insert(rule);
     }
 
+    /// Refuses the request because a derived entry is absent that a rule names. Nothing in shadow.
+    #[cold]
+    fn refuse_lacking(
+        &mut self,
+        descriptor: &Descriptor<'_>,
+        rule_number: u32,
+        rule: &CompiledRule,
+    ) -> Option<DescriptorEnd> {
+        if rule.in_shadow(descriptor) {
+            self.refuse_in_shadow(rule_number);
+            return None;
+        }
+        self.planned.refused.get_or_insert(RefusedBy::MissingKey { rule: rule_number });
+        Some(DescriptorEnd::Refused)
+    }
+
     /// Refuses the request if the rule needs an entry that it repeats. Returns whether it does.
     #[cold]
     fn refuse_repeat(
         &mut self,
         descriptor: &Descriptor<'_>,
+        domain: &CompiledDomain,
         (rule_number, shadow): (u32, bool),
         rule: &CompiledRule,
     ) -> bool {
         let Some(entry) = rule.repeated_entry(descriptor) else { return false };
         let unreadable = descriptor.list(entry).is_some_and(|list| list.unreadable);
         if !unreadable {
-            let noted = &mut self.planned.repeated.get_or_insert_default().0;
+            let (entry, noted) = (domain.sent(entry), &mut self.planned.repeated.get_or_insert_default().0);
             if !noted.iter().any(|known| known == entry) {
                 noted.push(entry.to_owned());
             }

@@ -111,6 +111,16 @@ impl CompiledRule {
         self.matches.iter().all(|required| required.passes(descriptor, lookups))
     }
 
+    /// A derived entry that the rule names and that is absent, if the rule matches otherwise: then it refuses
+    /// (semantics 59).
+    #[cold]
+    pub(super) fn lacking(&self, descriptor: &Descriptor<'_>, lookups: &ListLookups) -> Option<&str> {
+        let lacks = |test: &EntryTest| test.derived && descriptor.value(&test.entry).is_none();
+        let lacking = self.matches.iter().find(|test| lacks(test) && !test.absent)?;
+        let others = self.matches.iter().all(|test| lacks(test) || test.passes(descriptor, lookups));
+        others.then_some(&lacking.entry)
+    }
+
     /// The first entry that the rule matches on or counts by, and that a descriptor which it matches repeats.
     #[cold]
     pub(super) fn repeated_entry(&self, descriptor: &Descriptor<'_>) -> Option<&str> {

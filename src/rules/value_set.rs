@@ -177,6 +177,11 @@ impl Texts {
         &rest[..length]
     }
 
+    /// The text at a place, which was a text when it was put there.
+    pub(super) fn text(&self, at: u32) -> &str {
+        std::str::from_utf8(self.at(at)).unwrap_or_default()
+    }
+
     /// The memory that they take, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.0.capacity()

@@ -15,7 +15,7 @@ use super::series::{
     DESCRIPTIONS, DOOR_REQUESTS, DURATION_BUCKETS, HOLDS_NOT_REMEMBERED, HOLDS_OUTSTANDING, HOLDS_SETTLED,
     LAST_RELOAD_SUCCESSFUL, LEASES_ACQUIRED, LEASES_EXPIRED, LEASES_HELD, LEASES_RELEASED, LIST_BYTES, LIST_VALUES,
     MetricKind, READY, Registry, STORE_BACKLOG, STORE_BYTES, STORE_CALL_DURATION, STORE_CALL_PLANS, STORE_EVICTIONS,
-    STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED, WAIT_BUCKETS, WAIT_DURATION,
+    STORE_KEYS, STORE_MAX_BYTES, STORE_SUSPENDED, TABLE_BYTES, TABLE_ROWS, WAIT_BUCKETS, WAIT_DURATION,
 };
 use super::store::StoreMetrics;
 use crate::decision::Decision;
@@ -220,6 +220,11 @@ impl Metrics {
             let labels = [("list", list.name.as_str())];
             registry.gauge(LIST_VALUES, &labels).set(list.rows as f64);
             registry.gauge(LIST_BYTES, &labels).set(list.bytes as f64);
+        }
+        for table in rules.tables() {
+            let labels = [("table", table.name.as_str())];
+            registry.gauge(TABLE_ROWS, &labels).set(table.rows as f64);
+            registry.gauge(TABLE_BYTES, &labels).set(table.bytes as f64);
         }
         Handles::new(rules, authz, &registry)
     }

@@ -43,6 +43,8 @@ pub(super) const CONFIG_LOADED_AT: &str = "tollgate_config_loaded_timestamp_seco
 pub(super) const CONFIG_VERSION: &str = "tollgate_config_version";
 pub(super) const LIST_VALUES: &str = "tollgate_list_values";
 pub(super) const LIST_BYTES: &str = "tollgate_list_bytes";
+pub(super) const TABLE_ROWS: &str = "tollgate_table_rows";
+pub(super) const TABLE_BYTES: &str = "tollgate_table_bytes";
 pub(super) const READY: &str = "tollgate_ready";
 pub(super) const BUILD_INFO: &str = "tollgate_build_info";
 
@@ -58,7 +60,7 @@ pub(super) const WAIT_BUCKETS: [f64; 14] =
 pub(super) const BATCH_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 /// Every metric with its kind and help text.
-pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 42] = [
+pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 44] = [
     (
         ACQUIRES,
         MetricKind::Counter,
@@ -179,6 +181,8 @@ pub(super) const DESCRIPTIONS: [(&str, MetricKind, &str); 42] = [
         MetricKind::Gauge,
         "Memory used by a list that rules match, in the forms of all entries that meet it.",
     ),
+    (TABLE_ROWS, MetricKind::Gauge, "Rows of a table that entries are derived from."),
+    (TABLE_BYTES, MetricKind::Gauge, "Memory used by a table that entries are derived from, for all domains."),
     (READY, MetricKind::Gauge, "1 while this instance is ready for requests."),
     (BUILD_INFO, MetricKind::Gauge, "Always 1. The version of tollgate is a label."),
 ];

@@ -72,6 +72,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], action: Action) -> Rule {
         enforce_percent: None,
         refusal: RefusalText::default(),
         headers: RuleHeaders::default(),
+        skip_absent: false,
     }
 }
 

@@ -341,6 +341,7 @@ pub fn rule(name: &str, matches: &[(&str, &str)], apply: &[(&str, &[&str])]) -> 
         enforce_percent: None,
         refusal: RefusalText::default(),
         headers: RuleHeaders::default(),
+        skip_absent: false,
     }
 }
 

@@ -7,4 +7,5 @@ pub(super) mod lists;
 pub(super) mod rules;
 pub(super) mod server;
 pub(super) mod stores;
+pub(super) mod tables;
 pub(super) mod values;

@@ -9,6 +9,7 @@ use super::key::{entries, normalisers};
 use super::limiters::Limiters;
 use super::lists::Lists;
 use super::server::FIXED_ENTRIES;
+use super::tables::Tables;
 use super::values::refuse_impossible;
 use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
@@ -18,8 +19,8 @@ use crate::config::schema::decode::Located;
 use crate::config::schema::values::{Item, name};
 use crate::limiter::{Algorithm, Limiter, Lost, MAX_HOLD, Quota};
 use crate::rules::{
-    Action, Apply, Charge, Domain, Form, Forms, HoldFor, KeyEntry, Matcher, Missing, Normaliser, RefusalText, Rule,
-    RuleHeaders, Unmatched,
+    Action, Apply, Charge, Derive, Domain, Form, Forms, HoldFor, KeyEntry, Matcher, Missing, Normaliser, RefusalText,
+    Rule, RuleHeaders, Unmatched,
 };
 use crate::settings::{AuthzSettings, Settings};
 
@@ -31,11 +32,12 @@ pub(in crate::config) fn rules(
     file: &schema::File,
     limiters: &Limiters,
     lists: &Lists<'_>,
+    tables: &Tables<'_>,
     server: &Settings,
     problems: &mut Problems,
 ) -> (Vec<Domain>, Vec<Rule>) {
     let mut domains = Vec::new();
-    let authz = KnownEntries::of_authz(server);
+    let authz = KnownEntries::of_authz(server, file);
     let mut known = HashMap::from([(authz.domain.as_str(), &authz)]);
     let declared: Vec<KnownEntries> =
         file.domains.named().iter().filter_map(|item| KnownEntries::declared(item, &authz)).collect();
@@ -56,6 +58,19 @@ pub(in crate::config) fn rules(
     for domain in domains.iter_mut().filter(|domain| domain.name == authz.domain) {
         set_authz_forms(&mut domain.normalise);
     }
+    for domain in &mut domains {
+        if let Some(written) = file.domains.named().iter().find(|item| item.name == domain.name)
+            && let Some(written) = &written.value
+        {
+            let entries = known.get(domain.name.as_str()).copied();
+            for from in written.derive.named().iter().filter_map(|derive| derive.value.as_ref()?.from.get()) {
+                check_entry(from, &from.location, entries, problems);
+            }
+            domain.derive = tables.derive(written, &Forms::of(domain), problems);
+        }
+    }
+    let derived: HashMap<&str, &[Derive]> =
+        domains.iter().map(|domain| (domain.name.as_str(), domain.derive.as_slice())).collect();
     let forms: HashMap<&str, Forms> = domains.iter().map(|domain| (domain.name.as_str(), Forms::of(domain))).collect();
     let any_domain = Forms::of(&Domain::default());
     let fixed = fixed_limiters(file);
@@ -72,9 +87,19 @@ pub(in crate::config) fn rules(
         let domain = written.domain.get().map_or("", |domain| domain.value.as_str());
         let entries = known.get(domain).copied();
         let forms = forms.get(domain).unwrap_or(&any_domain);
+        let derived = derived.get(domain).copied().unwrap_or_default();
         let other_domain_of_authz = server.authz != AuthzSettings::default() && domain != authz.domain;
-        let mut builder =
-            RuleBuilder { written, limiters, lists, fixed: &fixed, entries, forms, other_domain_of_authz, problems };
+        let mut builder = RuleBuilder {
+            written,
+            limiters,
+            lists,
+            fixed: &fixed,
+            entries,
+            forms,
+            derived,
+            other_domain_of_authz,
+            problems,
+        };
         rules.extend(builder.rule());
     }
     warn_of_missing_rules(file, server, limiters, &domains, &rules, problems);
@@ -176,11 +201,13 @@ enum UnlistedEntries {
 
 impl KnownEntries {
     /// The entries of ext_authz requests, in the domain of ext_authz.
-    fn of_authz(server: &Settings) -> Self {
+    fn of_authz(server: &Settings, file: &schema::File) -> Self {
         let fixed = FIXED_ENTRIES.into_iter().map(str::to_owned);
+        let domain = file.domains.named().iter().find(|item| item.name == server.authz.domain);
+        let derived = domain.and_then(|item| item.value.as_ref()).into_iter().flat_map(derived_names);
         Self {
             domain: server.authz.domain.clone(),
-            names: fixed.chain(server.authz.entries.iter().map(|(name, _)| name.clone())).collect(),
+            names: fixed.chain(server.authz.entries.iter().map(|(name, _)| name.clone())).chain(derived).collect(),
             unlisted: if server.authz.entries.is_empty() {
                 UnlistedEntries::Unknown
             } else {
@@ -193,11 +220,17 @@ impl KnownEntries {
     fn declared(item: &Item<schema::Domain>, authz: &Self) -> Option<Self> {
         let written = item.value.as_ref().filter(|written| !written.entries.is_absent())?;
         let mut names: Vec<String> = written.entries.items().iter().map(|entry| entry.value.clone()).collect();
+        names.extend(derived_names(written));
         if authz.domain == item.name {
             names.extend(authz.names.iter().cloned());
         }
         Some(Self { domain: item.name.clone(), names, unlisted: UnlistedEntries::Never })
     }
+}
+
+/// The entries that a domain derives.
+fn derived_names(domain: &schema::Domain) -> impl Iterator<Item = String> {
+    domain.derive.named().iter().map(|item| item.name.clone())
 }
 
 fn domain(
@@ -224,6 +257,7 @@ fn domain(
         },
         shadow: written.mode.copied() == Some(schema::Mode::Shadow),
         normalise,
+        derive: Vec::new(),
         addresses: written.addresses.items().iter().map(|address| address.value.clone()).collect(),
         entries: written.entries.get().map(|list| list.items.iter().map(|entry| entry.value.clone()).collect()),
     }
@@ -258,6 +292,8 @@ struct RuleBuilder<'a> {
     entries: Option<&'a KnownEntries>,
     /// The forms of the entries of its domain.
     forms: &'a Forms,
+    /// The entries that its domain derives.
+    derived: &'a [Derive],
     /// Whether ext_authz is configured for another domain.
     other_domain_of_authz: bool,
     problems: &'a mut Problems,
@@ -278,6 +314,7 @@ impl<'a> RuleBuilder<'a> {
             let test = Located { value: test.clone(), location: item.location.clone() };
             matches.push((item.name.clone(), self.matcher(&item.name, &test)));
         }
+        self.note_absent(&matches);
         let action = self.action();
         let refusal = self.refusal();
         let enforce_percent = written.enforce_percent.get();
@@ -314,7 +351,32 @@ impl<'a> RuleBuilder<'a> {
                 Some(schema::RuleHeaders::RetryAfter) => RuleHeaders::RetryAfter,
                 Some(schema::RuleHeaders::All) | None => RuleHeaders::All,
             },
+            skip_absent: written.missing.copied() == Some(schema::AbsentDerived::Skip),
         })
+    }
+
+    /// Notes what the rule does where a derived entry that it matches is absent, unless it says so itself.
+    fn note_absent(&mut self, matches: &[(String, Matcher)]) {
+        let of_derived = |entry: &str| self.derived.iter().find(|derive| derive.entry == *entry);
+        if let Some(missing) = self.written.missing.get() {
+            if !matches.iter().any(|(entry, _)| of_derived(entry).is_some()) {
+                let reason = "but match names no derived entry, so it has no effect; remove it";
+                self.problems.refuse(&missing.location, reason);
+            }
+            return;
+        }
+        for item in self.written.matches.named() {
+            let absent = matches.iter().any(|(entry, test)| *entry == item.name && test.matches_absent());
+            if let Some(derive) = of_derived(&item.name).filter(|derive| derive.otherwise.is_none() && !absent) {
+                let text = format!(
+                    "is derived: without a row of table {:?} for {}, this rule refuses what its other entries match \
+                     (missing_key); with missing = \"skip\" it does not match",
+                    derive.table.name(),
+                    derive.from
+                );
+                self.problems.note(item.location.position, &item.location.path, text);
+            }
+        }
     }
 
     fn matcher(&mut self, entry: &str, test: &Located<schema::Match>) -> Matcher {
@@ -459,6 +521,13 @@ impl<'a> RuleBuilder<'a> {
             }
         }
         let key = self.key(written);
+        let template = written.limiter.get().and_then(|reference| NameTemplate::parse(reference));
+        let filling = template.iter().flat_map(|template| &template.entries);
+        let derived = key
+            .iter()
+            .map(|part| &part.entry)
+            .chain(filling)
+            .any(|entry| self.derived.iter().any(|derive| derive.entry == *entry));
         let hold = self.hold(written, &limiters);
         let known = self.entries;
         for limiter in &limiters {
@@ -475,6 +544,8 @@ impl<'a> RuleBuilder<'a> {
             missing: match written.missing.copied() {
                 Some(schema::Missing::Deny) => Missing::Deny,
                 Some(schema::Missing::Empty) => Missing::Empty,
+                // An unknown key is no way around a limit (semantics 59).
+                None if derived => Missing::Deny,
                 Some(schema::Missing::Skip) | None => Missing::Skip,
             },
             hold,

@@ -20,13 +20,14 @@ const EXTENSIONS: [&str; 3] = ["toml", "yaml", "yml"];
 const SYSTEM_DIRECTORY: &str = "/etc/tollgate";
 
 /// Tables whose keys may be spread over several files. Any other key may be defined only once.
-const MERGED_TABLES: [&str; 10] = [
+const MERGED_TABLES: [&str; 11] = [
     "server",
     "server.headers",
     "server.bounds",
     "stores",
     "limiters",
     "lists",
+    "tables",
     "domains",
     "authz",
     "authz.entries",

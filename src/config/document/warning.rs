@@ -104,7 +104,7 @@ kinds! {
         "The name of an entry that differs from a known one by a dash, by case or by a letter.",
         "Correct the name, or list it in `domains.NAME.entries`.";
     UnusedEntry "unused_entry":
-        "A normaliser, or a name in `addresses`, for an entry that no rule of the domain uses.",
+        "A normaliser, a name in `addresses` or a derived entry that no rule of the domain uses.",
         "Correct the name, or remove it.";
     AbsentKey "absent_key":
         "A key with an entry that the rule requires to be absent, so nothing is ever counted.",
@@ -121,6 +121,9 @@ kinds! {
     UnusedList "unused_list":
         "A list that no rule names.",
         "Match it, `{ list = \"NAME\" }`, or remove it.";
+    UnusedTable "unused_table":
+        "A table that no domain derives an entry from.",
+        "Name it in `domains.NAME.derive`, or remove it.";
     AbsentPasses "absent_passes":
         "A rule that denies who is not in a list, and lets those pass who send no such entry.",
         "Write `[{ not = { list = \"NAME\" } }, { not = \"*\" }]`, or deny those without the entry in a rule of their own.";

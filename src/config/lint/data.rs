@@ -1,4 +1,4 @@
-//! Warnings about lists.
+//! Warnings about lists and tables.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +17,20 @@ pub(super) fn unused_list(checked: &Checked<'_>, problems: &mut Problems) {
             None => format!("match it, {{ list = {:?} }}, or remove it", item.name),
         };
         problems.warn_of(WarningKind::UnusedList, &item.location, format!("is a list that no rule names; {remedy}"));
+    }
+}
+
+/// Warns of tables that no domain derives an entry from.
+pub(super) fn unused_table(checked: &Checked<'_>, problems: &mut Problems) {
+    let derives = checked.book.domains.iter().flat_map(|domain| &domain.derive);
+    let used: BTreeSet<&str> = derives.map(|derive| derive.table.name()).collect();
+    for item in checked.file.tables.named().iter().filter(|item| !used.contains(item.name.as_str())) {
+        let remedy = match nearest(&item.name, used.iter().copied()) {
+            Some(near) => format!("domains name {near:?}"),
+            None => "name it in domains.NAME.derive, or remove it".to_owned(),
+        };
+        let reason = format!("is a table that no domain derives an entry from; {remedy}");
+        problems.warn_of(WarningKind::UnusedTable, &item.location, reason);
     }
 }
 

@@ -109,6 +109,17 @@ fn settings(domain: &schema::Domain) -> impl Iterator<Item = (&str, &Location)> 
     normalised.chain(domain.addresses.items().iter().map(|item| (item.value.as_str(), &item.location)))
 }
 
+/// The entries that a domain derives, and where.
+fn derived(domain: &schema::Domain) -> impl Iterator<Item = (&str, &Location)> {
+    domain.derive.named().iter().map(|item| (item.name.as_str(), &item.location))
+}
+
+/// The entries that a domain derives others from, each in the place of a key.
+fn sources(domain: &schema::Domain) -> impl Iterator<Item = Use<'_>> {
+    let from = domain.derive.named().iter().filter_map(|item| item.value.as_ref()?.from.get());
+    from.map(|from| Use { entry: Cow::Borrowed(&from.value), location: &from.location, place: Place::Key(&[]) })
+}
+
 /// The entries that gateways are known to send: Envoy's, and those of `[authz]`.
 fn known_entries<'a>(checked: &Checked<'a>) -> BTreeSet<&'a str> {
     let authz = checked.settings.authz.entries.iter().map(|(name, _)| name.as_str());
@@ -127,9 +138,10 @@ pub(super) fn misnamed(checked: &Checked<'_>, problems: &mut Problems) {
         if domain.is_some_and(|domain| !domain.entries.is_absent()) {
             continue;
         }
-        let named: BTreeSet<&str> =
-            domain.map(|domain| settings(domain).map(|(name, _)| name).collect()).unwrap_or_default();
-        for Use { entry, location, place } in uses(written) {
+        let named: BTreeSet<&str> = domain
+            .map(|domain| settings(domain).chain(derived(domain)).map(|(name, _)| name).collect())
+            .unwrap_or_default();
+        for Use { entry, location, place } in uses(written).into_iter().chain(domain.into_iter().flat_map(sources)) {
             if known.contains(&*entry) || named.contains(&*entry) {
                 continue;
             }
@@ -218,8 +230,10 @@ pub(super) fn unused(checked: &Checked<'_>, problems: &mut Problems) {
         let (Some(domain), Some(used)) = (&item.value, by_domain.get(item.name.as_str())) else { continue };
         let known = known_entries(checked);
         // A normaliser of what every gateway sends is no mistake: it is ready for the next rule.
-        let is_used = |entry: &str| used.contains(entry) || known.contains(entry) || counted.contains(entry);
-        for (entry, location) in settings(domain).filter(|(entry, _)| !is_used(entry)) {
+        let is_used = |entry: &str| used.contains(entry) || counted.contains(entry);
+        let froms: BTreeSet<String> = sources(domain).map(|found| found.entry.into_owned()).collect();
+        let normal = settings(domain).filter(|(entry, _)| !known.contains(entry) && !froms.contains(*entry));
+        for (entry, location) in normal.chain(derived(domain)).filter(|(entry, _)| !is_used(entry)) {
             let near = nearest(entry, used.iter().map(String::as_str));
             let meant = near.map_or("remove it".to_owned(), |near| format!("did you mean {near:?}?"));
             let reason = format!("is about the entry {entry:?}, which no rule of the domain uses; {meant}");

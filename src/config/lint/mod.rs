@@ -37,6 +37,7 @@ pub(super) fn warn(file: &schema::File, settings: &Settings, book: &RuleBook, pr
     limiters::queued_wait(&checked, problems);
     limiters::direct_applied(&checked, problems);
     data::unused_list(&checked, problems);
+    data::unused_table(&checked, problems);
     data::absent_passes(&checked, problems);
     domains::unused(&checked, problems);
     domains::similar(&checked, problems);

@@ -2,7 +2,7 @@
 
 use super::authz::Authz;
 use super::check::Check;
-use super::data::ListFile;
+use super::data::{ListFile, TableFile};
 use super::decode::table;
 use super::limiter::Limiter;
 use super::rule::{Domain, Rule};
@@ -21,6 +21,8 @@ table! {
         limiters: ByName<Limiter>,
         /// Lists of values in files, by name. Rules match them as `{ list = "NAME" }`.
         lists: ByName<ListFile>,
+        /// Tables in files, by name. Domains derive entries from them: an account and its tier from an API key.
+        tables: ByName<TableFile>,
         /// Settings of domains, by name. Other domains have the defaults.
         domains: ByName<Domain>,
         /// Which descriptors are matched, and which limiters apply to them. In the order of the file names, then of the file.

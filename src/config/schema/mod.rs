@@ -26,7 +26,7 @@ mod store;
 pub(super) mod values;
 
 pub(super) use self::authz::{Authz, EntrySource, Repeated, UnreadableBody, WrittenEntry, WrittenMetadata};
-pub(super) use self::data::ListFile;
+pub(super) use self::data::{ListFile, TableFile};
 #[cfg(feature = "server")]
 pub use self::document::json_schema;
 pub(super) use self::file::File;
@@ -34,7 +34,8 @@ pub(super) use self::file::File;
 pub(super) use self::key::Effect;
 pub(super) use self::limiter::{Algorithm, Alignment, Calendar, Limiter, OnStoreError};
 pub(super) use self::rule::{
-    Apply, Charge, Domain, Lost, Match, Missing, Mode, Normaliser, Rule, RuleHeaders, Verdict, WrittenKeyEntry,
+    AbsentDerived, Apply, Charge, Domain, Lost, Match, Missing, Mode, Normaliser, Rule, RuleHeaders, Verdict,
+    WrittenKeyEntry,
 };
 pub(super) use self::server::{Bounds, HeaderFamilies, LogFormat, Server};
 #[cfg(any(feature = "postgres", feature = "redis"))]

@@ -1,5 +1,6 @@
 //! The tables of domains and rules.
 
+use super::data::DeriveFrom;
 use super::decode::{Decode, Field, Located, choice, entries, field, key, known_keys, table};
 use super::key::KeyInfo;
 use super::values::{ByName, List, Percent, PrefixLength, Span, Status, Switch};
@@ -17,6 +18,8 @@ table! {
         normalise: ByName<List<Normaliser>>,
         /// Entries that hold addresses, besides `remote_address` and `masked_remote_address`.
         addresses: List<String>,
+        /// Entries that are derived from tables, by name. They are never the client's: what it sends by such a name is ignored.
+        derive: ByName<DeriveFrom>,
         /// All entries that clients of this domain send. If given, a rule that names another entry is an error.
         entries: List<String>,
     }
@@ -91,6 +94,18 @@ table! {
         content_type: String,
         /// What responses show of this rule to clients: `all` by default.
         headers: RuleHeaders,
+        /// What to do if a derived entry that `match` names is absent, and the others match.
+        missing: AbsentDerived,
+    }
+}
+
+choice! {
+    /// What to do if a derived entry that a `match` names is absent.
+    AbsentDerived {
+        /// Refuse: the default. An unknown key is no way around a rule.
+        "deny" => Deny,
+        /// The rule does not match.
+        "skip" => Skip,
     }
 }
 
@@ -120,7 +135,7 @@ table! {
         charge: Charge,
         /// Whether a request passes as long as one whole unit is left, and then charges its whole cost. `false` by default.
         overdraw: Switch,
-        /// What to do if an entry of the key or of the limiter's name is absent.
+        /// What to do if an entry of the key or of the limiter's name is absent: `skip` by default, `deny` if one of them is derived.
         missing: Missing,
         /// For how long a lease can correct what is charged when the request is admitted, such as `"5m"`; at most `1d`. Longer than the longest answer: afterwards `lost` takes effect. Without it nothing can be corrected.
         hold: Span,
@@ -154,7 +169,7 @@ choice! {
 choice! {
     /// What to do if an entry is absent.
     Missing {
-        /// Skip the check; the rule's others stay: the default.
+        /// Skip the check; the rule's others stay: the default, unless an entry is derived.
         "skip" => Skip,
         /// Refuse.
         "deny" => Deny,

@@ -25,7 +25,10 @@ pub(super) struct ExplainedEntry {
     /// Its name.
     pub(super) entry: String,
     /// Its values, as requested and as normalised. An entry that is named several times has several.
+    /// None for a derived entry that is absent.
     pub(super) values: Vec<(String, String)>,
+    /// What becomes of it, or where it comes from. Often empty.
+    pub(super) note: String,
 }
 
 /// A key of the request that no rule of its domain uses and its settings do not list.
@@ -58,6 +61,8 @@ pub(super) struct RuleExplanation {
     pub(super) normalised: Vec<(String, String)>,
     /// The lists that the rule tests entries with: the entry, the list, and whether the list has its value.
     pub(super) lists: Vec<(String, String, bool)>,
+    /// The derived entry that is absent, so that the rule refuses although it does not match.
+    pub(super) lacking: Option<String>,
     /// The entry that the rule needs and the request repeats, so that the rule refuses.
     pub(super) repeated: Option<String>,
     /// Number of required entries that match.

@@ -4,6 +4,7 @@ use crate::descriptor::Descriptor;
 use crate::limiter::{Limit, OnStoreError};
 use crate::plan::{Charges, Check, CounterName, Holding, Needs};
 use crate::rules::compiled::{CompiledAction, CompiledApply, CompiledDomain, CompiledRule, Rules};
+use crate::rules::derive::GivenEntries;
 use crate::rules::resolve::{Resolved, rewrite};
 
 /// Maximum number of keys listed in an error.
@@ -67,7 +68,8 @@ impl Rules {
         };
         let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
-        let descriptor = rewritten.as_ref().unwrap_or(descriptor);
+        // An operator names an identity also by what is derived.
+        let descriptor = &domain.derive(rewritten.as_ref().unwrap_or(descriptor), GivenEntries::Kept);
         let mut known: Vec<KnownCounter> = Vec::new();
         for rule in &domain.rules {
             let CompiledAction::Apply(applies) = &rule.action else { continue };

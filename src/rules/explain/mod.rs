@@ -17,8 +17,9 @@ pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
 use super::compiled::{
-    CompiledAction, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts,
+    CompiledAction, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts,
 };
+use super::derive::{DerivedFrom, GivenEntries};
 use super::matcher::EntryTest;
 use super::resolve::{Resolved, rewrite};
 use super::value_list::ListLookups;
@@ -42,13 +43,20 @@ impl Rules {
     /// Explains one descriptor of a domain.
     fn explain(&self, domain: &str, descriptor: &Descriptor<'_>) -> Explanation {
         let Some(&index) = self.by_name.get(domain) else {
-            let entries = entries(descriptor, descriptor);
+            let entries = descriptor.entries.iter().map(|entry| ExplainedEntry {
+                entry: entry.key.to_owned(),
+                values: vec![(entry.value.to_string(), entry.value.to_string())],
+                note: String::new(),
+            });
+            let entries = entries.collect();
             return Explanation { domain_known: false, entries, unknown: Vec::new(), rules: Vec::new() };
         };
         let domain = &self.domains[index];
         let rewritten = rewrite(descriptor, domain);
         let requested = descriptor;
-        let descriptor = rewritten.as_ref().unwrap_or(descriptor);
+        let normalised = rewritten.as_ref().unwrap_or(descriptor);
+        let derived = domain.derive(normalised, GivenEntries::Dropped);
+        let descriptor = &derived;
         let mut ended = false;
         let lookups = ListLookups::default();
         let rules = domain.rules.iter().map(|rule| {
@@ -66,6 +74,7 @@ impl Rules {
             let normalised = normalised.map(|required| (required.entry.clone(), expected(required))).collect();
             let lists = rule.matches.iter().flat_map(|required| required.lists(descriptor));
             let lists = lists.map(|(entry, list, met)| (entry.to_owned(), list.to_owned(), met)).collect();
+            let lacking = rule.lacking(descriptor, &lookups).filter(|_| rule.needs_derived);
             let matched = mismatches.is_empty();
             let repeated = rule.repeated_entry(descriptor).filter(|_| matched);
             let action = match &rule.action {
@@ -81,6 +90,7 @@ impl Rules {
                 mismatches,
                 normalised,
                 lists,
+                lacking: lacking.map(str::to_owned),
                 repeated: repeated.map(str::to_owned),
                 unreached: ended,
                 shadow: rule.in_shadow(descriptor),
@@ -92,7 +102,7 @@ impl Rules {
         });
         Explanation {
             domain_known: true,
-            entries: entries(requested, descriptor),
+            entries: entries(requested, normalised, descriptor, domain),
             unknown: domain.unknown_keys(descriptor, &self.lease_entries),
             rules: rules.collect(),
         }
@@ -175,8 +185,13 @@ fn expected(required: &EntryTest) -> String {
     }
 }
 
-/// The entries as requested, and in the forms of the domain.
-fn entries(requested: &Descriptor<'_>, normalised: &Descriptor<'_>) -> Vec<ExplainedEntry> {
+/// The entries as requested, and in the forms of the domain, and then those that are derived.
+fn entries(
+    requested: &Descriptor<'_>,
+    normalised: &Descriptor<'_>,
+    derived: &Descriptor<'_>,
+    domain: &CompiledDomain,
+) -> Vec<ExplainedEntry> {
     let both = requested.entries.iter().zip(&normalised.entries).map(|(requested_entry, normalised_entry)| {
         let key = requested_entry.key;
         let values = match (requested.repeated(key), normalised.repeated(key)) {
@@ -186,9 +201,28 @@ fn entries(requested: &Descriptor<'_>, normalised: &Descriptor<'_>) -> Vec<Expla
             }
             _ => vec![(requested_entry.value.to_string(), normalised_entry.value.to_string())],
         };
-        ExplainedEntry { entry: key.to_owned(), values }
+        let note = match domain.derivation(key) {
+            Some(_) => "ignored, because the domain derives it".to_owned(),
+            None if values.len() > 1 => "repeated, so its value is in doubt".to_owned(),
+            None => String::new(),
+        };
+        ExplainedEntry { entry: key.to_owned(), values, note }
     });
-    both.collect()
+    let each = domain.derived.iter().flat_map(|from| from.entries.iter().map(move |entry| (from, &entry.entry)));
+    let derived = each.map(|(from, entry)| {
+        let DerivedFrom { from: source, table, rows, .. } = from;
+        let found = derived.value(source).map(|value| rows.find(value).is_some());
+        let value = derived.value(entry).map(|value| (value.to_owned(), value.to_owned()));
+        let why = match (derived.list(source), found) {
+            (Some(_), _) => format!("derived from the values of {source} by table {table}"),
+            (None, None) => format!("derived from {source}, which is missing"),
+            (None, Some(true)) => format!("derived from {source} by table {table}"),
+            (None, Some(false)) => format!("derived from {source}, which is not in table {table}"),
+        };
+        let note = if value.is_some() { why } else { format!("absent: {why}") };
+        ExplainedEntry { entry: entry.clone(), values: value.into_iter().collect(), note }
+    });
+    both.chain(derived).collect()
 }
 
 #[cfg(test)]
@@ -210,6 +244,7 @@ mod tests {
             enforce_percent: None,
             refusal: RefusalText::default(),
             headers: RuleHeaders::default(),
+            skip_absent: false,
         }
     }
 

@@ -42,7 +42,7 @@ struct ExplanationText<'a> {
 impl ExplanationText<'_> {
     fn whole(&self, explanation: &Explanation) -> String {
         let mut text = format!("domain {}\n", self.domain);
-        for ExplainedEntry { entry, values } in &explanation.entries {
+        for ExplainedEntry { entry, values, note } in &explanation.entries {
             let values: Vec<String> = values
                 .iter()
                 .map(|(requested, value)| match value == requested {
@@ -50,8 +50,11 @@ impl ExplanationText<'_> {
                     false => format!("{value:?}, normalised from {requested:?}"),
                 })
                 .collect();
-            let repeated = if values.len() > 1 { ": repeated, so its value is in doubt" } else { "" };
-            text += &format!("  {entry} = {}{repeated}\n", values.join(" or "));
+            text += &match (values.is_empty(), note.is_empty()) {
+                (true, _) => format!("  {entry} is {note}\n"),
+                (false, true) => format!("  {entry} = {}\n", values.join(" or ")),
+                (false, false) => format!("  {entry} = {}: {note}\n", values.join(" or ")),
+            };
         }
         if !explanation.unknown.is_empty() {
             text.push('\n');
@@ -63,8 +66,11 @@ impl ExplanationText<'_> {
             let domains = if self.domains.is_empty() { "none".to_owned() } else { self.domains.join(", ") };
             text += &format!("\nthis domain has no rules; domains with rules: {domains}\n");
         }
-        let (matching, others): (Vec<_>, Vec<_>) =
-            explanation.rules.iter().partition(|rule| rule.mismatches.is_empty());
+        let (lacking, rules): (Vec<_>, Vec<_>) = explanation.rules.iter().partition(|rule| rule.lacking.is_some());
+        let (matching, others): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.mismatches.is_empty());
+        for rule in &lacking {
+            text += &lacks(rule);
+        }
         for rule in &matching {
             self.matching(&mut text, rule);
         }
@@ -87,7 +93,18 @@ impl ExplanationText<'_> {
             1 => text += "\n1 more rule of this domain does not match\n",
             more => text += &format!("\n{more} more rules of this domain do not match\n"),
         }
-        text += &format!("\n{}\n", self.verdict(&matching));
+        let refusing = lacking.iter().find(|rule| !rule.shadow && !rule.unreached);
+        let denied = |rule: &&&RuleExplanation| {
+            !rule.unreached && !rule.shadow && matches!(rule.action, ActionExplanation::Deny)
+        };
+        let verdict = match (refusing, matching.iter().find(denied)) {
+            (Some(rule), None) => {
+                let entry = rule.lacking.as_deref().unwrap_or_default();
+                format!("verdict: refused by rule {}, because {entry} is absent", rule.rule)
+            }
+            _ => self.verdict(&matching),
+        };
+        text += &format!("\n{verdict}\n");
         text
     }
 
@@ -229,6 +246,17 @@ impl ExplanationText<'_> {
 /// An entry with its value as it is counted; an entry that is missing counts as empty here.
 fn counted_as(entry: &str, value: Option<&str>) -> String {
     format!("{entry}={}", value.unwrap_or_default())
+}
+
+/// What a rule does that names a derived entry which is absent.
+fn lacks(rule: &RuleExplanation) -> String {
+    let entry = rule.lacking.as_deref().unwrap_or_default();
+    let effect = match (rule.unreached, rule.shadow) {
+        (true, _) => "would refuse, but an earlier rule ends the walk",
+        (false, true) => "would refuse, but is in shadow",
+        (false, false) => "refuses",
+    };
+    format!("\nrule {} {effect}: it names {entry}, which is derived and absent\n", rule.rule)
 }
 
 fn describe(quota: &Quota) -> String {

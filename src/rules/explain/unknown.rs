@@ -13,7 +13,8 @@ impl CompiledDomain {
     /// entries that release and settle leases, which no rule uses either.
     pub(super) fn unknown_keys(&self, descriptor: &Descriptor<'_>, leases: &LeaseEntries) -> Vec<UnknownKey> {
         let keys = sorted(descriptor.entries.iter().map(|entry| entry.key));
-        let used = sorted(self.rules.iter().flat_map(CompiledRule::entries));
+        let froms = self.derived.iter().map(|from| from.from.as_str());
+        let used = sorted(self.rules.iter().flat_map(CompiledRule::entries).chain(froms));
         let is_known = |key: &str| leases.contains(key) || self.listed.iter().any(|listed| listed == key);
         let unknown = keys.iter().filter(|key| used.binary_search(key).is_err() && !is_known(key));
         let lacking: Vec<&str> = used.iter().copied().filter(|key| keys.binary_search(key).is_err()).collect();

@@ -30,6 +30,7 @@ fn rule(name: &str, limiter: &str, refusal: RefusalText) -> Rule {
         enforce_percent: None,
         refusal,
         headers: RuleHeaders::All,
+        skip_absent: false,
     }
 }
 

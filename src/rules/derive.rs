@@ -1,0 +1,100 @@
+//! Derives entries of a descriptor from tables (semantics 59).
+//!
+//! ```text
+//!   Request -> normalise -> derive -> index: candidates -> ...
+//! ```
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::compiled::CompiledDomain;
+use super::lookup_table::{Column, RowIndex};
+use crate::descriptor::{Descriptor, Entry};
+
+/// The entries that a domain derives from one entry by one table.
+#[derive(Debug)]
+pub(super) struct DerivedFrom {
+    /// The entry whose value finds a row.
+    pub(super) from: String,
+    /// The name of the table.
+    pub(super) table: String,
+    pub(super) rows: Arc<RowIndex>,
+    pub(super) entries: Vec<DerivedEntry>,
+}
+
+/// An entry that is derived.
+#[derive(Debug)]
+pub(super) struct DerivedEntry {
+    pub(super) entry: String,
+    /// The values of its column, in the form of the entry.
+    pub(super) values: Arc<Column>,
+    /// Its value where the table has none.
+    pub(super) otherwise: Option<String>,
+}
+
+impl DerivedEntry {
+    /// The value that a row gives it.
+    fn value(&self, row: Option<u32>) -> Option<&str> {
+        row.and_then(|row| self.values.value(row)).or(self.otherwise.as_deref())
+    }
+}
+
+/// Whether entries are kept that a descriptor has and that its domain derives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum GivenEntries {
+    /// No: they are a client's.
+    Dropped,
+    /// Yes: an operator names an identity by them.
+    Kept,
+}
+
+impl CompiledDomain {
+    /// The derivation of an entry.
+    pub(super) fn derivation(&self, entry: &str) -> Option<&DerivedFrom> {
+        self.derived.iter().find(|from| from.entries.iter().any(|derived| derived.entry == entry))
+    }
+
+    /// The entry that a value has to be sent with: what an entry is derived from, or else the entry itself.
+    pub(super) fn sent<'e>(&'e self, entry: &'e str) -> &'e str {
+        self.derivation(entry).map_or(entry, |from| &from.from)
+    }
+
+    /// The descriptor, which is normalised, with the entries that are derived.
+    #[cold]
+    pub(super) fn derive<'a>(&'a self, normalised: &'a Descriptor<'_>, given: GivenEntries) -> Descriptor<'a> {
+        let kept = |entry: &str| given == GivenEntries::Kept || self.derivation(entry).is_none();
+        let mut descriptor = normalised.with_entries(kept);
+        for from in &self.derived {
+            let found = descriptor.list(&from.from).map(|list| {
+                let rows: Vec<Option<u32>> = list.values.iter().map(|value| from.rows.find(value)).collect();
+                (rows, list.repeated)
+            });
+            let row = descriptor.value(&from.from).filter(|_| found.is_none()).and_then(|value| from.rows.find(value));
+            for derived in &from.entries {
+                if given == GivenEntries::Kept && descriptor.value(&derived.entry).is_some() {
+                    continue;
+                }
+                match &found {
+                    None => {
+                        if let Some(value) = derived.value(row) {
+                            descriptor.entries.push(Entry { key: &derived.entry, value: Cow::Borrowed(value) });
+                        }
+                    }
+                    // A list gives a list. Of one that is in doubt, what is derived is in doubt too.
+                    Some((rows, repeated)) => {
+                        let mut values: Vec<Cow<'a, str>> =
+                            rows.iter().filter_map(|row| derived.value(*row)).map(Cow::Borrowed).collect();
+                        values.sort_unstable();
+                        values.dedup();
+                        match (values.is_empty(), repeated) {
+                            (true, _) => {}
+                            (false, true) => descriptor.push_repeated(&derived.entry, values),
+                            (false, false) => descriptor.push_list(&derived.entry, values),
+                        }
+                    }
+                }
+            }
+        }
+        descriptor
+    }
+}
