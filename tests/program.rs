@@ -16,6 +16,7 @@ mod program {
     mod api_page;
     mod check;
     mod cli;
+    mod data;
     mod drain;
     mod loaded;
     mod notices;

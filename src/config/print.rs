@@ -287,8 +287,10 @@ fn domain(domain: &Domain) -> Value {
         "mode": mode(domain.shadow),
         "normalise": named(rewritings),
         "addresses": domain.addresses,
-        "derive": named(domain.derive.iter().map(|written| (written.entry.clone(), derive(written)))),
     });
+    if !domain.derive.is_empty() {
+        table["derive"] = named(domain.derive.iter().map(|written| (written.entry.clone(), derive(written))));
+    }
     if let Some(entries) = &domain.entries {
         table["entries"] = entries.as_slice().into();
     }

@@ -260,10 +260,8 @@ fn semantics_59_errors_name_the_file_the_line_and_the_remedy() {
         (
             "",
             b"key,account,tier\na,x,\n",
-            &[
-                "tollgate.toml:12: tables.keys.by is \"api_key\", but the first line of the file has no such column; \
-               columns: key, account, tier",
-            ],
+            &["tollgate.toml:12: tables.keys.by is \"api_key\", but the first line of the file has no such column; \
+               columns: key, account, tier"],
         ),
         (
             "",

@@ -12,7 +12,8 @@ use tollgate::engine::Version;
 use tollgate::limiter::{Algorithm, LeaseStatus, Limiter, WorkerSettings};
 use tollgate::plan::CounterName;
 use tollgate::rules::{
-    Action, Apply, Charge, Domain, KeyEntry, Missing, Normaliser, PartitionedStore, Rule, RuleBook, Rules, Unmatched,
+    Action, Apply, Charge, Derive, Domain, KeyEntry, LookupTable, Missing, Normaliser, PartitionedStore, Rule,
+    RuleBook, Rules, Unmatched,
 };
 use tollgate::service::{Acquisition, Service};
 use tollgate::settings::Settings;
@@ -100,6 +101,74 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn window(name: &str, limit: u32) -> Limiter {
     quota(name, limit, MINUTE, Algorithm::SlidingWindow)
+}
+
+#[test]
+fn semantics_59_workers_ask_by_what_an_entry_is_derived_from() {
+    let mut keys = LookupTable::new("keys", ["api_key", "account", "tier"].map(str::to_owned).to_vec(), 0, None);
+    keys.push(2, ["k1", "acme", "pro"]);
+    keys.push(3, ["k2", "acme", "pro"]);
+    let keys = Arc::new(keys);
+    let derive = |entry: &str, otherwise: Option<&str>| Derive {
+        entry: entry.to_owned(),
+        from: "api_key".to_owned(),
+        table: keys.clone(),
+        column: entry.to_owned(),
+        otherwise: otherwise.map(str::to_owned),
+    };
+    let domain = Domain {
+        name: DOMAIN.to_owned(),
+        derive: vec![derive("account", None), derive("tier", Some("free"))],
+        ..Domain::default()
+    };
+    let denying = Apply { missing: Missing::Deny, ..apply("api_{tier}", &["account"]) };
+    let workers = Workers::of(RuleBook {
+        limiters: vec![window("api_free", 1), window("api_pro", 2)],
+        rules: vec![applies("quota", vec![denying])],
+        domains: vec![domain],
+        tables: vec![keys.clone()],
+        ..RuleBook::default()
+    });
+    let by_key = |key: &str| of([limiter("api_{tier}", &[("api_key", key)])]);
+    let counters_of = |acquire: &Acquire| counters(&workers.peek(acquire).decision);
+    assert_eq!(counters_of(&by_key("k1")), workers.counters_of_gateway(&[("api_key", "k1")]));
+    assert_eq!(counters_of(&by_key("k1")), counters_of(&of([entries(&[("api_key", "k2")])])));
+    assert!(workers.grants(&by_key("k1")) && workers.grants(&by_key("k2")) && !workers.grants(&by_key("k1")));
+    // An unknown key is refused, and nobody asks by the derived entry.
+    let refused = workers.acquire(&by_key("other")).expect("it makes sense");
+    assert!(!refused.granted());
+    assert_eq!(refused.decision.refusal().map(|refusal| refusal.reason), Some(Reason::MissingKey));
+    let error = workers.error(&of([limiter("api_{tier}", &[("account", "acme"), ("tier", "pro")])]));
+    assert_eq!(error.kind, AskErrorKind::NotFound);
+    assert!(error.message.contains("rules apply it by: api_key"), "{}", error.message);
+}
+
+#[test]
+fn semantics_59_an_operator_names_an_identity_by_what_is_derived_or_by_its_source() {
+    let mut keys = LookupTable::new("keys", ["api_key", "account"].map(str::to_owned).to_vec(), 0, None);
+    keys.push(2, ["k1", "acme"]);
+    let keys = Arc::new(keys);
+    let derive = Derive {
+        entry: "account".to_owned(),
+        from: "api_key".to_owned(),
+        table: keys,
+        column: "account".to_owned(),
+        otherwise: None,
+    };
+    let domain = Domain { name: DOMAIN.to_owned(), derive: vec![derive], ..Domain::default() };
+    let rules = Rules::compile(RuleBook {
+        limiters: vec![window("login", 1)],
+        rules: vec![applies("quota", vec![apply("login", &["account"])])],
+        domains: vec![domain],
+        ..RuleBook::default()
+    });
+    let rules = rules.expect("it compiles");
+    let counter = |entry, value| {
+        let known = rules.counters(DOMAIN, &Descriptor::of([(entry, value)])).expect("a counter");
+        known.iter().map(|known| known.check.counter).collect::<Vec<_>>()
+    };
+    assert_eq!(counter("account", "acme"), counter("api_key", "k1"));
+    rules.counters(DOMAIN, &Descriptor::of([("api_key", "other")])).expect_err("it has no account");
 }
 
 #[test]

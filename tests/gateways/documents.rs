@@ -10,7 +10,7 @@ use tollgate::config::{Config, SourceText};
 use crate::support::processes::{Answer, Ask, Ports, Tollgate, installed, project, read};
 
 /// The documents whose commands, configuration and links are checked.
-const DOCUMENTS: [&str; 22] = [
+const DOCUMENTS: [&str; 23] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -22,6 +22,7 @@ const DOCUMENTS: [&str; 22] = [
     "docs/algorithms.md",
     "docs/api.md",
     "docs/check.md",
+    "docs/data.md",
     "docs/envoy.md",
     "docs/faq.md",
     "docs/gateways.md",
@@ -80,12 +81,16 @@ fn every_configuration_is_accepted() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate").pem();
+    let keys = format!("api_key,account,tier\n{},acme,gold\n", "0123456789abcdef".repeat(4));
     let files = [
         ("ca.crt", &*certificate),
         ("ca.pem", &certificate),
         ("tls.crt", &certificate),
         ("password", "of any form"),
         ("token", "of sixteen letters"),
+        ("office.txt", "192.0.2.7"),
+        ("blocked.txt", "192.0.2.8"),
+        ("keys.csv", &keys),
     ];
     for (name, content) in files.into_iter().chain([("tls.key", &*key.serialize_pem())]) {
         fs::write(directory.path().join(name), content).expect("a file in the test's directory");
@@ -98,6 +103,8 @@ fn every_configuration_is_accepted() {
             false => format!("{}\n{}", block.text, a_rule(&block.text)),
         };
         let text = text
+            .replace("/var/lib/tollgate/", "")
+            .replace("file = \"", &format!("file = \"{secrets_of_a_store}"))
             .replace("/run/secrets/db/", &secrets_of_a_store)
             .replace("/etc/tollgate/redis-", &secrets_of_a_store)
             .replace("/run/secrets/tollgate-api", &format!("{secrets_of_a_store}token"));

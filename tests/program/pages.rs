@@ -80,7 +80,7 @@ entries.account = { header = "x-account" }
 "#;
 
 /// Labels whose values are names chosen by the operator, or the version.
-const CHOSEN: [(&str, &str); 6] = [
+const CHOSEN: [(&str, &str); 8] = [
     ("domain", "a domain; empty for requests of a domain that is not configured"),
     ("rule", "a rule; `(others)` for all after the first 2 000; empty where no rule decided"),
     (
@@ -89,6 +89,8 @@ const CHOSEN: [(&str, &str); 6] = [
     ),
     ("entry", "a header, cookie or query of `[authz.entries]` that a rule of the domain needs"),
     ("store", "a store"),
+    ("list", "a list"),
+    ("table", "a table"),
     ("version", "the version of the binary"),
 ];
 
@@ -200,7 +202,14 @@ fn tables(metrics: &BTreeMap<String, Metric>) -> String {
 
 #[test]
 fn the_page_of_metrics_has_every_series_as_the_program_serves_it() {
-    let served = Served::start(&format!("{DOORS}{EVERY_SERIES}"), &[]);
+    let files = tempfile::tempdir().expect("a directory");
+    fs::write(files.path().join("office.txt"), "192.0.2.7").expect("written");
+    fs::write(files.path().join("keys.csv"), "api_key,account\nk,acme\n").expect("written");
+    let data = format!(
+        "[lists.office]\nfile = '{0}/office.txt'\n[tables.keys]\nfile = '{0}/keys.csv'\nby = 'api_key'\n",
+        files.path().display()
+    );
+    let served = Served::start(&format!("{DOORS}{EVERY_SERIES}{data}"), &[]);
     // A histogram has series only once it has an observation.
     served.ask("GET /authz/envoy/", "");
     let scrape = exchange(&served.admin, b"GET /metrics HTTP/1.0\r\n\r\n");
