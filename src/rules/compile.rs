@@ -14,7 +14,8 @@ use super::compiled::{
     template_parts,
 };
 use super::derive::{DerivedEntry, DerivedFrom};
-use super::form::{Form, Forms};
+use super::form::Form;
+use super::forms::Forms;
 use super::index::Index;
 use super::matcher::EntryTest;
 use super::{DEFAULT_IPV6_PREFIX, Matcher, NeverMet, Normaliser};

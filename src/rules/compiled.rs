@@ -7,7 +7,8 @@ use super::book::{
     Charge, HoldFor, LimiterValues, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched,
 };
 use super::derive::DerivedFrom;
-use super::form::{Form, Forms};
+use super::form::Form;
+use super::forms::Forms;
 use super::index::Index;
 use super::lookup_table::LookupTable;
 use super::matcher::EntryTest;

@@ -24,12 +24,15 @@ mod coverage;
 mod derive;
 mod explain;
 mod form;
+mod forms;
 mod index;
+mod literal;
 mod lookup_table;
 mod matcher;
 #[cfg(feature = "config")]
 mod nearest;
 mod normalise;
+mod pattern;
 mod plan;
 mod planned;
 mod resolve;
@@ -50,19 +53,20 @@ pub use self::compile::CompileError;
 pub(crate) use self::compiled::RuleLabel;
 pub use self::compiled::{DataSize, Rules};
 pub use self::explain::{KnownCounter, NotCounted};
-pub use self::form::NeverMet;
-#[cfg(feature = "config")]
-pub(crate) use self::form::{Form, Forms};
+pub use self::literal::NeverMet;
 pub use self::lookup_table::{Digest, LookupTable, MAX_TABLE_VALUE_BYTES};
-pub use self::matcher::{Matcher, Pattern};
+pub use self::matcher::Matcher;
 #[cfg(feature = "config")]
 pub(crate) use self::nearest::{nearest, similar};
 pub(crate) use self::normalise::DEFAULT_IPV6_PREFIX;
 #[cfg(feature = "server")]
 pub(crate) use self::normalise::split_target;
 pub use self::normalise::{Normaliser, bearer, host, lowercase, path};
+pub use self::pattern::Pattern;
 pub use self::planned::{CheckSource, DescriptorEnd, Notes, Planned, RefusedBy};
 pub use self::table_lookup::TableLookup;
 #[cfg(feature = "config")]
 pub(crate) use self::value_list::DataFaults;
 pub use self::value_list::{ListTest, ValueList};
+#[cfg(feature = "config")]
+pub(crate) use self::{form::Form, forms::Forms};

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::book::{Derive, RuleBook};
-use super::form::{Form, Forms};
+use super::form::Form;
+use super::forms::Forms;
 use super::lookup_table::LookupTable;
 
 /// What a table has for a value, as one domain looks it up.

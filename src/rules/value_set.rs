@@ -15,8 +15,8 @@ use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Pattern;
 use super::address::clients;
+use super::pattern::Pattern;
 
 /// The most patterns of a set that are neither `prefix*` nor `*suffix`.
 pub(super) const MAX_SCANNED_PATTERNS: usize = 1_000;

@@ -101,7 +101,7 @@ fn semantics_58_and_59_check_and_explain_say_which_list_has_a_value_and_what_was
         "  account = \"acme\": derived from api_key by table keys\n",
         "  tier = \"gold\": derived from api_key by table keys\n",
         "rule blocked matches\n  device is in list blocked\n",
-        "one counter for account=acme\n",
+        "rule quota would match, but an earlier rule ends the walk\n",
     ] {
         assert!(text.contains(part), "{part} in\n{text}");
     }

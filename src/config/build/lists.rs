@@ -60,7 +60,7 @@ impl Lists<'_> {
         else {
             return;
         };
-        if let Err(faults) = values.set(form) {
+        if let Err(faults) = form.set_of(values) {
             place.faults(&location.path, &faults, problems);
         }
     }
