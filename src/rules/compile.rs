@@ -9,11 +9,10 @@ use super::book::{
     Action, Apply, Charge, Derive, Domain, KeyEntry, LimiterValues, PartitionedStore, Rule, RuleBook, RuleHeaders,
 };
 use super::compiled::{
-    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, DataSize, LeaseEntries,
-    LimiterTarget, LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit,
+    CompiledAction, CompiledApply, CompiledDomain, CompiledKeyEntry, CompiledRule, DataSize, DerivedEntry, DerivedFrom,
+    LeaseEntries, LimiterTarget, LimiterTemplate, QuotaTarget, Rollout, Rules, TemplatePart, name_prefix, quota_limit,
     template_parts,
 };
-use super::derive::{DerivedEntry, DerivedFrom};
 use super::form::Form;
 use super::forms::Forms;
 use super::index::Index;

@@ -1,16 +1,17 @@
 //! The compiled form of the rules, by which requests are planned.
 
+use std::sync::Arc;
+
 use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 
 use super::book::{
     Charge, HoldFor, LimiterValues, Missing, PartitionedStore, RefusalText, RequestBounds, RuleHeaders, Unmatched,
 };
-use super::derive::DerivedFrom;
 use super::form::Form;
 use super::forms::Forms;
 use super::index::Index;
-use super::lookup_table::LookupTable;
+use super::lookup_table::{Column, LookupTable, RowIndex};
 use super::matcher::EntryTest;
 use super::value_list::ValueList;
 use crate::limiter::{Limit, Limiter, Quota};
@@ -113,6 +114,27 @@ pub(super) struct CompiledDomain {
     pub(super) index: Index,
     /// For each reference to a limiter, the rules that apply it and the indexes of those applies.
     pub(super) references: HashMap<String, Vec<(u32, usize)>, RandomState>,
+}
+
+/// The entries that a domain derives from one entry by one table.
+#[derive(Debug)]
+pub(super) struct DerivedFrom {
+    /// The entry whose value finds a row.
+    pub(super) from: String,
+    /// The name of the table.
+    pub(super) table: String,
+    pub(super) rows: Arc<RowIndex>,
+    pub(super) entries: Vec<DerivedEntry>,
+}
+
+/// An entry that is derived.
+#[derive(Debug)]
+pub(super) struct DerivedEntry {
+    pub(super) entry: String,
+    /// The values of its column, in the form of the entry.
+    pub(super) values: Arc<Column>,
+    /// Its value where the table has none.
+    pub(super) otherwise: Option<String>,
 }
 
 #[derive(Debug)]

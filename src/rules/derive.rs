@@ -5,32 +5,9 @@
 //! ```
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use super::compiled::CompiledDomain;
-use super::lookup_table::{Column, RowIndex};
+use super::compiled::{CompiledDomain, DerivedEntry, DerivedFrom};
 use crate::descriptor::{Descriptor, Entry};
-
-/// The entries that a domain derives from one entry by one table.
-#[derive(Debug)]
-pub(super) struct DerivedFrom {
-    /// The entry whose value finds a row.
-    pub(super) from: String,
-    /// The name of the table.
-    pub(super) table: String,
-    pub(super) rows: Arc<RowIndex>,
-    pub(super) entries: Vec<DerivedEntry>,
-}
-
-/// An entry that is derived.
-#[derive(Debug)]
-pub(super) struct DerivedEntry {
-    pub(super) entry: String,
-    /// The values of its column, in the form of the entry.
-    pub(super) values: Arc<Column>,
-    /// Its value where the table has none.
-    pub(super) otherwise: Option<String>,
-}
 
 impl DerivedEntry {
     /// The value that a row gives it.

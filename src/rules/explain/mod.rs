@@ -17,9 +17,9 @@ pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
 use super::compiled::{
-    CompiledAction, CompiledDomain, CompiledKeyEntry, CompiledRule, LimiterTemplate, Rules, TemplatePart, template_parts,
+    CompiledAction, CompiledDomain, CompiledKeyEntry, CompiledRule, DerivedFrom, LimiterTemplate, Rules, TemplatePart, template_parts,
 };
-use super::derive::{DerivedFrom, GivenEntries};
+use super::derive::GivenEntries;
 use super::matcher::EntryTest;
 use super::resolve::{Resolved, rewrite};
 use super::value_list::ListLookups;
