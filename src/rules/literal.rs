@@ -298,7 +298,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::rules::Normaliser;
 
     fn test_of(lines: &str, form: &Form) -> Matcher {
         let list = Arc::new(ValueList::new("a", lines.to_owned()));
