@@ -47,7 +47,13 @@ impl CompiledDomain {
                 (rows, list.repeated)
             });
             let row = descriptor.value(&from.from).filter(|_| found.is_none()).and_then(|value| from.rows.find(value));
+            let unreadable = descriptor.list(&from.from).is_some_and(|list| list.unreadable);
             for derived in &from.entries {
+                if unreadable {
+                    // It may be any value of the table.
+                    descriptor.push_unreadable(&derived.entry);
+                    continue;
+                }
                 if given == GivenEntries::Kept && descriptor.value(&derived.entry).is_some() {
                     continue;
                 }

@@ -182,6 +182,10 @@ fn semantics_59_a_repeated_key_is_in_doubt_and_a_list_of_keys_gives_a_list() {
         repeated.push_repeated("api_key", values(&keys));
         assert!(!passes_all(&engine, vec![repeated]), "{keys:?}");
     }
+    // What cannot be read may be any key.
+    let mut unreadable = Descriptor::default();
+    unreadable.push_unreadable("api_key");
+    assert!(!passes_all(&engine, vec![unreadable]));
     // Neither key has an account, whichever is meant.
     let engine = tiers(&deny("account = 'acme'", ""));
     let mut repeated = Descriptor::default();

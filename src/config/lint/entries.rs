@@ -12,8 +12,8 @@ use crate::config::document::problem::{Location, Problems, nearest};
 use crate::config::document::warning::WarningKind;
 use crate::config::schema;
 use crate::config::schema::decode::Located;
-use crate::config::schema::{WrittenEntry, WrittenKeyEntry};
 use crate::config::schema::values::Item;
+use crate::config::schema::{WrittenEntry, WrittenKeyEntry};
 use crate::rules::{Action, Matcher, Missing, Normaliser, similar};
 
 /// The names that Envoy gives to the entries of its rate limit actions, besides those of ext_authz.
