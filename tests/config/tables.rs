@@ -99,6 +99,15 @@ fn semantics_59_what_comes_out_is_normalised_as_its_entry_is() {
 }
 
 #[test]
+fn semantics_59_a_counted_value_that_cannot_be_derived_is_denied() {
+    let limiter = "[limiters.spread]\nalgorithm = 'distinct'\nof = ['account']\nlimit = 9\nwindow = '1h'\n";
+    let rule = "[[rules]]\ndomain = 'edge'\nname = 'spread'\napply = [{ limiter = 'spread', key = ['path'] }]\n";
+    let engine = engine(&format!("{TIERS}{limiter}{rule}"));
+    assert!(passes(&engine, &[("api_key", "ak1"), ("path", "/")]));
+    assert_eq!(refusal(&engine, &[("api_key", "other"), ("path", "/")]), Some(Reason::MissingKey));
+}
+
+#[test]
 fn semantics_59_each_descriptor_is_derived_by_itself() {
     let engine = tiers(&deny("tier = 'gold', path = '/a'", ""));
     let with = |key, path| Descriptor::of([("api_key", key), ("path", path)]);

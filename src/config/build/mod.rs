@@ -1,7 +1,7 @@
 //! Builds settings, stores, limiters and rules from the typed tables.
 
-mod key;
 mod data_file;
+mod key;
 pub(super) mod limiters;
 pub(super) mod lists;
 pub(super) mod rules;

@@ -10,7 +10,7 @@ use super::limiters::Limiters;
 use super::lists::Lists;
 use super::server::FIXED_ENTRIES;
 use super::tables::Tables;
-use super::values::refuse_impossible;
+use super::values::{counted, refuse_impossible};
 use crate::config::document::node::join;
 use crate::config::document::problem::{Location, Problems, nearest, remedy};
 use crate::config::document::warning::WarningKind;
@@ -527,6 +527,7 @@ impl<'a> RuleBuilder<'a> {
             .iter()
             .map(|part| &part.entry)
             .chain(filling)
+            .chain(limiters.iter().flat_map(|limiter| counted(limiter)))
             .any(|entry| self.derived.iter().any(|derive| derive.entry == *entry));
         let hold = self.hold(written, &limiters);
         let known = self.entries;

@@ -17,7 +17,8 @@ pub use self::identity::{KnownCounter, NotCounted};
 
 use super::book::Missing;
 use super::compiled::{
-    CompiledAction, CompiledDomain, CompiledKeyEntry, CompiledRule, DerivedFrom, LimiterTemplate, Rules, TemplatePart, template_parts,
+    CompiledAction, CompiledDomain, CompiledKeyEntry, CompiledRule, DerivedFrom, LimiterTemplate, Rules, TemplatePart,
+    template_parts,
 };
 use super::derive::GivenEntries;
 use super::matcher::EntryTest;

@@ -56,7 +56,7 @@ impl GrpcAuthz {
         let mistakes = &self.service.doors().mistakes;
         let request =
             descriptor_request(request, &current.settings.authz, current.settings.bounds.authz_body_bytes, |reason| {
-                mistakes.record(Mistake::UnreadableBody, reason.text())
+                mistakes.record(Mistake::UnreadableBody, reason.text());
             });
         let decision = current.decide(Door::AuthzGrpc, &request).await;
         let frame =
