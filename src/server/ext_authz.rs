@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
+use super::authz_request::AuthzRequest;
 use super::headers::{self, Header};
 use super::named::{self, Named, Values, trimmed};
 use super::request_body::{self, Field, Unreadable};
@@ -15,39 +16,6 @@ use crate::decision::{Decision, Refusal};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::rules::{self, Normaliser};
 use crate::settings::{AuthzSettings, EntrySource, HeaderFamilies, Repeated, RequestPart};
-
-/// A request to authorize, as a door received it.
-pub(super) trait AuthzRequest {
-    /// The method.
-    fn method(&self) -> Option<Cow<'_, str>>;
-
-    /// The target of the client's request: path and query, or an absolute URI that [`origin_form`] splits.
-    fn target(&self) -> Option<Cow<'_, str>>;
-
-    /// The host it is sent to.
-    fn host(&self) -> Option<Cow<'_, str>>;
-
-    /// The values of all headers with this lower-case name. Values that the gateway joined with commas are one value.
-    fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>>;
-
-    /// Whether the gateway joins several headers of a name with commas.
-    fn joins_headers(&self) -> bool;
-
-    /// The client's address, from the headers that this door trusts (semantics 34).
-    fn remote_address(&self, settings: &AuthzSettings) -> Option<Cow<'_, str>>;
-
-    /// A context extension of the route.
-    fn context(&self, key: &str) -> Option<&str>;
-
-    /// The values in the request's dynamic metadata: several if there is a list, none if there is nothing.
-    fn metadata(&self, namespace: &str, path: &[String]) -> Vec<Cow<'_, str>>;
-
-    /// The principal of the client's certificate.
-    fn principal(&self) -> Option<&str>;
-
-    /// The body, as far as it came.
-    fn body(&self) -> Option<&[u8]>;
-}
 
 /// Makes the request that the rules decide: one descriptor with the entries of `authz_request`.
 /// Of entries that are in a body that cannot be read, `unreadable` gets the reason.

@@ -23,6 +23,7 @@
 pub mod admin;
 mod answer_body;
 pub mod api;
+mod authz_request;
 mod body;
 mod budget;
 mod connection;

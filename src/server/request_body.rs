@@ -10,7 +10,7 @@ use std::fmt;
 use percent_encoding::percent_decode_str;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::ext_authz::AuthzRequest;
+use super::authz_request::AuthzRequest;
 use super::named::is_alike;
 use crate::settings::{BodyField, BodyFormat};
 

@@ -15,8 +15,9 @@ use std::net::IpAddr;
 use http::request::Parts;
 
 use crate::rules;
+use crate::server::authz_request::AuthzRequest;
 use crate::server::connection::ReceivedTarget;
-use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address, origin_form};
+use crate::server::ext_authz::{forwarded_for, joined, one_address, origin_form};
 use crate::settings::AuthzSettings;
 
 /// The gateway that sent a request, which determines how the request is read.

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::server::ext_authz::{AuthzRequest, forwarded_for, joined, one_address};
+use crate::server::authz_request::AuthzRequest;
+use crate::server::ext_authz::{forwarded_for, joined, one_address};
 use crate::settings::AuthzSettings;
 
 /// The client's address: from the headers that the operator trusts, else the peer's.

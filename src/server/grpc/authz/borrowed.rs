@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 
 use super::super::wire::{byte, part, text};
 use super::address::{client, present};
-use crate::server::ext_authz::AuthzRequest;
+use crate::server::authz_request::AuthzRequest;
 use crate::settings;
 
 /// A name and a value. Of duplicate names the last counts, as in a map filled in order.

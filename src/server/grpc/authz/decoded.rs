@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::address::{client, present};
-use crate::server::ext_authz::AuthzRequest;
+use crate::server::authz_request::AuthzRequest;
 use crate::settings;
 
 /// A decoded request.
