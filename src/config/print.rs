@@ -487,7 +487,7 @@ mod tests {
     }
 
     /// Configurations that have all keys of the schema together.
-    const EVERY_KEY: [&str; 4] = [
+    const EVERY_KEY: [&str; 5] = [
         "server:
   secret: sixteen letters and more
   clear_text: accepted
@@ -563,11 +563,40 @@ rules:
     unlogged: true
     synchronous_commit: false
 ",
+        "lists: { office: { file: LIST } }
+tables: { keys: { file: TABLE, by: api_key, hashed: sha256 } }
+authz:
+  domain: edge
+  entries:
+    api_key: { header: x-api-key }
+    i: { json: /user/name, unreadable: absent }
+    j: { form: username }
+domains:
+  edge: { derive: { account: { table: keys, from: api_key, column: account, otherwise: none } } }
+limiters:
+  accounts:
+    algorithm: distinct
+    of: [{ entry: i, normalise: [lowercase] }, { entry: remote_address, ipv6_prefix: 56 }]
+    limit: 5
+    window: 1m
+rules:
+  - { domain: edge, name: a, match: { account: a }, action: deny, missing: skip }
+",
     ];
 
     /// Collects the paths of all keys in a tree, with `*` for names and `[]` for list items.
     fn paths(path: &str, value: &Value, found: &mut BTreeSet<String>) {
-        let named = ["stores", "limiters", "domains", "authz.entries", "rules[].match", "domains.*.normalise"];
+        let named = [
+            "stores",
+            "limiters",
+            "lists",
+            "tables",
+            "domains",
+            "authz.entries",
+            "rules[].match",
+            "domains.*.normalise",
+            "domains.*.derive",
+        ];
         match value {
             Value::Object(entries) => {
                 for (key, value) in entries {
@@ -577,6 +606,8 @@ rules:
                     paths(&path, value, found);
                 }
             }
+            // An entry has one source or several.
+            Value::Array(items) if path == "authz.entries.*" => items.iter().for_each(|item| paths(path, item, found)),
             Value::Array(items) => items.iter().for_each(|item| paths(&format!("{path}[]"), item, found)),
             _ => {}
         }
@@ -593,9 +624,12 @@ rules:
         let key = rcgen::KeyPair::generate().expect("a key");
         let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate");
         let (certificate, key) = (file("c.pem", certificate.pem()), file("k.pem", key.serialize_pem()));
+        let list = file("list.txt", "192.0.2.7".to_owned());
+        let table = file("table.csv", format!("api_key,account\n{},a\n", "0123456789abcdef".repeat(4)));
         let mut printed = BTreeSet::new();
         for text in EVERY_KEY {
             let text = text.replace("CERTIFICATE", &certificate).replace("PRIVATE_KEY", &key);
+            let text = text.replace("LIST", &list).replace("TABLE", &table);
             let source = SourceText { name: "every_key.yaml".to_owned(), text };
             paths("", &tree(&Config::read(&[source], &|_| None).expect("it is accepted")), &mut printed);
         }
