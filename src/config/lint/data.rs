@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use super::checked::Checked;
 use crate::config::document::problem::{Problems, nearest};
 use crate::config::document::warning::WarningKind;
-use crate::rules::{Action, Matcher};
+use crate::rules::{Action, ListTest, Matcher};
 
 /// Warns of lists that no rule names.
 pub(super) fn unused_list(checked: &Checked<'_>, problems: &mut Problems) {
     let tests = checked.book.rules.iter().flat_map(|rule| &rule.matches);
-    let used: BTreeSet<&str> = tests.flat_map(|(_, test)| test.lists()).map(|list| list.name()).collect();
+    let used: BTreeSet<&str> = tests.flat_map(|(_, test)| test.lists()).map(ListTest::name).collect();
     for item in checked.file.lists.named().iter().filter(|item| !used.contains(item.name.as_str())) {
         let remedy = match nearest(&item.name, used.iter().copied()) {
             Some(near) => format!("rules name {near:?}"),
