@@ -296,6 +296,7 @@ fn every_command_of_the_table_has_help() {
             "acquire",
             "release",
             "peek",
+            "table",
             "store",
             "schema",
             "completions"

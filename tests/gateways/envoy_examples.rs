@@ -7,7 +7,7 @@ use std::fs;
 use crate::support::processes::{Answer, Ask, Gateway, project, until};
 
 /// The examples that have tests: a new example without one fails one here.
-const TESTED: [&str; 12] = [
+const TESTED: [&str; 13] = [
     "concurrency.yaml",
     "ext_authz_grpc.yaml",
     "ext_authz_http.yaml",
@@ -15,6 +15,7 @@ const TESTED: [&str; 12] = [
     "failed_logins.yaml",
     "gateway.yaml",
     "login.yaml",
+    "login_form.yaml",
     "rls_filter.yaml",
     "rls_routes.yaml",
     "tiers.yaml",

@@ -480,8 +480,8 @@ fn concurrent_migrations_create_a_schema_once_and_names_are_quoted() {
             made.spawn(async move { migrate(&settings).await.expect("it is created") });
         }
         let done: Vec<Migrated> = made.join_all().await.into_iter().flatten().collect();
-        assert_eq!(done.iter().filter(|done| **done == Migrated::Created(5)).count(), 1, "{done:?}");
-        assert_eq!(done.iter().filter(|done| **done == Migrated::Current(5)).count(), 3, "{done:?}");
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Created(6)).count(), 1, "{done:?}");
+        assert_eq!(done.iter().filter(|done| **done == Migrated::Current(6)).count(), 3, "{done:?}");
 
         // Another schema or prefix has counters of its own.
         let others = PostgresSettings { table_prefix: String::new(), ..settings.clone() };
@@ -505,9 +505,9 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
         let settings = PostgresSettings { auto_create: false, ..settings(&server, &database) };
         let fresh = || Postgres::new(&settings).expect("the settings are valid");
         assert_eq!(fresh().probe().await, Err(Fault::Script), "there is no schema, and it must not be created");
-        assert_eq!(migrate(&settings).await.expect("created"), [Migrated::Created(5)]);
+        assert_eq!(migrate(&settings).await.expect("created"), [Migrated::Created(6)]);
         assert_eq!(fresh().probe().await, Ok(()));
-        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(5)]);
+        assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(6)]);
 
         version(0, 0);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is older");
@@ -519,7 +519,7 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
         assert!(execute(&fresh(), &once()).await.expect("an answer").admitted);
         let parameters = "bigint, uuid[], uuid[], bigint[], bigint[], integer";
         server.execute(&database, &format!("DROP FUNCTION tollgate.apply_v1_2({parameters})"));
-        for version in ["3", "4", "5"] {
+        for version in ["3", "4", "5", "6"] {
             let function = format!("tollgate.apply_v1_{version}({parameters}, boolean[])");
             server.execute(&database, &format!("DROP FUNCTION {function}"));
         }
@@ -527,22 +527,22 @@ fn a_missing_or_older_schema_is_upgraded_and_an_incompatible_newer_one_is_reject
         assert_eq!(migrate(&settings).await.expect("upgraded"), [Migrated::Upgraded(1, 6)]);
         assert!(!execute(&fresh(), &once()).await.expect("an answer").admitted, "it is counted still");
         let functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'apply_v1%'";
-        assert_eq!(server.value(&database, functions).as_deref(), Some("5"));
+        assert_eq!(server.value(&database, functions).as_deref(), Some("6"));
         let oldest = "SELECT version || ' ' || oldest FROM tollgate.meta";
-        assert_eq!(server.value(&database, oldest).as_deref(), Some("5 1"));
+        assert_eq!(server.value(&database, oldest).as_deref(), Some("6 1"));
 
         // A newer version that is compatible with this one.
         version(7, 1);
         assert_eq!(fresh().probe().await, Ok(()));
         assert_eq!(migrate(&settings).await.expect("as it was"), [Migrated::Current(7)]);
-        version(7, 6);
+        version(7, 7);
         assert_eq!(fresh().probe().await, Err(Fault::Script), "it is newer");
         let refused = migrate(&settings).await.expect_err("it is newer");
         assert!(matches!(refused, MigrateError::Newer { found: 7, .. }), "{refused}");
 
-        version(5, 1);
+        version(6, 1);
         let unlogged = PostgresSettings { unlogged: true, ..settings.clone() };
-        let rewritten = [Migrated::Current(5), Migrated::Rewritten { unlogged: true }];
+        let rewritten = [Migrated::Current(6), Migrated::Rewritten { unlogged: true }];
         assert_eq!(migrate(&unlogged).await.expect("rewritten"), rewritten);
         let kind = "SELECT relpersistence FROM pg_class WHERE relname = 'counters_v1'";
         assert_eq!(server.value(&database, kind).as_deref(), Some("u"));
@@ -562,17 +562,17 @@ fn a_function_or_a_table_that_was_dropped_is_named_and_restored_by_a_migration()
         let objects = server.value(
             &database,
             "SELECT string_agg(what, ';') FROM (SELECT 'FUNCTION ' || oid::regprocedure AS what FROM pg_proc WHERE \
-             pronamespace = 'tollgate'::regnamespace AND proname !~ 'apply_v1(_[234])?$' UNION ALL SELECT 'TABLE ' || \
+             pronamespace = 'tollgate'::regnamespace AND proname !~ 'apply_v1(_[2345])?$' UNION ALL SELECT 'TABLE ' || \
              oid::regclass FROM pg_class WHERE relnamespace = 'tollgate'::regnamespace AND relkind = 'r' AND relname <> \
              'meta') AS all_of_them",
         );
         let objects = objects.expect("there are some");
-        assert_eq!(objects.split(';').count(), 18, "{objects}");
+        assert_eq!(objects.split(';').count(), 22, "{objects}");
         for object in objects.split(';') {
             server.execute(&database, &format!("DROP {object}"));
             let fresh = || Postgres::new(&settings).expect("the settings are valid");
             assert_eq!(fresh().probe().await, Err(Fault::Script), "{object}");
-            assert_eq!(migrate(&settings).await.expect("restored"), [Migrated::Restored(5)], "{object}");
+            assert_eq!(migrate(&settings).await.expect("restored"), [Migrated::Restored(6)], "{object}");
             assert!(execute(&fresh(), &one(1)).await.expect("an answer").admitted, "{object}");
             wait_until("a store in use goes on", async || execute(&running, &one(1)).await.is_ok()).await;
             // With the right to create tables, a new connection restores them.
