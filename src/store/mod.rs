@@ -25,6 +25,7 @@ pub use self::password::Password;
 pub use self::postgres::{MigrateError, Migrated, Postgres, PostgresSettings, PostgresSettingsError, migrate};
 #[cfg(feature = "redis")]
 pub use self::redis::{Address, Credentials, Redis, RedisSettings, Topology};
+#[cfg(feature = "server")]
 pub(crate) use self::shared::HearHint;
 pub use self::shared::{
     Backend, DropReason, HearText, Queue, QueueSettings, SharedSettings, SharedStore, StoreObserver, Wrapper,

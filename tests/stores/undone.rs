@@ -11,7 +11,7 @@ pub fn as_is_undone(plan: &mut Plan) {
         match check.limit {
             Limit::Concurrency(_) if several => check.charges = Charges::default(),
             Limit::SlidingWindow(_) | Limit::Distinct(_) => {
-                check.needs.fits = check.needs.fits.max(check.charges.admitted)
+                check.needs.fits = check.needs.fits.max(check.charges.admitted);
             }
             Limit::Concurrency(_) | Limit::TokenBucket(_) | Limit::SlidingCounter(_) | Limit::FixedWindow(_) => {}
         }
