@@ -116,7 +116,7 @@ impl Remembered {
         self.values.capacity() * size_of::<RememberedValue>()
     }
 
-    /// Bytes that a charge of so many values may add on the heap.
+    /// The most bytes on the heap that a charge of this number of values adds.
     pub(crate) fn growth(&self, values: usize) -> usize {
         let mut capacity = self.values.capacity();
         while capacity < self.values.len() + values {
@@ -169,7 +169,7 @@ impl Distinct {
         &state.values[expired..]
     }
 
-    /// The time until there is room for so many values more beside the `others`, which are oldest first.
+    /// The time until there is room for this number of new values beside the `others`, which are oldest first.
     fn wait_beside<'r>(
         &self,
         mut others: impl ExactSizeIterator<Item = &'r RememberedValue>,

@@ -33,6 +33,6 @@ pub(super) trait AuthzRequest {
     /// The principal of the client's certificate.
     fn principal(&self) -> Option<&str>;
 
-    /// The body, as far as it came.
+    /// The body, empty if none came. `None` if only a part of it came.
     fn body(&self) -> Option<&[u8]>;
 }

@@ -106,7 +106,7 @@ fn body<R: AuthzRequest>(request: &R, max_bytes: usize) -> Result<Option<&str>, 
     let length = lengths.next();
     let length =
         length.as_deref().map(|text| text.trim().parse::<u64>().map_err(|_| Unreadable::CutShort)).transpose()?;
-    let bytes = request.body().unwrap_or_default();
+    let bytes = request.body().ok_or(Unreadable::CutShort)?;
     if bytes.is_empty() {
         let chunked = request.headers("transfer-encoding").next().is_some();
         let announced = length.is_some_and(|length| length > 0) || length.is_none() && chunked;
@@ -380,7 +380,8 @@ mod tests {
     /// A request with a body.
     struct Posted<'a> {
         headers: Vec<(&'a str, &'a str)>,
-        body: &'a [u8],
+        /// `None` if only a part of it came.
+        body: Option<&'a [u8]>,
     }
 
     impl AuthzRequest for Posted<'_> {
@@ -421,7 +422,7 @@ mod tests {
         }
 
         fn body(&self) -> Option<&[u8]> {
-            Some(self.body)
+            self.body
         }
     }
 
@@ -435,7 +436,7 @@ mod tests {
     }
 
     fn read(headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Field<'static> {
-        let request = Posted { headers: headers.to_vec(), body: body.as_ref() };
+        let request = Posted { headers: headers.to_vec(), body: Some(body.as_ref()) };
         match field(&request, &fields(false), 1_000) {
             Field::Absent => Field::Absent,
             Field::Value(value) => Field::Value(Cow::Owned(value.into_owned())),
@@ -595,7 +596,9 @@ mod tests {
         assert_eq!(read(&[JSON, ("content-length", "0")], ""), Field::Absent);
         assert_eq!(read(&[], ""), Field::Absent);
         // Of a list with one format, the other is of another media type.
-        let request = Posted { headers: vec![FORM], body: b"user_name=bob" };
+        let part = Posted { headers: vec![FORM], body: None };
+        assert_eq!(field(&part, &fields(false), 1_000), Field::Unreadable(Unreadable::CutShort));
+        let request = Posted { headers: vec![FORM], body: Some(b"user_name=bob") };
         let reason = Field::Unreadable(Unreadable::OtherMediaType);
         assert_eq!(field(&request, &fields(false)[..1], 1_000), reason);
     }

@@ -39,7 +39,7 @@ fn by_address(charge: Charge) -> Apply {
     Apply { charge, ..apply("spray", &["address"]) }
 }
 
-/// At most so many accounts from each address.
+/// A limit on the number of accounts from each address.
 fn world(limit: u32) -> World {
     World::new(vec![accounts(limit)], vec![applies("all", [by_address(Charge::Admitted)])])
 }

@@ -3,6 +3,8 @@
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tollgate::rules::RuleBook;
 use tollgate::settings::{AuthzSettings, BodyField, BodyFormat, Bounds, RequestPart, Settings};
 
@@ -73,6 +75,27 @@ async fn semantics_62_envoys_raw_http_sends_the_body_too() {
     let refused = ask("/authz/envoy", "text/plain", "user=ada").await;
     assert_eq!((refused.status, refused.header("x-tollgate-reason")), (400, Some("unreadable")));
     assert_eq!(ask("/authz/envoy", FORM.1, &"user=ada&".repeat(20)).await.status, 400, "above the bound");
+}
+
+#[tokio::test]
+async fn semantics_62_of_a_body_that_breaks_off_no_part_is_read() {
+    let service = Doors::start_with(settings_with(false), login()).await;
+    let head = format!("POST /authz/envoy/login HTTP/1.1\r\nhost: shop\r\ncontent-type: {}\r\n", FORM.1);
+    for body in [
+        "transfer-encoding: chunked\r\n\r\n8\r\nuser=bob\r\nzz\r\n",
+        "content-length: 20\r\n\r\nuser=bob",
+        "transfer-encoding: chunked\r\n\r\n8\r\nuser=bob\r\n",
+    ] {
+        let mut stream = TcpStream::connect(service.http).await.expect("the door is open");
+        stream.write_all(format!("{head}{body}").as_bytes()).await.expect("it is sent");
+        stream.shutdown().await.expect("nothing more is sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("the connection ends");
+        let answer = Answer::read(&answer);
+        assert!([0, 400].contains(&answer.status), "{body:?}: {answer:?}");
+    }
+    let rls = service.rls().await;
+    assert_eq!(check(&rls, &[FORM], b"user=bob", true).await, 200, "nothing was counted");
 }
 
 #[tokio::test]

@@ -125,7 +125,7 @@ impl Http {
     /// Answers one request by its head, without a connection, for programs that have a listener of their own. `peer` is the
     /// address of the connection.
     pub async fn answer_head(&self, head: &Parts, peer: Option<IpAddr>) -> Response<Full<Bytes>> {
-        answer_head(&self.0.authz, head, None, peer).await
+        answer_head(&self.0.authz, head, Some(&[]), peer).await
     }
 
     /// Answers the body of one call of the API of workers, without a connection. `None` where the API is not served.
@@ -229,7 +229,7 @@ impl RequestHandler {
             (None, Some(api)) => self.answer_worker(api, &head, body, client).await,
             (None, None) if self.reads_body(&head) => self.answer_by_body(&head, body, client).await,
             // The body decides nothing, so it is not waited for.
-            (None, None) => (self.answer_gateway(&head, None, client.address).await, RequestBody::Unread(body)),
+            (None, None) => (self.answer_gateway(&head, Some(&[]), client.address).await, RequestBody::Unread(body)),
         };
         // HTTP/2 can end the stream and keep the connection.
         if head.version != Version::HTTP_2 {
@@ -254,13 +254,9 @@ impl RequestHandler {
         body: Incoming,
         client: &Client,
     ) -> (Response<AnswerBody>, RequestBody) {
-        let mut body = match MeteredBody::new(head, body, client.budget.clone()) {
+        let mut body = match self.metered(Door::Api, head, body, client) {
             Ok(body) => body,
-            Err((bound, body)) => {
-                self.service.doors().exceeded.count(bound);
-                let refusal = self.refuse(Door::Api, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEAD);
-                return (refusal, RequestBody::Unread(body));
-            }
+            Err(refused) => return *refused,
         };
         let request = ApiRequest { head, body: &mut body, reach: client.reach, activity: &client.activity };
         let answered = panics::catch(self.service.doors(), api.answer(request)).await;
@@ -279,23 +275,40 @@ impl RequestHandler {
         body: Incoming,
         client: &Client,
     ) -> (Response<AnswerBody>, RequestBody) {
-        let mut body = match MeteredBody::new(head, body, client.budget.clone()) {
+        let mut body = match self.metered(Door::AuthzHttp, head, body, client) {
             Ok(body) => body,
-            Err((bound, body)) => {
-                self.service.doors().exceeded.count(bound);
-                let refusal = self.refuse(Door::AuthzHttp, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEAD);
-                return (refusal, RequestBody::Unread(body));
-            }
+            Err(refused) => return *refused,
         };
         let most = self.service.current().settings.bounds.authz_body_bytes;
         let mut bytes = Vec::new();
-        // More than the bound says that it is too large, and less than announced that it is cut short.
-        while bytes.len() <= most
-            && let Some(Ok(frame)) = body.frame().await
-        {
-            bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        }
-        (self.answer_gateway(head, Some(&bytes), client.address).await, RequestBody::Metered(body))
+        // More than the bound says that it is too large.
+        let whole = loop {
+            match body.frame().await {
+                None => break true,
+                Some(Err(_)) => break false,
+                Some(Ok(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            }
+            if bytes.len() > most {
+                break true;
+            }
+        };
+        let sent = whole.then_some(&*bytes);
+        (self.answer_gateway(head, sent, client.address).await, RequestBody::Metered(body))
+    }
+
+    /// A body whose bytes count to the memory of unfinished requests, or the refusal of one whose head takes all of that.
+    fn metered(
+        &self,
+        door: Door,
+        head: &Parts,
+        body: Incoming,
+        client: &Client,
+    ) -> Result<MeteredBody, Box<(Response<AnswerBody>, RequestBody)>> {
+        MeteredBody::new(head, body, client.budget.clone()).map_err(|(bound, body)| {
+            self.service.doors().exceeded.count(bound);
+            let refusal = self.refuse(door, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, LARGE_HEAD);
+            Box::new((refusal, RequestBody::Unread(body)))
+        })
     }
 
     /// Answers a gateway, or a health check.

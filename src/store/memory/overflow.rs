@@ -243,7 +243,7 @@ impl Overflow {
         }
     }
 
-    /// The most that so many values add to the set of an entry, or to a new one.
+    /// The most that this number of values adds to the set of an entry, or to a new one.
     pub(super) fn value_growth(&self, entry: Option<&TableEntry>, values: usize) -> Growth {
         let held = match entry.map(|entry| (entry.kind, entry)) {
             Some((EntryKind::Values, entry)) => {

@@ -113,8 +113,8 @@ BEGIN
 END
 $body$;
 
--- The time until there is room for so many values more beside those of a counter that are not `asked`, or -1 if there never
--- is. `others` is the number of those.
+-- The time until there is room for this number of new values beside those of a counter that are not `asked`, or -1 if
+-- there never is. `others` is the number of those.
 CREATE OR REPLACE FUNCTION {value_room}(
     name uuid,
     now bigint,

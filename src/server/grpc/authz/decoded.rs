@@ -87,7 +87,7 @@ impl AuthzRequest for DecodedCheck<'_> {
     }
 
     fn body(&self) -> Option<&[u8]> {
-        let http = self.http?;
+        let Some(http) = self.http else { return Some(&[]) };
         Some(if http.raw_body.is_empty() { http.body.as_bytes() } else { &http.raw_body })
     }
 }
